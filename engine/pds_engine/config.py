@@ -1,0 +1,240 @@
+"""The engine's configuration: one frozen model, from a file, with flags and PDS_* variables on top.
+
+Unknown keys are refused, naming the nearest known one. Nothing else in the engine reads the environment.
+"""
+
+import difflib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pds_engine.errors import ConfigError
+from pds_engine.messages import Role
+
+T = TypeVar("T", bound="Section")
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+class Section(BaseModel):
+    """A part of the configuration: frozen, and closed to unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelConfig(Section):
+    name: str = "default"
+    """What clients send as "model"."""
+    path: Path = Path("/models")
+    """A folder of the Hugging Face layout: config.json, *.safetensors, tokenizer.json."""
+    dtype: Dtype = "bfloat16"
+
+
+class ParallelConfig(Section):
+    pp: int = Field(1, ge=1)
+    tp: int = Field(1, ge=1)
+    dp: int = Field(1, ge=1)
+    ranks_per_pod: int = Field(1, ge=1)
+
+    @property
+    def ranks(self) -> int:
+        return self.pp * self.tp * self.dp
+
+    @model_validator(mode="after")
+    def _pods_are_whole(self) -> Self:
+        if self.ranks % self.ranks_per_pod:
+            raise ValueError(
+                f"ranks_per_pod {self.ranks_per_pod} does not divide pp·tp·dp = {self.ranks}"
+            )
+        return self
+
+
+class KvConfig(Section):
+    dtype: Dtype | None = None
+    """None: the model's."""
+    page_size: int = Field(16, ge=1, le=256)
+    pages: int | None = Field(None, ge=2)
+    """None: as many as memory_bytes holds."""
+    memory_bytes: int = Field(256 << 20, ge=1 << 20)
+    backends: tuple[Literal["nixl", "tcp", "shm"], ...] = ("nixl", "tcp")
+    """What this group offers for the hand-over; the pair takes the best that both offer."""
+    port_base: int = Field(8011, ge=0, le=65000)
+    """Rank r listens on port_base + r; 0: any free port."""
+    lease_seconds: float = Field(30.0, gt=0)
+    """D frees the pages of an offer that P has not renewed for so long."""
+
+
+class SchedulerConfig(Section):
+    max_running: int = Field(64, ge=1, le=4096)
+    """Requests that hold a slot at once."""
+    max_waiting: int = Field(256, ge=0)
+    """Beyond it the server answers 429."""
+    chunk_size: int = Field(512, ge=1)
+    """Tokens of prompt in one step."""
+    max_step_tokens: int | None = Field(None, ge=1)
+    """Tokens of all rows in one step; None: chunk_size + max_running."""
+    step_timeout: float = Field(60.0, gt=0)
+
+
+class PipelineConfig(Section):
+    skip_output: bool = True
+
+
+class DelayerConfig(Section):
+    enabled: bool = False
+    max_ticks: int = Field(30, ge=1)
+    low_watermark: float = Field(0.2, ge=0, le=1)
+
+
+class DpConfig(Section):
+    sync_device: Literal["host", "device"] = "host"
+
+
+class CacheConfig(Section):
+    path: Path | None = None
+    """The compile cache's mount point; None: nothing is compiled ahead."""
+    warmup: bool = False
+    """Refuse to be ready until the manifest of this role and stage is verified."""
+    workers: int = Field(2, ge=1)
+    timeout_seconds: float = Field(1800, gt=0)
+
+
+class HttpConfig(Section):
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=0, le=65535)
+    metrics_port: int = Field(9090, ge=0, le=65535)
+    control_port: int = Field(8001, ge=0, le=65535)
+    max_body_bytes: int = Field(8 << 20, ge=1024)
+    keys_dir: Path | None = None
+    """server.key, server.pub, client.key, client.pub (CURVE, z85) and hmac.key (hex).
+
+    None: keys are made in a private folder, and internal headers are refused.
+    """
+
+
+class PodConfig(Section):
+    """What differs from pod to pod of a group; given by the environment in Kubernetes."""
+
+    group: str = "local"
+    index: int = Field(0, ge=0)
+    leader: str = "127.0.0.1"
+    """Host name of the leader pod."""
+    ip: str = "127.0.0.1"
+    """The address peers reach this pod at."""
+    name: str = "local"
+    incarnation: str = ""
+    revision: str = ""
+
+
+class EngineConfig(Section):
+    model: ModelConfig = ModelConfig()
+    role: Role = "unified"
+    max_model_len: int = Field(4096, ge=2)
+    parallelism: ParallelConfig = ParallelConfig()
+    kv: KvConfig = KvConfig()
+    scheduler: SchedulerConfig = SchedulerConfig()
+    pipeline: PipelineConfig = PipelineConfig()
+    delayer: DelayerConfig = DelayerConfig()
+    dp: DpConfig = DpConfig()
+    cache: CacheConfig = CacheConfig()
+    http: HttpConfig = HttpConfig()
+    pod: PodConfig = PodConfig()
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int = Field(1, ge=1)
+    """Compute threads of a worker on CPU."""
+    compile: bool = False
+    """Run the model's graphs compiled (Inductor) instead of eagerly."""
+    join_timeout: float = Field(300, gt=0)
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+ENVIRONMENT: Mapping[str, str] = {
+    "PDS_GROUP": "pod.group",
+    "PDS_RANK_POD": "pod.index",
+    "PDS_LEADER": "pod.leader",
+    "PDS_POD_IP": "pod.ip",
+    "PDS_POD_NAME": "pod.name",
+    "PDS_INCARNATION": "pod.incarnation",
+    "PDS_REVISION": "pod.revision",
+    "PDS_LOG_LEVEL": "log_level",
+}
+"""The variables that are read, and the key each one sets."""
+
+
+def load(
+    path: Path | None = None,
+    *,
+    flags: Mapping[str, Any] | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> EngineConfig:
+    """The configuration of `path`, overlaid by PDS_* variables, overlaid by `flags`.
+
+    `flags` maps dotted keys ("model.path") to values; None values are left out.
+
+    Raises:
+        ConfigError: the file cannot be read, a key is unknown, or a value is out of range.
+    """
+    tree = read_tree(path) if path else {}
+    variables = os.environ if environ is None else environ
+    for name, key in ENVIRONMENT.items():
+        if name in variables:
+            _put(tree, key, variables[name])
+    for key, value in (flags or {}).items():
+        if value is not None:
+            _put(tree, key, value)
+    return parse(EngineConfig, tree)
+
+
+def read_tree(path: Path) -> dict[str, Any]:
+    """The mapping that a YAML or JSON file holds."""
+    try:
+        text = path.read_text()
+        tree = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigError(f"cannot read the configuration {path}: {error}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"the configuration {path} is not a mapping")
+    return tree
+
+
+def parse(kind: type[T], tree: Mapping[str, Any]) -> T:
+    """`tree` as a `kind`.
+
+    Raises:
+        ConfigError: names the key, the value and, for an unknown key, the nearest known one.
+    """
+    try:
+        return kind.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "the configuration"
+        if first["type"] == "extra_forbidden":
+            raise ConfigError(f"unknown key {key}", hint=_nearest(kind, key)) from error
+        raise ConfigError(f"{key}: {first['msg']}, got {first['input']!r}") from error
+
+
+def known_keys(kind: type[Section], prefix: str = "") -> Iterator[str]:
+    """All dotted keys of a configuration model, sections before their members."""
+    for name, field in kind.model_fields.items():
+        yield prefix + name
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            yield from known_keys(field.annotation, f"{prefix}{name}.")
+
+
+def _nearest(kind: type[Section], key: str) -> str:
+    known = list(known_keys(kind))
+    found = difflib.get_close_matches(key, known, n=1) or difflib.get_close_matches(
+        key.rpartition(".")[2], known, n=1
+    )
+    return f"did you mean {found[0]}?" if found else f"known keys: {', '.join(kind.model_fields)}"
+
+
+def _put(tree: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    for parent in parents:
+        tree = tree.setdefault(parent, {})
+    tree[last] = value

@@ -1,0 +1,150 @@
+"""The engine's errors: one small tree, each with a stable code and what to do about it.
+
+PdsError
+├── ConfigError        a setting is wrong: names the key, the value and the cure; exit code 78
+├── RequestError       the client's fault, or the server's load: answered as an OpenAI error object
+│   ├── InvalidRequest   400, `param` names the field
+│   ├── TooLong          400, prompt + max_tokens above max_model_len
+│   ├── UnknownModel     404
+│   ├── Unauthorized     401
+│   ├── Forbidden        403, an internal header or call without a valid signature
+│   ├── BodyTooLarge     413
+│   ├── Overloaded       429, a queue's bound is reached; `retry_after` in seconds
+│   └── Unavailable      503, draining, not ready, or no backend to answer
+└── GroupError         a rank, stage or peer failed: the request may be retried elsewhere
+    ├── ProtocolError    a message out of order, of a foreign incarnation, or malformed
+    ├── RankLost         names the rank that died or fell silent
+    ├── StageTimeout     names the stage, its last step and its mailbox depths
+    └── TransferFailed   a hand-over was refused, aborted, or lost its peer
+"""
+
+from typing import ClassVar
+
+EXIT_CONFIG = 78
+"""Exit status of a configuration error (sysexits' EX_CONFIG): the operator does not retry it."""
+
+
+class PdsError(Exception):
+    """Base of all our errors: a message that names the fault, and a hint that names the cure."""
+
+    code: ClassVar[str] = "internal_error"
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.hint})" if self.hint else self.message
+
+
+class ConfigError(PdsError):
+    """A setting is wrong; nothing but a changed setting helps."""
+
+    code = "config_error"
+
+
+class RequestError(PdsError):
+    """Base of what a client is told. `status` is HTTP's, `param` the field of the body."""
+
+    code = "invalid_request"
+    status: ClassVar[int] = 400
+    kind: ClassVar[str] = "invalid_request_error"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str = "",
+        param: str | None = None,
+        retry_after: int | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.param = param
+        self.retry_after = retry_after
+
+
+class InvalidRequest(RequestError):
+    """The body is not what the API takes."""
+
+
+class TooLong(RequestError):
+    """Prompt and max_tokens together do not fit the model's context."""
+
+    code = "context_length_exceeded"
+
+
+class UnknownModel(RequestError):
+    """No such model is served here."""
+
+    code = "model_not_found"
+    status = 404
+
+
+class Unauthorized(RequestError):
+    """No API key, or a wrong one."""
+
+    code = "invalid_api_key"
+    status = 401
+    kind = "authentication_error"
+
+
+class Forbidden(RequestError):
+    """An internal header or call that the control key did not sign."""
+
+    code = "forbidden"
+    status = 403
+    kind = "permission_error"
+
+
+class BodyTooLarge(RequestError):
+    """The body is above the bound."""
+
+    code = "body_too_large"
+    status = 413
+
+
+class Overloaded(RequestError):
+    """A queue's bound is reached; ask again after `retry_after` seconds."""
+
+    code = "overloaded"
+    status = 429
+    kind = "rate_limit_error"
+
+
+class Unavailable(RequestError):
+    """Nothing can answer just now: draining, not ready, or every backend is down."""
+
+    code = "unavailable"
+    status = 503
+    kind = "server_error"
+
+
+class GroupError(PdsError):
+    """A part of the group, or its peer, failed: the request may succeed elsewhere."""
+
+    code = "group_error"
+
+
+class ProtocolError(GroupError):
+    """A message that the protocol does not allow here."""
+
+    code = "protocol_error"
+
+
+class RankLost(GroupError):
+    """A rank died or fell silent."""
+
+    code = "rank_lost"
+
+
+class StageTimeout(GroupError):
+    """A stage made no progress on a step within step_timeout."""
+
+    code = "stage_timeout"
+
+
+class TransferFailed(GroupError):
+    """A hand-over was refused, aborted, or lost its peer."""
+
+    code = "transfer_failed"
