@@ -1,6 +1,6 @@
-"""The engine's configuration: one frozen model, from a file, with flags and PDS_* variables on top.
+"""The engine's configuration: one frozen model, from a file, PDS_* variables and flags on top.
 
-Unknown keys are refused, naming the nearest known one. Nothing else in the engine reads the environment.
+Unknown keys are refused, naming the nearest known one. Nothing else reads the environment.
 """
 
 import difflib

@@ -1,6 +1,7 @@
 """Everything that crosses a process, declared once (engine.md §2).
 
-All of it is frozen msgspec structs, encoded as tagged MessagePack: no pickle on any socket. Who sends what:
+All of it is frozen msgspec structs, encoded as tagged MessagePack: no pickle on any socket.
+Who sends what:
 
     API server → scheduler   Submit, Cancel, Drain, PeerGone
     scheduler → API server   Token, Failed, State
@@ -33,7 +34,7 @@ class Message(Struct, frozen=True, tag=True, array_like=True, kw_only=True):
 
 
 class Hello(Message, frozen=True, kw_only=True):
-    """The first message on every connection. `incarnation` is fixed when a group's scheduler starts."""
+    """The first message on every connection. A group's incarnation is fixed when it starts."""
 
     peer: Peer
     group: str
@@ -55,11 +56,11 @@ class KvEndpoint(Struct, frozen=True, array_like=True, kw_only=True):
     shard: bytes
     pages: int
     backends: dict[str, bytes]
-    """By backend name ("nixl", "tcp", "shm"): what a peer needs to connect, opaque to all but that backend."""
+    """By backend name ("nixl", "tcp", "shm"): what a peer needs to connect, opaque to the rest."""
 
 
 class Ready(Message, frozen=True, kw_only=True):
-    """A worker has loaded its weights and allocated its pages; its KV can be written at `endpoint`."""
+    """A worker has loaded weights and allocated pages; its KV can be written at `endpoint`."""
 
     rank: int
     pages: int
@@ -195,7 +196,7 @@ class State(Message, frozen=True, kw_only=True):
     preemptions: int = 0
 
 
-# ---- the scheduler's orders to workers ------------------------------------------------------------
+# ---- the scheduler's orders to workers -----------------------------------------------------------
 
 
 class Admit(Message, frozen=True, kw_only=True):
@@ -252,7 +253,7 @@ class StepPlan(Message, frozen=True, kw_only=True):
 
 
 class StepDone(Message, frozen=True, kw_only=True):
-    """Last stage → scheduler, for every step, middle chunks too. Tokens are in row order of sampling rows."""
+    """Last stage → scheduler, for every step, middle chunks too. Tokens: sampling rows in order."""
 
     step_id: int
     tokens: tuple[int, ...]
@@ -335,11 +336,14 @@ class Forgotten(Message, frozen=True, kw_only=True):
     fenced: bool
 
 
-# ---- scheduler to scheduler: the hand-over --------------------------------------------------------
+# ---- scheduler to scheduler: the hand-over -------------------------------------------------------
 
 
 class TransferOffer(Message, frozen=True, kw_only=True):
-    """D holds pages for this request and P may fill them (engine.md §6). `transfer` is the request id."""
+    """D holds pages for this request and P may fill them (engine.md §6).
+
+    `transfer` is the request id.
+    """
 
     transfer: str
     epoch: int

@@ -50,7 +50,7 @@ class _Numbers:
 
 
 class Authority:
-    """Admits `keys.client_public` to every CURVE server of a context. Close it before the context."""
+    """Admits `keys.client_public` to a context's CURVE servers. Close it before the context."""
 
     def __init__(self, context: zmq.Context, keys: Keys) -> None:  # type: ignore[type-arg]
         self._thread = ThreadAuthenticator(context)

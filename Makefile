@@ -1,0 +1,52 @@
+# Everything a user or a contributor needs; each target makes what it depends on.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+VENV := .venv
+PY := $(VENV)/bin/python
+CLUSTER := PYTHONPATH=cluster $(PY) -m pds_cluster
+PYTHON ?= python3
+
+help:  ## this list
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "PDServing needs Python 3.11 or newer: set PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@test -x $(VENV)/bin/uv || $(PY) -m pip install --quiet uv
+	$(VENV)/bin/uv pip install --quiet --compile-bytecode --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+venv: $(VENV)/.ready  ## the Python environment, in .venv
+
+demo: $(VENV)/.ready  ## cluster, chart, a PDServing, a streamed answer, the URL
+	$(PY) examples/demo.py
+
+test: check unit  ## what a contributor runs before a commit: linters, types, tests
+
+check: $(VENV)/.ready  ## ruff, mypy --strict, import contracts, generated files
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+	$(VENV)/bin/pds-operator crd | diff -u crds/pdservings.yaml - || { echo "run: make gen" >&2; exit 1; }
+
+unit: $(VENV)/.ready  ## the tests that need no cluster
+	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -q -m 'not cluster and not gpu'
+
+e2e: $(VENV)/.ready cluster-up  ## the tests on the local Kubernetes
+	$(VENV)/bin/pytest -q -m cluster
+
+gen: $(VENV)/.ready  ## files generated from code: the CRD
+	$(VENV)/bin/pds-operator crd > crds/pdservings.yaml
+
+cluster-up: $(VENV)/.ready  ## a real Kubernetes on this machine (PDS_CONTEXT=name: use yours)
+	$(CLUSTER) up
+
+cluster-down: $(VENV)/.ready  ## stop it and leave nothing behind
+	$(CLUSTER) down
+
+clean:  ## the environment and caches of this checkout
+	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+
+.PHONY: help venv demo test check unit e2e gen cluster-up cluster-down clean
