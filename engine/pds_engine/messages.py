@@ -18,8 +18,7 @@ from typing import Literal
 
 from msgspec import Struct
 
-PROTOCOL = 1
-"""Spoken by every process of this version; a Hello of another is refused by name."""
+PROTOCOL = 1  # a Hello of another version is refused by name
 
 Role = Literal["prefill", "decode", "unified"]
 Peer = Literal["worker", "server", "scheduler"]
@@ -28,9 +27,6 @@ FinishReason = Literal["stop", "length", "abort"]
 
 class Message(Struct, frozen=True, tag=True, array_like=True, kw_only=True):
     """Base of all messages."""
-
-
-# ---- joining ------------------------------------------------------------------------------------
 
 
 class Hello(Message, frozen=True, kw_only=True):
@@ -76,17 +72,13 @@ class Fault(Message, frozen=True, kw_only=True):
     message: str
 
 
-# ---- requests -----------------------------------------------------------------------------------
-
-
 class Sampling(Struct, frozen=True, array_like=True, kw_only=True):
     """How tokens are chosen. Validated by the API server; every bound is already checked."""
 
     max_tokens: int
     temperature: float = 1.0
     top_p: float = 1.0
-    top_k: int = 0
-    """0: no bound."""
+    top_k: int = 0  # no bound
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
@@ -194,9 +186,6 @@ class State(Message, frozen=True, kw_only=True):
     oldest_step_seconds: float
     """Age of the oldest step in flight; 0 when idle."""
     preemptions: int = 0
-
-
-# ---- the scheduler's orders to workers -----------------------------------------------------------
 
 
 class Admit(Message, frozen=True, kw_only=True):
@@ -336,9 +325,6 @@ class Forgotten(Message, frozen=True, kw_only=True):
     fenced: bool
 
 
-# ---- scheduler to scheduler: the hand-over -------------------------------------------------------
-
-
 class TransferOffer(Message, frozen=True, kw_only=True):
     """D holds pages for this request and P may fill them (engine.md §6).
 
@@ -402,34 +388,13 @@ class AbortAck(Message, frozen=True, kw_only=True):
     message: str = ""
 
 
+# fmt: off
 AnyMessage = (
-    Hello
-    | Welcome
-    | Ready
-    | Fault
-    | Submit
-    | Cancel
-    | Drain
-    | Token
-    | Failed
-    | State
-    | Admit
-    | StepPlan
-    | StepDone
-    | Release
-    | OpenTransfer
-    | CloseTransfer
-    | PushDone
-    | PushFailed
-    | TransferClosed
-    | PeerGone
-    | Expect
-    | Forget
-    | Forgotten
-    | TransferOffer
-    | Queued
-    | Refused
-    | TransferDone
-    | Abort
-    | AbortAck
+    Hello | Welcome | Ready | Fault
+    | Submit | Cancel | Drain | PeerGone | Token | Failed | State
+    | Admit | StepPlan | StepDone | Release
+    | OpenTransfer | CloseTransfer | PushDone | PushFailed | TransferClosed
+    | Expect | Forget | Forgotten
+    | TransferOffer | Queued | Refused | TransferDone | Abort | AbortAck
 )
+# fmt: on
