@@ -1,0 +1,48 @@
+"""The proof of warmth: what a stage needs, and what was found or built for it."""
+
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """One stage's artefacts. `digest` depends on what is needed alone, not on who built it."""
+
+    artefacts: Mapping[str, str]
+    """Cache key by shape name."""
+    compiled: int
+    reused: int
+    seconds: float
+    """Wall time of the warm-up."""
+    producer: str
+
+    @property
+    def digest(self) -> str:
+        text = json.dumps(dict(self.artefacts), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def manifest_path(root: Path, model: str, revision: str, role: str, stage: int) -> Path:
+    """Where the manifest of a stage lies on the volume."""
+    return root / "v1" / "manifests" / model / (revision or "none") / role / f"{stage}.json"
+
+
+def write_manifest(path: Path, manifest: Manifest) -> None:
+    """Replace the manifest at once: a reader sees the old one or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{uuid.uuid4().hex}")
+    scratch.write_text(json.dumps(asdict(manifest), indent=1, sort_keys=True))
+    os.replace(scratch, path)
+
+
+def read_manifest(path: Path) -> Manifest | None:
+    """The manifest at `path`, or None where there is none that can be read."""
+    try:
+        return Manifest(**json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
