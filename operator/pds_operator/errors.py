@@ -1,0 +1,120 @@
+"""The operator's errors, a small tree.
+
+OperatorError             carries `reason` (CamelCase, for a condition) and `message`
+├── SpecError             the object asks for what cannot be: names the field and the cure
+├── SettingsError         the operator itself is set up wrongly
+├── NotLeading            the lease is not ours: nothing may be written now
+├── NameTaken             an object of that name exists and is not ours
+└── ApiError              the API server refused; `status` and `api_reason` as it gave them
+    ├── Conflict          409: changed or vanished in between; the next round looks again
+    ├── Gone              410: the watch must list anew
+    ├── Missing           404
+    └── Refused           403 of a quota, a LimitRange or an ending namespace: wait, say so
+"""
+
+
+class OperatorError(Exception):
+    """Base of all our errors."""
+
+    reason = "OperatorError"
+
+    def __init__(self, message: str, *, reason: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        if reason:
+            self.reason = reason
+
+
+class SpecError(OperatorError):
+    """The PDServing asks for what cannot be."""
+
+    reason = "InvalidSpec"
+
+
+class SettingsError(OperatorError):
+    """The operator's own settings are wrong."""
+
+    reason = "InvalidSettings"
+
+
+class NotLeading(OperatorError):
+    """Another replica of the operator holds the lease, or ours was not renewed in time."""
+
+    reason = "NotLeading"
+
+
+class NameTaken(OperatorError):
+    """An object of the name that we need belongs to somebody else. It is left untouched."""
+
+    reason = "NameTaken"
+
+
+class ApiError(OperatorError):
+    """The API server answered with an error."""
+
+    reason = "ApiError"
+
+    def __init__(self, status: int, api_reason: str, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.api_reason = api_reason
+
+
+class Conflict(ApiError):
+    """409."""
+
+    reason = "Conflict"
+
+
+class Gone(ApiError):
+    """410."""
+
+    reason = "Gone"
+
+
+class Missing(ApiError):
+    """404."""
+
+    reason = "Missing"
+
+
+class Refused(ApiError):
+    """403 by a quota, a LimitRange or an ending namespace: an input of the plan, not a fault."""
+
+    reason = "Refused"
+
+
+def from_status(status: int, body: object) -> ApiError:
+    """The error for an answer ≥ 400; `body` is the decoded Status object, if it is one."""
+    told = body if isinstance(body, dict) else {}
+    api_reason = str(told.get("reason") or "")
+    message = str(told.get("message") or f"HTTP {status}")
+    details = told.get("details")
+    causes = details.get("causes") if isinstance(details, dict) else None
+    if status == 403:
+        return _forbidden(status, api_reason, message, causes or [])
+    kinds = {404: Missing, 409: Conflict, 410: Gone}
+    error = kinds.get(status, ApiError)(status, api_reason, message)
+    if status == 422:
+        error.reason = "Invalid"
+    return error
+
+
+def _forbidden(status: int, api_reason: str, message: str, causes: list[object]) -> ApiError:
+    terminating = any(
+        isinstance(cause, dict) and cause.get("reason") == "NamespaceTerminating"
+        for cause in causes
+    )
+    if terminating or "because it is being terminated" in message:
+        error: ApiError = Refused(status, api_reason, message)
+        error.reason = "NamespaceTerminating"
+    elif "exceeded quota" in message or "failed quota" in message:
+        error = Refused(status, api_reason, message)
+        error.reason = "QuotaExceeded"
+    elif "usage per" in message or "limit to request ratio" in message:
+        error = Refused(status, api_reason, message)
+        error.reason = "LimitRange"
+    else:
+        error = ApiError(status, api_reason, message)
+        error.reason = "Forbidden"
+    return error

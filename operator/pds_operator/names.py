@@ -1,0 +1,83 @@
+"""Names, labels and annotations: the one place that spells them (contracts.md)."""
+
+from typing import Final
+
+GROUP: Final = "pdserving.io"
+VERSION: Final = "v1alpha1"
+API_VERSION: Final = f"{GROUP}/{VERSION}"
+KIND: Final = "PDServing"
+PLURAL: Final = "pdservings"
+MANAGER: Final = "pds-operator"
+
+NAME: Final = f"{GROUP}/name"
+ROLE: Final = f"{GROUP}/role"
+GROUP_INDEX: Final = f"{GROUP}/group"
+ATTEMPT: Final = f"{GROUP}/attempt"
+RANK_POD: Final = f"{GROUP}/rank-pod"
+REVISION: Final = f"{GROUP}/revision"
+KV: Final = f"{GROUP}/kv"
+DRAINING: Final = f"{GROUP}/draining"
+
+DRAIN_DEADLINE: Final = f"{GROUP}/drain-deadline"
+"""RFC 3339, on the pods of a group that drains."""
+FAILURES: Final = f"{GROUP}/failures"
+"""Failures in a row before this attempt of a group: what its backoff follows from."""
+FAILED: Final = f"{GROUP}/failed"
+APPLIED: Final = f"{GROUP}/applied"
+"""Digest of the object as it was last applied: what tells a removed field from a defaulted one."""
+ROUTABLE: Final = f"{GROUP}/routable"
+"""The readiness gate of leaders."""
+
+ROLES: Final = ("prefill", "decode", "unified")
+HTTP_PORT: Final = 8000
+METRICS_PORT: Final = 9090
+CONFIG_ERROR: Final = 78
+"""Exit code of a container whose configuration cannot work (sysexits' EX_CONFIG)."""
+
+
+def common_labels(pds: str, role: str) -> dict[str, str]:
+    """The labels of everything that belongs to one role (or "router", "shared") of `pds`."""
+    return {
+        "app.kubernetes.io/name": "pdserving",
+        "app.kubernetes.io/instance": pds,
+        "app.kubernetes.io/component": role,
+        "app.kubernetes.io/managed-by": MANAGER,
+        "app.kubernetes.io/part-of": "pdserving",
+        NAME: pds,
+        ROLE: role,
+    }
+
+
+def group_name(pds: str, role: str, group: int, attempt: int) -> str:
+    """`chat-p-0-1`: the second attempt of prefill group 0."""
+    return f"{pds}-{role[0]}-{group}-{attempt}"
+
+
+def pod_name(pds: str, role: str, group: int, attempt: int, rank_pod: int) -> str:
+    """`chat-p-0-1-0`: its leader. At most 63 characters, as CEL caps `pds` at 40."""
+    return f"{group_name(pds, role, group, attempt)}-{rank_pod}"
+
+
+def ranks_service(pds: str) -> str:
+    """The headless Service by which the ranks of a group find each other."""
+    return f"{pds}-ranks"
+
+
+def router(pds: str) -> str:
+    """The router's Deployment, ConfigMap, ServiceAccount and RoleBinding."""
+    return f"{pds}-router"
+
+
+def control_secret(pds: str) -> str:
+    """The Secret of CURVE and HMAC keys."""
+    return f"{pds}-control"
+
+
+def cache_claim(pds: str) -> str:
+    """The claim of the compile cache's volume."""
+    return f"{pds}-cache"
+
+
+def revision(pds: str, digest: str) -> str:
+    """A ControllerRevision, and the ConfigMap that lives and dies with it."""
+    return f"{pds}-{digest}"

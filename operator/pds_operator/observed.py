@@ -1,0 +1,306 @@
+"""What stands in the cluster, as frozen facts: the input of `plan` and `status`. Pure."""
+
+import datetime
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pds_operator import names
+
+Object = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What a warm-up container wrote to its termination message (operator.md §6)."""
+
+    manifest: str
+    compiled: int = 0
+    reused: int = 0
+    seconds: float = 0.0
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Pod:
+    """One engine pod; times are Unix seconds."""
+
+    name: str
+    uid: str
+    role: str
+    group: int
+    attempt: int
+    rank_pod: int
+    revision: str
+    created: float
+    owner: str = ""
+    phase: str = "Pending"
+    deleting: bool = False
+    lost: bool = False
+    """Its node does not answer."""
+    draining: bool = False
+    drain_deadline: float | None = None
+    failures: int = 0
+    scheduled: bool = False
+    unscheduled: str = ""
+    """What the scheduler says."""
+    started: bool = False
+    """The engine container has passed its startup probe once."""
+    containers_ready: bool = False
+    ready: bool = False
+    ready_since: float | None = None
+    routable: bool | None = None
+    """The readiness gate; None: never set."""
+    ip: str = ""
+    exit_code: int | None = None
+    failed_at: float | None = None
+    message: str = ""
+    """The termination message of the container that failed, else why it waits."""
+    proof: Proof | None = None
+
+    @property
+    def failed(self) -> bool:
+        """It will never run again."""
+        return self.phase in ("Failed", "Succeeded")
+
+    @property
+    def leader(self) -> bool:
+        """It serves HTTP for its group."""
+        return self.rank_pod == 0
+
+
+@dataclass(frozen=True, slots=True)
+class EngineState:
+    """What a leader's /pds/state answered."""
+
+    in_flight: int = 0
+    transfers: int = 0
+    draining: bool = False
+    manifest: str = ""
+    fingerprint: str = ""
+    compiles_after_ready: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RouterView:
+    """What a ready router's /pds/backends answered: whether it would choose each leader pod."""
+
+    pod: str
+    routable: Mapping[str, bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Revision:
+    """A stored revision: `data` is what `build.render` made, never rendered again."""
+
+    digest: str
+    number: int
+    uid: str
+    data: Object
+    failed: str = ""
+    created: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A write that was refused, or a wait that ran out: held back until `until`."""
+
+    reason: str
+    message: str
+    count: int
+    until: float
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """The cache volume's claim."""
+
+    phase: str
+    created: float
+    event: str = ""
+
+
+@dataclass(frozen=True)
+class Observed:
+    """Everything a round is decided on."""
+
+    pods: tuple[Pod, ...] = ()
+    revisions: Mapping[str, Revision] = field(default_factory=dict)
+    objects: Mapping[tuple[str, str], Object] = field(default_factory=dict)
+    """Owned objects of other kinds, by (kind, name)."""
+    states: Mapping[str, EngineState] = field(default_factory=dict)
+    """By leader pod; only those that answered."""
+    routers: tuple[RouterView, ...] = ()
+    """Those that are ready and answered."""
+    routers_ready: int = 0
+    secret: bool = False
+    failures: Mapping[str, Failure] = field(default_factory=dict)
+    """By the scope of the action that was refused."""
+
+    def held(self, scope: str, now: float) -> bool:
+        """Whether the last attempt at `scope` failed so lately that it is not tried again yet."""
+        failure = self.failures.get(scope)
+        return failure is not None and failure.until > now
+
+
+def seconds(text: str | None) -> float | None:
+    """An RFC 3339 time as Unix seconds."""
+    return datetime.datetime.fromisoformat(text).timestamp() if text else None
+
+
+def rfc3339(moment: float) -> str:
+    """Unix seconds as the API server writes times."""
+    return datetime.datetime.fromtimestamp(moment, datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def owner_uid(obj: Object) -> str:
+    """The uid of the controller that owns `obj`; empty when it has none."""
+    for reference in obj["metadata"].get("ownerReferences") or []:
+        if reference.get("controller"):
+            return str(reference["uid"])
+    return ""
+
+
+def pod_facts(obj: Object) -> Pod | None:
+    """The facts of an engine pod; None when it is not one (a router's, or labels are broken)."""
+    meta, status = obj["metadata"], obj.get("status") or {}
+    labels = meta.get("labels") or {}
+    role = labels.get(names.ROLE, "")
+    try:
+        place = [int(labels[key]) for key in (names.GROUP_INDEX, names.ATTEMPT, names.RANK_POD)]
+    except (KeyError, ValueError):
+        return None
+    if role not in names.ROLES:
+        return None
+    annotations = meta.get("annotations") or {}
+    conditions = {item["type"]: item for item in status.get("conditions") or []}
+    engine = _container(status.get("containerStatuses"), "engine")
+    failed = _failed_container(status)
+    ended = (failed.get("state") or {}).get("terminated") or {}
+    gate = conditions.get(names.ROUTABLE)
+    return Pod(
+        name=meta["name"],
+        uid=meta["uid"],
+        role=role,
+        group=place[0],
+        attempt=place[1],
+        rank_pod=place[2],
+        revision=labels.get(names.REVISION, ""),
+        created=seconds(meta.get("creationTimestamp")) or 0.0,
+        owner=owner_uid(obj),
+        phase=status.get("phase", "Pending"),
+        deleting=bool(meta.get("deletionTimestamp")),
+        lost=status.get("reason") == "NodeLost",
+        draining=labels.get(names.DRAINING) == "true",
+        drain_deadline=seconds(annotations.get(names.DRAIN_DEADLINE)),
+        failures=_number(annotations.get(names.FAILURES)),
+        scheduled=_true(conditions.get("PodScheduled")),
+        unscheduled=_unscheduled(conditions.get("PodScheduled")),
+        started=bool(engine.get("started")),
+        containers_ready=_true(conditions.get("ContainersReady")),
+        ready=_true(conditions.get("Ready")),
+        ready_since=_since(conditions.get("Ready")),
+        routable=None if gate is None else _true(gate),
+        ip=status.get("podIP", ""),
+        exit_code=ended.get("exitCode"),
+        failed_at=seconds(ended.get("finishedAt")),
+        message=ended.get("message") or _waiting(status) or status.get("message", ""),
+        proof=proof(_container(status.get("initContainerStatuses"), "warmup")),
+    )
+
+
+def proof(container: Object) -> Proof | None:
+    """The warm-up's proof in the status of its container; None while there is none."""
+    ended = (container.get("state") or {}).get("terminated")
+    if not ended:
+        return None
+    try:
+        told = json.loads(ended.get("message") or "")
+        return Proof(
+            manifest=str(told.get("manifest") or ""),
+            compiled=int(told.get("compiled") or 0),
+            reused=int(told.get("reused") or 0),
+            seconds=float(told.get("seconds") or 0.0),
+            error=str(told.get("error") or ""),
+        )
+    except (ValueError, AttributeError, TypeError):
+        return Proof(manifest="", error="the warm-up wrote no proof")
+
+
+def engine_state(told: Object) -> EngineState:
+    """An answer of /pds/state."""
+    kernels = told.get("kernels") or {}
+    return EngineState(
+        in_flight=int(told.get("in_flight") or 0),
+        transfers=int(told.get("transfers_in_flight") or 0),
+        draining=bool(told.get("draining")),
+        manifest=str(kernels.get("manifest") or ""),
+        fingerprint=str(told.get("kv_fingerprint") or ""),
+        compiles_after_ready=int(kernels.get("compiles_after_ready") or 0),
+    )
+
+
+def router_view(pod: str, told: Object) -> RouterView:
+    """An answer of /pds/backends."""
+    backends = told.get("backends") or []
+    return RouterView(
+        pod, {str(item.get("pod")): bool(item.get("routable")) for item in backends}
+    )
+
+
+def revision_facts(obj: Object, pds: str) -> Revision:
+    """A ControllerRevision of ours."""
+    meta = obj["metadata"]
+    return Revision(
+        digest=meta["name"].removeprefix(f"{pds}-"),
+        number=int(obj.get("revision") or 0),
+        uid=meta["uid"],
+        data=obj.get("data") or {},
+        failed=(meta.get("annotations") or {}).get(names.FAILED, ""),
+        created=seconds(meta.get("creationTimestamp")) or 0.0,
+    )
+
+
+def _container(statuses: list[Object] | None, name: str) -> Object:
+    return next((item for item in statuses or [] if item.get("name") == name), {})
+
+
+def _failed_container(status: Object) -> Object:
+    everything = (status.get("initContainerStatuses") or []) + (
+        status.get("containerStatuses") or []
+    )
+    for item in everything:
+        ended = (item.get("state") or {}).get("terminated")
+        if ended and ended.get("exitCode"):
+            return dict(item)
+    return {}
+
+
+def _waiting(status: Object) -> str:
+    everything = (status.get("initContainerStatuses") or []) + (
+        status.get("containerStatuses") or []
+    )
+    for item in everything:
+        waiting = (item.get("state") or {}).get("waiting") or {}
+        if waiting.get("reason") not in (None, "PodInitializing", "ContainerCreating"):
+            return f"{waiting['reason']}: {waiting.get('message', '')}".rstrip(": ")
+    return ""
+
+
+def _true(condition: Object | None) -> bool:
+    return condition is not None and condition.get("status") == "True"
+
+
+def _since(condition: Object | None) -> float | None:
+    return seconds(condition.get("lastTransitionTime")) if condition and _true(condition) else None
+
+
+def _unscheduled(condition: Object | None) -> str:
+    if condition is None or condition.get("status") != "False":
+        return ""
+    return str(condition.get("message") or condition.get("reason") or "unschedulable")
+
+
+def _number(text: str | None) -> int:
+    return int(text) if text and text.isdecimal() else 0

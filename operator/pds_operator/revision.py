@@ -1,0 +1,67 @@
+"""What a revision is: a digest of what changes a pod (operator.md §4). Pure."""
+
+import hashlib
+import json
+from typing import Any
+
+Object = dict[str, Any]
+
+WHOLE = (
+    "model",
+    "image",
+    "imagePullPolicy",
+    "imagePullSecrets",
+    "serviceAccountName",
+    "engine",
+    "compileCache",
+    "restartedAt",
+)
+OF_ROLES = ("parallelism", "ranksPerPod", "resources", "engine", "podTemplate")
+OF_SCHEDULING = ("schedulerName", "priorityClassName", "gang", "groupTopologyKey")
+OF_ROLLOUT = ("drainSeconds",)
+"""It is the pods' grace period."""
+LENGTH = 10
+
+
+def affecting(raw: Object) -> Object:
+    """The part of an object's `spec` that pods are made from, unset fields left out.
+
+    It is taken from what the user wrote, not from a model: a default that comes with a new CRD or
+    a new operator is in neither.
+    """
+    chosen: Object = {key: raw.get(key) for key in WHOLE}
+    for role in ("prefill", "decode", "unified"):
+        if isinstance(raw.get(role), dict):
+            # The role counts even when it says nothing: an added role is a new revision.
+            chosen[role] = {"role": role, **{key: raw[role].get(key) for key in OF_ROLES}}
+    chosen["scheduling"] = _only(raw.get("scheduling"), OF_SCHEDULING)
+    chosen["rollout"] = _only(raw.get("rollout"), OF_ROLLOUT)
+    pruned = _pruned(chosen)
+    return pruned if isinstance(pruned, dict) else {}
+
+
+def digest(raw: Object) -> str:
+    """Ten characters that name the revision of this `spec`."""
+    text = json.dumps(affecting(raw), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:LENGTH]
+
+
+def _only(part: Any, keys: tuple[str, ...]) -> Object:
+    return {key: part.get(key) for key in keys} if isinstance(part, dict) else {}
+
+
+def _pruned(value: Any) -> Any:
+    """Without None and without maps and lists that are empty, but for a chosen `{}`.
+
+    `ephemeral: {}` says something by being there.
+    """
+    if isinstance(value, dict):
+        kept = {key: _pruned(item) for key, item in value.items() if item is not None}
+        return {
+            key: item
+            for key, item in kept.items()
+            if item not in ({}, []) or key in ("ephemeral", "emptyDir")
+        }
+    if isinstance(value, list):
+        return [_pruned(item) for item in value]
+    return value

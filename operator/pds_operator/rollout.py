@@ -1,0 +1,121 @@
+"""The arithmetic of replacing groups step by step (operator.md §5). Pure, and without state.
+
+Each round computes from what is observed how far the new revision has come and what may be
+created and retired next; scaling, a changed spec and a revert in mid-rollout are the same
+computation.
+
+K = the most groups any role has, old or wanted. Step k is reached when every role r has
+ceil(k·want_r/K) available new groups; then those of step k+1 may be created, and old groups may
+leave down to what step k still needs. Two bounds always hold:
+  - a role's groups, draining ones included, are at most max(want, old) + surge;
+  - a ready old group leaves only while ready ≥ min(groups, want) − unavailable remains.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """maxSurge and maxUnavailable, in groups or percent of each role."""
+
+    surge: int | str = 1
+    unavailable: int | str = 0
+
+    def of(self, want: int) -> tuple[int, int]:
+        """(surge, unavailable) in groups of a role that wants `want`.
+
+        Where percentages of a small role round to nothing at all, one may be unavailable: else
+        nothing could ever be replaced.
+        """
+        surge = _groups(self.surge, want, math.ceil)
+        unavailable = _groups(self.unavailable, want, math.floor)
+        return surge, unavailable if surge or unavailable else 1
+
+
+@dataclass(frozen=True, slots=True)
+class Role:
+    """Groups of one role, those that leave already not counted in `old` and `new`."""
+
+    want: int
+    old: int = 0
+    old_ready: int = 0
+    new: int = 0
+    new_ready: int = 0
+    """Ready for minReadySeconds."""
+    leaving: int = 0
+    """Draining groups whose pods still run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """What one role may do now."""
+
+    create: int = 0
+    retire_old: int = 0
+    retire_new: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Step `reached` of `steps`, and the moves of each role towards the next."""
+
+    reached: int
+    steps: int
+    moves: Mapping[str, Move]
+
+
+def step(roles: Mapping[str, Role], limits: Limits) -> Step:
+    """How far the rollout is, and what each role may do now."""
+    steps = max((max(role.want, role.old) for role in roles.values()), default=0)
+    reached = _reached(roles, steps)
+    paired = all(role.new_ready >= 1 for role in roles.values() if role.want)
+    return Step(
+        reached,
+        steps,
+        {
+            name: _move(role, limits, reached, steps, paired=paired)
+            for name, role in roles.items()
+        },
+    )
+
+
+def _reached(roles: Mapping[str, Role], steps: int) -> int:
+    for k in range(steps, 0, -1):
+        if all(role.new_ready >= _share(k, role.want, steps) for role in roles.values()):
+            return k
+    return 0
+
+
+def _move(role: Role, limits: Limits, reached: int, steps: int, *, paired: bool) -> Move:
+    surge, unavailable = limits.of(role.want)
+    surplus = max(0, role.new - role.want)
+    if role.old == 0:
+        room = role.want + max(surge, surplus) - role.new - role.leaving
+        missing = role.want - role.new
+        return Move(create=max(0, min(missing, room)), retire_new=surplus)
+    coming = min(role.want, _share(reached + 1, role.want, steps))
+    room = max(role.want, role.old) + surge - role.old - role.new - role.leaving
+    create = max(0, min(coming - role.new, room))
+    keep = min(_share(steps - reached, role.want, steps), role.want + surge - coming)
+    if role.want == 0 and reached < steps:
+        keep = role.old  # a role that the new revision lacks serves until the new one is whole
+    # New groups count as serving only once their revision has a pair: before it, nobody is
+    # routed to them.
+    ready = role.old_ready + (role.new_ready if paired else 0)
+    floor = min(role.old + role.new, role.want) - unavailable
+    spare = max(0, ready - floor)
+    unready = role.old - role.old_ready
+    leave = max(0, role.old - max(0, keep))
+    return Move(create=create, retire_old=min(leave, unready + spare), retire_new=surplus)
+
+
+def _share(k: int, want: int, steps: int) -> int:
+    return -(-k * want // steps) if steps else 0
+
+
+def _groups(value: int | str, want: int, rounded: Callable[[float], int]) -> int:
+    if isinstance(value, int):
+        return value
+    return rounded(int(value.removesuffix("%")) * want / 100)

@@ -1,0 +1,412 @@
+"""The spec of a PDServing as the user writes it: frozen models, from which the CRD is generated.
+
+Nothing has a default here: a field that is left out stays out, of the revision's hash too, so that
+neither a new CRD nor a new operator changes what an object says. What a missing field means is
+said where it is used (`build`), and frozen into each revision when it is rendered.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.alias_generators import to_camel
+
+from pds_operator.errors import SpecError
+
+ANYTHING: dict[str, Any] = {"x-kubernetes-preserve-unknown-fields": True, "type": "object"}
+QUANTITY: dict[str, Any] = {"x-kubernetes-int-or-string": True}
+
+
+def rule(expression: str, message: str) -> dict[str, Any]:
+    """A CEL rule of the schema at this place."""
+    return {"x-kubernetes-validations": [{"rule": expression, "message": message}]}
+
+
+def rules(*pairs: tuple[str, str]) -> dict[str, Any]:
+    """Several of them."""
+    return {
+        "x-kubernetes-validations": [
+            {"rule": expression, "message": message} for expression, message in pairs
+        ]
+    }
+
+
+PERCENT = r"^[0-9]{1,3}%$"
+IntOrPercent = Annotated[
+    int | str,
+    Field(
+        json_schema_extra={
+            **QUANTITY,
+            **rule(
+                f"type(self) == int ? self >= 0 : self.matches('{PERCENT}')",
+                "must be a number of groups or a percentage such as 25%",
+            ),
+            "maxLength": 4,
+        }
+    ),
+]
+Quantity = Annotated[int | str, Field(json_schema_extra={**QUANTITY, "maxLength": 32})]
+FreeObject = Annotated[dict[str, Any], Field(json_schema_extra=ANYTHING)]
+Name = Annotated[str, Field(min_length=1, max_length=253)]
+Path = Annotated[str, Field(pattern=r"^/[^:]*$", max_length=1024)]
+Dtype = Literal["float32", "bfloat16", "float16"]
+Count = Annotated[int, Field(ge=1, le=64)]
+Seconds = Annotated[int, Field(ge=0, le=604800)]
+
+
+class Part(BaseModel):
+    """A part of the spec: frozen, camelCase outside, closed to unknown keys."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        alias_generator=to_camel,
+        populate_by_name=True,
+        use_attribute_docstrings=True,
+    )
+
+
+def _part(extra: dict[str, Any]) -> ConfigDict:
+    return ConfigDict(json_schema_extra=extra)
+
+
+class ClaimPath(Part):
+    claim_name: Name
+    path: Annotated[str, Field(max_length=1024)] | None = None
+    """The model's folder inside the claim; left out: its root."""
+
+
+class ModelImage(Part):
+    reference: Annotated[str, Field(min_length=1, max_length=512)]
+    """An OCI image whose content is mounted read-only."""
+    path: Annotated[str, Field(max_length=1024)] | None = None
+    """The model's folder inside the image; left out: its root."""
+
+
+class ModelSource(Part):
+    model_config = _part(
+        rule(
+            "[has(self.path), has(self.pvc), has(self.image)].filter(x, x).size() == 1",
+            "exactly one of path, pvc and image says where the model is",
+        )
+    )
+    path: Path | None = None
+    """A folder inside the container."""
+    pvc: ClaimPath | None = None
+    image: ModelImage | None = None
+
+
+class ModelSpec(Part):
+    name: Annotated[str, Field(min_length=1, max_length=256)]
+    """What clients send as "model"."""
+    source: ModelSource
+    dtype: Dtype | None = None
+    """Default: bfloat16."""
+
+
+class PipelineSpec(Part):
+    skip_output: bool | None = None
+
+
+class DelayerSpec(Part):
+    enabled: bool | None = None
+    max_ticks: Annotated[int, Field(ge=1, le=10000)] | None = None
+    low_watermark: Annotated[float, Field(ge=0, le=1)] | None = None
+
+
+class DpSpec(Part):
+    sync_device: Literal["host", "device"] | None = None
+
+
+class EngineSpec(Part):
+    """What all roles of the engine share; a role's own `engine` overrides it key by key."""
+
+    model_config = _part(
+        rules(
+            (
+                "!has(self.chunkSize) || !has(self.dynamic) || !self.dynamic",
+                "chunkSize and dynamic: true exclude each other",
+            ),
+            (
+                "!has(self.chunkSize) || !has(self.pageSize) || self.chunkSize >= self.pageSize",
+                "chunkSize must hold at least one page (pageSize)",
+            ),
+        )
+    )
+    max_model_len: Annotated[int, Field(ge=2, le=16777216)] | None = None
+    page_size: Annotated[int, Field(ge=1, le=256)] | None = None
+    kv_dtype: Dtype | None = None
+    kv_pages: Annotated[int, Field(ge=2, le=1000000000)] | None = None
+    kv_memory_bytes: Annotated[int, Field(ge=1048576)] | None = None
+    kv_backends: (
+        Annotated[list[Literal["nixl", "tcp", "shm"]], Field(min_length=1, max_length=3)] | None
+    ) = None
+    """What a group offers for the hand-over; a pair takes the best that both offer."""
+    chunk_size: Annotated[int, Field(ge=1, le=1048576)] | None = None
+    dynamic: bool | None = None
+    max_running: Annotated[int, Field(ge=1, le=4096)] | None = None
+    max_waiting: Annotated[int, Field(ge=0, le=1000000)] | None = None
+    step_timeout_seconds: Annotated[int, Field(ge=1, le=86400)] | None = None
+    join_timeout_seconds: Annotated[int, Field(ge=1, le=86400)] | None = None
+    pipeline: PipelineSpec | None = None
+    delayer: DelayerSpec | None = None
+    dp: DpSpec | None = None
+    device: Literal["auto", "cpu", "cuda"] | None = None
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = None
+    compile: bool | None = None
+    """Run compiled graphs; default: whether compileCache.warmup is enabled."""
+    log_level: Literal["debug", "info", "warning", "error"] | None = None
+
+
+class Parallelism(Part):
+    """Ranks of a group = pp·tp·dp; tp is the size of one attention group."""
+
+    pp: Count | None = None
+    tp: Count | None = None
+    dp: Count | None = None
+
+
+class Resources(Part):
+    requests: Annotated[dict[str, Quantity], Field(max_length=32)] | None = None
+    limits: Annotated[dict[str, Quantity], Field(max_length=32)] | None = None
+
+
+_PP_TP_DP = (
+    "(has(self.parallelism) ? "
+    "(has(self.parallelism.pp) ? self.parallelism.pp : 1) * "
+    "(has(self.parallelism.tp) ? self.parallelism.tp : 1) * "
+    "(has(self.parallelism.dp) ? self.parallelism.dp : 1) : 1)"
+)
+_PER_POD = "(has(self.ranksPerPod) ? self.ranksPerPod : 1)"
+_GPU = "'nvidia.com/gpu'"
+
+
+class RoleSpec(Part):
+    """One of prefill, decode and unified: all three have this shape."""
+
+    model_config = _part(
+        rules(
+            (f"{_PP_TP_DP} % {_PER_POD} == 0", "ranksPerPod must divide pp·tp·dp"),
+            (
+                "!has(self.resources) || !has(self.resources.limits) || "
+                f"!({_GPU} in self.resources.limits) || "
+                f"string(self.resources.limits[{_GPU}]) == string({_PER_POD})",
+                "a pod has one GPU per rank: limits of nvidia.com/gpu must equal ranksPerPod",
+            ),
+        )
+    )
+    replicas: Annotated[int, Field(ge=0, le=1000)] | None = None
+    """Groups. Left out: ruled by the PDServingRole's scale (1 until it exists)."""
+    parallelism: Parallelism | None = None
+    ranks_per_pod: Annotated[int, Field(ge=1, le=64)] | None = None
+    resources: Resources | None = None
+    engine: EngineSpec | None = None
+    pod_template: FreeObject | None = None
+    """Merged into the rendered pod (metadata.labels, metadata.annotations, spec)."""
+
+    @property
+    def ranks(self) -> int:
+        """Ranks of a group."""
+        shape = self.parallelism or Parallelism()
+        return (shape.pp or 1) * (shape.tp or 1) * (shape.dp or 1)
+
+    @property
+    def pods_per_group(self) -> int:
+        """Pods of a group."""
+        return self.ranks // (self.ranks_per_pod or 1)
+
+    @property
+    def groups(self) -> int:
+        """Groups wanted."""
+        return 1 if self.replicas is None else self.replicas
+
+
+class ServiceSpec(Part):
+    type: Literal["ClusterIP", "NodePort", "LoadBalancer"] | None = None
+    port: Annotated[int, Field(ge=1, le=65535)] | None = None
+    annotations: (
+        Annotated[dict[str, Annotated[str, Field(max_length=4096)]], Field(max_length=64)] | None
+    ) = None
+
+
+class AuthSpec(Part):
+    secret_name: Name
+    """A Secret whose values are the accepted API keys."""
+
+
+class RouterSpec(Part):
+    replicas: Annotated[int, Field(ge=0, le=100)] | None = None
+    """Left out: 1 when the Deployment is made, and then whoever scales it (an HPA) decides."""
+    policy: Literal["roundRobin", "leastTokens", "powerOfTwo", "prefixAware", "session"] | None = (
+        None
+    )
+    image: Annotated[str, Field(min_length=1, max_length=512)] | None = None
+    resources: Resources | None = None
+    service: ServiceSpec | None = None
+    auth: AuthSpec | None = None
+    pod_template: FreeObject | None = None
+
+
+class CacheClaim(Part):
+    size: Quantity
+    storage_class_name: Annotated[str, Field(max_length=253)] | None = None
+    access_modes: (
+        Annotated[
+            list[Literal["ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod"]],
+            Field(min_length=1, max_length=3),
+        ]
+        | None
+    ) = None
+    """Default: [ReadWriteMany]."""
+
+
+class EmptyObject(Part):
+    """`{}`."""
+
+
+class CacheVolume(Part):
+    model_config = _part(
+        rules(
+            (
+                "[has(self.claim), has(self.existingClaim), has(self.hostPath), "
+                "has(self.ephemeral)].filter(x, x).size() == 1",
+                "exactly one of claim, existingClaim, hostPath and ephemeral",
+            ),
+            (
+                "!has(self.retain) || !self.retain || has(self.claim)",
+                "retain keeps the claim that the operator makes: it needs claim",
+            ),
+        )
+    )
+    claim: CacheClaim | None = None
+    existing_claim: Name | None = None
+    host_path: Path | None = None
+    ephemeral: EmptyObject | None = None
+    retain: bool | None = None
+    """Keep the claim when the PDServing is deleted."""
+
+
+class WarmupSpec(Part):
+    enabled: bool | None = None
+    """Default: true where compileCache is given."""
+    workers: Annotated[int, Field(ge=1, le=256)] | None = None
+    timeout_seconds: Annotated[int, Field(ge=1, le=86400)] | None = None
+
+
+class CompileCacheSpec(Part):
+    volume: CacheVolume | None = None
+    warmup: WarmupSpec | None = None
+
+
+class SchedulingSpec(Part):
+    scheduler_name: Name | None = None
+    priority_class_name: Name | None = None
+    gang: Literal["none", "volcano", "coscheduling", "kai"] | None = None
+    group_topology_key: Annotated[str, Field(min_length=1, max_length=317)] | None = None
+    """All pods of a group run within one value of this node label."""
+    schedule_timeout_seconds: Annotated[int, Field(ge=1, le=86400)] | None = None
+    """A group that is scheduled in part for so long is deleted whole. Default: 300."""
+
+
+class RolloutSpec(Part):
+    model_config = _part(
+        rule(
+            "!has(self.maxSurge) || !(self.maxSurge == 0 || self.maxSurge == '0%') || "
+            "(has(self.maxUnavailable) && "
+            "self.maxUnavailable != 0 && self.maxUnavailable != '0%')",
+            "maxSurge and maxUnavailable cannot both be zero: nothing could ever be replaced",
+        )
+    )
+    max_surge: IntOrPercent | None = None
+    """Groups of each role beyond its replicas; a percentage rounds up. Default: 1."""
+    max_unavailable: IntOrPercent | None = None
+    """Groups of each role that may be missing; a percentage rounds down. Default: 0."""
+    partition: IntOrPercent | None = None
+    paused: bool | None = None
+    drain_seconds: Annotated[int, Field(ge=0, le=86400)] | None = None
+    """Default: 120."""
+    min_ready_seconds: Seconds | None = None
+    progress_deadline_seconds: Seconds | None = None
+    auto_rollback: bool | None = None
+    revision_history_limit: Annotated[int, Field(ge=0, le=1000)] | None = None
+    """Default: 10."""
+
+
+class PullSecret(Part):
+    name: Name
+
+
+_KV = (
+    "(has(self.{0}.engine) && has(self.{0}.engine.{1}) ? self.{0}.engine.{1} : "
+    "has(self.engine) && has(self.engine.{1}) ? self.engine.{1} : {2})"
+)
+
+
+def _same(key: str, missing: str, why: str) -> tuple[str, str]:
+    prefill, decode = _KV.format("prefill", key, missing), _KV.format("decode", key, missing)
+    return f"!has(self.prefill) || !has(self.decode) || {prefill} == {decode}", why
+
+
+class PDServingSpec(Part):
+    model_config = _part(
+        rules(
+            (
+                "has(self.unified) ? !has(self.prefill) && !has(self.decode) : "
+                "has(self.prefill) && has(self.decode)",
+                "give either unified alone, or prefill and decode together",
+            ),
+            _same(
+                "kvDtype",
+                "(has(self.model.dtype) ? self.model.dtype : 'bfloat16')",
+                "prefill and decode must have one kvDtype: "
+                "pages of different types cannot be handed over",
+            ),
+            _same(
+                "pageSize",
+                "16",
+                "prefill and decode must have one pageSize: "
+                "pages of different sizes cannot be handed over",
+            ),
+        )
+    )
+    model: ModelSpec
+    image: Annotated[str, Field(min_length=1, max_length=512)] | None = None
+    """The engine's image. Default: the operator's."""
+    image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = None
+    image_pull_secrets: Annotated[list[PullSecret], Field(max_length=16)] | None = None
+    service_account_name: Name | None = None
+    """Of the engine pods. Its token is not mounted."""
+    engine: EngineSpec | None = None
+    prefill: RoleSpec | None = None
+    decode: RoleSpec | None = None
+    unified: RoleSpec | None = None
+    router: RouterSpec | None = None
+    compile_cache: CompileCacheSpec | None = None
+    scheduling: SchedulingSpec | None = None
+    rollout: RolloutSpec | None = None
+    restarted_at: Annotated[str, Field(max_length=64)] | None = None
+    """Any new value is a new revision: `kubectl pds restart` writes the time."""
+
+    @property
+    def roles(self) -> dict[str, RoleSpec]:
+        """The roles that this object asks for, in the order of `names.ROLES`."""
+        given = {"prefill": self.prefill, "decode": self.decode, "unified": self.unified}
+        return {role: spec for role, spec in given.items() if spec is not None}
+
+
+def parse(raw: dict[str, Any]) -> PDServingSpec:
+    """`raw` (an object's `spec`) as a model.
+
+    Raises:
+        SpecError: a key is unknown, or a value out of range. The API server's schema catches all
+            of it; this is for objects older than the schema.
+    """
+    try:
+        spec = PDServingSpec.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(["spec", *(str(part) for part in first["loc"])])
+        told = "unknown key" if first["type"] == "extra_forbidden" else first["msg"]
+        raise SpecError(f"{key}: {told}") from error
+    if not spec.roles:
+        raise SpecError("spec: give either unified alone, or prefill and decode together")
+    return spec

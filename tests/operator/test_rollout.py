@@ -1,0 +1,178 @@
+"""Rollouts, told round by round."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pds_operator.rollout import Limits, Move, Role, step
+
+Fleet = dict[str, Role]
+
+
+def rounds(fleet: Fleet, limits: Limits, most: int = 200) -> list[str]:
+    """Play a rollout in which all that is created turns ready, then all that leaves is gone.
+
+    Each entry is one round: what every role creates (+) and retires (-).
+    """
+    told: list[str] = []
+    for _ in range(most):
+        moves = step(fleet, limits).moves
+        told.append(", ".join(filter(None, (_tell(name, moves[name]) for name in fleet))))
+        if not told[-1]:
+            return told[:-1]
+        for name, move in moves.items():
+            fleet = {**fleet, name: _settled(fleet[name], move)}
+    raise AssertionError(f"no end: {told[:10]}")
+
+
+def _settled(role: Role, move: Move) -> Role:
+    unready = role.old - role.old_ready
+    old = role.old - move.retire_old
+    new = role.new + move.create - move.retire_new
+    return replace(
+        role,
+        old=old,
+        old_ready=old - max(0, unready - move.retire_old),
+        new=new,
+        new_ready=new,
+    )
+
+
+def _tell(name: str, move: Move) -> str:
+    parts = [f"+{move.create}"] if move.create else []
+    parts += [f"-{move.retire_old}"] if move.retire_old else []
+    parts += [f"-{move.retire_new} new"] if move.retire_new else []
+    return f"{name} {' '.join(parts)}" if parts else ""
+
+
+def serving(want: int, old: int | None = None) -> Role:
+    old = want if old is None else old
+    return Role(want=want, old=old, old_ready=old)
+
+
+def test_first_start_creates_everything():
+    assert rounds({"prefill": Role(want=2), "decode": Role(want=1)}, Limits()) == [
+        "prefill +2, decode +1"
+    ]
+
+
+def test_two_prefill_one_decode_surge_one():
+    assert rounds({"prefill": serving(2), "decode": serving(1)}, Limits()) == [
+        "prefill +1, decode +1",  # the first step holds a pair
+        "prefill -1",  # the old decode stays for the old prefill
+        "prefill +1",
+        "prefill -1, decode -1",
+    ]
+
+
+def test_surge_nothing_unavailable_one():
+    assert rounds({"unified": serving(2)}, Limits(surge=0, unavailable=1)) == [
+        "unified -1",
+        "unified +1",
+        "unified -1",
+        "unified +1",
+    ]
+
+
+def test_three_prefill_four_decode_do_not_lock_each_other():
+    assert rounds({"prefill": serving(3), "decode": serving(4)}, Limits()) == [
+        "prefill +1, decode +1",
+        "prefill -1, decode -1",
+        "prefill +1, decode +1",
+        "prefill -1, decode -1",
+        "prefill +1, decode +1",
+        "decode -1",  # the last old prefill stays for the last old decode
+        "decode +1",
+        "prefill -1, decode -1",
+    ]
+
+
+def test_scale_down_while_the_template_changes():
+    assert rounds({"unified": serving(1, old=3)}, Limits()) == [
+        "unified +1 -2",
+        "unified -1",
+    ]
+
+
+def test_scale_up_while_the_template_changes():
+    assert rounds({"unified": serving(3, old=1)}, Limits()) == [
+        "unified +1",
+        "unified +1",
+        "unified +1",
+        "unified -1",
+    ]
+
+
+def test_a_role_that_the_new_revision_lacks_serves_to_the_end():
+    fleet = {
+        "prefill": serving(0, old=2),
+        "decode": serving(0, old=1),
+        "unified": Role(want=2),
+    }
+    assert rounds(fleet, Limits()) == ["unified +2", "prefill -2, decode -1"]
+
+
+def test_a_new_prefill_without_its_decode_replaces_nothing():
+    fleet = {
+        "prefill": Role(want=1, old=1, old_ready=1, new=1, new_ready=1),
+        "decode": Role(want=1, old=1, old_ready=1, new=1, new_ready=0),
+    }
+    assert step(fleet, Limits()).moves == {"prefill": Move(), "decode": Move()}
+
+
+def test_draining_groups_count_against_the_surge():
+    fleet = {"unified": Role(want=2, old=1, old_ready=1, new=1, new_ready=1, leaving=1)}
+    assert step(fleet, Limits()).moves["unified"] == Move()
+
+
+def test_scale_down_of_the_new_revision_retires_it():
+    assert step({"prefill": Role(want=1, new=3, new_ready=3)}, Limits()).moves == {
+        "prefill": Move(retire_new=2)
+    }
+
+
+@pytest.mark.parametrize(
+    ("limits", "want", "expected"),
+    [
+        (Limits(), 4, (1, 0)),
+        (Limits(surge="25%", unavailable="25%"), 4, (1, 1)),
+        (Limits(surge="25%", unavailable="25%"), 3, (1, 0)),  # surge up, unavailable down
+        (Limits(surge="0%", unavailable="10%"), 4, (0, 1)),  # never both nothing
+        (Limits(surge=0, unavailable=2), 1, (0, 2)),
+    ],
+)
+def test_limits(limits, want, expected):
+    assert limits.of(want) == expected
+
+
+amounts = st.integers(min_value=0, max_value=7)
+all_limits = st.sampled_from(
+    [Limits(1, 0), Limits(0, 1), Limits(2, 1), Limits("25%", "25%"), Limits("100%", 0)]
+)
+
+
+@given(st.tuples(amounts, amounts), st.tuples(amounts, amounts), all_limits)
+def test_every_rollout_ends_at_what_is_wanted_and_never_below_its_floor(old, want, limits):
+    fleet = {
+        name: serving(want[i], old=old[i]) for i, name in enumerate(("prefill", "decode"))
+    }
+    for _ in range(100):
+        moves = step(fleet, limits).moves
+        if all(move == Move() for move in moves.values()):
+            break
+        for name, move in moves.items():
+            before, role = fleet[name], _settled(fleet[name], move)
+            surge, unavailable = limits.of(role.want)
+            whole = before.old + before.new + move.create
+            assert whole <= max(before.want, before.old) + surge
+            least = min(before.old + before.new, before.want) - unavailable
+            assert before.old_ready + before.new_ready - move.retire_old >= min(
+                least, before.old_ready + before.new_ready
+            )
+            fleet = {**fleet, name: role}
+    assert {name: (role.old, role.new) for name, role in fleet.items()} == {
+        "prefill": (0, want[0]),
+        "decode": (0, want[1]),
+    }
