@@ -1,0 +1,84 @@
+"""One rank's KV pages: a single page-major allocation that attention reads and peers write into."""
+
+import mmap
+import os
+from typing import Final
+
+import torch
+
+from pds_engine.kv.layout import KvFormat, KvShard
+
+_DTYPES: Final = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+class KvPool:
+    """`pages` pages of one rank's shard, zeroed and prefaulted.
+
+    `data` has the shape [pages, layers, 2, kv_heads, page_size, head_dim], or [pages, layers,
+    page_size, latent] for latent attention, and is contiguous. On a CPU it lies in one anonymous
+    mapping (`memory`), or with `shared` in a memory file that another process of this user can map.
+    """
+
+    def __init__(
+        self,
+        kv: KvFormat,
+        shard: KvShard,
+        pages: int,
+        device: str = "cpu",
+        *,
+        shared: bool = False,
+    ) -> None:
+        self.format = kv
+        self.shard = shard
+        self.pages = pages
+        self.device = torch.device(device)
+        self.bytes_per_page = shard.page_bytes(kv)
+        self.bytes = pages * self.bytes_per_page
+        self.memory: memoryview | None = None
+        """The pages as writable bytes; None where they are not in host memory."""
+        self.memory_file: int | None = None
+        """With `shared`: the descriptor of the memory file."""
+        dtype = _DTYPES[kv.dtype]
+        if self.device.type == "cpu":
+            self.memory = self._map(shared)
+            flat = torch.frombuffer(self.memory, dtype=dtype)
+        else:
+            flat = torch.zeros(self.bytes // kv.item_bytes, dtype=dtype, device=self.device)
+        inner = (
+            (kv.page_size, kv.latent) if kv.latent else (2, shard.heads, kv.page_size, kv.head_dim)
+        )
+        self.data = flat.view(pages, shard.layers, *inner)
+
+    @property
+    def address(self) -> int:
+        """Of the first byte of page 0."""
+        return self.data.data_ptr()
+
+    def layer(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """K and V of the shard's `index`-th layer: views [pages, kv_heads, page_size, head_dim]."""
+        part = self.data[:, index]
+        return part[:, 0], part[:, 1]
+
+    def latent(self, index: int) -> torch.Tensor:
+        """The latent of the shard's `index`-th layer: a view [pages, page_size, latent]."""
+        return self.data[:, index]
+
+    def _map(self, shared: bool) -> memoryview:
+        # Populated at once: a first touch in the middle of a hand-over costs a fault a page, and
+        # registration pins what is there.
+        populate = getattr(mmap, "MAP_POPULATE", 0)
+        if shared:
+            self.memory_file = os.memfd_create("pds-kv", os.MFD_CLOEXEC)
+            os.ftruncate(self.memory_file, self.bytes)
+            return memoryview(
+                mmap.mmap(self.memory_file, self.bytes, flags=mmap.MAP_SHARED | populate)
+            )
+        region = mmap.mmap(-1, self.bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        region.madvise(mmap.MADV_HUGEPAGE)
+        view = memoryview(region)
+        torch.frombuffer(view, dtype=torch.uint8).zero_()
+        return view
