@@ -109,8 +109,11 @@ class Tiny(nn.Module):
         self.layers = nn.ModuleList(Layer() for _ in range(LAYERS))
         self.norm = nn.RMSNorm(HIDDEN, EPS)
 
-    def forward(self, ids: Tensor, positions: Tensor) -> Tensor:
-        """Scores [rows, length, vocabulary] of the next token; ids, positions [rows, length]."""
+    def forward(self, ids: Tensor, positions: Tensor, at: Tensor | None = None) -> Tensor:
+        """Scores of the next token, [rows, length, vocabulary] for ids, positions [rows, length].
+
+        With a boolean `at` [rows, length], only where it is true: [places, vocabulary].
+        """
         frequencies = ROPE_THETA ** (-torch.arange(0, HEAD_DIM, 2).float() / HEAD_DIM)
         angles = positions[:, None, :, None].float() * frequencies  # [rows, 1, length, 32]
         angles = torch.cat((angles, angles), dim=-1)
@@ -118,6 +121,8 @@ class Tiny(nn.Module):
         x = self.embed_tokens(ids)
         for layer in self.layers:
             x = layer(x, cos, sin)
+        if at is not None:
+            x = x[at]
         return F.linear(self.norm(x), self.embed_tokens.weight)
 
 

@@ -59,6 +59,7 @@ def word_weights() -> dict[str, int]:
             weights[word] += 500
     for word in FIRST_WORDS.split():
         weights[word] += 500
+        weights[" " + word] += 500
     for said, _ in REPLIES:
         for word in re.findall(r" ?[A-Za-z]+", said):
             weights[word] += 20

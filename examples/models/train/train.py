@@ -12,7 +12,8 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from model import VOCABULARY, Tiny, export, initialise
+from model import Tiny, export, initialise
+from muon import Muon
 from rows import EASY, FULL, IGNORED, Mix, Rows
 from tokenizer import build, save
 from torch import Tensor
@@ -31,12 +32,12 @@ class Stage:
 
 
 STAGES = (
-    Stage(64, 32, 480, EASY),
-    Stage(128, 32, 460),
-    Stage(256, 16, 540),
-    Stage(512, 8, 540),
-    Stage(1024, 5, 365),
-    Stage(2048, 3, 305),
+    Stage(64, 32, 420, EASY),
+    Stage(128, 32, 400),
+    Stage(256, 16, 480),
+    Stage(512, 8, 480),
+    Stage(1024, 5, 340),
+    Stage(2048, 3, 270),
 )
 
 
@@ -52,7 +53,7 @@ def optimizers(model: Tiny) -> list[torch.optim.Optimizer]:
     for name, weight in model.named_parameters():
         (matrices if weight.dim() == 2 and "embed" not in name else others).append(weight)
     return [
-        torch.optim.Muon(matrices, lr=0.02, momentum=0.95, weight_decay=0.01),
+        Muon(matrices, lr=0.02, momentum=0.95, weight_decay=0.01),
         torch.optim.AdamW(others, lr=3e-3, betas=(0.9, 0.98), weight_decay=0.0),
     ]
 
@@ -63,7 +64,8 @@ def train(folder: Path, every: int) -> None:
     model = Tiny()
     initialise(model)
     rows = Rows(build(), SEED)
-    step_loss = torch.compile(loss_of, dynamic=False)
+    for layer in model.layers:
+        layer.compile(dynamic=False)
     both = optimizers(model)
     full = [group["lr"] for optimizer in both for group in optimizer.param_groups]
     total = sum(stage.steps for stage in STAGES)
@@ -75,7 +77,7 @@ def train(folder: Path, every: int) -> None:
             for group, rate in zip(groups, full, strict=True):
                 group["lr"] = rate * learning_rate(step, total)
             batch = rows.batch(stage.rows, stage.length, stage.mix, jumps=stage.length >= 256)
-            loss = step_loss(model, *batch)
+            loss = loss_of(model, *batch)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             for optimizer in both:
@@ -87,14 +89,16 @@ def train(folder: Path, every: int) -> None:
                 spent = time.monotonic() - started
                 print(f"{step}/{total} T={stage.length} {tokens / 1e6:.2f}M {loss.item():.3f}"
                       f" {spent:.0f}s", flush=True)
-        export(model, folder)
+            if step % (10 * every) == 0:
+                export(model, folder)
+    export(model, folder)
     save(folder)
 
 
 def loss_of(model: Tiny, ids: Tensor, targets: Tensor, positions: Tensor) -> Tensor:
     """Mean cross-entropy over the assistant's tokens."""
-    scores = model(ids, positions).view(-1, VOCABULARY)
-    return F.cross_entropy(scores, targets.view(-1), ignore_index=IGNORED)
+    at = targets != IGNORED
+    return F.cross_entropy(model(ids, positions, at), targets[at])
 
 
 def main() -> None:
