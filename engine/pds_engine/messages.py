@@ -291,10 +291,15 @@ class PushFailed(Message, frozen=True, kw_only=True):
 
 
 class TransferClosed(Message, frozen=True, kw_only=True):
-    """Answer to CloseTransfer: this rank posts nothing more of it and has nothing under way."""
+    """Answer to CloseTransfer: this rank posts nothing more of it.
+
+    `drained`: nothing is under way either. False when a silent or lost peer let the bound pass:
+    P frees its own pages, but must not acknowledge an abort on the strength of it.
+    """
 
     transfer: str
     rank: int
+    drained: bool = True
 
 
 class Expect(Message, frozen=True, kw_only=True):
