@@ -122,7 +122,7 @@ class Cache:
             yield Entry(kind, folder.name, size, seconds, bool(meta), marker.stat().st_mtime)
 
     def prune(self, *, unused_for: float, now: float) -> list[Entry]:
-        """Remove what is damaged or was not used for `unused_for` seconds at `now`; and leftovers."""
+        """Remove what is damaged or was unused for `unused_for` seconds at `now`; and leftovers."""
         for leftover in (self.root / "tmp").glob("*"):
             if now - leftover.stat().st_mtime > max(unused_for, 3600):
                 shutil.rmtree(leftover, ignore_errors=True)

@@ -1,0 +1,69 @@
+"""What a child process of `launch` runs: `python -m pds_engine.child KIND FOLDER`.
+
+FOLDER is private to the group on this pod: config.json, launch.json and the keys lie there, and a
+child that cannot go on because of a setting leaves error.json, for launch to report.
+"""
+
+import ctypes
+import json
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+
+from pds_engine import log
+from pds_engine.config import EngineConfig
+from pds_engine.errors import EXIT_CONFIG, ConfigError, PdsError
+from pds_engine.keys import Keys
+
+_PR_SET_PDEATHSIG = 1
+logger = logging.getLogger("pds.child")
+
+
+def main() -> None:
+    kind, folder = sys.argv[1], Path(sys.argv[2])
+    _die_with_parent()
+    config = EngineConfig.model_validate_json((folder / "config.json").read_text())
+    log.configure(config.log_level)
+    try:
+        _run(kind, folder, config)
+    except ConfigError as error:
+        note = {"error": error.message, "hint": error.hint}
+        (folder / "error.json").write_text(json.dumps(note))
+        sys.exit(EXIT_CONFIG)
+    except PdsError as error:
+        logger.error("%s ends: %s", kind, error, extra={"code": error.code})
+        sys.exit(1)
+
+
+def _run(kind: str, folder: Path, config: EngineConfig) -> None:
+    """Each kind imports its own part alone: the scheduler and the server never load torch."""
+    keys = Keys.read(folder)
+    launch = json.loads((folder / "launch.json").read_text())
+    incarnation: str = launch["incarnation"]
+    scheduler: str = launch["scheduler"]
+    if kind == "scheduler":
+        from pds_engine.scheduler import process as scheduler_process
+
+        scheduler_process.run(config, keys, launch["bind"], incarnation)
+    elif kind == "server":
+        from pds_engine.server import app
+
+        app.run(config, keys, scheduler, incarnation)
+    else:
+        from pds_engine.worker import process as worker_process
+
+        worker_process.run(config, keys, scheduler, int(kind.removeprefix("worker-")), incarnation)
+
+
+def _die_with_parent() -> None:
+    """A kill -9 of launch must not leave its children behind (Linux: prctl(2))."""
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

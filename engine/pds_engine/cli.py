@@ -1,0 +1,123 @@
+"""`pds-engine serve | warmup | cache`."""
+
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from pds_engine import config as configuration
+from pds_engine import launch
+from pds_engine.config import EngineConfig
+from pds_engine.errors import EXIT_CONFIG, ConfigError
+
+app = typer.Typer(
+    help="The engine of PDServing.", no_args_is_help=True, pretty_exceptions_enable=False
+)
+cache_app = typer.Typer(help="Look after a compile cache.", no_args_is_help=True)
+app.add_typer(cache_app, name="cache")
+
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML or JSON file.")]
+CachePath = Annotated[Path, typer.Argument(help="Where the cache is mounted.")]
+KeysPath = Annotated[
+    Path | None, typer.Option("--keys", help="Folder of the control keys that seal artefacts.")
+]
+
+
+def main() -> None:
+    """Entry point: a configuration error ends with status 78 and its cure, without a traceback."""
+    try:
+        app()
+    except ConfigError as error:
+        launch.report(error)
+        sys.exit(EXIT_CONFIG)
+
+
+@app.command()
+def serve(
+    config: ConfigFile = None,
+    model: Annotated[Path | None, typer.Option(help="Folder of the model.")] = None,
+    name: Annotated[str | None, typer.Option(help='What clients send as "model".')] = None,
+    role: Annotated[str | None, typer.Option(help="unified, prefill or decode.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="bfloat16, float32 or float16.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="HTTP port.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Compute threads on CPU.")] = None,
+    chunk_size: Annotated[int | None, typer.Option(help="Prompt tokens in one step.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Any other key: kv.page_size=16.")
+    ] = None,
+) -> None:
+    """Serve a model over HTTP: the OpenAI API, on one machine or as part of a PDServing."""
+    flags: dict[str, Any] = {
+        "model.path": model,
+        "model.name": name or (model.resolve().name if model and not config else None),
+        "role": role,
+        "model.dtype": dtype,
+        "http.host": host,
+        "http.port": port,
+        "threads": threads,
+        "scheduler.chunk_size": chunk_size,
+    }
+    for pair in set_ or []:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {pair}: write KEY=VALUE", hint="for example kv.page_size=16")
+        flags[key] = value
+    sys.exit(launch.serve(configuration.load(config, flags=flags)))
+
+
+@app.command()
+def warmup(config: ConfigFile = None) -> None:
+    """Compile all that this pod's stages will run into the shared cache, before they start."""
+    from pds_engine import warmup as warming
+
+    settings = configuration.load(config)
+    launch.check(settings)
+    sys.exit(warming.run(settings))
+
+
+@cache_app.command("ls")
+def cache_ls(path: CachePath, keys: KeysPath = None) -> None:
+    """List the artefacts."""
+    table = Table("KIND", "KEY", "BYTES", "SECONDS", "INTACT")
+    for entry in _cache(path, keys).entries():
+        intact = "yes" if entry.intact else "no"
+        table.add_row(entry.kind, entry.key[:16], str(entry.bytes), f"{entry.seconds:.1f}", intact)
+    Console().print(table)
+
+
+@cache_app.command("verify")
+def cache_verify(path: CachePath, keys: KeysPath = None) -> None:
+    """Check every artefact against its seal; status 1 when one is damaged."""
+    entries = list(_cache(path, keys).entries())
+    damaged = [entry for entry in entries if not entry.intact]
+    for entry in damaged:
+        typer.echo(f"damaged: {entry.kind}/{entry.key}")
+    typer.echo(f"{len(entries)} artefacts, {len(damaged)} damaged")
+    sys.exit(1 if damaged else 0)
+
+
+@cache_app.command("prune")
+def cache_prune(
+    path: CachePath,
+    keys: KeysPath = None,
+    unused_days: Annotated[float, typer.Option(help="Remove what was unused for so long.")] = 30,
+) -> None:
+    """Remove damaged artefacts and those that nobody has used lately."""
+    for entry in _cache(path, keys).prune(unused_for=unused_days * 86400, now=time.time()):
+        typer.echo(f"removed {entry.kind}/{entry.key}")
+
+
+def _cache(path: Path, keys: Path | None) -> Any:
+    from pds_engine.warmup import open_cache
+
+    if not path.is_dir():
+        raise ConfigError(f"{path} is not a folder", hint="give the mount point of the cache")
+    settings = EngineConfig.model_validate(
+        {"cache": {"path": path}, "http": {"keys_dir": keys} if keys else {}}
+    )
+    return open_cache(settings)

@@ -1,0 +1,158 @@
+"""Starts a pod's processes and lets them live and die as one (engine.md §1, operator.md §2).
+
+The leader pod runs an API server and a scheduler; every pod runs one worker per rank. When one
+process ends, so do all, within a second, and so does the container: the operator then replaces the
+whole group. SIGTERM drains: the server says when nothing is left.
+"""
+
+import json
+import logging
+import os
+import selectors
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+
+from pds_engine import log
+from pds_engine.config import EngineConfig
+from pds_engine.errors import EXIT_CONFIG, ConfigError
+from pds_engine.keys import Keys
+
+TERMINATION_LOG = Path("/dev/termination-log")
+_GRACE_SECONDS = 0.8
+logger = logging.getLogger("pds.launch")
+
+
+def serve(config: EngineConfig) -> int:
+    """Run this pod's part of a group until it ends; the exit status for the container.
+
+    Raises:
+        ConfigError: the configuration cannot work; nothing was started.
+    """
+    log.configure(config.log_level)
+    check(config)
+    folder = Path(tempfile.mkdtemp(prefix="pds-"))
+    try:
+        _prepare(config, folder)
+        return _Family(config, folder).run()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def check(config: EngineConfig) -> None:
+    """Refuse what can be told before anything starts.
+
+    Raises:
+        ConfigError: names the field and the cure.
+    """
+    if not (config.model.path / "config.json").is_file():
+        raise ConfigError(
+            f"model.path: {config.model.path} holds no config.json",
+            hint="mount a model of the Hugging Face layout there",
+        )
+    if config.parallelism.ranks > 1:
+        shape = (
+            f"pp {config.parallelism.pp}, tp {config.parallelism.tp}, dp {config.parallelism.dp}"
+        )
+        raise ConfigError(
+            f"parallelism: {shape} is more than this version serves",
+            hint="set pp, tp and dp to 1 and raise replicas",
+        )
+
+
+def report(error: ConfigError) -> None:
+    """Tell the operator and the reader of logs why this container must not be retried as it is."""
+    note = {"error": error.message, "hint": error.hint}
+    print(f"error: {error}", file=sys.stderr)
+    if TERMINATION_LOG.exists():
+        TERMINATION_LOG.write_text(json.dumps(note))
+
+
+def _prepare(config: EngineConfig, folder: Path) -> None:
+    """Lay out what the children read: configuration, keys, and where the scheduler is."""
+    keys = Keys.read(config.http.keys_dir) if config.http.keys_dir else Keys.make()
+    keys.write(folder)
+    port = config.http.control_port or _free_port()
+    http = config.http.model_copy(update={"control_port": port})
+    (folder / "config.json").write_text(config.model_copy(update={"http": http}).model_dump_json())
+    launch = {
+        "incarnation": config.pod.incarnation or uuid.uuid4().hex,
+        "bind": f"tcp://{config.http.host}:{port}",
+        "scheduler": f"tcp://{config.pod.leader if config.pod.index else '127.0.0.1'}:{port}",
+    }
+    (folder / "launch.json").write_text(json.dumps(launch))
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class _Family:
+    """The processes of this pod."""
+
+    def __init__(self, config: EngineConfig, folder: Path) -> None:
+        first = config.pod.index * config.parallelism.ranks_per_pod
+        self._kinds = [f"worker-{first + i}" for i in range(config.parallelism.ranks_per_pod)]
+        if config.pod.index == 0:
+            self._kinds = ["scheduler", *self._kinds, "server"]
+        self._folder = folder
+        self._children: dict[int, tuple[str, subprocess.Popen[bytes]]] = {}
+
+    def run(self) -> int:
+        """Start all, wait for the first to end, end the others."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._pass_on)
+        with selectors.DefaultSelector() as selector:
+            for kind in self._kinds:
+                child = subprocess.Popen(
+                    [sys.executable, "-m", "pds_engine.child", kind, str(self._folder)],
+                    start_new_session=True,
+                )
+                descriptor = os.pidfd_open(child.pid)
+                self._children[descriptor] = (kind, child)
+                selector.register(descriptor, selectors.EVENT_READ)
+            first = selector.select()[0][0].fd
+        kind, child = self._children[first]
+        status = child.wait()
+        self._end_all()
+        return self._verdict(kind, status)
+
+    def _pass_on(self, number: int, frame: FrameType | None) -> None:
+        """The server drains and then ends; a pod without one ends at once."""
+        for kind, child in self._children.values():
+            if kind == "server" or "server" not in self._kinds:
+                child.send_signal(signal.SIGTERM)
+
+    def _end_all(self) -> None:
+        for _, child in self._children.values():
+            if child.poll() is None:
+                child.terminate()
+        deadline = time.monotonic() + _GRACE_SECONDS
+        for descriptor, (_, child) in self._children.items():
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(max(0.0, deadline - time.monotonic()))
+            if child.poll() is None:
+                child.kill()
+                child.wait()
+            os.close(descriptor)
+
+    def _verdict(self, kind: str, status: int) -> int:
+        if kind == "server" and status == 0:
+            return 0
+        note = self._folder / "error.json"
+        if status == EXIT_CONFIG and note.exists():
+            said = json.loads(note.read_text())
+            report(ConfigError(said["error"], hint=said["hint"]))
+            return EXIT_CONFIG
+        logger.error("%s ended with status %d, and its group with it", kind, status)
+        return 1

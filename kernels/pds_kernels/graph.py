@@ -1,0 +1,124 @@
+"""Graphs compiled ahead of time: a function of tensors becomes a library that needs no compiler.
+
+torch.export captures the function, AOTInductor compiles it (g++ on CPU, Triton on CUDA), and the
+package it makes is what the compile cache holds. Loading one takes milliseconds, traces nothing,
+and installs no guards: what is not compiled ahead is never compiled in silence later.
+"""
+
+import functools
+import hashlib
+import inspect
+import os
+import subprocess
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGE = "graph.pt2"
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A function and the shapes it is compiled for."""
+
+    name: str
+    function: Callable[..., Any]
+    """Of tensors alone: weights are arguments, so that all layers share one compilation."""
+    inputs: tuple[tuple[tuple[int, ...], torch.dtype], ...]
+    """Shape and dtype of each argument; the first dimension of those in `varying` is an example."""
+    varying: tuple[int, ...]
+    """Arguments whose first dimension is the number of tokens, the same for all of them."""
+    tokens: tuple[int, int]
+    """The least and the greatest number of tokens; equal: compiled for just that number."""
+
+    def key_inputs(self) -> dict[str, str]:
+        """What decides the compiled artefact: source, shapes, target and toolchain."""
+        return {
+            "graph": self.name,
+            "source": _source_digest(self.function),
+            "inputs": repr([(shape, str(dtype)) for shape, dtype in self.inputs]),
+            "tokens": repr((self.varying, self.tokens)),
+            **toolchain(),
+        }
+
+
+@functools.cache
+def toolchain() -> Mapping[str, str]:
+    """The compilers and the processor: AOTInductor compiles for the machine it runs on."""
+    compiler = subprocess.run(
+        [os.environ.get("CXX", "g++"), "-dumpfullversion"],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    flags = [
+        line
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith(("flags", "Features"))
+    ]
+    return {
+        "torch": torch.__version__,
+        "compiler": compiler.stdout.strip(),
+        "target": hashlib.sha256("".join(flags[:1]).encode()).hexdigest()[:16],
+    }
+
+
+def build(graph: Graph, folder: Path) -> None:
+    """Compile `graph` into `folder`."""
+    varied = [_example(graph, index) for index in range(len(graph.inputs))]
+    least, greatest = graph.tokens
+    tokens = torch.export.Dim("tokens", min=least, max=greatest) if least < greatest else None
+    shapes = tuple(
+        {0: tokens} if tokens and index in graph.varying else None
+        for index in range(len(graph.inputs))
+    )
+    program = torch.export.export(
+        _Module(graph.function), tuple(varied), dynamic_shapes=(shapes,), strict=False
+    )
+    with tempfile.TemporaryDirectory(prefix="pds-inductor-") as scratch:
+        before = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = scratch
+        try:
+            torch._inductor.aoti_compile_and_package(program, package_path=str(folder / PACKAGE))
+        finally:
+            if before is None:
+                del os.environ["TORCHINDUCTOR_CACHE_DIR"]
+            else:
+                os.environ["TORCHINDUCTOR_CACHE_DIR"] = before
+
+
+def load(folder: Path) -> Callable[..., Any]:
+    """The compiled function in `folder`. It takes and returns what the original does."""
+    loaded: Callable[..., Any] = torch._inductor.aoti_load_package(
+        str(folder / PACKAGE), run_single_threaded=True
+    )
+    return loaded
+
+
+class _Module(torch.nn.Module):
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self._function = function
+
+    def forward(self, *arguments: torch.Tensor) -> Any:
+        return self._function(*arguments)
+
+
+def _example(graph: Graph, index: int) -> torch.Tensor:
+    shape, dtype = graph.inputs[index]
+    if index in graph.varying:
+        least, greatest = graph.tokens
+        shape = (min(greatest, max(least, 16)), *shape[1:])
+    if dtype.is_floating_point:
+        return torch.randn(shape, dtype=dtype)
+    return torch.zeros(shape, dtype=dtype)
+
+
+def _source_digest(function: Callable[..., Any]) -> str:
+    """Of the whole module that defines the function: helpers beside it count too."""
+    path = inspect.getsourcefile(inspect.unwrap(function))
+    return hashlib.sha256(Path(path).read_bytes() if path else b"").hexdigest()[:16]

@@ -1,0 +1,32 @@
+"""Ahead-of-time graphs: the same numbers as the function, from a package that needs no compiler."""
+
+import pytest
+import torch
+from pds_kernels.graph import Graph, build, load
+
+
+def gated(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    gate, up = torch.nn.functional.linear(x, weight).chunk(2, -1)
+    return x + torch.nn.functional.silu(gate) * up
+
+
+def graph(tokens: tuple[int, int], width: int = 8) -> Graph:
+    shapes = (((16, width), torch.float32), ((2 * width, width), torch.float32))
+    return Graph("gated", gated, shapes, varying=(0,), tokens=tokens)
+
+
+@pytest.mark.slow
+def test_one_package_serves_every_number_of_tokens(tmp_path):
+    build(graph((2, 64)), tmp_path)
+    compiled = load(tmp_path)
+    weight = torch.randn(16, 8)
+    for tokens in (2, 3, 16, 17, 64):
+        x = torch.randn(tokens, 8)
+        torch.testing.assert_close(compiled(x, weight), gated(x, weight))
+
+
+def test_the_key_follows_shapes_and_source():
+    base = graph((2, 64)).key_inputs()
+    assert base == graph((2, 64)).key_inputs()
+    assert base != graph((2, 128)).key_inputs()
+    assert base != graph((2, 64), width=16).key_inputs()
