@@ -50,9 +50,7 @@ def definition() -> dict[str, Any]:
 def text() -> str:
     """The file crds/pdservings.pdserving.io.yaml."""
     head = "# Generated from pds_operator/spec by `make gen`. Do not edit.\n"
-    dumped = yaml.dump(
-        definition(), Dumper=_Plain, sort_keys=False, allow_unicode=True, width=110
-    )
+    dumped = yaml.dump(definition(), Dumper=_Plain, sort_keys=False, allow_unicode=True, width=110)
     return head + dumped
 
 
@@ -148,7 +146,7 @@ def _status() -> Schema:
     text: Schema = {"type": "string"}
     role: Schema = {
         "type": "object",
-        "properties": {**{key: number for key in ROLE_STATUS}, "summary": text},
+        "properties": {**dict.fromkeys(ROLE_STATUS, number), "summary": text},
     }
     condition: Schema = {
         "type": "object",
@@ -176,7 +174,7 @@ def _status() -> Schema:
             "currentRevision": text,
             "targetRevision": text,
             "endpoint": text,
-            **{name: role for name in names.ROLES},
+            **dict.fromkeys(names.ROLES, role),
             "router": {"type": "object", "properties": {"desired": number, "ready": number}},
         },
     }

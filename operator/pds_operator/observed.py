@@ -244,9 +244,7 @@ def engine_state(told: Object) -> EngineState:
 def router_view(pod: str, told: Object) -> RouterView:
     """An answer of /pds/backends."""
     backends = told.get("backends") or []
-    return RouterView(
-        pod, {str(item.get("pod")): bool(item.get("routable")) for item in backends}
-    )
+    return RouterView(pod, {str(item.get("pod")): bool(item.get("routable")) for item in backends})
 
 
 def revision_facts(obj: Object, pds: str) -> Revision:

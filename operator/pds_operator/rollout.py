@@ -74,10 +74,7 @@ def step(roles: Mapping[str, Role], limits: Limits) -> Step:
     return Step(
         reached,
         steps,
-        {
-            name: _move(role, limits, reached, steps, paired=paired)
-            for name, role in roles.items()
-        },
+        {name: _move(role, limits, reached, steps, paired=paired) for name, role in roles.items()},
     )
 
 

@@ -1,0 +1,178 @@
+"""What a plan consists of: writes as data, each safe to repeat after a crash. Pure.
+
+`str(action)` is a short sentence: tests and `kubectl pds plan` read plans as lists of these.
+`scope` ties actions together: when one is refused, later ones of its scope are skipped this round
+and the scope is held back for a while.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+Object = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Create:
+    """POST; an object of that name that is not ours is a NameTaken."""
+
+    obj: Object
+    scope: str
+
+    def __str__(self) -> str:
+        return f"create {self.obj['kind'].lower()} {self.obj['metadata']['name']}"
+
+
+@dataclass(frozen=True, slots=True)
+class Apply:
+    """Server-side apply over an object that is ours, of this uid."""
+
+    obj: Object
+    uid: str
+    scope: str
+
+    def __str__(self) -> str:
+        return f"apply {self.obj['kind'].lower()} {self.obj['metadata']['name']}"
+
+
+@dataclass(frozen=True, slots=True)
+class MakeSecret:
+    """Make the control keys, once. Random, so the executor's work and not the plan's."""
+
+    metadata: Object
+    scope: str = "secret"
+
+    def __str__(self) -> str:
+        return f"make secret {self.metadata['name']}"
+
+
+@dataclass(frozen=True, slots=True)
+class TryOut:
+    """POST with dryRun=All: a podTemplate that the API server refuses becomes a condition."""
+
+    obj: Object
+    scope: str
+
+    def __str__(self) -> str:
+        return f"try out {self.obj['kind'].lower()} {self.obj['metadata']['name']}"
+
+
+@dataclass(frozen=True, slots=True)
+class MarkDraining:
+    """Label a pod so that no router chooses it, and its group is not replaced."""
+
+    pod: str
+    uid: str
+    deadline: float
+    scope: str
+
+    def __str__(self) -> str:
+        return f"drain {self.pod}"
+
+
+@dataclass(frozen=True, slots=True)
+class AskDrain:
+    """POST /pds/drain to a leader, signed: it takes nothing new."""
+
+    pod: str
+    ip: str
+    seconds: int
+    scope: str
+
+    def __str__(self) -> str:
+        return f"ask {self.pod} to drain"
+
+
+@dataclass(frozen=True, slots=True)
+class SetGate:
+    """Patch the readiness gate of a leader."""
+
+    pod: str
+    uid: str
+    routable: bool
+    scope: str
+
+    def __str__(self) -> str:
+        return f"{'route' if self.routable else 'unroute'} {self.pod}"
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    """DELETE of exactly this uid; `grace` None leaves the object's own."""
+
+    kind: str
+    name: str
+    uid: str
+    scope: str
+    grace: int | None = None
+
+    def __str__(self) -> str:
+        return f"delete {self.kind.lower()} {self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Hold a scope back as if it had been refused: a wait that ran out."""
+
+    scope: str
+    reason: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"hold {self.scope}"
+
+
+@dataclass(frozen=True, slots=True)
+class Say:
+    """Post an Event on the PDServing."""
+
+    reason: str
+    message: str
+    warning: bool = False
+    scope: str = "event"
+
+    def __str__(self) -> str:
+        return f"say {self.reason}"
+
+
+Action = (
+    Create | Apply | MakeSecret | TryOut | MarkDraining | AskDrain | SetGate | Delete | Hold | Say
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something that a person should know: a reason and a message of Degraded."""
+
+    reason: str
+    message: str
+
+
+@dataclass(slots=True)
+class Round:
+    """What one round does, as it is put together."""
+
+    actions: list[Action] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    wake: float | None = None
+    """When to look again although nothing has changed."""
+    unsettled: bool = False
+    """Whether routers and leaders should be asked often."""
+
+    def wake_at(self, moment: float) -> None:
+        """Look again at `moment`, or before."""
+        self.wake = moment if self.wake is None else min(self.wake, moment)
+
+
+def group_scope(role: str, index: int) -> str:
+    """The scope of all that is done to one group."""
+    return f"group/{role}/{index}"
+
+
+def object_scope(obj: Object) -> str:
+    """The scope of one shared object."""
+    return f"{obj['kind']}/{obj['metadata']['name']}"
+
+
+def revision_scope(digest: str) -> str:
+    """The scope of a revision's making."""
+    return f"revision/{digest}"

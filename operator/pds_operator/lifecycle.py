@@ -1,0 +1,269 @@
+"""What happens to single groups: made, made again, routed to, drained. Pure.
+
+`plan` decides how many groups of which revision there are to be; here each of them is kept up.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from pds_operator.actions import (
+    AskDrain,
+    Create,
+    Delete,
+    Hold,
+    MarkDraining,
+    Problem,
+    Round,
+    Say,
+    SetGate,
+    group_scope,
+)
+from pds_operator.build import engine
+from pds_operator.build.engine import Owner
+from pds_operator.fleet import Group, Phase
+from pds_operator.observed import Observed, Pod, Revision
+
+BROKEN_GRACE = 5
+"""Ranks stuck in a collective ignore SIGTERM."""
+DEADLINE_GRACE = 30
+"""For a group that ran into its drain's deadline: its requests migrate meanwhile."""
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What the spec says of a group's life."""
+
+    owner: Owner
+    drain_seconds: int
+    schedule_timeout: float
+    probe_seconds: float
+
+
+def create(round_: Round, terms: Terms, revision: Revision, role: str, index: int) -> None:
+    """The first attempt of a new group."""
+    size = engine.pods_per_group(revision.data, role)
+    _create_pods(round_, terms, revision, role, index, 0, range(size), failures=0)
+    round_.actions.append(
+        Say(
+            "GroupCreated",
+            f"created {role} group {index} of revision {revision.digest} ({size} pods)",
+            scope=group_scope(role, index),
+        )
+    )
+
+
+def keep_up(round_: Round, terms: Terms, group: Group, observed: Observed, now: float) -> None:
+    """One round of one group's life."""
+    _sweep(round_, group.remnants, group_scope(group.role, group.index))
+    match group.phase:
+        case Phase.LEAVING:
+            _leave(round_, terms, group, observed, now)
+        case Phase.FAILED:
+            _make_again(round_, terms, group, observed, now)
+        case Phase.EVICTED:
+            _replace(round_, terms, group, observed, group.failures, "EvictedGroupReplaced")
+        case Phase.STARTING:
+            _start(round_, terms, group, observed, now)
+        case Phase.UP:
+            pass
+    _route(round_, group, observed)
+
+
+def retire(round_: Round, terms: Terms, group: Group, now: float) -> None:
+    """Begin to drain `group`; one that never served is deleted at once."""
+    scope = group_scope(group.role, group.index)
+    deadline = now + terms.drain_seconds
+    round_.actions += [MarkDraining(pod.name, pod.uid, deadline, scope) for pod in group.pods]
+    if group.phase is not Phase.UP:
+        _delete(round_, group.pods, scope, BROKEN_GRACE)
+        return
+    _ask(round_, terms, group, scope)
+    round_.actions.append(
+        Say("GroupDraining", f"draining {group.role} group {group.index}", scope=scope)
+    )
+    round_.unsettled = True
+    round_.wake_at(now + terms.probe_seconds)
+
+
+def _leave(round_: Round, terms: Terms, group: Group, observed: Observed, now: float) -> None:
+    scope = group_scope(group.role, group.index)
+    deadlines = [pod.drain_deadline for pod in group.pods if pod.drain_deadline is not None]
+    deadline = min(deadlines, default=now)
+    unmarked = [pod for pod in group.pods if not pod.draining]
+    round_.actions += [MarkDraining(pod.name, pod.uid, deadline, scope) for pod in unmarked]
+    if all(pod.deleting for pod in group.pods):
+        return
+    leader = group.leader
+    if leader is None or not _serves(group):
+        broken = group.missing or any(pod.failed or not pod.started for pod in group.pods)
+        _delete(round_, group.pods, scope, BROKEN_GRACE if broken else None)
+        return
+    state = observed.states.get(leader.name)
+    chosen = any(view.routable.get(leader.name) for view in observed.routers)
+    idle = state is not None and state.draining and not (state.in_flight or state.transfers)
+    if idle and not chosen:
+        _delete(round_, group.pods, scope, BROKEN_GRACE)
+        said = f"{group.role} group {group.index} has drained"
+        round_.actions.append(Say("GroupDrained", said, scope=scope))
+    elif now >= deadline:
+        _delete(round_, group.pods, scope, DEADLINE_GRACE)
+        said = f"{group.role} group {group.index} did not drain in time: its requests migrate"
+        round_.actions.append(Say("DrainDeadline", said, warning=True, scope=scope))
+    else:
+        if state is None or not state.draining:
+            _ask(round_, terms, group, scope)
+        round_.unsettled = True
+        round_.wake_at(min(deadline, now + terms.probe_seconds))
+
+
+def _make_again(round_: Round, terms: Terms, group: Group, observed: Observed, now: float) -> None:
+    """End what is left of a failed attempt; start the next when its backoff is over.
+
+    The pod that failed stays until then: it is what the attempts and the backoff are read from.
+    """
+    scope = group_scope(group.role, group.index)
+    _delete(round_, [pod for pod in group.pods if not pod.failed], scope, BROKEN_GRACE)
+    culprit = group.culprit
+    told = (culprit.message if culprit else "a pod of it vanished").strip()
+    if group.misconfigured:
+        round_.problems.append(Problem("ConfigurationError", f"{group.role}: {told}"))
+        return
+    retry_at = group.retry_at()
+    if culprit is not None and retry_at > now:
+        name, exit_code = culprit.name, culprit.exit_code
+        round_.problems.append(
+            Problem(
+                "GroupFailing",
+                f"{name} ended with exit code {exit_code}, {group.next_failures()} failures in a "
+                f"row: {told[-500:]}",
+            )
+        )
+        round_.wake_at(retry_at)
+        return
+    _replace(round_, terms, group, observed, group.next_failures(), "FailedGroupReplaced")
+
+
+def _replace(
+    round_: Round, terms: Terms, group: Group, observed: Observed, failures: int, reason: str
+) -> None:
+    """Make the next attempt, from the group's own revision; the old one is swept next round."""
+    revision = observed.revisions.get(group.revision)
+    scope = group_scope(group.role, group.index)
+    if revision is None or group.role not in revision.data.get("roles", {}):
+        text = f"revision {group.revision} of {group.role} group {group.index} is not stored"
+        round_.problems.append(Problem("RevisionMissing", text))
+        return
+    attempt = group.attempt + 1
+    _create_pods(
+        round_,
+        terms,
+        revision,
+        group.role,
+        group.index,
+        attempt,
+        range(engine.pods_per_group(revision.data, group.role)),
+        failures=failures,
+    )
+    text = f"{group.role} group {group.index} starts again as attempt {attempt}"
+    round_.actions.append(Say(reason, text, warning=True, scope=scope))
+
+
+def _start(round_: Round, terms: Terms, group: Group, observed: Observed, now: float) -> None:
+    """Make pods that are missing of a group that never ran; give up one that is half scheduled."""
+    scope = group_scope(group.role, group.index)
+    revision = observed.revisions.get(group.revision)
+    if group.missing and revision is not None:
+        _create_pods(
+            round_,
+            terms,
+            revision,
+            group.role,
+            group.index,
+            group.attempt,
+            group.missing,
+            failures=group.failures,
+        )
+    waiting = group.unscheduled
+    if not waiting:
+        return
+    said = next((pod.unscheduled for pod in waiting if pod.unscheduled), "")
+    if said:
+        text = f"{group.role} group {group.index}, pod {waiting[0].name}: {said}"
+        round_.problems.append(Problem("Unschedulable", text))
+    if len(waiting) == len(group.pods):
+        return  # holds nothing: it may wait for as long as it takes
+    until = max(pod.created for pod in group.pods) + terms.schedule_timeout
+    if now < until:
+        round_.wake_at(until)
+        return
+    deadline = now
+    round_.actions += [MarkDraining(pod.name, pod.uid, deadline, scope) for pod in group.pods]
+    _delete(round_, group.pods, scope, BROKEN_GRACE)
+    text = f"{group.role} group {group.index} was scheduled in part for too long: {said}"
+    round_.actions.append(Hold(f"schedule/{group.role}", "Unschedulable", text))
+
+
+def _route(round_: Round, group: Group, observed: Observed) -> None:
+    """The readiness gate: True when every ready router would choose the leader."""
+    leader = group.leader
+    if leader is None or leader.deleting or leader.failed or not leader.containers_ready:
+        return
+    told = [view.routable.get(leader.name, False) for view in observed.routers]
+    scope = group_scope(group.role, group.index)
+    if not leader.routable:
+        round_.unsettled = round_.unsettled or group.phase is not Phase.LEAVING
+        if told and all(told) and len(told) == observed.routers_ready:
+            round_.actions.append(SetGate(leader.name, leader.uid, True, scope))
+    elif told and not all(told):
+        round_.actions.append(SetGate(leader.name, leader.uid, False, scope))
+
+
+def _serves(group: Group) -> bool:
+    leader = group.leader
+    return (
+        leader is not None
+        and leader.started
+        and not any(pod.failed or pod.deleting for pod in group.pods)
+        and not group.missing
+    )
+
+
+def _ask(round_: Round, terms: Terms, group: Group, scope: str) -> None:
+    leader = group.leader
+    if leader is not None and leader.ip:
+        round_.actions.append(AskDrain(leader.name, leader.ip, terms.drain_seconds, scope))
+
+
+def _sweep(round_: Round, pods: Iterable[Pod], scope: str) -> None:
+    """Delete older attempts; those that still run drain by themselves on SIGTERM."""
+    for pod in pods:
+        if not pod.deleting:
+            grace = BROKEN_GRACE if pod.failed else None
+            round_.actions.append(Delete("Pod", pod.name, pod.uid, scope, grace))
+
+
+def _delete(round_: Round, pods: Iterable[Pod], scope: str, grace: int | None) -> None:
+    round_.actions += [
+        Delete("Pod", pod.name, pod.uid, scope, grace) for pod in pods if not pod.deleting
+    ]
+
+
+def _create_pods(
+    round_: Round,
+    terms: Terms,
+    revision: Revision,
+    role: str,
+    index: int,
+    attempt: int,
+    rank_pods: Iterable[int],
+    *,
+    failures: int,
+) -> None:
+    scope = group_scope(role, index)
+    round_.actions += [
+        Create(
+            engine.pod(terms.owner, revision.data, role, index, attempt, rank_pod, failures),
+            scope,
+        )
+        for rank_pod in rank_pods
+    ]
