@@ -1,0 +1,126 @@
+"""From a model folder to a Decoder: reads only what this rank computes."""
+
+import torch
+from torch import Tensor
+
+from pds_engine.config import Dtype, EngineConfig
+from pds_engine.layers import rope
+from pds_engine.models.checkpoint import Checkpoint
+from pds_engine.models.decoder import Decoder, LayerWeights, Weights
+from pds_engine.models.registry import check
+from pds_engine.models.spec import DecoderSpec
+from pds_engine.parallel.layout import Part, part
+
+DTYPES: dict[Dtype, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+def compute_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """What matrices are multiplied in.
+
+    A CPU without bfloat16 (float16) instructions falls back to a loop ten times slower than
+    float32; there the weights are rounded to `dtype`, kept and multiplied in float32.
+    """
+    if device.type != "cpu" or dtype == torch.float32:
+        return dtype
+    native = (
+        torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        if dtype == torch.bfloat16
+        else torch.ops.mkldnn._is_mkldnn_fp16_supported()
+    )
+    return dtype if native else torch.float32
+
+
+def load(config: EngineConfig, rank: int, device: torch.device) -> Decoder:
+    """Rank `rank`'s part of the model at config.model.path.
+
+    Raises:
+        ConfigError: anything is missing, of another shape, or cannot be split so.
+    """
+    spec = check(config)
+    mine = part(spec, config.parallelism, rank)
+    stored = DTYPES[config.model.dtype]
+    dtype = compute_dtype(stored, device)
+    with Checkpoint(config.model.path) as checkpoint:
+        weights = _Reader(checkpoint, spec, mine, stored, dtype, device).weights()
+    table = rope.table(spec.rope, spec.head_dim, config.max_model_len, device)
+    return Decoder(spec, mine, weights, table, dtype)
+
+
+class _Reader:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        spec: DecoderSpec,
+        mine: Part,
+        stored: torch.dtype,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self._checkpoint = checkpoint
+        self._spec = spec
+        self._part = mine
+        self._stored = stored
+        self._dtype = dtype
+        self._device = device
+
+    def weights(self) -> Weights:
+        spec, mine = self._spec, self._part
+        whole = (spec.vocab, spec.hidden)
+        embedding = head = norm = None
+        if mine.embeds or (mine.samples and spec.tied):
+            embedding = self._read("model.embed_tokens.weight", whole)
+        if mine.samples:
+            head = embedding if spec.tied else self._read("lm_head.weight", whole)
+            norm = self._read("model.norm.weight", (spec.hidden,))
+        layers = tuple(self._layer(f"model.layers.{index}.") for index in mine.layers)
+        return Weights(layers, embedding if mine.embeds else None, norm, head)
+
+    def _layer(self, name: str) -> LayerWeights:
+        spec, hidden = self._spec, self._spec.hidden
+        heads, kv_heads = self._heads(self._part.heads), self._heads(self._part.kv_heads)
+        q, kv = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
+        mlp, columns = (spec.intermediate, hidden), self._part.columns
+
+        def rows(tensor: str, shape: tuple[int, ...], wanted: range) -> Tensor:
+            return self._read(f"{name}{tensor}.weight", shape, 0, wanted)
+
+        return LayerWeights(
+            input_norm=self._read(f"{name}input_layernorm.weight", (hidden,)),
+            qkv=torch.cat(
+                (
+                    rows("self_attn.q_proj", (q, hidden), heads),
+                    rows("self_attn.k_proj", (kv, hidden), kv_heads),
+                    rows("self_attn.v_proj", (kv, hidden), kv_heads),
+                )
+            ),
+            qk_norm=self._qk_norm(name),
+            out=self._read(f"{name}self_attn.o_proj.weight", (hidden, q), 1, heads),
+            post_norm=self._read(f"{name}post_attention_layernorm.weight", (hidden,)),
+            gate_up=torch.cat(
+                (rows("mlp.gate_proj", mlp, columns), rows("mlp.up_proj", mlp, columns))
+            ),
+            down=self._read(f"{name}mlp.down_proj.weight", mlp[::-1], 1, columns),
+        )
+
+    def _qk_norm(self, name: str) -> Tensor:
+        if not self._spec.qk_norm:
+            return torch.empty(0, dtype=self._dtype, device=self._device)
+        shape = (self._spec.head_dim,)
+        q = self._read(f"{name}self_attn.q_norm.weight", shape)
+        k = self._read(f"{name}self_attn.k_norm.weight", shape)
+        counts = len(self._part.heads), len(self._part.kv_heads)
+        return torch.cat([w.expand(n, -1) for w, n in zip((q, k), counts, strict=True)])
+
+    def _heads(self, heads: range) -> range:
+        """The rows of a projection that make these heads."""
+        return range(heads.start * self._spec.head_dim, heads.stop * self._spec.head_dim)
+
+    def _read(
+        self, name: str, shape: tuple[int, ...], dim: int = 0, wanted: range | None = None
+    ) -> Tensor:
+        tensor = self._checkpoint.read(name, shape, dim, wanted)
+        return tensor.to(self._stored).to(self._device, self._dtype).contiguous()

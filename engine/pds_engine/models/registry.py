@@ -1,0 +1,63 @@
+"""Which architectures are served, and whether a layout suits one. No torch: launch asks first."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from pds_engine.config import EngineConfig
+from pds_engine.errors import ConfigError
+from pds_engine.models import llama, qwen3
+from pds_engine.models.spec import DecoderSpec, Json, read_config
+
+FAMILIES: Mapping[str, Callable[[Json], DecoderSpec]] = {
+    module.ARCHITECTURE: module.spec for module in (llama, qwen3)
+}
+
+
+def read_spec(folder: Path) -> DecoderSpec:
+    """The spec of the model in `folder`.
+
+    Raises:
+        ConfigError: no such model, an unknown architecture, or an option that is not supported.
+    """
+    config = read_config(folder)
+    named = config.get("architectures") or []
+    for architecture in named:
+        if architecture in FAMILIES:
+            return FAMILIES[architecture](config)
+    raise ConfigError(
+        f"model.path: {folder} holds a model of unknown architecture {', '.join(named) or 'none'}",
+        hint=f"known: {', '.join(FAMILIES)}",
+    )
+
+
+def check(config: EngineConfig) -> DecoderSpec:
+    """The spec of `config`'s model, once its layout and length are known to suit it.
+
+    Raises:
+        ConfigError: also for a layout that cannot be: pp above layers, heads not divisible by tp,
+            max_model_len above what the model's positions reach.
+    """
+    spec, split = read_spec(config.model.path), config.parallelism
+    if split.pp > spec.layers:
+        raise ConfigError(
+            f"parallelism.pp {split.pp} is above the model's {spec.layers} layers",
+            hint=f"a stage needs a layer: choose pp ≤ {spec.layers}",
+        )
+    for count, name in ((spec.heads, "attention heads"), (spec.intermediate, "MLP columns")):
+        if count % split.tp:
+            raise ConfigError(
+                f"parallelism.tp {split.tp} does not divide the model's {count} {name}",
+                hint="choose a tp that divides both heads and MLP columns",
+            )
+    if spec.kv_heads % split.tp and split.tp % spec.kv_heads:
+        raise ConfigError(
+            f"parallelism.tp {split.tp} neither divides nor is a multiple of the model's "
+            f"{spec.kv_heads} KV heads"
+        )
+    if config.max_model_len > spec.max_position:
+        raise ConfigError(
+            f"max_model_len {config.max_model_len} is above the model's {spec.max_position} "
+            "positions",
+            hint=f"choose max_model_len ≤ {spec.max_position}",
+        )
+    return spec

@@ -1,0 +1,97 @@
+"""Executes plans: one forward pass per step, then sampling where the plan says so."""
+
+import time
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pds_engine.config import EngineConfig
+from pds_engine.messages import Admit, Release, StepDone, StepPlan, TokenLogprobs
+from pds_engine.models.decoder import Decoder
+from pds_engine.runner.batch import Batch, build
+from pds_engine.runner.sampling import logprobs, sample
+from pds_engine.runner.tables import Tables
+
+Kv = Sequence[tuple[Tensor, Tensor]]
+"""Each layer's keys and values: [pages, kv_heads, page_size, head_dim] views of one pool."""
+
+
+class Runner:
+    """One rank's computation. Orders are executed as they come, none is ever cancelled.
+
+    The last page of `kv` belongs to the runner: padding tokens write to it.
+    """
+
+    def __init__(self, config: EngineConfig, decoder: Decoder, kv: Kv) -> None:
+        self._decoder = decoder
+        self._kv = kv
+        self._page_size = config.kv.page_size
+        keys = kv[0][0]
+        self._tables = Tables(
+            max_slots=config.scheduler.max_running,
+            # One more than the longest request needs: its next token's page may come early.
+            max_pages=-(-config.max_model_len // self._page_size) + 1,
+            vocab=decoder.spec.vocab,
+            null_page=len(keys) - 1,
+            device=keys.device,
+        )
+        self._done = -1
+        self._releases: list[Release] = []
+
+    def admit(self, order: Admit) -> None:
+        self._tables.admit(order)
+
+    def release(self, order: Release) -> None:
+        """Free the slot, at once or when `order.after_step` is done."""
+        self._releases.append(order)
+        self._free()
+
+    @torch.inference_mode()
+    def execute(self, plan: StepPlan) -> StepDone:
+        """Compute one step and report what it sampled.
+
+        Raises:
+            ProtocolError: the plan does not fit what the slots hold.
+        """
+        begun = time.perf_counter()
+        self._copy(plan.copies)
+        batch = build(plan, self._tables, self._page_size, plan.padded_tokens)
+        hidden = self._decoder.forward(
+            self._decoder.embed(batch.tokens), batch.positions, batch.attention, self._kv
+        )
+        tokens, chances = self._sample(hidden, batch)
+        self._done = plan.step_id
+        self._free()
+        return StepDone(
+            step_id=plan.step_id,
+            tokens=tokens,
+            logprobs=chances,
+            elapsed=time.perf_counter() - begun,
+        )
+
+    def _sample(
+        self, hidden: Tensor, batch: Batch
+    ) -> tuple[tuple[int, ...], tuple[TokenLogprobs | None, ...]]:
+        if not batch.samples:
+            return (), ()
+        logits = self._decoder.logits(hidden[batch.sampled])
+        tokens = sample(logits, batch, self._tables)
+        self._tables.sampled(batch.slots, tokens)
+        chances = logprobs(logits, tokens, batch.samples)
+        return tuple(tokens.tolist()), chances
+
+    def _copy(self, copies: Sequence[tuple[int, int]]) -> None:
+        for source, destination in copies:
+            for keys, values in self._kv:
+                keys[destination] = keys[source]
+                values[destination] = values[source]
+
+    def _free(self) -> None:
+        waiting = []
+        for order in self._releases:
+            if order.after_step <= self._done:
+                self._tables.release(order.slot, order.gen)
+            else:
+                waiting.append(order)
+        self._releases = waiting

@@ -1,0 +1,126 @@
+"""What a worker remembers of its slots: tensors at fixed addresses, and what the host knows.
+
+A step's inputs come from its plan and these tables alone, without a read from the device, so that a
+decode step can be replayed as one graph.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from pds_engine.errors import ProtocolError
+from pds_engine.messages import Admit, Row, Sampling
+
+
+@dataclass(slots=True)
+class Slot:
+    """The host's part of one slot."""
+
+    gen: int
+    prompt_len: int
+    known: Tensor
+    """[n] int64: the tokens that came with Admit; later ones are only in Tables.last_token."""
+    sampling: Sampling
+    seed: int
+    pages: list[int] = field(default_factory=list)
+
+
+class Tables:
+    """Slots 0 … max_slots-1. `null_page` is a page of finite content that belongs to no request."""
+
+    def __init__(
+        self, max_slots: int, max_pages: int, vocab: int, null_page: int, device: torch.device
+    ) -> None:
+        self.null_page = null_page
+        self.device = device
+        self.pages = torch.full((max_slots, max_pages), null_page, device=device)
+        self.last_token = torch.zeros(max_slots, dtype=torch.int64, device=device)
+        self._vocab = vocab
+        self._slots: dict[int, Slot] = {}
+        self._prompted: Tensor | None = None
+        self._counts: Tensor | None = None
+
+    def admit(self, order: Admit) -> None:
+        """Slot `order.slot` holds this request from now on.
+
+        Raises:
+            ProtocolError: the slot is taken or out of range, or there are more pages than fit.
+        """
+        if order.slot in self._slots or not 0 <= order.slot < len(self.pages):
+            raise ProtocolError(f"Admit names slot {order.slot}, which is taken or does not exist")
+        known = torch.tensor(order.prompt_ids + order.output_ids, dtype=torch.int64)
+        slot = Slot(order.gen, len(order.prompt_ids), known, order.sampling, order.seed)
+        self._slots[order.slot] = slot
+        self._grow(order.slot, slot, order.pages)
+        if order.output_ids:
+            self.last_token[order.slot] = order.output_ids[-1]
+        if penalised(order.sampling):
+            self._count(order)
+
+    def take(self, row: Row) -> Slot:
+        """The slot that `row` is about, with the row's new pages.
+
+        Raises:
+            ProtocolError: another generation holds the slot.
+        """
+        slot = self._slots.get(row.slot)
+        if slot is None or slot.gen != row.gen:
+            raise ProtocolError(
+                f"a step names slot {row.slot} generation {row.gen}, "
+                f"which holds {'none' if slot is None else slot.gen}"
+            )
+        if row.new_pages:
+            self._grow(row.slot, slot, row.new_pages)
+        return slot
+
+    def release(self, index: int, gen: int) -> None:
+        """The slot is free. Its pages' entries become the null page."""
+        slot = self._slots.get(index)
+        if slot is None or slot.gen != gen:
+            raise ProtocolError(f"Release names slot {index} generation {gen}, which is not there")
+        del self._slots[index]
+        self.pages[index, : len(slot.pages)] = self.null_page
+
+    def sampled(self, slots: Tensor, tokens: Tensor) -> None:
+        """`tokens` [R] are the latest of `slots` [R]."""
+        self.last_token[slots] = tokens
+        if self._counts is not None:
+            self._counts[slots, tokens] += 1
+
+    def penalty_state(self, slots: Tensor) -> tuple[Tensor, Tensor]:
+        """Which tokens the prompts hold, [R, vocab] bool, and outputs' counts, [R, vocab] int32."""
+        prompted, counts = self._penalty_tables()
+        return prompted[slots], counts[slots]
+
+    def _grow(self, index: int, slot: Slot, pages: tuple[int, ...]) -> None:
+        start, end = len(slot.pages), len(slot.pages) + len(pages)
+        if end > self.pages.shape[1]:
+            raise ProtocolError(f"slot {index} has {end} pages, {self.pages.shape[1]} is the most")
+        self.pages[index, start:end] = torch.tensor(pages, dtype=torch.int64)
+        slot.pages.extend(pages)
+
+    def _count(self, order: Admit) -> None:
+        prompted, counts = self._penalty_tables()
+        prompted[order.slot] = False
+        prompted[order.slot, torch.tensor(order.prompt_ids, device=self.device)] = True
+        counts[order.slot] = torch.bincount(
+            torch.tensor(order.output_ids, dtype=torch.int64), minlength=self._vocab
+        )
+
+    def _penalty_tables(self) -> tuple[Tensor, Tensor]:
+        """Made when the first request with penalties comes: most workers never need them."""
+        if self._prompted is None or self._counts is None:
+            shape = (len(self.pages), self._vocab)
+            self._prompted = torch.zeros(shape, dtype=torch.bool, device=self.device)
+            self._counts = torch.zeros(shape, dtype=torch.int32, device=self.device)
+        return self._prompted, self._counts
+
+
+def penalised(sampling: Sampling) -> bool:
+    """Whether the tokens so far change the scores of the next one."""
+    return (
+        sampling.repetition_penalty != 1
+        or sampling.presence_penalty != 0
+        or sampling.frequency_penalty != 0
+    )
