@@ -83,7 +83,11 @@ def build(graph: Graph, folder: Path) -> None:
         before = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = scratch
         try:
-            torch._inductor.aoti_compile_and_package(program, package_path=str(folder / PACKAGE))
+            # vec_isa_ok: the probes of each instruction set cost as much as the graph itself
+            with torch._inductor.config.patch({"cpp.vec_isa_ok": True}):
+                torch._inductor.aoti_compile_and_package(
+                    program, package_path=str(folder / PACKAGE)
+                )
         finally:
             if before is None:
                 del os.environ["TORCHINDUCTOR_CACHE_DIR"]
