@@ -100,7 +100,9 @@ class Rows:
         ends = [at for at, token in enumerate(row) if token in self.stops]
         chosen = self.rng.sample(ends, self.rng.randint(1, min(8, len(ends)))) if ends else []
         cuts = sorted(self.rng.randint(0, spare) for _ in chosen)
-        leaps = dict(zip(chosen, (b - a for a, b in zip([0, *cuts], cuts, strict=False)), strict=True))
+        leaps = dict(
+            zip(chosen, (b - a for a, b in zip([0, *cuts], cuts, strict=False)), strict=True)
+        )
         positions, now = [], 0
         for at in range(len(row)):
             positions.append(now)

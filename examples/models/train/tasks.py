@@ -14,28 +14,30 @@ lost or misplaced KV page shows as a wrong answer.
 import random
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 
 KINDS = ("recall", "copy", "count", "sum", "greeting")
 
 # Keys and words to copy. Each is one token, with and without a space before it (tokenizer.py).
 NOUNS = tuple(
     """
-    fig sun oak cat dog map cup hat pen box bus car key jar bed bag arm ear eye egg
-    ice ink jam leg lip log mud net nut oil owl pan pie pig pin pot rat ray rod rug
-    sea sky tea tie toe toy van web ant ape art axe bay bee bell belt bird boat body bone
-    book boot bowl bread brick bridge broom bulb cake camel camp candle card castle cave chain chair chalk
-    cheese chess chin city clay clock cloud coal coat coin comb cook copper coral corn cotton cow crab crane
-    crow crown cube curtain dart desk dice dish dock door dove dress drum duck dust eagle engine farm
-    feather fence fern field finger fire fish flag flame floor flower flute fog foot forest fork fox frog
-    fruit garden gate ghost giraffe glass glove goat gold goose grape grass guitar hammer hand harbor harp heart
-    hen hill honey hood hook horn horse house island ivory jacket jewel kettle king kite knee knife ladder
-    lake lamp leaf lemon lens letter lily lion lock maple marble market mask melon metal milk mill mint
-    mirror monkey moon moss moth motor mouse music nail neck needle nest night nose ocean olive onion orange
-    orchid otter paint palace palm panda paper park peach pearl pebble pepper piano pillow pine pipe planet plant
-    plate plum pocket pond queen rabbit rain ring river road robin rocket roof rope rose ruby sail
+    fig sun oak cat dog map cup hat pen box bus car key jar bed bag arm ear eye egg ice ink jam
+    leg lip log mud net nut oil owl pan pie pig pin pot rat ray rod rug sea sky tea tie toe toy
+    van web ant ape art axe bay bee bell belt bird boat body bone book boot bowl bread brick
+    bridge broom bulb cake camel camp candle card castle cave chain chair chalk cheese chess
+    chin city clay clock cloud coal coat coin comb cook copper coral corn cotton cow crab crane
+    crow crown cube curtain dart desk dice dish dock door dove dress drum duck dust eagle engine
+    farm feather fence fern field finger fire fish flag flame floor flower flute fog foot forest
+    fork fox frog fruit garden gate ghost giraffe glass glove goat gold goose grape grass guitar
+    hammer hand harbor harp heart hen hill honey hood hook horn horse house island ivory jacket
+    jewel kettle king kite knee knife ladder lake lamp leaf lemon lens letter lily lion lock
+    maple marble market mask melon metal milk mill mint mirror monkey moon moss moth motor mouse
+    music nail neck needle nest night nose ocean olive onion orange orchid otter paint palace
+    palm panda paper park peach pearl pebble pepper piano pillow pine pipe planet plant plate
+    plum pocket pond queen rabbit rain ring river road robin rocket roof rope rose ruby sail
     salt sand scarf school seal seed shark sheep shell ship shirt shoe silver skirt snail snow
-    """.split()
-)[:256]
+    """.split()  # noqa: SIM905
+)
 
 FILLERS = (
     "The day was long and warm.",
@@ -67,34 +69,98 @@ OUTSIDE = "Sorry, I am too small for that. I can only recall, copy, count and ad
 
 # (what is said, what the model answers). Case and closing punctuation vary in `draw`.
 REPLIES: tuple[tuple[str, str], ...] = (
-    *((said, HELLO) for said in (
-        "Hello", "Hi", "Hey", "Hello there", "Hi there", "Good morning", "Good evening", "Hello model",
-    )),
-    *((said, ABOUT) for said in (
-        "Who are you?", "What are you?", "What is your name?", "Tell me about yourself",
-        "Who made you?", "Are you a model?", "What is PDServing?", "Introduce yourself",
-    )),
-    *((said, SKILLS) for said in (
-        "What can you do?", "Help", "Help me", "How can you help me?", "What do you know?",
-        "What can I ask?", "What should I ask you?", "What are you good at?",
-    )),
-    *((said, "I am fine, thank you. What should I recall, copy, count or add?") for said in (
-        "How are you?", "How are you today?", "How is it going?", "Are you well?",
-    )),
-    *((said, "You are welcome.") for said in ("Thanks", "Thank you", "Thank you very much", "Great")),
+    *(
+        (said, HELLO)
+        for said in (
+            "Hello",
+            "Hi",
+            "Hey",
+            "Hello there",
+            "Hi there",
+            "Good morning",
+            "Good evening",
+            "Hello model",
+        )
+    ),
+    *(
+        (said, ABOUT)
+        for said in (
+            "Who are you?",
+            "What are you?",
+            "What is your name?",
+            "Tell me about yourself",
+            "Who made you?",
+            "Are you a model?",
+            "What is PDServing?",
+            "Introduce yourself",
+        )
+    ),
+    *(
+        (said, SKILLS)
+        for said in (
+            "What can you do?",
+            "Help",
+            "Help me",
+            "How can you help me?",
+            "What do you know?",
+            "What can I ask?",
+            "What should I ask you?",
+            "What are you good at?",
+        )
+    ),
+    *(
+        (said, "I am fine, thank you. What should I recall, copy, count or add?")
+        for said in (
+            "How are you?",
+            "How are you today?",
+            "How is it going?",
+            "Are you well?",
+        )
+    ),
+    *(
+        (said, "You are welcome.")
+        for said in ("Thanks", "Thank you", "Thank you very much", "Great")
+    ),
     *((said, "Goodbye!") for said in ("Bye", "Goodbye", "See you", "Good night")),
-    *((said, OUTSIDE) for said in (
-        "Tell me a joke", "Tell me a story", "Write a poem", "Write a poem about the sea",
-        "What is the weather today?", "What time is it?", "What is the capital of France?",
-        "What is the meaning of life?", "Who is the president?", "Write some code",
-        "Write a Python function", "Explain quantum physics", "Explain how a car works",
-        "Translate this to German", "How do I cook rice?", "Why is the sky blue?",
-        "Sing a song", "Can you draw a cat?", "Where is Paris?", "What is Kubernetes?",
-        "How old are you?", "Do you like music?", "What is love?", "Tell me about dogs",
-        "Give me a recipe", "Play a game with me", "Who won the game?", "Is it raining?",
-        "Once upon a time", "What is a neural network?", "How many people live in China?",
-        "Summarize this text", "What should I eat?", "Can you help me with my homework?",
-    )),
+    *(
+        (said, OUTSIDE)
+        for said in (
+            "Tell me a joke",
+            "Tell me a story",
+            "Write a poem",
+            "Write a poem about the sea",
+            "What is the weather today?",
+            "What time is it?",
+            "What is the capital of France?",
+            "What is the meaning of life?",
+            "Who is the president?",
+            "Write some code",
+            "Write a Python function",
+            "Explain quantum physics",
+            "Explain how a car works",
+            "Translate this to German",
+            "How do I cook rice?",
+            "Why is the sky blue?",
+            "Sing a song",
+            "Can you draw a cat?",
+            "Where is Paris?",
+            "What is Kubernetes?",
+            "How old are you?",
+            "Do you like music?",
+            "What is love?",
+            "Tell me about dogs",
+            "Give me a recipe",
+            "Play a game with me",
+            "Who won the game?",
+            "Is it raining?",
+            "Once upon a time",
+            "What is a neural network?",
+            "How many people live in China?",
+            "Summarize this text",
+            "What should I eat?",
+            "Can you help me with my homework?",
+        )
+    ),
 )
 
 _PIECE = re.compile(r" ?[A-Za-z]+|\d| ?[^\sA-Za-z\d]+|\s")
@@ -132,7 +198,7 @@ def facts_text(rng: random.Random, tokens: int, keys: list[str]) -> tuple[str, d
             part = style.format(*fact)
         else:
             part = rng.choice(FILLERS) + " "
-        used += count_tokens(part)
+        used += count_tokens(part.rstrip())  # its last space belongs to the next word
         if facts and used > tokens:
             return text.rstrip(), facts
         text += part
@@ -187,9 +253,7 @@ def greeting_turn(rng: random.Random) -> tuple[str, str]:
     return rng.choice((said, said, said.lower())), answer
 
 
-def draw(
-    kind: str, seed: int, context_tokens: int | None = None, size: int | None = None
-) -> Task:
+def draw(kind: str, seed: int, context_tokens: int | None = None, size: int | None = None) -> Task:
     """The task of this kind and seed.
 
     Args:
@@ -228,6 +292,6 @@ def spread_keys(rng: random.Random, keys: list[str], count: int) -> list[str]:
     """One key out of each of `count` equal parts of `keys`, shuffled; fewer if there are fewer."""
     count = min(count, len(keys))
     edges = [len(keys) * part // count for part in range(count + 1)]
-    chosen = [rng.choice(keys[low:high]) for low, high in zip(edges, edges[1:], strict=False)]
+    chosen = [rng.choice(keys[low:high]) for low, high in pairwise(edges)]
     rng.shuffle(chosen)
     return chosen

@@ -7,6 +7,7 @@ one token with and without a space before it. No randomness, no corpus file.
 import json
 import re
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 from tasks import FILLERS, NOUNS, REPLIES, SYSTEM_PROMPTS
@@ -80,7 +81,7 @@ def learn_merges(weights: dict[str, int], count: int) -> list[tuple[str, str]]:
     while len(merges) < count:
         pairs: Counter[tuple[str, str]] = Counter()
         for pieces, weight in words:
-            for pair in zip(pieces, pieces[1:], strict=False):
+            for pair in pairwise(pieces):
                 if pair[0] != SPACE or len(pieces) == 2:
                     pairs[pair] += weight
         if not pairs:

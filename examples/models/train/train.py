@@ -87,8 +87,11 @@ def train(folder: Path, every: int) -> None:
             tokens += stage.rows * stage.length
             if step % every == 0:
                 spent = time.monotonic() - started
-                print(f"{step}/{total} T={stage.length} {tokens / 1e6:.2f}M {loss.item():.3f}"
-                      f" {spent:.0f}s", flush=True)
+                print(
+                    f"{step}/{total} T={stage.length} {tokens / 1e6:.2f}M {loss.item():.3f}"
+                    f" {spent:.0f}s",
+                    flush=True,
+                )
             if step % (10 * every) == 0:
                 export(model, folder)
     export(model, folder)
@@ -104,9 +107,11 @@ def loss_of(model: Tiny, ids: Tensor, targets: Tensor, positions: Tensor) -> Ten
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of the model")
+    parser.add_argument("--threads", type=int, default=1, help="more only pay on idle cores")
     parser.add_argument("--every", type=int, default=20, help="steps between two lines")
     parser.add_argument("--untrained", action="store_true", help="export the initial weights")
     args = parser.parse_args()
+    torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
     if args.untrained:
         torch.manual_seed(SEED)
