@@ -61,7 +61,7 @@ def test_one_task_of_each_kind(tasks: ModuleType) -> None:
     assert said["greeting"][1] in dict.fromkeys(answer for _, answer in tasks.REPLIES)
 
 
-@pytest.mark.parametrize("context_tokens", [64, 256, 1024, 2000])
+@pytest.mark.parametrize("context_tokens", [128, 256, 1024, 2000])
 def test_recall_fills_its_context_and_asks_across_it(
     tasks: ModuleType, context_tokens: int
 ) -> None:
