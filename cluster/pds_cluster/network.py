@@ -8,6 +8,7 @@ can be reached from here) and one nftables table (so that pods can reach the wor
 import json
 from pathlib import Path
 
+from pds_cluster.mounts import is_mounted
 from pds_cluster.settings import Settings
 from pds_cluster.shell import Arg, run, write
 
@@ -26,7 +27,7 @@ def _link_up(settings: Settings) -> bool:
 
 def ensure(settings: Settings) -> None:
     """Makes the namespace, the link, routes and the table. What is right already is left alone."""
-    if not settings.netns.is_mount():
+    if not is_mounted(settings.netns):
         _delete_link(settings)
         settings.netns.parent.mkdir(parents=True, exist_ok=True)
         settings.netns.touch()

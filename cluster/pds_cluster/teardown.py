@@ -9,7 +9,7 @@ import contextlib
 import shutil
 from pathlib import Path
 
-from pds_cluster import cgroups, network, node, processes, up
+from pds_cluster import cgroups, mounts, network, node, processes, up
 from pds_cluster.errors import ClusterError
 from pds_cluster.settings import Settings, say
 from pds_cluster.shell import run
@@ -41,7 +41,7 @@ def down(settings: Settings) -> None:
             processes.stop(settings, name)
         for pid in strays(settings):
             processes.end(pid, grace=1)
-        _unmount(settings.run)
+        mounts.unmount(settings.run)
         cgroups.remove(settings)
         network.remove(settings)
         node.restore_sysctls(settings)
@@ -101,32 +101,17 @@ def _shim_sockets(settings: Settings) -> list[Path]:
 def _foreign_files(settings: Settings) -> list[Path]:
     """What kubelet and CNI write outside the run folder, wherever they are told to write."""
     logs = POD_LOG_LINKS.iterdir() if POD_LOG_LINKS.is_dir() else ()
-    links = [path for path in logs if path.is_symlink() and _below(path.readlink(), settings.run)]
+    links = [
+        path for path in logs if path.is_symlink() and path.readlink().is_relative_to(settings.run)
+    ]
     return [*links, *CNI_RESULTS.glob(f"{settings.id}-*")]
-
-
-def _below(path: Path, folder: Path) -> bool:
-    return path.is_relative_to(folder)
-
-
-def mounts(folder: Path) -> list[str]:
-    """Mount points at or below `folder`, the innermost first."""
-    lines = Path("/proc/self/mounts").read_text().splitlines()
-    points = [line.split()[1].encode().decode("unicode_escape") for line in lines]
-    return [point for point in reversed(points) if _below(Path(point), folder)]
-
-
-def _unmount(folder: Path) -> None:
-    for point in mounts(folder):
-        if run("umount", point, check=False).returncode != 0:
-            run("umount", "--lazy", point, check=False)
 
 
 def remains(settings: Settings) -> list[str]:
     """What is still there after `down`, in words; empty when all is gone."""
     found = [f"process {pid}" for pid in strays(settings)]
     found += [f"process {pid} in a pod" for pid in sorted(cgroups.members(settings))]
-    found += [f"mount {point}" for point in mounts(settings.run)]
+    found += [f"mount {point}" for point in mounts.below(settings.run)]
     found += [f"cgroup {folder}" for folder in cgroups.folders(settings) if folder.exists()]
     found += [f"file {path}" for path in (settings.run, *_foreign_files(settings)) if path.exists()]
     if Path("/sys/class/net", settings.id).exists():
