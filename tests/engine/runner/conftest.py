@@ -213,7 +213,7 @@ Reference = Callable[[Path, Sequence[int], int], list[int]]
 
 @pytest.fixture(scope="session")
 def reference() -> Reference:
-    """Greedy tokens of transformers in float32; refuses a prompt whose answer hangs on a near tie."""
+    """Greedy tokens of transformers in float32; refuses a prompt that ends in a near tie."""
     models: dict[Path, Any] = {}
 
     def tokens(path: Path, prompt: Sequence[int], count: int) -> list[int]:

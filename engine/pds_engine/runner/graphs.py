@@ -1,0 +1,139 @@
+"""The compiled form of a layer's pieces, and the list of what a rank will run.
+
+The list is the warm-up's shape plan: extend graphs unless role=decode, decode graphs unless
+role=prefill, for this stage's layers alone (they share shapes, so one graph serves them all).
+"""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from pds_kernels import graph as aot
+from pds_kernels.cache import Artefact, Cache
+from pds_kernels.graph import Graph
+from torch import Tensor
+
+from pds_engine.config import EngineConfig
+from pds_engine.layers import mlp, norm, rope
+from pds_engine.models import decoder
+from pds_engine.models.decoder import LayerWeights, Pieces, Shape
+from pds_engine.models.loader import DTYPES, compute_dtype
+from pds_engine.models.spec import DecoderSpec
+from pds_engine.parallel.layout import Part
+
+KIND = "inductor"
+_LEAST = 2  # torch.export specialises a dimension of one
+_SOURCES = tuple(Path(module.__file__ or "") for module in (decoder, mlp, norm, rope))
+
+
+def shape_of(spec: DecoderSpec, part: Part) -> Shape:
+    """What the pieces of this rank close over."""
+    return Shape(len(part.heads), len(part.kv_heads), spec.head_dim, spec.norm_eps, spec.qk_norm)
+
+
+def plan(
+    config: EngineConfig, spec: DecoderSpec, part: Part, device: torch.device
+) -> tuple[Graph, ...]:
+    """Every graph that a rank with this part will run."""
+    bounds = config.scheduler
+    step = bounds.max_step_tokens or bounds.chunk_size + bounds.max_running
+    passes = {"extend": step + config.parallelism.tp, "decode": max(_LEAST, bounds.max_running)}
+    if config.role == "prefill":
+        del passes["decode"]
+    if config.role == "decode":
+        del passes["extend"]
+    dtype = compute_dtype(DTYPES[config.model.dtype], device)
+    return tuple(
+        graph
+        for name, tokens in passes.items()
+        for graph in _pair(name, tokens, spec, shape_of(spec, part), len(part.columns), dtype)
+    )
+
+
+def fetch(graph: Graph, cache: Cache, timeout: float) -> Artefact:
+    """The compiled `graph`, built here if nobody has."""
+    folder = functools.partial(aot.build, graph)
+    return cache.get(KIND, graph.key_inputs(), folder, timeout=timeout)
+
+
+class CompiledPieces(Pieces):
+    """The pieces run by compiled graphs; each call takes the narrowest that holds its tokens."""
+
+    def __init__(self, shape: Shape, loaded: dict[str, tuple[Graph, Callable[..., Any]]]) -> None:
+        super().__init__(shape)
+        self._before = _by_size(loaded, "before")
+        self._after = _by_size(loaded, "after")
+
+    def before(self, x: Tensor, rope: Tensor, w: LayerWeights) -> tuple[Tensor, Tensor, Tensor]:
+        tokens = len(x)
+        if tokens < _LEAST:
+            x, rope = _padded(x), _padded(rope)
+        q, k, v = _choose(self._before, len(x))(x, rope, w.input_norm, w.qkv, w.qk_norm)
+        return q[:tokens], k[:tokens], v[:tokens]
+
+    def after(self, x: Tensor, attended: Tensor, w: LayerWeights) -> Tensor:
+        tokens = len(x)
+        if tokens < _LEAST:
+            x, attended = _padded(x), _padded(attended)
+        (out,) = _choose(self._after, len(x))(x, attended, w.out, w.post_norm, w.gate_up, w.down)
+        result: Tensor = out[:tokens]
+        return result
+
+
+def _pair(
+    name: str, tokens: int, spec: DecoderSpec, shape: Shape, columns: int, dtype: torch.dtype
+) -> tuple[Graph, Graph]:
+    hidden, dim = spec.hidden, spec.head_dim
+    both, q = shape.heads + shape.kv_heads, shape.heads * dim
+    qk_norm = (both, dim) if shape.qk_norm else (0,)
+    before = [(tokens, hidden), (hidden,), ((both + shape.kv_heads) * dim, hidden), qk_norm]
+    after = [(tokens, hidden), (tokens, q), (hidden, q), (hidden,), (2 * columns, hidden)]
+    common = {"tokens": (_LEAST, tokens), "constants": repr(shape), "sources": _SOURCES}
+    return (
+        Graph(
+            f"{name}-before",
+            functools.partial(decoder.before, shape),
+            (
+                (before[0], dtype),
+                ((tokens, dim), torch.float32),
+                *((size, dtype) for size in before[1:]),
+            ),
+            varying=(0, 1),
+            **common,
+        ),
+        Graph(
+            f"{name}-after",
+            _after(shape),
+            tuple((size, dtype) for size in (*after, (hidden, columns))),
+            varying=(0, 1),
+            **common,
+        ),
+    )
+
+
+def _after(shape: Shape) -> Callable[..., tuple[Tensor]]:
+    def after(*arguments: Tensor) -> tuple[Tensor]:
+        return (decoder.after(shape, *arguments),)
+
+    return after
+
+
+def _by_size(
+    loaded: dict[str, tuple[Graph, Callable[..., Any]]], piece: str
+) -> list[tuple[int, Callable[..., Any]]]:
+    found = [(g.tokens[1], call) for name, (g, call) in loaded.items() if name.endswith(piece)]
+    return sorted(found, key=lambda pair: pair[0])
+
+
+def _choose(sized: list[tuple[int, Callable[..., Any]]], tokens: int) -> Callable[..., Any]:
+    for greatest, call in sized:
+        if tokens <= greatest:
+            return call
+    raise ValueError(f"a step of {tokens} tokens, the shape plan ends at {sized[-1][0]}")
+
+
+def _padded(x: Tensor) -> Tensor:
+    return F.pad(x, (0, 0) * (x.dim() - 1) + (0, _LEAST - len(x)))

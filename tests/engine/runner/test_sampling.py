@@ -1,0 +1,187 @@
+"""Sampling: what may be drawn, how often, and that a row's draw is its own."""
+
+import math
+
+import pytest
+import torch
+from pds_engine.messages import Admit, Sampling
+from pds_engine.runner.batch import Batch
+from pds_engine.runner.sampling import draw, eligible, logprobs, penalise, sample
+from pds_engine.runner.tables import Slot, Tables
+
+VOCAB = 12
+
+
+def options(**keys) -> Sampling:
+    return Sampling(max_tokens=8, **keys)
+
+
+def slot(sampling: Sampling, seed: int = 0) -> Slot:
+    return Slot(0, 1, torch.zeros(1, dtype=torch.int64), sampling, seed)
+
+
+def choose(logits: torch.Tensor, *requests: Admit, index: int = 0) -> list[int]:
+    tables = Tables(len(requests), 4, logits.shape[1], 0, torch.device("cpu"))
+    rows = []
+    for request in requests:
+        tables.admit(request)
+        prompt = torch.tensor(request.prompt_ids)
+        rows.append((Slot(0, len(prompt), prompt, request.sampling, request.seed), index))
+    slots = torch.arange(len(requests))
+    batch = Batch(slots, slots, None, slots, slots, tuple(rows))
+    return sample(logits, batch, tables).tolist()
+
+
+def admit(at: int, sampling: Sampling, prompt=(1,), output=(), seed=0) -> Admit:
+    return Admit(
+        slot=at,
+        gen=0,
+        prompt_ids=prompt,
+        output_ids=output,
+        sampling=sampling,
+        seed=seed,
+        pages=(0,),
+    )
+
+
+def test_greedy_takes_the_lowest_id_of_a_tie():
+    logits = torch.tensor([[0.0, 3.0, 3.0], [1.0, 1.0, 1.0]])
+    assert choose(logits, admit(0, options(temperature=0)), admit(1, options(temperature=0))) == [
+        1,
+        0,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({}, {0, 1, 2, 3}),
+        ({"top_k": 2}, {0, 1}),
+        ({"top_k": 100}, {0, 1, 2, 3}),
+        ({"top_p": 0.5}, {0}),
+        ({"top_p": 0.51}, {0, 1}),
+        ({"top_p": 0.0}, {0}),
+        ({"min_p": 0.5}, {0, 1}),
+        ({"min_p": 1.0}, {0}),
+        ({"top_k": 2, "top_p": 0.7}, {0, 1}),  # of the two left, the first has 2/3
+        ({"top_k": 2, "top_p": 0.6}, {0}),
+    ],
+)
+def test_eligible(keys, expected):
+    chances = torch.tensor([[0.5, 0.25, 0.15, 0.1]])
+    kept = eligible(chances.log(), [options(**keys)])
+    assert set(kept[0].nonzero().flatten().tolist()) == expected
+
+
+def chi_square(drawn: torch.Tensor, chances: torch.Tensor) -> float:
+    counts = torch.bincount(drawn, minlength=len(chances)).double()
+    expected = chances.double() * len(drawn)
+    return float(((counts - expected) ** 2 / expected).sum())
+
+
+def test_draws_follow_the_softmax_at_its_temperature():
+    torch.manual_seed(1)
+    logits, temperature, count = torch.randn(VOCAB), 0.7, 20_000
+    rows = [(slot(options(temperature=temperature), seed=11), index) for index in range(count)]
+    drawn = draw(logits.expand(count, -1), rows)
+    # 11 degrees of freedom: above 31.3 once in a thousand seeds
+    assert chi_square(drawn, (logits / temperature).softmax(-1)) < 31.3
+
+
+def test_draws_within_top_p_follow_what_is_left():
+    chances = torch.tensor([0.4, 0.3, 0.2, 0.1])
+    rows = [(slot(options(top_p=0.75), seed=seed), 0) for seed in range(8000)]
+    drawn = draw(chances.log().expand(8000, -1), rows)
+    assert int(drawn.max()) == 2
+    assert chi_square(drawn, torch.tensor([0.4, 0.3, 0.2]) / 0.9) < 13.8  # 2 degrees, 1 in 1000
+
+
+def test_a_row_s_token_does_not_depend_on_its_batch():
+    torch.manual_seed(2)
+    logits = torch.randn(6, 500)
+    kinds = [
+        options(temperature=0.9),
+        options(temperature=0),
+        options(top_p=0.9),
+        options(top_k=20, temperature=1.5),
+        options(min_p=0.05),
+        options(logit_bias={3: 2.5}, presence_penalty=0.4),
+    ]
+    requests = [admit(at, kind, seed=at * 77) for at, kind in enumerate(kinds)]
+    together = choose(logits, *requests)
+    alone = [
+        choose(logits[at : at + 1], admit(0, kind, seed=at * 77))[0]
+        for at, kind in enumerate(kinds)
+    ]
+    assert together == alone
+    backwards = [admit(5 - at, kind, seed=at * 77) for at, kind in enumerate(kinds)][::-1]
+    assert choose(logits.flip(0), *backwards)[::-1] == together
+
+
+def plain_penalties(logits, prompt, output, sampling):
+    """The definition, token by token."""
+    scores = logits.tolist()
+    for token in range(len(scores)):
+        count = output.count(token)
+        if count or token in prompt:
+            factor = sampling.repetition_penalty
+            scores[token] = scores[token] / factor if scores[token] > 0 else scores[token] * factor
+        scores[token] -= sampling.presence_penalty * (count > 0)
+        scores[token] -= sampling.frequency_penalty * count
+    return torch.tensor(scores)
+
+
+def test_penalties_against_their_definition():
+    torch.manual_seed(3)
+    logits, prompt, output = torch.randn(VOCAB), (1, 2, 2, 5), (2, 7, 7, 7, 9)
+    kinds = [
+        options(repetition_penalty=1.3),
+        options(presence_penalty=0.7),
+        options(frequency_penalty=-0.3),
+        options(repetition_penalty=0.8, presence_penalty=-0.5, frequency_penalty=0.4),
+    ]
+    tables = Tables(4, 4, VOCAB, 0, torch.device("cpu"))
+    for at, kind in enumerate(kinds):
+        tables.admit(admit(at, kind, prompt, output[:2]))
+    for token in output[2:]:  # the later ones are counted as they are sampled
+        tables.sampled(torch.arange(4), torch.full((4,), token))
+    found = penalise(
+        logits.expand(4, -1).contiguous(), *tables.penalty_state(torch.arange(4)), kinds
+    )
+    for row, kind in zip(found, kinds, strict=True):
+        torch.testing.assert_close(row, plain_penalties(logits, prompt, output, kind))
+
+
+def test_a_slot_s_penalties_start_afresh_with_the_next_request():
+    tables = Tables(1, 4, VOCAB, 0, torch.device("cpu"))
+    tables.admit(admit(0, options(presence_penalty=1), (1, 2), (3,)))
+    tables.release(0, 0)
+    tables.admit(admit(0, options(presence_penalty=1), (4,)))
+    prompted, counts = tables.penalty_state(torch.tensor([0]))
+    assert prompted[0].nonzero().flatten().tolist() == [4]
+    assert not counts.any()
+
+
+def test_logit_bias_and_min_tokens():
+    logits = torch.zeros(1, VOCAB)
+    logits[0, 4] = 1
+    assert choose(logits, admit(0, options(temperature=0, logit_bias={7: 1.5, 99: 100.0}))) == [7]
+    stops = options(temperature=0, stop_token_ids=(4, 99), min_tokens=2)
+    assert choose(logits, admit(0, stops), index=1) == [0]
+    assert choose(logits, admit(0, stops), index=2) == [4]
+
+
+def test_logprobs_are_the_model_s_own():
+    logits = torch.tensor([[1.0, 3.0, 2.0], [0.0, 0.0, 0.0], [5.0, 1.0, 1.0]])
+    rows = [
+        (slot(options(logprobs=2, temperature=0.1)), 0),
+        (slot(options()), 0),
+        (slot(options(logprobs=0)), 0),
+    ]
+    first, second, third = logprobs(logits, torch.tensor([2, 0, 0]), rows)
+    total = math.log(math.exp(1) + math.exp(3) + math.exp(2))
+    assert first.chosen == pytest.approx(2 - total)
+    assert [token for token, _ in first.top] == [1, 2]
+    assert first.top[0][1] == pytest.approx(3 - total)
+    assert second is None
+    assert third.top == ()
