@@ -7,8 +7,9 @@ The text that is signed: method, path and expiry, a line each, then every other 
 import hashlib
 import hmac
 from collections.abc import Mapping
+from pathlib import Path
 
-from pds_engine.errors import Forbidden
+from pds_engine.errors import ConfigError, Forbidden
 
 PREFIX = "x-pds-"
 EXPIRY = "x-pds-expiry"
@@ -36,6 +37,24 @@ def verify(key: bytes, method: str, path: str, headers: Mapping[str, str], now: 
         raise Forbidden("x-pds-* headers are signed by the router; these are not")
     if not expiry.isdecimal() or int(expiry) < now:
         raise Forbidden("the signature of the x-pds-* headers has expired")
+
+
+def read_key(folder: Path) -> bytes:
+    """The HMAC key of a mounted control Secret, for processes that speak no ZMQ (see `keys`).
+
+    Raises:
+        ConfigError: hmac.key is missing or is not hexadecimal.
+    """
+    path = folder / "hmac.key"
+    try:
+        return bytes.fromhex(path.read_text().strip())
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read the control key {path}: {error.strerror}",
+            hint="mount the Secret <pdserving>-control at keys_dir",
+        ) from error
+    except ValueError as error:
+        raise ConfigError(f"{path} is not hexadecimal") from error
 
 
 def _digest(key: bytes, method: str, path: str, headers: Mapping[str, str]) -> str:

@@ -1,0 +1,178 @@
+"""One try at one pair: the exchanges with its groups, and how far they have come."""
+
+import json
+from dataclasses import dataclass, field
+from time import time
+
+from pds_engine.errors import Unavailable
+from pds_engine.messages import Role
+from pds_engine.router.answers import JSON, error_body
+from pds_engine.router.backends import Backend, Fleet
+from pds_engine.router.call import STREAMED, Call
+from pds_engine.router.policy import Pick
+from pds_engine.router.upstream import BackendLost, Reply, Signal
+from pds_engine.signing import signed
+
+SIGNATURE_SECONDS = 60
+RETRIED = frozenset({408, 429, 500, 502, 503, 504})
+"""Answers of a group that another group may do better."""
+FAULTS = frozenset({500, 502, 504})
+"""Answers that count against the group's circuit; 429 and 503 only say that it is busy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why an attempt came to nothing. `blamed` is the backend that the next attempt avoids."""
+
+    status: int
+    body: bytes
+    blamed: str
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+
+    @property
+    def retry(self) -> bool:
+        return self.status in RETRIED
+
+
+@dataclass(slots=True)
+class Side:
+    """The exchange with one group of the pair."""
+
+    role: Role
+    backend: Backend
+    reply: Reply
+    tokens: int
+    body: bytearray = field(default_factory=bytearray)
+    settled: bool = False
+
+    @property
+    def healthy(self) -> bool | None:
+        """What this exchange says of the backend (Fleet.end)."""
+        if self.reply.error is not None or self.reply.status in FAULTS:
+            return False
+        return True if self.reply.ended and self.reply.status == 200 else None
+
+    def settle(self, fleet: Fleet) -> None:
+        """It is over, or no more of it is wanted: its load is taken off the backend."""
+        if not self.settled:
+            self.settled = True
+            fleet.end(self.backend, self.tokens, self.healthy)
+            self.reply.close()
+
+
+class Attempt:
+    """The prefill side first, the decode side last; a unified group is both."""
+
+    def __init__(
+        self, fleet: Fleet, call: Call, pick: Pick, key: bytes | None, signal: Signal
+    ) -> None:
+        self._fleet = fleet
+        self._call = call
+        self._signal = signal
+        self._key = key
+        self.sides: list[Side] = []
+        first = fleet[pick.prefill]
+        if pick.decode is None:
+            self._post("unified", first, None, call.prompt_tokens + call.output_tokens)
+        else:
+            self._post("prefill", first, None, call.prompt_tokens)
+            self._post("decode", fleet[pick.decode], first, call.output_tokens)
+
+    @property
+    def first(self) -> Side:
+        return self.sides[0]
+
+    @property
+    def last(self) -> Side:
+        return self.sides[-1]
+
+    def failure(self) -> Failure | None:
+        """The failure that shows so far; the prefill side's before the decode side's."""
+        return next((f for side in self.sides if (f := self.failure_of(side))), None)
+
+    def failure_of(self, side: Side) -> Failure | None:
+        reply = side.reply
+        if reply.error is not None:
+            return self._lost(side, reply.error)
+        if reply.ended and reply.status != 200:
+            return self._refused(side)
+        return None
+
+    def answering(self) -> bool:
+        """There is something to give to the client."""
+        first, last = self.first.reply, self.last.reply
+        if not self._call.stream:
+            return first.status == 200 and last.status == 200 and last.ended
+        if first.status == 200 and first.buffered:
+            return True
+        return first.ended and last.status == 200 and (last.buffered > 0 or last.ended)
+
+    def collect(self) -> None:
+        """Take over bodies that are wanted whole: errors, and answers that do not stream."""
+        for side in self.sides:
+            if side.reply.status not in (0, 200) or not self._call.stream:
+                side.body += side.reply.take()
+
+    def close(self) -> None:
+        """Give up what is not over: the groups see their client leave."""
+        for side in self.sides:
+            side.settle(self._fleet)
+
+    def _post(self, role: Role, backend: Backend, peer: Backend | None, tokens: int) -> None:
+        call = self._call
+        headers = list(call.headers)
+        if call.path in STREAMED and self._key is not None:
+            ours = internal_headers(call, role, peer)
+            expires = int(time()) + SIGNATURE_SECONDS
+            headers += [
+                (name.encode(), value.encode())
+                for name, value in signed(self._key, "POST", call.path, ours, expires).items()
+            ]
+        self._fleet.start(backend, tokens)
+        reply = backend.upstream.request(
+            call.method, call.path, headers, call.body, poke=self._signal.set
+        )
+        self.sides.append(Side(role, backend, reply, tokens))
+
+    def _lost(self, side: Side, error: BackendLost) -> Failure:
+        lost = Unavailable(f"the {side.role} group was lost: {error}", hint="ask again")
+        return Failure(
+            503, error_body(lost), side.backend.found.key, (JSON, (b"retry-after", b"1"))
+        )
+
+    def _refused(self, side: Side) -> Failure:
+        reply, body = side.reply, bytes(side.body)
+        blamed = side
+        if _code(body) == "transfer_failed":  # whoever says so means the other side
+            blamed = self.first if side is self.last else self.last
+        if reply.status in (401, 403):  # the client's key was good here: our own was not
+            error = Unavailable(f"the {side.role} group refuses the router's signature")
+            return Failure(502, error_body(error), side.backend.found.key, (JSON,))
+        kept = tuple((n, v) for n, v in reply.headers.items() if n in _KEPT)
+        return Failure(reply.status, body, blamed.backend.found.key, kept)
+
+
+_KEPT = frozenset({b"content-type", b"retry-after"})
+
+
+def internal_headers(call: Call, role: Role, peer: Backend | None) -> dict[str, str]:
+    """What the engine learns besides the body (engine.md §7); decode is told its `peer`."""
+    ours = {
+        "x-pds-request-id": call.request_id,
+        "x-pds-created": str(call.created),
+        "x-pds-seed": str(call.seed),
+        "x-pds-role": role,
+    }
+    if call.stream:
+        ours["x-pds-journal"] = "1"
+    if peer is not None:
+        ours["x-pds-peer"] = (peer.state and peer.state.control) or ""
+        ours["x-pds-peer-group"] = peer.group
+    return ours
+
+
+def _code(body: bytes) -> object:
+    try:
+        return json.loads(body)["error"]["code"]
+    except (ValueError, KeyError, TypeError):
+        return None

@@ -1,0 +1,179 @@
+"""The groups that the router knows: where they are, what they say, what is under way there."""
+
+import random
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import Any
+
+import msgspec
+
+from pds_engine.messages import Role
+from pds_engine.router import circuit
+from pds_engine.router.circuit import Circuit, Limits
+from pds_engine.router.config import RouterConfig
+from pds_engine.router.policy import Ask, Candidate, Pick, pick, shortage
+from pds_engine.router.upstream import Upstream
+
+
+class EngineState(msgspec.Struct, frozen=True, kw_only=True):
+    """What the router reads of `/pds/state`; anything else in it is none of its business."""
+
+    role: Role
+    kv_fingerprint: str | None = ""
+    revision: str | None = ""
+    incarnation: str | None = ""
+    control: str | None = ""
+    """host:port of the group's scheduler."""
+    group: str | None = ""
+    draining: bool = False
+    max_model_len: int | None = None
+    model: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A group as discovery sees it. `key` is its leader pod's UID, or its address when given."""
+
+    key: str
+    pod: str
+    group: str
+    host: str
+    port: int
+    ready: bool = True
+    deleting: bool = False
+    draining: bool = False
+    """By label: the operator is about to delete it."""
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.host}:{self.port}"
+
+
+@dataclass(slots=True)
+class Backend:
+    """One group. Changed by discovery, its poller and the relay, all on the one event loop."""
+
+    found: Found
+    upstream: Upstream
+    state: EngineState | None = None
+    trouble: str = "not asked yet"
+    """Why the last look at /pds/state failed; "" when it did not."""
+    missed: int = 0
+    answered_at: float = 0.0
+    circuit: Circuit = field(default_factory=Circuit)
+    in_flight: int = 0
+    outstanding: int = 0
+    requests: int = 0
+    failures: int = 0
+
+    @property
+    def group(self) -> str:
+        return (self.state and self.state.group) or self.found.group
+
+    @property
+    def kv(self) -> str:
+        return (self.state and self.state.kv_fingerprint) or ""
+
+    def reason(self, now: float, misses: int) -> str:
+        """Why no request is sent there; "" when it is routable."""
+        if self.found.deleting:
+            return "a pod of the group is being deleted"
+        if self.found.draining:
+            return "draining, says its label"
+        if not self.found.ready:
+            return "the leader's containers are not ready"
+        if self.state is None or self.missed >= misses:
+            return f"/pds/state: {self.trouble}"
+        if self.state.draining:
+            return "draining"
+        if not self.state.kv_fingerprint:
+            return "its ranks have not joined yet"
+        if self.circuit.phase(now) == "open":
+            return f"circuit open after {self.circuit.failures} failures in a row"
+        return ""
+
+
+class Fleet:
+    """All backends, and the choice among them."""
+
+    def __init__(self, config: RouterConfig) -> None:
+        self._config = config
+        self._backends: dict[str, Backend] = {}
+        self._turn = random.Random(config.seed).getrandbits(16)
+        self.limits = Limits(
+            config.health.open_after, config.health.open_seconds, config.health.open_max
+        )
+        self.synced = False
+        """Discovery has told all it knows at least once."""
+
+    def __iter__(self) -> Iterator[Backend]:
+        return iter(self._backends.values())
+
+    def __getitem__(self, key: str) -> Backend:
+        return self._backends[key]
+
+    def sync(self, found: Iterable[Found]) -> tuple[list[Backend], list[Backend]]:
+        """Take over what discovery sees. Returns the new backends and the gone ones."""
+        now = {each.key: each for each in found}
+        gone = [self._backends.pop(key) for key in list(self._backends) if key not in now]
+        new = []
+        for key, each in now.items():
+            if key in self._backends:
+                self._backends[key].found = each
+            else:
+                upstream = Upstream(
+                    each.host, each.port, connect_timeout=self._config.connect_timeout
+                )
+                new.append(self._backends.setdefault(key, Backend(each, upstream)))
+        self.synced = True
+        return new, gone
+
+    def reason(self, backend: Backend) -> str:
+        return backend.reason(monotonic(), self._config.health.misses)
+
+    def routable(self, excluded: Iterable[str] = ()) -> list[Candidate]:
+        """What the policy may choose from."""
+        now = monotonic()
+        left_out = set(excluded)
+        return [
+            Candidate(key, b.state.role, b.kv, b.outstanding)
+            for key, b in self._backends.items()
+            if b.state is not None
+            and key not in left_out
+            and not b.reason(now, self._config.health.misses)
+            and b.circuit.admits(now)
+        ]
+
+    def pick(self, affinity: bytes, excluded: Iterable[str] = ()) -> Pick | None:
+        """The groups for the next request."""
+        self._turn += 1
+        ask = Ask(self._config.policy, self._turn, self._config.seed, affinity)
+        return pick(self.routable(excluded), ask)
+
+    def shortage(self) -> str:
+        """Why nothing can be picked, in the words of a 503."""
+        why = shortage(self.routable())
+        reasons = sorted(
+            f"{b.found.pod}: {reason}" for b in self if (reason := self.reason(b)) and b.found.ready
+        )
+        return f"{why} ({'; '.join(reasons[:5])})" if reasons else why
+
+    def start(self, backend: Backend, tokens: int) -> None:
+        """A request is being sent there."""
+        backend.circuit = circuit.tried(backend.circuit, monotonic())
+        backend.in_flight += 1
+        backend.requests += 1
+        backend.outstanding += tokens
+
+    def end(self, backend: Backend, tokens: int, healthy: bool | None) -> None:
+        """It is over. `healthy`: True answered, False failed by its fault, None says nothing."""
+        backend.in_flight -= 1
+        backend.outstanding -= tokens
+        if healthy:
+            backend.circuit = circuit.succeeded(backend.circuit)
+        elif healthy is None:
+            backend.circuit = circuit.spared(backend.circuit)
+        else:
+            backend.failures += 1
+            backend.circuit = circuit.failed(backend.circuit, monotonic(), self.limits)

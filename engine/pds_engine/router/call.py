@@ -1,0 +1,121 @@
+"""One client's request as the router sees it: a few fields of a body it forwards whole."""
+
+import hashlib
+import math
+import secrets
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import msgspec
+
+from pds_engine.errors import InvalidRequest
+from pds_engine.router.config import Policy
+
+BYTES_PER_TOKEN = 4
+"""Of English text in common tokenizers; the router has none, and only compares loads."""
+DEFAULT_OUTPUT = 256
+"""Tokens assumed where a body names no bound."""
+AFFINITY_BYTES = 2048
+"""How much of the prompt's beginning says which requests share a prefix."""
+FORWARDED = frozenset(
+    {b"content-type", b"accept", b"user-agent", b"traceparent", b"tracestate", b"x-request-id"}
+)
+"""Headers that travel on; a client's x-pds-* ones and its API key never do."""
+STREAMED = {"/v1/chat/completions": "chatcmpl", "/v1/completions": "cmpl"}
+"""The routes that take a pair, and what their response ids begin with."""
+
+
+class _Peek(msgspec.Struct):
+    stream: Any = False
+    max_tokens: Any = None
+    max_completion_tokens: Any = None
+    n: Any = 1
+    seed: Any = None
+    user: Any = None
+    pds_resume: Any = None
+    prompt: msgspec.Raw = msgspec.Raw()
+    messages: msgspec.Raw = msgspec.Raw()
+
+
+_decoder = msgspec.json.Decoder(_Peek)
+
+
+class Call(msgspec.Struct, frozen=True, kw_only=True):
+    """`prompt_tokens` and `output_tokens` are estimates by which loads are compared."""
+
+    method: str
+    path: str
+    body: bytes
+    headers: tuple[tuple[bytes, bytes], ...]
+    """The client's, as far as they travel on."""
+    request_id: str
+    created: int
+    seed: int = 0
+    stream: bool = False
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    affinity: bytes = b""
+
+
+def read_call(
+    path: str,
+    headers: Iterable[tuple[bytes, bytes]],
+    body: bytes,
+    *,
+    now: float,
+    policy: Policy = "leastTokens",
+) -> Call:
+    """A POST to one of STREAMED. What is not checked here, the engine checks.
+
+    Raises:
+        InvalidRequest: the body is not a JSON object.
+    """
+    try:
+        peek = _decoder.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidRequest(f"the body is not a JSON object: {error}") from error
+    if peek.pds_resume is not None:
+        raise InvalidRequest("pds_resume is for the router alone", param="pds_resume")
+    kept = tuple((name, value) for name, value in headers if name in FORWARDED)
+    choices = peek.n if _natural(peek.n) else 1
+    bound = next((b for b in (peek.max_completion_tokens, peek.max_tokens) if _natural(b)), None)
+    return Call(
+        method="POST",
+        path=path,
+        body=body,
+        headers=kept,
+        request_id=f"{STREAMED[path]}-{secrets.token_hex(16)}",
+        created=int(now),
+        seed=peek.seed if _natural(peek.seed) else secrets.randbits(31),
+        stream=peek.stream is True,
+        prompt_tokens=math.ceil(len(peek.prompt or peek.messages) / BYTES_PER_TOKEN),
+        output_tokens=(DEFAULT_OUTPUT if bound is None else bound) * choices,
+        affinity=_affinity(policy, peek, dict(headers)),
+    )
+
+
+def plain_call(
+    method: str, path: str, headers: Iterable[tuple[bytes, bytes]], body: bytes, *, now: float
+) -> Call:
+    """A request that any one backend answers (/tokenize and the like)."""
+    kept = tuple((name, value) for name, value in headers if name in FORWARDED)
+    name = f"req-{secrets.token_hex(16)}"
+    return Call(
+        method=method, path=path, body=body, headers=kept, request_id=name, created=int(now)
+    )
+
+
+def _affinity(policy: Policy, peek: _Peek, headers: Mapping[bytes, bytes]) -> bytes:
+    if policy == "session":
+        session = headers.get(b"x-session-id") or (
+            peek.user.encode() if isinstance(peek.user, str) else b""
+        )
+        return hashlib.blake2b(session, digest_size=16).digest() if session else b""
+    if policy == "prefixAware":
+        start = bytes(peek.prompt or peek.messages)[:AFFINITY_BYTES]
+        return hashlib.blake2b(start, digest_size=16).digest() if start else b""
+    return b""
+
+
+def _natural(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

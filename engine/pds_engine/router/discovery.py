@@ -1,0 +1,140 @@
+"""Keeps the fleet as the cluster has it: by watching Pods, or from a list given by hand."""
+
+import asyncio
+import json
+import logging
+from collections.abc import Coroutine
+from contextlib import suppress
+from time import time
+from urllib.parse import urlsplit
+
+from pds_engine.errors import ConfigError
+from pds_engine.router.backends import Backend, Fleet, Found
+from pds_engine.router.config import RouterConfig
+from pds_engine.router.health import Health
+from pds_engine.router.kube import PodWatch, access
+from pds_engine.router.pods import LABEL, GroupKey, Pod, ended_groups, found, group_of
+from pds_engine.router.upstream import BackendLost, whole
+from pds_engine.signing import signed
+
+logger = logging.getLogger(__name__)
+GONE = "/pds/peers/gone"
+GONE_TRIES = 5
+
+
+def given(urls: tuple[str, ...]) -> list[Found]:
+    """Backends named by hand.
+
+    Raises:
+        ConfigError: one is not http://host:port.
+    """
+    all_found = []
+    for url in urls:
+        try:
+            parts = urlsplit(url)
+            host, port = parts.hostname, parts.port or 80
+        except ValueError:
+            host, port = None, 0
+        if parts.scheme != "http" or not host or parts.path not in ("", "/"):
+            raise ConfigError(f"backends: {url!r} is not http://host:port")
+        name = f"{host}:{port}"
+        all_found.append(Found(key=name, pod=name, group="local", host=host, port=port))
+    return all_found
+
+
+class Discovery:
+    """Runs until closed. `key` signs the news of peers that are gone."""
+
+    def __init__(self, config: RouterConfig, fleet: Fleet, key: bytes | None) -> None:
+        self._config = config
+        self._fleet = fleet
+        self._key = key
+        self._health = Health(fleet, config.health)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._watch: PodWatch | None = None
+        self._incarnations: dict[GroupKey, set[str]] = {}
+
+    @property
+    def trouble(self) -> str:
+        """What keeps the picture from being fresh; "" when nothing does."""
+        return self._watch.trouble if self._watch else ""
+
+    def start(self) -> None:
+        """Begin to look for backends.
+
+        Raises:
+            ConfigError: there is nowhere to look.
+        """
+        if self._config.backends:
+            self._sync(given(self._config.backends))
+            return
+        name = self._config.pdserving
+        selector = f"{LABEL}name={name},{LABEL}role in (prefill,decode,unified)"
+        self._watch = PodWatch(
+            access(self._config.kubernetes), self._config.namespace, selector, self._pods_changed
+        )
+        self._spawn(self._watch.run())
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._health.close()
+
+    def _sync(self, all_found: list[Found]) -> None:
+        new, gone = self._fleet.sync(all_found)
+        for backend in new:
+            logger.info("found a backend", extra={"backend": backend.found.pod})
+            self._health.watch(backend)
+        for backend in gone:
+            logger.info("a backend is gone", extra={"backend": backend.found.pod})
+            self._health.forget(backend)
+
+    def _pods_changed(self) -> None:
+        if self._watch is None:
+            return
+        pods = list(self._watch.pods.values())
+        self._remember(pods)
+        self._sync(found(pods))
+        alive = {group_of(pod) for pod in pods} - ended_groups(pods)
+        for group in [group for group in self._incarnations if group not in alive]:
+            for incarnation in sorted(self._incarnations.pop(group)):
+                self._tell_gone(incarnation)
+
+    def _remember(self, pods: list[Pod]) -> None:
+        """By which names peers know each group: its leader's UID, and what it says itself."""
+        said = {b.found.key: b.state.incarnation for b in self._fleet if b.state}
+        for pod in pods:
+            if pod.leads:
+                names = self._incarnations.setdefault(group_of(pod), set())
+                names.update(filter(None, (pod.metadata.uid, said.get(pod.metadata.uid))))
+
+    def _tell_gone(self, incarnation: str) -> None:
+        """Decode groups may free pages that this incarnation could have written (engine.md §6)."""
+        if self._key is None:
+            return
+        for backend in self._fleet:
+            if backend.state and backend.state.role == "decode":
+                self._spawn(self._post_gone(backend, incarnation, self._key))
+
+    async def _post_gone(self, backend: Backend, incarnation: str, key: bytes) -> None:
+        body = json.dumps({"incarnation": incarnation}).encode()
+        for again in range(GONE_TRIES):
+            headers = signed(key, "POST", GONE, {}, int(time()) + 60)
+            sent = [(b"content-type", b"application/json")]
+            sent += [(name.encode(), value.encode()) for name, value in headers.items()]
+            with suppress(BackendLost, TimeoutError):
+                async with asyncio.timeout(self._config.health.timeout):
+                    status, _ = await whole(backend.upstream, "POST", GONE, sent, body)
+                if status < 300:
+                    return
+            await asyncio.sleep(0.5 * 2**again)
+        logger.warning(
+            "could not tell a decode group that a peer is gone",
+            extra={"backend": backend.found.pod, "incarnation": incarnation},
+        )
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

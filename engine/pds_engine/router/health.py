@@ -1,0 +1,79 @@
+"""Looks at each backend's /pds/state, and what follows when one is silent."""
+
+import asyncio
+import logging
+import random
+from time import monotonic
+
+import msgspec
+
+from pds_engine.router.backends import Backend, EngineState, Fleet
+from pds_engine.router.circuit import Circuit
+from pds_engine.router.config import HealthConfig
+from pds_engine.router.upstream import BackendLost, whole
+
+logger = logging.getLogger(__name__)
+_decoder = msgspec.json.Decoder(EngineState)
+
+
+class Health:
+    """One task per backend; started and stopped by discovery."""
+
+    def __init__(self, fleet: Fleet, config: HealthConfig) -> None:
+        self._fleet = fleet
+        self._config = config
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    def watch(self, backend: Backend) -> None:
+        """Begin to look at it."""
+        task = asyncio.get_running_loop().create_task(self._look_on(backend))
+        self._tasks[backend.found.key] = task
+
+    def forget(self, backend: Backend) -> None:
+        """It is gone: end the looks and every exchange with it."""
+        if task := self._tasks.pop(backend.found.key, None):
+            task.cancel()
+        backend.upstream.close("its pod is gone")
+
+    async def close(self) -> None:
+        tasks = list(self._tasks.values())
+        self._tasks.clear()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for backend in self._fleet:
+            backend.upstream.close("the router ends")
+
+    async def _look_on(self, backend: Backend) -> None:
+        backend.answered_at = monotonic()
+        while True:
+            await look(backend, self._config)
+            silent = monotonic() - backend.answered_at
+            if silent > self._config.lost_after and backend.in_flight:
+                logger.warning(
+                    "giving up the requests of a silent backend",
+                    extra={"backend": backend.found.pod, "silent_seconds": round(silent, 1)},
+                )
+                backend.upstream.fail_all(f"silent for {silent:.0f} s")
+            pause = self._config.interval if backend.state else self._config.start_interval
+            await asyncio.sleep(pause * random.uniform(0.9, 1.1))
+
+
+async def look(backend: Backend, config: HealthConfig) -> None:
+    """Ask a backend how it is, and note the answer or the trouble."""
+    try:
+        async with asyncio.timeout(config.timeout):
+            status, body = await whole(backend.upstream, "GET", "/pds/state")
+        if status != 200:
+            raise BackendLost(f"answered {status}")
+        state = _decoder.decode(body)
+    except (BackendLost, msgspec.DecodeError, TimeoutError) as error:
+        backend.missed += 1
+        backend.trouble = str(error) or f"no answer within {config.timeout} s"
+        return
+    if backend.state is not None and backend.state.incarnation != state.incarnation:
+        backend.circuit = Circuit()  # another process: the old one's failures are not its own
+    backend.state = state
+    backend.missed = 0
+    backend.trouble = ""
+    backend.answered_at = monotonic()

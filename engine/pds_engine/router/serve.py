@@ -1,0 +1,91 @@
+"""The router as a process: two ports, and an end that cuts no stream."""
+
+import asyncio
+import contextlib
+import logging
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import uvicorn
+
+from pds_engine.router.app import Router
+from pds_engine.router.config import RouterConfig
+from pds_engine.signing import read_key
+
+logger = logging.getLogger(__name__)
+
+
+class Server(uvicorn.Server):
+    """uvicorn without its own idea of signals: `serve` below decides when it ends."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def server(app: Any, host: str, port: int, drain_seconds: float) -> Server:
+    """An ASGI application on a port; `drain_seconds` is how long its answers may last at the end."""
+    return Server(
+        uvicorn.Config(
+            app,
+            host=host,
+            port=port,
+            loop="none",
+            http="httptools",
+            ws="none",
+            lifespan="off",
+            access_log=False,
+            log_config=None,
+            server_header=False,
+            date_header=False,
+            timeout_keep_alive=75,
+            timeout_graceful_shutdown=max(1, round(drain_seconds)),
+        )
+    )
+
+
+async def serve(config: RouterConfig) -> None:
+    """Serve until SIGTERM or SIGINT, then leave in good order (operator.md §5): not ready at once,
+    new requests for `linger_seconds` more, and the streams' end. A second signal ends it now.
+
+    Raises:
+        ConfigError: keys or backends cannot be found.
+    """
+    router = Router(config, read_key(config.keys_dir) if config.keys_dir else None)
+    servers = [server(router, config.host, config.port, config.drain_seconds)]
+    if config.metrics_port is not None:
+        servers.append(server(router.observed, config.host, config.metrics_port, 1))
+    router.discovery.start()
+    loop = asyncio.get_running_loop()
+    leaving, now = asyncio.Event(), asyncio.Event()
+
+    def on_signal() -> None:
+        if router.leaving:
+            now.set()
+        router.leaving = True
+        leaving.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    main, *others = [loop.create_task(each.serve()) for each in servers]
+    leave = loop.create_task(_leave(servers[0], leaving, now, config.linger_seconds))
+    try:
+        await main
+    finally:
+        leave.cancel()
+        for each in servers:
+            each.should_exit = True
+        await asyncio.gather(leave, *others, return_exceptions=True)
+        await router.discovery.close()
+
+
+async def _leave(main: Server, leaving: asyncio.Event, now: asyncio.Event, linger: float) -> None:
+    await leaving.wait()
+    logger.info("leaving: new requests are taken for a while", extra={"linger_seconds": linger})
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(linger):
+            await now.wait()
+    main.should_exit = True
+    await now.wait()
+    main.force_exit = True
