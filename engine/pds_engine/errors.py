@@ -8,7 +8,9 @@ PdsError
 │   ├── UnknownModel     404
 │   ├── Unauthorized     401
 │   ├── Forbidden        403, an internal header or call without a valid signature
+│   ├── BodyTimeout      408, the body did not come in time
 │   ├── BodyTooLarge     413
+│   ├── DeadlinePassed   504, the request was not done in the time it was given
 │   ├── Overloaded       429, a queue's bound is reached; `retry_after` in seconds
 │   └── Unavailable      503, draining, not ready, or no backend to answer
 └── GroupError         a rank, stage or peer failed: the request may be retried elsewhere
@@ -97,11 +99,26 @@ class Forbidden(RequestError):
     kind = "permission_error"
 
 
+class BodyTimeout(RequestError):
+    """The body did not come in time."""
+
+    code = "body_timeout"
+    status = 408
+
+
 class BodyTooLarge(RequestError):
     """The body is above the bound."""
 
     code = "body_too_large"
     status = 413
+
+
+class DeadlinePassed(RequestError):
+    """The request was not done in the time that it was given."""
+
+    code = "deadline_passed"
+    status = 504
+    kind = "timeout_error"
 
 
 class Overloaded(RequestError):

@@ -150,6 +150,14 @@ class AsyncLink:
     async def receive(self) -> AnyMessage:
         return self._numbers.unpack(await self._socket.recv_multipart())
 
+    async def lost(self) -> None:
+        """Return once a connection that stood has ended: its peer died, hangs, or was cut off."""
+        monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        try:
+            await monitor.recv_multipart()
+        finally:
+            self._socket.disable_monitor()
+
     def close(self) -> None:
         self._socket.close(linger=0)
 
@@ -159,6 +167,9 @@ def _dealer(socket: zmq.Socket[bytes] | zmq.asyncio.Socket, address: str, keys: 
     socket.curve_serverkey = keys.server_public
     socket.curve_secretkey = keys.client_secret
     socket.curve_publickey = keys.client_public
+    # A peer that is stopped keeps its TCP connection: only a missing heartbeat tells.
+    socket.setsockopt(zmq.HEARTBEAT_IVL, 2000)
+    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 15000)
     socket.connect(address)
 
 

@@ -1,0 +1,59 @@
+"""The API server's Prometheus metrics. Names start with pds_, units end them."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from pds_engine.messages import State
+
+_TTFT = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_GAP = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
+
+
+class Metrics:
+    """All series of one API server, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        registry = self.registry
+        self.requests = Counter(
+            "pds_requests", "HTTP requests by route and status.", ("route", "status"),
+            registry=registry,
+        )  # fmt: skip
+        self.prompt_tokens = Counter("pds_prompt_tokens", "Prompt tokens.", registry=registry)
+        self.cached_tokens = Counter(
+            "pds_cached_prompt_tokens", "Prompt tokens found in a prefix cache.", registry=registry
+        )
+        self.output_tokens = Counter("pds_output_tokens", "Output tokens.", registry=registry)
+        self.ttft = Histogram(
+            "pds_time_to_first_token_seconds", "From the request's arrival to its first token.",
+            buckets=_TTFT, registry=registry,
+        )  # fmt: skip
+        self.gap = Histogram(
+            "pds_inter_token_seconds", "Between two tokens of one choice.",
+            buckets=_GAP, registry=registry,
+        )  # fmt: skip
+        self._gauges = {
+            field: Gauge(name, text, registry=registry)
+            for field, (name, text) in {
+                "in_flight": ("pds_requests_in_flight", "Requests known to the scheduler."),
+                "running": ("pds_requests_running", "Requests that hold a slot."),
+                "queued_tokens": ("pds_queued_tokens", "Prompt tokens not computed yet."),
+                "transfers_in_flight": ("pds_transfers_in_flight", "Hand-overs under way."),
+                "kv_used": ("pds_kv_pages_used", "KV pages in use."),
+                "kv_total": ("pds_kv_pages", "KV pages in all."),
+                "kv_quarantined": ("pds_kv_pages_quarantined", "KV pages in quarantine."),
+                "steps_done": ("pds_steps_done", "Steps since the group started."),
+                "preemptions": ("pds_preemptions", "Requests put back since the group started."),
+                "oldest_step_seconds": ("pds_oldest_step_seconds", "Age of the oldest step."),
+                "ranks_ready": ("pds_ranks_ready", "Ranks that joined."),
+                "draining": ("pds_draining", "1 while no new request is taken."),
+            }.items()
+        }
+
+    def show(self, state: State) -> None:
+        """Take over what the scheduler reported."""
+        for field, gauge in self._gauges.items():
+            gauge.set(float(getattr(state, field)))
+
+    def text(self) -> bytes:
+        """Prometheus' exposition format."""
+        return generate_latest(self.registry)

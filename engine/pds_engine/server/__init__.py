@@ -1,0 +1,1 @@
+"""The API server of a group: HTTP in, messages to the scheduler, text out. It imports no torch."""

@@ -1,0 +1,89 @@
+"""What both completion formats share: usage, server-sent events, the journal."""
+
+from typing import Protocol
+
+import msgspec
+from msgspec import Struct
+
+from pds_engine.server.job import Job
+from pds_engine.server.session import Told, Usage
+from pds_engine.text.emit import Event, Logprob
+
+DONE = b"data: [DONE]\n\n"
+encode = msgspec.json.Encoder().encode
+
+
+class CachedTokens(Struct, frozen=True):
+    cached_tokens: int
+
+
+class WireUsage(Struct, frozen=True):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: CachedTokens
+
+
+def wire_usage(usage: Usage) -> WireUsage:
+    return WireUsage(
+        usage.prompt_tokens,
+        usage.completion_tokens,
+        usage.prompt_tokens + usage.completion_tokens,
+        CachedTokens(usage.cached_tokens),
+    )
+
+
+class Answer(Protocol):
+    """One of the two formats."""
+
+    def chunk(self, told: Told) -> bytes:
+        """One event as JSON."""
+
+    def usage(self, usage: Usage) -> bytes:
+        """The last chunk of a stream, JSON, when the client asked for it."""
+
+    def body(self, told: list[Told], usage: Usage) -> bytes:
+        """The whole answer as JSON, of all events of all choices."""
+
+
+def server_sent(job: Job, told: Told, data: bytes) -> bytes:
+    """One event of a stream, after its line of journal when there is one.
+
+    The line is a comment, `: pds <count> <ids>`: output tokens so far, and those since the line
+    before, separated by commas.
+    """
+    event = told.event
+    if job.journal and event.ids:
+        ids = ",".join(map(str, event.ids))
+        return b": pds %d %s\ndata: %s\n\n" % (event.count, ids.encode(), data)
+    return b"data: %s\n\n" % data
+
+
+class Whole(Struct, frozen=True):
+    """All that one choice told."""
+
+    text: str
+    logprobs: tuple[Logprob, ...]
+    finish_reason: str | None
+    stop_reason: str | int | None
+
+
+def whole(told: list[Told], choices: int) -> list[Whole]:
+    """The events of each choice, joined."""
+    events: list[list[Event]] = [[] for _ in range(choices)]
+    for choice, event in told:
+        events[choice].append(event)
+    return [
+        Whole(
+            "".join(event.text for event in mine),
+            tuple(scored for event in mine for scored in event.logprobs),
+            mine[-1].finish_reason if mine else None,
+            mine[-1].stop_reason if mine else None,
+        )
+        for mine in events
+    ]
+
+
+def finite(logprob: float) -> float:
+    """JSON has no infinity; -9999 is what vLLM answers in its place."""
+    return max(logprob, -9999.0)

@@ -1,0 +1,119 @@
+"""The process of the API server: the application, and uvicorn under it."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import uvicorn
+import zmq.asyncio
+from fastapi import FastAPI
+from prometheus_client import start_http_server
+from starlette.exceptions import HTTPException
+
+from pds_engine import wire
+from pds_engine.config import EngineConfig
+from pds_engine.errors import ConfigError, GroupError
+from pds_engine.keys import Keys
+from pds_engine.server.engine import Engine
+from pds_engine.server.errors import handler
+from pds_engine.server.routes import Kernels, Routes
+from pds_engine.text.tokenizer import Tokenizer
+
+
+def create_app(
+    engine: Engine,
+    config: EngineConfig,
+    tokenizer: Tokenizer,
+    *,
+    key: bytes | None = None,
+    kernels: Kernels = dict,
+) -> FastAPI:
+    """The application; it starts and stops `engine` with itself.
+
+    Args:
+        key: checks the router's signatures; None refuses every x-pds-* header.
+        kernels: what the warm-up's manifest proves, for /pds/state and /readyz.
+    """
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await engine.start()
+        try:
+            yield
+            if engine.error is None:  # a hand-over outlives its HTTP request
+                engine.drain(config.kv.lease_seconds)
+                await engine.drained(config.kv.lease_seconds)
+        finally:
+            await engine.stop()
+
+    app = FastAPI(lifespan=lifespan, openapi_url=None)
+    app.add_exception_handler(HTTPException, handler)
+    app.add_exception_handler(Exception, handler)
+    Routes(engine, config, tokenizer, key, kernels).mount(app)
+    return app
+
+
+def run(
+    config: EngineConfig,
+    keys: Keys,
+    scheduler: str,
+    incarnation: str,
+    *,
+    kernels: Kernels = dict,
+) -> None:
+    """Serve until SIGTERM, which drains, or until the group fails.
+
+    Args:
+        scheduler: the ZMQ address of the group's scheduler ("tcp://127.0.0.1:8001").
+
+    Raises:
+        ConfigError: the model's folder or a port cannot be used.
+        GroupError: the scheduler was lost; the process must end with a status other than 0.
+    """
+    tokenizer = Tokenizer(config.model.path)
+    context = zmq.asyncio.Context()
+    engine = Engine(
+        lambda: wire.AsyncLink(context, scheduler, keys),
+        group=config.pod.group,
+        incarnation=incarnation,
+        capacity=config.scheduler.max_running + config.scheduler.max_waiting,
+        join_timeout=config.join_timeout,
+    )
+    key = keys.hmac if config.http.keys_dir else None
+    app = create_app(engine, config, tokenizer, key=key, kernels=kernels)
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            host=config.http.host,
+            port=config.http.port,
+            loop="uvloop",
+            http="httptools",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+        )
+    )
+
+    def end() -> None:
+        server.should_exit = True
+
+    engine.on_loss = end
+    try:
+        metrics, thread = start_http_server(
+            config.http.metrics_port, config.http.host, engine.metrics.registry
+        )
+    except OSError as error:
+        raise ConfigError(
+            f"http.metrics_port: cannot listen on {config.http.metrics_port}: {error}"
+        ) from error
+    try:
+        server.run()
+    finally:
+        metrics.shutdown()
+        metrics.server_close()
+        thread.join()
+        context.destroy(linger=0)
+    if engine.error is not None:
+        raise engine.error
+    if not server.started:
+        raise GroupError("the API server did not start; the log says why")

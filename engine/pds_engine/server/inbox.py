@@ -1,0 +1,59 @@
+"""Where the scheduler's answers to one HTTP request wait for it."""
+
+import asyncio
+from collections import deque
+
+from pds_engine.errors import PdsError
+from pds_engine.messages import Failed, Token
+
+Arrival = tuple[int, Token | Failed]
+
+
+class ClientGone(PdsError):
+    """The client closed its connection: nobody reads the answer."""
+
+    code = "client_gone"
+
+
+class ClientSlow(PdsError):
+    """The client reads so slowly that its answer does not fit in memory's share for it."""
+
+    code = "client_slow"
+
+
+class Inbox:
+    """A bounded queue from the engine's receiver to one request's task. Choices share it."""
+
+    def __init__(self, bound: int) -> None:
+        self._bound = bound
+        self._arrivals: deque[Arrival] = deque()
+        self._error: Exception | None = None
+        self._ready = asyncio.Event()
+
+    def put(self, choice: int, message: Token | Failed) -> None:
+        if len(self._arrivals) >= self._bound:
+            self.fail(ClientSlow(f"{self._bound} tokens wait for the client to read"))
+            return
+        self._arrivals.append((choice, message))
+        self._ready.set()
+
+    def fail(self, error: Exception) -> None:
+        """Have `take` raise `error` in place of what waits; the first error stands."""
+        self._error = self._error or error
+        self._arrivals.clear()
+        self._ready.set()
+
+    async def take(self) -> list[Arrival]:
+        """All that came since the last call; waits while there is nothing.
+
+        Raises:
+            ClientGone, ClientSlow, Unavailable: as given to `fail`.
+        """
+        await self._ready.wait()
+        self._ready.clear()
+        if self._error is not None:
+            self._ready.set()
+            raise self._error
+        arrivals = list(self._arrivals)
+        self._arrivals.clear()
+        return arrivals

@@ -1,0 +1,298 @@
+"""From a client's body to the work it comes to: prompts, sampling, and what to tell (pure)."""
+
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pds_engine.config import EngineConfig
+from pds_engine.errors import InvalidRequest, TooLong, UnknownModel
+from pds_engine.messages import Sampling, Submit
+from pds_engine.server.headers import Internal
+from pds_engine.server.protocol import ChatRequest, Common, CompletionRequest, Templated
+from pds_engine.text.emit import Rules
+from pds_engine.text.tokenizer import Tokenizer
+
+DEFAULT_MAX_TOKENS = 16
+"""Of a completion that names none, as OpenAI has it; a chat may fill the context."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One HTTP request: choice i is submits[i], all under the same rules."""
+
+    id: str
+    created: int
+    model: str
+    submits: tuple[Submit, ...]
+    rules: Rules
+    eos_ids: tuple[int, ...]
+    copies: int
+    """Choices of each prompt (n)."""
+    prompt_tokens: int
+    """Of all prompts, each counted once however many choices it has."""
+    stream: bool
+    include_usage: bool
+    journal: bool
+    first_only: bool
+    """role=prefill: the answer is the first token's events."""
+    muted: int
+    """Events of so many first tokens are another's to send, or were sent before."""
+    echoes: tuple[str, ...] = field(default=())
+    """Per choice, the prompt's text that goes before the output."""
+
+
+def check_model(name: str | None, config: EngineConfig) -> None:
+    """Raises UnknownModel unless `name` is the one that is served, or None."""
+    if name is not None and name != config.model.name:
+        raise UnknownModel(
+            f"the model {name!r} is not served here",
+            hint=f"this engine serves {config.model.name!r}",
+            param="model",
+        )
+
+
+def text_prompts(
+    body: CompletionRequest, tokenizer: Tokenizer, max_model_len: int
+) -> list[list[int]]:
+    """The prompts of a completion as ids."""
+    if body.suffix:
+        raise InvalidRequest("suffix is not served", param="suffix")
+    if body.best_of is not None and body.best_of > (body.n or 1):
+        raise InvalidRequest("best_of above n is not served", param="best_of")
+    if body.echo and body.logprobs is not None:
+        raise InvalidRequest("echo together with logprobs is not served", param="echo")
+    prompt = body.prompt
+    texts = [prompt] if isinstance(prompt, str) else [p for p in prompt if isinstance(p, str)]
+    if texts:
+        special = body.add_special_tokens is not False
+        return [encode(text, tokenizer, max_model_len, "prompt", special) for text in texts]
+    lists = [p for p in prompt if isinstance(p, list)]
+    return lists or [[p for p in prompt if isinstance(p, int)]]
+
+
+def chat_prompt(body: Templated, tokenizer: Tokenizer, max_model_len: int) -> list[int]:
+    """The ids that the chat template makes of messages.
+
+    Raises:
+        InvalidRequest: there is no template, or it refuses them.
+    """
+    template = tokenizer.template
+    if template is None:
+        raise InvalidRequest(
+            "this model has no chat template", hint="use /v1/completions", param="messages"
+        )
+    going_on = bool(body.continue_final_message)
+    if going_on and body.add_generation_prompt:
+        raise InvalidRequest(
+            "continue_final_message and add_generation_prompt exclude each other",
+            param="continue_final_message",
+        )
+    messages = [_plain(message.model_dump(exclude_none=True)) for message in body.messages]
+    last = messages[-1].get("content") if going_on else None
+    variables = {
+        **{name: tokenizer.special(name) for name in ("bos_token", "eos_token", "pad_token")},
+        **(body.chat_template_kwargs or {}),
+        "messages": messages,
+        "tools": body.tools or None,
+        "documents": None,
+        "add_generation_prompt": not going_on and body.add_generation_prompt is not False,
+    }
+    text = template.render(variables, max_length=max_model_len * tokenizer.longest)
+    if isinstance(last, str) and last.strip() in text:
+        text = text[: text.rindex(last.strip()) + len(last.strip())]
+    return encode(text, tokenizer, max_model_len, "messages", bool(body.add_special_tokens))
+
+
+def encode(
+    text: str, tokenizer: Tokenizer, max_model_len: int, param: str, special: bool
+) -> list[int]:
+    """Ids of a prompt; one that cannot fit is refused before the tokenizer works on it."""
+    if len(text) > max_model_len * tokenizer.longest:
+        raise TooLong(f"the prompt's {len(text)} characters cannot fit the context", param=param)
+    return tokenizer.encode(text, special=special)
+
+
+def make(
+    body: CompletionRequest | ChatRequest,
+    prompts: Sequence[Sequence[int]],
+    tokenizer: Tokenizer,
+    config: EngineConfig,
+    internal: Internal,
+) -> Job:
+    """The work of one request.
+
+    Raises:
+        InvalidRequest, TooLong: a bound that the model or the configuration sets.
+    """
+    chat = isinstance(body, ChatRequest)
+    resumed = _resumed(body, prompts, tokenizer, internal)
+    copies = body.n or 1
+    count = len(prompts) * copies
+    if count > config.scheduler.max_running + config.scheduler.max_waiting:
+        raise InvalidRequest(
+            f"{count} choices are more than this engine takes at once",
+            param="n" if copies > 1 else "prompt",
+        )
+    id = internal.request_id or f"{'chatcmpl' if chat else 'cmpl'}-{secrets.token_hex(12)}"
+    wanted = body.seed if internal.seed is None else internal.seed
+    seed = (secrets.randbits(63) if wanted is None else wanted) & (2**63 - 1)
+    stop_ids = _stop_ids(body, tokenizer)
+    submits: list[Submit] = []
+    for prompt in prompts:
+        room = _room(prompt, body, tokenizer, config, "messages" if chat else "prompt")
+        for copy in range(copies):
+            submits.append(
+                Submit(
+                    request_id=id if count == 1 else f"{id}#{len(submits)}",
+                    prompt_ids=tuple(prompt),
+                    output_ids=resumed,
+                    sampling=_sampling(body, room, stop_ids, tokenizer.vocabulary, copy),
+                    seed=seed,
+                    priority=body.priority or 0,
+                    role_hint=config.role,
+                    source=internal.source,
+                )
+            )
+    stream = bool(body.stream)
+    options = body.stream_options
+    echo = isinstance(body, CompletionRequest) and bool(body.echo)
+    return Job(
+        id=id,
+        created=internal.created or int(time.time()),
+        model=config.model.name,
+        submits=tuple(submits),
+        rules=Rules(
+            tokenizer=tokenizer,
+            stops=_stops(body),
+            stop_ids=frozenset(stop_ids),
+            min_tokens=body.min_tokens or 0,
+            include_stop=bool(body.include_stop_str_in_output),
+            skip_special=body.skip_special_tokens is not False,
+        ),
+        eos_ids=tokenizer.eos_ids,
+        copies=copies,
+        prompt_tokens=sum(map(len, prompts)),
+        stream=stream,
+        include_usage=bool(options and options.include_usage),
+        journal=internal.journal and stream and count == 1,
+        first_only=config.role == "prefill",
+        muted=(len(resumed) + (config.role == "decode")) if stream else 0,
+        echoes=tuple(tokenizer.decode(p) for p in prompts for _ in range(copies)) if echo else (),
+    )
+
+
+def _resumed(
+    body: Common, prompts: Sequence[Sequence[int]], tokenizer: Tokenizer, internal: Internal
+) -> tuple[int, ...]:
+    if body.pds_resume is None:
+        return ()
+    if not internal.signed:
+        raise InvalidRequest("pds_resume is for the router alone", param="pds_resume")
+    if len(prompts) * (body.n or 1) != 1:
+        raise InvalidRequest("only a single choice can be resumed", param="pds_resume")
+    check_ids(body.pds_resume.output_ids, tokenizer.vocabulary, "pds_resume")
+    return tuple(body.pds_resume.output_ids)
+
+
+def _room(
+    prompt: Sequence[int],
+    body: CompletionRequest | ChatRequest,
+    tokenizer: Tokenizer,
+    config: EngineConfig,
+    param: str,
+) -> int:
+    """The request's max_tokens, when it fits behind this prompt."""
+    if not prompt:
+        raise InvalidRequest("the prompt is empty", param=param)
+    check_ids(prompt, tokenizer.vocabulary, param)
+    left = config.max_model_len - len(prompt)
+    wanted = body.max_tokens
+    if isinstance(body, ChatRequest):
+        wanted = body.max_completion_tokens or wanted or max(left, 1)
+    wanted = wanted or min(DEFAULT_MAX_TOKENS, max(left, 1))
+    if wanted > left:
+        raise TooLong(
+            f"the prompt's {len(prompt)} tokens and max_tokens {wanted} exceed the context of"
+            f" {config.max_model_len} tokens",
+            param=param if left < 1 else "max_tokens",
+        )
+    if (body.min_tokens or 0) > wanted:
+        raise InvalidRequest("min_tokens is above max_tokens", param="min_tokens")
+    return wanted
+
+
+def _sampling(
+    body: CompletionRequest | ChatRequest,
+    max_tokens: int,
+    stop_ids: tuple[int, ...],
+    vocabulary: int,
+    choice: int,
+) -> Sampling:
+    return Sampling(
+        max_tokens=max_tokens,
+        temperature=1.0 if body.temperature is None else body.temperature,
+        top_p=1.0 if body.top_p is None else max(body.top_p, 1e-6),
+        top_k=max(body.top_k or 0, 0),
+        min_p=body.min_p or 0.0,
+        repetition_penalty=body.repetition_penalty or 1.0,
+        presence_penalty=body.presence_penalty or 0.0,
+        frequency_penalty=body.frequency_penalty or 0.0,
+        logit_bias=_bias(body.logit_bias or {}, vocabulary),
+        stop_token_ids=stop_ids,
+        min_tokens=body.min_tokens or 0,
+        logprobs=_logprobs(body),
+        choice=choice,
+    )
+
+
+def _logprobs(body: CompletionRequest | ChatRequest) -> int | None:
+    if isinstance(body, CompletionRequest):
+        return body.logprobs
+    if body.top_logprobs and not body.logprobs:
+        raise InvalidRequest("top_logprobs needs logprobs: true", param="top_logprobs")
+    return (body.top_logprobs or 0) if body.logprobs else None
+
+
+def _bias(given: dict[str, Any], vocabulary: int) -> dict[int, float]:
+    if len(given) > 1024:
+        raise InvalidRequest("logit_bias names more than 1024 tokens", param="logit_bias")
+    bias: dict[int, float] = {}
+    for key, value in given.items():
+        if not (key.isascii() and key.isdecimal() and len(key) < 10 and int(key) < vocabulary):
+            raise InvalidRequest(f"logit_bias: {key[:32]!r} is no token id", param="logit_bias")
+        if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > 100:
+            raise InvalidRequest(
+                f"logit_bias[{key}] is not a number from -100 to 100", param="logit_bias"
+            )
+        bias[int(key)] = float(value)
+    return bias
+
+
+def _stops(body: Common) -> tuple[str, ...]:
+    return (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
+
+
+def _stop_ids(body: Common, tokenizer: Tokenizer) -> tuple[int, ...]:
+    given = body.stop_token_ids or []
+    check_ids(given, tokenizer.vocabulary, "stop_token_ids")
+    return tuple(sorted({*given, *(() if body.ignore_eos else tokenizer.eos_ids)}))
+
+
+def check_ids(ids: Sequence[int], vocabulary: int, param: str) -> None:
+    """Raises InvalidRequest when an id is not in the vocabulary."""
+    largest = max(ids, default=0)
+    if largest >= vocabulary:
+        raise InvalidRequest(
+            f"{param}: token id {largest} is not below the vocabulary's {vocabulary}", param=param
+        )
+
+
+def _plain(message: dict[str, Any]) -> dict[str, Any]:
+    """A message as templates know them: content as text, and system for OpenAI's developer."""
+    content = message.get("content", "")
+    if isinstance(content, list):
+        content = "\n".join(part["text"] for part in content)
+    role = "system" if message["role"] == "developer" else message["role"]
+    return {**message, "role": role, "content": content}

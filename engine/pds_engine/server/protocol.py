@@ -1,0 +1,186 @@
+"""The bodies that clients send: OpenAI's completions and chat completions, with vLLM's additions.
+
+Types are strict ("5" is no integer); unknown fields are ignored, as both do; null means the
+default. Bounds that need the model (vocabulary, context) are checked by `job`.
+"""
+
+import re
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pds_engine.errors import InvalidRequest
+
+T = TypeVar("T", bound="Body")
+Item = TypeVar("Item")
+Many = Annotated[list[Item], Field(fail_fast=True)]
+"""A list that is refused at its first wrong item: a body of 8 MB can hold millions of them."""
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+Penalty = Annotated[float, Field(ge=-2, le=2)]
+StopText = Annotated[str, Field(min_length=1, max_length=1024)]
+MAX_CHOICES = 128
+
+
+class Body(BaseModel):
+    model_config = ConfigDict(
+        strict=True, extra="ignore", allow_inf_nan=False, hide_input_in_errors=True
+    )
+
+
+class StreamOptions(Body):
+    include_usage: bool | None = None
+
+
+class Resume(Body):
+    """Given by the router alone: tokens that the client already has (engine.md §7)."""
+
+    output_ids: Many[TokenId]
+
+
+class Common(Body):
+    """What completions and chat completions share."""
+
+    model: str | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: int | None = Field(None, ge=1, le=MAX_CHOICES)
+    max_tokens: int | None = Field(None, ge=1)
+    min_tokens: int | None = Field(None, ge=0)
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, ge=0, le=1)
+    top_k: int | None = Field(None, ge=-1)
+    min_p: float | None = Field(None, ge=0, le=1)
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    stop: StopText | Annotated[Many[StopText], Field(max_length=16)] | None = None
+    stop_token_ids: Many[TokenId] | None = Field(None, max_length=128)
+    include_stop_str_in_output: bool | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    repetition_penalty: float | None = Field(None, gt=0, le=2)
+    logit_bias: dict[str, Any] | None = None
+    ignore_eos: bool | None = None
+    skip_special_tokens: bool | None = None
+    priority: int | None = Field(None, ge=-(2**31), lt=2**31)
+    user: str | None = None
+    pds_resume: Resume | None = None
+
+
+class CompletionRequest(Common):
+    prompt: str | Many[str] | Many[TokenId] | Many[Many[TokenId]]
+    logprobs: int | None = Field(None, ge=0, le=20)
+    echo: bool | None = None
+    suffix: str | None = None
+    best_of: int | None = Field(None, ge=1)
+    add_special_tokens: bool | None = None
+
+
+class TextPart(Body):
+    type: Literal["text", "input_text", "output_text"]
+    text: str
+
+
+class Message(Body):
+    model_config = ConfigDict(extra="allow")  # tool calls and names go to the template as they are
+
+    role: str = Field(min_length=1, max_length=64)
+    content: str | Many[TextPart] | None = None
+
+
+class ResponseFormat(Body):
+    type: Literal["text"]
+
+
+class Templated(Body):
+    """What makes a prompt of messages."""
+
+    messages: Many[Message] = Field(min_length=1)
+    tools: Many[dict[str, Any]] | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    add_special_tokens: bool | None = None
+
+
+class ChatRequest(Templated, Common):
+    max_completion_tokens: int | None = Field(None, ge=1)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+    response_format: ResponseFormat | None = None
+    tool_choice: Literal["none", "auto"] | None = None
+
+
+class TokenizeText(Body):
+    model: str | None = None
+    prompt: str
+    add_special_tokens: bool | None = None
+    return_token_strs: bool | None = None
+
+
+class TokenizeChat(Templated):
+    model: str | None = None
+    return_token_strs: bool | None = None
+
+
+class _Either(Body):
+    messages: Any = None
+
+
+class DetokenizeRequest(Body):
+    model: str | None = None
+    tokens: Many[TokenId]
+
+
+class DrainRequest(Body):
+    deadline_seconds: float = Field(ge=0, le=86400)
+
+
+class GoneRequest(Body):
+    incarnation: str = Field(min_length=1, max_length=256)
+
+
+def parse(kind: type[T], data: bytes) -> T:
+    """`data` as a `kind`.
+
+    Raises:
+        InvalidRequest: not JSON, or `param` names a field of a wrong type or out of bounds.
+    """
+    try:
+        return kind.model_validate_json(data)
+    except ValidationError as error:
+        raise _explained(error) from error
+
+
+def has_messages(data: bytes) -> bool:
+    """Whether a body of /tokenize is a chat's. Raises InvalidRequest when it is not an object."""
+    return parse(_Either, data).messages is not None
+
+
+_TAG = re.compile(r"^(str|int|float|bool|dict|TextPart|Message)$|\W")
+"""pydantic puts the members of a union into the path, as types rather than names."""
+
+
+def _explained(error: ValidationError) -> InvalidRequest:
+    errors = error.errors(include_url=False, include_context=False, include_input=False)
+    first = _path(errors[0]["loc"])
+    if not first:
+        wrong_json = errors[0]["type"] == "json_invalid"
+        said = errors[0]["msg"] if wrong_json else "it is not a JSON object"
+        return InvalidRequest(f"the body cannot be read: {said}")
+    field = first[0]
+    reasons = list(dict.fromkeys(e["msg"] for e in errors if _path(e["loc"])[:1] == [field]))
+    where = _spell(first)
+    return InvalidRequest(f"{where}: {', or: '.join(reasons[:4])}", param=where)
+
+
+def _path(loc: tuple[int | str, ...]) -> list[int | str]:
+    """The names and indices of a location, union members left out."""
+    return [
+        part
+        for at, part in enumerate(loc)
+        if at == 0 or isinstance(part, int) or not _TAG.search(part)
+    ]
+
+
+def _spell(path: list[int | str]) -> str:
+    """`messages[0].content`, as OpenAI spells a param."""
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)[1:]

@@ -1,0 +1,157 @@
+"""The edge between a session and HTTP: waits for tokens, writes bytes, notices who has gone."""
+
+import asyncio
+import logging
+from collections.abc import Iterator
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from pds_engine.errors import PdsError
+from pds_engine.messages import Failed, Token
+from pds_engine.server.answers import DONE, Answer, server_sent
+from pds_engine.server.engine import Engine
+from pds_engine.server.errors import RequestFailed, told
+from pds_engine.server.inbox import ClientGone, Inbox
+from pds_engine.server.job import Job
+from pds_engine.server.session import Session, Told
+
+_log = logging.getLogger("pds.server")
+
+
+async def respond(engine: Engine, job: Job, answer: Answer, request: Request) -> Response:
+    """Run a job and answer it. A stream's status is known with its first token.
+
+    Raises:
+        PdsError: it failed before anything was sent.
+    """
+    run = Run(engine, job, answer, request)
+    try:
+        first = await run.next()
+        if job.stream:
+            return Stream(run, first)
+        events = first
+        while not run.session.done:
+            events += await run.next()
+    except BaseException:
+        run.close()
+        raise
+    run.close()
+    if job.first_only:
+        return Response(b"")
+    content = answer.body(events, run.session.usage())
+    return Response(content, media_type="application/json")
+
+
+class Run:
+    """One job at work, from its submission until `close`."""
+
+    def __init__(self, engine: Engine, job: Job, answer: Answer, request: Request) -> None:
+        self.engine, self.job, self.answer = engine, job, answer
+        self.session = Session(job)
+        self.path = request.url.path
+        self._started = engine.clock()
+        self._last_at = [self._started] * len(job.submits)
+        self._inbox = engine.open(job.submits)
+        self._watch = asyncio.create_task(_watch(request.receive, self._inbox))
+        engine.metrics.prompt_tokens.inc(job.prompt_tokens)
+
+    async def next(self) -> list[Told]:
+        """The events of all tokens that have come.
+
+        Raises:
+            RequestFailed: the scheduler gave a choice up, and with it the request.
+            ClientGone, ClientSlow, Unavailable: see Inbox.take.
+        """
+        events: list[Told] = []
+        for choice, message in await self._inbox.take():
+            events += self._feed(choice, message)
+        return events
+
+    def close(self) -> None:
+        """Let go of all choices; those still open are cancelled."""
+        self._watch.cancel()
+        for choice, submit in enumerate(self.job.submits):
+            self.engine.close(submit.request_id, cancel=self.session.is_open(choice))
+        if self.session.done:
+            usage = self.session.usage()
+            self.engine.metrics.cached_tokens.inc(usage.cached_tokens)
+
+    def _feed(self, choice: int, message: Token | Failed) -> list[Told]:
+        if isinstance(message, Failed):
+            self.engine.close(self.job.submits[choice].request_id, cancel=False)
+            raise RequestFailed(message)
+        if not self.session.is_open(choice):
+            return []
+        self._measure(choice, message)
+        events, cancel = self.session.feed(choice, message)
+        if not self.session.is_open(choice):
+            self.engine.close(self.job.submits[choice].request_id, cancel=cancel)
+        return events
+
+    def _measure(self, choice: int, token: Token) -> None:
+        now, metrics = self.engine.clock(), self.engine.metrics
+        metrics.output_tokens.inc()
+        first = token.index == len(self.job.submits[choice].output_ids)
+        series = metrics.ttft if first else metrics.gap
+        series.observe(now - self._last_at[choice])
+        self._last_at[choice] = now
+
+
+class Stream(Response):
+    """Server-sent events, one write for all that tokens have released since the last."""
+
+    def __init__(self, run: Run, first: list[Told]) -> None:
+        self.status_code = 200
+        self.background = None
+        self.body = b""
+        self.init_headers(
+            {
+                "content-type": "text/event-stream; charset=utf-8",
+                "cache-control": "no-cache",
+                "x-accel-buffering": "no",  # proxies hold events back otherwise
+            }
+        )
+        self._run = run
+        self._first = first
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        run = self._run
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            events = self._first
+            while True:
+                if data := b"".join(self._spelt(events)):
+                    await send({"type": "http.response.body", "body": data, "more_body": True})
+                if run.session.done:
+                    break
+                events = await run.next()
+            await send({"type": "http.response.body", "body": self._end()})
+        except ClientGone:
+            _log.info("the client left", extra={"request_id": run.job.id})
+        except PdsError as error:
+            # The status is out; OpenAI's clients raise on an error event. No [DONE] follows.
+            content = b"data: %s\n\n" % told(error)[1]
+            await send({"type": "http.response.body", "body": content})
+        finally:
+            run.close()
+
+    def _spelt(self, events: list[Told]) -> Iterator[bytes]:
+        job, answer = self._run.job, self._run.answer
+        return (server_sent(job, told, answer.chunk(told)) for told in events)
+
+    def _end(self) -> bytes:
+        run = self._run
+        if run.job.first_only:
+            return b""
+        if not run.job.include_usage:
+            return DONE
+        return b"data: %s\n\n%s" % (run.answer.usage(run.session.usage()), DONE)
+
+
+async def _watch(receive: Receive, inbox: Inbox) -> None:
+    """Wait for the client to leave; its body has been read."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    inbox.fail(ClientGone("the client closed its connection"))

@@ -1,0 +1,265 @@
+"""The routes of the API server: each reads, asks the pure modules, and answers."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from importlib.metadata import version
+from typing import Any, TypeVar
+
+import msgspec
+from fastapi import FastAPI, Request, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from pds_engine.config import EngineConfig
+from pds_engine.errors import Forbidden, Overloaded, PdsError, Unavailable
+from pds_engine.server import body, headers, job, protocol, state
+from pds_engine.server.answers import Answer
+from pds_engine.server.chat import ChatAnswer
+from pds_engine.server.completion import CompletionAnswer
+from pds_engine.server.engine import Engine
+from pds_engine.server.errors import response
+from pds_engine.server.inbox import ClientGone
+from pds_engine.server.job import Job
+from pds_engine.server.respond import respond
+from pds_engine.text.tokenizer import Tokenizer
+
+B = TypeVar("B", bound=protocol.Body)
+R = TypeVar("R")
+Route = Callable[[Request], Awaitable[Response]]
+Kernels = Callable[[], Mapping[str, Any]]
+
+_THREAD_FROM = 16 * 1024
+"""Bytes of body from which tokenizing leaves the event loop to other requests."""
+_CLIENT_GONE = 499
+"""Seen in metrics alone (nginx's number): nobody reads the answer."""
+
+
+class Routes:
+    """The application's handlers; see `app.create_app` for what they are given."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        config: EngineConfig,
+        tokenizer: Tokenizer,
+        key: bytes | None,
+        kernels: Kernels,
+    ) -> None:
+        self._engine = engine
+        self._config = config
+        self._tokenizer = tokenizer
+        self._key = key
+        self._kernels = kernels
+        self._busy = 0
+        self._created = int(time.time())
+
+    def mount(self, app: FastAPI) -> None:
+        """Add all routes to `app`."""
+        table: list[tuple[str, str, Route]] = [
+            ("POST", "/v1/completions", self.completions),
+            ("POST", "/v1/chat/completions", self.chat),
+            ("GET", "/v1/models", self.models),
+            ("GET", "/v1/models/{name:path}", self.model),
+            ("POST", "/tokenize", self.tokenize),
+            ("POST", "/detokenize", self.detokenize),
+            ("GET", "/tokenizer_info", self.tokenizer_info),
+            ("GET", "/version", self.version),
+            ("GET", "/ping", self.healthz),
+            ("GET", "/healthz", self.healthz),
+            ("GET", "/readyz", self.readyz),
+            ("GET", "/metrics", self.metrics),
+            ("GET", "/pds/state", self.state),
+            ("POST", "/pds/drain", self.drain),
+            ("POST", "/pds/peers/gone", self.gone),
+        ]
+        for method, path, route in table:
+            app.add_route(path, self._counted(path, route), methods=[method])
+
+    # ---- OpenAI's ---------------------------------------------------------------------------
+
+    async def completions(self, request: Request) -> Response:
+        return await self._generate(request, self._completion, CompletionAnswer)
+
+    async def chat(self, request: Request) -> Response:
+        return await self._generate(request, self._chat, ChatAnswer)
+
+    async def models(self, request: Request) -> Response:
+        return _json({"object": "list", "data": [self._card()]})
+
+    async def model(self, request: Request) -> Response:
+        job.check_model(request.path_params["name"], self._config)
+        return _json(self._card())
+
+    async def _generate(
+        self,
+        request: Request,
+        prepare: Callable[[bytes, headers.Internal], Job],
+        answer: Callable[[Job], Answer],
+    ) -> Response:
+        internal = headers.read(self._signed(request), self._config.role, request.headers)
+        limit = self._config.scheduler.max_running + self._config.scheduler.max_waiting
+        if self._busy >= limit:
+            raise Overloaded(f"{limit} requests are being read or answered", retry_after=1)
+        self._busy += 1
+        try:
+            data = await self._body(request)
+            work = await _off_loop(len(data), lambda: prepare(data, internal))
+            if (problem := self._unready()) is not None:
+                raise Unavailable(problem, retry_after=1)
+            return await respond(self._engine, work, answer(work), request)
+        finally:
+            self._busy -= 1
+
+    def _completion(self, data: bytes, internal: headers.Internal) -> Job:
+        parsed = self._parse(protocol.CompletionRequest, data)
+        prompts = job.text_prompts(parsed, self._tokenizer, self._config.max_model_len)
+        return job.make(parsed, prompts, self._tokenizer, self._config, internal)
+
+    def _chat(self, data: bytes, internal: headers.Internal) -> Job:
+        parsed = self._parse(protocol.ChatRequest, data)
+        prompt = job.chat_prompt(parsed, self._tokenizer, self._config.max_model_len)
+        return job.make(parsed, [prompt], self._tokenizer, self._config, internal)
+
+    # ---- vLLM's -----------------------------------------------------------------------------
+
+    async def tokenize(self, request: Request) -> Response:
+        data = await self._body(request)
+        return _json(await _off_loop(len(data), lambda: self._tokenized(data)))
+
+    def _tokenized(self, data: bytes) -> dict[str, Any]:
+        tokenizer, most = self._tokenizer, self._config.max_model_len
+        if protocol.has_messages(data):
+            chat = self._parse(protocol.TokenizeChat, data)
+            ids, named = job.chat_prompt(chat, tokenizer, most), chat.return_token_strs
+        else:
+            text = self._parse(protocol.TokenizeText, data)
+            special = text.add_special_tokens is not False
+            # No bound but the body's own: benchmarks count the tokens of texts of any length.
+            ids, named = tokenizer.encode(text.prompt, special=special), text.return_token_strs
+        names = [tokenizer.token(id) for id in ids] if named else None
+        return {"count": len(ids), "max_model_len": most, "tokens": ids, "token_strs": names}
+
+    async def detokenize(self, request: Request) -> Response:
+        parsed = self._parse(protocol.DetokenizeRequest, await self._body(request))
+        job.check_ids(parsed.tokens, self._tokenizer.vocabulary, "tokens")
+        return _json({"prompt": self._tokenizer.decode(parsed.tokens, skip_special=False)})
+
+    async def tokenizer_info(self, request: Request) -> Response:
+        template = self._tokenizer.template
+        return _json(
+            {
+                **self._tokenizer.settings,
+                **{
+                    name: self._tokenizer.special(name) or None
+                    for name in ("bos_token", "eos_token", "pad_token", "unk_token")
+                },
+                "chat_template": template.source if template else None,
+            }
+        )
+
+    async def version(self, request: Request) -> Response:
+        return _json({"version": version("pdserving")})
+
+    # ---- the group's ------------------------------------------------------------------------
+
+    async def healthz(self, request: Request) -> Response:
+        engine = self._engine
+        error = engine.error.message if engine.error else None
+        age = engine.clock() - engine.state_at
+        timeout = self._config.scheduler.step_timeout
+        return _verdict(state.sick(engine.state, age, timeout, error))
+
+    async def readyz(self, request: Request) -> Response:
+        return _verdict(self._unready())
+
+    async def metrics(self, request: Request) -> Response:
+        return Response(self._engine.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+    async def state(self, request: Request) -> Response:
+        engine = self._engine
+        return _json(
+            state.report(
+                engine.state,
+                self._config,
+                incarnation=engine.incarnation,
+                in_flight=engine.in_flight,
+                draining=engine.draining,
+                kernels=self._kernels(),
+                error=engine.error.message if engine.error else None,
+            )
+        )
+
+    async def drain(self, request: Request) -> Response:
+        self._internal(request)
+        parsed = self._parse(protocol.DrainRequest, await self._body(request))
+        self._engine.drain(parsed.deadline_seconds)
+        return _json({"draining": True, "in_flight": self._engine.in_flight})
+
+    async def gone(self, request: Request) -> Response:
+        self._internal(request)
+        parsed = self._parse(protocol.GoneRequest, await self._body(request))
+        self._engine.peer_gone(parsed.incarnation)
+        return _json({})
+
+    # ---- shared -----------------------------------------------------------------------------
+
+    def _counted(self, path: str, route: Route) -> Route:
+        """`route`, its errors told, and its answers counted."""
+
+        async def counted(request: Request) -> Response:
+            try:
+                answer = await route(request)
+            except ClientGone:
+                answer = Response(status_code=_CLIENT_GONE)
+            except PdsError as error:
+                answer = response(error)
+            self._engine.metrics.requests.labels(path, answer.status_code).inc()
+            return answer
+
+        return counted
+
+    async def _body(self, request: Request) -> bytes:
+        return await body.read(request, self._config.http.max_body_bytes)
+
+    def _parse(self, kind: type[B], data: bytes) -> B:
+        parsed = protocol.parse(kind, data)
+        job.check_model(getattr(parsed, "model", None), self._config)
+        return parsed
+
+    def _signed(self, request: Request) -> bool:
+        path = request.url.path
+        return headers.check(self._key, request.method, path, request.headers, time.time())
+
+    def _internal(self, request: Request) -> None:
+        if not self._signed(request):
+            raise Forbidden("this call is for the router and the operator, who sign it")
+
+    def _unready(self) -> str | None:
+        if self._engine.error is not None:
+            return self._engine.error.message
+        return state.unready(self._engine.state, self._config, self._kernels())
+
+    def _card(self) -> dict[str, Any]:
+        return {
+            "id": self._config.model.name,
+            "object": "model",
+            "created": self._created,
+            "owned_by": "pdserving",
+            "root": self._config.model.name,
+            "parent": None,
+            "max_model_len": self._config.max_model_len,
+        }
+
+
+def _json(value: object) -> Response:
+    return Response(msgspec.json.encode(value), media_type="application/json")
+
+
+def _verdict(problem: str | None) -> Response:
+    if problem is None:
+        return Response(b"", 200)
+    return response(Unavailable(problem))
+
+
+async def _off_loop(size: int, work: Callable[[], R]) -> R:
+    return await asyncio.to_thread(work) if size > _THREAD_FROM else work()

@@ -1,0 +1,87 @@
+"""How the choices of one request come along: tokens in, events out (pure; engine.md §7)."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from pds_engine.errors import ProtocolError
+from pds_engine.messages import Token
+from pds_engine.server.job import Job
+from pds_engine.text.emit import Event, State, emit, finish
+
+
+class Told(NamedTuple):
+    """An event of one choice."""
+
+    choice: int
+    event: Event
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+
+
+class Session:
+    """The state of all choices of a job."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self._states = [_replayed(job, submit.output_ids) for submit in job.submits]
+        self._cached = [0] * len(job.submits)
+        self._open = set(range(len(job.submits)))
+
+    @property
+    def done(self) -> bool:
+        return not self._open
+
+    def is_open(self, choice: int) -> bool:
+        return choice in self._open
+
+    def usage(self) -> Usage:
+        """Tokens so far. Cached ones are counted once for each prompt, like the prompt's own."""
+        return Usage(
+            self.job.prompt_tokens,
+            sum(state.count for state in self._states),
+            sum(self._cached[:: self.job.copies]),
+        )
+
+    def feed(self, choice: int, token: Token) -> tuple[list[Told], bool]:
+        """Take a token in.
+
+        Returns:
+            The events to tell, and whether the scheduler must be told that this choice is over
+            (a stop string ended it, which the scheduler cannot see).
+
+        Raises:
+            ProtocolError: it is not the next token.
+        """
+        if choice not in self._open:
+            return [], False
+        state = self._states[choice]
+        if token.index != state.count:
+            raise ProtocolError(
+                f"{token.request_id}: token {token.index} came where {state.count} was expected"
+            )
+        after, events = emit(state, token.token, token.logprobs)
+        self._states[choice] = after
+        if token.index == len(self.job.submits[choice].output_ids):
+            self._cached[choice] = token.cached_tokens
+        told = [] if token.index < self.job.muted else [Told(choice, event) for event in events]
+        reason = "stop" if after.stopped is not None else token.finish_reason
+        if self.job.first_only:
+            self._open.discard(choice)
+            return told, False
+        if reason is None:
+            return told, False
+        self._open.discard(choice)
+        told.append(Told(choice, finish(after, reason, self.job.eos_ids)))
+        return told, token.finish_reason is None
+
+
+def _replayed(job: Job, output_ids: tuple[int, ...]) -> State:
+    state = State(job.rules)
+    for id in output_ids:
+        state, _ = emit(state, id)
+    return state

@@ -1,0 +1,89 @@
+"""What a group says of itself: alive, ready, and its state (contracts.md, Engine HTTP; pure)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pds_engine.config import EngineConfig
+from pds_engine.messages import State
+
+
+def sick(state: State | None, age: float, step_timeout: float, error: str | None) -> str | None:
+    """Why the step loop is not alive, or None.
+
+    A scheduler at rest reports nothing; one at work reports every step, so that silence of
+    `step_timeout` seconds while requests run means a stuck step.
+    """
+    if error is not None:
+        return error
+    if state is None:
+        return None  # still joining: not ready, but not dead
+    oldest = state.oldest_step_seconds + (age if state.running else 0.0)
+    if oldest >= step_timeout:
+        return f"the oldest step has taken {oldest:.1f} s"
+    return None
+
+
+def unready(state: State | None, config: EngineConfig, kernels: Mapping[str, Any]) -> str | None:
+    """Why no request should come yet, or None."""
+    ranks = config.parallelism.ranks
+    joined = state.ranks_ready if state else 0
+    if joined != ranks:
+        return f"{joined} of {ranks} ranks have joined"
+    if config.cache.warmup and not kernels.get("manifest"):
+        return "the kernels are not proven warm"
+    return None
+
+
+def report(
+    state: State | None,
+    config: EngineConfig,
+    *,
+    incarnation: str,
+    in_flight: int,
+    draining: bool,
+    kernels: Mapping[str, Any],
+    error: str | None,
+) -> dict[str, Any]:
+    """The body of /pds/state."""
+    known = state or _NOTHING
+    problem = error or unready(state, config, kernels)
+    return {
+        "role": config.role,
+        "group": config.pod.group,
+        "revision": config.pod.revision,
+        "incarnation": incarnation,
+        "model": config.model.name,
+        "max_model_len": config.max_model_len,
+        "control": f"{config.pod.ip}:{config.http.control_port}",
+        "kv_fingerprint": known.kv_fingerprint,
+        "ready": problem is None,
+        "reason": problem or "",
+        "ranks_ready": known.ranks_ready,
+        "in_flight": in_flight,
+        "running": known.running,
+        "transfers_in_flight": known.transfers_in_flight,
+        "queued_tokens": known.queued_tokens,
+        "kv_used": known.kv_used,
+        "kv_total": known.kv_total,
+        "kv_quarantined": known.kv_quarantined,
+        "steps_done": known.steps_done,
+        "preemptions": known.preemptions,
+        "draining": draining or known.draining,
+        "kernels": dict(kernels),
+    }
+
+
+_NOTHING = State(
+    in_flight=0,
+    running=0,
+    transfers_in_flight=0,
+    queued_tokens=0,
+    kv_used=0,
+    kv_total=0,
+    kv_quarantined=0,
+    draining=False,
+    ranks_ready=0,
+    kv_fingerprint="",
+    steps_done=0,
+    oldest_step_seconds=0.0,
+)

@@ -1,0 +1,115 @@
+"""What the client is told at each token: a pure function of request and output ids (engine.md §7).
+
+P sends the events of the first token; D replays that token, drops its events and goes on from the
+state it leaves: both together send what one server would have sent. A resumed request replays all
+tokens that it is given in the same manner.
+"""
+
+from msgspec import Struct
+
+from pds_engine.messages import TokenLogprobs
+from pds_engine.text import detokenizer, stops
+from pds_engine.text.tokenizer import Tokenizer
+
+
+class Rules(Struct, frozen=True):
+    """What the request says about its text."""
+
+    tokenizer: Tokenizer
+    stops: tuple[str, ...] = ()
+    stop_ids: frozenset[int] = frozenset()
+    """A token that ends the output shows no text."""
+    min_tokens: int = 0
+    """Stop strings are not looked for in the text of the tokens before it."""
+    include_stop: bool = False
+    skip_special: bool = True
+
+
+class Logprob(Struct, frozen=True):
+    """The scores of one output position."""
+
+    id: int
+    offset: int
+    """Characters of output before this token."""
+    scores: TokenLogprobs
+
+
+class Event(Struct, frozen=True):
+    """Something to tell: new text, new scores, the first token, or the end."""
+
+    text: str
+    count: int
+    """Output tokens so far, held-back ones included."""
+    ids: tuple[int, ...]
+    """The tokens since the event before this one."""
+    logprobs: tuple[Logprob, ...] = ()
+    first: bool = False
+    finish_reason: str | None = None
+    stop_reason: str | int | None = None
+    """The stop string, or the stop token other than the model's own, that ended the output."""
+
+
+class State(Struct, frozen=True):
+    """How far a choice has come."""
+
+    rules: Rules
+    count: int = 0
+    offset: int = 0
+    """Characters decoded so far, held-back ones included."""
+    partial: bytes = b""
+    held: str = ""
+    ids: tuple[int, ...] = ()
+    stopped: str | None = None
+    """The stop string that was found: no further token counts."""
+    last: int = -1
+
+
+def emit(
+    state: State, token: int, scores: TokenLogprobs | None = None
+) -> tuple[State, list[Event]]:
+    """Take one output token in; at most one event comes of it.
+
+    The first token always makes an event, so that a client sees it when it is there; a later one
+    makes an event only when it releases text or scores.
+    """
+    if state.stopped is not None:
+        return state, []
+    rules = state.rules
+    count = state.count + 1
+    hidden = token in rules.stop_ids or (
+        rules.skip_special and token in rules.tokenizer.special_ids
+    )
+    text, partial = detokenizer.advance(
+        state.partial, b"" if hidden else rules.tokenizer.piece(token)
+    )
+    scored = () if scores is None else (Logprob(token, state.offset, scores),)
+    if rules.stops and count >= rules.min_tokens:
+        release, held, matched = stops.scan(state.held + text, rules.stops)
+        if matched is not None and rules.include_stop:
+            release += matched
+    else:
+        release, held, matched = state.held + text, "", None
+    ids = (*state.ids, token)
+    told = bool(release or scored or state.count == 0)
+    event = Event(release, count, ids, scored, first=state.count == 0)
+    after = State(
+        rules,
+        count,
+        state.offset + len(text),
+        b"" if matched is not None else partial,
+        held,
+        () if told else ids,
+        matched,
+        token,
+    )
+    return after, [event] if told else []
+
+
+def finish(state: State, reason: str, eos_ids: tuple[int, ...] = ()) -> Event:
+    """The last event: what was held back, and why the output ended."""
+    text = state.held + detokenizer.flush(state.partial)
+    stop: str | int | None = state.stopped
+    ended_by_id = reason == "stop" and stop is None and state.last in state.rules.stop_ids
+    if ended_by_id and state.last not in eos_ids:
+        stop = state.last
+    return Event(text, state.count, state.ids, (), False, reason, stop)
