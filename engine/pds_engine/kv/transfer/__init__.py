@@ -1,0 +1,16 @@
+"""The hand-over of pages from one group's pools into another's (engine.md §6).
+
+`TransferThread` is all that a worker needs; the rest is how it is made:
+
+    thread     one thread, its orders and its events
+    sender     P's side: dial, open, push, close           choose   which backend a pair uses
+    receiver   D's side: accept, check, place              expectations   who may write where
+    channel    an authenticated TCP connection             frames   what is said on it
+    base       what a backend is: register, connect, write, poll
+    tcp, nixl, shm   the backends
+"""
+
+from pds_engine.kv.transfer.base import Limits
+from pds_engine.kv.transfer.thread import TransferThread
+
+__all__ = ["Limits", "TransferThread"]

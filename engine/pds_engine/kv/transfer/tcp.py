@@ -1,0 +1,129 @@
+"""Pages over the channel itself: gathered from the pool by sendmsg, scattered into it by recvmsg.
+
+No copy is made in this process on either side. A push goes in batches, each acknowledged by the
+receiver once its bytes are in place; what a cancelled transfer has not begun to send is not sent.
+"""
+
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final, NamedTuple
+
+from pds_engine.errors import TransferFailed
+from pds_engine.kv.layout import Run
+from pds_engine.kv.pool import KvPool
+from pds_engine.kv.transfer.base import Described, Done, Offer, Route
+from pds_engine.kv.transfer.channel import Channel
+from pds_engine.kv.transfer.frames import BackendName, Write, pack_runs
+
+BATCH_BYTES: Final = 4 << 20
+BATCH_RUNS: Final = 2048
+
+
+class Batch(NamedTuple):
+    """One frame's worth of a push."""
+
+    transfer: str
+    epoch: int
+    ticket: int
+    runs: list[Run]
+
+
+class TcpBackend:
+    """Writes through a channel, whose receiver checks transfer, epoch and pages."""
+
+    name: BackendName = "tcp"
+    polling = False
+
+    def __init__(self, pool: KvPool) -> None:
+        if pool.memory is None:
+            raise TransferFailed(f"tcp needs pages in host memory, they are on {pool.device}")
+        self._memory = pool.memory
+        self._queues: defaultdict[Channel, deque[Batch]] = defaultdict(deque)
+        self._left: dict[int, int] = {}
+        """Batches of a ticket that were not answered."""
+        self._errors: dict[int, str] = {}
+        """Why a batch of a ticket was refused."""
+        self._ended: list[Done] = []
+
+    def register(self) -> Described:
+        return Described()
+
+    def connect(self, channel: Channel, offer: Offer) -> object:
+        return None
+
+    def write(self, route: Route, runs: Sequence[Run], ticket: int) -> None:
+        batches = [
+            Batch(route.transfer, route.epoch, ticket, part) for part in split(runs, BATCH_BYTES)
+        ]
+        self._left[ticket] = len(batches)
+        self._queues[route.channel].extend(batches)
+        if route.channel.idle:
+            self.refill(route.channel)
+
+    def poll(self) -> list[Done]:
+        ended, self._ended = self._ended, []
+        return ended
+
+    def refill(self, channel: Channel) -> None:
+        """The channel has nothing to send: give it the next batch."""
+        queue = self._queues.get(channel)
+        if queue:
+            channel.unanswered += 1
+            self._post(channel, queue.popleft())
+
+    def answered(self, ticket: int, error: str | None) -> None:
+        """A batch of `ticket` was placed, or refused; then the rest of it is not sent."""
+        if ticket not in self._left:
+            return
+        if error is not None:
+            self._errors.setdefault(ticket, error)
+            self._drop(lambda batch: batch.ticket == ticket)
+        self._count(ticket)
+
+    def cancel(self, transfer: str) -> None:
+        self._drop(lambda batch: batch.transfer == transfer)
+
+    def lost(self, channel: Channel) -> None:
+        for batch in self._queues.pop(channel, ()):
+            self._left.pop(batch.ticket, None)
+
+    def close(self) -> None:
+        self._queues.clear()
+
+    def _post(self, channel: Channel, batch: Batch) -> None:
+        frame = Write(
+            transfer=batch.transfer,
+            epoch=batch.epoch,
+            ticket=batch.ticket,
+            runs=pack_runs(batch.runs),
+        )
+        views = [self._memory[run.src : run.src + run.length] for run in batch.runs]
+        channel.send(frame, views)
+
+    def _drop(self, which: Callable[[Batch], bool]) -> None:
+        for channel, queue in self._queues.items():
+            self._queues[channel] = deque(batch for batch in queue if not which(batch))
+            for batch in filter(which, queue):
+                self._count(batch.ticket)
+
+    def _count(self, ticket: int) -> None:
+        self._left[ticket] -= 1
+        if not self._left[ticket]:
+            del self._left[ticket]
+            self._ended.append(Done(ticket, self._errors.pop(ticket, None)))
+
+
+def split(runs: Sequence[Run], limit: int) -> Iterator[list[Run]]:
+    """Batches of at most `limit` bytes and BATCH_RUNS runs; a longer run is cut."""
+    batch: list[Run] = []
+    room = limit
+    for src, dst, length in runs:
+        while length:
+            part = min(length, room)
+            batch.append(Run(src, dst, part))
+            src, dst, length, room = src + part, dst + part, length - part, room - part
+            if not room or len(batch) == BATCH_RUNS:
+                yield batch
+                batch, room = [], limit
+    if batch:
+        yield batch

@@ -1,0 +1,153 @@
+"""Two ranks that hand pages over: in this process, or each in a process of its own."""
+
+import multiprocessing
+import os
+import queue
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection
+from typing import Any
+
+import pytest
+import torch
+from pds_engine.config import KvConfig
+from pds_engine.keys import Keys
+from pds_engine.kv.layout import KvFormat, KvShard
+from pds_engine.kv.pool import KvPool
+from pds_engine.kv.transfer import Limits, TransferThread
+from pds_engine.messages import KvEndpoint, Message
+
+torch.set_num_threads(1)
+
+PATIENCE = 20.0
+"""Seconds until a test that waits for an event fails."""
+
+
+class Side:
+    """One rank: a pool and its transfer thread, with the events kept."""
+
+    def __init__(
+        self,
+        kv: KvFormat,
+        part: KvShard,
+        pages: int,
+        backends: Sequence[str],
+        keys: Keys,
+        rank: int = 0,
+        limits: Limits | None = None,
+        host: str = "127.0.0.1",
+    ) -> None:
+        self.pool = KvPool(kv, part, pages, shared="shm" in backends)
+        self.bytes = self.pool.data.view(torch.uint8).view(pages, -1)
+        self.events: queue.Queue[Message] = queue.Queue()
+        config = KvConfig.model_validate({"backends": tuple(backends), "port_base": 0})
+        self.thread = TransferThread(self.pool, config, rank, host, self.events.put, keys, limits)
+
+    def endpoint(self) -> KvEndpoint:
+        return self.thread.endpoint()
+
+    def order(self, name: str, order: Message) -> None:
+        getattr(self.thread, name)(order)
+
+    def event(self, timeout: float = PATIENCE) -> Message | None:
+        try:
+            return self.events.get(timeout=timeout)
+        except queue.Empty:
+            return None
+
+    def fill(self, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.bytes.random_(0, 256, generator=generator)
+
+    def clear(self) -> None:
+        self.bytes.zero_()
+
+    def page(self, index: int) -> bytes:
+        return self.bytes[index].numpy().tobytes()
+
+    def written(self) -> list[int]:
+        """The pages that hold anything but zeros."""
+        return self.bytes.any(dim=1).nonzero().flatten().tolist()
+
+    def stop(self) -> None:
+        self.thread.stop()
+
+
+class RemoteSide:
+    """A Side in a process of its own, called through a pipe."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        context = multiprocessing.get_context("fork")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, args, kwargs), daemon=True)
+        self._process.start()
+        theirs.close()
+        failure = self._pipe.recv()
+        if failure is not None:
+            raise failure
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            self._pipe.send((name, args))
+            return self._pipe.recv()
+
+        return call
+
+    def signal(self, number: int) -> None:
+        assert self._process.pid is not None
+        os.kill(self._process.pid, number)
+
+    def stop(self) -> None:
+        if self._process.is_alive():
+            self._process.kill()
+        self._process.join()
+        self._pipe.close()
+
+
+def _serve(pipe: Connection, args: Any, kwargs: Any) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        side = Side(*args, **kwargs)
+    except Exception as error:
+        pipe.send(error)
+        return
+    pipe.send(None)
+    while True:
+        try:
+            name, arguments = pipe.recv()
+        except EOFError:
+            os._exit(0)
+        pipe.send(getattr(side, name)(*arguments))
+
+
+@pytest.fixture(scope="session")
+def keys() -> Keys:
+    return Keys.make()
+
+
+@pytest.fixture
+def side(keys: Keys) -> Iterator[Callable[..., Side]]:
+    """Makes sides in this process: side(format, shard, pages, backends, **more)."""
+    made: list[Side] = []
+
+    def make(*args: Any, **kwargs: Any) -> Side:
+        made.append(Side(*args, **{"keys": keys, **kwargs}))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.stop()
+
+
+@pytest.fixture
+def remote(keys: Keys) -> Iterator[Callable[..., RemoteSide]]:
+    """Makes sides in processes of their own."""
+    made: list[RemoteSide] = []
+
+    def make(*args: Any, **kwargs: Any) -> RemoteSide:
+        made.append(RemoteSide(*args, **{"keys": keys, **kwargs}))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.stop()
