@@ -7,10 +7,11 @@ import torch
 import zmq
 
 from pds_engine.config import EngineConfig
-from pds_engine.errors import ConfigError, PdsError, ProtocolError
+from pds_engine.errors import ConfigError, GroupError, PdsError, ProtocolError
 from pds_engine.keys import Keys
 from pds_engine.kv.layout import KvFormat, fingerprint, shard
 from pds_engine.kv.pool import KvPool
+from pds_engine.kv.transfer import TransferThread
 from pds_engine.messages import (
     Admit,
     AnyMessage,
@@ -93,7 +94,7 @@ def _serve(config: EngineConfig, keys: Keys, link: Link, rank: int) -> None:
     pages, pool = make_pool(config, decoder, kv, device)
     runner = Runner(config, decoder, [pool.layer(i) for i in range(len(decoder.part.layers))])
     mailbox = Mailbox()
-    transfers = _transfers(config, keys, pool, rank, mailbox)
+    transfers = TransferThread(pool, config.kv, rank, config.pod.ip, mailbox.put, keys)
     try:
         link.send(
             Ready(
@@ -157,15 +158,8 @@ def make_pool(
             hint=f"raise kv.memory_bytes to {(needed + 1) * held.page_bytes(kv)}, "
             "or lower max_model_len",
         )
-    return pages, KvPool(kv, held, pages + 1, str(device))
-
-
-def _transfers(
-    config: EngineConfig, keys: Keys, pool: KvPool, rank: int, mailbox: Mailbox
-) -> Transfers:
-    from pds_engine.kv.transfer import TransferThread
-
-    return TransferThread(pool, config.kv, rank, config.pod.ip, mailbox.put)
+    shared = "shm" in config.kv.backends
+    return pages, KvPool(kv, held, pages + 1, str(device), shared=shared)
 
 
 class Loop:
@@ -191,6 +185,8 @@ class Loop:
         while True:
             for report in self._mailbox.take():
                 self._link.send(report)
+                if isinstance(report, Fault):
+                    raise GroupError(report.message)
             order = self._link.receive()
             if order is None:
                 return
