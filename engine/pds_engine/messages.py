@@ -384,13 +384,15 @@ class Abort(Message, frozen=True, kw_only=True):
 class AbortAck(Message, frozen=True, kw_only=True):
     """Every P rank has stopped and drained: D's pages of the transfer may return to its pool.
 
-    Also sent unasked when P gives a transfer up; `code` then says why.
+    Also sent unasked when P gives a transfer up; `code` then says why. Not `drained`: P posts no
+    more, but a write may still be under way, so that D's pages stay in quarantine.
     """
 
     transfer: str
     epoch: int
     code: str = ""
     message: str = ""
+    drained: bool = True
 
 
 # fmt: off

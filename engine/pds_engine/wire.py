@@ -3,7 +3,12 @@
 A gap in the numbers means that a message was lost, which the design never survives in silence: it
 raises ProtocolError, and the group restarts as one. There is no high-water mark (ZMQ would block or
 drop); bounds are the application's.
+
+On the wire: [number, message, …]. A Hub may send an API server several messages under one number; a
+single empty frame is a probe, which receivers skip and which tells a Hub whether the peer is there.
 """
+
+from collections import deque
 
 import zmq
 import zmq.asyncio
@@ -17,10 +22,22 @@ from pds_engine.messages import AnyMessage, Message
 
 _encoder = Encoder()
 _decoder: Decoder[AnyMessage] = Decoder(AnyMessage)
+_PROBE = [b""]
+_HEARTBEAT_MS = 5_000
+_SILENCE_MS = 15_000
+"""A connection that is silent for so long is lost: its other end's machine has gone or stopped."""
 
 
 class PeerUnknown(GroupError):
     """No connection of that identity: the peer has gone."""
+
+
+class Unreadable(ProtocolError):
+    """A Hub got what the protocol does not allow. `identity` names the connection."""
+
+    def __init__(self, identity: bytes, cause: ProtocolError) -> None:
+        super().__init__(cause.message)
+        self.identity = identity
 
 
 class _Numbers:
@@ -32,19 +49,22 @@ class _Numbers:
         self.sent = 0
         self.received = 0
 
-    def pack(self, message: Message) -> list[bytes]:
+    def pack(self, *messages: Message) -> list[bytes]:
         self.sent += 1
-        return [self.sent.to_bytes(8, "big"), _encoder.encode(message)]
+        return [self.sent.to_bytes(8, "big"), *map(_encoder.encode, messages)]
 
-    def unpack(self, frames: list[bytes]) -> AnyMessage:
-        if len(frames) != 2:
-            raise ProtocolError(f"a message of {len(frames)} frames, 2 were expected")
+    def unpack(self, frames: list[bytes]) -> list[AnyMessage]:
+        """The messages of one envelope; none for a probe."""
+        if frames == _PROBE:
+            return []
+        if len(frames) < 2:
+            raise ProtocolError(f"an envelope of {len(frames)} frames, 2 or more were expected")
         number = int.from_bytes(frames[0], "big")
         self.received += 1
         if number != self.received:
             raise ProtocolError(f"message {number} came where {self.received} was expected")
         try:
-            return _decoder.decode(frames[1])
+            return [_decoder.decode(frame) for frame in frames[1:]]
         except (DecodeError, ValidationError) as error:
             raise ProtocolError(f"an unreadable message: {error}") from error
 
@@ -74,6 +94,7 @@ class Hub:
 
     def __init__(self, context: zmq.Context, address: str, keys: Keys) -> None:  # type: ignore[type-arg]
         self._numbers: dict[bytes, _Numbers] = {}
+        self._pending: deque[tuple[bytes, AnyMessage]] = deque()
         self.socket = context.socket(zmq.ROUTER)
         self.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         _unbounded(self.socket)
@@ -91,22 +112,42 @@ class Hub:
         """The next message and its sender, or None when none is waiting.
 
         Raises:
-            ProtocolError: a gap in the sender's numbers, or an unreadable message.
+            Unreadable: a gap in the sender's numbers, or an unreadable message.
         """
-        try:
-            identity, *frames = self.socket.recv_multipart(zmq.NOBLOCK)
-        except zmq.Again:
-            return None
-        return identity, self._numbers.setdefault(identity, _Numbers()).unpack(frames)
+        while not self._pending:
+            try:
+                identity, *frames = self.socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return None
+            try:
+                messages = self._numbers.setdefault(identity, _Numbers()).unpack(frames)
+            except ProtocolError as error:
+                raise Unreadable(identity, error) from error
+            self._pending.extend((identity, message) for message in messages)
+        return self._pending.popleft()
 
-    def send(self, identity: bytes, message: Message) -> None:
-        """Raises PeerUnknown when that connection is gone."""
-        frames = self._numbers.setdefault(identity, _Numbers()).pack(message)
+    def send(self, identity: bytes, *messages: Message) -> None:
+        """Send the messages in one envelope.
+
+        Raises:
+            PeerUnknown: that connection is gone.
+        """
+        self._put(identity, self._numbers.setdefault(identity, _Numbers()).pack(*messages))
+
+    def probe(self, identity: bytes) -> None:
+        """Find out whether the connection is still there.
+
+        Raises:
+            PeerUnknown: it is gone.
+        """
+        self._put(identity, _PROBE)
+
+    def _put(self, identity: bytes, frames: list[bytes]) -> None:
         try:
             self.socket.send_multipart([identity, *frames])
         except zmq.ZMQError as error:
             self._numbers.pop(identity, None)
-            raise PeerUnknown(f"no peer {identity!r}: {error}") from error
+            raise PeerUnknown(f"no peer {identity.hex()}: {error}") from error
 
     def forget(self, identity: bytes) -> None:
         self._numbers.pop(identity, None)
@@ -116,23 +157,48 @@ class Hub:
 
 
 class Link:
-    """A DEALER connected to a Hub, for a process that polls."""
+    """A DEALER connected to a Hub, for a process that polls.
+
+    Whoever polls `socket` calls `receive` until it returns None. `monitor` becomes readable when
+    the connection is lost; ZMQ would connect anew in silence, but the Hub knows a new connection
+    from the old one, so a lost Link is to be closed.
+    """
 
     def __init__(self, context: zmq.Context, address: str, keys: Keys) -> None:  # type: ignore[type-arg]
         self._numbers = _Numbers()
+        self._pending: deque[AnyMessage] = deque()
+        self._lost = False
         self.socket = context.socket(zmq.DEALER)
-        _dealer(self.socket, address, keys)
+        self.monitor = self.socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        try:
+            _dealer(self.socket, address, keys)
+        except zmq.ZMQError as error:
+            self.close()
+            raise PeerUnknown(f"cannot connect to {address}: {error}") from error
+
+    @property
+    def lost(self) -> bool:
+        """The connection was there, and is not any more."""
+        self._lost = self._lost or self.monitor.poll(0) != 0
+        return self._lost
 
     def send(self, message: Message) -> None:
         self.socket.send_multipart(self._numbers.pack(message))
 
     def receive(self, timeout: float | None = 0) -> AnyMessage | None:
-        """The next message, or None after `timeout` seconds (None: wait for ever)."""
-        if not self.socket.poll(None if timeout is None else round(timeout * 1000)):
-            return None
-        return self._numbers.unpack(self.socket.recv_multipart())
+        """The next message, or None after `timeout` seconds without one (None: wait for ever)."""
+        while not self._pending:
+            if not self.socket.poll(None if timeout is None else round(timeout * 1000)):
+                return None
+            self._pending.extend(self._numbers.unpack(self.socket.recv_multipart()))
+        return self._pending.popleft()
 
     def close(self) -> None:
+        """Safe to repeat."""
+        if self.socket.closed:
+            return
+        self.socket.disable_monitor()
+        self.monitor.close(linger=0)
         self.socket.close(linger=0)
 
 
@@ -141,6 +207,7 @@ class AsyncLink:
 
     def __init__(self, context: zmq.asyncio.Context, address: str, keys: Keys) -> None:
         self._numbers = _Numbers()
+        self._pending: deque[AnyMessage] = deque()
         self._socket = context.socket(zmq.DEALER)
         _dealer(self._socket, address, keys)
 
@@ -148,7 +215,9 @@ class AsyncLink:
         await self._socket.send_multipart(self._numbers.pack(message))
 
     async def receive(self) -> AnyMessage:
-        return self._numbers.unpack(await self._socket.recv_multipart())
+        while not self._pending:
+            self._pending.extend(self._numbers.unpack(await self._socket.recv_multipart()))
+        return self._pending.popleft()
 
     async def lost(self) -> None:
         """Return once a connection that stood has ended: its peer died, hangs, or was cut off."""
@@ -177,3 +246,5 @@ def _unbounded(socket: zmq.Socket[bytes] | zmq.asyncio.Socket) -> None:
     socket.setsockopt(zmq.SNDHWM, 0)
     socket.setsockopt(zmq.RCVHWM, 0)
     socket.setsockopt(zmq.LINGER, 0)
+    socket.setsockopt(zmq.HEARTBEAT_IVL, _HEARTBEAT_MS)
+    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, _SILENCE_MS)

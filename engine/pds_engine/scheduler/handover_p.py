@@ -1,0 +1,335 @@
+"""The prefill side of a hand-over: offers kept, pages pushed, transfers closed (engine.md §6).
+
+    KEPT ──Submit──▶ MATCHED ──admission──▶ OPEN ──pushed, or given up──▶ CLOSING ──drained──▶ gone
+      └──────────────────┴── Abort, expiry, peer lost ──▶ gone: nothing was posted
+
+Workers name a transfer by its id alone, so an id is opened again only when it is closed for good.
+"""
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+from msgspec import structs
+
+from pds_engine.errors import InvalidRequest, PdsError, TransferFailed, Unavailable
+from pds_engine.messages import (
+    Abort,
+    AbortAck,
+    CloseTransfer,
+    FinishReason,
+    OpenTransfer,
+    Push,
+    PushDone,
+    PushFailed,
+    Queued,
+    Refused,
+    TokenLogprobs,
+    TransferClosed,
+    TransferDone,
+    TransferOffer,
+)
+from pds_engine.scheduler.digest import token_digest
+from pds_engine.scheduler.lifecycle import Ledger
+from pds_engine.scheduler.party import WORKERS, Party, failure
+from pds_engine.scheduler.prefill import Chunk
+from pds_engine.scheduler.request import Phase, Request
+
+
+class Stage(Enum):
+    KEPT = auto()
+    """The offer came before its request."""
+    MATCHED = auto()
+    """Request and offer are there; the request waits in the queue."""
+    OPEN = auto()
+    """Workers push."""
+    CLOSING = auto()
+    """Workers drain."""
+
+
+@dataclass(slots=True, eq=False)
+class Transfer:
+    """One offer, and what became of it."""
+
+    offer: TransferOffer
+    decode: Party
+    since: float
+    stage: Stage = Stage.KEPT
+    request: Request | None = None
+    pushed: set[int] = field(default_factory=set)
+    """Ranks whose writes are all in place."""
+    closed: set[int] = field(default_factory=set)
+    drained: bool = True
+    """No closed rank has writes under way."""
+    record: TransferDone | None = None
+    """The closing record, once the first token is sampled."""
+    given_up: AbortAck | None = None
+    """What D is told once every rank has drained; None after a TransferDone, or when D is lost."""
+
+
+class PrefillSide:
+    """All transfers that this scheduler was offered."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._out = ledger.out
+        self.unoffered: dict[str, Request] = {}
+        """Requests that wait for their offer; WAITING, outside the queue."""
+        self.transfers: dict[str, Transfer] = {}
+        """Kept, matched or open, by id."""
+        self.closing: dict[str, Transfer] = {}
+        self._next_renewal = 0.0
+
+    # ---- before the first chunk --------------------------------------------------------------
+
+    def submit(self, request: Request) -> None:
+        """A request has come: into the queue if its offer is there, else it waits for it."""
+        transfer = self.transfers.get(request.id)
+        if transfer is None or transfer.request is not None:
+            self.unoffered[request.id] = request
+        else:
+            self._match(request, transfer)
+
+    def offer(
+        self, decode: Party, message: TransferOffer, now: float, refusal: PdsError | None
+    ) -> None:
+        """An offer has come: matched with its request, kept for it, or refused with `refusal`.
+
+        `refusal` is the scheduler's reason to take nothing new up, such as draining; a request that
+        is already here gets its offer all the same.
+        """
+        request = self.unoffered.get(message.transfer)
+        held = self.transfers.get(message.transfer)
+        if request is None and refusal is None and self._kept() >= self._bound():
+            refusal = Unavailable("too many offers wait for their requests")
+        if held is not None and held.stage is not Stage.KEPT:
+            refusal = TransferFailed(f"{message.transfer} is already being handed over")
+        elif request is not None:
+            refusal = None
+        if refusal is not None:
+            self._refuse(decode, message.transfer, refusal)
+            return
+        if held is not None:
+            self._refuse(held.decode, message.transfer, TransferFailed("a newer offer took over"))
+        transfer = Transfer(message, decode, now)
+        self.transfers[message.transfer] = transfer
+        if request is not None:
+            del self.unoffered[message.transfer]
+            self._match(request, transfer)
+
+    def reject(self, decode: Party, message: TransferOffer, error: PdsError) -> None:
+        """The two groups do not fit: neither the offer nor its request can go on."""
+        self._refuse(decode, message.transfer, error)
+        request = self.unoffered.get(message.transfer)
+        if request is not None:
+            self._end(request, error)
+
+    def is_closing(self, request: Request) -> bool:
+        """Whether an earlier transfer of this id is not yet closed."""
+        return request.id in self.closing
+
+    # ---- from the first chunk to the last ------------------------------------------------------
+
+    def open(self, request: Request) -> None:
+        """The request is taken up: workers may push its pages."""
+        transfer = self.transfers[request.id]
+        transfer.stage = Stage.OPEN
+        request.transferring = True
+        self._out.put(
+            WORKERS,
+            OpenTransfer(
+                transfer=request.id, epoch=transfer.offer.epoch, peers=transfer.offer.ranks
+            ),
+        )
+
+    def push(self, request: Request, chunk: Chunk) -> Push:
+        """The pages that `chunk` completes, to D's pages; those of D's own prefix are left out."""
+        offer, settings = self.transfers[request.id].offer, self._ledger.settings
+        skipped = offer.start_token // settings.page_size
+        first = max(chunk.start // settings.page_size, skipped)
+        end = settings.pages_for(chunk.start + chunk.length)
+        return Push(
+            transfer=request.id,
+            src_pages=tuple(request.pages[first:end]),
+            dst_pages=offer.pages[max(first - skipped, 0) : max(end - skipped, 0)],
+            last=chunk.samples,
+        )
+
+    def sampled(
+        self,
+        request: Request,
+        token: int,
+        logprobs: TokenLogprobs | None,
+        finish_reason: FinishReason | None,
+    ) -> None:
+        """The first token is known: the record that closes the transfer once all is pushed."""
+        transfer = self.transfers[request.id]
+        transfer.record = TransferDone(
+            transfer=request.id,
+            epoch=transfer.offer.epoch,
+            token=token,
+            logprobs=logprobs,
+            cached_tokens=request.cached,
+            finish_reason=finish_reason,
+        )
+        self._complete(transfer)
+
+    def pushed(self, message: PushDone) -> None:
+        """One rank's writes are all in place."""
+        transfer = self.transfers.get(message.transfer)
+        if transfer is not None and transfer.stage is Stage.OPEN:
+            transfer.pushed.add(message.rank)
+            self._complete(transfer)
+
+    def push_failed(self, message: PushFailed) -> None:
+        """One rank cannot write to D: nothing is handed over."""
+        transfer = self.transfers.get(message.transfer)
+        if transfer is not None and transfer.stage is Stage.OPEN:
+            self._fail(
+                transfer,
+                TransferFailed(f"rank {message.rank} cannot push: {message.message}"),
+            )
+
+    def closed(self, message: TransferClosed) -> None:
+        """One rank has drained; with the last one, D may use its pages again, and so may we."""
+        transfer = self.closing.get(message.transfer)
+        if transfer is None:
+            return
+        transfer.closed.add(message.rank)
+        transfer.drained &= message.drained
+        if len(transfer.closed) < self._ledger.settings.ranks:
+            return
+        del self.closing[message.transfer]
+        if transfer.given_up is not None:
+            self._out.put(
+                transfer.decode, structs.replace(transfer.given_up, drained=transfer.drained)
+            )
+        if transfer.request is not None:
+            transfer.request.transferring = False
+            self._ledger.reclaim(transfer.request)
+
+    # ---- giving up ---------------------------------------------------------------------------
+
+    def abort(self, decode: Party, message: Abort) -> None:
+        """D no longer wants the transfer: acknowledged once no rank can write to its pages."""
+        name = message.transfer
+        transfer = self.transfers.get(name)
+        if transfer is not None and _names(message, transfer, decode):
+            self._fail(transfer, TransferFailed("the decode side gave the request up"))
+            return
+        closing = self.closing.get(name)
+        acknowledgement = AbortAck(transfer=name, epoch=message.epoch)
+        if closing is not None and _names(message, closing, decode):
+            closing.given_up = closing.given_up or acknowledgement
+        else:
+            self._out.put(decode, acknowledgement)
+
+    def drop(self, request: Request, code: str) -> None:
+        """The request has ended on this side before its first token."""
+        self.unoffered.pop(request.id, None)
+        transfer = self.transfers.get(request.id)
+        if transfer is not None and transfer.request is request:
+            self._give_up(transfer, code, "the prefill side gave the request up")
+
+    def lost(self, decode: Party) -> None:
+        """A decode scheduler has gone: none of its pages are wanted any more."""
+        for transfer in [t for t in self.transfers.values() if t.decode == decode]:
+            self._fail(transfer, TransferFailed("the decode side is lost"))
+        for transfer in self.closing.values():
+            if transfer.decode == decode:
+                transfer.given_up = None
+
+    def tick(self, now: float) -> None:
+        """Renew the leases of all offers, and let go of what waited too long for its other half."""
+        lease = self._ledger.settings.lease
+        for request in [r for r in self.unoffered.values() if now - r.arrived >= lease]:
+            self._end(request, Unavailable("no decode group has offered pages for this request"))
+        for transfer in [t for t in self.transfers.values() if t.stage is Stage.KEPT]:
+            if now - transfer.since >= lease:
+                del self.transfers[transfer.offer.transfer]
+                self._refuse(
+                    transfer.decode,
+                    transfer.offer.transfer,
+                    Unavailable("the request of this offer has not come"),
+                )
+        if now >= self._next_renewal:
+            self._next_renewal = now + lease / 3
+            self._renew()
+
+    # ---- steps of the above --------------------------------------------------------------------
+
+    def _match(self, request: Request, transfer: Transfer) -> None:
+        problem = self._mismatch(request, transfer.offer)
+        if problem is not None:
+            del self.transfers[request.id]
+            self._refuse(transfer.decode, request.id, problem)
+            self._end(request, problem)
+            return
+        transfer.request = request
+        transfer.stage = Stage.MATCHED
+        self._ledger.queue.push(request)
+
+    def _mismatch(self, request: Request, offer: TransferOffer) -> PdsError | None:
+        settings = self._ledger.settings
+        if offer.prompt_digest != token_digest(request.context):
+            return InvalidRequest("prefill and decode side were given different prompts")
+        wanted = settings.pages_for(request.context_len - offer.start_token)
+        if offer.start_token % settings.page_size or len(offer.pages) != wanted:
+            return TransferFailed(f"{len(offer.pages)} pages were offered, {wanted} are needed")
+        return None
+
+    def _complete(self, transfer: Transfer) -> None:
+        if transfer.record is None or len(transfer.pushed) < self._ledger.settings.ranks:
+            return
+        self._out.put(transfer.decode, transfer.record)
+        self._close(transfer)
+
+    def _fail(self, transfer: Transfer, error: PdsError) -> None:
+        request = transfer.request
+        self._give_up(transfer, error.code, error.message)
+        if request is not None and request.phase is not Phase.ENDED:
+            self._end(request, error)
+
+    def _give_up(self, transfer: Transfer, code: str, message: str) -> None:
+        offer = transfer.offer
+        acknowledgement = AbortAck(
+            transfer=offer.transfer, epoch=offer.epoch, code=code, message=message
+        )
+        if transfer.stage is Stage.OPEN:
+            transfer.given_up = acknowledgement
+            self._close(transfer)
+        else:
+            del self.transfers[offer.transfer]
+            self._out.put(transfer.decode, acknowledgement)
+
+    def _close(self, transfer: Transfer) -> None:
+        name = transfer.offer.transfer
+        transfer.stage = Stage.CLOSING
+        self.closing[name] = self.transfers.pop(name)
+        self._out.put(WORKERS, CloseTransfer(transfer=name))
+
+    def _end(self, request: Request, error: PdsError) -> None:
+        self.unoffered.pop(request.id, None)
+        self._out.put(request.server, failure(request.id, error))
+        self._ledger.end(request)
+
+    def _refuse(self, decode: Party, transfer: str, error: PdsError) -> None:
+        self._out.put(decode, Refused(transfer=transfer, code=error.code, message=error.message))
+
+    def _renew(self) -> None:
+        by_decode: defaultdict[Party, list[str]] = defaultdict(list)
+        for name, transfer in self.transfers.items():
+            by_decode[transfer.decode].append(name)
+        for decode, names in by_decode.items():
+            self._out.put(decode, Queued(transfers=tuple(names)))
+
+    def _kept(self) -> int:
+        return sum(transfer.stage is Stage.KEPT for transfer in self.transfers.values())
+
+    def _bound(self) -> int:
+        settings = self._ledger.settings
+        return settings.max_waiting + settings.max_running
+
+
+def _names(message: Abort, transfer: Transfer, decode: Party) -> bool:
+    return transfer.decode == decode and transfer.offer.epoch == message.epoch

@@ -1,0 +1,59 @@
+"""Who the scheduler talks to, and what it has to say."""
+
+from typing import Literal
+
+from msgspec import Struct
+
+from pds_engine.errors import PdsError, RequestError
+from pds_engine.messages import Failed, Message
+
+Kind = Literal["workers", "server", "decode", "prefill"]
+
+
+class Party(Struct, frozen=True):
+    """One end of a connection, by the part it plays for this scheduler.
+
+    workers: all ranks together (name ""). server: an API server of this group, by connection.
+    decode: a scheduler that offers pages to us, by connection. prefill: one that we offer pages to,
+    by its host:port.
+    """
+
+    kind: Kind
+    name: str = ""
+
+
+WORKERS = Party("workers")
+
+
+class Out(Struct, frozen=True):
+    """A message to send."""
+
+    to: Party
+    message: Message
+
+
+class Outbox(list[Out]):
+    """Messages in the order in which they are to be sent."""
+
+    def put(self, to: Party, message: Message) -> None:
+        self.append(Out(to, message))
+
+    def drain(self) -> list[Out]:
+        """All messages put since the last drain."""
+        out = list(self)
+        self.clear()
+        return out
+
+
+def failure(request_id: str, error: PdsError) -> Failed:
+    """What the API server is told of `error`; not the client's fault is 503: retry elsewhere."""
+    status, retry_after = (
+        (error.status, error.retry_after) if isinstance(error, RequestError) else (503, None)
+    )
+    return Failed(
+        request_id=request_id,
+        code=error.code,
+        message=str(error),
+        status=status,
+        retry_after=retry_after,
+    )

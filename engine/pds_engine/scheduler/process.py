@@ -1,0 +1,293 @@
+"""The scheduler's process: sockets and the clock around the core, which decides everything.
+
+`run` blocks until the group has failed; it then raises GroupError, and the group restarts as one.
+"""
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import groupby
+
+import zmq
+
+from pds_engine.config import EngineConfig
+from pds_engine.errors import ProtocolError, RankLost
+from pds_engine.keys import Keys
+from pds_engine.messages import (
+    PROTOCOL,
+    Abort,
+    AbortAck,
+    Cancel,
+    Drain,
+    Fault,
+    Forgotten,
+    Hello,
+    Message,
+    PeerGone,
+    PushDone,
+    PushFailed,
+    Queued,
+    Ready,
+    Refused,
+    State,
+    StepDone,
+    Submit,
+    TransferClosed,
+    TransferDone,
+    TransferOffer,
+    Welcome,
+)
+from pds_engine.scheduler.party import WORKERS, Out, Party
+from pds_engine.scheduler.peers import Peers
+from pds_engine.scheduler.scheduler import Scheduler
+from pds_engine.scheduler.settings import Settings
+from pds_engine.wire import Authority, Hub, PeerUnknown, Unreadable
+
+log = logging.getLogger(__name__)
+
+TICK = 0.1
+"""Seconds between looks at leases and deadlines."""
+PROBE = 1.0
+"""Seconds between looks whether every connection is still there."""
+STATE = 0.05
+"""Seconds between two States, at least."""
+BATCH = 1024
+"""Messages taken in before the next plan, at most."""
+
+MAY_SEND: dict[str, tuple[type[Message], ...]] = {
+    "workers": (Ready, StepDone, PushDone, PushFailed, TransferClosed, Forgotten, Fault),
+    "server": (Submit, Cancel, Drain, PeerGone),
+    "decode": (TransferOffer, Abort),
+    "prefill": (Welcome, Queued, Refused, TransferDone, AbortAck),
+}
+
+
+def run(config: EngineConfig, keys: Keys, bind: str, incarnation: str) -> None:
+    """Serve as the scheduler of this group at `bind`, such as tcp://0.0.0.0:8001.
+
+    Raises:
+        ConfigError: bounds that no prompt could live with.
+        GroupError: a worker failed or was lost, or a message of this group's own was wrong.
+    """
+    settings = Settings.of(config)
+    context = zmq.Context()
+    authority = Authority(context, keys)
+    hub = Hub(context, bind, keys)
+    edge = Edge(context, hub, keys, Scheduler(settings, incarnation), config.pod.group, incarnation)
+    log.info("scheduler bound", extra={"address": bind, "role": settings.role})
+    try:
+        edge.serve()
+    finally:
+        edge.close()
+        authority.close()
+        context.term()
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """Who is behind a connection to our Hub."""
+
+    identity: bytes
+    party: Party
+    rank: int
+
+
+class Edge:
+    """Everything between the core and the sockets."""
+
+    def __init__(
+        self,
+        context: zmq.Context,  # type: ignore[type-arg]
+        hub: Hub,
+        keys: Keys,
+        core: Scheduler,
+        group: str,
+        incarnation: str,
+    ) -> None:
+        self._core = core
+        self._hub = hub
+        self._group = group
+        self._incarnation = incarnation
+        self._members: dict[bytes, Member] = {}
+        self._outgoing: deque[Out] = deque()
+        self._poller = zmq.Poller()
+        self._poller.register(hub.socket, zmq.POLLIN)
+        hello = Hello(peer="scheduler", group=group, incarnation=incarnation, rank=-1)
+        self._peers = Peers(context, self._poller, keys, hello, core.settings.lease)
+        self._now = _steady_clock()
+        self._next = dict.fromkeys((TICK, PROBE, STATE), 0.0)
+        self._state: State | None = None
+        self._changed = True
+
+    def serve(self) -> None:
+        """Until the group fails."""
+        while True:
+            self._poller.poll(round(1000 * (STATE if self._changed else TICK)))
+            now = self._now()
+            self._take_in(now)
+            if self._due(TICK, now):
+                self._queue(self._core.tick(now))
+                for address, _ in self._peers.expire(now):
+                    self._peer_said(address, None, now)
+            if self._due(PROBE, now):
+                self._probe(now)
+            self._queue(self._core.plan(now))
+            self._flush(now)
+            if self._changed and self._due(STATE, now):
+                self._report(now)
+
+    def close(self) -> None:
+        self._peers.close()
+        self._hub.close()
+
+    # ---- in ------------------------------------------------------------------------------------
+
+    def _take_in(self, now: float) -> None:
+        for _ in range(BATCH):
+            try:
+                got = self._hub.receive()
+            except Unreadable as error:
+                self._mistrust(error.identity, error, now)
+                continue
+            if got is None:
+                break
+            self._changed = True
+            self._came(*got, now)
+        for address, message in self._peers.receive():
+            self._changed = True
+            self._peer_said(address, message, now)
+
+    def _came(self, identity: bytes, message: Message, now: float) -> None:
+        member = self._members.get(identity)
+        if isinstance(message, Hello) and member is None:
+            self._hello(identity, message)
+        elif member is None:
+            log.warning("dropped a stranger's %s", type(message).__name__)
+        elif isinstance(message, MAY_SEND[member.party.kind]):
+            self._queue(self._core.handle(member.party, message, now))
+        else:
+            name = type(message).__name__
+            self._mistrust(identity, ProtocolError(f"{name} from a {member.party.kind}"), now)
+
+    def _hello(self, identity: bytes, message: Hello) -> None:
+        ours = message.group == self._group and message.incarnation == self._incarnation
+        if message.protocol != PROTOCOL or (message.peer != "scheduler" and not ours):
+            log.warning(
+                "refused a %s of group %s, incarnation %s, protocol %d",
+                message.peer,
+                message.group,
+                message.incarnation,
+                message.protocol,
+            )
+            return
+        if message.peer == "worker":
+            if any(m.party == WORKERS and m.rank == message.rank for m in self._members.values()):
+                raise RankLost(f"rank {message.rank} has joined a second time")
+            party = WORKERS
+        else:
+            party = Party("server" if message.peer == "server" else "decode", identity.hex())
+        self._members[identity] = Member(identity, party, message.rank)
+        self._state = None
+        log.info("%s joined, rank %d", message.peer, message.rank)
+        try:
+            self._hub.send(identity, Welcome(incarnation=self._incarnation))
+        except PeerUnknown:
+            self._gone(identity, self._now())
+
+    def _peer_said(self, address: str, message: Message | None, now: float) -> None:
+        party = Party("prefill", address)
+        if message is None:
+            log.warning("lost the prefill scheduler at %s", address)
+            self._queue(self._core.lost(party, now))
+        elif isinstance(message, MAY_SEND["prefill"]):
+            self._queue(self._core.handle(party, message, now))
+        else:
+            log.warning("dropped %s from %s", type(message).__name__, address)
+
+    def _mistrust(self, identity: bytes, error: ProtocolError, now: float) -> None:
+        """Our own group's mistakes are fatal; another's connection is dropped."""
+        member = self._members.get(identity)
+        if member is not None and member.party.kind != "decode":
+            raise error
+        log.warning("dropped a connection: %s", error)
+        self._hub.forget(identity)
+        self._gone(identity, now)
+
+    def _gone(self, identity: bytes, now: float) -> None:
+        member = self._members.pop(identity, None)
+        if member is None:
+            return
+        if member.party == WORKERS:
+            raise RankLost(f"rank {member.rank} has closed its connection")
+        log.warning("lost a %s", member.party.kind)
+        self._changed = True
+        self._queue(self._core.lost(member.party, now))
+
+    def _probe(self, now: float) -> None:
+        for identity in list(self._members):
+            try:
+                self._hub.probe(identity)
+            except PeerUnknown:
+                self._gone(identity, now)
+
+    # ---- out -----------------------------------------------------------------------------------
+
+    def _queue(self, out: Iterable[Out]) -> None:
+        self._outgoing.extend(out)
+
+    def _flush(self, now: float) -> None:
+        """Send all that is due; a lost peer may make more to send."""
+        while self._outgoing:
+            self._changed = True
+            batch = list(self._outgoing)
+            self._outgoing.clear()
+            for party, group in groupby(batch, key=_addressee):
+                self._send(party, [out.message for out in group], now)
+
+    def _send(self, party: Party, messages: list[Message], now: float) -> None:
+        if party.kind == "prefill":
+            for message in messages:
+                try:
+                    self._peers.send(party.name, message, now)
+                except PeerUnknown as error:
+                    log.warning("%s", error)
+                    self._queue(self._core.lost(party, now))
+            return
+        for member in [m for m in self._members.values() if m.party == party]:
+            try:
+                if party.kind == "server":
+                    self._hub.send(member.identity, *messages)
+                else:
+                    for message in messages:
+                        self._hub.send(member.identity, message)
+            except PeerUnknown:
+                self._gone(member.identity, now)
+
+    def _report(self, now: float) -> None:
+        """Tell all servers the State, if it is news; while a step is in flight, its age is."""
+        state = self._core.state(now)
+        self._changed = bool(self._core.steps.in_flight)
+        if state == self._state:
+            return
+        self._state = state
+        servers = {m.party for m in self._members.values() if m.party.kind == "server"}
+        for party in servers:
+            self._send(party, [state], now)
+
+    def _due(self, period: float, now: float) -> bool:
+        if now < self._next[period]:
+            return False
+        self._next[period] = now + period
+        return True
+
+
+def _addressee(out: Out) -> Party:
+    return out.to
+
+
+def _steady_clock() -> Callable[[], float]:
+    """Seconds since the epoch as of now; goes on evenly when the machine's clock is set."""
+    offset = time.time() - time.monotonic()
+    return lambda: offset + time.monotonic()

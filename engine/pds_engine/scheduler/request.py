@@ -1,0 +1,89 @@
+"""A request as the scheduler knows it."""
+
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+from pds_engine.messages import Sampling, Submit
+from pds_engine.scheduler.party import Party
+from pds_engine.scheduler.settings import Settings
+
+
+class Phase(Enum):
+    """Where a live request is."""
+
+    WAITING = auto()
+    """In the queue, or on role=prefill without its offer: holds nothing."""
+    OFFERED = auto()
+    """On role=decode: holds a slot and pages that P fills."""
+    PREFILLING = auto()
+    DECODING = auto()
+    ENDED = auto()
+    """Its results are discarded; what it holds returns when nothing refers to it."""
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """Mutable state of one request; two are equal only if they are one.
+
+    Positions 0 … computed-1 have their keys and values in a step that was issued. `planned` counts
+    output tokens known or being computed, so that prompt_len + planned positions have a token, or
+    will; a row that reaches the last of them samples output number `planned`.
+    """
+
+    submit: Submit
+    server: Party
+    arrival: int
+    """Its place in the order of arrival."""
+    arrived: float
+    outputs: list[int] = field(init=False)
+    planned: int = field(init=False)
+    computed: int = 0
+    cached: int = 0
+    """Prompt tokens that came from a prefix cache."""
+    phase: Phase = Phase.WAITING
+    slot: int = -1
+    gen: int = -1
+    pages: list[int] = field(default_factory=list)
+    promised: int = 0
+    """Pages set aside for its growth."""
+    last_step: int = -1
+    """The last issued step that names it."""
+    last_sample: int = -1
+    """The last issued step that samples for it."""
+    on_workers: bool = False
+    """Its Admit was sent, and no Release since."""
+    transferring: bool = False
+    """On role=prefill: workers may still read its pages to push them."""
+    prompt_len: int = field(init=False)
+    max_tokens: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.outputs = list(self.submit.output_ids)
+        self.planned = len(self.outputs)
+        self.prompt_len = len(self.submit.prompt_ids)
+        self.max_tokens = self.submit.sampling.max_tokens
+
+    @property
+    def id(self) -> str:
+        return self.submit.request_id
+
+    @property
+    def sampling(self) -> Sampling:
+        return self.submit.sampling
+
+    @property
+    def context(self) -> tuple[int, ...]:
+        """The tokens given with the request: its prompt, and what was generated elsewhere."""
+        return self.submit.prompt_ids + self.submit.output_ids
+
+    @property
+    def context_len(self) -> int:
+        return self.prompt_len + len(self.submit.output_ids)
+
+
+def growth(submit: Submit, settings: Settings) -> int:
+    """Pages that a request will ever hold here. The last output token's keys are not computed."""
+    prompt, given = len(submit.prompt_ids), len(submit.output_ids)
+    if settings.role == "prefill":
+        return settings.pages_for(prompt + given)
+    return settings.pages_for(max(prompt + given, prompt + submit.sampling.max_tokens - 1))

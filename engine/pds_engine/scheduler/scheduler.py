@@ -1,0 +1,350 @@
+"""The scheduler's core: messages and the time in, messages out. No torch, no socket, no clock.
+
+`handle` takes what has come, `plan` issues as many steps as the pipeline may hold, `tick` sees to
+leases and deadlines. Errors of the group (GroupError) are raised: the group then restarts as one.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from pds_engine.errors import (
+    DeadlinePassed,
+    InvalidRequest,
+    Overloaded,
+    PdsError,
+    ProtocolError,
+    RankLost,
+    StageTimeout,
+    TransferFailed,
+    Unavailable,
+)
+from pds_engine.messages import (
+    Abort,
+    AbortAck,
+    Cancel,
+    Drain,
+    Fault,
+    Forgotten,
+    Message,
+    PeerGone,
+    PushDone,
+    PushFailed,
+    Queued,
+    Ready,
+    Refused,
+    State,
+    StepDone,
+    Submit,
+    Token,
+    TransferClosed,
+    TransferDone,
+    TransferOffer,
+    Welcome,
+)
+from pds_engine.scheduler.admission import unfit
+from pds_engine.scheduler.finish import finish_reason
+from pds_engine.scheduler.handover_d import DecodeSide
+from pds_engine.scheduler.handover_p import PrefillSide
+from pds_engine.scheduler.lifecycle import Ledger
+from pds_engine.scheduler.pages import PagePool
+from pds_engine.scheduler.party import WORKERS, Out, Outbox, Party, failure
+from pds_engine.scheduler.prefill import ChunkPolicy
+from pds_engine.scheduler.request import Phase, Request
+from pds_engine.scheduler.settings import Settings
+from pds_engine.scheduler.steps import Steps, pick
+
+RETRY_AFTER = 1
+"""Seconds that a client is asked to wait when the queue is full."""
+JOIN_RETRY_AFTER = 5
+"""Seconds that a client is asked to wait while workers load their weights."""
+
+
+class Scheduler:
+    """One replica's only authority. `incarnation` is its group's, told with its offers."""
+
+    def __init__(self, settings: Settings, incarnation: str) -> None:
+        self.settings = settings
+        self._out = Outbox()
+        self.ledger = Ledger(settings, self._out)
+        self.steps = Steps(self.ledger)
+        self.prefill = PrefillSide(self.ledger)
+        self.decode = DecodeSide(self.ledger, incarnation)
+        self._policy = ChunkPolicy(settings.chunk_size, settings.page_size)
+        self._workers: dict[int, Ready] = {}
+        self._arrivals = 0
+        self._drain_deadline: float | None = None
+        self._handlers: dict[type, Callable[[Party, Any, float], None]] = {
+            Ready: lambda _, message, now: self._ready(message),
+            Fault: lambda _, message, now: self._fault(message),
+            Submit: self._submit,
+            Cancel: self._cancel,
+            Drain: lambda _, message, now: self._drain(message, now),
+            StepDone: lambda _, message, now: self._step_done(message),
+            PushDone: lambda _, message, now: self.prefill.pushed(message),
+            PushFailed: lambda _, message, now: self.prefill.push_failed(message),
+            TransferClosed: lambda _, message, now: self.prefill.closed(message),
+            TransferOffer: self._offer,
+            Abort: lambda sender, message, now: self.prefill.abort(sender, message),
+            Forgotten: lambda _, message, now: self.decode.forgotten(message),
+            Welcome: lambda sender, message, now: self.decode.welcome(sender, message.incarnation),
+            Queued: self.decode.queued,
+            Refused: lambda sender, message, now: self.decode.refused(sender, message),
+            TransferDone: self._transfer_done,
+            AbortAck: self.decode.acknowledged,
+            PeerGone: lambda _, message, now: self.decode.peer_gone(message),
+        }
+
+    @property
+    def ready(self) -> bool:
+        """Every rank has loaded its weights."""
+        return len(self._workers) == self.settings.ranks
+
+    @property
+    def draining(self) -> bool:
+        return self._drain_deadline is not None
+
+    def handle(self, sender: Party, message: Message, now: float) -> list[Out]:
+        """Take one message in.
+
+        Raises:
+            GroupError: the group cannot go on.
+        """
+        handler = self._handlers.get(type(message))
+        if handler is None:
+            raise ProtocolError(f"{type(message).__name__} is not for a scheduler")
+        handler(sender, message, now)
+        return self._out.drain()
+
+    def lost(self, party: Party, now: float) -> list[Out]:
+        """The connection to `party` has ended: a server, a decode or a prefill scheduler.
+
+        A lost worker is the caller's RankLost: nothing goes on without it.
+        """
+        if party.kind == "decode":
+            self.prefill.lost(party)
+        elif party.kind == "prefill":
+            self.decode.lost(party, now)
+        else:
+            for request in [r for r in self.ledger.requests.values() if r.server == party]:
+                self._drop(request, now)
+        return self._out.drain()
+
+    def plan(self, now: float) -> list[Out]:
+        """Take waiting requests up as slots and pages allow, and issue steps."""
+        if self.ready:
+            self._take_up(now)
+            while not self.steps.full:
+                picked = pick(self.ledger, self.steps.next_id, self._policy)
+                if picked is None:
+                    break
+                pushes = [
+                    self.prefill.push(request, chunk)
+                    for request, chunk in picked.chunks
+                    if request.transferring
+                ]
+                self._out.put(WORKERS, self.steps.issue(picked, pushes, now))
+        return self._out.drain()
+
+    def tick(self, now: float) -> list[Out]:
+        """See to what only time brings about; to be called a few times a second.
+
+        Raises:
+            StageTimeout: the oldest step is not done in step_timeout.
+            GroupError: too many pages are in quarantine.
+        """
+        self._watch_steps(now)
+        self.prefill.tick(now)
+        self.decode.tick(now)
+        for request in list(self.ledger.requests.values()):
+            deadline = request.submit.deadline
+            if deadline is not None and now >= deadline:
+                self._fail(request, DeadlinePassed("the deadline of the request has passed"), now)
+        if self._drain_deadline is not None and now >= self._drain_deadline:
+            for request in list(self.ledger.requests.values()):
+                self._fail(request, Unavailable("the group has drained, ask another"), now)
+        return self._out.drain()
+
+    def state(self, now: float) -> State:
+        """What `/pds/state` reports."""
+        ledger, flight = self.ledger, self.steps.in_flight
+        waiting = [*ledger.queue, *self.prefill.unoffered.values(), *ledger.prefilling]
+        return State(
+            in_flight=len(ledger.requests),
+            running=ledger.running,
+            transfers_in_flight=len(self.prefill.transfers)
+            + len(self.prefill.closing)
+            + len(self.decode.live),
+            queued_tokens=sum(r.context_len - r.computed for r in waiting),
+            kv_used=ledger.pool.used,
+            kv_total=ledger.pool.total,
+            kv_quarantined=ledger.pool.quarantined,
+            draining=self.draining,
+            ranks_ready=len(self._workers),
+            kv_fingerprint=self.decode.kv_fingerprint,
+            steps_done=ledger.done + 1,
+            oldest_step_seconds=max(now - flight[0].at, 0.0) if flight else 0.0,
+        )
+
+    # ---- workers -----------------------------------------------------------------------------
+
+    def _ready(self, message: Ready) -> None:
+        if message.rank in self._workers or not 0 <= message.rank < self.settings.ranks:
+            raise RankLost(f"rank {message.rank} of {self.settings.ranks} joined, unexpectedly")
+        self._workers[message.rank] = message
+        if not self.ready:
+            return
+        ranks = [self._workers[rank] for rank in sorted(self._workers)]
+        fingerprints = {rank.kv_fingerprint for rank in ranks}
+        if len(fingerprints) > 1:
+            raise ProtocolError(f"the ranks' KV formats differ: {sorted(fingerprints)}")
+        self.ledger.pool = PagePool(min(rank.pages for rank in ranks))
+        self.decode.endpoints = tuple(rank.endpoint for rank in ranks)
+        self.decode.kv_fingerprint = ranks[0].kv_fingerprint
+
+    def _fault(self, message: Fault) -> None:
+        raise RankLost(f"rank {message.rank} failed: {message.code}: {message.message}")
+
+    def _watch_steps(self, now: float) -> None:
+        if self.steps.in_flight:
+            oldest = self.steps.in_flight[0]
+            if now - oldest.at > self.settings.step_timeout:
+                raise StageTimeout(
+                    f"step {oldest.plan.step_id} ({len(oldest.plan.rows)} rows) is not done after "
+                    f"{now - oldest.at:.1f} s; {len(self.steps.in_flight)} steps are in flight"
+                )
+
+    def _step_done(self, message: StepDone) -> None:
+        samplers = self.steps.finish(message)
+        self.ledger.step_done(message.step_id)
+        logprobs = message.logprobs or (None,) * len(samplers)
+        for request, token, scores in zip(samplers, message.tokens, logprobs, strict=True):
+            if request.phase is Phase.ENDED:
+                continue
+            index = len(request.outputs)
+            request.outputs.append(token)
+            reason = finish_reason(request.sampling, index, token)
+            self._out.put(
+                request.server,
+                Token(
+                    request_id=request.submit.request_id,
+                    index=index,
+                    token=token,
+                    logprobs=scores,
+                    finish_reason=reason,
+                    cached_tokens=request.cached,
+                ),
+            )
+            if request.transferring:
+                self.prefill.sampled(request, token, scores, reason)
+                self.ledger.end(request)
+            elif reason is not None:
+                self.ledger.end(request)
+
+    # ---- requests -----------------------------------------------------------------------------
+
+    def _submit(self, server: Party, message: Submit, now: float) -> None:
+        problem = self._refusal(message)
+        if problem is not None:
+            self._out.put(server, failure(message.request_id, problem))
+            return
+        request = Request(message, server, self._arrivals, now)
+        self._arrivals += 1
+        self.ledger.requests[request.id] = request
+        if message.role_hint == "prefill":
+            self.prefill.submit(request)
+        else:
+            self.ledger.queue.push(request)
+
+    def _refusal(self, message: Submit) -> PdsError | None:
+        """Why this request is not taken up now, or never could be."""
+        waiting = len(self.ledger.queue) + len(self.prefill.unoffered)
+        if (problem := self._closed()) is not None:
+            return problem
+        if message.request_id in self.ledger.requests:
+            return InvalidRequest(f"the request id {message.request_id} is in use")
+        if (misfit := unfit(message, self.settings, self.ledger.pool.total)) is not None:
+            return misfit
+        at_once = waiting == 0 and self.ledger.slots.free > 0
+        if waiting >= self.settings.max_waiting and not at_once:
+            return Overloaded(f"{waiting} requests are waiting already", retry_after=RETRY_AFTER)
+        return None
+
+    def _closed(self) -> PdsError | None:
+        if self.draining:
+            return Unavailable("the group is draining")
+        if not self.ready:
+            ranks = f"{len(self._workers)} of {self.settings.ranks}"
+            return Unavailable(f"{ranks} ranks are ready", retry_after=JOIN_RETRY_AFTER)
+        return None
+
+    def _take_up(self, now: float) -> None:
+        """In the queue's order; the first that does not fit holds up the rest: nobody starves."""
+        while (request := self.ledger.queue.first()) is not None:
+            if not self.ledger.fits(request) or self.prefill.is_closing(request):
+                return
+            self.ledger.queue.remove(request)
+            self.ledger.reserve(request)
+            if self.settings.role == "decode":
+                self.decode.offer(request, now)
+                continue
+            if self.settings.role == "prefill":
+                self.prefill.open(request)
+            self.ledger.start(request)
+
+    def _cancel(self, server: Party, message: Cancel, now: float) -> None:
+        request = self.ledger.requests.get(message.request_id)
+        if request is not None and request.server == server:
+            self._drop(request, now, code="cancelled")
+
+    def _fail(self, request: Request, error: PdsError, now: float) -> None:
+        self._out.put(request.server, failure(request.id, error))
+        self._drop(request, now, code=error.code)
+
+    def _drop(self, request: Request, now: float, code: str = "cancelled") -> None:
+        """End a request in whichever phase it is, telling the other side of a hand-over."""
+        if self.settings.role == "prefill":
+            self.prefill.drop(request, code)
+        elif request.phase is Phase.OFFERED:
+            self.decode.drop(request, now)
+        self.ledger.end(request)
+
+    def _drain(self, message: Drain, now: float) -> None:
+        self._drain_deadline = now + message.deadline_seconds
+
+    # ---- hand-over -------------------------------------------------------------------------------
+
+    def _offer(self, decode: Party, message: TransferOffer, now: float) -> None:
+        if self.settings.role != "prefill":
+            misfit = f"a {self.settings.role} group takes no offers"
+        elif message.kv_fingerprint != self.decode.kv_fingerprint and self.ready:
+            misfit = (
+                f"KV formats differ: {message.kv_fingerprint} is offered, "
+                f"{self.decode.kv_fingerprint} is computed"
+            )
+        else:
+            self.prefill.offer(decode, message, now, self._closed())
+            return
+        self.prefill.reject(decode, message, TransferFailed(misfit))
+
+    def _transfer_done(self, prefill: Party, message: TransferDone, now: float) -> None:
+        request = self.decode.done(prefill, message)
+        if request is None:
+            return
+        index = len(request.outputs)
+        request.outputs.append(message.token)
+        reason = message.finish_reason or finish_reason(request.sampling, index, message.token)
+        self._out.put(
+            request.server,
+            Token(
+                request_id=request.id,
+                index=index,
+                token=message.token,
+                logprobs=message.logprobs,
+                finish_reason=reason,
+                cached_tokens=message.cached_tokens,
+            ),
+        )
+        if reason is None:
+            self.ledger.resume(request)
+        else:
+            self.ledger.end(request)

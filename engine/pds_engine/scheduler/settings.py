@@ -1,0 +1,75 @@
+"""What of the configuration the scheduler decides by."""
+
+from dataclasses import dataclass
+from typing import Self
+
+from pds_engine.config import EngineConfig
+from pds_engine.errors import ConfigError
+from pds_engine.messages import Role
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Bounds of one scheduler; sizes in tokens unless named otherwise, times in seconds."""
+
+    role: Role = "unified"
+    pp: int = 1
+    tp: int = 1
+    page_size: int = 16
+    max_model_len: int = 4096
+    max_running: int = 64
+    max_waiting: int = 256
+    chunk_size: int = 512
+    max_step_tokens: int = 576
+    skip_output: bool = True
+    lease: float = 30.0
+    step_timeout: float = 60.0
+
+    @property
+    def ranks(self) -> int:
+        """Worker ranks of this scheduler's replica."""
+        return self.pp * self.tp
+
+    @property
+    def depth(self) -> int:
+        """Steps in flight at most: one a stage computes, and one that waits for the first stage."""
+        return self.pp + 1
+
+    def pages_for(self, tokens: int) -> int:
+        """Pages that hold `tokens` tokens."""
+        return -(-tokens // self.page_size)
+
+    @classmethod
+    def of(cls, config: EngineConfig) -> Self:
+        """The scheduler's part of `config`.
+
+        Raises:
+            ConfigError: bounds under which some prompt could never make progress.
+        """
+        bounds, page = config.scheduler, config.kv.page_size
+        if bounds.chunk_size < page:
+            raise ConfigError(
+                f"scheduler.chunk_size {bounds.chunk_size} is less than a page of {page} tokens",
+                hint="a middle chunk is whole pages: raise it to kv.page_size or more",
+            )
+        step = bounds.max_step_tokens or bounds.chunk_size + bounds.max_running
+        if step < bounds.max_running + page:
+            raise ConfigError(
+                f"scheduler.max_step_tokens {step} leaves no page to a prompt beside "
+                f"{bounds.max_running} running requests",
+                hint=f"raise it to {bounds.max_running + page} or more, or lower max_running",
+            )
+        return cls(
+            role=config.role,
+            pp=config.parallelism.pp,
+            tp=config.parallelism.tp,
+            page_size=page,
+            max_model_len=config.max_model_len,
+            max_running=bounds.max_running,
+            max_waiting=bounds.max_waiting,
+            chunk_size=bounds.chunk_size,
+            max_step_tokens=step,
+            skip_output=config.pipeline.skip_output,
+            lease=config.kv.lease_seconds,
+            step_timeout=bounds.step_timeout,
+        )

@@ -1,0 +1,169 @@
+"""The scheduler as a process of its own, over real sockets with CURVE: joins, works, fails."""
+
+import multiprocessing
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
+from typing import TypeVar
+
+import pytest
+import zmq
+from pds_engine.config import EngineConfig, KvConfig, PodConfig
+from pds_engine.keys import Keys
+from pds_engine.messages import (
+    Admit,
+    AnyMessage,
+    Fault,
+    Hello,
+    KvEndpoint,
+    Message,
+    Ready,
+    Sampling,
+    State,
+    StepDone,
+    StepPlan,
+    Submit,
+    Token,
+    Welcome,
+)
+from pds_engine.scheduler.process import run
+from pds_engine.wire import Link
+
+M = TypeVar("M", bound=Message)
+
+
+@dataclass
+class Running:
+    """A scheduler process, and how to reach it."""
+
+    process: BaseProcess
+    address: str
+    keys: Keys
+    context: zmq.Context
+    links: list[Link] = field(default_factory=list)
+
+    def join(self, peer: str, incarnation: str = "now", keys: Keys | None = None) -> Link:
+        link = self.connect(keys or self.keys)
+        link.send(Hello(peer=peer, group="local", incarnation=incarnation, rank=0))
+        return link
+
+    def connect(self, keys: Keys) -> Link:
+        link = Link(self.context, self.address, keys)
+        self.links.append(link)
+        return link
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def running() -> Iterator[Running]:
+    keys, address = Keys.make(), f"tcp://127.0.0.1:{free_port()}"
+    config = EngineConfig(
+        role="unified", kv=KvConfig(page_size=16), pod=PodConfig(incarnation="now")
+    )
+    process = multiprocessing.get_context("spawn").Process(
+        target=run, args=(config, keys, address, "now")
+    )
+    process.start()
+    context = zmq.Context()
+    running = Running(process, address, keys, context)
+    try:
+        yield running
+    finally:
+        for link in running.links:
+            link.close()
+        context.term()
+        process.kill()
+        process.join()
+        process.close()
+
+
+def await_message(link: Link, kind: type[M], such: Callable[[M], bool] = lambda _: True) -> M:
+    """The next message of `kind` that fits; others are passed over."""
+    end = time.monotonic() + 10
+    while time.monotonic() < end:
+        message: AnyMessage | None = link.receive(timeout=end - time.monotonic())
+        if isinstance(message, kind) and such(message):
+            return message
+    pytest.fail(f"no {kind.__name__} came")
+
+
+def ready(pages: int = 64) -> Ready:
+    endpoint = KvEndpoint(rank=0, shard=b"", pages=pages, backends={})
+    return Ready(rank=0, pages=pages, kv_fingerprint="f", endpoint=endpoint)
+
+
+def test_a_request_from_submit_to_its_last_token(running: Running) -> None:
+    server, worker = running.join("server"), running.join("worker")
+    assert await_message(server, Welcome) == Welcome(incarnation="now")
+    assert await_message(worker, Welcome) == Welcome(incarnation="now")
+    worker.send(ready())
+    assert await_message(server, State, lambda state: state.ranks_ready == 1).kv_total == 64
+
+    server.send(
+        Submit(request_id="r", prompt_ids=(1, 2, 3), sampling=Sampling(max_tokens=2), seed=0)
+    )
+    assert await_message(worker, Admit).prompt_ids == (1, 2, 3)
+    assert await_message(worker, StepPlan).step_id == 0
+    worker.send(StepDone(step_id=0, tokens=(7,), logprobs=(), elapsed=0.0))
+    assert await_message(worker, StepPlan).rows[0].length == 1
+    worker.send(StepDone(step_id=1, tokens=(8,), logprobs=(), elapsed=0.0))
+    tokens = [await_message(server, Token), await_message(server, Token)]
+    assert [(t.index, t.token, t.finish_reason) for t in tokens] == [
+        (0, 7, None),
+        (1, 8, "length"),
+    ]
+    idle = await_message(server, State, lambda state: state.in_flight == 0)
+    assert (idle.kv_used, idle.steps_done) == (0, 2)
+
+
+def test_a_fault_ends_the_process(running: Running) -> None:
+    worker = running.join("worker")
+    await_message(worker, Welcome)
+    worker.send(Fault(rank=0, code="oom", message="no memory"))
+    running.process.join(10)
+    assert running.process.exitcode == 1
+
+
+def test_a_lost_worker_ends_the_process(running: Running) -> None:
+    worker = running.join("worker")
+    await_message(worker, Welcome)
+    worker.close()
+    running.process.join(10)
+    assert running.process.exitcode == 1
+
+
+def test_a_lost_server_takes_its_requests_along(running: Running) -> None:
+    worker, server, other = (running.join(peer) for peer in ("worker", "server", "server"))
+    worker.send(ready())
+    await_message(server, State, lambda state: state.ranks_ready == 1)
+    server.send(Submit(request_id="r", prompt_ids=(1,), sampling=Sampling(max_tokens=9), seed=0))
+    await_message(other, State, lambda state: state.in_flight == 1)
+    server.close()
+    await_message(other, State, lambda state: state.in_flight == 0)
+
+
+def test_strangers_are_ignored(running: Running) -> None:
+    stale = running.join("worker", incarnation="before")
+    forger = running.join("server", keys=Keys.make())
+    mute = running.connect(running.keys)
+    mute.send(ready())
+    server = running.join("server")
+    assert await_message(server, State).ranks_ready == 0
+    assert stale.receive(0) is None
+    assert forger.receive(0) is None
+    assert mute.receive(0) is None
+
+
+def test_the_scheduler_imports_no_torch() -> None:
+    code = "import pds_engine.scheduler.process, sys; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
