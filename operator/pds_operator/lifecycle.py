@@ -19,7 +19,7 @@ from pds_operator.actions import (
     group_scope,
 )
 from pds_operator.build import engine
-from pds_operator.build.engine import Owner
+from pds_operator.build.owner import Owner
 from pds_operator.fleet import Group, Phase
 from pds_operator.observed import Observed, Pod, Revision
 

@@ -26,7 +26,7 @@ from pds_operator.actions import (
     revision_scope,
 )
 from pds_operator.build import engine, router, shared
-from pds_operator.build.engine import Owner
+from pds_operator.build.owner import Owner
 from pds_operator.errors import SpecError
 from pds_operator.fleet import Group, Phase, groups
 from pds_operator.observed import Observed, Revision, seconds

@@ -1,0 +1,240 @@
+"""What we own, followed by one list and watch per kind: always at hand, never asked for.
+
+The store holds facts for pods (slim: a thousand pods must not cost their objects) and plain
+objects for the rest, grouped by PDServing. A change marks its PDServing dirty, once.
+"""
+
+import asyncio
+import logging
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from pds_operator import errors, names
+from pds_operator.api import TRANSIENT, Api
+from pds_operator.observed import Pod, Revision, pod_facts, revision_facts
+
+Object = dict[str, Any]
+Key = tuple[str, str]
+"""(namespace, name) of a PDServing."""
+
+log = logging.getLogger("pds_operator.cluster")
+
+FOLLOWED = (
+    "Pod",
+    "Service",
+    "ConfigMap",
+    "ServiceAccount",
+    "RoleBinding",
+    "PersistentVolumeClaim",
+    "Deployment",
+    "ControllerRevision",
+    "PodDisruptionBudget",
+    "NetworkPolicy",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class RouterPod:
+    """A router's pod."""
+
+    name: str
+    ip: str
+    ready: bool
+
+
+@dataclass(slots=True)
+class Owned:
+    """What one PDServing has, by name; the second of each pair is the resourceVersion."""
+
+    pods: dict[str, tuple[Pod, int]] = field(default_factory=dict)
+    routers: dict[str, tuple[RouterPod, int]] = field(default_factory=dict)
+    objects: dict[tuple[str, str], tuple[Object, int]] = field(default_factory=dict)
+
+    def revisions(self, pds: str) -> dict[str, Revision]:
+        """The stored revisions, by digest."""
+        found = (
+            revision_facts(obj, pds)
+            for (kind, _), (obj, _) in self.objects.items()
+            if kind == "ControllerRevision"
+        )
+        return {item.digest: item for item in found}
+
+
+class Store:
+    """Everything that is followed, and the PDServings themselves."""
+
+    def __init__(self, changed: Callable[[Key], None]) -> None:
+        self._changed = changed
+        self._owned: dict[Key, Owned] = defaultdict(Owned)
+        self._parents: dict[Key, tuple[Object, int]] = {}
+
+    def owned(self, key: Key) -> Owned:
+        """What is followed for `key`."""
+        return self._owned.get(key) or Owned()
+
+    def parent(self, key: Key) -> Object | None:
+        """The PDServing, if there is one."""
+        found = self._parents.get(key)
+        return found[0] if found else None
+
+    def put_parent(self, obj: Object) -> None:
+        """A PDServing was seen, or written."""
+        key, version = (obj["metadata"]["namespace"], obj["metadata"]["name"]), _version(obj)
+        known = self._parents.get(key)
+        same = known and known[0]["metadata"]["uid"] == obj["metadata"]["uid"]
+        if known is None or not same or version > known[1]:
+            self._parents[key] = (obj, version)
+            self._changed(key)
+
+    def drop_parent(self, key: Key) -> None:
+        """A PDServing is gone; what it owned goes as it is collected."""
+        self._parents.pop(key, None)
+        self._changed(key)
+
+    def put(self, obj: Object) -> None:
+        """An object was seen, or written by us. What is older than what we know is ignored."""
+        key = _key(obj)
+        if key is None:
+            return
+        owned, name, version = self._owned[key], obj["metadata"]["name"], _version(obj)
+        if obj["kind"] != "Pod":
+            _put(owned.objects, (obj["kind"], name), _slim(obj), version)
+        else:
+            facts = pod_facts(obj)
+            if facts is not None:
+                _put(owned.pods, name, facts, version)
+            elif obj["metadata"]["labels"].get(names.ROLE) == "router":
+                _put(owned.routers, name, _router_pod(obj), version)
+        self._changed(key)
+
+    def drop(self, obj: Object) -> None:
+        """An object is gone."""
+        key = _key(obj)
+        if key is None:
+            return
+        owned = self._owned[key]
+        self._drop(owned, obj["kind"], obj["metadata"]["name"])
+        if not (owned.pods or owned.routers or owned.objects or key in self._parents):
+            del self._owned[key]
+        self._changed(key)
+
+    def replace(self, kind: str, namespace: str | None, items: Iterable[Object]) -> None:
+        """All objects of a kind, from a list: what is not among them is gone."""
+        there = {(_key(item), item["metadata"]["name"]) for item in items}
+        for key, owned in list(self._owned.items()):
+            if namespace is not None and key[0] != namespace:
+                continue
+            for name in self._names(owned, kind):
+                if (key, name) not in there:
+                    self._drop(owned, kind, name)
+                    self._changed(key)
+        for item in items:
+            self.put(item)
+
+    def _names(self, owned: Owned, kind: str) -> list[str]:
+        if kind == "Pod":
+            return [*owned.pods, *owned.routers]
+        return [name for other, name in owned.objects if other == kind]
+
+    def _drop(self, owned: Owned, kind: str, name: str) -> None:
+        if kind == "Pod":
+            owned.pods.pop(name, None)
+            owned.routers.pop(name, None)
+        else:
+            owned.objects.pop((kind, name), None)
+
+
+async def follow(
+    api: Api, store: Store, kind: str, namespace: str | None, synced: asyncio.Event
+) -> None:
+    """List and watch one kind for ever. `synced` is set after the first list."""
+    pause = 0.2
+    while True:
+        try:
+            items, version = await api.list(kind, namespace, names.NAME)
+            store.replace(kind, namespace, items)
+            synced.set()
+            pause = 0.2
+            while True:
+                version = await _watch_once(api, store, kind, namespace, version)
+        except errors.Gone:
+            log.info("the watch of %s is too old; listing anew", kind)
+        except errors.ApiError as error:
+            log.warning("following %s: %s", kind, error.message)
+            await asyncio.sleep(pause)
+        except TRANSIENT as error:
+            log.warning("following %s: %s", kind, error or type(error).__name__)
+            await asyncio.sleep(pause)
+        pause = min(10.0, pause * 2)
+
+
+async def _watch_once(
+    api: Api, store: Store, kind: str, namespace: str | None, version: str
+) -> str:
+    """One watch to its end, which is often a clean one: the next resumes where it ended."""
+    began, seen = asyncio.get_running_loop().time(), 0
+    async for event in api.watch(kind, namespace, version, names.NAME):
+        obj = event["object"]
+        version, seen = obj["metadata"]["resourceVersion"], seen + 1
+        if event["type"] == "BOOKMARK":
+            continue
+        obj.setdefault("kind", kind)
+        if event["type"] == "DELETED":
+            store.drop(obj)
+        else:
+            store.put(obj)
+    if not seen and asyncio.get_running_loop().time() - began < 1.0:
+        await asyncio.sleep(0.5)  # a server that ends every watch at once
+    return version
+
+
+async def follow_all(
+    api: Api, store: Store, namespaces: list[str], ready: Callable[[], Awaitable[None]]
+) -> None:
+    """Follow everything; `ready` is awaited once all first lists are in."""
+    places: list[str | None] = [*namespaces] or [None]
+    watches = [(kind, place, asyncio.Event()) for kind in FOLLOWED for place in places]
+    async with asyncio.TaskGroup() as tasks:
+        for kind, place, synced in watches:
+            tasks.create_task(follow(api, store, kind, place, synced), name=f"follow {kind}")
+        for _, _, synced in watches:
+            await synced.wait()
+        await ready()
+
+
+def _put(shelf: dict[Any, tuple[Any, int]], key: Any, value: Any, version: int) -> None:
+    known = shelf.get(key)
+    if known is None or version >= known[1]:
+        shelf[key] = (value, version)
+
+
+def _key(obj: Object) -> Key | None:
+    meta = obj["metadata"]
+    name = (meta.get("labels") or {}).get(names.NAME)
+    return (meta["namespace"], name) if name else None
+
+
+def _version(obj: Object) -> int:
+    """Resource versions are opaque by contract, and etcd's counter in fact.
+
+    Where they are not numbers everything seen counts as newest, which is what a watch delivers.
+    """
+    text = str(obj["metadata"].get("resourceVersion", ""))
+    return int(text) if text.isdecimal() else 0
+
+
+def _slim(obj: Object) -> Object:
+    obj["metadata"].pop("managedFields", None)
+    return obj
+
+
+def _router_pod(obj: Object) -> RouterPod:
+    status = obj.get("status") or {}
+    ready = any(
+        item["type"] == "Ready" and item["status"] == "True"
+        for item in status.get("conditions") or []
+    )
+    gone = bool(obj["metadata"].get("deletionTimestamp"))
+    return RouterPod(obj["metadata"]["name"], status.get("podIP", ""), ready and not gone)

@@ -1,0 +1,241 @@
+"""Carrying out a plan: every action is one call, and safe to repeat. The executor decides nothing.
+
+A refusal ends its scope for this round and is kept as a Failure, an input of the next plan.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from pds_operator import diff, errors, names
+from pds_operator.actions import (
+    Action,
+    Apply,
+    AskDrain,
+    Create,
+    Delete,
+    Hold,
+    MakeSecret,
+    MarkDraining,
+    Say,
+    SetGate,
+    TryOut,
+)
+from pds_operator.api import TRANSIENT, Api
+from pds_operator.build.owner import Owner
+from pds_operator.cluster import Store
+from pds_operator.keys import control_keys
+from pds_operator.observed import Failure, rfc3339
+from pds_operator.probe import Prober
+
+Object = dict[str, Any]
+
+log = logging.getLogger("pds_operator.execute")
+
+
+@dataclass(slots=True)
+class Ledger:
+    """What one PDServing remembers between rounds. Lost in a restart, and told anew."""
+
+    failures: dict[str, Failure] = field(default_factory=dict)
+
+    def refuse(self, scope: str, reason: str, message: str, now: float) -> None:
+        """`scope` was refused: hold it back, longer each time up to five minutes."""
+        count = self.failures[scope].count + 1 if scope in self.failures else 1
+        until = now + min(300.0, 5.0 * 2 ** (count - 1))
+        self.failures[scope] = Failure(reason, message, count, until)
+
+    def settle(self, done: Iterable[str], planned: set[str], now: float) -> None:
+        """Forget what succeeded, and what is no longer asked for."""
+        for scope in done:
+            self.failures.pop(scope, None)
+        for scope, failure in list(self.failures.items()):
+            if failure.until <= now and scope not in planned and not scope.startswith("schedule/"):
+                del self.failures[scope]
+
+
+class Executor:
+    """Writes, for one PDServing after another."""
+
+    def __init__(
+        self,
+        api: Api,
+        store: Store,
+        prober: Prober,
+        leads: Callable[[], bool],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._api = api
+        self._store = store
+        self._prober = prober
+        self._leads = leads
+        self._clock = clock
+
+    async def carry_out(
+        self, actions: Iterable[Action], owner: Owner, ledger: Ledger, key: bytes
+    ) -> bool:
+        """All of one round; whether something is worth another look at once.
+
+        Raises:
+            NotLeading: the lease is lost; what was not done yet is not done.
+        """
+        refused: set[str] = set()
+        done: set[str] = set()
+        planned: set[str] = set()
+        again = False
+        for action in actions:
+            planned.add(action.scope)
+            if action.scope in refused:
+                continue
+            if not self._leads():
+                raise errors.NotLeading("the lease is not ours; nothing was written")
+            try:
+                await self._one(action, owner, ledger, key)
+                done.add(action.scope)
+            except (errors.Conflict, errors.Missing) as error:
+                # Changed or gone in between: the next round sees how it stands.
+                log.info("%s: %s: %s", owner.name, action, error.message)
+                refused.add(action.scope)
+                again = True
+            except errors.OperatorError as error:
+                log.warning("%s: %s: %s", owner.name, action, error.message)
+                refused.add(action.scope)
+                ledger.refuse(
+                    action.scope, error.reason, f"{action}: {error.message}", self._clock()
+                )
+            except TRANSIENT as error:
+                told = str(error) or type(error).__name__
+                log.warning("%s: %s: %s", owner.name, action, told)
+                refused.add(action.scope)
+                ledger.refuse(action.scope, "ApiUnreachable", told, self._clock())
+        ledger.settle(done - refused, planned, self._clock())
+        return again
+
+    async def _one(self, action: Action, owner: Owner, ledger: Ledger, key: bytes) -> None:
+        if not isinstance(action, Say):
+            log.info("%s/%s: %s", owner.namespace, owner.name, action)
+        match action:
+            case Create(obj=obj):
+                await self._create(obj, owner)
+            case Apply(obj=obj, uid=uid):
+                sent = {**obj, "metadata": {**obj["metadata"], "uid": uid}}
+                self._seen(await self._api.apply(sent), obj["kind"])
+            case MakeSecret(metadata=metadata):
+                await self._create(
+                    {
+                        "apiVersion": "v1",
+                        "kind": "Secret",
+                        "metadata": metadata,
+                        "immutable": True,
+                        "stringData": control_keys(),
+                    },
+                    owner,
+                )
+            case TryOut(obj=obj):
+                await self._api.create(obj, dry_run=True)
+            case MarkDraining():
+                await self._mark(action, owner)
+            case AskDrain(ip=ip, seconds=seconds):
+                told = await self._prober.drain(ip, seconds, key)
+                if told:
+                    log.info("%s: %s: %s", owner.name, action, told)
+            case SetGate():
+                await self._gate(action, owner)
+            case Delete(kind=kind, name=name, uid=uid, grace=grace):
+                await self._delete(kind, owner.namespace, name, uid, grace)
+            case Hold(scope=scope, reason=reason, message=message):
+                ledger.refuse(scope, reason, message, self._clock())
+            case Say():
+                await self._say(action, owner)
+
+    async def _create(self, obj: Object, owner: Owner) -> None:
+        """POST. What is there already and ours is what we want; else the name is taken."""
+        kind, meta = obj["kind"], obj["metadata"]
+        try:
+            self._seen(await self._api.create(obj), kind)
+            return
+        except errors.Conflict as error:
+            if error.api_reason != "AlreadyExists":
+                raise
+        live = await self._api.get(kind, meta["namespace"], meta["name"])
+        live["kind"] = kind
+        if not diff.ours(live, owner.uid):
+            raise errors.NameTaken(
+                f"{kind} {meta['name']} exists and is not owned by this PDServing; it is left "
+                "untouched: rename one of the two"
+            )
+        if names.NAME in (live["metadata"].get("labels") or {}):
+            self._seen(live, kind)
+        elif kind not in ("Pod", "Secret"):
+            # Ours, but its labels were taken away, so that we do not see it.
+            uid = live["metadata"]["uid"]
+            sent = {**obj, "metadata": {**meta, "uid": uid}}
+            self._seen(await self._api.apply(sent), kind)
+
+    async def _mark(self, action: MarkDraining, owner: Owner) -> None:
+        patch = {
+            "metadata": {
+                "uid": action.uid,
+                "labels": {names.DRAINING: "true"},
+                "annotations": {names.DRAIN_DEADLINE: rfc3339(action.deadline)},
+            }
+        }
+        self._seen(await self._api.merge("Pod", owner.namespace, action.pod, patch), "Pod")
+
+    async def _gate(self, action: SetGate, owner: Owner) -> None:
+        condition = {
+            "type": names.ROUTABLE,
+            "status": "True" if action.routable else "False",
+            "lastTransitionTime": rfc3339(self._clock()),
+            "reason": "Listed" if action.routable else "NotListed",
+            "message": "every ready router lists this group"
+            if action.routable
+            else "a ready router does not list this group",
+        }
+        patch = {"metadata": {"uid": action.uid}, "status": {"conditions": [condition]}}
+        self._seen(
+            await self._api.strategic("Pod", owner.namespace, action.pod, patch, "status"), "Pod"
+        )
+
+    async def _delete(
+        self, kind: str, namespace: str, name: str, uid: str, grace: int | None
+    ) -> None:
+        try:
+            await self._api.delete(kind, namespace, name, uid, grace)
+        except errors.Missing:
+            log.debug("%s %s is gone already", kind, name)
+
+    async def _say(self, action: Say, owner: Owner) -> None:
+        """Post an Event. One that is refused is logged, and stops nothing."""
+        moment = rfc3339(self._clock())
+        event = {
+            "apiVersion": "v1",
+            "kind": "Event",
+            "metadata": {"generateName": f"{owner.name}.", "namespace": owner.namespace},
+            "involvedObject": {
+                "apiVersion": names.API_VERSION,
+                "kind": names.KIND,
+                "name": owner.name,
+                "namespace": owner.namespace,
+                "uid": owner.uid,
+            },
+            "reason": action.reason,
+            "message": action.message[:1024],
+            "type": "Warning" if action.warning else "Normal",
+            "source": {"component": names.MANAGER},
+            "firstTimestamp": moment,
+            "lastTimestamp": moment,
+            "count": 1,
+        }
+        try:
+            await self._api.create(event)
+        except errors.ApiError as error:
+            log.warning("an event was refused: %s", error.message)
+
+    def _seen(self, obj: Object, kind: str) -> None:
+        """Read our own writes: the next round must not decide on what stood before them."""
+        obj.setdefault("kind", kind)
+        if kind not in ("Secret", "Event"):
+            self._store.put(obj)

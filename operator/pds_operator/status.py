@@ -1,0 +1,247 @@
+"""The status of a PDServing: what is so, and why. Pure.
+
+Conditions as in KEP-1623; lastTransitionTime moves only when the status of a condition changes.
+  Ready        a request would be answered now: a router, and a routable group of every role
+  Progressing  the cluster differs from what is wanted and is being brought there
+  KernelsWarm  every group of the target proves by its manifest that it compiles nothing any more
+  Degraded     something stands in the way, or groups are missing that nothing is bringing back
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pds_operator import names
+from pds_operator.actions import Problem
+from pds_operator.build import config, router
+from pds_operator.fleet import Group, Phase
+from pds_operator.observed import Observed, rfc3339
+from pds_operator.plan import Desired, Plan
+
+Object = dict[str, Any]
+Told = tuple[str, str, str]
+"""(status, reason, message) of a condition."""
+
+MESSAGE_LIMIT = 2000
+
+
+def status(
+    observed: Observed, desired: Desired, plan: Plan, previous: Mapping[str, Any], now: float
+) -> Object:
+    """The whole status, to be written when it differs from `previous`."""
+    problems = [*plan.problems, *_kv_mismatch(observed, desired, plan)]
+    roles = {role: _role(observed, desired, plan, role) for role in plan.roles}
+    routers = _routers(observed, desired)
+    told = {
+        "Ready": _ready(desired, plan, routers),
+        "Progressing": _progressing(desired, plan, roles),
+        "KernelsWarm": _kernels_warm(observed, desired, plan, roles),
+        "Degraded": _degraded(problems),
+    }
+    return {
+        "observedGeneration": desired.generation,
+        "conditions": _conditions(told, previous, desired.generation, now),
+        "currentRevision": _current(desired, plan, previous),
+        "targetRevision": names.revision(desired.owner.name, desired.digest),
+        "endpoint": router.endpoint(desired.owner, desired.spec),
+        **roles,
+        "router": routers,
+    }
+
+
+def refused(generation: int, problem: Problem, previous: Mapping[str, Any], now: float) -> Object:
+    """The status of an object whose spec cannot be read: what runs goes on as it is."""
+    told: dict[str, Told] = {"Degraded": ("True", problem.reason, problem.message)}
+    for kind in ("Ready", "Progressing", "KernelsWarm"):
+        old = _previous(previous, kind)
+        if old:
+            told[kind] = (old["status"], old["reason"], old["message"])
+        else:
+            told[kind] = ("False", problem.reason, problem.message)
+    return {
+        **previous,
+        "observedGeneration": generation,
+        "conditions": _conditions(told, previous, generation, now),
+    }
+
+
+def transitions(previous: Mapping[str, Any], new: Mapping[str, Any]) -> list[Told]:
+    """(type, reason, message) of the conditions whose status or reason changed: worth an Event."""
+    changed = []
+    for condition in new.get("conditions", []):
+        old = _previous(previous, condition["type"])
+        before = (old.get("status"), old.get("reason")) if old else None
+        if before != (condition["status"], condition["reason"]):
+            changed.append((condition["type"], condition["reason"], condition["message"]))
+    return changed
+
+
+def warm(group: Group, observed: Observed) -> bool:
+    """Whether the leader runs on exactly the kernels that its warm-up proved."""
+    leader = group.leader
+    if leader is None or not group.warm or leader.proof is None:
+        return False
+    state = observed.states.get(leader.name)
+    return state is not None and state.manifest == leader.proof.manifest
+
+
+def _role(observed: Observed, desired: Desired, plan: Plan, role: str) -> Object:
+    own = [group for group in plan.groups if group.role == role]
+    staying = [group for group in own if group.phase is not Phase.LEAVING]
+    wanted = plan.roles[role].want
+    ready = sum(group.ready for group in staying)
+    return {
+        "desired": wanted,
+        "created": len(staying),
+        "ready": ready,
+        "updated": sum(group.revision == desired.digest for group in staying),
+        "warm": sum(warm(group, observed) for group in staying),
+        "draining": len(own) - len(staying),
+        "summary": f"{ready}/{wanted}",
+    }
+
+
+def _routers(observed: Observed, desired: Desired) -> Object:
+    live = observed.objects.get(("Deployment", names.router(desired.owner.name))) or {}
+    wanted = (live.get("spec") or {}).get("replicas")
+    if wanted is None:
+        given = router.router_spec(desired.spec).replicas
+        wanted = router.DEFAULT_REPLICAS if given is None else given
+    return {"desired": wanted, "ready": (live.get("status") or {}).get("readyReplicas", 0)}
+
+
+def _ready(desired: Desired, plan: Plan, routers: Object) -> Told:
+    if not routers["ready"]:
+        return "False", "NoRouter", "no router pod is ready"
+    serving = {group.role for group in plan.groups if group.ready}
+    pairs = [["unified"], ["prefill", "decode"]]
+    if any(all(role in serving for role in pair) for pair in pairs):
+        return "True", "Routable", f"requests are answered at {_endpoint(desired)}"
+    missing = ", ".join(role for role in desired.spec.roles if role not in serving)
+    return "False", "NoRoutableGroup", f"no routable group of {missing}"
+
+
+def _endpoint(desired: Desired) -> str:
+    return router.endpoint(desired.owner, desired.spec)
+
+
+def _progressing(desired: Desired, plan: Plan, roles: Mapping[str, Object]) -> Told:
+    counts = "; ".join(
+        f"{role} {told['ready']} ready of {told['desired']}, {told['updated']} of revision "
+        f"{desired.digest}" + (f", {told['draining']} draining" if told["draining"] else "")
+        for role, told in roles.items()
+    )
+    stale = any(role.old for role in plan.roles.values()) or any(
+        group.revision != desired.digest for group in plan.groups
+    )
+    if stale:
+        done, steps = plan.step.reached, plan.step.steps
+        return "True", "RollingOut", f"step {done} of {steps} is done: {counts}"
+    if any(told["created"] > told["desired"] or told["draining"] for told in roles.values()):
+        return "True", "Draining", counts
+    if any(told["created"] < told["desired"] for told in roles.values()):
+        return "True", "Creating", counts
+    if any(told["ready"] < told["desired"] for told in roles.values()):
+        return "True", "Starting", counts
+    return "False", "Complete", counts
+
+
+def _kernels_warm(
+    observed: Observed, desired: Desired, plan: Plan, roles: Mapping[str, Object]
+) -> Told:
+    if not config.warms_up(desired.spec):
+        return "Unknown", "WarmupDisabled", "spec.compileCache asks for no warm-up"
+    late = [
+        f"{name}: {state.compiles_after_ready}"
+        for name, state in sorted(observed.states.items())
+        if state.compiles_after_ready
+    ]
+    if late:
+        return "False", "CompiledAfterReady", f"compilations after ready: {', '.join(late)}"
+    failed = _failed_proof(plan)
+    if failed:
+        return "False", "WarmupFailed", failed
+    cold = {role: told["created"] - told["warm"] for role, told in roles.items()}
+    if any(cold.values()) or not any(told["created"] for told in roles.values()):
+        text = ", ".join(f"{count} {role}" for role, count in cold.items() if count)
+        return "False", "WarmingUp", f"groups without a proof: {text or 'all'}"
+    sums = [
+        (pod.proof.compiled, pod.proof.reused)
+        for group in plan.groups
+        for pod in group.pods
+        if pod.proof is not None
+    ]
+    compiled, reused = sum(item[0] for item in sums), sum(item[1] for item in sums)
+    text = f"all groups proved warm: {compiled} artefacts compiled, {reused} reused"
+    volume = desired.spec.compile_cache.volume if desired.spec.compile_cache else None
+    if volume is None or volume.ephemeral is not None:
+        return "True", "WarmEphemeral", f"{text}; the volume is ephemeral: each pod compiles"
+    return "True", "Warm", text
+
+
+def _failed_proof(plan: Plan) -> str:
+    for group in plan.groups:
+        for pod in group.pods:
+            if pod.proof is not None and pod.proof.error:
+                return f"{pod.name}: {pod.proof.error}"
+    return ""
+
+
+def _degraded(problems: list[Problem]) -> Told:
+    if not problems:
+        return "False", "AsExpected", "nothing stands in the way"
+    text = "; ".join(dict.fromkeys(problem.message for problem in problems))
+    return "True", problems[0].reason, text[:MESSAGE_LIMIT]
+
+
+def _kv_mismatch(observed: Observed, desired: Desired, plan: Plan) -> list[Problem]:
+    """Groups of one revision must have one fingerprint, else no two of them ever pair."""
+    told: dict[str, str] = {}
+    for group in plan.groups:
+        leader = group.leader
+        state = observed.states.get(leader.name) if leader else None
+        if group.revision == desired.digest and state is not None and state.fingerprint:
+            told.setdefault(state.fingerprint, f"{group.role} group {group.index}")
+    if len(told) < 2:
+        return []
+    text = ", ".join(f"{who} has {fingerprint[:12]}" for fingerprint, who in told.items())
+    return [
+        Problem(
+            "KvFingerprintMismatch",
+            f"groups of revision {desired.digest} cannot pair: {text}; "
+            "do all pods see the same model folder?",
+        )
+    ]
+
+
+def _current(desired: Desired, plan: Plan, previous: Mapping[str, Any]) -> str:
+    """The revision that serves: the target once every wanted group of it is ready."""
+    target = names.revision(desired.owner.name, desired.digest)
+    whole = all(role.new_ready >= role.want for role in plan.roles.values())
+    if whole and any(role.want for role in plan.roles.values()):
+        return target
+    return str(previous.get("currentRevision") or "")
+
+
+def _conditions(
+    told: Mapping[str, Told], previous: Mapping[str, Any], generation: int, now: float
+) -> list[Object]:
+    result = []
+    for kind in ("Ready", "Progressing", "KernelsWarm", "Degraded"):
+        state, reason, message = told[kind]
+        old = _previous(previous, kind)
+        same = old is not None and old["status"] == state
+        result.append(
+            {
+                "type": kind,
+                "status": state,
+                "reason": reason,
+                "message": message,
+                "observedGeneration": generation,
+                "lastTransitionTime": old["lastTransitionTime"] if old and same else rfc3339(now),
+            }
+        )
+    return result
+
+
+def _previous(status: Mapping[str, Any], kind: str) -> Object | None:
+    return next((item for item in status.get("conditions") or [] if item["type"] == kind), None)
