@@ -7,7 +7,6 @@ and installs no guards: what is not compiled ahead is never compiled in silence 
 
 import functools
 import hashlib
-import inspect
 import os
 import subprocess
 import tempfile
@@ -34,12 +33,17 @@ class Graph:
     """Arguments whose first dimension is the number of tokens, the same for all of them."""
     tokens: tuple[int, int]
     """The least and the greatest number of tokens; equal: compiled for just that number."""
+    constants: str = ""
+    """Whatever else the function closes over, as text."""
+    sources: tuple[Path, ...] = ()
+    """The files that define the function and what it calls."""
 
     def key_inputs(self) -> dict[str, str]:
         """What decides the compiled artefact: source, shapes, target and toolchain."""
         return {
             "graph": self.name,
-            "source": _source_digest(self.function),
+            "source": _source_digest(self.sources),
+            "constants": self.constants,
             "inputs": repr([(shape, str(dtype)) for shape, dtype in self.inputs]),
             "tokens": repr((self.varying, self.tokens)),
             **toolchain(),
@@ -122,7 +126,8 @@ def _example(graph: Graph, index: int) -> torch.Tensor:
     return torch.zeros(shape, dtype=dtype)
 
 
-def _source_digest(function: Callable[..., Any]) -> str:
-    """Of the whole module that defines the function: helpers beside it count too."""
-    path = inspect.getsourcefile(inspect.unwrap(function))
-    return hashlib.sha256(Path(path).read_bytes() if path else b"").hexdigest()[:16]
+def _source_digest(sources: tuple[Path, ...]) -> str:
+    digest = hashlib.sha256()
+    for path in sources:
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()[:16]

@@ -1,5 +1,7 @@
 """Ahead-of-time graphs: the same numbers as the function, from a package that needs no compiler."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from pds_kernels.graph import Graph, build, load
@@ -25,7 +27,14 @@ def test_one_package_serves_every_number_of_tokens(tmp_path):
         torch.testing.assert_close(compiled(x, weight), gated(x, weight))
 
 
-def test_the_key_follows_shapes_and_source():
+def test_the_key_follows_shapes_and_source(tmp_path):
+    source = tmp_path / "layer.py"
+    source.write_text("one")
+    written = replace(graph((2, 64)), sources=(source,))
+    before = written.key_inputs()
+    source.write_text("two")
+    assert written.key_inputs() != before
+    assert replace(written, constants="eps=1").key_inputs() != written.key_inputs()
     base = graph((2, 64)).key_inputs()
     assert base == graph((2, 64)).key_inputs()
     assert base != graph((2, 128)).key_inputs()

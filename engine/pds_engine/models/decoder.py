@@ -81,7 +81,8 @@ def before(
     x: [T, hidden]; rope: [T, D]. Returns q [T, H, D], k [T, K, D], v [T, K, D].
     """
     both = shape.heads + shape.kv_heads
-    heads = F.linear(rms_norm(x, norm, shape.norm_eps), qkv).view(len(x), -1, shape.head_dim)
+    projected = F.linear(rms_norm(x, norm, shape.norm_eps), qkv)
+    heads = projected.unflatten(-1, (-1, shape.head_dim))
     qk, v = heads[:, :both], heads[:, both:]
     if shape.qk_norm:
         qk = rms_norm(qk, qk_norm, shape.norm_eps)

@@ -1,0 +1,148 @@
+"""`pds-engine warmup`: everything a pod will run is compiled before the pod is asked for a token.
+
+It runs in an init container, before any collective exists, on all stages and replicas at once. Each
+graph is compiled once per volume; the proof goes to the termination message, for the operator.
+"""
+
+import json
+import logging
+import multiprocessing
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+
+import torch
+from pds_kernels.cache import Artefact, Cache, Manifest, read_manifest, write_manifest
+from pds_kernels.cache.manifest import manifest_path
+from pds_kernels.graph import Graph
+
+from pds_engine import log
+from pds_engine.config import EngineConfig
+from pds_engine.errors import ConfigError
+from pds_engine.keys import Keys
+from pds_engine.models.registry import check
+from pds_engine.parallel.layout import part
+from pds_engine.runner import graphs
+
+TERMINATION_LOG = Path("/dev/termination-log")
+_PROOF_BYTES = 4096  # what Kubernetes keeps of a termination message
+logger = logging.getLogger("pds.warmup")
+
+
+def run(config: EngineConfig) -> int:
+    """Fill the cache for every rank of this pod; the exit status.
+
+    Raises:
+        ConfigError: the model or the layout cannot work, or no cache is mounted.
+    """
+    log.configure(config.log_level)
+    if config.cache.path is None:
+        raise ConfigError("cache.path is not set", hint="give the mount point of the compile cache")
+    started = time.monotonic()
+    try:
+        manifest = warm(config)
+    except (OSError, RuntimeError, TimeoutError) as error:
+        logger.exception("warm-up failed")
+        _prove({"manifest": "", "compiled": 0, "reused": 0, "error": str(error)}, started)
+        return 1
+    proof = {
+        "manifest": manifest.digest,
+        "compiled": manifest.compiled,
+        "reused": manifest.reused,
+        "error": "",
+    }
+    _prove(proof, started)
+    return 0
+
+
+def warm(config: EngineConfig) -> Manifest:
+    """Compile or find all graphs of this pod's ranks, and write the manifest of its first stage."""
+    started = time.monotonic()
+    wanted = {graph.name: graph for graph in _wanted(config)}
+    cache = open_cache(config)
+    found = {name: cache.find(graphs.KIND, g.key_inputs()) for name, g in wanted.items()}
+    missing = [name for name, artefact in found.items() if artefact is None]
+    made = _compile(config, missing)
+    artefacts = {name: made.get(name) or found[name] for name in wanted}
+    manifest = Manifest(
+        artefacts={name: artefact.key for name, artefact in artefacts.items() if artefact},
+        compiled=sum(artefact.built for artefact in made.values()),
+        reused=len(wanted) - sum(artefact.built for artefact in made.values()),
+        seconds=round(time.monotonic() - started, 3),
+        producer=config.pod.name,
+    )
+    write_manifest(_manifest_path(config), manifest)
+    return manifest
+
+
+def verified(config: EngineConfig) -> tuple[Manifest | None, dict[str, Artefact]]:
+    """What warm-up left for this pod: the manifest, and the intact artefacts that it names."""
+    manifest = read_manifest(_manifest_path(config))
+    cache = open_cache(config)
+    found = {g.name: cache.find(graphs.KIND, g.key_inputs()) for g in _wanted(config)}
+    return manifest, {name: artefact for name, artefact in found.items() if artefact}
+
+
+def open_cache(config: EngineConfig) -> Cache:
+    """The cache at config.cache.path, sealed by the control keys where there are any.
+
+    Raises:
+        ConfigError: there is no path, or the keys cannot be read.
+    """
+    if config.cache.path is None:
+        raise ConfigError("cache.path is not set", hint="give the mount point of the compile cache")
+    secret = Keys.read(config.http.keys_dir).hmac if config.http.keys_dir else b""
+    return Cache(config.cache.path, secret, producer=config.pod.name)
+
+
+def _wanted(config: EngineConfig) -> tuple[Graph, ...]:
+    spec = check(config)
+    first = config.pod.index * config.parallelism.ranks_per_pod
+    device = torch.device("cuda" if _on_cuda(config) else "cpu")
+    return graphs.plan(config, spec, part(spec, config.parallelism, first), device)
+
+
+def _on_cuda(config: EngineConfig) -> bool:
+    return config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
+
+
+def _compile(config: EngineConfig, names: list[str]) -> dict[str, Artefact]:
+    """Build `names` on a pool of processes: compilers are single-threaded and not re-entrant."""
+    if not names:
+        return {}
+    workers = min(config.cache.workers, len(names))
+    context = multiprocessing.get_context("spawn")
+    made: dict[str, Artefact] = {}
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        started = {pool.submit(_compile_one, config, name): name for name in names}
+        for future in as_completed(started, timeout=config.cache.timeout_seconds):
+            made[started[future]] = artefact = future.result()
+            logger.info(
+                "%s %s in %.1f s",
+                "compiled" if artefact.built else "reused",
+                started[future],
+                artefact.seconds,
+            )
+    return made
+
+
+def _compile_one(config: EngineConfig, name: str) -> Artefact:
+    torch.set_num_threads(1)
+    (graph,) = (graph for graph in _wanted(config) if graph.name == name)
+    try:
+        return graphs.fetch(graph, open_cache(config), config.cache.timeout_seconds)
+    except Exception as error:  # some of torch's own errors cannot cross a process
+        raise RuntimeError(f"graph {name}: {type(error).__name__}: {error}") from None
+
+
+def _manifest_path(config: EngineConfig) -> Path:
+    root = config.cache.path or Path()
+    stage = config.pod.index * config.parallelism.ranks_per_pod // config.parallelism.tp
+    return manifest_path(root, config.model.name, config.pod.revision, config.role, stage)
+
+
+def _prove(proof: dict[str, object], started: float) -> None:
+    text = json.dumps({**proof, "seconds": round(time.monotonic() - started, 2)})
+    print(text)
+    if TERMINATION_LOG.exists():
+        TERMINATION_LOG.write_text(text[:_PROOF_BYTES])
