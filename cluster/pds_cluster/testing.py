@@ -1,0 +1,104 @@
+"""What tests (and only tests) use to talk to a cluster: the local one, or one of the user's own."""
+
+import json
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from pds_cluster import own, status, up, volumes
+from pds_cluster.errors import ClusterError
+from pds_cluster.settings import Settings
+from pds_cluster.shell import run
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A cluster that answers. `settings.context` tells whether it is the user's own."""
+
+    settings: Settings
+    kubeconfig: Path
+    context: str
+    program: str
+
+    @property
+    def is_local(self) -> bool:
+        return self.settings.context is None
+
+    def command(self, *words: str) -> list[str]:
+        """The kubectl command line, for what has to run beside the test (port-forward, -w)."""
+        return [
+            self.program,
+            f"--kubeconfig={self.kubeconfig}",
+            f"--context={self.context}",
+            *words,
+        ]
+
+    def kubectl(self, *words: str, stdin: str | None = None, timeout: float = 120) -> str:
+        """What kubectl prints. Raises ClusterError with its complaint."""
+        return run(*self.command(*words), stdin=stdin, timeout=timeout).stdout
+
+    def apply(self, *objects: dict[str, Any], namespace: str) -> None:
+        content = json.dumps({"apiVersion": "v1", "kind": "List", "items": list(objects)})
+        self.kubectl("-n", namespace, "apply", "-f", "-", stdin=content)
+
+    def get(self, kind: str, name: str, namespace: str) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(
+            self.kubectl("-n", namespace, "get", kind, name, "-o", "json")
+        )
+        return found
+
+    def wait(self, what: str, condition: str, namespace: str, timeout: int = 60) -> None:
+        """`kubectl wait`, as in wait("pod/a", "Ready", …) or wait("pvc/a", "jsonpath=…", …)."""
+        word = condition if "=" in condition else f"condition={condition}"
+        words = ("wait", what, f"--for={word}", f"--timeout={timeout}s")
+        self.kubectl("-n", namespace, *words, timeout=timeout + 10)
+
+    def client_options(self) -> dict[str, str]:
+        """Arguments for `kubernetes.config.new_client_from_config` and its aio twin."""
+        return {"config_file": str(self.kubeconfig), "context": self.context}
+
+    @contextmanager
+    def namespace(self) -> Iterator[str]:
+        """A fresh namespace; its pods are gone when the block ends, the rest soon after."""
+        if self.is_local:
+            with up.locked(self.settings):
+                volumes.ensure(self.settings)
+        name = f"test-{uuid4().hex[:8]}"
+        self.kubectl("create", "namespace", name)
+        try:
+            yield name
+        finally:
+            # Marked first, so that nobody makes new pods in it; then the pods, without their
+            # grace, which is not under test any more. The rest the API server does on its own.
+            self.kubectl("delete", "namespace", name, "--wait=false")
+            self.kubectl("-n", name, "delete", "pods", "--all", "--grace-period=1")
+
+    @contextmanager
+    def forward(self, what: str, port: int, namespace: str) -> Iterator[int]:
+        """`kubectl port-forward` to `port` of `what`; yields the local port it chose."""
+        words = ("-n", namespace, "port-forward", what, f":{port}")
+        with subprocess.Popen(
+            self.command(*words), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ) as child:
+            try:
+                line = child.stdout.readline() if child.stdout else ""
+                if "Forwarding from" not in line:
+                    raise ClusterError(f"port-forward to {what} failed", line)
+                yield int(line.split("->")[0].rpartition(":")[2])
+            finally:
+                child.terminate()
+
+
+def find(settings: Settings) -> Cluster:
+    """The cluster that tests are to use. Raises ClusterError when it does not answer."""
+    if settings.context is not None:
+        own.check(settings.context)
+        return Cluster(settings, Path(own.kubeconfig()), settings.context, "kubectl")
+    missing = status.missing(settings)
+    if missing:
+        raise ClusterError(f"no local cluster: {missing[0]} does not run", "`make cluster-up`")
+    return Cluster(settings, settings.kubeconfig, settings.id, str(settings.bin / "kubectl"))
