@@ -27,6 +27,7 @@ from pds_cluster.settings import Settings, load, say  # noqa: E402
 NAMESPACE, SYSTEM, NAME = "pds-demo", "pds-system", "chat"
 QUESTION = "The value of fig is 12. The value of plum is 47. What is the value of plum?"
 READY_SECONDS = 600
+HELLO = '{"model": "tiny", "messages": [{"role": "user", "content": "Hello"}]}'
 
 
 class Demo:
@@ -178,7 +179,7 @@ def _next(demo: Demo, url: str) -> str:
 {reach}
   OpenAI API           {url}/v1
   ask                  curl {url}/v1/chat/completions -H 'content-type: application/json' \\
-                         -d '{{"model": "tiny", "messages": [{{"role": "user", "content": "Hello"}}]}}'
+                         -d '{HELLO}'
   look                 {kubectl} -n {NAMESPACE} get pds,pods
   scale                {kubectl} -n {NAMESPACE} patch pds {NAME} --type merge \\
                          -p '{{"spec": {{"decode": {{"replicas": 2}}}}}}'
