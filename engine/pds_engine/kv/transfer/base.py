@@ -86,8 +86,11 @@ class Backend(Protocol):
     """Moves runs of bytes from the own pool into a peer's. Used by the transfer thread alone."""
 
     name: BackendName
-    polling: bool
-    """Whether `poll` must be called again soon, with no event to announce that it is time."""
+
+    @property
+    def polling(self) -> bool:
+        """Whether `poll` must be called again soon, with no event to announce that it is time."""
+        ...
 
     def register(self) -> Described:
         """Make the pool reachable; what peers need to know for it."""

@@ -24,6 +24,7 @@ from pds_engine.keys import Keys
 from pds_engine.kv.pool import KvPool
 from pds_engine.kv.transfer.base import Backend, Limits, Offer, encode_offer
 from pds_engine.kv.transfer.channel import INSTANCE, Channel
+from pds_engine.kv.transfer.nixl import NixlBackend
 from pds_engine.kv.transfer.receiver import Receiver
 from pds_engine.kv.transfer.sender import Sender
 from pds_engine.kv.transfer.shm import ShmBackend
@@ -43,6 +44,8 @@ from pds_engine.messages import (
 _log = logging.getLogger(__name__)
 
 POLL_SECONDS: Final = 150e-6
+NIXL_PORTS: Final = range(10, 21)
+"""UCX takes its ports from port_base plus these; the ranks' own listeners are below."""
 _TICK_SECONDS: Final = 0.1
 _STOP_SECONDS: Final = 5.0
 
@@ -156,7 +159,7 @@ class _Loop:
         self._selector = selector
         self._instance = secrets.token_bytes(INSTANCE)
         self._next_tick = 0.0
-        self._backends = start_backends(thread._pool, thread._config, thread._host, thread._rank)
+        self._backends = start_backends(thread._pool, thread._config, thread._host)
         self._receiver = self._listen()
         offers, details = self._register()
         self.endpoint = KvEndpoint(
@@ -271,7 +274,7 @@ class _Loop:
         )
 
 
-def start_backends(pool: KvPool, config: KvConfig, host: str, rank: int) -> dict[str, Backend]:
+def start_backends(pool: KvPool, config: KvConfig, host: str) -> dict[str, Backend]:
     """Those of `config.backends` that work here; the others are left out with a line in the log.
 
     Raises:
@@ -280,7 +283,7 @@ def start_backends(pool: KvPool, config: KvConfig, host: str, rank: int) -> dict
     found: dict[str, Backend] = {}
     for name in config.backends:
         try:
-            found[name] = _start(name, pool, host, rank)
+            found[name] = _start(name, pool, config, host)
         except TransferFailed as error:
             _log.warning("kv backend %s is not offered: %s", name, error)
     if not found:
@@ -291,9 +294,12 @@ def start_backends(pool: KvPool, config: KvConfig, host: str, rank: int) -> dict
     return found
 
 
-def _start(name: str, pool: KvPool, host: str, rank: int) -> Backend:
+def _start(name: str, pool: KvPool, config: KvConfig, host: str) -> Backend:
     if name == "tcp":
         return TcpBackend(pool)
     if name == "shm":
         return ShmBackend(pool)
-    raise TransferFailed(f"no such backend: {name}")
+    base = config.port_base
+    return NixlBackend(
+        pool, host, range(base + NIXL_PORTS.start, base + NIXL_PORTS.stop) if base else None
+    )

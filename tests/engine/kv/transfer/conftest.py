@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 import queue
-import signal
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
@@ -73,13 +72,54 @@ class Side:
         self.thread.stop()
 
 
-class RemoteSide:
-    """A Side in a process of its own, called through a pipe."""
+class Group:
+    """Several ranks of one process."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, keys: Keys) -> None:
+        self._keys = keys
+        self._sides: list[Side] = []
+
+    def build(
+        self, kv: KvFormat, parts: Sequence[KvShard], pages: int, backends: Sequence[str]
+    ) -> tuple[KvEndpoint, ...]:
+        """Fresh ranks in place of those that were; their pages cleared."""
+        self.stop()
+        self._sides = [
+            Side(kv, part, pages, backends, self._keys, rank) for rank, part in enumerate(parts)
+        ]
+        return tuple(side.endpoint() for side in self._sides)
+
+    def load(self, rank: int, content: bytes) -> None:
+        memory = self._sides[rank].pool.memory
+        assert memory is not None
+        memory[:] = content
+
+    def content(self, rank: int) -> bytes:
+        return bytes(self._sides[rank].pool.memory or b"")
+
+    def order(self, name: str, order: Message) -> None:
+        for side in self._sides:
+            side.order(name, order)
+
+    def events(self) -> list[Message | None]:
+        """One of every rank."""
+        return [side.event() for side in self._sides]
+
+    def stop(self) -> None:
+        for side in self._sides:
+            side.stop()
+        self._sides = []
+
+
+class Remote:
+    """An object that lives in a process of its own, called through a pipe."""
+
+    def __init__(self, kind: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         context = multiprocessing.get_context("fork")
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, args, kwargs), daemon=True)
+        self._process = context.Process(
+            target=_serve, args=(self._pipe, theirs, kind, args, kwargs), daemon=True
+        )
         self._process.start()
         theirs.close()
         failure = self._pipe.recv()
@@ -97,17 +137,18 @@ class RemoteSide:
         assert self._process.pid is not None
         os.kill(self._process.pid, number)
 
-    def stop(self) -> None:
-        if self._process.is_alive():
-            self._process.kill()
+    def end(self) -> None:
+        self._process.kill()
         self._process.join()
         self._pipe.close()
 
 
-def _serve(pipe: Connection, args: Any, kwargs: Any) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _serve(
+    parents: Connection, pipe: Connection, kind: Callable[..., Any], args: Any, kwargs: Any
+) -> None:
+    parents.close()
     try:
-        side = Side(*args, **kwargs)
+        served = kind(*args, **kwargs)
     except Exception as error:
         pipe.send(error)
         return
@@ -117,7 +158,7 @@ def _serve(pipe: Connection, args: Any, kwargs: Any) -> None:
             name, arguments = pipe.recv()
         except EOFError:
             os._exit(0)
-        pipe.send(getattr(side, name)(*arguments))
+        pipe.send(getattr(served, name)(*arguments))
 
 
 @pytest.fixture(scope="session")
@@ -140,14 +181,23 @@ def side(keys: Keys) -> Iterator[Callable[..., Side]]:
 
 
 @pytest.fixture
-def remote(keys: Keys) -> Iterator[Callable[..., RemoteSide]]:
+def remote(keys: Keys) -> Iterator[Callable[..., Remote]]:
     """Makes sides in processes of their own."""
-    made: list[RemoteSide] = []
+    made: list[Remote] = []
 
-    def make(*args: Any, **kwargs: Any) -> RemoteSide:
-        made.append(RemoteSide(*args, **{"keys": keys, **kwargs}))
+    def make(*args: Any, **kwargs: Any) -> Remote:
+        made.append(Remote(Side, *args, **{"keys": keys, **kwargs}))
         return made[-1]
 
     yield make
     for one in made:
-        one.stop()
+        one.end()
+
+
+@pytest.fixture(scope="module")
+def groups(keys: Keys) -> Iterator[tuple[Remote, Remote]]:
+    """P's and D's ranks, each group in a process of its own."""
+    both = (Remote(Group, keys), Remote(Group, keys))
+    yield both
+    for one in both:
+        one.end()
