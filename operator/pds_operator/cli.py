@@ -45,9 +45,11 @@ def run(
 
 
 @app.command()
-def crd() -> None:
-    """Print the CustomResourceDefinition (`make gen` writes it to crds/)."""
-    typer.echo(definitions.text(), nl=False)
+def crd(
+    chart: Annotated[bool, typer.Option("--chart", help="As the chart's template.")] = False,
+) -> None:
+    """Print the CustomResourceDefinition (`make gen` writes it to crds/ and to the chart)."""
+    typer.echo(definitions.chart_template() if chart else definitions.text(), nl=False)
 
 
 def main() -> None:

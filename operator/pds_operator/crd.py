@@ -48,10 +48,19 @@ def definition() -> dict[str, Any]:
 
 
 def text() -> str:
-    """The file crds/pdservings.pdserving.io.yaml."""
+    """The file crds/pdservings.yaml."""
     head = "# Generated from pds_operator/spec by `make gen`. Do not edit.\n"
     dumped = yaml.dump(definition(), Dumper=_Plain, sort_keys=False, allow_unicode=True, width=110)
     return head + dumped
+
+
+def chart_template() -> str:
+    """The file charts/pdserving/templates/crd.yaml: upgraded with the chart, kept without it."""
+    body = definition()
+    body["metadata"]["annotations"] = {"helm.sh/resource-policy": "keep"}
+    dumped = yaml.dump(body, Dumper=_Plain, sort_keys=False, allow_unicode=True, width=110)
+    head = "{{- /* Generated from pds_operator/spec by `make gen`. Do not edit. */}}\n"
+    return f"{head}{{{{- if .Values.crds.install }}}}\n{dumped}{{{{- end }}}}\n"
 
 
 class _Plain(yaml.SafeDumper):
