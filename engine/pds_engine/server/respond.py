@@ -53,6 +53,7 @@ class Run:
         self.path = request.url.path
         self._started = engine.clock()
         self._last_at = [self._started] * len(job.submits)
+        self._failed: RequestFailed | None = None
         self._inbox = engine.open(job.submits)
         self._watch = asyncio.create_task(_watch(request.receive, self._inbox))
         engine.metrics.prompt_tokens.inc(job.prompt_tokens)
@@ -64,10 +65,18 @@ class Run:
             RequestFailed: the scheduler gave a choice up, and with it the request.
             ClientGone, ClientSlow, Unavailable: see Inbox.take.
         """
+        if self._failed is not None:
+            raise self._failed
         events: list[Told] = []
         for choice, message in await self._inbox.take():
+            if isinstance(message, Failed):
+                self.engine.close(message.request_id, cancel=False)
+                self._failed = RequestFailed(message)
+                break
             events += self._feed(choice, message)
-        return events
+        if self._failed is not None and not events:
+            raise self._failed
+        return events  # what came before a failure is told before it
 
     def close(self) -> None:
         """Let go of all choices; those still open are cancelled."""
@@ -78,14 +87,11 @@ class Run:
             usage = self.session.usage()
             self.engine.metrics.cached_tokens.inc(usage.cached_tokens)
 
-    def _feed(self, choice: int, message: Token | Failed) -> list[Told]:
-        if isinstance(message, Failed):
-            self.engine.close(self.job.submits[choice].request_id, cancel=False)
-            raise RequestFailed(message)
+    def _feed(self, choice: int, token: Token) -> list[Told]:
         if not self.session.is_open(choice):
             return []
-        self._measure(choice, message)
-        events, cancel = self.session.feed(choice, message)
+        self._measure(choice, token)
+        events, cancel = self.session.feed(choice, token)
         if not self.session.is_open(choice):
             self.engine.close(self.job.submits[choice].request_id, cancel=cancel)
         return events

@@ -1,0 +1,179 @@
+"""A scheduler that answers from a script, for the API server's tests."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from pds_engine.config import EngineConfig
+from pds_engine.messages import (
+    AnyMessage,
+    Cancel,
+    Failed,
+    Hello,
+    Message,
+    State,
+    Submit,
+    Token,
+    Welcome,
+)
+from pds_engine.server.app import create_app
+from pds_engine.server.engine import Engine
+from pds_engine.text.tokenizer import Tokenizer
+
+TINY = Path(__file__).parents[3] / "examples" / "models" / "tiny"
+KEY = b"k" * 32
+Script = Callable[[Submit], Iterable[Token | Failed]]
+IDLE = State(
+    in_flight=0,
+    running=0,
+    transfers_in_flight=0,
+    queued_tokens=0,
+    kv_used=3,
+    kv_total=64,
+    kv_quarantined=0,
+    draining=False,
+    ranks_ready=1,
+    kv_fingerprint="f00d",
+    steps_done=0,
+    oldest_step_seconds=0.0,
+)
+
+
+def outputs(ids: list[int], *, end: str = "stop", cached: int = 0) -> Script:
+    """A script that answers every request with `ids`, cut at its max_tokens."""
+
+    def script(submit: Submit) -> Iterable[Token]:
+        known = len(submit.output_ids)
+        for index in range(known, len(ids)):
+            full = index + 1 == submit.sampling.max_tokens
+            last = full or index + 1 == len(ids)
+            yield Token(
+                request_id=submit.request_id,
+                index=index,
+                token=ids[index],
+                finish_reason=("length" if full else end) if last else None,
+                cached_tokens=cached if index == known else 0,
+            )
+            if last:
+                return
+
+    return script
+
+
+class FakeScheduler:
+    """The other end of an Engine's link, within the process."""
+
+    def __init__(self, script: Script, incarnation: str = "inc") -> None:
+        self.script = script
+        self.incarnation = incarnation
+        self.received: list[Message] = []
+        self.inbound: asyncio.Queue[AnyMessage] = asyncio.Queue()
+        self.died = asyncio.Event()
+        self._changed = asyncio.Event()
+
+    async def send(self, message: Message) -> None:
+        self.received.append(message)
+        if isinstance(message, Hello):
+            self.inbound.put_nowait(Welcome(incarnation=self.incarnation))
+            self.inbound.put_nowait(IDLE)
+        if isinstance(message, Submit):
+            for answer in self.script(message):
+                self.inbound.put_nowait(answer)
+        self._changed.set()
+
+    async def receive(self) -> AnyMessage:
+        return await self.inbound.get()
+
+    async def lost(self) -> None:
+        await self.died.wait()
+
+    def close(self) -> None:
+        self.died.set()
+
+    def of(self, kind: type[Message]) -> list[Message]:
+        return [message for message in self.received if isinstance(message, kind)]
+
+    async def until(self, kind: type[Message], count: int = 1) -> list[Message]:
+        """Wait, at most 5 s, until `count` messages of `kind` have come."""
+        async with asyncio.timeout(5):
+            while len(self.of(kind)) < count:
+                self._changed.clear()
+                await self._changed.wait()
+        return self.of(kind)
+
+    def cancelled(self) -> set[str]:
+        return {m.request_id for m in self.received if isinstance(m, Cancel)}
+
+
+@dataclass
+class Served:
+    """A started application around a fake scheduler."""
+
+    client: httpx.AsyncClient
+    scheduler: FakeScheduler
+    engine: Engine
+    config: EngineConfig
+
+
+@asynccontextmanager
+async def serve(
+    script: Script, tokenizer: Tokenizer, capacity: int = 16, **settings: Any
+) -> AsyncIterator[Served]:
+    config = EngineConfig.model_validate(
+        {"model": {"name": "tiny"}, "kv": {"lease_seconds": 0.01}, **settings}
+    )
+    scheduler = FakeScheduler(script)
+    engine = Engine(lambda: scheduler, group="local", incarnation="inc", capacity=capacity)
+    app = create_app(engine, config, tokenizer, key=KEY)
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://engine") as client,
+    ):
+        async with asyncio.timeout(5):
+            while engine.state is None:  # noqa: ASYNC110  the fake reports at once
+                await asyncio.sleep(0)
+        yield Served(client, scheduler, engine, config)
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    return Tokenizer(TINY)
+
+
+@pytest.fixture
+def served(tokenizer: Tokenizer) -> Callable[..., Any]:
+    """`async with served(script, **settings) as s:` a server whose scheduler follows `script`."""
+
+    def make(script: Script, **more: Any) -> Any:
+        return serve(script, tokenizer, **more)
+
+    return make
+
+
+@pytest.fixture
+def script() -> Callable[..., Script]:
+    return outputs
+
+
+@pytest.fixture
+def key() -> bytes:
+    return KEY
+
+
+def events(text: str) -> list[Any]:
+    """The data of a stream's events; the end mark stays a string."""
+    blocks = [block for block in text.split("\n\n") if block]
+    data = [line[6:] for b in blocks for line in b.split("\n") if line.startswith("data: ")]
+    return [one if one == "[DONE]" else json.loads(one) for one in data]
+
+
+@pytest.fixture
+def read_events() -> Callable[[str], list[Any]]:
+    return events

@@ -1,0 +1,89 @@
+import pytest
+from msgspec.structs import replace
+from pds_engine.config import EngineConfig
+from pds_engine.messages import State
+from pds_engine.server.state import report, sick, unready
+
+IDLE = State(
+    in_flight=0,
+    running=0,
+    transfers_in_flight=0,
+    queued_tokens=0,
+    kv_used=0,
+    kv_total=8,
+    kv_quarantined=0,
+    draining=False,
+    ranks_ready=1,
+    kv_fingerprint="f00d",
+    steps_done=0,
+    oldest_step_seconds=0.0,
+)
+RUNNING = replace(IDLE, running=1, in_flight=1)
+
+
+@pytest.mark.parametrize(
+    ("state", "age", "error", "healthy"),
+    [
+        (None, 999, None, True),  # joining takes what it takes
+        (IDLE, 9999, None, True),  # nothing to do, nothing to say
+        (RUNNING, 1, None, True),
+        (RUNNING, 61, None, False),  # at work, and silent
+        (replace(RUNNING, oldest_step_seconds=59), 2, None, False),
+        (replace(IDLE, oldest_step_seconds=61), 0, None, False),
+        (IDLE, 0, "rank 1 died", False),
+    ],
+)
+def test_sick(state, age, error, healthy):
+    assert (sick(state, age, 60.0, error) is None) == healthy
+
+
+@pytest.mark.parametrize(
+    ("state", "warmup", "kernels", "reason"),
+    [
+        (None, False, {}, "0 of 2 ranks have joined"),
+        (replace(IDLE, ranks_ready=1), False, {}, "1 of 2 ranks have joined"),
+        (replace(IDLE, ranks_ready=2), False, {}, None),
+        (replace(IDLE, ranks_ready=2), True, {}, "the kernels are not proven warm"),
+        (replace(IDLE, ranks_ready=2), True, {"manifest": "sha256:1"}, None),
+    ],
+)
+def test_unready(state, warmup, kernels, reason):
+    config = EngineConfig.model_validate({"parallelism": {"pp": 2}, "cache": {"warmup": warmup}})
+    assert unready(state, config, kernels) == reason
+
+
+def test_report():
+    config = EngineConfig.model_validate({"role": "prefill", "pod": {"ip": "10.1.2.3"}})
+    said = report(
+        replace(RUNNING, kv_used=3),
+        config,
+        incarnation="inc",
+        in_flight=2,
+        draining=True,
+        kernels={"manifest": "m", "compiled": 1},
+        error=None,
+    )
+    assert said == {
+        "role": "prefill",
+        "group": "local",
+        "revision": "",
+        "incarnation": "inc",
+        "model": "default",
+        "max_model_len": 4096,
+        "control": "10.1.2.3:8001",
+        "kv_fingerprint": "f00d",
+        "ready": True,
+        "reason": "",
+        "ranks_ready": 1,
+        "in_flight": 2,
+        "running": 1,
+        "transfers_in_flight": 0,
+        "queued_tokens": 0,
+        "kv_used": 3,
+        "kv_total": 8,
+        "kv_quarantined": 0,
+        "steps_done": 0,
+        "preemptions": 0,
+        "draining": True,
+        "kernels": {"manifest": "m", "compiled": 1},
+    }
