@@ -7,6 +7,7 @@ from pds_cluster import own, status, teardown, up, volumes
 from pds_cluster.errors import ClusterError
 from pds_cluster.local_values import write_local_values
 from pds_cluster.settings import Settings, load, say
+from pds_cluster.shell import locked
 
 
 def _up(settings: Settings) -> None:
@@ -15,7 +16,7 @@ def _up(settings: Settings) -> None:
 
 
 def _wipe(settings: Settings) -> None:
-    with up.locked(settings):
+    with locked(settings.lock):
         made = volumes.ensure(settings)
     print("\n".join(made) if made else "nothing to wipe")
 

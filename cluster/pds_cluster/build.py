@@ -1,7 +1,6 @@
 """The cluster's programs, built from their Go modules once, cached by what they are made of."""
 
 import hashlib
-import json
 import os
 import shutil
 import subprocess
@@ -13,7 +12,7 @@ from pathlib import Path
 
 from pds_cluster.errors import ClusterError
 from pds_cluster.settings import CLUSTER_DIR, COREDNS, HELM, KUBERNETES, Settings, say
-from pds_cluster.shell import run
+from pds_cluster.shell import locked, run
 
 KUBE = (
     "kube-apiserver",
@@ -55,27 +54,36 @@ def folder(settings: Settings) -> Path:
 def ensure(settings: Settings) -> Path:
     """The folder with all programs; builds what is not in the cache. Minutes, the first time."""
     target = folder(settings)
-    names = (*KUBE, *OTHERS, "pause")
-    missing = [name for name in names if not (target / name).exists()]
-    if not missing:
-        return target
-    say(f"building {', '.join(missing)} (once; kept in {settings.cache})")
+    if missing(target):
+        with locked(target.with_suffix(".lock")):
+            _build(settings, target)
+    return target
+
+
+def missing(target: Path) -> list[str]:
+    return [name for name in (*KUBE, *OTHERS, "pause") if not (target / name).exists()]
+
+
+def _build(settings: Settings, target: Path) -> None:
+    lacking = missing(target)
+    if not lacking:  # somebody else built while we waited
+        return
+    say(f"building {', '.join(lacking)} (once; kept in {settings.cache})")
     making = target.with_suffix(".making")
     making.mkdir(parents=True, exist_ok=True)
     target.mkdir(parents=True, exist_ok=True)
-    if any(name in missing for name in KUBE):
+    if any(name in lacking for name in KUBE):
         arguments = ["-ldflags", _ldflags(), "tool"]
         _go_install("Kubernetes", arguments, making, CLUSTER_DIR)
     for name, module in OTHERS.items():
-        if name in missing:
+        if name in lacking:
             _go_install(name, ["-ldflags", "-s -w", module], making, making)
-    if "pause" in missing:
+    if "pause" in lacking:
         source = CLUSTER_DIR / "pause.c"
         run("gcc", "-static", "-Os", "-s", "-o", making / "pause", source)
     for path in making.iterdir():
         path.replace(target / path.name)  # whole or not at all
     making.rmdir()
-    return target
 
 
 def _go_install(title: str, arguments: list[str], into: Path, cwd: Path) -> None:
@@ -142,9 +150,3 @@ class _Progress:
         self._thread.join()
         print("\r\x1b[K" if self._live else "", end="", file=sys.stderr)
         say(self._text())
-
-
-def versions(settings: Settings) -> dict[str, str]:
-    """What `status` prints."""
-    there = (folder(settings) / "kubectl").exists()
-    return {"kubernetes": KUBERNETES, "helm": HELM, "coredns": COREDNS, "built": json.dumps(there)}

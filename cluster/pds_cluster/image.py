@@ -7,6 +7,7 @@ a /tmp and the host's links; everything else is mounted into it (see local_value
 import hashlib
 import io
 import json
+import platform
 import tarfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ PASSWD = f"root:x:0:0:root:/root:/bin/sh\npds:x:{UID}:{UID}:pds:/tmp:/bin/sh\n"
 GROUP = f"root:x:0:\npds:x:{UID}:\n"
 NSSWITCH = "passwd: files\ngroup: files\nhosts: files dns\n"
 # Links at the root of a merged-/usr system; the image mirrors the host's, so that /usr fits.
+ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 ROOT_LINKS = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
 
 
@@ -67,7 +69,7 @@ def archive(image: Image) -> bytes:
     """The image as `ctr images import` reads it; the same bytes for the same content."""
     layer = _layer(image)
     config: dict[str, object] = {
-        "architecture": "amd64",
+        "architecture": ARCHITECTURES.get(platform.machine(), platform.machine()),
         "os": "linux",
         "created": "1970-01-01T00:00:00Z",
         "config": {

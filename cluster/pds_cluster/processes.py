@@ -20,6 +20,18 @@ from pds_cluster.network import inside
 from pds_cluster.settings import Settings
 from pds_cluster.shell import Arg
 
+# In the order in which they are to end: see teardown.py.
+PROGRAMS = (
+    "kubelet",
+    "kube-proxy",
+    "kube-scheduler",
+    "kube-controller-manager",
+    "containerd",
+    "kube-apiserver",
+    "etcd",
+)
+SHIM = "containerd-shim-runc-v2"
+
 
 @dataclass(frozen=True)
 class Program:
@@ -64,6 +76,20 @@ def running(settings: Settings, name: str) -> tuple[int, str] | None:
     return (pid, digest) if start_time(pid) == started else None
 
 
+def strays(settings: Settings, names: tuple[str, ...] = (SHIM, *PROGRAMS)) -> list[int]:
+    """Processes called one of `names` that have our run folder among their words."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdecimal():
+            continue
+        with contextlib.suppress(OSError):  # it may end while we look
+            words = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
+            ours = any(f"{settings.run}/" in word for word in words)
+            if ours and Path(words[0]).name in names:
+                found.append(int(entry.name))
+    return sorted(found)
+
+
 def ensure(settings: Settings, program: Program) -> bool:
     """Starts `program` unless it runs as asked for. Returns whether it was started."""
     digest = program.digest()
@@ -71,6 +97,8 @@ def ensure(settings: Settings, program: Program) -> bool:
     if found and found[1] == digest:
         return False
     stop(settings, program.name)
+    for pid in strays(settings, (program.name,)):  # an `up` was killed before it could note it
+        end(pid, grace=10)
     log = log_file(settings, program.name)
     log.parent.mkdir(parents=True, exist_ok=True)
     argv = [str(word) for word in inside(settings, *program.argv)]

@@ -27,6 +27,7 @@ DEV_IMAGE = "localhost/pds-dev:latest"
 DNS_IMAGE = f"localhost/pds-coredns:{COREDNS}"
 PAUSE_IMAGE = "localhost/pds-pause:latest"
 
+DEFAULT_PARENT = Path("/var/lib/pdserving")
 STORAGE_CLASS = "pds-local"
 VOLUMES = 16
 VOLUME_SIZE = "100Gi"
@@ -125,7 +126,7 @@ def load(env: Mapping[str, str] = os.environ) -> Settings:
     block = env.get("PDS_CLUSTER_BLOCK", "0")
     if not (block.isdecimal() and int(block) < 16):
         raise ClusterError(f"PDS_CLUSTER_BLOCK={block!r} is not a number from 0 to 15")
-    run = Path(env.get("PDS_CLUSTER_DIR", f"/var/lib/pdserving/{name}"))
+    run = Path(env.get("PDS_CLUSTER_DIR") or DEFAULT_PARENT / name)
     if not run.is_absolute() or len(run.parts) < 3:
         raise ClusterError(
             f"PDS_CLUSTER_DIR={str(run)!r} cannot be used",

@@ -1,8 +1,10 @@
 """Running other programs, and waiting for what can be observed."""
 
+import fcntl
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from pds_cluster.errors import ClusterError
@@ -56,3 +58,16 @@ def write(path: Path, text: str, mode: int = 0o644) -> None:
     if not path.exists() or path.read_text() != text:
         path.write_text(text)
     path.chmod(mode)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Holds the lock file `path`; waits for whoever holds it. The holder may delete it."""
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (path.exists() and path.samefile(f"/proc/self/fd/{lock.fileno()}")):
+                continue  # deleted while we waited: what we hold is nobody's lock any more
+            yield
+            return

@@ -9,19 +9,11 @@ import contextlib
 import shutil
 from pathlib import Path
 
-from pds_cluster import cgroups, mounts, network, node, processes, up
+from pds_cluster import cgroups, mounts, network, node, processes
 from pds_cluster.errors import ClusterError
-from pds_cluster.settings import Settings, say
-from pds_cluster.shell import run
+from pds_cluster.settings import DEFAULT_PARENT, Settings, say
+from pds_cluster.shell import locked, run
 
-PROGRAMS = (
-    "kube-proxy",
-    "kube-scheduler",
-    "kube-controller-manager",
-    "containerd",
-    "kube-apiserver",
-    "etcd",
-)
 POD_LOG_LINKS = Path("/var/log/containers")
 CNI_RESULTS = Path("/var/lib/cni/results")
 SHIM_SOCKETS = Path("/run/containerd/s")
@@ -33,13 +25,13 @@ SHARED_FOLDERS = (
 
 def down(settings: Settings) -> None:
     """Raises ClusterError naming what could not be removed."""
-    with up.locked(settings):
-        processes.stop(settings, "kubelet")
+    with locked(settings.lock):
+        processes.stop(settings, processes.PROGRAMS[0])
         sockets = _shim_sockets(settings)
         _end_pods(settings)
-        for name in PROGRAMS:
+        for name in processes.PROGRAMS[1:]:
             processes.stop(settings, name)
-        for pid in strays(settings):
+        for pid in processes.strays(settings):
             processes.end(pid, grace=1)
         mounts.unmount(settings.run)
         cgroups.remove(settings)
@@ -52,6 +44,9 @@ def down(settings: Settings) -> None:
                 folder.rmdir()  # only when nobody else has anything in it
         shutil.rmtree(settings.run, ignore_errors=True)
         settings.lock.unlink(missing_ok=True)
+    if settings.run.parent == DEFAULT_PARENT:
+        with contextlib.suppress(OSError):
+            DEFAULT_PARENT.rmdir()
     left = remains(settings)
     if left:
         raise ClusterError("something is left of the cluster", "\n  ".join(left))
@@ -68,27 +63,6 @@ def _end_pods(settings: Settings) -> None:
         if ids:
             force = ("-f",) if words[0] == "tasks" else ()
             run(*ctr, words[0], "rm", *force, *ids, check=False)
-
-
-def strays(settings: Settings) -> list[int]:
-    """Processes that were started with our run folder among their words: shims, above all."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdecimal():
-            continue
-        with contextlib.suppress(OSError):
-            words = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
-            if _is_ours(settings, words):
-                found.append(int(entry.name))
-    return sorted(found)
-
-
-def _is_ours(settings: Settings, words: list[str]) -> bool:
-    """A shim or a program of ours; not, say, an editor or a kubectl with a file of ours open."""
-    name = Path(words[0]).name
-    if name == "containerd-shim-runc-v2":
-        return str(settings.containerd_socket) in words
-    return name in ("kubelet", *PROGRAMS) and any(f"{settings.run}/" in word for word in words)
 
 
 def _shim_sockets(settings: Settings) -> list[Path]:
@@ -109,7 +83,7 @@ def _foreign_files(settings: Settings) -> list[Path]:
 
 def remains(settings: Settings) -> list[str]:
     """What is still there after `down`, in words; empty when all is gone."""
-    found = [f"process {pid}" for pid in strays(settings)]
+    found = [f"process {pid}" for pid in processes.strays(settings)]
     found += [f"process {pid} in a pod" for pid in sorted(cgroups.members(settings))]
     found += [f"mount {point}" for point in mounts.below(settings.run)]
     found += [f"cgroup {folder}" for folder in cgroups.folders(settings) if folder.exists()]

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from pds_cluster import own, status, up, volumes
+from pds_cluster import own, status, volumes
 from pds_cluster.errors import ClusterError
 from pds_cluster.settings import Settings
-from pds_cluster.shell import run
+from pds_cluster.shell import locked, run
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Cluster:
     def namespace(self) -> Iterator[str]:
         """A fresh namespace; its pods are gone when the block ends, the rest soon after."""
         if self.is_local:
-            with up.locked(self.settings):
+            with locked(self.settings.lock):
                 volumes.ensure(self.settings)
         name = f"test-{uuid4().hex[:8]}"
         self.kubectl("create", "namespace", name)

@@ -1,9 +1,5 @@
 """Bringing the cluster up: each step makes sure of one thing and leaves alone what is right."""
 
-import fcntl
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 from pds_cluster import (
     addons,
     build,
@@ -18,23 +14,14 @@ from pds_cluster import (
     volumes,
 )
 from pds_cluster.settings import Settings, say
-from pds_cluster.shell import wait_for
-
-
-@contextmanager
-def locked(settings: Settings) -> Iterator[None]:
-    """One `up` or `down` of an instance at a time; the next one waits."""
-    settings.lock.parent.mkdir(parents=True, exist_ok=True)
-    with settings.lock.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+from pds_cluster.shell import locked, wait_for
 
 
 def up(settings: Settings) -> None:
     """Returns when the node is Ready and DNS answers. Quick when that is so already."""
     packages.ensure()
     programs = build.ensure(settings)
-    with locked(settings):
+    with locked(settings.lock):
         settings.run.mkdir(parents=True, exist_ok=True)
         _link(settings, programs)
         network.ensure(settings)

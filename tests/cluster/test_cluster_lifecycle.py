@@ -146,6 +146,22 @@ def test_a_pod_reaches_its_own_service(cluster: Cluster, namespace: str, web: st
     assert cluster.kubectl("-n", namespace, "exec", web, "--", PYTHON, "-c", fetch).strip() == "200"
 
 
+def test_a_pod_reaches_the_api_with_its_account(cluster: Cluster, namespace: str) -> None:
+    """By the address that Kubernetes puts into every pod, trusting only the cluster's authority."""
+    script = """
+import os, ssl, urllib.request as r
+at = "/var/run/secrets/kubernetes.io/serviceaccount/"
+request = r.Request("https://kubernetes.default.svc/version")
+request.add_header("Authorization", "Bearer " + open(at + "token").read())
+print(r.urlopen(request, context=ssl.create_default_context(cafile=at + "ca.crt")).status)
+"""
+    asking = container("asking", "", command=[PYTHON, "-c", script])
+    spec = {"automountServiceAccountToken": True, "restartPolicy": "Never"}
+    cluster.apply(pod("asking", asking, **spec), namespace=namespace)
+    cluster.wait("pod/asking", "jsonpath={.status.phase}=Succeeded", namespace)
+    assert cluster.kubectl("-n", namespace, "logs", "asking") == "200\n"
+
+
 def test_services_and_pods_can_be_reached_from_the_host(
     cluster: Cluster, namespace: str, web: str
 ) -> None:

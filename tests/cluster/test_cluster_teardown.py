@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from pds_cluster import cgroups, processes, teardown
+from pds_cluster import cgroups, processes
 from pds_cluster.settings import TREE, Settings, load
 from pds_cluster.testing import Cluster, find
 
@@ -130,7 +130,7 @@ def test_down_leaves_nothing(second: Cluster, settings: Settings) -> None:
 
 def test_down_after_a_crash_of_everything(second: Cluster, settings: Settings) -> None:
     """Nothing is left to ask: no API server, no containerd, no kubelet."""
-    for name in ("kubelet", *teardown.PROGRAMS):
+    for name in processes.PROGRAMS:
         _kill(settings, name)
     assert cgroups.members(settings), "pods outlive the programs that started them"
     run_cli("down")
