@@ -34,7 +34,7 @@ class Decode:
     unseen: Tensor
     """[B, 1, P·page_size] bool: True past the request's context."""
     last: Tensor
-    """[B] int64: which of the P pages is the request's last one."""
+    """[B] int64: which of all B·P pages is the request's last one."""
     tail: Tensor
     """[B, 1, page_size, 1] bool: True past the context within that last page."""
 
@@ -73,18 +73,17 @@ def attend(
 
 def paged_extend(q: Tensor, keys: Tensor, values: Tensor, chunk: Extend) -> Tensor:
     """Causal attention of one chunk over its whole context. q: [T, heads, D]; returns the same."""
-    kv_heads = keys.shape[1]
-    grouped = q.unflatten(1, (kv_heads, -1)).permute(1, 2, 0, 3)
-    groups = grouped.shape[1]
-    context = [
-        _gather(pages, chunk.pages.unsqueeze(0))[0, :, : chunk.context]
-        .to(q.dtype)
-        .unsqueeze(1)
-        .expand(-1, groups, -1, -1)
+    grouped = q.unflatten(1, (keys.shape[1], -1)).permute(1, 2, 0, 3)
+    k, v = (
+        _heads_first(pages.index_select(0, chunk.pages), 1, q.dtype)[:, 0, : chunk.context]
         for pages in (keys, values)
-    ]
+    )
     out = F.scaled_dot_product_attention(
-        grouped, context[0], context[1], attn_mask=chunk.mask, is_causal=chunk.mask is None
+        grouped,
+        k.unsqueeze(1).expand(-1, grouped.shape[1], -1, -1),
+        v.unsqueeze(1).expand(-1, grouped.shape[1], -1, -1),
+        attn_mask=chunk.mask,
+        is_causal=chunk.mask is None,
     )
     return out.permute(2, 0, 1, 3).flatten(1, 2)
 
@@ -92,18 +91,17 @@ def paged_extend(q: Tensor, keys: Tensor, values: Tensor, chunk: Extend) -> Tens
 def paged_decode(q: Tensor, keys: Tensor, values: Tensor, rows: Decode) -> Tensor:
     """Attention of one token per request. q: [B, heads, D]; returns the same."""
     batch, heads, dim = q.shape
-    kv_heads, page_size = keys.shape[1:3]
-    k, v = _gather(keys, rows.pages), _gather(values, rows.pages)
-    paged = v.unflatten(2, (-1, page_size))
-    each = torch.arange(batch, device=q.device)
-    paged[each, :, rows.last] = paged[each, :, rows.last].masked_fill(rows.tail, 0)
-    grouped = (q * dim**-0.5).view(batch, kv_heads, heads // kv_heads, dim)
-    scores = torch.matmul(grouped, k.to(q.dtype).transpose(2, 3)).float()
-    weights = scores.masked_fill_(rows.unseen.unsqueeze(1), float("-inf")).softmax(-1)
-    return torch.matmul(weights.to(q.dtype), v.to(q.dtype)).view(batch, heads, dim)
+    k = keys.index_select(0, rows.pages.flatten())
+    v = values.index_select(0, rows.pages.flatten())
+    v.index_copy_(0, rows.last, v.index_select(0, rows.last).masked_fill_(rows.tail, 0))
+    k, v = _heads_first(k, batch, q.dtype), _heads_first(v, batch, q.dtype)
+    grouped = (q * dim**-0.5).view(batch, len(k), -1, dim).transpose(0, 1)
+    scores = torch.matmul(grouped, k.transpose(2, 3)).float()
+    weights = scores.masked_fill_(rows.unseen, float("-inf")).softmax(-1)
+    return torch.matmul(weights.to(q.dtype), v).transpose(0, 1).reshape(batch, heads, dim)
 
 
-def _gather(pages: Tensor, wanted: Tensor) -> Tensor:
-    """The tokens of `wanted` pages, heads first: [B, P] → [B, kv_heads, P·page_size, D], a copy."""
-    heads = torch.arange(pages.shape[1], device=pages.device)
-    return pages[wanted.unsqueeze(1), heads.view(1, -1, 1)].flatten(2, 3)
+def _heads_first(pages: Tensor, batch: int, dtype: torch.dtype) -> Tensor:
+    """[B·P, kv_heads, page_size, D] → [kv_heads, B, P·page_size, D], contiguous."""
+    each = pages.unflatten(0, (batch, -1)).permute(2, 0, 1, 3, 4)
+    return each.to(dtype, memory_format=torch.contiguous_format).flatten(2, 3)

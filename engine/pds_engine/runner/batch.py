@@ -1,6 +1,5 @@
 """From a plan and the tables to a step's input tensors. Nothing is read back from the device."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,19 +26,19 @@ class Batch:
     """Their slots' host parts, and the index in the output that each token will have."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Part:
     row: Row
     slot: Slot
-    order: int
-    """The row's place in the plan."""
+    at: int = 0
+    """Where the row begins among the step's tokens."""
 
     @property
     def end(self) -> int:
         return self.row.start + self.row.length
 
 
-def build(plan: StepPlan, tables: Tables, page_size: int, padded: int) -> Batch:
+def build(plan: StepPlan, tables: Tables, padded: int) -> Batch:
     """The inputs of `plan`, padded to `padded` tokens.
 
     Chunks come first and decode rows after them, those of similar context side by side. A row's
@@ -48,37 +47,30 @@ def build(plan: StepPlan, tables: Tables, page_size: int, padded: int) -> Batch:
     Raises:
         ProtocolError: a row names a foreign generation, lacks pages, or reads an unknown token.
     """
-    parts = [_Part(row, tables.take(row), order) for order, row in enumerate(plan.rows)]
+    parts = [_Part(row, tables.take(row)) for row in plan.rows]
     for part in parts:
-        _check(part, page_size)
+        _check(part, tables.page_size)
     extends = [part for part in parts if part.row.length > 1]
-    groups = _similar([part for part in parts if part.row.length == 1], page_size)
+    groups = _similar([part for part in parts if part.row.length == 1], tables.page_size)
     ordered = extends + [part for group in groups for part in group]
-    used = sum(part.row.length for part in ordered)
-    padding = max(0, padded - used)
-
-    positions = torch.cat(
-        [torch.arange(part.row.start, part.end) for part in ordered] + [torch.zeros(padding).long()]
-    ).to(tables.device)
-    lengths = torch.tensor([part.row.length for part in ordered])
-    slots = torch.tensor([part.row.slot for part in ordered], dtype=torch.int64)
-    owners = slots.repeat_interleave(lengths).to(tables.device)
-    pages = torch.full((used + padding,), tables.null_page, device=tables.device)
-    pages[:used] = tables.pages[owners, positions[:used] // page_size]
-
-    starts = dict(zip((part.order for part in ordered), _starts(ordered), strict=True))
+    tokens, positions, owners = _tokens(ordered, tables, padded)
     wanted = [part for part in parts if part.row.samples]
+    sampled, slots = _ints(
+        tables,
+        [part.at + part.row.length - 1 for part in wanted],
+        [part.row.slot for part in wanted],
+    )
     return Batch(
-        tokens=_tokens(ordered, padding, tables),
+        tokens=tokens,
         positions=positions,
         attention=AttentionPlan(
-            pages=pages,
-            offsets=positions % page_size,
-            extends=tuple(_extend(part, starts[part.order], tables, page_size) for part in extends),
-            decodes=tuple(_decode(g, starts[g[0].order], tables, page_size) for g in groups),
+            pages=tables.pages[owners, positions // tables.page_size],
+            offsets=positions % tables.page_size,
+            extends=tuple(_extend(part, tables) for part in extends),
+            decodes=tuple(_decode(group, tables) for group in groups),
         ),
-        sampled=_indices([starts[part.order] + part.row.length - 1 for part in wanted], tables),
-        slots=_indices([part.row.slot for part in wanted], tables),
+        sampled=sampled,
+        slots=slots,
         samples=tuple((part.slot, part.end - part.slot.prompt_len) for part in wanted),
     )
 
@@ -99,63 +91,63 @@ def _similar(parts: list[_Part], page_size: int) -> list[list[_Part]]:
     """Decode rows by context within a factor of two: a group is padded to its longest context."""
     groups: dict[int, list[_Part]] = {}
     for part in parts:
-        groups.setdefault(max(8, -(-part.end // page_size) - 1).bit_length(), []).append(part)
+        groups.setdefault(max(8, (part.end - 1) // page_size).bit_length(), []).append(part)
     return [groups[size] for size in sorted(groups)]
 
 
-def _starts(parts: Sequence[_Part]) -> list[int]:
-    """Where each part begins among the step's tokens."""
-    starts, total = [], 0
-    for part in parts:
-        starts.append(total)
-        total += part.row.length
-    return starts
-
-
-def _tokens(parts: Sequence[_Part], padding: int, tables: Tables) -> Tensor:
-    pieces: list[Tensor] = []
+def _tokens(parts: list[_Part], tables: Tables, padded: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Token id, position and slot of every token, [T] each; padding belongs to the null slot."""
+    tokens: list[int] = []
+    positions: list[int] = []
+    owners: list[int] = []
     unknown: list[int] = []
-    slots: list[int] = []
-    blank = torch.zeros(1, dtype=torch.int64)
-    for part, start in zip(parts, _starts(parts), strict=True):
-        if part.end <= len(part.slot.known):
-            pieces.append(part.slot.known[part.row.start : part.end])
+    for part in parts:
+        part.at = len(tokens)
+        start, end = part.row.start, part.end
+        if end > len(part.slot.known):
+            unknown.append(part.at)
+            tokens.append(0)
         else:
-            pieces.append(blank)
-            unknown.append(start)
-            slots.append(part.row.slot)
-    tokens = torch.cat([*pieces, blank.expand(padding)]).to(tables.device)
-    if unknown:
-        tokens[_indices(unknown, tables)] = tables.last_token[_indices(slots, tables)]
-    return tokens
+            tokens.extend(part.slot.known[start:end])
+        positions.extend(range(start, end))
+        owners.extend([part.row.slot] * part.row.length)
+    padding = max(0, padded - len(tokens))
+    tokens.extend([0] * padding)
+    positions.extend([0] * padding)
+    owners.extend([tables.null_slot] * padding)
+    ids, places, slots = _ints(tables, tokens, positions, owners)
+    if len(unknown) == len(tokens):
+        ids = tables.last_token[slots]
+    elif unknown:
+        (last,) = _ints(tables, unknown)
+        ids[last] = tables.last_token[slots[last]]
+    return ids, places, slots
 
 
-def _extend(part: _Part, at: int, tables: Tables, page_size: int) -> Extend:
+def _extend(part: _Part, tables: Tables) -> Extend:
     start, length = part.row.start, part.row.length
     mask = None
     if start:
-        seen = torch.ones(length, part.end, dtype=torch.bool, device=tables.device)
-        mask = seen.tril(diagonal=start)
-    pages = tables.pages[part.row.slot, : -(-part.end // page_size)]
-    return Extend(slice(at, at + length), part.end, pages, mask)
+        places = tables.places[: part.end]
+        mask = places <= places[start:].unsqueeze(1)
+    pages = tables.pages[part.row.slot, : -(-part.end // tables.page_size)]
+    return Extend(slice(part.at, part.at + length), part.end, pages, mask)
 
 
-def _decode(parts: list[_Part], at: int, tables: Tables, page_size: int) -> Decode:
-    context = _indices([part.end for part in parts], tables).unsqueeze(1)
-    count = -(-max(part.end for part in parts) // page_size)
-    held = tables.pages[_indices([part.row.slot for part in parts], tables), :count]
-    last = (context - 1) // page_size
-    within = torch.arange(count, device=tables.device) <= last
-    places = torch.arange(count * page_size, device=tables.device)
-    tail = torch.arange(page_size, device=tables.device) > (context - 1) % page_size
+def _decode(parts: list[_Part], tables: Tables) -> Decode:
+    size, at = tables.page_size, parts[0].at
+    context, slots = _ints(tables, [part.end for part in parts], [part.row.slot for part in parts])
+    count = -(-max(part.end for part in parts) // size)
+    last = (context - 1) // size
+    within = tables.places[:count] <= last.unsqueeze(1)
     return Decode(
         tokens=slice(at, at + len(parts)),
-        pages=held.where(within, tables.null_page),
-        unseen=(places >= context).unsqueeze(1),
-        last=last.squeeze(1),
-        tail=tail[:, None, :, None],
+        pages=tables.pages[slots, :count].where(within, tables.null_page),
+        unseen=(tables.places[: count * size] >= context.unsqueeze(1)).unsqueeze(1),
+        last=last + tables.places[: len(parts)] * count,
+        tail=tables.places[:size, None] > (context - 1).remainder(size).view(-1, 1, 1, 1),
     )
 
 
-def _indices(values: list[int], tables: Tables) -> Tensor:
-    return torch.tensor(values, dtype=torch.int64, device=tables.device)
+def _ints(tables: Tables, *lists: list[int]) -> tuple[Tensor, ...]:
+    return torch.tensor(lists, dtype=torch.int64).to(tables.device, non_blocking=True).unbind()

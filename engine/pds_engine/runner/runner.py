@@ -26,12 +26,12 @@ class Runner:
     def __init__(self, config: EngineConfig, decoder: Decoder, kv: Kv) -> None:
         self._decoder = decoder
         self._kv = kv
-        self._page_size = config.kv.page_size
         keys = kv[0][0]
         self._tables = Tables(
             max_slots=config.scheduler.max_running,
             # One more than the longest request needs: its next token's page may come early.
-            max_pages=-(-config.max_model_len // self._page_size) + 1,
+            max_pages=-(-config.max_model_len // config.kv.page_size) + 1,
+            page_size=config.kv.page_size,
             vocab=decoder.spec.vocab,
             null_page=len(keys) - 1,
             device=keys.device,
@@ -56,7 +56,7 @@ class Runner:
         """
         begun = time.perf_counter()
         self._copy(plan.copies)
-        batch = build(plan, self._tables, self._page_size, plan.padded_tokens)
+        batch = build(plan, self._tables, plan.padded_tokens)
         hidden = self._decoder.forward(
             self._decoder.embed(batch.tokens), batch.positions, batch.attention, self._kv
         )

@@ -19,23 +19,36 @@ class Slot:
 
     gen: int
     prompt_len: int
-    known: Tensor
-    """[n] int64: the tokens that came with Admit; later ones are only in Tables.last_token."""
+    known: tuple[int, ...]
+    """The tokens that came with Admit; later ones are only in Tables.last_token."""
     sampling: Sampling
     seed: int
     pages: list[int] = field(default_factory=list)
 
 
 class Tables:
-    """Slots 0 … max_slots-1. `null_page` is a page of finite content that belongs to no request."""
+    """Slots 0 … max_slots-1, and one more, the null slot, to which padding belongs.
+
+    `null_page` is a page of finite content that no request holds; unused entries name it.
+    """
 
     def __init__(
-        self, max_slots: int, max_pages: int, vocab: int, null_page: int, device: torch.device
+        self,
+        max_slots: int,
+        max_pages: int,
+        page_size: int,
+        vocab: int,
+        null_page: int,
+        device: torch.device,
     ) -> None:
+        self.page_size = page_size
+        self.null_slot = max_slots
         self.null_page = null_page
         self.device = device
-        self.pages = torch.full((max_slots, max_pages), null_page, device=device)
-        self.last_token = torch.zeros(max_slots, dtype=torch.int64, device=device)
+        self.pages = torch.full((max_slots + 1, max_pages), null_page, device=device)
+        self.last_token = torch.zeros(max_slots + 1, dtype=torch.int64, device=device)
+        self.places = torch.arange(max(max_pages * page_size, max_slots), device=device)
+        """0, 1, 2 …: slices of it spare a step the making of ranges."""
         self._vocab = vocab
         self._slots: dict[int, Slot] = {}
         self._prompted: Tensor | None = None
@@ -47,9 +60,9 @@ class Tables:
         Raises:
             ProtocolError: the slot is taken or out of range, or there are more pages than fit.
         """
-        if order.slot in self._slots or not 0 <= order.slot < len(self.pages):
+        if order.slot in self._slots or not 0 <= order.slot < self.null_slot:
             raise ProtocolError(f"Admit names slot {order.slot}, which is taken or does not exist")
-        known = torch.tensor(order.prompt_ids + order.output_ids, dtype=torch.int64)
+        known = order.prompt_ids + order.output_ids
         slot = Slot(order.gen, len(order.prompt_ids), known, order.sampling, order.seed)
         self._slots[order.slot] = slot
         self._grow(order.slot, slot, order.pages)
@@ -111,7 +124,7 @@ class Tables:
     def _penalty_tables(self) -> tuple[Tensor, Tensor]:
         """Made when the first request with penalties comes: most workers never need them."""
         if self._prompted is None or self._counts is None:
-            shape = (len(self.pages), self._vocab)
+            shape = (self.null_slot, self._vocab)
             self._prompted = torch.zeros(shape, dtype=torch.bool, device=self.device)
             self._counts = torch.zeros(shape, dtype=torch.int32, device=self.device)
         return self._prompted, self._counts

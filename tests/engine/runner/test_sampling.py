@@ -17,16 +17,19 @@ def options(**keys) -> Sampling:
 
 
 def slot(sampling: Sampling, seed: int = 0) -> Slot:
-    return Slot(0, 1, torch.zeros(1, dtype=torch.int64), sampling, seed)
+    return Slot(0, 1, (0,), sampling, seed)
+
+
+def tables_of(slots: int, vocab: int = VOCAB) -> Tables:
+    return Tables(slots, 4, 16, vocab, 0, torch.device("cpu"))
 
 
 def choose(logits: torch.Tensor, *requests: Admit, index: int = 0) -> list[int]:
-    tables = Tables(len(requests), 4, logits.shape[1], 0, torch.device("cpu"))
+    tables = tables_of(len(requests), logits.shape[1])
     rows = []
     for request in requests:
         tables.admit(request)
-        prompt = torch.tensor(request.prompt_ids)
-        rows.append((Slot(0, len(prompt), prompt, request.sampling, request.seed), index))
+        rows.append((slot(request.sampling, request.seed), index))
     slots = torch.arange(len(requests))
     batch = Batch(slots, slots, None, slots, slots, tuple(rows))
     return sample(logits, batch, tables).tolist()
@@ -140,7 +143,7 @@ def test_penalties_against_their_definition():
         options(frequency_penalty=-0.3),
         options(repetition_penalty=0.8, presence_penalty=-0.5, frequency_penalty=0.4),
     ]
-    tables = Tables(4, 4, VOCAB, 0, torch.device("cpu"))
+    tables = tables_of(4)
     for at, kind in enumerate(kinds):
         tables.admit(admit(at, kind, prompt, output[:2]))
     for token in output[2:]:  # the later ones are counted as they are sampled
@@ -153,7 +156,7 @@ def test_penalties_against_their_definition():
 
 
 def test_a_slot_s_penalties_start_afresh_with_the_next_request():
-    tables = Tables(1, 4, VOCAB, 0, torch.device("cpu"))
+    tables = tables_of(1)
     tables.admit(admit(0, options(presence_penalty=1), (1, 2), (3,)))
     tables.release(0, 0)
     tables.admit(admit(0, options(presence_penalty=1), (4,)))
