@@ -153,7 +153,8 @@ def groups(pods: Iterable[Pod], size_of: Callable[[str, str], int]) -> list[Grou
     for pod in pods:
         attempts[pod.role, pod.group][pod.attempt].append(pod)
     result = []
-    for (role, index), by_attempt in sorted(attempts.items()):
+    order = sorted(attempts.items(), key=lambda item: (names.ROLES.index(item[0][0]), item[0][1]))
+    for (role, index), by_attempt in order:
         newest = max(by_attempt)
         own = tuple(sorted(by_attempt.pop(newest), key=lambda pod: pod.rank_pod))
         remnants = tuple(

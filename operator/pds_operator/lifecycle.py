@@ -165,6 +165,9 @@ def _replace(
         failures=failures,
     )
     text = f"{group.role} group {group.index} starts again as attempt {attempt}"
+    culprit = group.culprit
+    if culprit is not None:
+        text += f": {culprit.name} ended with exit code {culprit.exit_code}: {culprit.message}"
     round_.actions.append(Say(reason, text, warning=True, scope=scope))
 
 

@@ -91,7 +91,8 @@ def plan(observed: Observed, desired: Desired, now: float) -> Plan:
             lifecycle.keep_up(round_, terms, group, observed, now)
     if target is not None:
         _config_maps(round_, observed, desired, target, fleet)
-        _create(round_, observed, desired, target, fleet, step, now)
+        staying = [group for group in fleet if group not in retired]
+        _create(round_, observed, desired, target, staying, retired, step, now)
     _history(round_, observed, desired, fleet)
     return Plan(
         actions=_allowed(round_, observed, now),
@@ -108,9 +109,7 @@ def plan(observed: Observed, desired: Desired, now: float) -> Plan:
 def _objects(round_: Round, observed: Observed, desired: Desired, now: float) -> None:
     """Everything but pods and revisions: made, applied again where it differs, or left alone."""
     owner, spec, settings = desired.owner, desired.spec, desired.settings
-    if not observed.secret:
-        metadata = owner.metadata(names.control_secret(owner.name))
-        round_.actions.append(MakeSecret(metadata))
+    _secret(round_, observed, owner)
     pods = {role: shape.groups * shape.pods_per_group for role, shape in spec.roles.items()}
     wanted = shared.objects(owner, spec, settings, pods)
     try:
@@ -125,6 +124,21 @@ def _objects(round_: Round, observed: Observed, desired: Desired, now: float) ->
             scope = object_scope(live)
             round_.actions.append(Delete(kind, name, live["metadata"]["uid"], scope))
     _claim(round_, observed, owner, now)
+
+
+def _secret(round_: Round, observed: Observed, owner: Owner) -> None:
+    """Made once. When it is lost what runs still has the old keys, so no new ones are made."""
+    if observed.secret:
+        return
+    name = names.control_secret(owner.name)
+    if observed.pods or ("Deployment", names.router(owner.name)) in observed.objects:
+        text = (
+            f"the Secret {name} is gone, and running pods use its keys: restore it, or delete the "
+            f"Deployment {names.router(owner.name)} and all pods, to have everything made anew"
+        )
+        round_.problems.append(Problem("SecretMissing", text))
+    else:
+        round_.actions.append(MakeSecret(owner.metadata(name)))
 
 
 def _ensure(round_: Round, observed: Observed, obj: Object, uid: str) -> None:
@@ -266,7 +280,8 @@ def _create(
     observed: Observed,
     desired: Desired,
     target: Revision,
-    fleet: list[Group],
+    staying: list[Group],
+    retired: list[Group],
     step: Step,
     now: float,
 ) -> None:
@@ -275,13 +290,13 @@ def _create(
     The next is made when this one is scheduled: groups that each hold a part of what they need,
     waiting for the rest, would wait for ever.
     """
-    rolling = any(group.revision != target.digest for group in fleet)
+    rolling = any(group.revision != target.digest for group in staying)
     if rolling and not _routers_settled(observed, desired):
         return
     for name, move in step.moves.items():
-        own = [group for group in fleet if group.role == name]
+        own = [group for group in staying if group.role == name]
         if move.create and not observed.held(f"schedule/{name}", now) and not _unscheduled(own):
-            taken = {group.index for group in own}
+            taken = {group.index for group in [*own, *retired] if group.role == name}
             index = next(free for free in range(len(taken) + 1) if free not in taken)
             lifecycle.create(round_, _terms(desired), target, name, index)
 

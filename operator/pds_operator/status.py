@@ -69,7 +69,9 @@ def transitions(previous: Mapping[str, Any], new: Mapping[str, Any]) -> list[Tol
     changed = []
     for condition in new.get("conditions", []):
         old = _previous(previous, condition["type"])
-        before = (old.get("status"), old.get("reason")) if old else None
+        if old is None and condition["status"] != "True":
+            continue  # a new object is neither ready nor degraded: that is no news
+        before = (old["status"], old["reason"]) if old else None
         if before != (condition["status"], condition["reason"]):
             changed.append((condition["type"], condition["reason"], condition["message"]))
     return changed

@@ -154,9 +154,7 @@ all_limits = st.sampled_from(
 
 @given(st.tuples(amounts, amounts), st.tuples(amounts, amounts), all_limits)
 def test_every_rollout_ends_at_what_is_wanted_and_never_below_its_floor(old, want, limits):
-    fleet = {
-        name: serving(want[i], old=old[i]) for i, name in enumerate(("prefill", "decode"))
-    }
+    fleet = {name: serving(want[i], old=old[i]) for i, name in enumerate(("prefill", "decode"))}
     for _ in range(100):
         moves = step(fleet, limits).moves
         if all(move == Move() for move in moves.values()):

@@ -1,0 +1,362 @@
+"""Whole lives of a PDServing, told round by round."""
+
+import dataclasses
+
+import pytest
+from pds_operator.actions import Delete, MakeSecret, Problem
+from pds_operator.observed import Failure
+from pds_operator.plan import plan
+from worlds import NOW, OWNER, World, desired, digest, raw_spec
+
+REVISION = digest(raw_spec())
+
+
+@pytest.fixture
+def world() -> World:
+    world = World(raw_spec())
+    world.settle()
+    return world
+
+
+def names(world: World) -> list[str]:
+    return sorted(world.pods)
+
+
+def problems(world: World) -> list[str]:
+    return [problem.reason for problem in world.plan().problems]
+
+
+def test_first_start():
+    world = World(raw_spec())
+    assert world.settle() == [
+        [f"controllerrevision chat-{REVISION}"],
+        ["chat-p-0-0-0", "chat-d-0-0-0"],
+        ["route chat-p-0-0-0", "route chat-d-0-0-0", "chat-p-1-0-0"],
+        ["route chat-p-1-0-0"],
+    ]
+
+
+def test_the_first_round_makes_the_secret_before_what_mounts_it():
+    actions = World(raw_spec()).plan().actions
+    assert isinstance(actions[0], MakeSecret)
+    assert [str(action) for action in actions[1:]] == [
+        "create service chat-ranks",
+        "create poddisruptionbudget chat-prefill",
+        "create poddisruptionbudget chat-decode",
+        "create networkpolicy chat-engine",
+        "create networkpolicy chat-router",
+        "create serviceaccount chat-router",
+        "create rolebinding chat-router",
+        "create configmap chat-router",
+        "create service chat",
+        "create deployment chat-router",
+        "try out pod chat-p-9999-0-0",
+        "try out pod chat-d-9999-0-0",
+        f"create controllerrevision chat-{REVISION}",
+        "say RevisionCreated",
+    ]
+
+
+def test_a_settled_world_is_left_alone(world):
+    assert world.plan().actions == ()
+
+
+def test_a_crash_between_any_two_writes_is_made_good():
+    whole = World(raw_spec())
+    whole.settle()
+    for cut in range(18):
+        world = World(raw_spec())
+        for _ in range(4):
+            for action in world.plan().actions[:cut]:
+                world._do(action)
+            world.turn_ready()
+        world.settle()
+        assert names(world) == names(whole)
+        assert set(world.objects) == set(whole.objects)
+
+
+def test_scale_up(world):
+    world.raw = raw_spec(prefill={"replicas": 3})
+    assert world.settle() == [["chat-p-2-0-0"], ["route chat-p-2-0-0"]]
+
+
+def test_scale_down_drains_and_waits_for_the_last_request(world):
+    world.raw = raw_spec(prefill={"replicas": 1})
+    world.busy["chat-p-1-0-0"] = 1
+    assert world.round() == ["drain chat-p-1-0-0"]
+    assert world.asked == {"chat-p-1-0-0"}
+    # It is labelled, so no router chooses it, and its gate follows.
+    assert world.round() == ["unroute chat-p-1-0-0"]
+    assert world.round() == []
+    world.busy.clear()
+    assert world.round() == ["delete pod chat-p-1-0-0"]
+    world.bury()
+    assert names(world) == ["chat-d-0-0-0", "chat-p-0-0-0"]
+    assert world.plan().actions == ()
+
+
+def test_a_drain_that_runs_out_of_time_ends_all_the_same(world):
+    world.raw = raw_spec(decode={"replicas": 0})
+    world.busy["chat-d-0-0-0"] = 1
+    world.settle_rounds = [world.round(), world.round()]
+    assert world.round() == []
+    assert world.plan().wake == pytest.approx(NOW + 1)
+    world.now += 61
+    [delete] = [item for item in world.plan().actions if isinstance(item, Delete)]
+    assert (delete.name, delete.grace) == ("chat-d-0-0-0", 30)
+
+
+def test_an_engine_that_does_not_answer_is_drained_by_the_deadline_alone(world):
+    world.raw = raw_spec(prefill={"replicas": 1})
+    world.round()
+    observed = dataclasses.replace(world.observed(), states={})
+    before = [str(item) for item in plan(observed, desired(world.raw), NOW + 59).actions]
+    assert before == ["ask chat-p-1-0-0 to drain", "unroute chat-p-1-0-0"]
+    after = [str(item) for item in plan(observed, desired(world.raw), NOW + 60).actions]
+    assert after[0] == "delete pod chat-p-1-0-0"
+
+
+def test_a_changed_template_replaces_groups_step_by_step(world):
+    world.raw = raw_spec(image="engine:2")
+    new = digest(world.raw)
+    assert world.settle() == [
+        [f"controllerrevision chat-{new}"],
+        ["chat-p-2-0-0", "chat-d-1-0-0"],
+        ["route chat-p-2-0-0", "route chat-d-1-0-0"],
+        ["drain chat-p-1-0-0"],  # step 1 of 2: the old decode stays for the old prefill
+        ["delete pod chat-p-1-0-0", "unroute chat-p-1-0-0"],
+        ["chat-p-1-0-0"],
+        ["route chat-p-1-0-0"],
+        ["drain chat-p-0-0-0", "drain chat-d-0-0-0"],
+        [
+            "delete pod chat-p-0-0-0",
+            "unroute chat-p-0-0-0",
+            "delete pod chat-d-0-0-0",
+            "unroute chat-d-0-0-0",
+        ],
+    ]
+    assert names(world) == ["chat-d-1-0-0", "chat-p-1-0-0", "chat-p-2-0-0"]
+    assert {pod.revision for pod in world.pods.values()} == {new}
+
+
+def test_a_revert_in_mid_rollout_goes_back_by_the_same_rules(world):
+    world.raw = raw_spec(image="engine:2")
+    for _ in range(3):
+        world.round()
+        world.turn_ready()
+    world.raw = raw_spec()
+    assert world.settle() == [
+        ["drain chat-p-2-0-0", "drain chat-d-1-0-0"],
+        [
+            "delete pod chat-p-2-0-0",
+            "unroute chat-p-2-0-0",
+            "delete pod chat-d-1-0-0",
+            "unroute chat-d-1-0-0",
+        ],
+    ]
+    assert {pod.revision for pod in world.pods.values()} == {REVISION}
+
+
+def test_a_revision_that_never_starts_leaves_the_old_one_serving(world):
+    world.raw = raw_spec(image="engine:2")
+    world.round()
+    world.round()
+    for _ in range(5):
+        for name in [name for name, pod in world.pods.items() if pod.revision != REVISION]:
+            if not world.pods[name].failed:
+                world.fail(name)
+        world.now += 400
+        world.round()
+        world.bury()
+    assert sum(pod.ready and pod.revision == REVISION for pod in world.pods.values()) == 3
+
+
+def test_a_new_spec_replaces_groups_that_never_served_at_once():
+    world = World(raw_spec(image="no-such-image"))
+    for _ in range(3):
+        world.round()
+    world.raw = raw_spec()
+    told = [world.round(), world.round()]
+    assert told == [
+        [f"controllerrevision chat-{REVISION}"],
+        [
+            "drain chat-p-0-0-0",
+            "delete pod chat-p-0-0-0",
+            "drain chat-d-0-0-0",
+            "delete pod chat-d-0-0-0",
+            "chat-p-1-0-0",
+            "chat-d-1-0-0",
+        ],
+    ]
+
+
+def test_a_dead_rank_brings_its_whole_group_back():
+    raw = raw_spec(prefill={"replicas": 1, "parallelism": {"pp": 2}})
+    world = World(raw)
+    world.settle()
+    assert names(world) == ["chat-d-0-0-0", "chat-p-0-0-0", "chat-p-0-0-1"]
+    world.fail("chat-p-0-0-1")
+    assert world.round() == ["delete pod chat-p-0-0-0", "chat-p-0-1-0", "chat-p-0-1-1"]
+    assert world.round() == ["delete pod chat-p-0-0-1", "unroute chat-d-0-0-0"]
+
+
+def test_failures_in_a_row_wait_longer_each_time(world):
+    waits = []
+    for _ in range(8):
+        attempt = max(pod.attempt for pod in world.pods.values() if pod.role == "decode")
+        world.fail(f"chat-d-0-{attempt}-0")
+        start = world.now
+        while not (told := [text for text in world.round() if "-d-0-" in text]):
+            world.now = world.plan().wake or pytest.fail("it would sleep for ever")
+        assert told == [f"chat-d-0-{attempt + 1}-0"]
+        waits.append(world.now - start)
+        world.round()
+        world.bury()
+    assert waits == [0, 10, 20, 40, 80, 160, 300, 300]
+
+
+def test_an_attempt_that_was_up_for_long_starts_from_nothing_again(world):
+    world.change("chat-d-0-0-0", failures=5)
+    world.now += 601
+    world.fail("chat-d-0-0-0")
+    assert world.round()[0] == "chat-d-0-1-0"
+    assert world.pods["chat-d-0-1-0"].failures == 1
+
+
+def test_a_configuration_error_is_told_and_not_tried_again(world):
+    world.fail("chat-d-0-0-0", exit_code=78, message='{"error": "pp 9 above 4 layers"}')
+    world.round()
+    world.now += 10_000
+    assert world.round() == []
+    assert world.plan().problems == (
+        Problem("ConfigurationError", 'decode: {"error": "pp 9 above 4 layers"}'),
+    )
+    world.raw = raw_spec(engine={"chunkSize": 64})
+    world.settle()
+    assert not any(pod.failed for pod in world.pods.values())
+
+
+def test_a_pod_that_somebody_deletes_is_replaced_before_it_is_gone(world):
+    world.change("chat-p-0-0-0", deleting=True)
+    assert world.round() == ["chat-p-0-1-0"]
+    world.turn_ready()
+    assert world.round() == ["route chat-p-0-1-0"]
+    world.bury()
+    assert world.plan().actions == ()
+
+
+def test_the_other_ranks_of_an_evicted_pod_drain_with_it():
+    world = World(raw_spec(prefill={"replicas": 1, "parallelism": {"pp": 2}}))
+    world.settle()
+    world.change("chat-p-0-0-1", deleting=True)
+    assert world.round() == ["chat-p-0-1-0", "chat-p-0-1-1"]
+    [delete] = [item for item in world.plan().actions if isinstance(item, Delete)]
+    assert (delete.name, delete.grace) == ("chat-p-0-0-0", None)  # its own grace: SIGTERM drains
+
+
+def test_a_vanished_pod_ends_its_group(world):
+    raw = raw_spec(prefill={"replicas": 1, "parallelism": {"pp": 2}})
+    world = World(raw)
+    world.settle()
+    del world.pods["chat-p-0-0-1"]
+    assert world.round() == ["delete pod chat-p-0-0-0", "chat-p-0-1-0", "chat-p-0-1-1"]
+
+
+def test_a_group_that_was_made_in_part_is_completed():
+    world = World(raw_spec(prefill={"replicas": 1, "parallelism": {"pp": 2}}))
+    world.round()
+    world.round()
+    del world.pods["chat-p-0-0-1"]
+    assert world.round() == ["chat-p-0-0-1"]
+
+
+def test_one_unscheduled_group_of_a_role_at_a_time():
+    world = World(raw_spec())
+    world.unschedulable = True
+    for _ in range(5):
+        world.round()
+    assert names(world) == ["chat-d-0-0-0", "chat-p-0-0-0"]
+    world.change("chat-p-0-0-0", unscheduled="0/1 nodes are available")
+    assert problems(world) == ["Unschedulable"]
+
+
+def test_a_group_scheduled_in_part_gives_up_what_it_holds():
+    world = World(raw_spec(prefill={"replicas": 1, "parallelism": {"pp": 2}}))
+    world.unschedulable = True
+    world.round()
+    world.round()
+    world.change("chat-p-0-0-0", scheduled=True)
+    assert world.round() == []
+    world.now += 301
+    assert world.round() == [
+        "drain chat-p-0-0-0",
+        "drain chat-p-0-0-1",
+        "delete pod chat-p-0-0-0",
+        "delete pod chat-p-0-0-1",
+        "hold schedule/prefill",
+    ]
+
+
+def test_a_foreign_object_of_our_name_is_left_alone(world):
+    service = world.objects["Service", "chat"]
+    service["metadata"]["ownerReferences"][0]["uid"] = "somebody-else"
+    assert world.plan().actions == ()
+    assert problems(world) == ["NameTaken"]
+
+
+def test_what_was_refused_is_held_back_and_told(world):
+    world.raw = raw_spec(prefill={"replicas": 3})
+    world.failures = {
+        "group/prefill/2": Failure("QuotaExceeded", "exceeded quota: gpus", 1, NOW + 5)
+    }
+    decided = world.plan()
+    assert [str(action) for action in decided.actions] == ["apply poddisruptionbudget chat-prefill"]
+    assert decided.problems == (Problem("QuotaExceeded", "exceeded quota: gpus"),)
+    assert decided.wake == NOW + 5
+
+
+def test_a_lost_secret_is_told_and_not_made_again(world):
+    world.secret = False
+    assert world.plan().actions == ()
+    assert problems(world) == ["SecretMissing"]
+
+
+def test_drift_is_put_right(world):
+    world.objects["Service", "chat-ranks"]["spec"]["publishNotReadyAddresses"] = False
+    assert [str(action) for action in world.plan().actions] == ["apply service chat-ranks"]
+
+
+def test_engines_wait_for_the_routers_to_roll(world):
+    world.raw = raw_spec(image="engine:2")
+    world.round()
+    world.objects["Deployment", "chat-router"]["status"]["updatedReplicas"] = 0
+    assert world.round() == []
+    world.objects["Deployment", "chat-router"]["status"]["updatedReplicas"] = 1
+    assert world.round() == ["chat-p-2-0-0", "chat-d-1-0-0"]
+
+
+def test_history_keeps_its_limit_and_what_is_in_use():
+    world = World(raw_spec(rollout={"drainSeconds": 60, "revisionHistoryLimit": 1}))
+    for tag in ("1", "2", "3", "4"):
+        world.raw = {**world.raw, "image": f"engine:{tag}"}
+        world.settle()
+    kept = sorted(item.data["spec"]["image"] for item in world.revisions.values())
+    assert kept == ["engine:3", "engine:4"]
+    configs = {name for kind, name in world.objects if kind == "ConfigMap"}
+    assert configs == {f"{OWNER.name}-{item}" for item in world.revisions} | {"chat-router"}
+
+
+def test_a_refused_template_is_told_and_what_runs_goes_on(world):
+    world.raw = raw_spec(decode={"replicas": 1, "podTemplate": {"spec": {"hostname": "mine"}}})
+    assert problems(world) == ["InvalidSpec"]
+    assert world.plan().actions == ()
+
+
+def test_from_unified_to_pairs_serves_throughout():
+    world = World(raw_spec(prefill=None, decode=None, unified={"replicas": 1}))
+    world.settle()
+    world.raw = raw_spec()
+    rounds = world.settle()
+    flat = [text for told in rounds for text in told]
+    assert flat.index("route chat-d-0-0-0") < flat.index("drain chat-u-0-0-0")
+    assert names(world) == ["chat-d-0-0-0", "chat-p-0-0-0", "chat-p-1-0-0"]

@@ -1,0 +1,211 @@
+"""A small world for the tests: facts made by hand, and a cluster that obeys a plan."""
+
+import copy
+import dataclasses
+from typing import Any
+
+from pds_operator import revision, spec
+from pds_operator.actions import Create, Delete, MakeSecret, MarkDraining, Say, SetGate
+from pds_operator.build.owner import Owner
+from pds_operator.observed import (
+    EngineState,
+    Observed,
+    Pod,
+    Revision,
+    RouterView,
+    pod_facts,
+    revision_facts,
+)
+from pds_operator.plan import Desired, Plan, plan
+from pds_operator.settings import Settings
+
+OWNER = Owner("chat", "team", "uid-chat")
+NOW = 1_700_000_000.0
+
+
+def raw_spec(**changes: Any) -> dict[str, Any]:
+    """2 prefill and 1 decode; `changes` replace top-level fields (None removes one)."""
+    base: dict[str, Any] = {
+        "model": {"name": "tiny", "source": {"path": "/models/tiny"}},
+        "prefill": {"replicas": 2},
+        "decode": {"replicas": 1},
+        "rollout": {"drainSeconds": 60},
+    }
+    merged = {**base, **changes}
+    return {key: value for key, value in merged.items() if value is not None}
+
+
+def desired(raw: dict[str, Any] | None = None, **settings: Any) -> Desired:
+    raw = raw_spec() if raw is None else raw
+    return Desired(OWNER, 1, raw, spec.parse(raw), Settings(**settings))
+
+
+class World:
+    """A cluster in which every write works at once and pods turn ready when told to."""
+
+    def __init__(self, raw: dict[str, Any]) -> None:
+        self.raw = raw
+        self.now = NOW
+        self.pods: dict[str, Pod] = {}
+        self.revisions: dict[str, Revision] = {}
+        self.objects: dict[tuple[str, str], dict[str, Any]] = {}
+        self.busy: dict[str, int] = {}
+        self.asked: set[str] = set()
+        self.secret = False
+        self.counter = 0
+        self.failures: dict[str, Any] = {}
+        self.unschedulable = False
+
+    def observed(self) -> Observed:
+        leaders = [pod for pod in self.pods.values() if pod.leader and pod.started]
+        whole = {
+            (pod.role, pod.revision)
+            for pod in leaders
+            if pod.containers_ready and not pod.draining and not pod.deleting
+        }
+
+        def pair(pod: Pod) -> list[str]:
+            return ["unified"] if pod.role == "unified" else ["prefill", "decode"]
+
+        def routable(pod: Pod) -> bool:
+            return (
+                pod.containers_ready
+                and not pod.draining
+                and not pod.deleting
+                and all((role, pod.revision) in whole for role in pair(pod))
+            )
+
+        return Observed(
+            pods=tuple(self.pods.values()),
+            revisions=dict(self.revisions),
+            objects=copy.deepcopy(self.objects),
+            states={
+                pod.name: EngineState(
+                    in_flight=self.busy.get(pod.name, 0), draining=pod.name in self.asked
+                )
+                for pod in leaders
+            },
+            routers=(RouterView("r", {pod.name: routable(pod) for pod in leaders}),),
+            routers_ready=1,
+            secret=self.secret,
+            failures=dict(self.failures),
+        )
+
+    def plan(self) -> Plan:
+        return plan(self.observed(), desired(self.raw), self.now)
+
+    def round(self) -> list[str]:
+        """One round, carried out; what was done to pods and revisions, in order."""
+        told = []
+        for action in self.plan().actions:
+            self._do(action)
+            text = str(action)
+            if not isinstance(action, Say | MakeSecret) and _worth_telling(text):
+                told.append(text.removeprefix("create pod ").removeprefix("create "))
+        return told
+
+    def settle(self, most: int = 60) -> list[list[str]]:
+        """Rounds until nothing happens; after each, all that can turn ready does."""
+        rounds = []
+        for _ in range(most):
+            told = self.round()
+            self.turn_ready()
+            self.bury()
+            if told:
+                rounds.append(told)
+            elif not self.plan_writes():
+                return rounds
+        raise RuntimeError(f"no end: {rounds[-5:]}")
+
+    def plan_writes(self) -> bool:
+        return any(not isinstance(action, Say) for action in self.plan().actions)
+
+    def turn_ready(self) -> None:
+        for name, pod in self.pods.items():
+            if pod.failed or pod.deleting or self.unschedulable:
+                continue
+            ready = bool(pod.routable) or not pod.leader
+            self.pods[name] = dataclasses.replace(
+                pod,
+                phase="Running",
+                scheduled=True,
+                started=True,
+                containers_ready=True,
+                ready=ready,
+                ready_since=self.now if ready else None,
+                ip="10.0.0.1",
+            )
+
+    def bury(self) -> None:
+        """Pods that are being deleted are gone."""
+        self.pods = {name: pod for name, pod in self.pods.items() if not pod.deleting}
+
+    def change(self, name: str, **facts: Any) -> None:
+        self.pods[name] = dataclasses.replace(self.pods[name], **facts)
+
+    def fail(self, name: str, exit_code: int = 1, message: str = "boom") -> None:
+        self.change(
+            name,
+            phase="Failed",
+            containers_ready=False,
+            ready=False,
+            exit_code=exit_code,
+            message=message,
+            failed_at=self.now,
+        )
+
+    def _do(self, action: Any) -> None:
+        match action:
+            case MakeSecret():
+                self.secret = True
+            case Create(obj={"kind": "Pod"} as obj):
+                self.counter += 1
+                obj = copy.deepcopy(obj)
+                obj["metadata"]["uid"] = f"uid-{self.counter}"
+                facts = pod_facts(obj)
+                assert facts is not None
+                assert facts.name not in self.pods
+                self.pods[facts.name] = dataclasses.replace(facts, created=self.now)
+            case Create(obj=obj):
+                obj = copy.deepcopy(obj)
+                obj["metadata"]["uid"] = f"uid-{obj['kind']}-{obj['metadata']['name']}"
+                if obj["kind"] == "ControllerRevision":
+                    stored = revision_facts(obj, OWNER.name)
+                    self.revisions[stored.digest] = stored
+                if obj["kind"] == "Deployment":
+                    obj["spec"].setdefault("replicas", 1)
+                    obj["status"] = {"replicas": 1, "updatedReplicas": 1, "readyReplicas": 1}
+                self.objects[obj["kind"], obj["metadata"]["name"]] = obj
+            case Delete(kind="Pod", name=name):
+                self.pods[name] = dataclasses.replace(self.pods[name], deleting=True)
+            case Delete(kind=kind, name=name):
+                self.objects.pop((kind, name), None)
+                if kind == "ControllerRevision":
+                    self.revisions.pop(name.removeprefix(f"{OWNER.name}-"))
+            case MarkDraining(pod=name, deadline=deadline):
+                self.change(name, draining=True, drain_deadline=deadline)
+            case SetGate(pod=name, routable=routable):
+                self.change(name, routable=routable)
+            case _ if hasattr(action, "ip"):
+                self.asked.add(action.pod)
+            case _:
+                if hasattr(action, "obj") and str(action).startswith("apply"):
+                    kind, name = action.obj["kind"], action.obj["metadata"]["name"]
+                    kept = self.objects[kind, name]
+                    obj = copy.deepcopy(action.obj)
+                    obj["metadata"]["uid"] = kept["metadata"]["uid"]
+                    if kind == "Deployment":
+                        obj["spec"].setdefault("replicas", 1)
+                    self.objects[kind, name] = {**obj, "status": kept.get("status", {})}
+
+
+def _worth_telling(text: str) -> bool:
+    subject = text.split()[1] if len(text.split()) > 1 else ""
+    return text.startswith(("drain", "route", "unroute", "delete", "hold")) or subject in (
+        "pod",
+        "controllerrevision",
+    )
+
+
+def digest(raw: dict[str, Any]) -> str:
+    return revision.digest(raw)
