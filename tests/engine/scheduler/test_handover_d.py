@@ -1,0 +1,243 @@
+"""The decode side of a hand-over, line by line (conftest says how to read them)."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from pds_engine.errors import GroupError
+from pds_engine.messages import (
+    AbortAck,
+    Forgotten,
+    PeerGone,
+    Queued,
+    Refused,
+    TransferDone,
+    Welcome,
+)
+from pds_engine.scheduler.party import WORKERS, Party
+
+SERVER, P = Party("server", "s"), Party("prefill", "p:8001")
+Make = Callable[..., Any]
+ABORTED = ["workers forget r@1", "p:8001 abort r@1"]
+
+
+@pytest.fixture
+def d(bench: Make) -> Any:
+    return bench(role="decode")
+
+
+def offered(bench: Any, welcome: bool = True) -> Any:
+    bench.submit("r", 47, max_tokens=9)
+    bench.plan()
+    if welcome:
+        bench.handle(P, Welcome(incarnation="them"))
+    return bench
+
+
+def done(bench: Any, token: int = 5, epoch: int = 1, **more: Any) -> list[str]:
+    values: dict[str, Any] = {"logprobs": None, "cached_tokens": 0, "finish_reason": None}
+    return bench.handle(P, TransferDone(transfer="r", epoch=epoch, token=token, **(values | more)))
+
+
+def ack(bench: Any, epoch: int = 1, **more: Any) -> list[str]:
+    return bench.handle(P, AbortAck(transfer="r", epoch=epoch, **more))
+
+
+def forgotten(bench: Any, rank: int = 0, fenced: bool = True) -> list[str]:
+    return bench.handle(WORKERS, Forgotten(transfer="r", epoch=1, rank=rank, fenced=fenced))
+
+
+def quarantined(bench: Any) -> int:
+    return bench.core.state(bench.now).kv_quarantined
+
+
+def test_a_request_handed_over_decodes_at_once(d: Any) -> None:
+    assert d.submit("r", 47, max_tokens=4) == []
+    assert d.plan() == [
+        "workers expect r@1 [0,1,2]",
+        "p:8001 offer r@1 [0,1,2]",
+    ]
+    assert d.free == 61
+    assert d.core.ledger.pool.available == 60  # one more page is promised
+    assert done(d, token=5) == [
+        "workers forget r@1",
+        "s token r 0=5",
+        "workers admit 0/1 [0,1,2]",
+    ]
+    assert d.plan() == [
+        "workers step 0: 0:47+1* <- -1",
+        "workers step 1: 0:48+1*(3) <- 0",
+    ]
+    assert d.done(0, 6) == ["s token r 1=6"]
+    assert d.plan() == ["workers step 2: 0:49+1* <- 1"]
+    d.done(1, 7)
+    assert d.done(2, 8) == ["s token r 3=8 length", "workers release 0/1 after 2"]
+    assert d.free == 64
+
+
+def test_the_page_of_the_first_token_comes_with_the_admission(d: Any) -> None:
+    d.submit("r", 48, max_tokens=4)
+    d.plan()
+    assert done(d)[-1] == "workers admit 0/1 [0,1,2,3]"
+
+
+@pytest.mark.parametrize(
+    ("token", "reason", "line"),
+    [(5, "stop", "s token r 0=5 stop"), (2, None, "s token r 0=2 stop")],
+)
+def test_a_first_token_that_ends_the_request(d: Any, token: int, reason: Any, line: str) -> None:
+    d.submit("r", 47, max_tokens=4, stop_token_ids=(2,))
+    d.plan()
+    assert done(d, token=token, finish_reason=reason) == ["workers forget r@1", line]
+    assert d.free == 64
+
+
+def test_pages_are_offered_in_order_of_arrival_and_for_full_growth(bench: Make) -> None:
+    d = bench(role="decode", pages=6)
+    for name in ("a", "b", "c"):
+        d.submit(name, 32, max_tokens=16)  # 3 pages each, in the end
+    assert [line for line in d.plan() if "offer" in line] == [
+        "p:8001 offer a@1 [0,1]",
+        "p:8001 offer b@2 [2,3]",
+    ]
+
+
+def test_a_refused_offer_frees_its_pages_at_once(d: Any) -> None:
+    offered(d)
+    assert d.handle(P, Refused(transfer="r", code="x", message="no")) == [
+        "workers forget r@1",
+        "s failed r 503 transfer_failed",
+    ]
+    assert d.free == 64
+
+
+def test_a_cancelled_offer_is_quarantined_until_acknowledged(d: Any) -> None:
+    offered(d)
+    assert d.cancel("r") == ABORTED
+    assert (d.free, quarantined(d), d.core.ledger.slots.free) == (61, 3, 4)
+    assert done(d) == []  # it came too late
+    assert ack(d, epoch=2) == []
+    assert ack(d, drained=False) == []
+    assert quarantined(d) == 3
+    assert ack(d) == []
+    assert (d.free, quarantined(d)) == (64, 0)
+    assert ack(d) == []
+
+
+def test_a_fence_on_every_rank_frees_as_well(bench: Make) -> None:
+    d = offered(bench(role="decode", tp=2))
+    d.cancel("r")
+    forgotten(d, rank=0)
+    forgotten(d, rank=1, fenced=False)
+    assert quarantined(d) == 3
+    forgotten(d, rank=1)
+    assert quarantined(d) == 0
+
+
+def test_a_prefill_side_that_gives_up_fails_the_request(d: Any) -> None:
+    offered(d)
+    assert ack(d, code="cancelled", message="gone") == [
+        "workers forget r@1",
+        "s failed r 503 transfer_failed",
+    ]
+    assert d.free == 64
+
+
+def test_one_that_gives_up_undrained_leaves_its_pages_in_quarantine(d: Any) -> None:
+    offered(d)
+    assert ack(d, drained=False) == ["workers forget r@1", "s failed r 503 transfer_failed"]
+    assert quarantined(d) == 3
+    forgotten(d)
+    assert quarantined(d) == 0
+
+
+def test_a_lease_that_is_not_renewed_is_an_abort(d: Any) -> None:
+    offered(d)
+    d.now = 120.0
+    d.handle(P, Queued(transfers=("r", "unknown")))
+    d.handle(Party("prefill", "other"), Queued(transfers=("r",)))
+    assert d.tick(149.9) == []
+    assert d.tick(150.0) == [*ABORTED, "s failed r 503 transfer_failed"]
+    assert quarantined(d) == 3
+
+
+def test_a_lost_link_bars_what_may_still_be_written(d: Any) -> None:
+    offered(d)
+    assert d.lost(P) == [
+        "workers forget r@1",
+        "s failed r 503 transfer_failed",
+        "p:8001 abort r@1",  # held until somebody answers there
+    ]
+    d.handle(P, Welcome(incarnation="their successor"))
+    assert ack(d) == []
+    assert quarantined(d) == 3  # a successor cannot vouch for its predecessor's writes
+    d.lost(P)
+    d.handle(P, Welcome(incarnation="them"))
+    ack(d)
+    assert quarantined(d) == 0
+
+
+def test_what_was_never_sent_needs_no_quarantine(d: Any) -> None:
+    offered(d, welcome=False)
+    assert d.lost(P) == ["workers forget r@1", "s failed r 503 transfer_failed"]
+    assert d.free == 64
+
+
+def test_nor_does_it_when_it_was_cancelled_before(d: Any) -> None:
+    offered(d, welcome=False)
+    d.cancel("r")
+    assert quarantined(d) == 3
+    assert d.lost(P) == []
+    assert d.free == 64
+
+
+def test_a_cancel_before_the_welcome_is_still_acknowledged(d: Any) -> None:
+    offered(d, welcome=False)
+    d.cancel("r")
+    d.handle(P, Welcome(incarnation="them"))
+    ack(d)
+    assert d.free == 64
+
+
+def test_a_pod_that_has_ended_writes_no_more(d: Any) -> None:
+    offered(d)
+    d.cancel("r")
+    d.submit("live", 5, max_tokens=9)
+    d.plan()
+    assert d.handle(SERVER, PeerGone(incarnation="other")) == []
+    assert d.handle(SERVER, PeerGone(incarnation="them")) == [
+        "workers forget live@2",
+        "s failed live 503 transfer_failed",
+    ]
+    assert (d.free, quarantined(d)) == (64, 0)
+
+
+def test_an_id_can_be_used_again_while_its_pages_are_barred(d: Any) -> None:
+    offered(d)
+    d.cancel("r")
+    d.submit("r", 47, max_tokens=9)
+    assert d.plan() == ["workers expect r@2 [3,4,5]", "p:8001 offer r@2 [3,4,5]"]
+    assert done(d, epoch=1) == []
+    ack(d, epoch=1)
+    assert quarantined(d) == 0
+    assert done(d, epoch=2)[1] == "s token r 0=5"
+
+
+def test_too_much_lasting_quarantine_fails_the_group(bench: Make) -> None:
+    d = offered(bench(role="decode", pages=11))
+    d.cancel("r")
+    d.tick(129.9)
+    with pytest.raises(GroupError, match="3 of 11 pages are in quarantine"):
+        d.tick(130.0)
+
+
+def test_a_decode_group_needs_a_source(bench: Make) -> None:
+    d = bench(role="decode")
+    message = offered(d).core.ledger.requests["r"].submit
+    lines = d.handle(
+        SERVER,
+        type(message)(
+            request_id="x", prompt_ids=(1,), seed=0, sampling=message.sampling, role_hint="decode"
+        ),
+    )
+    assert lines == ["s failed x 400 invalid_request"]

@@ -1,0 +1,24 @@
+import pytest
+from pds_engine.config import EngineConfig, KvConfig, ParallelConfig, SchedulerConfig
+from pds_engine.errors import ConfigError
+from pds_engine.scheduler.settings import Settings
+
+
+def test_bounds_come_from_the_configuration() -> None:
+    config = EngineConfig(role="prefill", parallelism=ParallelConfig(pp=2, tp=2))
+    settings = Settings.of(config)
+    assert (settings.role, settings.ranks, settings.depth) == ("prefill", 4, 3)
+    assert settings.max_step_tokens == 512 + 64
+    assert [settings.pages_for(tokens) for tokens in (0, 1, 16, 17)] == [0, 1, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("bounds", "named"),
+    [
+        (SchedulerConfig(chunk_size=15), "chunk_size 15"),
+        (SchedulerConfig(max_running=64, max_step_tokens=79), "max_step_tokens 79"),
+    ],
+)
+def test_bounds_that_no_prompt_could_live_with(bounds: SchedulerConfig, named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        Settings.of(EngineConfig(scheduler=bounds, kv=KvConfig(page_size=16)))
