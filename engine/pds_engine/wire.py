@@ -226,6 +226,7 @@ class AsyncLink:
             await monitor.recv_multipart()
         finally:
             self._socket.disable_monitor()
+            monitor.close(linger=0)
 
     def close(self) -> None:
         self._socket.close(linger=0)

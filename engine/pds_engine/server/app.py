@@ -1,5 +1,6 @@
 """The process of the API server: the application, and uvicorn under it."""
 
+import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -98,6 +99,9 @@ def run(
         server.should_exit = True
 
     engine.on_loss = end
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # uvicorn drains on these and then raises them anew, which would end us with a bad status.
+        signal.signal(number, lambda *_: None)
     try:
         metrics, thread = start_http_server(
             config.http.metrics_port, config.http.host, engine.metrics.registry

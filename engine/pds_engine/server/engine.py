@@ -150,7 +150,7 @@ class Engine:
         self._outbox.put_nowait(PeerGone(incarnation=incarnation))
 
     async def drained(self, seconds: float) -> bool:
-        """Wait until nothing is in flight, transfers included; False when it took longer."""
+        """Wait until the scheduler drains and nothing is in flight; False when it took longer."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 while self.error is None and not self._idle():
@@ -159,7 +159,10 @@ class Engine:
         return self._idle()
 
     def _idle(self) -> bool:
-        return not self.in_flight and not (self.state and self.state.transfers_in_flight)
+        """What the scheduler said before it heard of Drain may be out of date."""
+        state = self.state
+        quiet = state is not None and state.draining and not state.transfers_in_flight
+        return quiet and not self.in_flight
 
     async def _receive(self) -> None:
         link = self._linked()

@@ -18,6 +18,11 @@ from pds_engine.server.job import Job
 from pds_engine.server.session import Session, Told
 
 _log = logging.getLogger("pds.server")
+_HEADERS = (
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),  # proxies hold events back otherwise
+)
 
 
 async def respond(engine: Engine, job: Job, answer: Answer, request: Request) -> Response:
@@ -111,14 +116,7 @@ class Stream(Response):
     def __init__(self, run: Run, first: list[Told]) -> None:
         self.status_code = 200
         self.background = None
-        self.body = b""
-        self.init_headers(
-            {
-                "content-type": "text/event-stream; charset=utf-8",
-                "cache-control": "no-cache",
-                "x-accel-buffering": "no",  # proxies hold events back otherwise
-            }
-        )
+        self.raw_headers = list(_HEADERS)
         self._run = run
         self._first = first
 

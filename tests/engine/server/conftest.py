@@ -10,10 +10,12 @@ from typing import Any
 
 import httpx
 import pytest
+from msgspec.structs import replace
 from pds_engine.config import EngineConfig
 from pds_engine.messages import (
     AnyMessage,
     Cancel,
+    Drain,
     Failed,
     Hello,
     Message,
@@ -85,6 +87,8 @@ class FakeScheduler:
         if isinstance(message, Submit):
             for answer in self.script(message):
                 self.inbound.put_nowait(answer)
+        if isinstance(message, Drain):
+            self.inbound.put_nowait(replace(IDLE, draining=True))
         self._changed.set()
 
     async def receive(self) -> AnyMessage:

@@ -99,7 +99,7 @@ async def test_a_scheduler_of_another_incarnation_is_refused(served):
 
 async def test_drained_waits_for_transfers_too(served):
     async with served(silent) as s:
-        idle = s.engine.state
+        idle = replace(s.engine.state, draining=True)
         busy = replace(idle, transfers_in_flight=1)
         s.scheduler.inbound.put_nowait(busy)
         while s.engine.state != busy:  # noqa: ASYNC110  the fake reports at once

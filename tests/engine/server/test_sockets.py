@@ -79,7 +79,8 @@ class EchoScheduler(threading.Thread):
                 self.open.discard(message.request_id)
             case Drain():
                 self.drained.set()
-        self.hub.send(who, replace(self.idle, in_flight=len(self.open)))
+        draining = self.drained.is_set()
+        self.hub.send(who, replace(self.idle, in_flight=len(self.open), draining=draining))
 
     def stop(self) -> None:
         self.stopping.set()
@@ -106,7 +107,12 @@ class Process:
         raise RuntimeError(f"not ready: {self.child.communicate(timeout=5)[1]}")
 
     def end(self) -> tuple[int, str]:
-        said = self.child.communicate(timeout=20)[1]
+        """The exit status and what was said; one that does not end in time is killed."""
+        try:
+            said = self.child.communicate(timeout=20)[1]
+        except subprocess.TimeoutExpired:
+            self.child.kill()
+            said = self.child.communicate()[1]
         return self.child.returncode, said
 
 
@@ -248,6 +254,7 @@ def test_a_dead_scheduler_ends_the_process(tmp_path: Path, idle: State):
 def test_the_server_imports_no_torch():
     code = (
         "import sys, pds_engine.server.app;"
-        "bad = {'torch', 'transformers', 'numpy'} & set(sys.modules); sys.exit(str(bad) if bad else 0)"
+        "bad = {'torch', 'transformers', 'numpy'} & set(sys.modules);"
+        "sys.exit(str(bad) if bad else 0)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ)
