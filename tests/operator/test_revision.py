@@ -1,0 +1,41 @@
+from worlds import raw_spec
+
+from pds_operator import revision
+
+
+def test_it_is_stable():
+    assert revision.digest(raw_spec()) == "09a960b4e3"
+
+
+def test_what_changes_no_pod_changes_nothing():
+    base = revision.digest(raw_spec())
+    for change in (
+        {"prefill": {"replicas": 7}},
+        {"router": {"replicas": 3}},
+        {"rollout": {"drainSeconds": 60, "maxSurge": 2, "paused": True}},
+        {"engine": {}},
+        {"compileCache": None},
+        {"scheduling": {"scheduleTimeoutSeconds": 5}},
+    ):
+        assert revision.digest(raw_spec(**change)) == base, change
+
+
+def test_what_changes_a_pod_changes_it():
+    changes = (
+        {"image": "engine:2"},
+        {"engine": {"chunkSize": 64}},
+        {"prefill": {"replicas": 2, "parallelism": {"pp": 2}}},
+        {"decode": {"replicas": 1, "resources": {"limits": {"cpu": 1}}}},
+        {"rollout": {"drainSeconds": 61}},
+        {"scheduling": {"priorityClassName": "high"}},
+        {"restartedAt": "2026-01-01"},
+        {"compileCache": {"volume": {"ephemeral": {}}}},
+        {"prefill": None, "decode": None, "unified": {}},
+    )
+    digests = {revision.digest(raw_spec(**change)) for change in changes}
+    assert len(digests | {revision.digest(raw_spec())}) == len(changes) + 1
+
+
+def test_the_order_of_keys_does_not_matter():
+    raw = raw_spec()
+    assert revision.digest(dict(reversed(raw.items()))) == revision.digest(raw)
