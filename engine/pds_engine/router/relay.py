@@ -23,9 +23,9 @@ from pds_engine.router.attempt import Attempt, Failure, Side
 from pds_engine.router.backends import Fleet
 from pds_engine.router.call import STREAMED, Call
 from pds_engine.router.config import RouterConfig
+from pds_engine.router.forward import Forward
 from pds_engine.router.metrics import Metrics
 from pds_engine.router.policy import Pick
-from pds_engine.router.sse import Events
 from pds_engine.router.upstream import Signal
 
 logger = logging.getLogger(__name__)
@@ -190,9 +190,9 @@ class _Exchange:
         self._relay.first_byte(self._call, monotonic() - self.began)
         headers = [*EVENT_STREAM, *self._headers]
         await self._send({"type": "http.response.start", "status": 200, "headers": headers})
-        events = Events()
+        forward = Forward(self._send, self._signal.set)
         for side in attempt.sides:
-            failure = await self._forward(attempt, side, events)
+            failure = await self._forward(attempt, side, forward)
             if self._gone:
                 return
             self._relay.settle(side)
@@ -201,21 +201,23 @@ class _Exchange:
                 self.status = failure.status
                 await self._body(error_event(failure.body), more=False)
                 return
-        await self._body(events.rest(), more=False)
+        await self._body(forward.events.rest(), more=False)
 
-    async def _forward(self, attempt: Attempt, side: Side, events: Events) -> Failure | None:
+    async def _forward(self, attempt: Attempt, side: Side, forward: Forward) -> Failure | None:
         """One side's body to the client, up to its end."""
         reply = side.reply
-        feed, send, signal = events.feed, self._send, self._signal
         while not self._gone:
-            if reply.status == 200 and (data := reply.take()):
-                if whole := feed(data):
-                    await send({"type": "http.response.body", "body": whole, "more_body": True})
+            if reply.status == 200 and reply.sink is None:
+                forward.pause = reply.pause
+                reply.pour(forward.push)
+            if forward.held:
+                await forward.flush()
+                reply.resume()
                 continue
             attempt.collect()
             if reply.over:
                 return attempt.failure_of(side)
-            await signal.wait()
+            await self._signal.wait()
         return None
 
     async def _body(self, data: bytes, *, more: bool) -> None:

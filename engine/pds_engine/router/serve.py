@@ -25,7 +25,7 @@ class Server(uvicorn.Server):
 
 
 def server(app: Any, host: str, port: int, drain_seconds: float) -> Server:
-    """An ASGI application on a port; `drain_seconds` is how long its answers may last at the end."""
+    """An ASGI application on a port; its answers may last `drain_seconds` at the end."""
     return Server(
         uvicorn.Config(
             app,

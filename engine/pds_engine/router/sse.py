@@ -18,15 +18,21 @@ class Events:
 
     def feed(self, data: bytes) -> bytes:
         """The events that are complete with `data`, without their journal; often just `data`."""
-        if self._held or not data.endswith(_END):
-            searched = max(0, len(self._held) - 1)
-            self._held += data
-            cut = self._held.rfind(_END, searched)
-            if cut < 0:
-                return b""
-            data = bytes(self._held[: cut + 2])
-            del self._held[: cut + 2]
-        return strip(data)
+        if not self._held and data.endswith(_END):
+            # The usual case first: this runs once per event of every stream.
+            if data.startswith(JOURNAL) and data.count(b"\n") == 3:
+                cut = data.find(b"\n") + 1
+                if data.startswith(b"data:", cut):
+                    return data[cut:]
+            return strip(data)
+        searched = max(0, len(self._held) - 1)
+        self._held += data
+        cut = self._held.rfind(_END, searched) + 2
+        if cut < 2:
+            return b""
+        whole = bytes(self._held[:cut])
+        del self._held[:cut]
+        return strip(whole)
 
     def rest(self) -> bytes:
         """What is left at the end of the stream."""
@@ -37,9 +43,4 @@ class Events:
 
 def strip(events: bytes) -> bytes:
     """`events` without journal comments. JSON holds no raw line break: none can hide one."""
-    if JOURNAL not in events:
-        return events
-    if events.startswith(JOURNAL) and events.find(JOURNAL, 1) < 0:
-        cut = events.index(b"\n") + 1 if b"\n" in events else len(events)
-        return events[cut + 1 :] if events.startswith(b"\n", cut) else events[cut:]
-    return _JOURNAL_LINE.sub(b"", events)
+    return _JOURNAL_LINE.sub(b"", events) if JOURNAL in events else events

@@ -44,12 +44,15 @@ class Reply:
         "headers",
         "poke",
         "request",
+        "sink",
         "status",
     )
 
     def __init__(self, upstream: "Upstream", request: bytes, poke: Callable[[], None]) -> None:
         self.request = request
         self.poke = poke
+        self.sink: Callable[[bytes], None] | None = None
+        """Where the body goes as it comes, within the socket's callback; None: to `take`."""
         self.status = 0
         self.headers: dict[bytes, bytes] = {}
         self.ended = False
@@ -76,14 +79,31 @@ class Reply:
             return b""
         data = parts[0] if len(parts) == 1 else b"".join(parts)
         parts.clear()
-        if self._size > HIGH_WATER and self._connection is not None:
-            self._connection.resume()
         self._size = 0
+        self.resume()
         return data
+
+    def pour(self, sink: Callable[[bytes], None]) -> None:
+        """From now on the body goes to `sink`, beginning with what waits here."""
+        data = self.take()
+        self.sink = sink
+        if data:
+            sink(data)
+
+    def pause(self) -> None:
+        """Read no more from the socket for now."""
+        if self._connection is not None:
+            self._connection.pause()
+
+    def resume(self) -> None:
+        """Read on."""
+        if self._connection is not None:
+            self._connection.resume()
 
     def close(self) -> None:
         """No more of it is wanted: an unfinished exchange closes its connection at once."""
         self.poke = _nothing
+        self.sink = None
         if not self.over:
             self.fail("closed here")
 
@@ -101,10 +121,13 @@ class Reply:
         self._connection = connection
 
     def put(self, data: bytes) -> None:
+        if self.sink is not None:
+            self.sink(data)
+            return
         self._parts.append(data)
         self._size += len(data)
-        if self._size > HIGH_WATER and self._connection is not None:
-            self._connection.pause()
+        if self._size > HIGH_WATER:
+            self.pause()
         self.poke()
 
     def finish(self, reusable: bool) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 
 import aiohttp
 import pytest
-
 from pds_engine.router.app import Router
 from pds_engine.router.config import RouterConfig
 from pds_engine.router.serve import Server, server

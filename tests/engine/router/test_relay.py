@@ -5,7 +5,6 @@ import json
 import time
 
 import pytest
-
 from pds_engine import signing
 from pds_engine.errors import Forbidden
 
