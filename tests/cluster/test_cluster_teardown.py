@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from pds_cluster import cgroups, processes
 from pds_cluster.settings import TREE, Settings, load
+from pds_cluster.shell import wait_for
 from pds_cluster.testing import Cluster, find
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
@@ -24,12 +25,16 @@ DNS = "deployment/coredns"
 
 
 def run_cli(command: str) -> None:
-    env = {key: value for key, value in os.environ.items() if not key.startswith("PDS_")}
     argv = [sys.executable, "-m", "pds_cluster", command]
     done = subprocess.run(
-        argv, cwd=TREE / "cluster", env={**env, **ENV}, capture_output=True, text=True, check=False
+        argv, cwd=TREE / "cluster", env=_env(), capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+def _env() -> dict[str, str]:
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("PDS_")}
+    return {**inherited, **ENV}
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +104,21 @@ def shims(settings: Settings) -> list[Path]:
 NOTHING: dict[str, list[str]] = {
     kind: [] for kind in ("processes", "mounts", "links", "routes", "nftables", "cgroups", "files")
 }
+
+
+def test_up_after_a_killed_up(settings: Settings) -> None:
+    """Killed while it waits for what it started, and before it could note one of them."""
+    argv = [sys.executable, "-m", "pds_cluster", "up"]
+    with subprocess.Popen(argv, cwd=TREE / "cluster", env=_env(), stderr=subprocess.DEVNULL) as up:
+        noted = processes.pid_file(settings, "kube-apiserver")
+        wait_for("a start", lambda: noted.exists() or up.poll() is not None, timeout=60)
+        up.kill()
+    assert noted.exists()
+    (lost,) = processes.strays(settings, ("etcd",))
+    processes.pid_file(settings, "etcd").unlink()
+    run_cli("up")
+    assert processes.start_time(lost) is None
+    assert find(settings).kubectl("get", "--raw", "/readyz") == "ok"
 
 
 def test_killed_programs_come_back_and_pods_live_on(second: Cluster, settings: Settings) -> None:
