@@ -6,7 +6,8 @@ Two processes, each as in a pod of its own: own network, process and IPC namespa
 veth pair (needs root; else, or with --loopback, both on the loopback device). Pages are scattered
 over the pools. `value`: ms, p50, from OpenTransfer to PushDone for a 512-token prompt on a model of
 8 layers × 4 KV heads × 64 in bfloat16 (4 MiB), connections being warm, by the backend that the pair
-chooses. `ratio`: GB/s of that backend over the other's, at 16 MiB.
+chooses. `ratio`: GB/s of that backend over the other's, at 16 MiB. The backends take turns within
+one run; `cpu_s_per_gb` is the processor time of both sides, which a busy machine does not distort.
 """
 
 import argparse
@@ -21,11 +22,27 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import msgspec
+import torch
+from pds_engine.config import KvConfig
+from pds_engine.keys import Keys
+from pds_engine.kv.layout import KvFormat, shard
+from pds_engine.kv.pool import KvPool
+from pds_engine.kv.transfer import TransferThread
+from pds_engine.kv.transfer.base import decode_offer
+from pds_engine.kv.transfer.choose import choose
+from pds_engine.messages import (
+    CloseTransfer,
+    Expect,
+    KvEndpoint,
+    OpenTransfer,
+    Push,
+    PushDone,
+)
 
 SIZES = {"64KiB": 1 << 16, "1MiB": 1 << 20, "16MiB": 16 << 20, "128MiB": 128 << 20}
 PAGE_SIZE = 16
@@ -43,8 +60,6 @@ class Rank:
     """A pool and its transfer thread, rebuilt for every shape."""
 
     def __init__(self, host: str, key: bytes) -> None:
-        from pds_engine.keys import Keys
-
         made = Keys.make()
         self._keys = Keys(
             made.server_secret, made.server_public, made.client_secret, made.client_public, key
@@ -55,11 +70,6 @@ class Rank:
 
     def build(self, shape: list[int], pages: int, backends: list[str]) -> str:
         """Returns the endpoint, in base64."""
-        from pds_engine.config import KvConfig
-        from pds_engine.kv.layout import KvFormat, shard
-        from pds_engine.kv.pool import KvPool
-        from pds_engine.kv.transfer import TransferThread
-
         if self._thread is not None:
             self._thread.stop()
         layers, heads, dim = shape
@@ -79,28 +89,24 @@ class Rank:
         return base64.b64encode(msgspec.msgpack.encode(self._thread.endpoint())).decode()
 
     def fill(self) -> str:
-        import torch
-
         self._pool.data.view(torch.int16).random_()
         return "filled"
 
     def digest(self, pages: list[int]) -> int:
         """Of these pages, in this order: to compare both sides."""
-        import torch
-
         return hash(self._pool.data[pages].view(torch.uint8).numpy().tobytes()[:: 1 << 6])
 
-    def expect(self, names: list[str], pages: list[int]) -> int:
-        from pds_engine.messages import Expect
+    def cpu(self) -> float:
+        """Seconds of processor time of this process and its threads."""
+        return time.process_time()
 
+    def expect(self, names: list[str], pages: list[int]) -> int:
         for name in names:
             self._thread.expect(Expect(transfer=name, epoch=1, pages=tuple(pages)))
         return len(names)
 
     def push(self, peer: str, names: list[str], src: list[int], dst: list[int]) -> list[float]:
         """Seconds from OpenTransfer to PushDone, for each transfer in turn."""
-        from pds_engine.messages import CloseTransfer, KvEndpoint, OpenTransfer, Push, PushDone
-
         endpoint = msgspec.msgpack.decode(base64.b64decode(peer), type=KvEndpoint)
         seconds = []
         for name in names:
@@ -207,56 +213,102 @@ def _ip(*arguments: str) -> None:
 
 
 class Pair:
-    """P and D, for one backend or both."""
+    """P and D, which offer the same backends."""
 
     def __init__(self, places: list[tuple[list[str], str]], backends: list[str]) -> None:
         key = os.urandom(32).hex()
         self._backends = backends
         self._prefill, self._decode = (Process(prefix, host, key) for prefix, host in places)
+        self.cpu_seconds = 0.0
+        """Of both sides, in the last call of `seconds`."""
         self._count = 0
+        self._pages = 0
+        self._ours = self._peer = ""
 
     def build(self, shape: tuple[int, int, int], pages: int) -> None:
         self._pages = pages
-        self._prefill("build", shape, pages, self._backends)
+        self._ours = self._prefill("build", shape, pages, self._backends)
         self._prefill("fill")
         self._peer = self._decode("build", shape, pages, self._backends)
 
+    def offers(self) -> list[dict[str, Any]]:
+        """What P and what D offers."""
+        return [
+            {
+                name: decode_offer(data)
+                for name, data in msgspec.msgpack.decode(
+                    base64.b64decode(text), type=KvEndpoint
+                ).backends.items()
+            }
+            for text in (self._ours, self._peer)
+        ]
+
     def seconds(self, pages: int, times: int) -> list[float]:
-        """Of `times` hand-overs of `pages` scattered pages, after two that warm up; checked."""
+        """Of `times` hand-overs of `pages` scattered pages, after one that warms up; checked."""
         draw = random.Random(pages)
         src, dst = (draw.sample(range(self._pages), pages) for _ in range(2))
-        names = [f"t{self._count + i}" for i in range(times + 2)]
-        self._count += times + 2
+        names = [f"t{self._count + i}" for i in range(times + 1)]
+        self._count += times + 1
+        before = self._cpu()
         self._decode("expect", names, dst)
         seconds = self._prefill("push", self._peer, names, src, dst)
+        self.cpu_seconds = self._cpu() - before
         if self._prefill("digest", src) != self._decode("digest", dst):
             raise SystemExit("the pages differ")
-        return list(seconds[2:])
+        return list(seconds[1:])
+
+    def _cpu(self) -> float:
+        """Seconds of processor time that both have used so far."""
+        return float(self._prefill("cpu") + self._decode("cpu"))
 
     def end(self) -> None:
         self._prefill.end()
         self._decode.end()
 
 
-def measure(
-    places: list[tuple[list[str], str]], backends: list[str], quick: bool
-) -> dict[str, Any]:
-    """p50 in ms by shape, and GB/s (p50) by size."""
-    pair = Pair(places, backends)
-    found: dict[str, Any] = {"ms": {}, "gbps": {}}
+def alternate(pairs: dict[str, Pair], pages: int, rounds: int, times: int) -> dict[str, Any]:
+    """By backend: seconds of each hand-over, in turns, so that a busy machine is busy for all."""
+    taken: dict[str, list[float]] = {name: [] for name in pairs}
+    for _ in range(rounds):
+        for name, pair in pairs.items():
+            taken[name] += pair.seconds(pages, times)
+    return taken
+
+
+def _union(offers: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    return {name: offer for each in offers for name, offer in each.items()}
+
+
+def measure(places: list[tuple[list[str], str]], quick: bool) -> dict[str, Any]:
+    """By backend: p50 in ms by shape, p50 GB/s by size, and processor seconds for a GB."""
+    rounds = 3 if quick else 12
+    found: dict[str, Any] = {name: {"ms": {}, "gbps": {}, "cpu_s_per_gb": 0.0} for name in BACKENDS}
+    pairs: dict[str, Pair] = {}
     try:
-        for name, shape in SHAPES.items():
-            pair.build(shape, 256)
-            taken = pair.seconds(TOKENS // PAGE_SIZE, 40 if quick else 200)
-            found["ms"][name] = round(statistics.median(taken) * 1e3, 3)
+        for name in BACKENDS:
+            pairs[name] = Pair(places, [name])
+        for shape_name, shape in SHAPES.items():
+            for pair in pairs.values():
+                pair.build(shape, 256)
+            for name, taken in alternate(pairs, TOKENS // PAGE_SIZE, rounds, 20).items():
+                found[name]["ms"][shape_name] = round(statistics.median(taken) * 1e3, 3)
         block = 2 * PAGE_SIZE * 2 * BLOCKS[0] * BLOCKS[1] * BLOCKS[2]
-        pair.build(BLOCKS, max(SIZES.values()) // block)
-        for name, size in SIZES.items():
-            times = max(5, min(40, (256 << 20) // size)) * (1 if quick else 3)
-            taken = pair.seconds(size // block, times)
-            found["gbps"][name] = round(size / statistics.median(taken) / 1e9, 3)
+        for pair in pairs.values():
+            pair.build(BLOCKS, max(SIZES.values()) // block)
+        for size_name, size in SIZES.items():
+            times = max(2, min(20, (32 << 20) // size))
+            for name, taken in alternate(pairs, size // block, rounds, times).items():
+                rate = size / statistics.median(taken) / 1e9
+                found[name]["gbps"][size_name] = round(rate, 3)
+        for name, pair in pairs.items():
+            count = len(pair.seconds((16 << 20) // block, 20)) + 1
+            used = pair.cpu_seconds / (count * (16 << 20) / 1e9)
+            found[name]["cpu_s_per_gb"] = round(used, 3)
+        ours, theirs = zip(*(pair.offers() for pair in pairs.values()), strict=True)
+        found["chosen"] = choose(_union(ours), _union(theirs))
     finally:
-        pair.end()
+        for pair in pairs.values():
+            pair.end()
     return found
 
 
@@ -270,26 +322,26 @@ def main() -> None:
         serve(*options.serve)
         return
     with pods(options.loopback) as places:
-        by_backend = {name: measure(places, [name], options.quick) for name in BACKENDS}
-        chosen = measure(places, list(BACKENDS), options.quick)
-        between = "loopback" if not places[0][0] else "network namespaces over veth"
-    gbps = {name: found["gbps"] for name, found in by_backend.items()}
-    best = min(BACKENDS, key=lambda name: abs(gbps[name]["16MiB"] - chosen["gbps"]["16MiB"]))
+        found = measure(places, options.quick)
+        between = "network namespaces over veth" if places[0][0] else "loopback"
+    best = found.pop("chosen")
     other = next(name for name in BACKENDS if name != best)
     print(
         json.dumps(
             {
                 "name": "handover",
-                "value": chosen["ms"]["8x4x64"],
+                "value": found[best]["ms"]["8x4x64"],
                 "unit": "ms",
                 "better": "lower",
-                "baseline": by_backend[other]["ms"]["8x4x64"],
-                "ratio": round(gbps[best]["16MiB"] / gbps[other]["16MiB"], 2),
+                "baseline": found[other]["ms"]["8x4x64"],
+                "ratio": round(found[best]["gbps"]["16MiB"] / found[other]["gbps"]["16MiB"], 2),
                 "machine": f"{os.cpu_count()} cores, {platform.machine()}",
                 "between": between,
                 "chosen": best,
-                "ms": {name: found["ms"] for name, found in by_backend.items()},
-                "gbps": gbps,
+                **{
+                    key: {name: found[name][key] for name in BACKENDS}
+                    for key in ("ms", "gbps", "cpu_s_per_gb")
+                },
             }
         )
     )
