@@ -1,6 +1,13 @@
 """The API server's Prometheus metrics. Names start with pds_, units end them."""
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
 
 from pds_engine.messages import State
 
@@ -12,6 +19,7 @@ class Metrics:
     """All series of one API server, in a registry of their own."""
 
     def __init__(self) -> None:
+        disable_created_metrics()  # a second series for each, which nobody asks for
         self.registry = CollectorRegistry()
         registry = self.registry
         self.requests = Counter(

@@ -90,6 +90,7 @@ def run(
             http="httptools",
             lifespan="on",
             log_config=None,
+            log_level="warning",
             access_log=False,
             server_header=False,
         )

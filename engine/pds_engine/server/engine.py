@@ -26,6 +26,8 @@ from pds_engine.server.inbox import Inbox
 
 INBOX_BOUND = 8192
 """Tokens that may wait for a client that does not read, per HTTP request."""
+_BATCH = 256
+"""Messages taken in before other tasks have their turn."""
 _log = logging.getLogger("pds.server")
 
 
@@ -34,6 +36,7 @@ class SchedulerLink(Protocol):
 
     async def send(self, message: Message) -> None: ...
     async def receive(self) -> AnyMessage: ...
+    def waiting(self) -> AnyMessage | None: ...
     async def lost(self) -> None: ...
     def close(self) -> None: ...
 
@@ -168,6 +171,10 @@ class Engine:
         link = self._linked()
         while True:
             self._arrived(await link.receive())
+            for _ in range(_BATCH):
+                if (message := link.waiting()) is None:
+                    break
+                self._arrived(message)
 
     def _arrived(self, message: AnyMessage) -> None:
         match message:

@@ -94,6 +94,9 @@ class FakeScheduler:
     async def receive(self) -> AnyMessage:
         return await self.inbound.get()
 
+    def waiting(self) -> AnyMessage | None:
+        return None if self.inbound.empty() else self.inbound.get_nowait()
+
     async def lost(self) -> None:
         await self.died.wait()
 
