@@ -6,12 +6,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from worlds import OWNER, raw_spec
-
 from pds_operator import spec
 from pds_operator.build import config, engine, router, shared
 from pds_operator.errors import SpecError
 from pds_operator.settings import Settings
+from worlds import OWNER, raw_spec
 
 GOLDEN = Path(__file__).parent / "golden"
 EXAMPLES = Path(__file__).parents[2] / "examples"

@@ -1,7 +1,6 @@
 import copy
 
 import pytest
-
 from pds_operator.diff import Verdict, covers, stamped, verdict
 
 WANTED = stamped(

@@ -1,5 +1,4 @@
 import pytest
-
 from pds_operator.errors import SpecError
 from pds_operator.spec.merge import merged
 
@@ -59,8 +58,14 @@ def test_nothing_given_is_changed():
     [
         ({"spec": {"containers": [{"name": "engine", "command": ["sh"]}]}}, "command"),
         ({"spec": {"containers": [{"name": "engine", "readinessProbe": {}}]}}, "readinessProbe"),
-        ({"spec": {"containers": [{"name": "engine", "ports": [{"containerPort": 8000}]}]}}, "8000"),
-        ({"spec": {"containers": [{"name": "engine", "env": [{"name": "PDS_GROUP"}]}]}}, "PDS_GROUP"),
+        (
+            {"spec": {"containers": [{"name": "engine", "ports": [{"containerPort": 8000}]}]}},
+            "8000",
+        ),
+        (
+            {"spec": {"containers": [{"name": "engine", "env": [{"name": "PDS_GROUP"}]}]}},
+            "PDS_GROUP",
+        ),
         ({"spec": {"initContainers": [{"name": "warmup", "args": []}]}}, "args"),
         ({"spec": {"containers": [{"image": "no-name"}]}}, "needs name"),
         ({"spec": {"restartPolicy": "Always"}}, "restartPolicy"),

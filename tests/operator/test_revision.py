@@ -1,6 +1,5 @@
-from worlds import raw_spec
-
 from pds_operator import revision
+from worlds import raw_spec
 
 
 def test_it_is_stable():

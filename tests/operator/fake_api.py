@@ -1,0 +1,131 @@
+"""An API server in memory, at the edge alone: objects, versions, uids, refusals."""
+
+import base64
+import copy
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+from pds_operator import errors
+from pds_operator.cluster import Store
+
+Object = dict[str, Any]
+
+
+class FakeApi:
+    """The methods of `pds_operator.api.Api` that reconciling uses; a store sees every change."""
+
+    def __init__(self) -> None:
+        self.objects: dict[tuple[str, str, str], Object] = {}
+        self.calls: list[str] = []
+        self.store: Store | None = None
+        self.refuse: Callable[[str, Object], Exception | None] = lambda verb, obj: None
+        self._counter = itertools.count(1)
+
+    def put(self, obj: Object) -> Object:
+        obj = copy.deepcopy(obj)
+        meta = obj["metadata"]
+        meta.setdefault("uid", f"uid-{next(self._counter)}")
+        meta.setdefault("generation", 1)
+        meta["resourceVersion"] = str(next(self._counter))
+        self.objects[obj["kind"], meta["namespace"], meta["name"]] = obj
+        self._show(obj)
+        return copy.deepcopy(obj)
+
+    def one(self, kind: str, name: str) -> Object:
+        return self.objects[kind, "team", name]
+
+    def names(self, kind: str) -> list[str]:
+        return sorted(name for other, _, name in self.objects if other == kind)
+
+    async def get(self, kind: str, namespace: str, name: str) -> Object:
+        try:
+            return copy.deepcopy(self.objects[kind, namespace, name])
+        except KeyError:
+            raise errors.Missing(404, "NotFound", f"{kind} {name}") from None
+
+    async def create(self, obj: Object, *, dry_run: bool = False) -> Object:
+        kind, meta = obj["kind"], obj["metadata"]
+        if not dry_run:
+            self._called("create", obj)
+        if kind == "Event":
+            return obj
+        self._may("create", obj)
+        if (kind, meta["namespace"], meta["name"]) in self.objects:
+            raise errors.Conflict(409, "AlreadyExists", f"{kind} {meta['name']} exists")
+        if dry_run:
+            return obj
+        made = copy.deepcopy(obj)
+        if kind == "Secret":
+            text = made.pop("stringData")
+            made["data"] = {k: base64.b64encode(v.encode()).decode() for k, v in text.items()}
+        return self.put(made)
+
+    async def apply(self, obj: Object) -> Object:
+        self._called("apply", obj)
+        live = self._live(obj["kind"], obj["metadata"])
+        return self.put(_merged(live, obj))
+
+    async def merge(
+        self, kind: str, namespace: str, name: str, patch: Object, subresource: str = ""
+    ) -> Object:
+        self._called("patch", {"kind": kind, "metadata": {"name": name}})
+        live = self._live(kind, {"namespace": namespace, "name": name, **patch["metadata"]})
+        return self.put(_merged(live, patch))
+
+    async def strategic(
+        self, kind: str, namespace: str, name: str, patch: Object, subresource: str
+    ) -> Object:
+        self._called("patch", {"kind": kind, "metadata": {"name": name}})
+        live = self._live(kind, {"namespace": namespace, "name": name, **patch["metadata"]})
+        [condition] = patch["status"]["conditions"]
+        status = live.setdefault("status", {})
+        kept = [c for c in status.get("conditions", []) if c["type"] != condition["type"]]
+        status["conditions"] = [*kept, condition]
+        return self.put(live)
+
+    async def delete(
+        self, kind: str, namespace: str, name: str, uid: str, grace: int | None = None
+    ) -> None:
+        self._called("delete", {"kind": kind, "metadata": {"name": name}})
+        live = self._live(kind, {"namespace": namespace, "name": name, "uid": uid})
+        del self.objects[kind, namespace, name]
+        if self.store is not None:
+            self.store.drop(live)
+
+    def _live(self, kind: str, meta: Object) -> Object:
+        live = self.objects.get((kind, meta["namespace"], meta["name"]))
+        if live is None:
+            raise errors.Missing(404, "NotFound", meta["name"])
+        if meta.get("uid", live["metadata"]["uid"]) != live["metadata"]["uid"]:
+            raise errors.Conflict(409, "Conflict", "another uid")
+        return copy.deepcopy(live)
+
+    def _called(self, verb: str, obj: Object) -> None:
+        name = obj["metadata"].get("name", obj.get("reason", ""))
+        self.calls.append(f"{verb} {obj['kind']} {name}")
+
+    def _may(self, verb: str, obj: Object) -> None:
+        error = self.refuse(verb, obj)
+        if error is not None:
+            raise error
+
+    def _show(self, obj: Object) -> None:
+        if self.store is None:
+            return
+        if obj["kind"] == "PDServing":
+            self.store.put_parent(copy.deepcopy(obj))
+        else:
+            self.store.put(copy.deepcopy(obj))
+
+
+def _merged(base: Any, patch: Any) -> Any:
+    if not isinstance(base, dict) or not isinstance(patch, dict):
+        return copy.deepcopy(patch)
+    result = dict(base)
+    for key, value in patch.items():
+        if value is None:
+            result.pop(key, None)
+        else:
+            result[key] = _merged(result.get(key), value)
+    return result

@@ -1,0 +1,215 @@
+"""Every CEL rule with an object that it accepts and one that it refuses, on the real API server."""
+
+import copy
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+LOCAL = Path("/var/lib/pdserving/local")
+
+pytestmark = pytest.mark.cluster
+
+PAIR: dict[str, Any] = {
+    "model": {"name": "tiny", "source": {"path": "/models/tiny"}},
+    "prefill": {},
+    "decode": {},
+}
+
+
+def kubectl(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    context = os.environ.get("PDS_CONTEXT")
+    environment = dict(os.environ)
+    if not context:
+        environment.setdefault("KUBECONFIG", str(LOCAL / "kubeconfig"))
+        environment["PATH"] = f"{LOCAL / 'bin'}:{environment['PATH']}"
+    program = shutil.which("kubectl", path=environment["PATH"])
+    if program is None:
+        pytest.fail("no kubectl: run `make cluster-up`, or set PDS_CONTEXT and install kubectl")
+    chosen = ["--context", context] if context else []
+    return subprocess.run(
+        [program, *chosen, *arguments],
+        input=stdin,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _definition():
+    there = kubectl("get", "crd", "pdservings.pdserving.io", "-o", "name")
+    if there.returncode == 0:
+        # The chart's, if it is installed: the rules must be those of the tree.
+        dumped = json.loads(kubectl("get", "crd", "pdservings.pdserving.io", "-o", "json").stdout)
+        wanted = yaml.safe_load((ROOT / "crds/pdservings.yaml").read_text())
+        if _rules(dumped) == _rules(wanted):
+            return
+    done = kubectl(
+        "apply", "--server-side", "--force-conflicts", "-f", str(ROOT / "crds/pdservings.yaml")
+    )
+    assert done.returncode == 0, done.stderr
+    kubectl("wait", "--for=condition=Established", "crd/pdservings.pdserving.io")
+
+
+def _rules(node: Any) -> list[str]:
+    if isinstance(node, dict):
+        found = [item["rule"] for item in node.get("x-kubernetes-validations", [])]
+        return found + [rule for value in node.values() for rule in _rules(value)]
+    if isinstance(node, list):
+        return [rule for value in node for rule in _rules(value)]
+    return []
+
+
+def tried(spec: dict[str, Any], name: str = "cel") -> str:
+    """What the API server has against `spec`; nothing when it accepts it."""
+    obj = {
+        "apiVersion": "pdserving.io/v1alpha1",
+        "kind": "PDServing",
+        "metadata": {"name": name, "namespace": "default"},
+        "spec": spec,
+    }
+    done = kubectl("create", "--dry-run=server", "-f", "-", stdin=json.dumps(obj))
+    return done.stderr if done.returncode else ""
+
+
+def changed(path: str, value: Any, base: dict[str, Any] = PAIR) -> dict[str, Any]:
+    spec = copy.deepcopy(base)
+    *parents, last = path.split(".")
+    node = spec
+    for parent in parents:
+        node = node.setdefault(parent, {})
+    node[last] = value
+    return spec
+
+
+def both(path: str, prefill: Any, decode: Any) -> dict[str, Any]:
+    return changed(f"decode.{path}", decode, changed(f"prefill.{path}", prefill))
+
+
+GPU = {"limits": {"nvidia.com/gpu": 2}}
+
+CASES = [
+    ("unified xor pair", {"model": PAIR["model"], "unified": {}}, changed("unified", {}), "either"),
+    ("a pair is two", PAIR, {"model": PAIR["model"], "prefill": {}}, "prefill and decode together"),
+    (
+        "one source",
+        changed("model.source", {"pvc": {"claimName": "m"}}),
+        changed("model.source", {"path": "/m", "pvc": {"claimName": "m"}}),
+        "exactly one of path, pvc and image",
+    ),
+    (
+        "some source",
+        changed("model.source", {"image": {"reference": "r/m:1"}}),
+        changed("model.source", {}),
+        "exactly one of path, pvc and image",
+    ),
+    (
+        "one kvDtype",
+        both("engine.kvDtype", "float16", "float16"),
+        both("engine.kvDtype", "float16", "bfloat16"),
+        "one kvDtype",
+    ),
+    (
+        "kvDtype against the model's",
+        changed("prefill.engine.kvDtype", "bfloat16"),
+        changed("prefill.engine.kvDtype", "float32"),
+        "one kvDtype",
+    ),
+    (
+        "one pageSize",
+        changed("engine.pageSize", 32, changed("prefill.engine.pageSize", 32)),
+        changed("prefill.engine.pageSize", 32),
+        "one pageSize",
+    ),
+    (
+        "something moves",
+        changed("rollout", {"maxSurge": 0, "maxUnavailable": 1}),
+        changed("rollout", {"maxSurge": 0, "maxUnavailable": 0}),
+        "cannot both be zero",
+    ),
+    (
+        "something moves, left out",
+        changed("rollout", {"maxUnavailable": 0}),
+        changed("rollout", {"maxSurge": "0%"}),
+        "cannot both be zero",
+    ),
+    (
+        "percentages",
+        changed("rollout.maxSurge", "25%"),
+        changed("rollout.maxSurge", "a%"),
+        "a number of groups or a percentage",
+    ),
+    (
+        "no negative surge",
+        changed("rollout.maxSurge", 3),
+        changed("rollout.maxSurge", -1),
+        "a number of groups or a percentage",
+    ),
+    (
+        "one volume",
+        changed("compileCache.volume", {"ephemeral": {}}),
+        changed("compileCache.volume", {"ephemeral": {}, "existingClaim": "c"}),
+        "exactly one of claim",
+    ),
+    (
+        "retain needs a claim",
+        changed("compileCache.volume", {"claim": {"size": "1Gi"}, "retain": True}),
+        changed("compileCache.volume", {"ephemeral": {}, "retain": True}),
+        "retain",
+    ),
+    (
+        "whole pods",
+        changed("prefill", {"parallelism": {"pp": 2, "tp": 2}, "ranksPerPod": 2}),
+        changed("prefill", {"parallelism": {"pp": 3}, "ranksPerPod": 2}),
+        "ranksPerPod must divide",
+    ),
+    (
+        "a GPU per rank",
+        changed("decode", {"parallelism": {"tp": 2}, "ranksPerPod": 2, "resources": GPU}),
+        changed("decode", {"parallelism": {"tp": 2}, "resources": GPU}),
+        "one GPU per rank",
+    ),
+    (
+        "chunk or dynamic",
+        changed("engine", {"chunkSize": 512, "dynamic": False}),
+        changed("engine", {"chunkSize": 512, "dynamic": True}),
+        "exclude each other",
+    ),
+    (
+        "a chunk holds a page",
+        changed("engine", {"chunkSize": 16, "pageSize": 16}),
+        changed("engine", {"chunkSize": 8, "pageSize": 16}),
+        "at least one page",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("accepted", "refused", "named"), [case[1:] for case in CASES], ids=[case[0] for case in CASES]
+)
+def test_rule(accepted, refused, named):
+    assert tried(accepted) == ""
+    assert named in tried(refused)
+
+
+def test_names_of_at_most_forty_characters():
+    assert tried(PAIR, "x" * 40) == ""
+    assert "at most 40 characters" in tried(PAIR, "x" * 41)
+
+
+def test_an_unknown_key_is_refused_by_name():
+    assert "chunkSise" in tried(changed("engine.chunkSise", 5))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda p: p.name)
+def test_examples_pass_server_side_validation(path):
+    done = kubectl("apply", "--dry-run=server", "--validate=strict", "-f", str(path))
+    assert done.returncode == 0, done.stderr

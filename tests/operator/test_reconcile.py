@@ -1,0 +1,272 @@
+"""Observe, plan, act, tell: with an API server and pods in memory."""
+
+import pytest
+from fake_api import FakeApi
+from pds_operator import errors
+from pds_operator.observed import EngineState, RouterView
+from pds_operator.reconcile import Reconciler
+from pds_operator.settings import Settings
+from worlds import NOW, raw_spec
+
+KEY = ("team", "chat")
+
+
+class FakePods:
+    """What pods answer."""
+
+    def __init__(self) -> None:
+        self.in_flight: dict[str, int] = {}
+        self.drained: set[str] = set()
+        self.routers: list[str] = []
+        self.leaders: list[str] = []
+
+    async def states(self, leaders, key):
+        assert len(key) == 32 or not leaders
+        self.leaders = [pod for pod, _ in leaders]
+        return {
+            pod: EngineState(self.in_flight.get(pod, 0), draining=ip in self.drained)
+            for pod, ip in leaders
+        }
+
+    async def views(self, routers, key):
+        return [RouterView(pod, dict.fromkeys(self.leaders, True)) for pod, _ in routers]
+
+    async def drain(self, ip, seconds, key):
+        self.drained.add(ip)
+        return ""
+
+
+class Bench:
+    def __init__(self, raw=None, **settings):
+        self.api, self.pods, self.leads, self.now = FakeApi(), FakePods(), True, NOW
+        self.reconciler = Reconciler(
+            self.api, self.pods, Settings(**settings), lambda: self.leads, lambda: self.now
+        )
+        self.api.store = self.reconciler.store
+        self.parent = self.api.put(
+            {
+                "kind": "PDServing",
+                "metadata": {"name": "chat", "namespace": "team", "uid": "uid-chat"},
+                "spec": raw or raw_spec(),
+            }
+        )
+
+    async def round(self):
+        self.now += 1
+        self.api.calls.clear()
+        wait = await self.reconciler.once(KEY)
+        return wait, list(self.api.calls)
+
+    async def settle(self):
+        for _ in range(30):
+            _, calls = await self.round()
+            if not calls:
+                return
+            self.run_pods()
+        raise RuntimeError(f"no end: {calls}")
+
+    def run_pods(self):
+        """The kubelet's part, and the Deployment controller's."""
+        for index, ((kind, _, name), obj) in enumerate(list(self.api.objects.items())):
+            if kind == "Pod" and not obj.get("status"):
+                obj["status"] = _running(f"10.0.0.{index}")
+                self.api.put(obj)
+            elif kind == "Pod":
+                self._ready(obj)
+            elif kind == "Deployment" and not obj.get("status"):
+                obj["spec"].setdefault("replicas", 1)
+                obj["status"] = {
+                    "observedGeneration": 1,
+                    "replicas": 1,
+                    "updatedReplicas": 1,
+                    "readyReplicas": 1,
+                }
+                self.api.put(obj)
+                labels = {"pdserving.io/name": "chat", "pdserving.io/role": "router"}
+                meta = {"name": f"{name}-x", "namespace": "team", "labels": labels}
+                status = {
+                    "podIP": "10.0.1.1",
+                    "conditions": [{"type": "Ready", "status": "True"}],
+                }
+                self.api.put({"kind": "Pod", "metadata": meta, "status": status})
+
+    def _ready(self, obj):
+        by_type = {item["type"]: item for item in obj["status"]["conditions"]}
+        gate = by_type.get("pdserving.io/routable")
+        if gate and gate["status"] == "True" and by_type["Ready"]["status"] != "True":
+            by_type["Ready"]["status"] = "True"
+            self.api.put(obj)
+
+    @property
+    def status(self):
+        return self.api.one("PDServing", "chat")["status"]
+
+    def condition(self, kind):
+        [found] = [item for item in self.status["conditions"] if item["type"] == kind]
+        return found["status"], found["reason"]
+
+
+def _running(ip):
+    return {
+        "phase": "Running",
+        "podIP": ip,
+        "conditions": [
+            {"type": "PodScheduled", "status": "True"},
+            {"type": "ContainersReady", "status": "True"},
+            {"type": "Ready", "status": "False"},
+        ],
+        "containerStatuses": [{"name": "engine", "started": True}],
+    }
+
+
+@pytest.fixture
+async def bench():
+    bench = Bench()
+    await bench.settle()
+    return bench
+
+
+async def test_from_nothing_to_ready(bench):
+    assert bench.api.names("Pod") == [
+        "chat-d-0-0-0",
+        "chat-p-0-0-0",
+        "chat-p-1-0-0",
+        "chat-router-x",
+    ]
+    assert bench.condition("Ready") == ("True", "Routable")
+    assert bench.condition("Progressing") == ("False", "Complete")
+    assert bench.condition("Degraded") == ("False", "AsExpected")
+    assert bench.status["prefill"]["summary"] == "2/2"
+    assert bench.status["decode"]["summary"] == "1/1"
+    assert bench.status["endpoint"] == "http://chat.team.svc:8000"
+    assert bench.status["currentRevision"] == bench.status["targetRevision"]
+
+
+async def test_a_reconcile_of_an_unchanged_cluster_writes_nothing(bench):
+    for _ in range(5):
+        wait, calls = await bench.round()
+        assert calls == []
+        assert wait == 10  # ten times probe_seconds: everything is settled
+
+
+async def test_a_restart_writes_nothing(bench):
+    again = Reconciler(bench.api, bench.pods, Settings(), lambda: True, lambda: bench.now)
+    for obj in list(bench.api.objects.values()):
+        (again.store.put_parent if obj["kind"] == "PDServing" else again.store.put)(obj)
+    bench.api.calls.clear()
+    await again.once(KEY)
+    assert bench.api.calls == []
+
+
+async def test_who_does_not_lead_writes_nothing():
+    bench = Bench()
+    bench.leads = False
+    with pytest.raises(errors.NotLeading):
+        await bench.round()
+    assert bench.api.calls == []
+
+
+async def test_a_lease_that_is_lost_in_a_round_ends_it_before_the_next_write():
+    bench = Bench()
+    create = bench.api.create
+
+    async def create_and_lose(obj, **options):
+        bench.leads = False
+        return await create(obj, **options)
+
+    bench.api.create = create_and_lose
+    with pytest.raises(errors.NotLeading):
+        await bench.round()
+    assert bench.api.calls == ["create Secret chat-control"]
+
+
+async def test_a_foreign_service_is_left_alone_and_named():
+    bench = Bench()
+    foreign = bench.api.put(
+        {"kind": "Service", "metadata": {"name": "chat", "namespace": "team"}, "spec": {}}
+    )
+    await bench.settle()
+    assert bench.api.one("Service", "chat") == foreign
+    assert bench.condition("Degraded") == ("True", "NameTaken")
+    [message] = [c["message"] for c in bench.status["conditions"] if c["type"] == "Degraded"]
+    assert "Service chat exists and is not owned by this PDServing" in message
+
+
+async def test_a_quota_is_a_condition_and_goes_away_with_it(bench):
+    def full(verb, obj):
+        if obj["kind"] == "Pod":
+            return errors.from_status(403, {"message": "exceeded quota: pods"})
+        return None
+
+    bench.api.refuse = full
+    parent = bench.api.one("PDServing", "chat")
+    parent["spec"]["prefill"]["replicas"] = 3
+    bench.api.put(parent)
+    for _ in range(3):
+        await bench.round()
+    assert bench.condition("Degraded") == ("True", "QuotaExceeded")
+    assert bench.condition("Ready") == ("True", "Routable")
+    bench.api.refuse = lambda verb, obj: None
+    bench.now += 60
+    await bench.settle()
+    assert bench.condition("Degraded") == ("False", "AsExpected")
+    assert bench.status["prefill"]["summary"] == "3/3"
+
+
+async def test_a_refused_pod_template_is_a_condition_and_makes_no_revision(bench):
+    def invalid(verb, obj):
+        if obj["kind"] == "Pod":
+            return errors.from_status(422, {"message": "spec.priority: Forbidden"})
+        return None
+
+    before = bench.api.names("ControllerRevision")
+    bench.api.refuse = invalid
+    parent = bench.api.one("PDServing", "chat")
+    parent["spec"]["decode"]["podTemplate"] = {"spec": {"priority": 5}}
+    bench.api.put(parent)
+    for _ in range(3):
+        await bench.round()
+    assert bench.condition("Degraded") == ("True", "Invalid")
+    assert bench.api.names("ControllerRevision") == before
+    assert bench.condition("Ready") == ("True", "Routable")
+
+
+async def test_scale_down_drains_before_it_deletes(bench):
+    bench.pods.in_flight["chat-p-1-0-0"] = 2
+    parent = bench.api.one("PDServing", "chat")
+    parent["spec"]["prefill"]["replicas"] = 1
+    bench.api.put(parent)
+    _, calls = await bench.round()
+    assert "patch Pod chat-p-1-0-0" in calls
+    for _ in range(3):
+        _, calls = await bench.round()
+        assert not any(call.startswith("delete") for call in calls)
+    assert bench.status["prefill"]["draining"] == 1
+    bench.pods.in_flight.clear()
+    bench.pods.views = _nobody
+    _, calls = await bench.round()
+    assert "delete Pod chat-p-1-0-0" in calls
+
+
+async def _nobody(routers, key):
+    return [RouterView(pod, {"chat-p-0-0-0": True, "chat-d-0-0-0": True}) for pod, _ in routers]
+
+
+async def test_a_spec_older_than_the_schema_is_told_and_what_runs_goes_on(bench):
+    parent = bench.api.one("PDServing", "chat")
+    parent["spec"]["engine"] = {"chunkSise": 64}
+    bench.api.put(parent)
+    _, calls = await bench.round()
+    assert calls == ["patch PDServing chat", "create Event InvalidSpec"]
+    assert bench.condition("Degraded") == ("True", "InvalidSpec")
+    assert bench.condition("Ready") == ("True", "Routable")
+    _, calls = await bench.round()
+    assert calls == []
+
+
+async def test_an_object_that_is_being_deleted_is_left_to_the_collector(bench):
+    parent = bench.api.one("PDServing", "chat")
+    parent["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    bench.api.put(parent)
+    _, calls = await bench.round()
+    assert calls == []
