@@ -193,13 +193,13 @@ class Link:
             self._pending.extend(self._numbers.unpack(self.socket.recv_multipart()))
         return self._pending.popleft()
 
-    def close(self) -> None:
-        """Safe to repeat."""
+    def close(self, linger_ms: int = 0) -> None:
+        """Safe to repeat. What was sent may take `linger_ms` to leave after this."""
         if self.socket.closed:
             return
         self.socket.disable_monitor()
         self.monitor.close(linger=0)
-        self.socket.close(linger=0)
+        self.socket.close(linger=linger_ms)
 
 
 class AsyncLink:

@@ -1,10 +1,13 @@
 """The process of one rank: executes the scheduler's orders strictly in the order they come."""
 
 import logging
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import torch
 import zmq
+from pds_kernels.graph import Graph
+from pds_kernels.graph import load as load_graph
 
 from pds_engine.config import EngineConfig
 from pds_engine.errors import ConfigError, GroupError, PdsError, ProtocolError
@@ -32,7 +35,9 @@ from pds_engine.models.checkpoint import digest
 from pds_engine.models.decoder import Decoder
 from pds_engine.models.loader import load
 from pds_engine.models.spec import read_config
+from pds_engine.runner import graphs
 from pds_engine.runner.runner import Runner
+from pds_engine.warmup import open_cache
 from pds_engine.wire import Link
 from pds_engine.worker.mailbox import Mailbox
 
@@ -65,17 +70,16 @@ def run(config: EngineConfig, keys: Keys, scheduler: str, rank: int, incarnation
         _join(config, link, rank, incarnation)
         _serve(config, keys, link, rank)
     except ConfigError:
+        # The link is left to the process's end: a scheduler that lost it earlier would end first,
+        # and launch reports the status of whoever ended first.
         raise
     except Exception as error:
         logger.exception("rank %d failed", rank)
-        code = error.code if isinstance(error, PdsError) else "internal_error"
+        code = error.code if isinstance(error, PdsError) else PdsError.code
         link.send(Fault(rank=rank, code=code, message=f"{type(error).__name__}: {error}"))
-        link.socket.setsockopt(zmq.LINGER, 1000)
-        link.socket.close()
-        raise
-    finally:
-        link.close()
+        link.close(linger_ms=1000)
         context.term()
+        raise
 
 
 def _join(config: EngineConfig, link: Link, rank: int, incarnation: str) -> None:
@@ -90,6 +94,8 @@ def _join(config: EngineConfig, link: Link, rank: int, incarnation: str) -> None
 def _serve(config: EngineConfig, keys: Keys, link: Link, rank: int) -> None:
     device = torch.device(_device(config))
     decoder = load(config, rank, device)
+    if config.compile:
+        use_graphs(config, decoder, device)
     kv = kv_format(config, decoder)
     pages, pool = make_pool(config, decoder, kv, device)
     runner = Runner(config, decoder, [pool.layer(i) for i in range(len(decoder.part.layers))])
@@ -133,6 +139,23 @@ def kv_format(config: EngineConfig, decoder: Decoder) -> KvFormat:
     )
 
 
+def use_graphs(config: EngineConfig, decoder: Decoder, device: torch.device) -> None:
+    """Run `decoder`'s pieces compiled. Warm-up has left every graph in the cache; if one was pruned
+    since, it is compiled here, before Ready.
+
+    Raises:
+        ConfigError: there is no cache to take them from.
+    """
+    cache = open_cache(config)
+    loaded: dict[str, tuple[Graph, Callable[..., Any]]] = {}
+    for graph in graphs.plan(config, decoder.spec, decoder.part, device):
+        artefact = graphs.fetch(graph, cache, config.cache.timeout_seconds)
+        if artefact.built:
+            logger.warning("%s was not warm: compiled in %.1f s", graph.name, artefact.seconds)
+        loaded[graph.name] = graph, load_graph(artefact.folder)
+    decoder.pieces = graphs.CompiledPieces(decoder.pieces.shape, loaded)
+
+
 def make_pool(
     config: EngineConfig, decoder: Decoder, kv: KvFormat, device: torch.device
 ) -> tuple[int, KvPool]:
@@ -163,7 +186,7 @@ def make_pool(
 
 
 class Loop:
-    """Takes orders from the link and reports from the mailbox, whichever come."""
+    """Takes orders from the link and reports from the mailbox as they come."""
 
     def __init__(self, link: Link, runner: Runner, transfers: Transfers, mailbox: Mailbox) -> None:
         self._link = link
@@ -172,13 +195,20 @@ class Loop:
         self._mailbox = mailbox
 
     def run(self) -> None:
-        """Never returns; ends by an exception or with the process."""
+        """Never returns.
+
+        Raises:
+            GroupError: the scheduler or the transfer thread is gone, or an order was wrong.
+        """
         poller = zmq.Poller()
         poller.register(self._link.socket, zmq.POLLIN)
+        poller.register(self._link.monitor, zmq.POLLIN)
         poller.register(self._mailbox.descriptor, zmq.POLLIN)
         while True:
             poller.poll()
             self.turn()
+            if self._link.lost:
+                raise GroupError("the scheduler has closed its connection")
 
     def turn(self) -> None:
         """Handle all that is waiting; a transfer's report never waits for more than one order."""
