@@ -20,6 +20,7 @@ from pds_engine.signing import signed
 logger = logging.getLogger(__name__)
 GONE = "/pds/peers/gone"
 GONE_TRIES = 5
+TOLD = 1000
 
 
 def given(urls: tuple[str, ...]) -> list[Found]:
@@ -53,6 +54,8 @@ class Discovery:
         self._tasks: set[asyncio.Task[None]] = set()
         self._watch: PodWatch | None = None
         self._incarnations: dict[GroupKey, set[str]] = {}
+        self._told: dict[str, None] = {}
+        """Incarnations that were told to be gone, oldest first: a Failed pod is listed for long."""
 
     @property
     def trouble(self) -> str:
@@ -94,20 +97,28 @@ class Discovery:
         if self._watch is None:
             return
         pods = list(self._watch.pods.values())
+        ended = ended_groups(pods)
         self._remember(pods)
         self._sync(found(pods))
-        alive = {group_of(pod) for pod in pods} - ended_groups(pods)
+        alive = {group_of(pod) for pod in pods} - ended
         for group in [group for group in self._incarnations if group not in alive]:
             for incarnation in sorted(self._incarnations.pop(group)):
-                self._tell_gone(incarnation)
+                if incarnation not in self._told:
+                    self._tell_gone(incarnation)
+                self._told[incarnation] = None
+        while len(self._told) > TOLD:
+            del self._told[next(iter(self._told))]
 
     def _remember(self, pods: list[Pod]) -> None:
         """By which names peers know each group: its leader's UID, and what it says itself."""
-        said = {b.found.key: b.state.incarnation for b in self._fleet if b.state}
         for pod in pods:
             if pod.leads:
-                names = self._incarnations.setdefault(group_of(pod), set())
-                names.update(filter(None, (pod.metadata.uid, said.get(pod.metadata.uid))))
+                self._incarnations.setdefault(group_of(pod), set()).add(pod.metadata.uid)
+        for backend in self._fleet:
+            if backend.state and backend.state.incarnation:
+                for names in self._incarnations.values():
+                    if backend.found.key in names:
+                        names.add(backend.state.incarnation)
 
     def _tell_gone(self, incarnation: str) -> None:
         """Decode groups may free pages that this incarnation could have written (engine.md §6)."""

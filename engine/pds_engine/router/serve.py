@@ -31,6 +31,7 @@ def server(app: Any, host: str, port: int, drain_seconds: float) -> Server:
             app,
             host=host,
             port=port,
+            interface="asgi3",
             loop="none",
             http="httptools",
             ws="none",

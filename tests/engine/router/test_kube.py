@@ -1,0 +1,331 @@
+"""The list and watch against a scripted API server over real HTTP; and discovery on top of it."""
+
+import asyncio
+import json
+from collections import Counter, deque
+
+import pytest
+import yaml
+from aiohttp import web
+from pds_engine.errors import ConfigError
+from pds_engine.router.app import Router
+from pds_engine.router.config import KubernetesConfig, RouterConfig
+from pds_engine.router.kube import Access, PodWatch, access, lines
+
+KEY = b"k" * 32
+
+
+async def until(holds, seconds=5.0):
+    async with asyncio.timeout(seconds):
+        while not holds():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+
+
+def pod(name, version, *, ip="127.0.0.1", ready="True", phase="Running", deleting=None):
+    _, role, group, attempt, rank = name.split("-")
+    return {
+        "kind": "Pod",
+        "metadata": {
+            "name": name,
+            "uid": f"uid-{name}",
+            "resourceVersion": str(version),
+            "deletionTimestamp": deleting,
+            "labels": {
+                "pdserving.io/role": {"p": "prefill", "d": "decode"}[role],
+                "pdserving.io/group": group,
+                "pdserving.io/attempt": attempt,
+                "pdserving.io/rank-pod": rank,
+            },
+            "annotations": {"large": "x" * 100_000},
+        },
+        "spec": {"containers": [{"name": "engine"}]},
+        "status": {
+            "phase": phase,
+            "podIP": ip,
+            "conditions": [{"type": "ContainersReady", "status": ready, "reason": None}],
+        },
+    }
+
+
+def event(kind, value):
+    return json.dumps({"type": kind, "object": value}).encode() + b"\n"
+
+
+class FakeApi:
+    """Answers lists from `pods`; each watch plays the next of `watches`, then stays open."""
+
+    def __init__(self):
+        self.pods, self.version = [], 100
+        self.watches = deque()
+        self.lists, self.asked = 0, []
+        self.refuse = 0
+        self.page = None
+        self.open = asyncio.Queue()
+
+    async def start(self):
+        app = web.Application()
+        app.router.add_get("/api/v1/namespaces/ns/pods", self.serve)
+        self.runner = web.AppRunner(app, shutdown_timeout=0.1)
+        await self.runner.setup()
+        site = web.TCPSite(self.runner, "127.0.0.1", 0)
+        await site.start()
+        self.url = f"http://127.0.0.1:{self.runner.addresses[0][1]}"
+
+    async def serve(self, request):
+        assert request.query["labelSelector"]
+        if self.refuse:
+            return web.json_response({"code": self.refuse}, status=self.refuse)
+        if "watch" not in request.query:
+            return self.list(request)
+        self.asked.append(request.query["resourceVersion"])
+        script = self.watches.popleft() if self.watches else [b"hold"]
+        if isinstance(script, int):
+            return web.json_response({"code": script, "message": "gone"}, status=script)
+        response = web.StreamResponse()
+        await response.prepare(request)
+        for data in script:
+            if data == b"hold":
+                self.open.put_nowait(response)
+                await asyncio.sleep(3600)
+            await response.write(data)
+        return response
+
+    def list(self, request):
+        self.lists += 1
+        items, more = self.pods, ""
+        if self.page:
+            start = int(request.query.get("continue") or 0)
+            items = self.pods[start : start + self.page]
+            more = str(start + self.page) if start + self.page < len(self.pods) else ""
+        meta = {"resourceVersion": str(self.version), "continue": more}
+        return web.json_response({"kind": "PodList", "metadata": meta, "items": items})
+
+    async def stop(self):
+        await self.runner.cleanup()
+
+
+@pytest.fixture
+async def api():
+    server = FakeApi()
+    await server.start()
+    yield server
+    await server.stop()
+
+
+@pytest.fixture
+async def watching(api):
+    tasks = []
+
+    async def start():
+        changes = []
+        watch = PodWatch(
+            Access(api.url, True, lambda: "token"), "ns", "a=b", lambda: changes.append(1)
+        )
+        tasks.append(asyncio.create_task(watch.run()))
+        await until(lambda: changes or watch.trouble)
+        return watch
+
+    yield start
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def names(watch):
+    return sorted(pod.metadata.name for pod in watch.pods.values())
+
+
+async def test_added_modified_deleted(api, watching):
+    api.pods = [pod("chat-p-0-0-0", 1)]
+    api.watches.append(
+        [
+            event("ADDED", pod("chat-d-0-0-0", 101)),
+            event("MODIFIED", pod("chat-p-0-0-0", 102, ready="False")),
+            event("ADDED", pod("chat-p-1-0-0", 103)),
+            event("DELETED", pod("chat-p-1-0-0", 104)),
+            b"hold",
+        ]
+    )
+    watch = await watching()
+    await api.open.get()
+    await until(lambda: not watch.pods["uid-chat-p-0-0-0"].ready)
+    await until(lambda: names(watch) == ["chat-d-0-0-0", "chat-p-0-0-0"])
+    assert api.lists == 1
+
+
+async def test_a_clean_end_goes_on_from_the_last_version_seen(api, watching):
+    api.watches.append([event("ADDED", pod("chat-p-0-0-0", 107))])
+    api.watches.append([event("BOOKMARK", {"kind": "Pod", "metadata": {"resourceVersion": "150"}})])
+    watch = await watching()
+    await api.open.get()
+    assert api.asked == ["100", "107", "150"]
+    assert api.lists == 1
+    assert names(watch) == ["chat-p-0-0-0"]
+
+
+@pytest.mark.parametrize(
+    "gone",
+    [410, [event("ERROR", {"kind": "Status", "code": 410, "message": "too old"})]],
+    ids=["status 410", "event 410"],
+)
+async def test_410_lists_anew_and_drops_what_is_gone(api, watching, gone):
+    api.pods = [pod("chat-p-0-0-0", 1), pod("chat-d-0-0-0", 1)]
+    api.watches.append(gone)
+    original = api.list
+
+    def second(request):
+        answer = original(request)
+        api.pods, api.version = [pod("chat-d-0-0-0", 1)], 200
+        return answer
+
+    api.list = second
+    watch = await watching()
+    await api.open.get()
+    assert api.asked == ["100", "200"]
+    assert names(watch) == ["chat-d-0-0-0"]
+    assert watch.trouble == ""
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        [event("ERROR", {"kind": "Status", "code": 500, "message": "etcd"})],
+        [b"not json\n"],
+        429,
+    ],
+)
+async def test_other_errors_list_anew_after_a_pause(api, watching, bad):
+    api.pods = [pod("chat-p-0-0-0", 1)]
+    api.watches.append(bad)
+    watch = await watching()
+    await api.open.get()
+    assert api.lists == 2
+    assert names(watch) == ["chat-p-0-0-0"]
+
+
+async def test_a_list_in_pages(api, watching):
+    api.pods, api.page = [pod(f"chat-p-{i}-0-0", i) for i in range(5)], 2
+    watch = await watching()
+    await api.open.get()
+    assert len(watch.pods) == 5
+    assert api.lists == 3
+
+
+async def test_an_outage_keeps_what_was_known(api, watching):
+    api.pods = [pod("chat-p-0-0-0", 1)]
+    api.watches.append([event("ADDED", pod("chat-d-0-0-0", 101))])
+    api.watches.append(503)
+    original = api.list
+
+    def then_down(request):
+        api.refuse = 0 if api.lists == 0 else 503
+        return original(request)
+
+    api.list = then_down
+    watch = await watching()
+    await until(lambda: api.asked == ["100", "101"])
+    await until(lambda: "503" in watch.trouble)
+    assert names(watch) == ["chat-d-0-0-0", "chat-p-0-0-0"]
+
+
+async def test_lines_may_be_longer_than_any_chunk():
+    async def chunks():
+        for chunk in (b"a", b"b\nc" + b"d" * 300_000, b"\n\ne\n", b"cut"):
+            yield chunk
+
+    assert [line async for line in lines(chunks())] == [b"ab", b"c" + b"d" * 300_000, b"e"]
+
+
+def test_a_kubeconfig_with_a_token(tmp_path):
+    tree = {
+        "current-context": "c",
+        "contexts": [{"name": "c", "context": {"cluster": "k", "user": "u"}}],
+        "clusters": [{"name": "k", "cluster": {"server": "http://127.0.0.1:1/"}}],
+        "users": [{"name": "u", "user": {"token": "t"}}],
+    }
+    path = tmp_path / "config"
+    path.write_text(yaml.safe_dump(tree))
+    found = access(KubernetesConfig(kubeconfig=path))
+    assert (found.server, found.token()) == ("http://127.0.0.1:1", "t")
+    with pytest.raises(ConfigError, match="no entry named 'other'"):
+        access(KubernetesConfig(kubeconfig=path, context="other"))
+    tree["users"][0]["user"] = {"exec": {"command": "aws"}}
+    path.write_text(yaml.safe_dump(tree))
+    with pytest.raises(ConfigError, match="credential plugin"):
+        access(KubernetesConfig(kubeconfig=path))
+
+
+def test_without_any_cluster_the_error_says_what_to_do(tmp_path):
+    with pytest.raises(ConfigError, match="--backend"):
+        access(KubernetesConfig(account_dir=tmp_path))
+
+
+@pytest.fixture
+async def discovering(api, monkeypatch):
+    """A router that follows the fake API server; its engines all listen on one port."""
+    routers = []
+
+    async def start(port):
+        monkeypatch.setattr("pds_engine.router.pods.HTTP_PORT", port)
+        monkeypatch.setattr(
+            "pds_engine.router.discovery.access", lambda _: Access(api.url, True, lambda: None)
+        )
+        health = {"interval": 0.05, "start_interval": 0.02, "timeout": 0.5}
+        config = RouterConfig.model_validate(
+            {"namespace": "ns", "pdserving": "chat", "health": health}
+        )
+        router = Router(config, KEY)
+        router.discovery.start()
+        routers.append(router)
+        return router
+
+    yield start
+    for router in routers:
+        await router.discovery.close()
+
+
+async def test_a_group_comes_drains_and_goes(api, discovering, engine):
+    decode = await engine("decode")
+    api.pods = [pod("chat-d-0-0-0", 1, ready="False")]
+    router = await discovering(decode.port)
+    response = await api.open.get()
+    (backend,) = router.fleet
+    assert router.fleet.synced
+    assert router.fleet.reason(backend) == "the leader's containers are not ready"
+    await response.write(event("MODIFIED", pod("chat-d-0-0-0", 101)))
+    await until(lambda: router.fleet.reason(backend) == "")
+    assert (backend.group, backend.kv) == (f"decode-{decode.port}", "kv-a")
+    await response.write(event("MODIFIED", pod("chat-d-0-0-0", 102, deleting="2026")))
+    await until(lambda: "deleted" in router.fleet.reason(backend))
+    await response.write(event("DELETED", pod("chat-d-0-0-0", 103)))
+    await until(lambda: not list(router.fleet))
+
+
+@pytest.mark.parametrize("ends", ["DELETED", "Failed"])
+async def test_decode_groups_are_told_of_a_prefill_group_that_is_gone(
+    api, discovering, engine, ends
+):
+    async def accepts(seen, stream):
+        await stream.json(200, {})
+
+    both = await engine("decode", script=accepts)  # plays the prefill pods' states, too
+    api.pods = [pod("chat-d-0-0-0", 1), pod("chat-p-0-3-0", 1), pod("chat-p-0-3-1", 1)]
+    router = await discovering(both.port)
+    response = await api.open.get()
+    await until(lambda: all(b.state for b in router.fleet))
+    if ends == "DELETED":
+        await response.write(event("DELETED", pod("chat-p-0-3-0", 101)))
+        await until(lambda: len(list(router.fleet)) == 1)
+        assert both.calls == []  # its other pod may still write
+        await response.write(event("DELETED", pod("chat-p-0-3-1", 102)))
+    else:
+        await response.write(event("MODIFIED", pod("chat-p-0-3-0", 101, phase="Failed")))
+        await response.write(event("MODIFIED", pod("chat-p-0-3-1", 102, phase="Failed")))
+    gone = {"uid-chat-p-0-3-0", f"inc-{both.port}"}
+    await until(lambda: {seen.json["incarnation"] for seen in both.calls} == gone)
+    await response.write(event("MODIFIED", pod("chat-d-0-0-0", 103, ready="False")))
+    await until(lambda: any("not ready" in router.fleet.reason(b) for b in router.fleet))
+    times = Counter(seen.json["incarnation"] for seen in both.calls)
+    assert max(times.values()) <= 2  # once for each decode group that there is, and never again
+    assert {seen.path for seen in both.calls} == {"/pds/peers/gone"}
+    assert all("x-pds-signature" in seen.headers for seen in both.calls)
