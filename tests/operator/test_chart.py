@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pds_cluster import settings as cluster_settings
 from pds_operator import settings
 
 ROOT = Path(__file__).parents[2]
@@ -15,7 +16,7 @@ GOLDEN = Path(__file__).parent / "golden"
 
 
 def helm(*arguments: str) -> subprocess.CompletedProcess[str]:
-    path = f"/var/lib/pdserving/local/bin:{os.environ['PATH']}"
+    path = f"{cluster_settings.load().bin}:{os.environ['PATH']}"
     program = shutil.which("helm", path=path)
     if program is None:
         pytest.fail("no helm: `make cluster-up` builds one, or install it")

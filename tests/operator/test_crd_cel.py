@@ -2,17 +2,16 @@
 
 import copy
 import json
-import os
-import shutil
-import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from pds_cluster import testing
+from pds_cluster.errors import ClusterError
 
 ROOT = Path(__file__).parents[2]
-LOCAL = Path("/var/lib/pdserving/local")
 
 pytestmark = pytest.mark.cluster
 
@@ -23,40 +22,39 @@ PAIR: dict[str, Any] = {
 }
 
 
-def kubectl(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    context = os.environ.get("PDS_CONTEXT")
-    environment = dict(os.environ)
-    if not context:
-        environment.setdefault("KUBECONFIG", str(LOCAL / "kubeconfig"))
-        environment["PATH"] = f"{LOCAL / 'bin'}:{environment['PATH']}"
-    program = shutil.which("kubectl", path=environment["PATH"])
-    if program is None:
-        pytest.fail("no kubectl: run `make cluster-up`, or set PDS_CONTEXT and install kubectl")
-    chosen = ["--context", context] if context else []
-    return subprocess.run(
-        [program, *chosen, *arguments],
-        input=stdin,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _definition():
-    there = kubectl("get", "crd", "pdservings.pdserving.io", "-o", "name")
-    if there.returncode == 0:
-        # The chart's, if it is installed: the rules must be those of the tree.
-        dumped = json.loads(kubectl("get", "crd", "pdservings.pdserving.io", "-o", "json").stdout)
-        wanted = yaml.safe_load((ROOT / "crds/pdservings.yaml").read_text())
-        if _rules(dumped) == _rules(wanted):
+@pytest.fixture(scope="session", autouse=True)
+def _definition(cluster: testing.Cluster) -> None:
+    """The tree's definition: the chart's, where its rules are the same."""
+    wanted = yaml.safe_load((ROOT / "crds/pdservings.yaml").read_text())
+    try:
+        text = cluster.kubectl("get", "crd", "pdservings.pdserving.io", "-o", "json")
+        if _rules(json.loads(text)) == _rules(wanted):
             return
-    done = kubectl(
-        "apply", "--server-side", "--force-conflicts", "-f", str(ROOT / "crds/pdservings.yaml")
-    )
-    assert done.returncode == 0, done.stderr
-    kubectl("wait", "--for=condition=Established", "crd/pdservings.pdserving.io")
+    except ClusterError:
+        pass  # there is none yet
+    path = str(ROOT / "crds/pdservings.yaml")
+    cluster.kubectl("apply", "--server-side", "--force-conflicts", "-f", path)
+    cluster.wait("crd/pdservings.pdserving.io", "Established", "default")
+
+
+@pytest.fixture
+def tried(cluster: testing.Cluster) -> Callable[..., str]:
+    """What the API server has against a spec; nothing when it accepts it."""
+
+    def attempt(spec: dict[str, Any], name: str = "cel") -> str:
+        obj = {
+            "apiVersion": "pdserving.io/v1alpha1",
+            "kind": "PDServing",
+            "metadata": {"name": name, "namespace": "default"},
+            "spec": spec,
+        }
+        try:
+            cluster.kubectl("create", "--dry-run=server", "-f", "-", stdin=json.dumps(obj))
+        except ClusterError as error:
+            return str(error)
+        return ""
+
+    return attempt
 
 
 def _rules(node: Any) -> list[str]:
@@ -66,18 +64,6 @@ def _rules(node: Any) -> list[str]:
     if isinstance(node, list):
         return [rule for value in node for rule in _rules(value)]
     return []
-
-
-def tried(spec: dict[str, Any], name: str = "cel") -> str:
-    """What the API server has against `spec`; nothing when it accepts it."""
-    obj = {
-        "apiVersion": "pdserving.io/v1alpha1",
-        "kind": "PDServing",
-        "metadata": {"name": name, "namespace": "default"},
-        "spec": spec,
-    }
-    done = kubectl("create", "--dry-run=server", "-f", "-", stdin=json.dumps(obj))
-    return done.stderr if done.returncode else ""
 
 
 def changed(path: str, value: Any, base: dict[str, Any] = PAIR) -> dict[str, Any]:
@@ -195,21 +181,21 @@ CASES = [
 @pytest.mark.parametrize(
     ("accepted", "refused", "named"), [case[1:] for case in CASES], ids=[case[0] for case in CASES]
 )
-def test_rule(accepted, refused, named):
+def test_rule(tried, accepted, refused, named):
     assert tried(accepted) == ""
     assert named in tried(refused)
 
 
-def test_names_of_at_most_forty_characters():
+def test_names_of_at_most_forty_characters(tried):
     assert tried(PAIR, "x" * 40) == ""
     assert "at most 40 characters" in tried(PAIR, "x" * 41)
 
 
-def test_an_unknown_key_is_refused_by_name():
+def test_an_unknown_key_is_refused_by_name(tried):
     assert "chunkSise" in tried(changed("engine.chunkSise", 5))
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda p: p.name)
-def test_examples_pass_server_side_validation(path):
-    done = kubectl("apply", "--dry-run=server", "--validate=strict", "-f", str(path))
-    assert done.returncode == 0, done.stderr
+def test_examples_pass_server_side_validation(cluster, path):
+    told = cluster.kubectl("apply", "--dry-run=server", "--validate=strict", "-f", str(path))
+    assert "(server dry run)" in told

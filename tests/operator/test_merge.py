@@ -53,11 +53,15 @@ def test_nothing_given_is_changed():
     assert repr(BASE) == before
 
 
+def engine(**container: object) -> dict:
+    return {"spec": {"containers": [{"name": "engine", **container}]}}
+
+
 @pytest.mark.parametrize(
     ("template", "named"),
     [
-        ({"spec": {"containers": [{"name": "engine", "command": ["sh"]}]}}, "command"),
-        ({"spec": {"containers": [{"name": "engine", "readinessProbe": {}}]}}, "readinessProbe"),
+        (engine(command=["sh"]), "command"),
+        (engine(readinessProbe={}), "readinessProbe"),
         (
             {"spec": {"containers": [{"name": "engine", "ports": [{"containerPort": 8000}]}]}},
             "8000",
