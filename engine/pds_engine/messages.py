@@ -375,10 +375,12 @@ class TransferDone(Message, frozen=True, kw_only=True):
 
 
 class Abort(Message, frozen=True, kw_only=True):
-    """D no longer wants this transfer."""
+    """D no longer wants this transfer. It may come over another connection than the offer did."""
 
     transfer: str
     epoch: int
+    incarnation: str
+    """D's: the offer's."""
 
 
 class AbortAck(Message, frozen=True, kw_only=True):

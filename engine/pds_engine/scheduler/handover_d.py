@@ -239,7 +239,11 @@ class DecodeSide:
     def _abort(self, reservation: Reservation) -> None:
         self._out.put(
             reservation.prefill,
-            Abort(transfer=reservation.request.id, epoch=reservation.epoch),
+            Abort(
+                transfer=reservation.request.id,
+                epoch=reservation.epoch,
+                incarnation=self._incarnation,
+            ),
         )
 
     def _readmit(self, reservation: Reservation) -> None:

@@ -211,18 +211,21 @@ class PrefillSide:
     # ---- giving up ---------------------------------------------------------------------------
 
     def abort(self, decode: Party, message: Abort) -> None:
-        """D no longer wants the transfer: acknowledged once no rank can write to its pages."""
+        """D no longer wants the transfer: acknowledged once no rank can write to its pages.
+
+        D may have connected anew since its offer, even before we saw the old connection end.
+        """
         name = message.transfer
-        transfer = self.transfers.get(name)
-        if transfer is not None and _names(message, transfer, decode):
-            self._fail(transfer, TransferFailed("the decode side gave the request up"))
+        candidates = self.transfers.get(name), self.closing.get(name)
+        transfer = next((t for t in candidates if t and _names(message, t.offer)), None)
+        if transfer is None:
+            self._out.put(decode, AbortAck(transfer=name, epoch=message.epoch))
             return
-        closing = self.closing.get(name)
-        acknowledgement = AbortAck(transfer=name, epoch=message.epoch)
-        if closing is not None and _names(message, closing, decode):
-            closing.given_up = closing.given_up or acknowledgement
+        transfer.decode = decode
+        if transfer.stage is Stage.CLOSING:
+            transfer.given_up = transfer.given_up or AbortAck(transfer=name, epoch=message.epoch)
         else:
-            self._out.put(decode, acknowledgement)
+            self._fail(transfer, TransferFailed("the decode side gave the request up"))
 
     def drop(self, request: Request, code: str) -> None:
         """The request has ended on this side before its first token."""
@@ -331,5 +334,5 @@ class PrefillSide:
         return settings.max_waiting + settings.max_running
 
 
-def _names(message: Abort, transfer: Transfer, decode: Party) -> bool:
-    return transfer.decode == decode and transfer.offer.epoch == message.epoch
+def _names(message: Abort, offer: TransferOffer) -> bool:
+    return (message.epoch, message.incarnation) == (offer.epoch, offer.incarnation)

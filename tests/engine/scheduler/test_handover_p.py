@@ -31,8 +31,8 @@ def closed(bench: Any, name: str, rank: int = 0, drained: bool = True) -> list[s
     return bench.handle(WORKERS, TransferClosed(transfer=name, rank=rank, drained=drained))
 
 
-def abort(bench: Any, name: str, epoch: int = 1) -> list[str]:
-    return bench.handle(D, Abort(transfer=name, epoch=epoch))
+def abort(bench: Any, name: str, epoch: int = 1, by: Party = D) -> list[str]:
+    return bench.handle(by, Abort(transfer=name, epoch=epoch, incarnation="them"))
 
 
 def start(bench: Any) -> None:
@@ -197,6 +197,25 @@ def test_an_abort_after_the_closing_record_is_acknowledged_too(p: Any) -> None:
     assert abort(p, "r") == []
     assert closed(p, "r") == ["d ack r@1"]
     assert abort(p, "r") == ["d ack r@1"]  # and again, when nothing is left of it
+
+
+def test_an_abort_over_a_new_connection_waits_for_the_drain_too(p: Any) -> None:
+    start(p)
+    anew = Party("decode", "d, connected anew")
+    assert abort(p, "r", by=anew)[0] == "workers close r"
+    assert p.lost(D) == []
+    assert abort(p, "r", by=anew) == []
+    assert closed(p, "r") == ["d, connected anew ack r@1 transfer_failed"]
+
+
+def test_an_abort_finds_the_transfer_that_is_closing_behind_a_new_one(p: Any) -> None:
+    start(p)
+    p.cancel("r")
+    p.submit("r", 5, max_tokens=9)
+    p.offer("r", 5, [7], epoch=2)
+    assert abort(p, "r", epoch=1) == []
+    assert closed(p, "r") == ["d ack r@1 cancelled"]
+    assert p.plan()[0] == "workers open r@2"
 
 
 @pytest.mark.parametrize("matched", [True, False])

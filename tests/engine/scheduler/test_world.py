@@ -1,0 +1,510 @@
+"""Random lives of whole groups, with memory that shows every misplaced page.
+
+Fake workers execute plans on fake pages and choose each token from what they read there, so that a
+page lost, shared, freed early or written late gives a wrong token. Pushes read P's pages when they
+are carried out and write D's then, as a network card would. Messages keep their order on one link
+and none across links.
+"""
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from pds_engine.errors import GroupError
+from pds_engine.messages import (
+    Admit,
+    Cancel,
+    CloseTransfer,
+    Expect,
+    Failed,
+    Forget,
+    Forgotten,
+    KvEndpoint,
+    Message,
+    OpenTransfer,
+    PeerGone,
+    Push,
+    PushDone,
+    PushFailed,
+    Ready,
+    Release,
+    Sampling,
+    Source,
+    StepDone,
+    StepPlan,
+    Submit,
+    Token,
+    TransferClosed,
+    Welcome,
+)
+from pds_engine.scheduler.party import WORKERS, Out, Party
+from pds_engine.scheduler.scheduler import Scheduler
+from pds_engine.scheduler.settings import Settings
+
+PAGE, PAGES, STOP = 4, 14, 3
+SERVER, PREFILL = Party("server", "s"), Party("prefill", "p")
+Memory = dict[tuple[int, int], int]
+
+
+def choose(tokens: Iterable[int]) -> int:
+    """What the fake model says after `tokens`: depends on each of them and its place."""
+    value = 1
+    for token in tokens:
+        value = (value * 31 + token + 1) % 1009
+    return value % 23
+
+
+@dataclass
+class Slot:
+    gen: int
+    tokens: list[int]
+    pages: list[int]
+    sampled_in: int = -1
+
+
+@dataclass
+class Worker:
+    """One rank: executes orders as they come, and pushes when told to."""
+
+    rank: int
+    memory: Memory = field(default_factory=dict)
+    orders: deque[Message] = field(default_factory=deque)
+    reports: deque[Message] = field(default_factory=deque)
+    slots: dict[int, Slot] = field(default_factory=dict)
+    open: dict[str, int] = field(default_factory=dict)
+    closing: set[str] = field(default_factory=set)
+    pushes: deque[tuple[Push, int]] = field(default_factory=deque)
+    fenced: bool = True
+    """As a receiver: places no byte of a transfer before Expect and after Forget."""
+    expected: set[tuple[str, int]] = field(default_factory=set)
+    forgotten: set[tuple[str, int]] = field(default_factory=set)
+
+    def work(self) -> None:
+        order = self.orders.popleft()
+        match order:
+            case Admit():
+                assert order.slot not in self.slots, "a slot is admitted while it is held"
+                tokens = [*order.prompt_ids, *order.output_ids]
+                self.slots[order.slot] = Slot(order.gen, tokens, list(order.pages))
+            case StepPlan():
+                self.step(order)
+            case Release():
+                assert self.slots.pop(order.slot).gen == order.gen
+            case OpenTransfer():
+                assert order.transfer not in self.open, "a transfer is opened twice"
+                self.open[order.transfer] = order.epoch
+            case CloseTransfer():
+                self.closing.add(order.transfer)
+                self.close_drained()
+            case Expect():
+                self.expected.add((order.transfer, order.epoch))
+            case Forget():
+                self.expected.remove((order.transfer, order.epoch))
+                self.forgotten.add((order.transfer, order.epoch))
+                self.reports.append(
+                    Forgotten(
+                        transfer=order.transfer,
+                        epoch=order.epoch,
+                        rank=self.rank,
+                        fenced=self.fenced,
+                    )
+                )
+            case _:
+                raise TypeError(order)
+
+    def step(self, plan: StepPlan) -> None:
+        tokens = []
+        for row in plan.rows:
+            slot = self.slots[row.slot]
+            assert slot.gen == row.gen
+            assert slot.sampled_in <= plan.depends_on or row.start + row.length <= len(slot.tokens)
+            slot.pages += row.new_pages
+            for position in range(row.start, row.start + row.length):
+                page = slot.pages[position // PAGE]
+                self.memory[page, position % PAGE] = slot.tokens[position]
+            if row.samples:
+                end = row.start + row.length
+                assert end == len(slot.tokens), "sampled before the end of what is known"
+                read = (self.memory[slot.pages[i // PAGE], i % PAGE] for i in range(end))
+                tokens.append(choose(read))
+                slot.tokens.append(tokens[-1])
+                slot.sampled_in = plan.step_id
+        self.pushes.extend(
+            (push, self.open[push.transfer])
+            for push in plan.pushes
+            if push.transfer in self.open and push.transfer not in self.closing
+        )
+        if self.rank == 0:
+            self.reports.append(
+                StepDone(step_id=plan.step_id, tokens=tuple(tokens), logprobs=(), elapsed=0.0)
+            )
+
+    def close_drained(self, give_up: bool = False) -> None:
+        """Answer the closes whose pushes are all carried out; `give_up`: and all others."""
+        under_way = {push.transfer for push, _ in self.pushes}
+        for name in sorted(self.closing):
+            if name not in under_way or give_up:
+                self.closing.remove(name)
+                del self.open[name]
+                drained = name not in under_way
+                self.reports.append(TransferClosed(transfer=name, rank=self.rank, drained=drained))
+
+
+@dataclass
+class Node:
+    """A scheduler, its workers, and what its server was told."""
+
+    settings: Settings
+    core: Scheduler = field(init=False)
+    workers: list[Worker] = field(init=False)
+    told: dict[str, list[int]] = field(default_factory=dict)
+    """Output tokens of the requests that have not ended, by id."""
+    ended: int = 0
+    asked: dict[str, Submit] = field(default_factory=dict)
+    to_peers: list[Out] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.core = Scheduler(self.settings, self.settings.role)
+        self.workers = [Worker(rank) for rank in range(self.settings.ranks)]
+        for rank in range(self.settings.ranks):
+            endpoint = KvEndpoint(rank=rank, shard=b"", pages=PAGES, backends={})
+            self.handle(
+                WORKERS, Ready(rank=rank, pages=PAGES, kv_fingerprint="f", endpoint=endpoint), 0.0
+            )
+
+    def handle(self, sender: Party, message: Message, now: float) -> None:
+        self.take(self.core.handle(sender, message, now))
+
+    def take(self, out: list[Out]) -> None:
+        for item in out:
+            if item.to == WORKERS:
+                for worker in self.workers:
+                    worker.orders.append(item.message)
+            elif item.to == SERVER:
+                self.hear(item.message)
+            else:
+                self.to_peers.append(item)
+
+    def submit(self, message: Submit, now: float) -> None:
+        assert message.request_id not in self.told
+        self.told[message.request_id] = []
+        self.asked[message.request_id] = message
+        self.handle(SERVER, message, now)
+
+    def hear(self, message: Message) -> None:
+        assert isinstance(message, Token | Failed)
+        outputs = self.told[message.request_id]  # a KeyError: told of what had ended
+        over = isinstance(message, Failed)
+        if isinstance(message, Token):
+            asked = self.asked[message.request_id]
+            assert message.index == len(outputs), "a token twice, or one left out"
+            assert message.token == choose([*asked.prompt_ids, *outputs]), "a wrong token"
+            outputs.append(message.token)
+            stopped = message.token == STOP or len(outputs) == asked.sampling.max_tokens
+            assert stopped == (message.finish_reason is not None)
+            over = stopped or self.settings.role == "prefill"
+        if over:
+            self.end(message.request_id)
+
+    def end(self, name: str) -> None:
+        del self.told[name]
+        self.ended += 1
+
+    def cancel(self, name: str, now: float) -> None:
+        self.end(name)
+        self.handle(SERVER, Cancel(request_id=name), now)
+
+    def check(self) -> None:
+        """What must hold at every moment."""
+        core, settings = self.core, self.settings
+        ledger, flight = core.ledger, core.steps.in_flight
+        assert len(flight) <= settings.depth
+        for issued in flight:
+            assert sum(row.length for row in issued.plan.rows) <= settings.max_step_tokens
+            assert len({row.slot for row in issued.plan.rows}) == len(issued.plan.rows)
+        requests = set(ledger.requests.values()) | {r for s in flight for r in s.samplers}
+        held = [page for request in requests for page in request.pages]
+        held += [page for r in core.decode.barred.values() for page in r.pages]
+        assert len(held) == len(set(held)), "a page has two holders"
+        assert all(ledger.pool.references(page) == 1 for page in held)
+        assert not any(ledger.pool.is_quarantined(page) for r in requests for page in r.pages)
+        promised = sum(r.promised for r in ledger.requests.values())
+        assert (ledger.pool.promised, ledger.pool.available >= 0) == (promised, True)
+        assert len(ledger.queue) + len(core.prefill.unoffered) <= settings.max_waiting
+
+    def check_idle(self) -> None:
+        """What must hold when all has ended."""
+        core, state = self.core, self.core.state(0.0)
+        assert not self.told, f"{sorted(self.told)} never ended"
+        assert (state.in_flight, state.running, state.transfers_in_flight) == (0, 0, 0)
+        assert (state.kv_used, state.kv_quarantined, core.ledger.pool.promised) == (0, 0, 0)
+        assert not any(worker.slots or worker.open for worker in self.workers)
+        assert not core.ledger._lingering
+
+
+class Groups(RuleBasedStateMachine):
+    """One unified group, or a prefill and a decode group; the rules are what can happen to them."""
+
+    @initialize(
+        pair=st.booleans(), pp=st.integers(1, 3), tp=st.integers(1, 2), fenced=st.booleans()
+    )
+    def start(self, pair: bool, pp: int, tp: int, fenced: bool) -> None:
+        bounds: dict[str, Any] = {
+            "pp": pp,
+            "tp": tp,
+            "page_size": PAGE,
+            "max_model_len": 40,
+            "max_running": 3,
+            "max_waiting": 4,
+            "chunk_size": 2 * PAGE,
+            "max_step_tokens": 2 * PAGE + 3,
+            "lease": 30.0,
+            "step_timeout": 1e9,
+        }
+        roles = ("prefill", "decode") if pair else ("unified",)
+        self.nodes = [Node(Settings(role=role, **bounds)) for role in roles]
+        self.now = 0.0
+        self.count = 0
+        self.connection = 0
+        self.connected = False
+        self.held: list[Message] = []
+        self.unnoticed: deque[Party] = deque()
+        """Connections that P has not yet seen end."""
+        self.to_p: deque[Message] = deque()
+        self.to_d: deque[Message] = deque()
+        for worker in self.nodes[-1].workers:
+            worker.fenced = fenced
+
+    @property
+    def pair(self) -> bool:
+        return len(self.nodes) == 2
+
+    @property
+    def decode(self) -> Party:
+        return Party("decode", str(self.connection))
+
+    def settle(self) -> None:
+        """Plan, and put what the schedulers say to each other on their links."""
+        for node in self.nodes:
+            node.take(node.core.plan(self.now))
+            out, node.to_peers = node.to_peers, []
+            for item in out:
+                if item.to == PREFILL:
+                    (self.to_p if self.connected else self.held).append(item.message)
+                elif item.to == self.decode and self.connected:
+                    self.to_d.append(item.message)
+
+    # ---- what can happen -------------------------------------------------------------------------
+
+    @rule(
+        prompt=st.lists(st.integers(0, 22), min_size=1, max_size=20),
+        max_tokens=st.integers(1, 12),
+        sides=st.sampled_from(["both", "both", "both", "both", "first", "last"]),
+        given_tokens=st.integers(0, 1),
+        lifetime=st.sampled_from([None, None, None, 20.0]),
+    )
+    def submit(
+        self,
+        prompt: list[int],
+        max_tokens: int,
+        sides: str,
+        given_tokens: int,
+        lifetime: float | None,
+    ) -> None:
+        self.count += 1
+        nodes = {"first": self.nodes[:1], "last": self.nodes[-1:]}.get(sides, self.nodes)
+        for node in nodes:
+            role = node.settings.role
+            node.submit(
+                Submit(
+                    request_id=f"r{self.count}",
+                    prompt_ids=tuple(prompt),
+                    sampling=Sampling(max_tokens=max_tokens, stop_token_ids=(STOP,)),
+                    seed=0,
+                    deadline=None if lifetime is None else self.now + lifetime,
+                    role_hint=role,
+                    source=Source(address="p", group="p") if role == "decode" else None,
+                ),
+                self.now,
+            )
+        self.settle()
+
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        node = data.draw(st.sampled_from(self.nodes))
+        if node.told:
+            node.cancel(data.draw(st.sampled_from(sorted(node.told))), self.now)
+            self.settle()
+
+    @rule(data=st.data(), count=st.integers(1, 8))
+    def go_on(self, data: st.DataObject, count: int) -> None:
+        """A worker works, a report or a message arrives, a push is carried out."""
+        for _ in range(count):
+            events = self.events()
+            if not events:
+                break
+            self.happen(*data.draw(st.sampled_from(events)))
+
+    @rule(seconds=st.sampled_from([1.0, 11.0, 31.0]))
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+        self.tick()
+
+    @precondition(lambda self: self.pair and self.connected)
+    @rule()
+    def lose_the_link(self) -> None:
+        decode = self.nodes[1]
+        self.unnoticed.append(self.decode)
+        self.connected = False
+        self.connection += 1
+        self.to_p.clear()
+        self.to_d.clear()
+        decode.take(decode.core.lost(PREFILL, self.now))
+        self.settle()
+
+    @precondition(lambda self: self.pair)
+    @rule(rank=st.integers(0, 1))
+    def a_push_fails(self, rank: int) -> None:
+        """The rank's posted writes may still land; what was not posted never will."""
+        worker = self.nodes[0].workers[rank % len(self.nodes[0].workers)]
+        if worker.pushes:
+            name = worker.pushes[-1][0].transfer
+            worker.reports.append(PushFailed(transfer=name, rank=worker.rank, message="reset"))
+
+    @precondition(lambda self: self.pair)
+    @rule()
+    def the_drain_is_given_up(self) -> None:
+        for worker in self.nodes[0].workers:
+            worker.close_drained(give_up=True)
+
+    # ---- how it happens --------------------------------------------------------------------------
+
+    def events(self) -> list[tuple[str, int, int]]:
+        found = []
+        for at, node in enumerate(self.nodes):
+            for worker in node.workers:
+                for kind, queue in (
+                    ("work", worker.orders),
+                    ("report", worker.reports),
+                    ("push", worker.pushes),
+                ):
+                    if queue and (kind != "push" or self.is_expected(worker)):
+                        found.append((kind, at, worker.rank))
+        if self.to_p:
+            found.append(("to_p", 0, 0))
+        if self.to_d:
+            found.append(("to_d", 1, 0))
+        if self.held and not self.connected:
+            found.append(("connect", 0, 0))
+        if self.unnoticed:
+            found.append(("notice", 0, 0))
+        return found
+
+    def happen(self, kind: str, at: int, rank: int) -> None:
+        node = self.nodes[at]
+        worker = node.workers[rank]
+        if kind == "work":
+            worker.work()
+        elif kind == "report":
+            node.handle(WORKERS, worker.reports.popleft(), self.now)
+        elif kind == "push":
+            self.push(worker)
+        elif kind == "to_p":
+            node.handle(self.decode, self.to_p.popleft(), self.now)
+        elif kind == "to_d":
+            node.handle(PREFILL, self.to_d.popleft(), self.now)
+        elif kind == "notice":
+            node.take(node.core.lost(self.unnoticed.popleft(), self.now))
+        else:
+            self.connected = True
+            self.to_d.append(Welcome(incarnation="prefill"))
+            self.to_p.extend(self.held)
+            self.held.clear()
+        self.settle()
+
+    def is_expected(self, worker: Worker) -> bool:
+        """A fenced receiver lets a writer wait that comes before its Expect."""
+        receiver = self.nodes[1].workers[worker.rank]
+        push, epoch = worker.pushes[0]
+        known = receiver.expected | receiver.forgotten
+        return not receiver.fenced or (push.transfer, epoch) in known
+
+    def push(self, worker: Worker) -> None:
+        """Carry one push out: read P's pages and write D's, as they are now."""
+        receiver = self.nodes[1].workers[worker.rank]
+        push, epoch = worker.pushes.popleft()
+        if receiver.fenced and (push.transfer, epoch) in receiver.forgotten:
+            worker.close_drained()
+            if push.transfer in worker.open:
+                worker.reports.append(
+                    PushFailed(transfer=push.transfer, rank=worker.rank, message="unexpected")
+                )
+            return
+        side = self.nodes[1].core.decode
+        live, barred = side.live.get(push.transfer), side.barred.get((push.transfer, epoch))
+        if live is not None and live.epoch == epoch:
+            allowed = set(live.request.pages)
+        else:
+            assert barred is not None, "a write lands after its pages were given back"
+            allowed = set(barred.pages)
+        assert allowed.issuperset(push.dst_pages), "a write lands in another's page"
+        for source, destination in zip(push.src_pages, push.dst_pages, strict=True):
+            for offset in range(PAGE):
+                receiver.memory[destination, offset] = worker.memory.get((source, offset), -1)
+        if push.last and push.transfer in worker.open:
+            worker.reports.append(
+                PushDone(transfer=push.transfer, rank=worker.rank, bytes=0, seconds=0.0)
+            )
+        worker.close_drained()
+
+    def tick(self) -> None:
+        for node in self.nodes:
+            try:
+                node.take(node.core.tick(self.now))
+            except GroupError:  # too much in quarantine
+                self.prefill_is_replaced()
+        self.settle()
+
+    def prefill_is_replaced(self) -> None:
+        """P's pod has ended: its writes too. P itself goes on as its successor would."""
+        for worker in self.nodes[0].workers:
+            worker.pushes.clear()
+            worker.close_drained()
+        self.nodes[1].handle(SERVER, PeerGone(incarnation="prefill"), self.now)
+
+    # ---- what must hold -------------------------------------------------------------------------
+
+    @invariant()
+    def all_is_accounted_for(self) -> None:
+        for node in self.nodes:
+            node.check()
+
+    def teardown(self) -> None:
+        """Left alone, everything ends, and every page and slot comes back."""
+        if not hasattr(self, "nodes"):
+            return
+        for _ in range(40):
+            while events := self.events():
+                self.happen(*events[self.count % len(events)])
+                self.count += 1
+            self.now += 11.0
+            self.tick()
+        if self.pair:
+            self.prefill_is_replaced()
+            self.settle()
+        for node in self.nodes:
+            node.check()
+            node.check_idle()
+
+
+TestGroups = Groups.TestCase
+TestGroups.settings = hypothesis_settings(
+    max_examples=150,
+    stateful_step_count=60,
+    deadline=None,
+    derandomize=True,
+)
