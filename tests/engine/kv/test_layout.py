@@ -53,7 +53,7 @@ def page_of(kv: KvFormat, part: KvShard) -> np.ndarray:
     return blocks[part.layer_start : part.layer_stop, :, part.head_start : part.head_stop].ravel()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.data())
 def test_every_destination_byte_is_written_exactly_once(data: st.DataObject) -> None:
     kv = data.draw(formats())
@@ -69,7 +69,7 @@ def test_every_destination_byte_is_written_exactly_once(data: st.DataObject) -> 
         np.testing.assert_array_equal(page, page_of(kv, dst))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.data())
 def test_replicas_share_the_destinations(data: st.DataObject) -> None:
     kv = data.draw(formats())
@@ -153,7 +153,7 @@ def test_nothing_to_copy() -> None:
     assert plan_runs((Segment(0, 0, 4),), [], [], 4, 4) == []
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.data())
 def test_runs_carry_whole_pools(data: st.DataObject) -> None:
     kv = data.draw(formats())

@@ -70,6 +70,8 @@ class Done(NamedTuple):
 
     ticket: int
     error: str | None
+    stray: bool = False
+    """It failed, and yet its bytes may still arrive: a one-sided write of a broken connection."""
 
 
 class Route(NamedTuple):

@@ -122,7 +122,8 @@ class NixlBackend:
             self._look(ticket, handle, self._agent.transfer(handle))
         except Exception as error:
             self._posted.pop(ticket, None)
-            self._ended.append(Done(ticket, f"NIXL cannot write to {route.channel.peer}: {error}"))
+            message = f"NIXL cannot write to {route.channel.peer}: {error}"
+            self._ended.append(Done(ticket, message, stray=True))
 
     def poll(self) -> list[Done]:
         for ticket, (channel, _, handle) in list(self._posted.items()):
@@ -170,7 +171,7 @@ class NixlBackend:
         self._posted.pop(ticket, None)
         if not _release(handle):
             self._abandoned.append(handle)
-        self._ended.append(Done(ticket, error))
+        self._ended.append(Done(ticket, error, stray=error is not None))
 
 
 def _descriptors(

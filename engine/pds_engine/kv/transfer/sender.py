@@ -62,8 +62,8 @@ class _Outgoing:
     """The last push has been ordered."""
     ended: bool = False
     """PushDone or PushFailed was told."""
-    lost: bool = False
-    """A peer went away with writes under way."""
+    stray: bool = False
+    """A peer went away with writes under way: they may yet arrive."""
     close_by: float | None = None
     closed: bool = False
     """TransferClosed was told; writes may still be under way if the bound had passed."""
@@ -179,6 +179,7 @@ class Sender:
         if not transfer.under_way:
             transfer.busy += time.monotonic() - transfer.busy_since
         if done.error is not None:
+            transfer.stray |= done.stray
             self._fail(transfer, done.error)
         self._settle(transfer)
 
@@ -224,7 +225,7 @@ class Sender:
             if any(leg.channel is channel for leg in transfer.legs):
                 self._fail(transfer, f"kv peer {channel.peer}: {reason}")
                 if transfer.under_way:
-                    transfer.lost = True
+                    transfer.stray = True
                     for ticket in transfer.under_way:
                         self._tickets.pop(ticket, None)
                     transfer.under_way.clear()
@@ -330,7 +331,7 @@ class Sender:
                 )
             )
         if transfer.close_by is not None:
-            self._closed(transfer, drained=not transfer.lost)
+            self._closed(transfer, drained=not transfer.stray)
 
     def _fail(self, transfer: _Outgoing, message: str) -> None:
         self._stop(transfer)
@@ -348,12 +349,15 @@ class Sender:
     def _closed(self, transfer: _Outgoing, *, drained: bool) -> None:
         name = transfer.order.transfer
         del self._transfers[name]
-        transfer.closed = True
+        transfer.closed = transfer.ended = True
         if not transfer.under_way:
             self._say_close(transfer)
         self._tell(TransferClosed(transfer=name, rank=self._rank, drained=drained))
 
     def _say_close(self, transfer: _Outgoing) -> None:
+        """Let the peer know that nothing of it can come any more, if that is so."""
+        if transfer.stray:
+            return
         order = transfer.order
         for channel in {leg.channel for leg in transfer.legs}:
             if channel.ready:

@@ -34,13 +34,15 @@ class Side:
         keys: Keys,
         rank: int = 0,
         limits: Limits | None = None,
-        host: str = "127.0.0.1",
+        port_base: int = 0,
     ) -> None:
         self.pool = KvPool(kv, part, pages, shared="shm" in backends)
         self.bytes = self.pool.data.view(torch.uint8).view(pages, -1)
         self.events: queue.Queue[Message] = queue.Queue()
-        config = KvConfig.model_validate({"backends": tuple(backends), "port_base": 0})
-        self.thread = TransferThread(self.pool, config, rank, host, self.events.put, keys, limits)
+        config = KvConfig.model_validate({"backends": tuple(backends), "port_base": port_base})
+        self.thread = TransferThread(
+            self.pool, config, rank, "127.0.0.1", self.events.put, keys, limits
+        )
 
     def endpoint(self) -> KvEndpoint:
         return self.thread.endpoint()

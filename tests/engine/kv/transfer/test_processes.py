@@ -94,7 +94,7 @@ def thorough(examples: int):
     )
 
 
-@thorough(25)
+@thorough(20)
 @given(data=st.data())
 def test_hand_over_by_tcp(groups, data: st.DataObject) -> None:
     hand_over(data, groups, "tcp")
@@ -106,7 +106,7 @@ def test_hand_over_by_shared_memory(groups, data: st.DataObject) -> None:
     hand_over(data, groups, "shm")
 
 
-@thorough(4)
+@thorough(3)
 @given(data=st.data())
 def test_hand_over_by_nixl(groups, data: st.DataObject) -> None:
     pytest.importorskip("nixl", reason="pip install nixl")
