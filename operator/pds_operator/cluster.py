@@ -85,7 +85,7 @@ class Store:
         known = self._parents.get(key)
         same = known and known[0]["metadata"]["uid"] == obj["metadata"]["uid"]
         if known is None or not same or version > known[1]:
-            self._parents[key] = (obj, version)
+            self._parents[key] = (_slim(obj), version)
             self._changed(key)
 
     def drop_parent(self, key: Key) -> None:

@@ -134,7 +134,7 @@ class Executor:
                     owner,
                 )
             case TryOut(obj=obj):
-                await self._api.create(obj, dry_run=True)
+                await self._try_out(obj)
             case MarkDraining():
                 await self._mark(action, owner)
             case AskDrain(ip=ip, seconds=seconds):
@@ -173,6 +173,13 @@ class Executor:
             uid = live["metadata"]["uid"]
             sent = {**obj, "metadata": {**meta, "uid": uid}}
             self._seen(await self._api.apply(sent), kind)
+
+    async def _try_out(self, obj: Object) -> None:
+        """Refuse a template that can never be; a full quota says nothing about it."""
+        try:
+            await self._api.create(obj, dry_run=True)
+        except errors.Refused as error:
+            log.info("dry run of %s: %s", obj["metadata"]["name"], error.message)
 
     async def _mark(self, action: MarkDraining, owner: Owner) -> None:
         patch = {

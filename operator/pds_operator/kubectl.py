@@ -6,8 +6,6 @@ import subprocess
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 Object = dict[str, Any]
@@ -25,11 +23,10 @@ def status(name: str, namespace: Namespace = None, context: Context = None) -> N
     """Conditions, roles and pods of one PDServing."""
     pds = _get(["get", "pdserving", name], namespace, context)
     pods = _get(["get", "pods", "-l", f"pdserving.io/name={name}"], namespace, context)
-    console, told = Console(), pds.get("status") or {}
-    console.print(f"[bold]{name}[/] {told.get('endpoint', '')}", highlight=False)
-    console.print(_conditions(told))
-    console.print(_roles(told))
-    console.print(_pods(pods["items"]))
+    told = pds.get("status") or {}
+    typer.echo(f"{name}  {told.get('endpoint', '')}")
+    for rows in (_conditions(told), _roles(told), _pods(pods["items"])):
+        typer.echo("\n" + table(rows))
 
 
 @app.command()
@@ -46,45 +43,44 @@ def plan(name: str, namespace: Namespace = None, context: Context = None) -> Non
     typer.echo(f"target   {told.get('targetRevision') or '-'}")
 
 
-def _conditions(told: Object) -> Table:
-    table = Table("CONDITION", "STATUS", "REASON", "SINCE", "MESSAGE", box=None)
-    for item in told.get("conditions", []):
-        table.add_row(
-            item["type"],
-            item["status"],
-            item["reason"],
-            item["lastTransitionTime"],
-            item["message"],
-        )
-    return table
+def table(rows: list[list[str]]) -> str:
+    """Columns as kubectl aligns them."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("   ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+    return "\n".join(lines)
 
 
-def _roles(told: Object) -> Table:
+def _conditions(told: Object) -> list[list[str]]:
+    keys = ("type", "status", "reason", "lastTransitionTime", "message")
+    rows = [[str(item[key]) for key in keys] for item in told.get("conditions", [])]
+    return [["CONDITION", "STATUS", "REASON", "SINCE", "MESSAGE"], *rows]
+
+
+def _roles(told: Object) -> list[list[str]]:
     keys = ("desired", "created", "ready", "updated", "warm", "draining")
-    table = Table("ROLE", *(key.upper() for key in keys), box=None)
-    for role in ("prefill", "decode", "unified"):
+    rows = [["ROLE", *(key.upper() for key in keys)]]
+    for role in ("prefill", "decode", "unified", "router"):
         if role in told:
-            table.add_row(role, *(str(told[role].get(key, "")) for key in keys))
-    router = told.get("router") or {}
-    table.add_row("router", str(router.get("desired", "")), "", str(router.get("ready", "")))
-    return table
+            rows.append([role, *(str(told[role].get(key, "")) for key in keys)])
+    return rows
 
 
-def _pods(pods: list[Object]) -> Table:
-    table = Table("POD", "ROLE", "REVISION", "ATTEMPT", "PHASE", "READY", "DRAINING", box=None)
+def _pods(pods: list[Object]) -> list[list[str]]:
+    rows = [["POD", "ROLE", "REVISION", "ATTEMPT", "PHASE", "READY", "DRAINING"]]
     for pod in sorted(pods, key=lambda item: str(item["metadata"]["name"])):
         labels = pod["metadata"].get("labels") or {}
         conditions = {c["type"]: c["status"] for c in pod["status"].get("conditions") or []}
-        table.add_row(
-            pod["metadata"]["name"],
-            labels.get("pdserving.io/role", ""),
-            labels.get("pdserving.io/revision", ""),
-            labels.get("pdserving.io/attempt", ""),
-            pod["status"].get("phase", ""),
-            conditions.get("Ready", ""),
-            labels.get("pdserving.io/draining", ""),
+        chosen = [labels.get(f"pdserving.io/{key}", "") for key in ("role", "revision", "attempt")]
+        rows.append(
+            [
+                pod["metadata"]["name"],
+                *chosen,
+                pod["status"].get("phase", ""),
+                conditions.get("Ready", ""),
+                labels.get("pdserving.io/draining", ""),
+            ]
         )
-    return table
+    return rows
 
 
 def _get(words: list[str], namespace: str | None, context: str | None) -> Object:

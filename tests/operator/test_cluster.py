@@ -1,0 +1,156 @@
+"""Lists and watches against a small API server on loopback."""
+
+import asyncio
+import json
+
+import kopf
+import pytest
+from aiohttp import web
+from pds_operator import api as api_module
+from pds_operator import errors
+from pds_operator.api import Api
+from pds_operator.cluster import Store, follow
+from pds_operator.settings import Settings
+
+KEY = ("team", "chat")
+
+
+def service(name: str, version: int, **spec: object) -> dict:
+    return {
+        "kind": "Service",
+        "metadata": {
+            "name": name,
+            "namespace": "team",
+            "uid": f"uid-{name}",
+            "resourceVersion": str(version),
+            "labels": {"pdserving.io/name": "chat"},
+        },
+        "spec": spec,
+    }
+
+
+class Server:
+    """Answers lists from `items` and each watch from the next of `watches` (lines, then EOF)."""
+
+    def __init__(self) -> None:
+        self.items: list[dict] = []
+        self.version = 10
+        self.watches: list[list[dict]] = []
+        self.asked: list[dict[str, str]] = []
+        self.done = asyncio.Event()
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        self.asked.append(dict(request.query))
+        if "watch" not in request.query:
+            body = {"metadata": {"resourceVersion": str(self.version)}, "items": self.items}
+            return web.json_response(body)
+        response = web.StreamResponse()
+        await response.prepare(request)
+        if not self.watches:
+            self.done.set()
+            await asyncio.Event().wait()
+        for event in self.watches.pop(0):
+            await response.write(json.dumps(event).encode() + b"\n")
+        return response
+
+
+@pytest.fixture
+async def server(monkeypatch):
+    server = Server()
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", server.handle)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    port = runner.addresses[0][1]
+    info = kopf.ConnectionInfo(server=f"http://127.0.0.1:{port}")
+    monkeypatch.setattr(api_module, "login", lambda settings: info)
+    yield server
+    await runner.cleanup()
+
+
+async def followed(server: Server) -> tuple[Store, list]:
+    changed: list = []
+    store = Store(changed.append)
+    async with Api(Settings()) as api:
+        task = asyncio.create_task(follow(api, store, "Service", "team", asyncio.Event()))
+        await asyncio.wait_for(server.done.wait(), 5)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    return store, changed
+
+
+def names(store: Store) -> set[str]:
+    return {name for _, name in store.owned(KEY).objects}
+
+
+async def test_a_watch_resumes_where_the_last_one_ended(server):
+    server.items = [service("a", 5)]
+    bookmark = {"metadata": {"resourceVersion": "30"}}
+    server.watches = [
+        [{"type": "ADDED", "object": service("b", 20)}, {"type": "BOOKMARK", "object": bookmark}],
+        [{"type": "DELETED", "object": service("a", 31)}],
+    ]
+    store, _ = await followed(server)
+    assert names(store) == {"b"}
+    versions = [query["resourceVersion"] for query in server.asked if "watch" in query]
+    assert versions == ["10", "30", "31"]
+    assert all(query["labelSelector"] == "pdserving.io/name" for query in server.asked)
+
+
+async def test_gone_means_list_anew_and_drop_what_is_gone(server):
+    server.items = [service("a", 5), service("b", 6)]
+    gone = {"kind": "Status", "code": 410, "reason": "Expired", "message": "too old"}
+
+    class Expired(list):
+        """The list changes while this watch is answered."""
+
+        def __iter__(self):
+            server.items, server.version = [service("b", 6)], 50
+            return super().__iter__()
+
+    server.watches = [Expired([{"type": "ERROR", "object": gone}])]
+    store, changed = await followed(server)
+    assert names(store) == {"b"}
+    assert KEY in changed
+    assert [query.get("resourceVersion") for query in server.asked] == [None, "10", None, "50"]
+
+
+async def test_an_event_of_a_megabyte_is_one_event(server):
+    server.watches = [[{"type": "ADDED", "object": service("big", 20, text="x" * 1_000_000)}]]
+    store, _ = await followed(server)
+    assert names(store) == {"big"}
+
+
+def test_older_than_what_is_known_is_ignored():
+    store = Store(lambda key: None)
+    store.put(service("a", 9, color="new"))
+    store.put(service("a", 8, color="old"))
+    [(obj, _)] = store.owned(KEY).objects.values()
+    assert obj["spec"] == {"color": "new"}
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "kind", "reason"),
+    [
+        (404, {"message": "x"}, errors.Missing, "Missing"),
+        (409, {"reason": "AlreadyExists"}, errors.Conflict, "Conflict"),
+        (410, {"reason": "Expired"}, errors.Gone, "Gone"),
+        (403, {"message": "pods is forbidden: exceeded quota: q"}, errors.Refused, "QuotaExceeded"),
+        (
+            403,
+            {"message": "x", "details": {"causes": [{"reason": "NamespaceTerminating"}]}},
+            errors.Refused,
+            "NamespaceTerminating",
+        ),
+        (403, {"message": "maximum cpu usage per Pod is 1"}, errors.Refused, "LimitRange"),
+        (403, {"message": "User cannot create"}, errors.ApiError, "Forbidden"),
+        (422, {"message": "spec.x: Invalid"}, errors.ApiError, "Invalid"),
+        (500, None, errors.ApiError, "ApiError"),
+    ],
+)
+def test_refusals(status, body, kind, reason):
+    error = errors.from_status(status, body)
+    assert type(error) is kind
+    assert error.reason == reason
