@@ -7,66 +7,23 @@ said where it is used (`build`), and frozen into each revision when it is render
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic.alias_generators import to_camel
+from pydantic import Field, ValidationError
 
 from pds_operator.errors import SpecError
-
-ANYTHING: dict[str, Any] = {"x-kubernetes-preserve-unknown-fields": True, "type": "object"}
-QUANTITY: dict[str, Any] = {"x-kubernetes-int-or-string": True}
-
-
-def rule(expression: str, message: str) -> dict[str, Any]:
-    """A CEL rule of the schema at this place."""
-    return {"x-kubernetes-validations": [{"rule": expression, "message": message}]}
-
-
-def rules(*pairs: tuple[str, str]) -> dict[str, Any]:
-    """Several of them."""
-    return {
-        "x-kubernetes-validations": [
-            {"rule": expression, "message": message} for expression, message in pairs
-        ]
-    }
-
-
-PERCENT = r"^[0-9]{1,3}%$"
-IntOrPercent = Annotated[
-    int | str,
-    Field(
-        json_schema_extra={
-            **QUANTITY,
-            **rule(
-                f"type(self) == int ? self >= 0 : self.matches('{PERCENT}')",
-                "must be a number of groups or a percentage such as 25%",
-            ),
-            "maxLength": 4,
-        }
-    ),
-]
-Quantity = Annotated[int | str, Field(json_schema_extra={**QUANTITY, "maxLength": 32})]
-FreeObject = Annotated[dict[str, Any], Field(json_schema_extra=ANYTHING)]
-Name = Annotated[str, Field(min_length=1, max_length=253)]
-Path = Annotated[str, Field(pattern=r"^/[^:]*$", max_length=1024)]
-Dtype = Literal["float32", "bfloat16", "float16"]
-Count = Annotated[int, Field(ge=1, le=64)]
-Seconds = Annotated[int, Field(ge=0, le=604800)]
-
-
-class Part(BaseModel):
-    """A part of the spec: frozen, camelCase outside, closed to unknown keys."""
-
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        alias_generator=to_camel,
-        populate_by_name=True,
-        use_attribute_docstrings=True,
-    )
-
-
-def _part(extra: dict[str, Any]) -> ConfigDict:
-    return ConfigDict(json_schema_extra=extra)
+from pds_operator.spec.fields import (
+    Count,
+    Dtype,
+    FreeObject,
+    IntOrPercent,
+    Name,
+    Part,
+    Path,
+    Quantity,
+    Seconds,
+    part,
+    rule,
+    rules,
+)
 
 
 class ClaimPath(Part):
@@ -83,7 +40,7 @@ class ModelImage(Part):
 
 
 class ModelSource(Part):
-    model_config = _part(
+    model_config = part(
         rule(
             "[has(self.path), has(self.pvc), has(self.image)].filter(x, x).size() == 1",
             "exactly one of path, pvc and image says where the model is",
@@ -120,7 +77,7 @@ class DpSpec(Part):
 class EngineSpec(Part):
     """What all roles of the engine share; a role's own `engine` overrides it key by key."""
 
-    model_config = _part(
+    model_config = part(
         rules(
             (
                 "!has(self.chunkSize) || !has(self.dynamic) || !self.dynamic",
@@ -183,7 +140,7 @@ _GPU = "'nvidia.com/gpu'"
 class RoleSpec(Part):
     """One of prefill, decode and unified: all three have this shape."""
 
-    model_config = _part(
+    model_config = part(
         rules(
             (f"{_PP_TP_DP} % {_PER_POD} == 0", "ranksPerPod must divide pp·tp·dp"),
             (
@@ -264,7 +221,7 @@ class EmptyObject(Part):
 
 
 class CacheVolume(Part):
-    model_config = _part(
+    model_config = part(
         rules(
             (
                 "[has(self.claim), has(self.existingClaim), has(self.hostPath), "
@@ -308,7 +265,7 @@ class SchedulingSpec(Part):
 
 
 class RolloutSpec(Part):
-    model_config = _part(
+    model_config = part(
         rule(
             "!has(self.maxSurge) || !(self.maxSurge == 0 || self.maxSurge == '0%') || "
             "(has(self.maxUnavailable) && "
@@ -347,7 +304,7 @@ def _same(key: str, missing: str, why: str) -> tuple[str, str]:
 
 
 class PDServingSpec(Part):
-    model_config = _part(
+    model_config = part(
         rules(
             (
                 "has(self.unified) ? !has(self.prefill) && !has(self.decode) : "

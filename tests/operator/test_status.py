@@ -1,0 +1,129 @@
+"""What a PDServing says of itself."""
+
+import dataclasses
+
+import pytest
+from worlds import NOW, World, desired, raw_spec
+
+from pds_operator.observed import EngineState, Proof
+from pds_operator.status import status, transitions
+
+WARM = {"compileCache": {"volume": {"existingClaim": "c"}}}
+
+
+@pytest.fixture
+def world() -> World:
+    world = World(raw_spec(**WARM))
+    world.settle()
+    return world
+
+
+def told(world: World, previous: dict | None = None, **observed) -> dict:
+    seen = dataclasses.replace(world.observed(), **observed)
+    return status(seen, desired(world.raw), world.plan(), previous or {}, world.now)
+
+
+def condition(status: dict, kind: str) -> tuple[str, str]:
+    [found] = [item for item in status["conditions"] if item["type"] == kind]
+    return found["status"], found["reason"]
+
+
+def prove(world: World, **changes: object) -> dict[str, EngineState]:
+    proof = dataclasses.replace(Proof("m1", compiled=2, reused=1), **changes)
+    for name in world.pods:
+        world.change(name, proof=proof)
+    return {name: EngineState(manifest="m1", fingerprint="kv") for name in world.pods}
+
+
+def test_a_settled_world(world):
+    states = prove(world)
+    said = told(world, states=states)
+    assert {c["type"]: (c["status"], c["reason"]) for c in said["conditions"]} == {
+        "Ready": ("True", "Routable"),
+        "Progressing": ("False", "Complete"),
+        "KernelsWarm": ("True", "Warm"),
+        "Degraded": ("False", "AsExpected"),
+    }
+    assert said["prefill"] == {
+        "desired": 2,
+        "created": 2,
+        "ready": 2,
+        "updated": 2,
+        "warm": 2,
+        "draining": 0,
+        "summary": "2/2",
+    }
+    assert said["router"] == {"desired": 1, "ready": 1}
+    assert said["currentRevision"] == said["targetRevision"]
+
+
+def test_warm_needs_the_engine_to_run_what_the_warm_up_proved(world):
+    states = prove(world)
+    states["chat-d-0-0-0"] = EngineState(manifest="another")
+    said = told(world, states=states)
+    assert condition(said, "KernelsWarm") == ("False", "WarmingUp")
+    assert said["decode"]["warm"] == 0
+
+
+def test_a_compilation_after_ready_is_told(world):
+    states = prove(world)
+    states["chat-d-0-0-0"] = EngineState(manifest="m1", compiles_after_ready=3)
+    assert condition(told(world, states=states), "KernelsWarm") == ("False", "CompiledAfterReady")
+
+
+def test_a_failed_warm_up_is_told(world):
+    prove(world, error="g++: No space left on device")
+    assert condition(told(world), "KernelsWarm") == ("False", "WarmupFailed")
+
+
+def test_pods_that_can_never_pair_are_told(world):
+    states = prove(world)
+    states["chat-d-0-0-0"] = EngineState(manifest="m1", fingerprint="other")
+    assert condition(told(world, states=states), "Degraded") == ("True", "KvFingerprintMismatch")
+
+
+def test_ready_needs_a_pair_and_a_router(world):
+    assert condition(told(world), "Ready") == ("True", "Routable")
+    world.change("chat-d-0-0-0", ready=False)
+    assert condition(told(world), "Ready") == ("False", "NoRoutableGroup")
+    world.objects["Deployment", "chat-router"]["status"]["readyReplicas"] = 0
+    assert condition(told(world), "Ready") == ("False", "NoRouter")
+
+
+def test_progress_says_what_it_is_doing(world):
+    reasons = []
+    world.raw = raw_spec(**WARM, image="engine:2")
+    for _ in range(12):
+        world.round()
+        world.turn_ready()
+        world.bury()
+        reasons.append(condition(told(world), "Progressing")[1])
+    assert reasons[0] == "RollingOut"
+    assert reasons[-1] == "Complete"
+    world.raw = raw_spec(**WARM, image="engine:2", prefill={"replicas": 1})
+    world.busy = dict.fromkeys(world.pods, 1)
+    world.round()
+    assert condition(told(world), "Progressing") == ("True", "Draining")
+
+
+def test_transition_times_move_only_with_the_status(world):
+    first = told(world)
+    world.now = NOW + 100
+    second = told(world, first)
+    assert second["conditions"] == first["conditions"]
+    world.change("chat-d-0-0-0", ready=False)
+    third = told(world, second)
+    moved = {c["type"] for c in third["conditions"] if c not in second["conditions"]}
+    assert moved == {"Ready", "Progressing"}
+    assert [kind for kind, _, _ in transitions(second, third)] == ["Ready", "Progressing"]
+
+
+def test_the_serving_revision_changes_at_the_end_of_a_rollout(world):
+    before = told(world)
+    world.raw = raw_spec(**WARM, image="engine:2")
+    world.round()
+    during = told(world, before)
+    assert during["currentRevision"] == before["currentRevision"] != during["targetRevision"]
+    world.settle()
+    after = told(world, during)
+    assert after["currentRevision"] == after["targetRevision"] == during["targetRevision"]
