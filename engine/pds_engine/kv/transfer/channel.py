@@ -11,6 +11,7 @@ that it speaks to that very process which made the endpoint. What is read goes s
 belongs: the reading side is a generator that yields the buffers it wants filled next.
 """
 
+import contextlib
 import hashlib
 import hmac
 import os
@@ -189,9 +190,15 @@ class Channel:
     def _put(self, views: Sequence[memoryview]) -> None:
         if not self.due:
             self.progress = time.monotonic()
-        if not self._out:
-            self._selector.modify(self._sock, selectors.EVENT_READ | selectors.EVENT_WRITE, self)
+        if self._out:
+            self._out.extend(views)
+            return
         self._out.extend(views)
+        if len(views) == 1:  # an answer: it goes at once; pages go when the loop comes round
+            with contextlib.suppress(OSError):  # which the loop will meet again
+                _drop(self._out, self._sock.send(views[0]))
+        if self._out:
+            self._selector.modify(self._sock, selectors.EVENT_READ | selectors.EVENT_WRITE, self)
 
     def _write(self, now: float) -> None:
         while True:

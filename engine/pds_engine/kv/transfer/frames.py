@@ -53,6 +53,12 @@ class Copy(Frame, frozen=True, kw_only=True):
     runs: bytes
 
 
+class Posting(Frame, frozen=True, kw_only=True):
+    """P → D: one-sided writes are under way, so make progress for them; or none is any more."""
+
+    active: bool
+
+
 class Close(Frame, frozen=True, kw_only=True):
     """P → D: nothing more comes, and nothing is under way."""
 
@@ -88,7 +94,7 @@ class Nack(Frame, frozen=True, kw_only=True):
     message: str
 
 
-AnyFrame = Open | Write | Copy | Close | Opened | Refused | Ack | Nack
+AnyFrame = Open | Write | Copy | Posting | Close | Opened | Refused | Ack | Nack
 
 _encoder = Encoder()
 _decoder: Decoder[AnyFrame] = Decoder(AnyFrame)

@@ -1,8 +1,8 @@
 """Pages by NIXL over UCX: one-sided writes, by RDMA, CUDA IPC or whatever else both hosts have.
 
-Nothing announces progress: both sides poll while a transfer is open (`polling`), which costs less
-than NIXL's own progress thread (it halves the throughput on two cores). UCX listens on every device
-it finds, so it is told the pod's own before it is loaded.
+Nothing announces progress: both sides poll while writes are under way, which costs less than NIXL's
+own progress thread (it halves the throughput on two cores); the sender says when (Posting). UCX
+listens on every device it finds, so it is told the pod's own before it is loaded.
 """
 
 import fcntl
@@ -25,7 +25,7 @@ from pds_engine.kv.layout import Run
 from pds_engine.kv.pool import KvPool
 from pds_engine.kv.transfer.base import Described, Done, Offer, Route
 from pds_engine.kv.transfer.channel import Channel
-from pds_engine.kv.transfer.frames import BackendName
+from pds_engine.kv.transfer.frames import BackendName, Posting
 
 _log = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ class NixlBackend:
         except Exception as error:  # NIXL's own classes derive from Exception alone
             raise TransferFailed(f"NIXL does not start: {error}") from error
         self._peers: dict[Channel, _Peer] = {}
-        self._posted: dict[int, tuple[Channel, str, Any]] = {}
+        self._posted: dict[int, tuple[Channel, Any]] = {}
         self._ended: list[Done] = []
         self._abandoned: list[Any] = []
         """Handles of lost peers that NIXL would not release yet."""
@@ -111,6 +111,8 @@ class NixlBackend:
         parts = np.asarray(runs, dtype=np.uint64)
         local = _descriptors(parts[:, 0], parts[:, 2], self._address, self._device)
         remote = _descriptors(parts[:, 1], parts[:, 2], peer.pages.address, peer.pages.device)
+        if not self._under_way(route.channel):
+            route.channel.send(Posting(active=True))
         try:
             handle = self._agent.initialize_xfer(
                 "WRITE",
@@ -118,19 +120,20 @@ class NixlBackend:
                 self._agent.get_xfer_descs(remote, peer.pages.memory),
                 peer.agent,
             )
-            self._posted[ticket] = (route.channel, route.transfer, handle)
-            self._look(ticket, handle, self._agent.transfer(handle))
+            self._posted[ticket] = (route.channel, handle)
+            self._look(ticket, route.channel, handle, self._agent.transfer(handle))
         except Exception as error:
             self._posted.pop(ticket, None)
+            self._rest(route.channel)
             message = f"NIXL cannot write to {route.channel.peer}: {error}"
             self._ended.append(Done(ticket, message, stray=True))
 
     def poll(self) -> list[Done]:
-        for ticket, (channel, _, handle) in list(self._posted.items()):
+        for ticket, (channel, handle) in list(self._posted.items()):
             try:
-                self._look(ticket, handle, self._agent.check_xfer_state(handle))
+                self._look(ticket, channel, handle, self._agent.check_xfer_state(handle))
             except Exception as error:
-                self._end(ticket, handle, f"NIXL lost {channel.peer}: {error}")
+                self._end(ticket, channel, handle, f"NIXL lost {channel.peer}: {error}")
         self._agent.get_new_notifs()  # makes progress for those who write to us
         self._abandoned = [handle for handle in self._abandoned if not _release(handle)]
         ended, self._ended = self._ended, []
@@ -140,7 +143,7 @@ class NixlBackend:
         """What is posted is awaited: UCX cannot take a write back."""
 
     def lost(self, channel: Channel) -> None:
-        for ticket, (to, _, handle) in list(self._posted.items()):
+        for ticket, (to, handle) in list(self._posted.items()):
             if to is channel:
                 del self._posted[ticket]
                 if not _release(handle):
@@ -161,17 +164,26 @@ class NixlBackend:
             _log.warning("NIXL does not let go of the pool: %s", error)
         self._agent = None
 
-    def _look(self, ticket: int, handle: Any, state: str) -> None:
+    def _look(self, ticket: int, channel: Channel, handle: Any, state: str) -> None:
         if state == "DONE":
-            self._end(ticket, handle, None)
+            self._end(ticket, channel, handle, None)
         elif state != "PROC":
-            self._end(ticket, handle, f"NIXL reports {state}")
+            self._end(ticket, channel, handle, f"NIXL reports {state}")
 
-    def _end(self, ticket: int, handle: Any, error: str | None) -> None:
+    def _end(self, ticket: int, channel: Channel, handle: Any, error: str | None) -> None:
         self._posted.pop(ticket, None)
         if not _release(handle):
             self._abandoned.append(handle)
         self._ended.append(Done(ticket, error, stray=error is not None))
+        self._rest(channel)
+
+    def _under_way(self, channel: Channel) -> bool:
+        return any(to is channel for to, _ in self._posted.values())
+
+    def _rest(self, channel: Channel) -> None:
+        """The peer need not poll any more, if nothing is left under way to it."""
+        if not self._under_way(channel):
+            channel.send(Posting(active=False))
 
 
 def _descriptors(

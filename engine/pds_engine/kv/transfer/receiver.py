@@ -21,6 +21,7 @@ from pds_engine.kv.transfer.frames import (
     Nack,
     Open,
     Opened,
+    Posting,
     Refused,
     Write,
     unpack_runs,
@@ -40,6 +41,8 @@ class _Visitor:
     placing: Write | None = None
     fault: str | None = None
     """Why the data being read is thrown away."""
+    posting: bool = False
+    """One-sided writes of it are under way."""
     mapped: dict[str, memoryview] = field(default_factory=dict)
 
 
@@ -77,11 +80,7 @@ class Receiver:
     @property
     def polling(self) -> bool:
         """Whether a one-sided writer needs this side to make progress."""
-        return any(
-            opened.backend == "nixl"
-            for visitor in self._visitors.values()
-            for opened in visitor.opened.values()
-        )
+        return any(visitor.posting for visitor in self._visitors.values())
 
     @property
     def timed(self) -> bool:
@@ -112,7 +111,7 @@ class Receiver:
                 channel.discard()
             opened = visitor.opened.get(order.transfer)
             if opened is not None and opened.epoch == order.epoch and opened.backend == "nixl":
-                fenced = False  # and this side goes on polling, until the peer says Close
+                fenced = False
             waiting = visitor.waiting.get(order.transfer)
             if waiting is not None and waiting[0].epoch == order.epoch:
                 del visitor.waiting[order.transfer]
@@ -193,6 +192,8 @@ class Receiver:
                 return self._places(visitor, frame, data_bytes)
             case Copy():
                 self._copy(channel, visitor, frame)
+            case Posting(active=active):
+                visitor.posting = active
             case Close():
                 visitor.opened.pop(frame.transfer, None)
                 visitor.waiting.pop(frame.transfer, None)
