@@ -10,7 +10,8 @@ from pds_engine.models.spec import RopeSpec
 
 def frequencies(spec: RopeSpec, head_dim: int) -> Tensor:
     """Radians per position of each pair of dimensions: [head_dim / 2], float32."""
-    inverse = spec.theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
+    # 1 / x, not a negative power: float32 angles of far positions show the last bit
+    inverse = 1.0 / spec.theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
     if spec.kind == "linear":
         return inverse / spec.factor
     if spec.kind == "llama3":

@@ -48,6 +48,16 @@ def planned(rows: list[tuple[int, int]], padded: int = 0) -> tuple[AttentionPlan
     return build(step, tables, padded).attention, tables
 
 
+def laid_out(rows: list[tuple[int, int]]) -> list[int]:
+    """Slots in the order of their tokens: chunks, then decode rows by their contexts' doublings."""
+
+    def place(slot: int) -> tuple[bool, int]:
+        start, length = rows[slot]
+        return length == 1, max(8, start // PAGE).bit_length() if length == 1 else 0
+
+    return sorted(range(len(rows)), key=place)
+
+
 @pytest.mark.parametrize("padded", [0, 32])
 @pytest.mark.parametrize(
     "rows",
@@ -83,21 +93,11 @@ def test_against_plain_attention(rows, padded, stored):
 
     out = attend(q, k, v, keys, values, plan).view(total, HEADS, DIM)
 
-    order = [i for i, row in enumerate(rows) if row[1] > 1]
-    places = dict.fromkeys(order) | {i: None for i, row in enumerate(rows) if row[1] == 1}
     at = 0
-    for slot in order:
-        places[slot] = slice(at, at + rows[slot][1])
-        at += rows[slot][1]
-    singles = sorted(
-        (i for i, row in enumerate(rows) if row[1] == 1),
-        key=lambda i: max(8, rows[i][0] // PAGE).bit_length(),
-    )
-    for slot in singles:
-        places[slot] = slice(at, at + 1)
-        at += 1
-    for slot, (start, _) in enumerate(rows):
-        mine = places[slot]
+    for slot in laid_out(rows):
+        start, length = rows[slot]
+        mine = slice(at, at + length)
+        at += length
         context = [torch.cat((whole[slot][side], (k, v)[side][mine])) for side in (0, 1)]
         torch.testing.assert_close(out[mine], plain(q[mine], *context, start), rtol=1e-4, atol=1e-5)
     assert out[at:].isfinite().all()
