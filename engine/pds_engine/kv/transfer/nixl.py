@@ -65,6 +65,7 @@ class NixlBackend:
         _confine(host, ports)
         try:
             api = importlib.import_module("nixl._api")
+            _quieten()
             config = api.nixl_agent_config(enable_prog_thread=False, backends=["UCX"])
             self._agent: Any = api.nixl_agent(secrets.token_hex(8), config)
             region = [(self._address, self._bytes, self._device, "")]
@@ -205,6 +206,14 @@ def _release(handle: Any) -> bool:
         _log.debug("NIXL keeps a transfer handle: %s", error)
         return False
     return True
+
+
+def _quieten() -> None:
+    """NIXL's logger prints to standard output; its warnings go where ours go."""
+    logger = logging.getLogger("nixl")
+    logger.handlers.clear()
+    logger.propagate = True
+    logger.setLevel(logging.WARNING)
 
 
 def _fabric(memory: str) -> tuple[str, ...]:

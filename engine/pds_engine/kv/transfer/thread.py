@@ -87,7 +87,11 @@ class TransferThread:
             target=self._run, args=(started,), name=f"kv-transfer-{rank}", daemon=True
         )
         self._thread.start()
-        self._endpoint = started.result()
+        try:
+            self._endpoint = started.result()
+        except BaseException:
+            os.close(self._wake)
+            raise
 
     def endpoint(self) -> KvEndpoint:
         """Where this rank's pages can be written: part of Ready."""
