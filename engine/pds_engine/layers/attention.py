@@ -73,7 +73,8 @@ def attend(
 
 def paged_extend(q: Tensor, keys: Tensor, values: Tensor, chunk: Extend) -> Tensor:
     """Causal attention of one chunk over its whole context. q: [T, heads, D]; returns the same."""
-    grouped = q.unflatten(1, (keys.shape[1], -1)).permute(1, 2, 0, 3)
+    length, _, dim = q.shape
+    grouped = q.view(length, keys.shape[1], -1, dim).permute(1, 2, 0, 3)
     k, v = (
         _heads_first(pages.index_select(0, chunk.pages), 1, q.dtype)[:, 0, : chunk.context]
         for pages in (keys, values)
@@ -103,5 +104,5 @@ def paged_decode(q: Tensor, keys: Tensor, values: Tensor, rows: Decode) -> Tenso
 
 def _heads_first(pages: Tensor, batch: int, dtype: torch.dtype) -> Tensor:
     """[B·P, kv_heads, page_size, D] → [kv_heads, B, P·page_size, D], contiguous."""
-    each = pages.unflatten(0, (batch, -1)).permute(2, 0, 1, 3, 4)
+    each = pages.view(batch, -1, *pages.shape[1:]).permute(2, 0, 1, 3, 4)
     return each.to(dtype, memory_format=torch.contiguous_format).flatten(2, 3)

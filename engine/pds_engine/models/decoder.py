@@ -82,7 +82,7 @@ def before(
     """
     both = shape.heads + shape.kv_heads
     projected = F.linear(rms_norm(x, norm, shape.norm_eps), qkv)
-    heads = projected.unflatten(-1, (-1, shape.head_dim))
+    heads = projected.view(x.shape[0], -1, shape.head_dim)
     qk, v = heads[:, :both], heads[:, both:]
     if shape.qk_norm:
         qk = rms_norm(qk, qk_norm, shape.norm_eps)

@@ -26,6 +26,9 @@ class EngineState(msgspec.Struct, frozen=True, kw_only=True):
     control: str | None = ""
     """host:port of the group's scheduler."""
     group: str | None = ""
+    ready: bool = True
+    reason: str | None = ""
+    """Why it is not ready."""
     draining: bool = False
     max_model_len: int | None = None
     model: Any = None
@@ -87,6 +90,8 @@ class Backend:
             return f"/pds/state: {self.trouble}"
         if self.state.draining:
             return "draining"
+        if not self.state.ready:
+            return f"not ready: {self.state.reason}"
         if not self.state.kv_fingerprint:
             return "its ranks have not joined yet"
         if self.circuit.phase(now) == "open":

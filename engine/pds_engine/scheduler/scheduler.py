@@ -25,6 +25,7 @@ from pds_engine.messages import (
     Drain,
     Fault,
     Forgotten,
+    KernelsProof,
     Message,
     PeerGone,
     PushDone,
@@ -71,6 +72,7 @@ class Scheduler:
         self.decode = DecodeSide(self.ledger, incarnation)
         self._policy = ChunkPolicy(settings.chunk_size, settings.page_size)
         self._workers: dict[int, Ready] = {}
+        self.kernels: KernelsProof | None = None
         self._arrivals = 0
         self._drain_deadline: float | None = None
         self._handlers: dict[type, Callable[[Party, Any, float], None]] = {
@@ -183,6 +185,7 @@ class Scheduler:
             kv_fingerprint=self.decode.kv_fingerprint,
             steps_done=ledger.done + 1,
             oldest_step_seconds=max(now - flight[0].at, 0.0) if flight else 0.0,
+            kernels=self.kernels,
         )
 
     # ---- workers -----------------------------------------------------------------------------
@@ -200,6 +203,7 @@ class Scheduler:
         self.ledger.pool = PagePool(min(rank.pages for rank in ranks))
         self.decode.endpoints = tuple(rank.endpoint for rank in ranks)
         self.decode.kv_fingerprint = ranks[0].kv_fingerprint
+        self.kernels = ranks[0].kernels
 
     def _fault(self, message: Fault) -> None:
         raise RankLost(f"rank {message.rank} failed: {message.code}: {message.message}")

@@ -16,7 +16,7 @@ from pds_engine.errors import ConfigError, GroupError
 from pds_engine.keys import Keys
 from pds_engine.server.engine import Engine
 from pds_engine.server.errors import handler
-from pds_engine.server.routes import Kernels, Routes
+from pds_engine.server.routes import Routes
 from pds_engine.text.tokenizer import Tokenizer
 
 
@@ -26,13 +26,11 @@ def create_app(
     tokenizer: Tokenizer,
     *,
     key: bytes | None = None,
-    kernels: Kernels = dict,
 ) -> FastAPI:
     """The application; it starts and stops `engine` with itself.
 
     Args:
         key: checks the router's signatures; None refuses every x-pds-* header.
-        kernels: what the warm-up's manifest proves, for /pds/state and /readyz.
     """
 
     @asynccontextmanager
@@ -49,7 +47,7 @@ def create_app(
     app = FastAPI(lifespan=lifespan, openapi_url=None)
     app.add_exception_handler(HTTPException, handler)
     app.add_exception_handler(Exception, handler)
-    Routes(engine, config, tokenizer, key, kernels).mount(app)
+    Routes(engine, config, tokenizer, key).mount(app)
     return app
 
 
@@ -58,8 +56,6 @@ def run(
     keys: Keys,
     scheduler: str,
     incarnation: str,
-    *,
-    kernels: Kernels = dict,
 ) -> None:
     """Serve until SIGTERM, which drains, or until the group fails.
 
@@ -80,7 +76,7 @@ def run(
         join_timeout=config.join_timeout,
     )
     key = keys.hmac if config.http.keys_dir else None
-    app = create_app(engine, config, tokenizer, key=key, kernels=kernels)
+    app = create_app(engine, config, tokenizer, key=key)
     server = uvicorn.Server(
         uvicorn.Config(
             app,

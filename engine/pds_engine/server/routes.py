@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from importlib.metadata import version
 from typing import Any, TypeVar
 
@@ -26,7 +26,6 @@ from pds_engine.text.tokenizer import Tokenizer
 B = TypeVar("B", bound=protocol.Body)
 R = TypeVar("R")
 Route = Callable[[Request], Awaitable[Response]]
-Kernels = Callable[[], Mapping[str, Any]]
 
 _THREAD_FROM = 16 * 1024
 """Bytes of body from which tokenizing leaves the event loop to other requests."""
@@ -43,13 +42,11 @@ class Routes:
         config: EngineConfig,
         tokenizer: Tokenizer,
         key: bytes | None,
-        kernels: Kernels,
     ) -> None:
         self._engine = engine
         self._config = config
         self._tokenizer = tokenizer
         self._key = key
-        self._kernels = kernels
         self._busy = 0
         self._created = int(time.time())
 
@@ -184,7 +181,6 @@ class Routes:
                 incarnation=engine.incarnation,
                 in_flight=engine.in_flight,
                 draining=engine.draining,
-                kernels=self._kernels(),
                 error=engine.error.message if engine.error else None,
             )
         )
@@ -237,7 +233,7 @@ class Routes:
     def _unready(self) -> str | None:
         if self._engine.error is not None:
             return self._engine.error.message
-        return state.unready(self._engine.state, self._config, self._kernels())
+        return state.unready(self._engine.state, self._config)
 
     def _card(self) -> dict[str, Any]:
         return {

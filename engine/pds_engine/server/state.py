@@ -1,10 +1,9 @@
 """What a group says of itself: alive, ready, and its state (contracts.md, Engine HTTP; pure)."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from pds_engine.config import EngineConfig
-from pds_engine.messages import State
+from pds_engine.messages import KernelsProof, State
 
 
 def sick(state: State | None, age: float, step_timeout: float, error: str | None) -> str | None:
@@ -23,13 +22,13 @@ def sick(state: State | None, age: float, step_timeout: float, error: str | None
     return None
 
 
-def unready(state: State | None, config: EngineConfig, kernels: Mapping[str, Any]) -> str | None:
+def unready(state: State | None, config: EngineConfig) -> str | None:
     """Why no request should come yet, or None."""
     ranks = config.parallelism.ranks
     joined = state.ranks_ready if state else 0
     if joined != ranks:
         return f"{joined} of {ranks} ranks have joined"
-    if config.cache.warmup and not kernels.get("manifest"):
+    if config.cache.warmup and not (state and state.kernels):
         return "the kernels are not proven warm"
     return None
 
@@ -41,12 +40,11 @@ def report(
     incarnation: str,
     in_flight: int,
     draining: bool,
-    kernels: Mapping[str, Any],
     error: str | None,
 ) -> dict[str, Any]:
     """The body of /pds/state."""
     known = state or _NOTHING
-    problem = error or unready(state, config, kernels)
+    problem = error or unready(state, config)
     return {
         "role": config.role,
         "group": config.pod.group,
@@ -69,10 +67,16 @@ def report(
         "steps_done": known.steps_done,
         "preemptions": known.preemptions,
         "draining": draining or known.draining,
-        "kernels": dict(kernels),
+        "kernels": _kernels(known),
     }
 
 
+def _kernels(state: State) -> dict[str, Any]:
+    proof = state.kernels
+    return {} if proof is None else {name: getattr(proof, name) for name in KERNELS}
+
+
+KERNELS = KernelsProof.__struct_fields__
 _NOTHING = State(
     in_flight=0,
     running=0,

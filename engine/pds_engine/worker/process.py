@@ -1,11 +1,13 @@
 """The process of one rank: executes the scheduler's orders strictly in the order they come."""
 
 import logging
+import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
 import zmq
+from pds_kernels.cache import Artefact, manifest_digest
 from pds_kernels.graph import Graph
 from pds_kernels.graph import load as load_graph
 
@@ -23,6 +25,7 @@ from pds_engine.messages import (
     Fault,
     Forget,
     Hello,
+    KernelsProof,
     KvEndpoint,
     OpenTransfer,
     Push,
@@ -94,8 +97,7 @@ def _join(config: EngineConfig, link: Link, rank: int, incarnation: str) -> None
 def _serve(config: EngineConfig, keys: Keys, link: Link, rank: int) -> None:
     device = torch.device(_device(config))
     decoder = load(config, rank, device)
-    if config.compile:
-        use_graphs(config, decoder, device)
+    proof = use_graphs(config, decoder, device) if config.compile else None
     kv = kv_format(config, decoder)
     pages, pool = make_pool(config, decoder, kv, device)
     runner = Runner(config, decoder, [pool.layer(i) for i in range(len(decoder.part.layers))])
@@ -108,6 +110,7 @@ def _serve(config: EngineConfig, keys: Keys, link: Link, rank: int) -> None:
                 pages=pages,
                 kv_fingerprint=fingerprint(kv),
                 endpoint=transfers.endpoint(),
+                kernels=proof,
             )
         )
         logger.info("rank %d is ready with %d pages", rank, pages)
@@ -139,21 +142,30 @@ def kv_format(config: EngineConfig, decoder: Decoder) -> KvFormat:
     )
 
 
-def use_graphs(config: EngineConfig, decoder: Decoder, device: torch.device) -> None:
-    """Run `decoder`'s pieces compiled. Warm-up has left every graph in the cache; if one was pruned
-    since, it is compiled here, before Ready.
+def use_graphs(config: EngineConfig, decoder: Decoder, device: torch.device) -> KernelsProof:
+    """Run `decoder`'s pieces compiled, and prove by what. Warm-up has left every graph in the
+    cache; if one was pruned since, it is compiled here, before Ready.
 
     Raises:
         ConfigError: there is no cache to take them from.
     """
-    cache = open_cache(config)
+    cache, begun = open_cache(config), time.monotonic()
     loaded: dict[str, tuple[Graph, Callable[..., Any]]] = {}
+    found: dict[str, Artefact] = {}
     for graph in graphs.plan(config, decoder.spec, decoder.part, device):
         artefact = graphs.fetch(graph, cache, config.cache.timeout_seconds)
         if artefact.built:
             logger.warning("%s was not warm: compiled in %.1f s", graph.name, artefact.seconds)
+        found[graph.name] = artefact
         loaded[graph.name] = graph, load_graph(artefact.folder)
     decoder.pieces = graphs.CompiledPieces(decoder.pieces.shape, loaded)
+    compiled = sum(artefact.built for artefact in found.values())
+    return KernelsProof(
+        manifest=manifest_digest({name: artefact.key for name, artefact in found.items()}),
+        compiled=compiled,
+        reused=len(found) - compiled,
+        seconds=round(time.monotonic() - begun, 3),
+    )
 
 
 def make_pool(

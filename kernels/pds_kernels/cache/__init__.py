@@ -10,7 +10,12 @@ never of the binary: compilers are not reproducible. An artefact appears by one 
 a reader sees all of it or nothing.
 """
 
-from pds_kernels.cache.manifest import Manifest, read_manifest, write_manifest
+from pds_kernels.cache.manifest import (
+    Manifest,
+    manifest_digest,
+    read_manifest,
+    write_manifest,
+)
 from pds_kernels.cache.store import Artefact, Cache, Entry, cache_key
 
 __all__ = [
@@ -19,6 +24,7 @@ __all__ = [
     "Entry",
     "Manifest",
     "cache_key",
+    "manifest_digest",
     "read_manifest",
     "write_manifest",
 ]

@@ -23,8 +23,13 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        text = json.dumps(dict(self.artefacts), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return manifest_digest(self.artefacts)
+
+
+def manifest_digest(artefacts: Mapping[str, str]) -> str:
+    """Names the set of artefacts, whoever built them: 16 hexadecimal digits."""
+    text = json.dumps(dict(artefacts), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def manifest_path(root: Path, model: str, revision: str, role: str, stage: int) -> Path:

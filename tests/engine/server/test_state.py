@@ -1,7 +1,7 @@
 import pytest
 from msgspec.structs import replace
 from pds_engine.config import EngineConfig
-from pds_engine.messages import State
+from pds_engine.messages import KernelsProof, State
 from pds_engine.server.state import report, sick, unready
 
 IDLE = State(
@@ -37,30 +37,32 @@ def test_sick(state, age, error, healthy):
     assert (sick(state, age, 60.0, error) is None) == healthy
 
 
+PROOF = KernelsProof(manifest="m", compiled=1, reused=3, seconds=0.5)
+
+
 @pytest.mark.parametrize(
-    ("state", "warmup", "kernels", "reason"),
+    ("state", "warmup", "reason"),
     [
-        (None, False, {}, "0 of 2 ranks have joined"),
-        (replace(IDLE, ranks_ready=1), False, {}, "1 of 2 ranks have joined"),
-        (replace(IDLE, ranks_ready=2), False, {}, None),
-        (replace(IDLE, ranks_ready=2), True, {}, "the kernels are not proven warm"),
-        (replace(IDLE, ranks_ready=2), True, {"manifest": "sha256:1"}, None),
+        (None, False, "0 of 2 ranks have joined"),
+        (replace(IDLE, ranks_ready=1), False, "1 of 2 ranks have joined"),
+        (replace(IDLE, ranks_ready=2), False, None),
+        (replace(IDLE, ranks_ready=2), True, "the kernels are not proven warm"),
+        (replace(IDLE, ranks_ready=2, kernels=PROOF), True, None),
     ],
 )
-def test_unready(state, warmup, kernels, reason):
+def test_unready(state, warmup, reason):
     config = EngineConfig.model_validate({"parallelism": {"pp": 2}, "cache": {"warmup": warmup}})
-    assert unready(state, config, kernels) == reason
+    assert unready(state, config) == reason
 
 
 def test_report():
     config = EngineConfig.model_validate({"role": "prefill", "pod": {"ip": "10.1.2.3"}})
     said = report(
-        replace(RUNNING, kv_used=3),
+        replace(RUNNING, kv_used=3, kernels=PROOF),
         config,
         incarnation="inc",
         in_flight=2,
         draining=True,
-        kernels={"manifest": "m", "compiled": 1},
         error=None,
     )
     assert said == {
@@ -85,5 +87,11 @@ def test_report():
         "steps_done": 0,
         "preemptions": 0,
         "draining": True,
-        "kernels": {"manifest": "m", "compiled": 1},
+        "kernels": {
+            "manifest": "m",
+            "compiled": 1,
+            "reused": 3,
+            "seconds": 0.5,
+            "compiles_after_ready": 0,
+        },
     }

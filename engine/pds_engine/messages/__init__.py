@@ -1,0 +1,103 @@
+"""Everything that crosses a process, declared once (engine.md §2).
+
+All of it is frozen msgspec structs, encoded as tagged MessagePack: no pickle on any socket.
+Who sends what:
+
+    API server → scheduler   Submit, Cancel, Drain, PeerGone
+    scheduler → API server   Token, Failed, State
+    scheduler → worker       Admit, StepPlan, Release, OpenTransfer, CloseTransfer, Expect, Forget
+    worker → scheduler       Ready, StepDone, PushDone, PushFailed, TransferClosed, Forgotten, Fault
+    D scheduler → P scheduler   TransferOffer, Abort
+    P scheduler → D scheduler   Queued, Refused, TransferDone, AbortAck
+    any DEALER → its ROUTER   Hello, first
+
+On the wire each is preceded by its sequence number: see `wire`.
+"""
+
+from pds_engine.messages.base import PROTOCOL, FinishReason, Message, Peer, Role
+from pds_engine.messages.handover import (
+    Abort,
+    AbortAck,
+    CloseTransfer,
+    Expect,
+    Forget,
+    Forgotten,
+    OpenTransfer,
+    PushDone,
+    PushFailed,
+    Queued,
+    Refused,
+    TransferClosed,
+    TransferDone,
+    TransferOffer,
+)
+from pds_engine.messages.joining import Fault, Hello, KernelsProof, KvEndpoint, Ready, Welcome
+from pds_engine.messages.requests import (
+    Cancel,
+    Drain,
+    Failed,
+    PeerGone,
+    Sampling,
+    Source,
+    State,
+    Submit,
+    Token,
+    TokenLogprobs,
+)
+from pds_engine.messages.steps import Admit, Push, Release, Row, StepDone, StepPlan
+
+# fmt: off
+AnyMessage = (
+    Hello | Welcome | Ready | Fault
+    | Submit | Cancel | Drain | PeerGone | Token | Failed | State
+    | Admit | StepPlan | StepDone | Release
+    | OpenTransfer | CloseTransfer | PushDone | PushFailed | TransferClosed
+    | Expect | Forget | Forgotten
+    | TransferOffer | Queued | Refused | TransferDone | Abort | AbortAck
+)
+# fmt: on
+
+__all__ = [
+    "PROTOCOL",
+    "Abort",
+    "AbortAck",
+    "Admit",
+    "AnyMessage",
+    "Cancel",
+    "CloseTransfer",
+    "Drain",
+    "Expect",
+    "Failed",
+    "Fault",
+    "FinishReason",
+    "Forget",
+    "Forgotten",
+    "Hello",
+    "KernelsProof",
+    "KvEndpoint",
+    "Message",
+    "OpenTransfer",
+    "Peer",
+    "PeerGone",
+    "Push",
+    "PushDone",
+    "PushFailed",
+    "Queued",
+    "Ready",
+    "Refused",
+    "Release",
+    "Role",
+    "Row",
+    "Sampling",
+    "Source",
+    "State",
+    "StepDone",
+    "StepPlan",
+    "Submit",
+    "Token",
+    "TokenLogprobs",
+    "TransferClosed",
+    "TransferDone",
+    "TransferOffer",
+    "Welcome",
+]

@@ -1,0 +1,123 @@
+"""Requests: what the API server asks of the scheduler, and what it is told."""
+
+from msgspec import Struct
+
+from pds_engine.messages.base import FinishReason, Message, Role
+from pds_engine.messages.joining import KernelsProof
+
+
+class Sampling(Struct, frozen=True, array_like=True, kw_only=True):
+    """How tokens are chosen. Validated by the API server; every bound is already checked."""
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0  # no bound
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: dict[int, float] = {}
+    stop_token_ids: tuple[int, ...] = ()
+    """End-of-sequence ids included, unless ignore_eos."""
+    min_tokens: int = 0
+    logprobs: int | None = None
+    """None: none; k ≥ 0: the chosen token's and the k likeliest."""
+    choice: int = 0
+    """The index of this choice among n: part of the random number's key."""
+
+
+class Source(Struct, frozen=True, array_like=True, kw_only=True):
+    """On role=decode: the prefill group that hands this request over."""
+
+    address: str
+    """host:port of the P scheduler's ROUTER."""
+    group: str
+
+
+class Submit(Message, frozen=True, kw_only=True):
+    """The one form in which work arrives.
+
+    A new request has output_ids = (); hand-over gives (t1,); migration gives all tokens so far.
+    `max_tokens` counts the output from its beginning, given tokens included.
+    """
+
+    request_id: str
+    prompt_ids: tuple[int, ...]
+    output_ids: tuple[int, ...] = ()
+    sampling: Sampling
+    seed: int
+    priority: int = 0
+    deadline: float | None = None
+    """Seconds since the epoch; None: none."""
+    role_hint: Role = "unified"
+    source: Source | None = None
+
+
+class Cancel(Message, frozen=True, kw_only=True):
+    """The client has gone, or a stop string ended the text: forget the request, free its pages."""
+
+    request_id: str
+
+
+class Drain(Message, frozen=True, kw_only=True):
+    """Take no new requests; report when nothing is left."""
+
+    deadline_seconds: float
+
+
+class TokenLogprobs(Struct, frozen=True, array_like=True):
+    """Natural-log probabilities of one output position."""
+
+    chosen: float
+    top: tuple[tuple[int, float], ...]
+    """(token id, logprob), likeliest first."""
+
+
+class Token(Message, frozen=True, kw_only=True):
+    """One output token, as soon as it is known. `index` counts from 0 in the output."""
+
+    request_id: str
+    index: int
+    token: int
+    logprobs: TokenLogprobs | None = None
+    finish_reason: FinishReason | None = None
+    cached_tokens: int = 0
+    """Prompt tokens that came from a prefix cache; set with the first token."""
+
+
+class Failed(Message, frozen=True, kw_only=True):
+    """A request ended without a result. `code` is an errors.PdsError.code; `status` HTTP's."""
+
+    request_id: str
+    code: str
+    message: str
+    status: int = 500
+    retry_after: int | None = None
+
+
+class PeerGone(Message, frozen=True, kw_only=True):
+    """The pod of this incarnation has certainly ended: nothing of it can write any more."""
+
+    incarnation: str
+
+
+class State(Message, frozen=True, kw_only=True):
+    """What `/pds/state` reports of a scheduler; sent on every change, coalesced."""
+
+    in_flight: int
+    """Requests known to the scheduler, waiting ones included."""
+    running: int
+    transfers_in_flight: int
+    queued_tokens: int
+    kv_used: int
+    kv_total: int
+    kv_quarantined: int
+    draining: bool
+    ranks_ready: int
+    kv_fingerprint: str
+    steps_done: int
+    oldest_step_seconds: float
+    """Age of the oldest step in flight; 0 when idle."""
+    preemptions: int = 0
+    kernels: KernelsProof | None = None

@@ -1,0 +1,79 @@
+"""Steps: what the scheduler orders, and what comes back (engine.md §2)."""
+
+from msgspec import Struct
+
+from pds_engine.messages.base import Message
+from pds_engine.messages.requests import Sampling, TokenLogprobs
+
+
+class Admit(Message, frozen=True, kw_only=True):
+    """Slot `slot` now holds this request. Pages cover prompt_ids + output_ids as far as known."""
+
+    slot: int
+    gen: int
+    prompt_ids: tuple[int, ...]
+    output_ids: tuple[int, ...]
+    sampling: Sampling
+    seed: int
+    pages: tuple[int, ...]
+
+
+class Row(Struct, frozen=True, array_like=True, kw_only=True):
+    """One request's part of a step: positions start … start+length-1 of slot `slot` are computed.
+
+    A decode row has length 1 and carries no token id: its input is the slot's last token.
+    """
+
+    slot: int
+    gen: int
+    start: int
+    length: int
+    new_pages: tuple[int, ...] = ()
+    samples: bool = False
+
+
+class Push(Struct, frozen=True, array_like=True, kw_only=True):
+    """Once the step that carries this is done: write src_pages into the peer's dst_pages."""
+
+    transfer: str
+    src_pages: tuple[int, ...]
+    dst_pages: tuple[int, ...]
+    last: bool
+    """The transfer's last push: PushDone follows when all its writes completed remotely."""
+
+
+class StepPlan(Message, frozen=True, kw_only=True):
+    """One step, the same for every stage: executed in order, never cancelled (engine.md §2)."""
+
+    step_id: int
+    rows: tuple[Row, ...]
+    expects_output: bool
+    """The last stage sends the sampled tokens to the first, for later steps to read."""
+    depends_on: int
+    """The last step whose tokens this one reads; -1: none."""
+    padded_tokens: int
+    padded_rows: int
+    graph: str | None = None
+    copies: tuple[tuple[int, int], ...] = ()
+    """(source, destination) pages, copied before the step."""
+    pushes: tuple[Push, ...] = ()
+
+
+class StepDone(Message, frozen=True, kw_only=True):
+    """Last stage → scheduler, for every step, middle chunks too. Tokens: sampling rows in order."""
+
+    step_id: int
+    tokens: tuple[int, ...]
+    logprobs: tuple[TokenLogprobs | None, ...]
+    elapsed: float
+    """Seconds from the step's launch to its result, on the last stage."""
+    compiles: int = 0
+    """Kernels that this rank has compiled since Ready."""
+
+
+class Release(Message, frozen=True, kw_only=True):
+    """Slot `slot` of generation `gen` is free once step `after_step` is done."""
+
+    slot: int
+    gen: int
+    after_step: int
