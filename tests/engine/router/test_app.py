@@ -65,7 +65,8 @@ async def test_groups_of_different_fingerprints_are_never_paired(engine, router)
 async def test_backends_says_what_each_one_is(engine, router):
     p, d = await engine("prefill"), await engine("decode", state={"draining": True})
     waiting = await engine("prefill", kv="")
-    running = await router(p, d, waiting, ready=1)
+    stuck = await engine("decode", state={"ready": False, "reason": "step 7 is stuck"})
+    running = await router(p, d, waiting, stuck, ready=1)
     await until(lambda: all(b.state for b in running.router.fleet))
     _, told = await asked(running, "/pds/backends", method="GET")
     by_port = {int(b["url"].rpartition(":")[2]): b for b in told["backends"]}
@@ -84,6 +85,7 @@ async def test_backends_says_what_each_one_is(engine, router):
         "outstanding_tokens": 0,
     }
     assert (by_port[d.port]["routable"], by_port[d.port]["reason"]) == (False, "draining")
+    assert by_port[stuck.port]["reason"] == "not ready: step 7 is stuck"
     assert by_port[waiting.port]["reason"] == "its ranks have not joined yet"
 
 
