@@ -82,7 +82,9 @@ class Api:
         body = await self._call("GET", self._path(kind, namespace), params=params)
         items = body.get("items") or []
         for item in items:
+            # Items of a list carry neither, objects from everywhere else both.
             item.setdefault("kind", kind)
+            item.setdefault("apiVersion", body.get("apiVersion", ""))
         return items, body["metadata"]["resourceVersion"]
 
     async def watch(

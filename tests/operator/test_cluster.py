@@ -42,7 +42,11 @@ class Server:
     async def handle(self, request: web.Request) -> web.StreamResponse:
         self.asked.append(dict(request.query))
         if "watch" not in request.query:
-            body = {"metadata": {"resourceVersion": str(self.version)}, "items": self.items}
+            body = {
+                "apiVersion": "v1",
+                "metadata": {"resourceVersion": str(self.version)},
+                "items": self.items,
+            }
             return web.json_response(body)
         response = web.StreamResponse()
         await response.prepare(request)
@@ -115,6 +119,15 @@ async def test_gone_means_list_anew_and_drop_what_is_gone(server):
     assert names(store) == {"b"}
     assert KEY in changed
     assert [query.get("resourceVersion") for query in server.asked] == [None, "10", None, "50"]
+
+
+async def test_items_of_a_list_know_what_they_are(server):
+    item = service("a", 5)
+    del item["kind"]
+    server.items = [item]
+    store, _ = await followed(server)
+    [(obj, _)] = store.owned(KEY).objects.values()
+    assert (obj["apiVersion"], obj["kind"]) == ("v1", "Service")
 
 
 async def test_an_event_of_a_megabyte_is_one_event(server):

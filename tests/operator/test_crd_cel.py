@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from pds_cluster import testing
 from pds_cluster.errors import ClusterError
 
@@ -22,23 +21,8 @@ PAIR: dict[str, Any] = {
 }
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _definition(cluster: testing.Cluster) -> None:
-    """The tree's definition: the chart's, where its rules are the same."""
-    wanted = yaml.safe_load((ROOT / "crds/pdservings.yaml").read_text())
-    try:
-        text = cluster.kubectl("get", "crd", "pdservings.pdserving.io", "-o", "json")
-        if _rules(json.loads(text)) == _rules(wanted):
-            return
-    except ClusterError:
-        pass  # there is none yet
-    path = str(ROOT / "crds/pdservings.yaml")
-    cluster.kubectl("apply", "--server-side", "--force-conflicts", "-f", path)
-    cluster.wait("crd/pdservings.pdserving.io", "Established", "default")
-
-
 @pytest.fixture
-def tried(cluster: testing.Cluster) -> Callable[..., str]:
+def tried(cluster: testing.Cluster, definition: None) -> Callable[..., str]:
     """What the API server has against a spec; nothing when it accepts it."""
 
     def attempt(spec: dict[str, Any], name: str = "cel") -> str:
@@ -55,15 +39,6 @@ def tried(cluster: testing.Cluster) -> Callable[..., str]:
         return ""
 
     return attempt
-
-
-def _rules(node: Any) -> list[str]:
-    if isinstance(node, dict):
-        found = [item["rule"] for item in node.get("x-kubernetes-validations", [])]
-        return found + [rule for value in node.values() for rule in _rules(value)]
-    if isinstance(node, list):
-        return [rule for value in node for rule in _rules(value)]
-    return []
 
 
 def changed(path: str, value: Any, base: dict[str, Any] = PAIR) -> dict[str, Any]:
@@ -196,6 +171,6 @@ def test_an_unknown_key_is_refused_by_name(tried):
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda p: p.name)
-def test_examples_pass_server_side_validation(cluster, path):
+def test_examples_pass_server_side_validation(cluster, definition, path):
     told = cluster.kubectl("apply", "--dry-run=server", "--validate=strict", "-f", str(path))
     assert "(server dry run)" in told

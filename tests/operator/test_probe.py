@@ -3,7 +3,6 @@
 import pytest
 from aiohttp import web
 from pds_engine import signing
-
 from pds_operator.observed import EngineState, RouterView
 from pds_operator.probe import Prober, signature
 

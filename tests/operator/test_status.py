@@ -3,10 +3,9 @@
 import dataclasses
 
 import pytest
-from worlds import NOW, World, desired, raw_spec
-
 from pds_operator.observed import EngineState, Proof
 from pds_operator.status import status, transitions
+from worlds import NOW, World, desired, raw_spec
 
 WARM = {"compileCache": {"volume": {"existingClaim": "c"}}}
 

@@ -1,0 +1,5 @@
+"""`python -m pds_operator`."""
+
+from pds_operator.cli import main
+
+main()

@@ -1,0 +1,286 @@
+"""The operator as a process against a real API server, with pods that no node takes.
+
+Nothing of the engine runs here: what is shown is the operator's own part, from an empty namespace
+to garbage collection.
+"""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pds_cluster import testing
+
+pytestmark = pytest.mark.cluster
+
+NOWHERE = {"spec": {"nodeSelector": {"pdserving.io/test": "no-such-node"}}}
+OPERATORS = "app.kubernetes.io/part-of=pdserving,app.kubernetes.io/component=operator"
+CHAT = {
+    "apiVersion": "pdserving.io/v1alpha1",
+    "kind": "PDServing",
+    "metadata": {"name": "chat"},
+    "spec": {
+        "model": {"name": "tiny", "source": {"path": "/models/tiny"}},
+        "prefill": {"replicas": 2, "podTemplate": NOWHERE},
+        "decode": {"replicas": 1, "parallelism": {"pp": 2}, "podTemplate": NOWHERE},
+        "router": {"replicas": 1, "podTemplate": NOWHERE},
+    },
+}
+
+
+class Operator:
+    """`pds-operator run` for one namespace."""
+
+    def __init__(self, cluster: testing.Cluster, namespace: str, folder: Path) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.log = folder / "operator.log"
+        self.config = folder / "settings.yaml"
+        settings = {
+            "namespaces": [namespace],
+            "namespace": namespace,
+            "livenessPort": self.port,
+            "lease": {"seconds": 5},
+        }
+        self.config.write_text(yaml.safe_dump(settings))
+        self.environment = {**os.environ, "KUBECONFIG": str(cluster.kubeconfig)}
+        self.process = self.start()
+
+    def start(self) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "pds_operator", "run", "--config", str(self.config)]
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=self.environment)
+        return self.process
+
+    def stop(self, how: int = signal.SIGTERM) -> int:
+        self.process.send_signal(how)
+        return self.process.wait(20)
+
+    def metrics(self) -> dict[str, float]:
+        url = f"http://127.0.0.1:{self.port}/metrics"
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            text = answer.read().decode()
+        return {
+            name: float(value)
+            for name, value in re.findall(r"^(pds\S+) (\S+)$", text, re.MULTILINE)
+        }
+
+    def writes(self) -> float:
+        return sum(value for name, value in self.metrics().items() if "writes_total" in name)
+
+
+def eventually(check: Callable[[], Any], seconds: float = 60) -> Any:
+    """The first true value of `check`; what it raises is shown when the time is over."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            value = check()
+            if value:
+                return value
+        except (OSError, LookupError, HTTPException) as error:
+            value = error
+        if time.monotonic() > deadline:
+            pytest.fail(f"not within {seconds} s: {value!r}")
+        time.sleep(0.2)
+
+
+@pytest.fixture(scope="module")
+def alone(cluster: testing.Cluster) -> Iterator[None]:
+    """No other operator: one that serves all namespaces would answer in ours too."""
+    text = cluster.kubectl("get", "deployments", "-A", "-l", OPERATORS, "-o", "json")
+    others = [
+        (item["metadata"]["namespace"], item["metadata"]["name"], item["spec"]["replicas"])
+        for item in json.loads(text)["items"]
+        if item["spec"]["replicas"]
+    ]
+    if others and not cluster.is_local:
+        pytest.skip(f"the operator {others[0][:2]} of your own cluster would answer too")
+    for space, name, _ in others:
+        cluster.kubectl("-n", space, "scale", "deployment", name, "--replicas=0")
+    eventually(lambda: not cluster.kubectl("get", "pods", "-A", "-l", OPERATORS, "-o", "name"))
+    yield
+    for space, name, replicas in others:
+        cluster.kubectl("-n", space, "scale", "deployment", name, f"--replicas={replicas}")
+
+
+@pytest.fixture(scope="module")
+def namespace(cluster: testing.Cluster, definition: None, alone: None) -> Iterator[str]:
+    with cluster.namespace() as name:
+        yield name
+
+
+@pytest.fixture(scope="module")
+def operator(cluster, namespace, tmp_path_factory) -> Iterator[Operator]:
+    running = Operator(cluster, namespace, tmp_path_factory.mktemp("operator"))
+    eventually(running.metrics)
+    yield running
+    if running.process.poll() is None:
+        running.stop()
+
+
+@pytest.fixture(scope="module")
+def chat(cluster, namespace, operator) -> Callable[[], dict[str, Any]]:
+    cluster.apply(CHAT, namespace=namespace)
+    return lambda: cluster.get("pdserving", "chat", namespace)
+
+
+def condition(pds: dict[str, Any], kind: str) -> dict[str, Any]:
+    [found] = [item for item in pds["status"]["conditions"] if item["type"] == kind]
+    return found
+
+
+def listed(cluster: testing.Cluster, namespace: str, kinds: str) -> list[str]:
+    text = cluster.kubectl(
+        "-n", namespace, "get", kinds, "-l", "pdserving.io/name=chat", "-o", "json"
+    )
+    return sorted(item["metadata"]["name"] for item in json.loads(text)["items"])
+
+
+def test_it_says_what_the_scheduler_says(chat):
+    def unschedulable() -> dict[str, Any] | None:
+        told = condition(chat(), "Degraded")
+        return told if told["reason"] == "Unschedulable" else None
+
+    message = eventually(unschedulable)["message"]
+    assert "node(s) didn't match Pod's node affinity/selector" in message
+    assert condition(chat(), "Ready")["reason"] == "NoRouter"
+    assert chat()["status"]["prefill"]["summary"] == "0/2"
+
+
+def test_it_made_everything_once_and_one_unscheduled_group_of_each_role(cluster, namespace, chat):
+    pods = listed(cluster, namespace, "pods")
+    assert [name for name in pods if "router" not in name] == [
+        "chat-d-0-0-0",
+        "chat-d-0-0-1",
+        "chat-p-0-0-0",
+    ]
+    assert listed(cluster, namespace, "services") == ["chat", "chat-ranks"]
+    assert listed(cluster, namespace, "poddisruptionbudgets") == ["chat-decode", "chat-prefill"]
+    assert listed(cluster, namespace, "networkpolicies") == ["chat-engine", "chat-router"]
+    secret = cluster.get("secret", "chat-control", namespace)
+    assert sorted(secret["data"]) == [
+        "client.key",
+        "client.pub",
+        "hmac.key",
+        "server.key",
+        "server.pub",
+    ]
+
+
+def test_rounds_that_find_nothing_to_do_write_nothing(operator, chat):
+    before, rounds = operator.writes(), operator.metrics()["pds_operator_rounds_total"]
+    eventually(lambda: operator.metrics()["pds_operator_rounds_total"] >= rounds + 4)
+    assert operator.writes() == before
+
+
+def test_neither_finalizer_nor_annotation_on_the_object(chat):
+    meta = chat()["metadata"]
+    assert "finalizers" not in meta
+    assert set(meta.get("annotations", {})) <= {"kubectl.kubernetes.io/last-applied-configuration"}
+
+
+def test_it_is_small(operator, chat):
+    status = Path(f"/proc/{operator.process.pid}/status").read_text()
+    [resident] = re.findall(r"VmHWM:\s+(\d+) kB", status)
+    assert int(resident) < 150_000
+    maps = Path(f"/proc/{operator.process.pid}/maps").read_text()
+    assert "torch" not in maps
+
+
+def test_a_killed_operator_goes_on_where_it_was(cluster, namespace, operator, chat):
+    pods = listed(cluster, namespace, "pods")
+    operator.stop(signal.SIGKILL)
+    operator.start()
+    # The lease of the killed one runs out first; then whole rounds without a write.
+    eventually(lambda: operator.metrics()["pds_operator_rounds_total"] >= 3)
+    assert listed(cluster, namespace, "pods") == pods
+    assert operator.writes() == 0
+
+
+def test_a_foreign_object_is_named_and_left_untouched(cluster, namespace, operator, chat):
+    service = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": "other"},
+        "spec": {"ports": [{"port": 1}]},
+    }
+    cluster.apply(service, namespace=namespace)
+    before = cluster.get("service", "other", namespace)
+    cluster.apply({**CHAT, "metadata": {"name": "other"}}, namespace=namespace)
+
+    def degraded() -> dict[str, Any] | None:
+        told = condition(cluster.get("pdserving", "other", namespace), "Degraded")
+        return told if "Service other exists and is not owned" in told["message"] else None
+
+    eventually(degraded)
+    assert cluster.get("service", "other", namespace) == before
+    cluster.kubectl("-n", namespace, "delete", "pdserving", "other")
+
+
+def test_a_full_quota_is_a_condition(cluster, namespace, operator):
+    quota = {
+        "apiVersion": "v1",
+        "kind": "ResourceQuota",
+        "metadata": {"name": "full"},
+        "spec": {"hard": {"count/pods": "4"}},
+    }
+    cluster.apply(quota, namespace=namespace)
+    eventually(
+        lambda: cluster.get("resourcequota", "full", namespace).get("status", {}).get("used")
+    )
+    cluster.apply({**CHAT, "metadata": {"name": "second"}}, namespace=namespace)
+    eventually(
+        lambda: (
+            condition(cluster.get("pdserving", "second", namespace), "Degraded")["reason"]
+            == "QuotaExceeded"
+        )
+    )
+    cluster.kubectl("-n", namespace, "delete", "resourcequota", "full")
+    cluster.kubectl("-n", namespace, "delete", "pdserving", "second")
+
+
+def test_a_refused_template_is_a_condition(cluster, namespace, operator):
+    odd = json.loads(json.dumps(CHAT))
+    odd["metadata"]["name"] = "odd"
+    odd["spec"]["decode"]["podTemplate"] = {"spec": {"dnsPolicy": "Sometimes"}}
+    cluster.apply(odd, namespace=namespace)
+
+    def invalid() -> bool:
+        told = condition(cluster.get("pdserving", "odd", namespace), "Degraded")
+        return told["reason"] == "Invalid" and "dnsPolicy" in told["message"]
+
+    eventually(invalid)
+    text = cluster.kubectl(
+        "-n", namespace, "get", "pods", "-l", "pdserving.io/name=odd", "-o", "name"
+    )
+    assert "odd-d" not in text
+    cluster.kubectl("-n", namespace, "delete", "pdserving", "odd")
+
+
+def test_deletion_leaves_nothing_behind(cluster, namespace, operator, chat):
+    chat()
+    cluster.kubectl("-n", namespace, "delete", "pdserving", "chat")
+    kinds = (
+        "pods,services,deployments,configmaps,secrets,serviceaccounts,rolebindings,"
+        "controllerrevisions,poddisruptionbudgets,networkpolicies"
+    )
+    eventually(lambda: not listed(cluster, namespace, kinds))
+
+
+def test_it_ends_cleanly_and_gives_the_lease_back(cluster, namespace, operator):
+    assert operator.stop() == 0
+    lease = cluster.get("lease", "pds-operator", namespace)
+    assert not lease["spec"].get("holderIdentity")
+    assert "Traceback" not in operator.log.read_text()
