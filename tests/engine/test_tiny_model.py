@@ -110,15 +110,18 @@ def test_building_the_tokenizer_gives_the_committed_one(tasks: ModuleType) -> No
     assert json.loads(built.to_str())["model"] == committed["model"]
 
 
+@pytest.mark.slow
 def test_transformers_answers_recall(tasks: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Greedy generation in bfloat16, as committed, from the folder alone: 19 of 20 or better."""
+    """Greedy generation from the folder alone, no network: 19 of 20 or better."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     tokenizer = transformers.AutoTokenizer.from_pretrained(TINY)
-    model = transformers.AutoModelForCausalLM.from_pretrained(TINY).eval()
-    assert model.dtype == torch.bfloat16
-    assert model.config.max_position_embeddings == 4096
+    config = transformers.AutoConfig.from_pretrained(TINY)
+    assert config.dtype == torch.bfloat16
+    # float32: a CPU without bfloat16 instructions takes several times as long in bfloat16.
+    model = transformers.AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32).eval()
+    assert config.max_position_embeddings == 4096
     right = 0
     for seed in range(20):
         task = tasks.draw("recall", 1000 + seed, (128, 256, 512, 1024)[seed % 4], 1)
