@@ -6,14 +6,13 @@ are carried out and write D's then, as a network card would. Messages keep their
 and none across links.
 """
 
+import random
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from hypothesis import settings as hypothesis_settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+import pytest
 from pds_engine.errors import GroupError
 from pds_engine.messages import (
     Admit,
@@ -47,6 +46,16 @@ from pds_engine.scheduler.settings import Settings
 
 PAGE, PAGES, STOP = 4, 14, 3
 SERVER, PREFILL = Party("server", "s"), Party("prefill", "p")
+BOUNDS: dict[str, Any] = {
+    "page_size": PAGE,
+    "max_model_len": 40,
+    "max_running": 3,
+    "max_waiting": 4,
+    "chunk_size": 2 * PAGE,
+    "max_step_tokens": 2 * PAGE + 3,
+    "lease": 30.0,
+    "step_timeout": 1e9,
+}
 Memory = dict[tuple[int, int], int]
 
 
@@ -240,42 +249,36 @@ class Node:
         """What must hold when all has ended."""
         core, state = self.core, self.core.state(0.0)
         assert not self.told, f"{sorted(self.told)} never ended"
-        assert (state.in_flight, state.running, state.transfers_in_flight) == (0, 0, 0)
+        transfers = core.prefill.transfers | core.prefill.closing | core.decode.live
+        assert (state.in_flight, state.running, transfers) == (0, 0, {})
         assert (state.kv_used, state.kv_quarantined, core.ledger.pool.promised) == (0, 0, 0)
         assert not any(worker.slots or worker.open for worker in self.workers)
         assert not core.ledger._lingering
 
 
-class Groups(RuleBasedStateMachine):
-    """One unified group, or a prefill and a decode group; the rules are what can happen to them."""
+class World:
+    """One unified group, or a prefill and a decode group; `rng` decides what happens to them."""
 
-    @initialize(
-        pair=st.booleans(), pp=st.integers(1, 3), tp=st.integers(1, 2), fenced=st.booleans()
-    )
-    def start(self, pair: bool, pp: int, tp: int, fenced: bool) -> None:
-        bounds: dict[str, Any] = {
-            "pp": pp,
-            "tp": tp,
-            "page_size": PAGE,
-            "max_model_len": 40,
-            "max_running": 3,
-            "max_waiting": 4,
-            "chunk_size": 2 * PAGE,
-            "max_step_tokens": 2 * PAGE + 3,
-            "lease": 30.0,
-            "step_timeout": 1e9,
-        }
+    def __init__(
+        self, rng: random.Random, *, pair: bool, pp: int, tp: int, fenced: bool, mishaps: float
+    ) -> None:
+        self.rng = rng
+        self.mishaps = mishaps
+        """How many events in a hundred are a failure of some kind."""
         roles = ("prefill", "decode") if pair else ("unified",)
-        self.nodes = [Node(Settings(role=role, **bounds)) for role in roles]
+        self.nodes = [Node(Settings(role=role, pp=pp, tp=tp, **BOUNDS)) for role in roles]
         self.now = 0.0
         self.count = 0
         self.connection = 0
         self.connected = False
         self.held: list[Message] = []
-        self.unnoticed: deque[Party] = deque()
-        """Connections that P has not yet seen end."""
+        """What D has to say once P has welcomed it."""
         self.to_p: deque[Message] = deque()
         self.to_d: deque[Message] = deque()
+        self.buried = 0
+        """Epochs up to this one were offered to a pod that has ended."""
+        self.unnoticed: deque[Party] = deque()
+        """Connections that P has not yet seen end."""
         for worker in self.nodes[-1].workers:
             worker.fenced = fenced
 
@@ -298,34 +301,69 @@ class Groups(RuleBasedStateMachine):
                 elif item.to == self.decode and self.connected:
                     self.to_d.append(item.message)
 
-    # ---- what can happen -------------------------------------------------------------------------
+    # ---- what can happen -----------------------------------------------------------------------
 
-    @rule(
-        prompt=st.lists(st.integers(0, 22), min_size=1, max_size=20),
-        max_tokens=st.integers(1, 12),
-        sides=st.sampled_from(["both", "both", "both", "both", "first", "last"]),
-        given_tokens=st.integers(0, 1),
-        lifetime=st.sampled_from([None, None, None, 20.0]),
-    )
-    def submit(
-        self,
-        prompt: list[int],
-        max_tokens: int,
-        sides: str,
-        given_tokens: int,
-        lifetime: float | None,
-    ) -> None:
+    def live(self, events: int) -> None:
+        """Let so many things happen, and look at everything after each."""
+        for _ in range(events):
+            chance = self.rng.uniform(0, 100)
+            if chance < self.mishaps:
+                self.rng.choice(
+                    [
+                        self.cancel,
+                        self.lose_the_link,
+                        self.a_push_fails,
+                        self.a_drain_is_given_up,
+                        self.cancel,
+                        self.cancel,
+                    ]
+                )()
+            elif chance < self.mishaps + 8:
+                self.submit()
+            elif chance < self.mishaps + 10:
+                self.now += self.rng.choice([0.5, 2.0, 11.0])
+                self.tick()
+            elif found := self.events():
+                self.happen(*self.rng.choice(found))
+            for node in self.nodes:
+                node.check()
+
+    def end(self) -> None:
+        """Left alone, everything ends, and every page and slot comes back."""
+        self.quiesce()
+        if self.pair:
+            self.prefill_is_replaced()
+            self.settle()
+            self.quiesce()  # what had waited for pages in quarantine
+        for node in self.nodes:
+            node.check()
+            node.check_idle()
+
+    def quiesce(self) -> None:
+        """Until leases and deadlines have passed too."""
+        for _ in range(8):
+            while events := self.events():
+                self.happen(*self.rng.choice(events))
+            self.now += 11.0
+            self.tick()
+
+    def submit(self) -> None:
         self.count += 1
-        nodes = {"first": self.nodes[:1], "last": self.nodes[-1:]}.get(sides, self.nodes)
-        for node in nodes:
+        rng, sides = self.rng, self.nodes
+        if rng.random() < 0.05:
+            sides = [rng.choice(self.nodes)]
+        prompt = tuple(rng.randrange(23) for _ in range(rng.randint(1, 20)))
+        deadline = self.now + 20.0 if rng.random() < 0.1 else None
+        max_tokens = rng.randint(1, 14)
+        for node in sides:
             role = node.settings.role
             node.submit(
                 Submit(
                     request_id=f"r{self.count}",
-                    prompt_ids=tuple(prompt),
+                    prompt_ids=prompt,
                     sampling=Sampling(max_tokens=max_tokens, stop_token_ids=(STOP,)),
                     seed=0,
-                    deadline=None if lifetime is None else self.now + lifetime,
+                    deadline=deadline,
                     role_hint=role,
                     source=Source(address="p", group="p") if role == "decode" else None,
                 ),
@@ -333,53 +371,34 @@ class Groups(RuleBasedStateMachine):
             )
         self.settle()
 
-    @rule(data=st.data())
-    def cancel(self, data: st.DataObject) -> None:
-        node = data.draw(st.sampled_from(self.nodes))
+    def cancel(self) -> None:
+        node = self.rng.choice(self.nodes)
         if node.told:
-            node.cancel(data.draw(st.sampled_from(sorted(node.told))), self.now)
+            node.cancel(self.rng.choice(sorted(node.told)), self.now)
             self.settle()
 
-    @rule(data=st.data(), count=st.integers(1, 8))
-    def go_on(self, data: st.DataObject, count: int) -> None:
-        """A worker works, a report or a message arrives, a push is carried out."""
-        for _ in range(count):
-            events = self.events()
-            if not events:
-                break
-            self.happen(*data.draw(st.sampled_from(events)))
-
-    @rule(seconds=st.sampled_from([1.0, 11.0, 31.0]))
-    def wait(self, seconds: float) -> None:
-        self.now += seconds
-        self.tick()
-
-    @precondition(lambda self: self.pair and self.connected)
-    @rule()
     def lose_the_link(self) -> None:
-        decode = self.nodes[1]
+        """D sees it at once, P some time later."""
+        if not self.connected:
+            return
         self.unnoticed.append(self.decode)
         self.connected = False
         self.connection += 1
         self.to_p.clear()
         self.to_d.clear()
+        decode = self.nodes[1]
         decode.take(decode.core.lost(PREFILL, self.now))
         self.settle()
 
-    @precondition(lambda self: self.pair)
-    @rule(rank=st.integers(0, 1))
-    def a_push_fails(self, rank: int) -> None:
-        """The rank's posted writes may still land; what was not posted never will."""
-        worker = self.nodes[0].workers[rank % len(self.nodes[0].workers)]
+    def a_push_fails(self) -> None:
+        """What the rank has posted may still land."""
+        worker = self.rng.choice(self.nodes[0].workers)
         if worker.pushes:
             name = worker.pushes[-1][0].transfer
             worker.reports.append(PushFailed(transfer=name, rank=worker.rank, message="reset"))
 
-    @precondition(lambda self: self.pair)
-    @rule()
-    def the_drain_is_given_up(self) -> None:
-        for worker in self.nodes[0].workers:
-            worker.close_drained(give_up=True)
+    def a_drain_is_given_up(self) -> None:
+        self.rng.choice(self.nodes[0].workers).close_drained(give_up=True)
 
     # ---- how it happens --------------------------------------------------------------------------
 
@@ -431,13 +450,14 @@ class Groups(RuleBasedStateMachine):
         receiver = self.nodes[1].workers[worker.rank]
         push, epoch = worker.pushes[0]
         known = receiver.expected | receiver.forgotten
-        return not receiver.fenced or (push.transfer, epoch) in known
+        return not receiver.fenced or epoch <= self.buried or (push.transfer, epoch) in known
 
     def push(self, worker: Worker) -> None:
         """Carry one push out: read P's pages and write D's, as they are now."""
         receiver = self.nodes[1].workers[worker.rank]
         push, epoch = worker.pushes.popleft()
-        if receiver.fenced and (push.transfer, epoch) in receiver.forgotten:
+        fenced_off = receiver.fenced and (push.transfer, epoch) in receiver.forgotten
+        if fenced_off or epoch <= self.buried:
             worker.close_drained()
             if push.transfer in worker.open:
                 worker.reports.append(
@@ -470,41 +490,11 @@ class Groups(RuleBasedStateMachine):
         self.settle()
 
     def prefill_is_replaced(self) -> None:
-        """P's pod has ended: its writes too. P itself goes on as its successor would."""
-        for worker in self.nodes[0].workers:
-            worker.pushes.clear()
-            worker.close_drained()
+        """P's pod has ended: nothing offered to it is written. P goes on as its successor."""
+        self.buried = self.nodes[1].core.decode._epoch
         self.nodes[1].handle(SERVER, PeerGone(incarnation="prefill"), self.now)
 
-    # ---- what must hold -------------------------------------------------------------------------
 
-    @invariant()
-    def all_is_accounted_for(self) -> None:
-        for node in self.nodes:
-            node.check()
-
-    def teardown(self) -> None:
-        """Left alone, everything ends, and every page and slot comes back."""
-        if not hasattr(self, "nodes"):
-            return
-        for _ in range(40):
-            while events := self.events():
-                self.happen(*events[self.count % len(events)])
-                self.count += 1
-            self.now += 11.0
-            self.tick()
-        if self.pair:
-            self.prefill_is_replaced()
-            self.settle()
-        for node in self.nodes:
-            node.check()
-            node.check_idle()
-
-
-TestGroups = Groups.TestCase
-TestGroups.settings = hypothesis_settings(
-    max_examples=150,
-    stateful_step_count=60,
-    deadline=None,
-    derandomize=True,
-)
+@pytest.fixture(scope="session")
+def world() -> type[World]:
+    return World
