@@ -6,7 +6,8 @@ workers step 0: 0:0+16 1:40+1*(7) <- -1  slot 0 computes 16 tokens from 0; slot 
 s token r 0=9 stop                       to server s: output 0 of request r is 9, and ends it
 """
 
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,9 +21,11 @@ from pds_engine.messages import (
     Expect,
     Failed,
     Forget,
+    Forgotten,
     KvEndpoint,
     Message,
     OpenTransfer,
+    Push,
     Queued,
     Ready,
     Refused,
@@ -33,6 +36,7 @@ from pds_engine.messages import (
     StepPlan,
     Submit,
     Token,
+    TransferClosed,
     TransferDone,
     TransferOffer,
 )
@@ -41,6 +45,8 @@ from pds_engine.scheduler.party import WORKERS, Out, Party
 from pds_engine.scheduler.scheduler import Scheduler
 from pds_engine.scheduler.settings import Settings
 
+PAGE = 4
+"""Tokens in a page of the fake workers' memory."""
 SERVER = Party("server", "s")
 P = Party("prefill", "p:8001")
 D = Party("decode", "d")
@@ -172,3 +178,118 @@ def bench() -> Callable[..., Bench]:
         return Bench(settings, ranks or (pages,) * settings.ranks)
 
     return make
+
+
+Memory = dict[tuple[int, int], int]
+
+
+@dataclass
+class Slot:
+    gen: int
+    tokens: list[int]
+    pages: list[int]
+    given: int
+    """Tokens that came with the admission; later ones were sampled by a step."""
+    sampled_in: int = -1
+
+
+@dataclass
+class Worker:
+    """One rank: executes orders as they come, and pushes when told to."""
+
+    rank: int
+    memory: Memory = field(default_factory=dict)
+    orders: deque[Message] = field(default_factory=deque)
+    reports: deque[Message] = field(default_factory=deque)
+    slots: dict[int, Slot] = field(default_factory=dict)
+    open: dict[str, int] = field(default_factory=dict)
+    closing: set[str] = field(default_factory=set)
+    pushes: deque[tuple[Push, int]] = field(default_factory=deque)
+    fenced: bool = True
+    """As a receiver: places no byte of a transfer before Expect and after Forget."""
+    expected: set[tuple[str, int]] = field(default_factory=set)
+    forgotten: set[tuple[str, int]] = field(default_factory=set)
+
+    @staticmethod
+    def choose(tokens: Iterable[int]) -> int:
+        """What the fake model says after `tokens`: depends on each of them and its place."""
+        value = 1
+        for token in tokens:
+            value = (value * 31 + token + 1) % 1009
+        return value % 23
+
+    def work(self) -> None:
+        order = self.orders.popleft()
+        match order:
+            case Admit():
+                assert order.slot not in self.slots, "a slot is admitted while it is held"
+                tokens = [*order.prompt_ids, *order.output_ids]
+                self.slots[order.slot] = Slot(order.gen, tokens, list(order.pages), len(tokens))
+            case StepPlan():
+                self.step(order)
+            case Release():
+                assert self.slots.pop(order.slot).gen == order.gen
+            case OpenTransfer():
+                assert order.transfer not in self.open, "a transfer is opened twice"
+                self.open[order.transfer] = order.epoch
+            case CloseTransfer():
+                self.closing.add(order.transfer)
+                self.close_drained()
+            case Expect():
+                self.expected.add((order.transfer, order.epoch))
+            case Forget():
+                self.expected.remove((order.transfer, order.epoch))
+                self.forgotten.add((order.transfer, order.epoch))
+                self.reports.append(
+                    Forgotten(
+                        transfer=order.transfer,
+                        epoch=order.epoch,
+                        rank=self.rank,
+                        fenced=self.fenced,
+                    )
+                )
+            case _:
+                raise TypeError(order)
+
+    def step(self, plan: StepPlan) -> None:
+        tokens = []
+        for row in plan.rows:
+            slot = self.slots[row.slot]
+            assert slot.gen == row.gen
+            reads_a_step = row.start >= slot.given
+            assert not reads_a_step or 0 <= slot.sampled_in <= plan.depends_on
+            slot.pages += row.new_pages
+            for position in range(row.start, row.start + row.length):
+                page = slot.pages[position // PAGE]
+                self.memory[page, position % PAGE] = slot.tokens[position]
+            if row.samples:
+                end = row.start + row.length
+                assert end == len(slot.tokens), "sampled before the end of what is known"
+                read = (self.memory[slot.pages[i // PAGE], i % PAGE] for i in range(end))
+                tokens.append(self.choose(read))
+                slot.tokens.append(tokens[-1])
+                slot.sampled_in = plan.step_id
+        self.pushes.extend(
+            (push, self.open[push.transfer])
+            for push in plan.pushes
+            if push.transfer in self.open and push.transfer not in self.closing
+        )
+        if self.rank == 0:
+            self.reports.append(
+                StepDone(step_id=plan.step_id, tokens=tuple(tokens), logprobs=(), elapsed=0.0)
+            )
+
+    def close_drained(self, give_up: bool = False) -> None:
+        """Answer the closes whose pushes are all carried out; `give_up`: and all others."""
+        under_way = {push.transfer for push, _ in self.pushes}
+        for name in sorted(self.closing):
+            if name not in under_way or give_up:
+                self.closing.remove(name)
+                del self.open[name]
+                drained = name not in under_way
+                self.reports.append(TransferClosed(transfer=name, rank=self.rank, drained=drained))
+
+
+@pytest.fixture(scope="session")
+def fake_worker() -> type[Worker]:
+    return Worker

@@ -8,36 +8,26 @@ and none across links.
 
 import random
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pytest
 from pds_engine.errors import GroupError
 from pds_engine.messages import (
-    Admit,
     Cancel,
-    CloseTransfer,
-    Expect,
     Failed,
-    Forget,
-    Forgotten,
     KvEndpoint,
     Message,
-    OpenTransfer,
     PeerGone,
-    Push,
     PushDone,
     PushFailed,
     Ready,
-    Release,
     Sampling,
     Source,
-    StepDone,
-    StepPlan,
     Submit,
     Token,
-    TransferClosed,
     Welcome,
 )
 from pds_engine.scheduler.party import WORKERS, Out, Party
@@ -56,111 +46,6 @@ BOUNDS: dict[str, Any] = {
     "lease": 30.0,
     "step_timeout": 1e9,
 }
-Memory = dict[tuple[int, int], int]
-
-
-def choose(tokens: Iterable[int]) -> int:
-    """What the fake model says after `tokens`: depends on each of them and its place."""
-    value = 1
-    for token in tokens:
-        value = (value * 31 + token + 1) % 1009
-    return value % 23
-
-
-@dataclass
-class Slot:
-    gen: int
-    tokens: list[int]
-    pages: list[int]
-    sampled_in: int = -1
-
-
-@dataclass
-class Worker:
-    """One rank: executes orders as they come, and pushes when told to."""
-
-    rank: int
-    memory: Memory = field(default_factory=dict)
-    orders: deque[Message] = field(default_factory=deque)
-    reports: deque[Message] = field(default_factory=deque)
-    slots: dict[int, Slot] = field(default_factory=dict)
-    open: dict[str, int] = field(default_factory=dict)
-    closing: set[str] = field(default_factory=set)
-    pushes: deque[tuple[Push, int]] = field(default_factory=deque)
-    fenced: bool = True
-    """As a receiver: places no byte of a transfer before Expect and after Forget."""
-    expected: set[tuple[str, int]] = field(default_factory=set)
-    forgotten: set[tuple[str, int]] = field(default_factory=set)
-
-    def work(self) -> None:
-        order = self.orders.popleft()
-        match order:
-            case Admit():
-                assert order.slot not in self.slots, "a slot is admitted while it is held"
-                tokens = [*order.prompt_ids, *order.output_ids]
-                self.slots[order.slot] = Slot(order.gen, tokens, list(order.pages))
-            case StepPlan():
-                self.step(order)
-            case Release():
-                assert self.slots.pop(order.slot).gen == order.gen
-            case OpenTransfer():
-                assert order.transfer not in self.open, "a transfer is opened twice"
-                self.open[order.transfer] = order.epoch
-            case CloseTransfer():
-                self.closing.add(order.transfer)
-                self.close_drained()
-            case Expect():
-                self.expected.add((order.transfer, order.epoch))
-            case Forget():
-                self.expected.remove((order.transfer, order.epoch))
-                self.forgotten.add((order.transfer, order.epoch))
-                self.reports.append(
-                    Forgotten(
-                        transfer=order.transfer,
-                        epoch=order.epoch,
-                        rank=self.rank,
-                        fenced=self.fenced,
-                    )
-                )
-            case _:
-                raise TypeError(order)
-
-    def step(self, plan: StepPlan) -> None:
-        tokens = []
-        for row in plan.rows:
-            slot = self.slots[row.slot]
-            assert slot.gen == row.gen
-            assert slot.sampled_in <= plan.depends_on or row.start + row.length <= len(slot.tokens)
-            slot.pages += row.new_pages
-            for position in range(row.start, row.start + row.length):
-                page = slot.pages[position // PAGE]
-                self.memory[page, position % PAGE] = slot.tokens[position]
-            if row.samples:
-                end = row.start + row.length
-                assert end == len(slot.tokens), "sampled before the end of what is known"
-                read = (self.memory[slot.pages[i // PAGE], i % PAGE] for i in range(end))
-                tokens.append(choose(read))
-                slot.tokens.append(tokens[-1])
-                slot.sampled_in = plan.step_id
-        self.pushes.extend(
-            (push, self.open[push.transfer])
-            for push in plan.pushes
-            if push.transfer in self.open and push.transfer not in self.closing
-        )
-        if self.rank == 0:
-            self.reports.append(
-                StepDone(step_id=plan.step_id, tokens=tuple(tokens), logprobs=(), elapsed=0.0)
-            )
-
-    def close_drained(self, give_up: bool = False) -> None:
-        """Answer the closes whose pushes are all carried out; `give_up`: and all others."""
-        under_way = {push.transfer for push, _ in self.pushes}
-        for name in sorted(self.closing):
-            if name not in under_way or give_up:
-                self.closing.remove(name)
-                del self.open[name]
-                drained = name not in under_way
-                self.reports.append(TransferClosed(transfer=name, rank=self.rank, drained=drained))
 
 
 @dataclass
@@ -168,8 +53,9 @@ class Node:
     """A scheduler, its workers, and what its server was told."""
 
     settings: Settings
+    make_worker: Callable[[int], Any]
     core: Scheduler = field(init=False)
-    workers: list[Worker] = field(init=False)
+    workers: list[Any] = field(init=False)
     told: dict[str, list[int]] = field(default_factory=dict)
     """Output tokens of the requests that have not ended, by id."""
     ended: int = 0
@@ -178,7 +64,7 @@ class Node:
 
     def __post_init__(self) -> None:
         self.core = Scheduler(self.settings, self.settings.role)
-        self.workers = [Worker(rank) for rank in range(self.settings.ranks)]
+        self.workers = [self.make_worker(rank) for rank in range(self.settings.ranks)]
         for rank in range(self.settings.ranks):
             endpoint = KvEndpoint(rank=rank, shard=b"", pages=PAGES, backends={})
             self.handle(
@@ -211,7 +97,9 @@ class Node:
         if isinstance(message, Token):
             asked = self.asked[message.request_id]
             assert message.index == len(outputs), "a token twice, or one left out"
-            assert message.token == choose([*asked.prompt_ids, *outputs]), "a wrong token"
+            assert message.token == self.workers[0].choose([*asked.prompt_ids, *outputs]), (
+                "a wrong token"
+            )
             outputs.append(message.token)
             stopped = message.token == STOP or len(outputs) == asked.sampling.max_tokens
             assert stopped == (message.finish_reason is not None)
@@ -260,13 +148,23 @@ class World:
     """One unified group, or a prefill and a decode group; `rng` decides what happens to them."""
 
     def __init__(
-        self, rng: random.Random, *, pair: bool, pp: int, tp: int, fenced: bool, mishaps: float
+        self,
+        make_worker: Callable[[int], Any],
+        rng: random.Random,
+        *,
+        pair: bool,
+        pp: int,
+        tp: int,
+        fenced: bool,
+        mishaps: float,
     ) -> None:
         self.rng = rng
         self.mishaps = mishaps
         """How many events in a hundred are a failure of some kind."""
         roles = ("prefill", "decode") if pair else ("unified",)
-        self.nodes = [Node(Settings(role=role, pp=pp, tp=tp, **BOUNDS)) for role in roles]
+        self.nodes = [
+            Node(Settings(role=role, pp=pp, tp=tp, **BOUNDS), make_worker) for role in roles
+        ]
         self.now = 0.0
         self.count = 0
         self.connection = 0
@@ -445,14 +343,14 @@ class World:
             self.held.clear()
         self.settle()
 
-    def is_expected(self, worker: Worker) -> bool:
+    def is_expected(self, worker: Any) -> bool:
         """A fenced receiver lets a writer wait that comes before its Expect."""
         receiver = self.nodes[1].workers[worker.rank]
         push, epoch = worker.pushes[0]
         known = receiver.expected | receiver.forgotten
         return not receiver.fenced or epoch <= self.buried or (push.transfer, epoch) in known
 
-    def push(self, worker: Worker) -> None:
+    def push(self, worker: Any) -> None:
         """Carry one push out: read P's pages and write D's, as they are now."""
         receiver = self.nodes[1].workers[worker.rank]
         push, epoch = worker.pushes.popleft()
@@ -496,5 +394,5 @@ class World:
 
 
 @pytest.fixture(scope="session")
-def world() -> type[World]:
-    return World
+def world(fake_worker: Callable[[int], Any]) -> Callable[..., World]:
+    return partial(World, fake_worker)
