@@ -1,9 +1,11 @@
 """How long the hand-over of a prompt's KV pages takes from a prefill to a decode process.
 
-    python benchmarks/handover.py [--quick] [--loopback]
+    python benchmarks/handover.py [--quick] [--loopback | --pods VALUES]
 
 Two processes, each as in a pod of its own: own network, process and IPC namespaces, joined by a
-veth pair (needs root; else, or with --loopback, both on the loopback device). Pages are scattered
+veth pair (needs root; else, or with --loopback, both on the loopback device). With --pods they run
+in two pods of kubectl's current cluster, which mount this tree as the chart's values in the file
+VALUES say (`python -m pds_cluster local-values` makes one). Pages are scattered
 over the pools. `value`: ms, p50, from OpenTransfer to PushDone for a 512-token prompt on a model of
 8 layers × 4 KV heads × 64 in bfloat16 (4 MiB), connections being warm, by the backend that the pair
 chooses. `ratio`: GB/s of that backend over the other's, at 16 MiB. The backends take turns within
@@ -22,12 +24,15 @@ import statistics
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import torch
+import yaml
 from pds_engine.config import KvConfig
 from pds_engine.keys import Keys
 from pds_engine.kv.layout import KvFormat, shard
@@ -51,6 +56,9 @@ SHAPES = {"tiny": (4, 2, 64), "8x4x64": (8, 4, 64)}
 BLOCKS = (4, 4, 64)
 """Layers, KV heads, head_dim of pages of 64 KiB."""
 BACKENDS = ("tcp", "nixl")
+
+Place = tuple[list[str], str]
+"""How a command is started there, and the address."""
 
 
 # ---- one side: a process that obeys lines of JSON ------------------------------------------------
@@ -94,7 +102,7 @@ class Rank:
 
     def digest(self, pages: list[int]) -> int:
         """Of these pages, in this order: to compare both sides."""
-        return hash(self._pool.data[pages].view(torch.uint8).numpy().tobytes()[:: 1 << 6])
+        return zlib.crc32(self._pool.data[pages].view(torch.uint8).numpy().tobytes())
 
     def cpu(self) -> float:
         """Seconds of processor time of this process and its threads."""
@@ -125,6 +133,7 @@ class Rank:
 
 
 def serve(host: str, key: str) -> None:
+    torch.set_num_threads(1)
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # libraries that print do not answer for us
     rank = Rank(host, bytes.fromhex(key))
@@ -138,9 +147,8 @@ class Process:
 
     def __init__(self, prefix: list[str], host: str, key: str) -> None:
         command = [*prefix, sys.executable, os.path.abspath(__file__), "--serve", host, key]
-        environment = {**os.environ, "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"}
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
     def __call__(self, name: str, *arguments: Any) -> Any:
@@ -168,7 +176,50 @@ class Process:
 
 
 @contextmanager
-def pods(loopback: bool) -> Iterator[list[tuple[list[str], str]]]:
+def real_pods(values: Path) -> Iterator[list[Place]]:
+    """Two pods of the current cluster, removed at the end."""
+    tree = yaml.safe_load(values.read_text())
+    image, defaults = tree["image"], tree["podDefaults"]
+    names = [f"handover-{os.getpid()}-{side}" for side in "ab"]
+    container = {
+        "name": "rank",
+        "image": f"{image['repository']}:{image['tag']}",
+        "imagePullPolicy": image["pullPolicy"],
+        "command": ["sleep", "3600"],
+        "env": defaults["env"],
+        "resources": {"requests": {"cpu": "400m"}},  # without, a busy node starves them
+        "volumeMounts": defaults["volumeMounts"],
+    }
+    spec = {
+        "containers": [container],
+        "volumes": defaults["volumes"],
+        "restartPolicy": "Never",
+        "terminationGracePeriodSeconds": 0,
+    }
+    try:
+        for name in names:
+            pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec}
+            _kubectl("apply", "-f", "-", text=json.dumps(pod))
+        for name in names:
+            _kubectl("wait", "--for=condition=Ready", f"pod/{name}", "--timeout=120s")
+        address = "jsonpath={.status.podIP}"
+        yield [
+            (["kubectl", "exec", "-i", name, "--"], _kubectl("get", "pod", name, "-o", address))
+            for name in names
+        ]
+    finally:
+        _kubectl("delete", "pod", "--ignore-not-found", "--wait=false", *names)
+
+
+def _kubectl(*arguments: str, text: str = "") -> str:
+    done = subprocess.run(
+        ["kubectl", *arguments], input=text, check=True, stdout=subprocess.PIPE, text=True
+    )
+    return done.stdout.strip()
+
+
+@contextmanager
+def namespaces(loopback: bool) -> Iterator[list[Place]]:
     """Of two pods: how to start a process in it, and its address."""
     if loopback or os.geteuid() or not shutil.which("ip"):
         yield [([], "127.0.0.1")] * 2
@@ -215,7 +266,7 @@ def _ip(*arguments: str) -> None:
 class Pair:
     """P and D, which offer the same backends."""
 
-    def __init__(self, places: list[tuple[list[str], str]], backends: list[str]) -> None:
+    def __init__(self, places: list[Place], backends: list[str]) -> None:
         key = os.urandom(32).hex()
         self._backends = backends
         self._prefill, self._decode = (Process(prefix, host, key) for prefix, host in places)
@@ -279,7 +330,7 @@ def _union(offers: Iterable[dict[str, Any]]) -> dict[str, Any]:
     return {name: offer for each in offers for name, offer in each.items()}
 
 
-def measure(places: list[tuple[list[str], str]], quick: bool) -> dict[str, Any]:
+def measure(places: list[Place], quick: bool) -> dict[str, Any]:
     """By backend: p50 in ms by shape, p50 GB/s by size, and processor seconds for a GB."""
     rounds = 3 if quick else 12
     found: dict[str, Any] = {name: {"ms": {}, "gbps": {}, "cpu_s_per_gb": 0.0} for name in BACKENDS}
@@ -316,14 +367,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="within a minute on two cores")
     parser.add_argument("--loopback", action="store_true", help="no namespaces")
+    parser.add_argument("--pods", type=Path, metavar="VALUES", help="in two pods")
     parser.add_argument("--serve", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
         serve(*options.serve)
         return
-    with pods(options.loopback) as places:
+    between = "pods" if options.pods else "network namespaces over veth"
+    with real_pods(options.pods) if options.pods else namespaces(options.loopback) as places:
         found = measure(places, options.quick)
-        between = "network namespaces over veth" if places[0][0] else "loopback"
+        between = between if places[0][0] else "loopback"
     best = found.pop("chosen")
     other = next(name for name in BACKENDS if name != best)
     print(
