@@ -29,7 +29,9 @@ check: $(VENV)/.ready  ## ruff, mypy --strict, import contracts, generated files
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
-	$(VENV)/bin/pds-operator crd | diff -u crds/pdservings.yaml - || { echo "run: make gen" >&2; exit 1; }
+	@{ $(VENV)/bin/pds-operator crd | diff -u crds/pdservings.yaml - \
+	  && $(VENV)/bin/pds-operator crd --chart | diff -u charts/pdserving/templates/crd.yaml -; } \
+	  || { echo "generated files have drifted: run make gen" >&2; exit 1; }
 
 unit: $(VENV)/.ready  ## the tests that need no cluster
 	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -q -m 'not cluster and not gpu'
@@ -39,6 +41,7 @@ e2e: $(VENV)/.ready cluster-up  ## the tests on the local Kubernetes
 
 gen: $(VENV)/.ready  ## files generated from code: the CRD
 	$(VENV)/bin/pds-operator crd > crds/pdservings.yaml
+	$(VENV)/bin/pds-operator crd --chart > charts/pdserving/templates/crd.yaml
 
 cluster-up: $(VENV)/.ready  ## a real Kubernetes on this machine (PDS_CONTEXT=name: use yours)
 	$(CLUSTER) up

@@ -25,6 +25,7 @@ from pds_engine import log
 from pds_engine.config import EngineConfig
 from pds_engine.errors import EXIT_CONFIG, ConfigError
 from pds_engine.keys import Keys
+from pds_engine.models import registry
 
 TERMINATION_LOG = Path("/dev/termination-log")
 _GRACE_SECONDS = 0.8
@@ -53,11 +54,7 @@ def check(config: EngineConfig) -> None:
     Raises:
         ConfigError: names the field and the cure.
     """
-    if not (config.model.path / "config.json").is_file():
-        raise ConfigError(
-            f"model.path: {config.model.path} holds no config.json",
-            hint="mount a model of the Hugging Face layout there",
-        )
+    registry.check(config)
     if config.parallelism.ranks > 1:
         shape = (
             f"pp {config.parallelism.pp}, tp {config.parallelism.tp}, dp {config.parallelism.dp}"

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 PACKAGE = "graph.pt2"
+_compiled: list[str] = []
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,14 @@ def toolchain() -> Mapping[str, str]:
     }
 
 
+def builds() -> int:
+    """How many graphs this process has compiled."""
+    return len(_compiled)
+
+
 def build(graph: Graph, folder: Path) -> None:
     """Compile `graph` into `folder`."""
+    _compiled.append(graph.name)
     varied = [_example(graph, index) for index in range(len(graph.inputs))]
     least, greatest = graph.tokens
     tokens = torch.export.Dim("tokens", min=least, max=greatest) if least < greatest else None

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from pds_engine.models.spec import RopeSpec
+from pds_engine.spec import RopeSpec
 
 
 def frequencies(spec: RopeSpec, head_dim: int) -> Tensor:

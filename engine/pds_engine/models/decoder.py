@@ -16,8 +16,8 @@ from pds_engine.layers.attention import AttentionPlan, attend
 from pds_engine.layers.mlp import swiglu
 from pds_engine.layers.norm import rms_norm
 from pds_engine.layers.rope import rotate
-from pds_engine.models.spec import DecoderSpec
 from pds_engine.parallel.layout import Part
+from pds_engine.spec import DecoderSpec
 
 
 class LayerWeights(NamedTuple):

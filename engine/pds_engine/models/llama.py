@@ -1,6 +1,6 @@
 """Llama 2 and 3, and whatever names itself LlamaForCausalLM."""
 
-from pds_engine.models.spec import DecoderSpec, Json, dense
+from pds_engine.spec import DecoderSpec, Json, dense
 
 ARCHITECTURE = "LlamaForCausalLM"
 

@@ -8,8 +8,8 @@ from pds_engine.layers import rope
 from pds_engine.models.checkpoint import Checkpoint
 from pds_engine.models.decoder import Decoder, LayerWeights, Weights
 from pds_engine.models.registry import check
-from pds_engine.models.spec import DecoderSpec
 from pds_engine.parallel.layout import Part, part
+from pds_engine.spec import DecoderSpec
 
 DTYPES: dict[Dtype, torch.dtype] = {
     "float32": torch.float32,

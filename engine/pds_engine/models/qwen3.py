@@ -1,6 +1,6 @@
 """Qwen3, dense: Llama with queries and keys normalised per head."""
 
-from pds_engine.models.spec import DecoderSpec, Json, dense
+from pds_engine.spec import DecoderSpec, Json, dense
 
 ARCHITECTURE = "Qwen3ForCausalLM"
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from pds_engine.config import EngineConfig
 from pds_engine.errors import ConfigError
 from pds_engine.models import llama, qwen3
-from pds_engine.models.spec import DecoderSpec, Json, read_config
+from pds_engine.spec import DecoderSpec, Json, read_config
 
 FAMILIES: Mapping[str, Callable[[Json], DecoderSpec]] = {
     module.ARCHITECTURE: module.spec for module in (llama, qwen3)

@@ -6,7 +6,7 @@ Rank r of a group is stage r // tp and shard r % tp (dp 1): the ranks of a stage
 from dataclasses import dataclass
 
 from pds_engine.config import ParallelConfig
-from pds_engine.models.spec import DecoderSpec
+from pds_engine.spec import DecoderSpec
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ role=prefill, for this stage's layers alone (they share shapes, so one graph ser
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,8 @@ from pds_engine.layers import mlp, norm, rope
 from pds_engine.models import decoder
 from pds_engine.models.decoder import LayerWeights, Pieces, Shape
 from pds_engine.models.loader import DTYPES, compute_dtype
-from pds_engine.models.spec import DecoderSpec
 from pds_engine.parallel.layout import Part
+from pds_engine.spec import DecoderSpec
 
 KIND = "inductor"
 _LEAST = 2  # torch.export specialises a dimension of one
@@ -91,26 +91,27 @@ def _pair(
     qk_norm = (both, dim) if shape.qk_norm else (0,)
     before = [(tokens, hidden), (hidden,), ((both + shape.kv_heads) * dim, hidden), qk_norm]
     after = [(tokens, hidden), (tokens, q), (hidden, q), (hidden,), (2 * columns, hidden)]
-    common = {"tokens": (_LEAST, tokens), "constants": repr(shape), "sources": _SOURCES}
+
+    def piece(
+        kind: str,
+        function: Callable[..., Any],
+        inputs: Sequence[tuple[tuple[int, ...], torch.dtype]],
+    ) -> Graph:
+        return Graph(
+            f"{name}-{kind}",
+            function,
+            tuple(inputs),
+            varying=(0, 1),
+            tokens=(_LEAST, tokens),
+            constants=repr(shape),
+            sources=_SOURCES,
+        )
+
+    rope = ((tokens, dim), torch.float32)
+    inputs = [(size, dtype) for size in before]
     return (
-        Graph(
-            f"{name}-before",
-            functools.partial(decoder.before, shape),
-            (
-                (before[0], dtype),
-                ((tokens, dim), torch.float32),
-                *((size, dtype) for size in before[1:]),
-            ),
-            varying=(0, 1),
-            **common,
-        ),
-        Graph(
-            f"{name}-after",
-            _after(shape),
-            tuple((size, dtype) for size in (*after, (hidden, columns))),
-            varying=(0, 1),
-            **common,
-        ),
+        piece("before", functools.partial(decoder.before, shape), [inputs[0], rope, *inputs[1:]]),
+        piece("after", _after(shape), [(size, dtype) for size in (*after, (hidden, columns))]),
     )
 
 

@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 
 import torch
+from pds_kernels import graph
 from torch import Tensor
 
 from pds_engine.config import EngineConfig
@@ -37,6 +38,7 @@ class Runner:
             device=keys.device,
         )
         self._done = -1
+        self._warm = graph.builds()
         self._releases: list[Release] = []
 
     def admit(self, order: Admit) -> None:
@@ -68,6 +70,7 @@ class Runner:
             tokens=tokens,
             logprobs=chances,
             elapsed=time.perf_counter() - begun,
+            compiles=graph.builds() - self._warm,
         )
 
     def _sample(

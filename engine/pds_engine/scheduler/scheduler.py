@@ -7,6 +7,8 @@ leases and deadlines. Errors of the group (GroupError) are raised: the group the
 from collections.abc import Callable
 from typing import Any
 
+from msgspec.structs import replace
+
 from pds_engine.errors import (
     DeadlinePassed,
     InvalidRequest,
@@ -218,6 +220,8 @@ class Scheduler:
                 )
 
     def _step_done(self, message: StepDone) -> None:
+        if self.kernels and message.compiles != self.kernels.compiles_after_ready:
+            self.kernels = replace(self.kernels, compiles_after_ready=message.compiles)
         samplers = self.steps.finish(message)
         self.ledger.step_done(message.step_id)
         logprobs = message.logprobs or (None,) * len(samplers)

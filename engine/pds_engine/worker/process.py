@@ -37,9 +37,9 @@ from pds_engine.messages import (
 from pds_engine.models.checkpoint import digest
 from pds_engine.models.decoder import Decoder
 from pds_engine.models.loader import load
-from pds_engine.models.spec import read_config
 from pds_engine.runner import graphs
 from pds_engine.runner.runner import Runner
+from pds_engine.spec import read_config
 from pds_engine.warmup import open_cache
 from pds_engine.wire import Link
 from pds_engine.worker.mailbox import Mailbox

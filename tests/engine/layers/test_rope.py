@@ -3,7 +3,7 @@
 import pytest
 import torch
 from pds_engine.layers.rope import frequencies, rotate, table
-from pds_engine.models.spec import RopeSpec
+from pds_engine.spec import RopeSpec
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 

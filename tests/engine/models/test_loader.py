@@ -7,7 +7,7 @@ import torch
 from pds_engine.errors import ConfigError
 from pds_engine.models.checkpoint import digest
 from pds_engine.models.loader import load
-from pds_engine.models.spec import read_config
+from pds_engine.spec import read_config
 from safetensors.torch import save_file
 
 CPU = torch.device("cpu")

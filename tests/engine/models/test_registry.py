@@ -6,7 +6,7 @@ import sys
 import pytest
 from pds_engine.errors import ConfigError
 from pds_engine.models.registry import check, read_spec
-from pds_engine.models.spec import RopeSpec
+from pds_engine.spec import RopeSpec
 
 
 def test_a_spec_is_read(folder):

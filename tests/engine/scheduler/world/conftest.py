@@ -168,7 +168,7 @@ class World:
         self.now = 0.0
         self.count = 0
         self.connection = 0
-        self.connected = False
+        self.connected = self.welcomed = False
         self.held: list[Message] = []
         """What D has to say once P has welcomed it."""
         self.to_p: deque[Message] = deque()
@@ -195,7 +195,7 @@ class World:
             out, node.to_peers = node.to_peers, []
             for item in out:
                 if item.to == PREFILL:
-                    (self.to_p if self.connected else self.held).append(item.message)
+                    (self.to_p if self.welcomed else self.held).append(item.message)
                 elif item.to == self.decode and self.connected:
                     self.to_d.append(item.message)
 
@@ -280,10 +280,10 @@ class World:
         if not self.connected:
             return
         self.unnoticed.append(self.decode)
-        self.connected = False
+        self.connected = self.welcomed = False
         self.connection += 1
-        self.to_p.clear()
-        self.to_d.clear()
+        for lost in (self.to_p, self.to_d, self.held):
+            lost.clear()
         decode = self.nodes[1]
         decode.take(decode.core.lost(PREFILL, self.now))
         self.settle()
@@ -333,14 +333,17 @@ class World:
         elif kind == "to_p":
             node.handle(self.decode, self.to_p.popleft(), self.now)
         elif kind == "to_d":
-            node.handle(PREFILL, self.to_d.popleft(), self.now)
+            message = self.to_d.popleft()
+            node.handle(PREFILL, message, self.now)
+            if isinstance(message, Welcome):
+                self.welcomed = True
+                self.to_p.extend(self.held)
+                self.held.clear()
         elif kind == "notice":
             node.take(node.core.lost(self.unnoticed.popleft(), self.now))
         else:
             self.connected = True
             self.to_d.append(Welcome(incarnation="prefill"))
-            self.to_p.extend(self.held)
-            self.held.clear()
         self.settle()
 
     def is_expected(self, worker: Any) -> bool:
