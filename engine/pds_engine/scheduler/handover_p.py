@@ -78,6 +78,8 @@ class PrefillSide:
         self.transfers: dict[str, Transfer] = {}
         """Kept, matched or open, by id."""
         self.closing: dict[str, Transfer] = {}
+        self._undrained: set[tuple[str, int, str]] = set()
+        """Closed with writes under way: never acknowledged as drained. Few, so all are kept."""
         self._next_renewal = 0.0
 
     # ---- before the first chunk --------------------------------------------------------------
@@ -200,6 +202,9 @@ class PrefillSide:
         if len(transfer.closed) < self._ledger.settings.ranks:
             return
         del self.closing[message.transfer]
+        if not transfer.drained:
+            offer = transfer.offer
+            self._undrained.add((offer.transfer, offer.epoch, offer.incarnation))
         if transfer.given_up is not None:
             self._out.put(
                 transfer.decode, structs.replace(transfer.given_up, drained=transfer.drained)
@@ -219,7 +224,9 @@ class PrefillSide:
         candidates = self.transfers.get(name), self.closing.get(name)
         transfer = next((t for t in candidates if t and _names(message, t.offer)), None)
         if transfer is None:
-            self._out.put(decode, AbortAck(transfer=name, epoch=message.epoch))
+            drained = (name, message.epoch, message.incarnation) not in self._undrained
+            acknowledgement = AbortAck(transfer=name, epoch=message.epoch, drained=drained)
+            self._out.put(decode, acknowledgement)
             return
         transfer.decode = decode
         if transfer.stage is Stage.CLOSING:

@@ -257,6 +257,7 @@ def test_a_rank_that_cannot_push_fails_the_request(p: Any) -> None:
         "workers release 0/1 after 1",
     ]
     assert closed(p, "r", drained=False) == ["d ack r@1 transfer_failed undrained"]
+    assert abort(p, "r") == ["d ack r@1  undrained"]  # nor is it drained when asked again
 
 
 def test_a_lost_decode_side_is_not_written_to_any_more(p: Any) -> None:
