@@ -11,11 +11,15 @@ from pathlib import Path
 
 import pytest
 
+# serving.py is a helper of these tests alone; tests have no packages.
+sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[2] / "cluster"))
 
 from pds_cluster import settings as cluster_settings
 from pds_cluster import testing
 from pds_cluster.errors import ClusterError
+from pds_cluster.local_values import write_local_values
+from pds_cluster.shell import run
 
 
 @pytest.fixture(scope="session")
@@ -42,3 +46,19 @@ def own_namespace(cluster: testing.Cluster) -> Iterator[str]:
     """A fresh namespace for one test."""
     with cluster.namespace() as name:
         yield name
+
+
+@pytest.fixture(scope="session")
+def operator(cluster: testing.Cluster) -> testing.Cluster:
+    """The cluster with this tree's chart installed, as `make demo` installs it."""
+    if not cluster.is_local:
+        pytest.skip("these tests run the working tree, which only the local cluster mounts")
+    helm = str(cluster.settings.bin / "helm")
+    chart = str(Path(__file__).parents[2] / "charts" / "pdserving")
+    run(
+        helm, f"--kubeconfig={cluster.kubeconfig}", "upgrade", "--install", "pdserving", chart,
+        "--namespace=pds-system", "--create-namespace", "--wait", "--timeout=180s",
+        f"--values={write_local_values(cluster.settings)}",
+        timeout=200,
+    )  # fmt: skip
+    return cluster

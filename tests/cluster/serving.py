@@ -1,0 +1,113 @@
+"""A PDServing under test: apply it, wait for it, talk to it, look into its pods."""
+
+import json
+import time
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+from pds_cluster.testing import Cluster
+
+ROOT = Path(__file__).parents[2]
+MODEL = ROOT / "examples" / "models" / "tiny"
+Object = dict[str, Any]
+
+
+def manifest(name: str, **spec: Any) -> Object:
+    """A PDServing of the tiny model, small enough for two cores; `spec` overlays by key."""
+    base: Object = {
+        "model": {"name": "tiny", "source": {"path": "/models/tiny"}, "dtype": "float32"},
+        "engine": {"maxModelLen": 2048, "chunkSize": 128, "kvMemoryBytes": 64 << 20},
+        "prefill": {"replicas": 1, "resources": {"requests": {"cpu": "100m"}}},
+        "decode": {"replicas": 1, "resources": {"requests": {"cpu": "100m"}}},
+        "router": {"replicas": 1, "resources": {"requests": {"cpu": "50m"}}},
+        "rollout": {"drainSeconds": 30},
+    }
+    return {
+        "apiVersion": "pdserving.io/v1alpha1",
+        "kind": "PDServing",
+        "metadata": {"name": name},
+        "spec": {**base, **spec},
+    }
+
+
+@dataclass
+class Serving:
+    """One PDServing in one namespace."""
+
+    cluster: Cluster
+    namespace: str
+    object: Object
+
+    @property
+    def name(self) -> str:
+        return str(self.object["metadata"]["name"])
+
+    def apply(self, **spec: Any) -> None:
+        """`kubectl apply`, after overlaying `spec`."""
+        self.object = {**self.object, "spec": {**self.object["spec"], **spec}}
+        self.cluster.apply(self.object, namespace=self.namespace)
+
+    def get(self) -> Object:
+        return self.cluster.get("pds", self.name, self.namespace)
+
+    def conditions(self) -> dict[str, Object]:
+        return {c["type"]: c for c in self.get().get("status", {}).get("conditions", [])}
+
+    def settled(self, timeout: float = 240) -> None:
+        """Wait until it is Ready and nothing of it is in progress, for the spec just applied."""
+        self.until("Ready and Complete", self._is_settled, timeout)
+
+    def until(self, what: str, probe: Callable[[], Any], timeout: float) -> Any:
+        """The first true answer of `probe`. Raises AssertionError, with the conditions, after it."""
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            if found := probe():
+                return found
+            time.sleep(0.3)
+        raise AssertionError(f"not {what} within {timeout} s: {json.dumps(self.conditions())}")
+
+    def _is_settled(self) -> bool:
+        found = self.get()
+        status = found.get("status", {})
+        conditions = {c["type"]: c["status"] for c in status.get("conditions", [])}
+        return (
+            status.get("observedGeneration") == found["metadata"]["generation"]
+            and conditions.get("Ready") == "True"
+            and conditions.get("Progressing") == "False"
+        )
+
+    @property
+    def url(self) -> str:
+        """The endpoint, by its Service address: routed from this machine on the local cluster."""
+        service = self.cluster.get("svc", self.name, self.namespace)["spec"]
+        return f"http://{service['clusterIP']}:{service['ports'][0]['port']}"
+
+    def pods(self, role: str) -> list[Object]:
+        """The pods of a role, those being deleted too."""
+        selector = f"pdserving.io/name={self.name},pdserving.io/role={role}"
+        words = ("-n", self.namespace, "get", "pods", "-l", selector, "-o", "json")
+        items: list[Object] = json.loads(self.cluster.kubectl(*words))["items"]
+        return items
+
+    def state(self, pod: Object) -> Object:
+        """`/pds/state` of an engine's leader."""
+        with urllib.request.urlopen(f"http://{pod['status']['podIP']}:8000/pds/state") as answer:
+            state: Object = json.load(answer)
+            return state
+
+    def states(self, role: str) -> list[Object]:
+        return [self.state(pod) for pod in self.pods(role) if "podIP" in pod.get("status", {})]
+
+    def complete(self, client: httpx.Client, prompt: Any, **options: Any) -> httpx.Response:
+        body = {"model": "tiny", "prompt": prompt, "temperature": 0, **options}
+        return client.post(f"{self.url}/v1/completions", json=body, timeout=120)
+
+    def exec(self, pod: Object, *words: str) -> str:
+        name = pod["metadata"]["name"]
+        return self.cluster.kubectl(
+            "-n", self.namespace, "exec", name, "-c", "engine", "--", *words
+        )
