@@ -1,7 +1,5 @@
 """The skeleton on a real Kubernetes: P and D in different pods, and real clients."""
 
-from collections.abc import Iterator
-
 import httpx
 import openai
 import pytest
@@ -12,11 +10,11 @@ pytestmark = pytest.mark.cluster
 
 
 @pytest.fixture(scope="module")
-def served(operator: Cluster, namespace: str) -> Iterator[Serving]:
+def served(operator: Cluster, namespace: str) -> Serving:
     serving = Serving(operator, namespace, manifest("chat"))
     serving.apply()
     serving.settled()
-    yield serving
+    return serving
 
 
 def test_the_openai_sdk_streams_a_chat_and_a_completion(served: Serving) -> None:
