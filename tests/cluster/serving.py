@@ -62,7 +62,7 @@ class Serving:
         self.until("Ready and Complete", self._is_settled, timeout)
 
     def until(self, what: str, probe: Callable[[], Any], timeout: float) -> Any:
-        """The first true answer of `probe`. AssertionError, with the conditions, after `timeout`."""
+        """The first true answer of `probe`; AssertionError with the conditions after `timeout`."""
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
             if found := probe():

@@ -2,8 +2,7 @@
 
 Fake workers execute plans on fake pages and choose each token from what they read there, so that a
 page lost, shared, freed early or written late gives a wrong token. Pushes read P's pages when they
-are carried out and write D's then, as a network card would. Messages keep their order on one link
-and none across links.
+are carried out and write D's then, as a network card would. Only one link's messages keep order.
 """
 
 import random
