@@ -97,6 +97,8 @@ class Sender:
         self._tell = tell
         self._transfers: dict[str, _Outgoing] = {}
         self._channels: dict[tuple[str, int, bytes], Channel] = {}
+        self._named: set[Channel] = set()
+        """Channels whose backend the log has named."""
         self._tickets: dict[int, _Outgoing] = {}
         self._numbers = count(1)
 
@@ -218,6 +220,7 @@ class Sender:
 
     def on_lost(self, channel: Channel, reason: str) -> None:
         self._channels = {k: c for k, c in self._channels.items() if c is not channel}
+        self._named.discard(channel)
         for backend in self._backends.values():
             backend.lost(channel)
         late = [transfer for transfer in self._tickets.values() if transfer.closed]
@@ -284,6 +287,7 @@ class Sender:
                 self._fail(transfer, error.message)
                 continue
             leg.route = Route(frame.transfer, frame.epoch, channel, remote)
+            self._name(channel, leg.backend.name)
             self._pump(transfer, leg)
             self._settle(transfer)
 
@@ -370,6 +374,11 @@ class Sender:
         if transfer is None or transfer.order.epoch != epoch:
             return []
         return [(transfer, leg) for leg in transfer.legs if leg.channel is channel]
+
+    def _name(self, channel: Channel, backend: str) -> None:
+        if channel not in self._named:
+            self._named.add(channel)
+            _log.info("kv pages go by %s", backend, extra={"peer": channel.peer})
 
     def _answered(self, channel: Channel, ticket: int, error: str | None) -> None:
         channel.unanswered = max(channel.unanswered - 1, 0)

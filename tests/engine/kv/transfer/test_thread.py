@@ -75,6 +75,18 @@ def test_pages_arrive_where_the_push_says(pair) -> None:
     assert decode.event() == forgotten()
 
 
+@pytest.mark.parametrize("backend", ["tcp", "shm"])
+def test_the_log_names_the_backend_once_for_a_peer(side, caplog, backend: str) -> None:
+    prefill, decode = (side(FORMAT, WHOLE, 12, [backend]) for _ in range(2))
+    with caplog.at_level("INFO", logger="pds_engine.kv.transfer.sender"):
+        for name in ("first", "second"):
+            decode.thread.expect(expect((3,), name=name))
+            prefill.thread.open(open_to(decode, name=name))
+            prefill.thread.push(push((1,), (3,), name=name))
+            assert isinstance(prefill.event(), PushDone)
+    assert caplog.messages == [f"kv pages go by {backend}"]
+
+
 def test_who_knocks_early_waits_for_the_expect(pair) -> None:
     prefill, decode = pair
     prefill.thread.open(open_to(decode))
