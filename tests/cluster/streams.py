@@ -1,0 +1,189 @@
+"""Clients that stream: what each of them got, and how long it took."""
+
+import importlib.util
+import json
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
+
+import httpx
+from serving import ROOT, Serving
+
+TIMEOUT = 60.0
+"""Seconds that a client waits for the next byte."""
+Body = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Question:
+    """A chat whose one right answer is known."""
+
+    messages: tuple[dict[str, str], ...]
+    answer: str
+
+    @property
+    def body(self) -> Body:
+        return {"messages": list(self.messages), "max_tokens": 80}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one request. `error` is empty for a stream that came whole, up to [DONE]."""
+
+    began: float
+    ended: float
+    text: str
+    error: str = ""
+    wanted: str | None = None
+
+    @property
+    def seconds(self) -> float:
+        return self.ended - self.began
+
+    @property
+    def trouble(self) -> str:
+        """Why this is not what the client should have got; empty when it is."""
+        if self.error:
+            return f"{self.error} (after {self.seconds:.1f} s and {len(self.text)} characters)"
+        if self.wanted is not None and self.text != self.wanted:
+            return f"{self.text!r} came where {self.wanted!r} is right"
+        return ""
+
+
+def ask(url: str, body: Body, *, wanted: str | None = None, client: httpx.Client) -> Outcome:
+    """Stream a chat or a completion to its end."""
+    began = time.monotonic()
+    text, error = "", ""
+    try:
+        with opened(url, body, client) as answer:
+            if answer.status_code != 200:
+                error = f"HTTP {answer.status_code}: {answer.read().decode()}"
+            else:
+                last = ""
+                for last in data_of(answer):
+                    if last != "[DONE]":
+                        text += _text(json.loads(last))
+                if last != "[DONE]":
+                    error = f"the stream ended with {last}"
+    except httpx.HTTPError as broken:
+        error = f"{type(broken).__name__}: {broken}"
+    return Outcome(began, time.monotonic(), text, error, wanted)
+
+
+@contextmanager
+def opened(url: str, body: Body, client: httpx.Client) -> Iterator[httpx.Response]:
+    """The answer to a streaming request, its body not read yet."""
+    path = "chat/completions" if "messages" in body else "completions"
+    whole = {"model": "tiny", "temperature": 0, "stream": True, **body}
+    with client.stream("POST", f"{url}/v1/{path}", json=whole, timeout=TIMEOUT) as answer:
+        yield answer
+
+
+def data_of(answer: httpx.Response) -> Iterator[str]:
+    """The data of each event."""
+    for line in answer.iter_lines():
+        if line.startswith("data: "):
+            yield line.removeprefix("data: ")
+
+
+def _text(event: Body) -> str:
+    if "error" in event:
+        return ""
+    choice = event["choices"][0]
+    return str(choice["delta"].get("content") or "" if "delta" in choice else choice["text"])
+
+
+def known(serving: Serving, at_least: int, sizes: tuple[int, ...] = (128, 300)) -> list[Question]:
+    """Questions that the model answers right while nothing else happens.
+
+    Each answer depends on facts in all of its context, so that a lost page shows.
+    """
+    tasks = _tasks()
+    drawn = [
+        tasks.draw("recall", seed, sizes[seed % len(sizes)], 4) for seed in range(2 * at_least)
+    ]
+    found: list[Question] = []
+    with httpx.Client() as client:
+        for task in drawn:
+            question = Question(tuple(task.messages), task.answer)
+            told = ask(serving.url, question.body, wanted=question.answer, client=client)
+            if told.error:
+                raise AssertionError(f"the quiet endpoint fails: {told.error}")
+            if not told.trouble:
+                found.append(question)
+            if len(found) == at_least:
+                return found
+    raise AssertionError(f"{len(found)} of {len(drawn)} quiet answers are right")
+
+
+def _tasks() -> Any:
+    """examples/models/train/tasks.py, which is in no package."""
+    spec = importlib.util.spec_from_file_location(
+        "cluster_tasks", ROOT / "examples/models/train/tasks.py"
+    )
+    if spec is None or spec.loader is None:
+        raise ImportError("examples/models/train/tasks.py cannot be loaded")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@dataclass
+class Crowd:
+    """Clients that ask one question after the other until they are told to stop."""
+
+    clients: int
+    outcomes: list[Outcome] = field(default_factory=list)
+    stop: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def troubles(self) -> list[str]:
+        return [outcome.trouble for outcome in self.outcomes if outcome.trouble]
+
+    def goes_on(self, timeout: float = 60) -> None:
+        """Wait for as many answers to requests that begin from now on as there are clients."""
+        now, deadline = time.monotonic(), time.monotonic() + timeout
+        while sum(outcome.began >= now for outcome in self.outcomes) < self.clients:
+            if time.monotonic() > deadline:
+                raise AssertionError(f"no new answers within {timeout} s: {self.troubles}")
+            self.stop.wait(0.1)
+
+
+@contextmanager
+def crowd(
+    url: str, questions: list[Question], *, clients: int, at_most: int = 300, seconds: float = 240
+) -> Iterator[Crowd]:
+    """`clients` of them, each with a connection of its own, bounded in count and time."""
+    people, turns, deadline = Crowd(clients), count(), time.monotonic() + seconds
+
+    def one() -> None:
+        with httpx.Client() as client:
+            for _ in range(at_most):
+                if people.stop.is_set() or time.monotonic() > deadline:
+                    return
+                question = questions[next(turns) % len(questions)]
+                got = ask(url, question.body, wanted=question.answer, client=client)
+                people.outcomes.append(got)
+
+    with ThreadPoolExecutor(clients) as pool:
+        running = [pool.submit(one) for _ in range(clients)]
+        try:
+            yield people
+        finally:
+            people.stop.set()
+        for each in running:
+            each.result()
+
+
+@contextmanager
+def beside(work: Callable[[], Outcome]) -> Iterator[Future[Outcome]]:
+    """`work` in a thread of its own."""
+    with ThreadPoolExecutor(1) as pool:
+        yield pool.submit(work)

@@ -1,0 +1,126 @@
+"""Replicas up and down under load: nobody's request fails, and the status tells the truth."""
+
+import json
+import time
+from dataclasses import dataclass
+
+import pytest
+from pds_cluster.testing import Cluster
+from serving import Object, Serving, manifest
+from streams import crowd, known
+
+pytestmark = pytest.mark.cluster
+
+ROLES = ("prefill", "decode")
+LAG = 5.0
+"""Seconds by which the status may be behind the pods."""
+STEPS = [("prefill", 3), ("prefill", 1), ("decode", 2)]
+
+
+@dataclass(frozen=True)
+class Look:
+    """What one moment shows: the object, and beside it the groups as their pods are."""
+
+    at: float
+    row: tuple[str, ...]
+    """Of `kubectl get pds`: NAME MODEL PREFILL DECODE READY ROLLOUT."""
+    generation: int
+    status: Object
+    ready: dict[str, int]
+    draining: dict[str, int]
+
+    @property
+    def settled(self) -> bool:
+        conditions = {c["type"]: c["status"] for c in self.status["conditions"]}
+        fresh = self.status["observedGeneration"] == self.generation
+        return fresh and conditions["Progressing"] == "False" and conditions["Ready"] == "True"
+
+
+def look(serving: Serving) -> Look:
+    here = ("-n", serving.namespace, "get")
+    row = serving.cluster.kubectl(*here, "pds", serving.name, "--no-headers").split()
+    items = json.loads(serving.cluster.kubectl(*here, "pds,pods", "-o", "json"))["items"]
+    (own,) = [item for item in items if item["kind"] == "PDServing"]
+    pods = [item for item in items if item["kind"] == "Pod"]
+    ready, draining = {}, {}
+    for role in ROLES:
+        of_role = [p for p in pods if p["metadata"]["labels"].get("pdserving.io/role") == role]
+        leaving = ["pdserving.io/draining" in p["metadata"]["labels"] for p in of_role]
+        stays = [p for p, leaves in zip(of_role, leaving, strict=True) if not leaves]
+        ready[role] = sum(map(is_ready, stays))
+        draining[role] = sum(leaving)
+    return Look(
+        time.monotonic(),
+        tuple(row[:6]),
+        own["metadata"]["generation"],
+        own["status"],
+        ready,
+        draining,
+    )
+
+
+def is_ready(pod: Object) -> bool:
+    conditions = {c["type"]: c["status"] for c in pod["status"].get("conditions", [])}
+    return conditions.get("Ready") == "True" and "deletionTimestamp" not in pod["metadata"]
+
+
+def scaled(serving: Serving, role: str, replicas: int, timeout: float = 120) -> list[Look]:
+    """Apply the new count; every look from before it until all has settled."""
+    looks = [look(serving)]
+    serving.apply(**{role: {**serving.object["spec"][role], "replicas": replicas}})
+    deadline = time.monotonic() + timeout
+    while not looks[1:] or not looks[-1].settled:
+        assert time.monotonic() < deadline, looks[-1]
+        looks.append(look(serving))
+    return looks
+
+
+def assert_true_all_along(looks: list[Look]) -> None:
+    """Each number of the status was so among the pods within the last LAG seconds."""
+    for index, each in enumerate(looks):
+        recent = [past for past in looks[: index + 1] if past.at >= each.at - LAG]
+        for role in ROLES:
+            told = each.status[role]
+            assert told["summary"] == f"{told['ready']}/{told['desired']}"
+            assert told["ready"] in {past.ready[role] for past in recent}, (role, each)
+            assert told["draining"] in {past.draining[role] for past in recent}, (role, each)
+
+
+def assert_true_at_the_end(last: Look, wanted: dict[str, int]) -> None:
+    for role, count in wanted.items():
+        expected = {"desired": count, "created": count, "ready": count, "updated": count}
+        expected |= {"draining": 0}
+        told = last.status[role]
+        assert {key: told[key] for key in expected} == expected
+        assert (last.ready[role], last.draining[role]) == (count, 0)
+    summaries = tuple(f"{count}/{count}" for count in wanted.values())
+    assert last.row == ("scaled", "tiny", *summaries, "True", "Complete")
+
+
+def test_scaling_under_load_fails_no_request(operator: Cluster, own_namespace: str) -> None:
+    prefill = {"replicas": 2, "resources": {"requests": {"cpu": "100m"}}}
+    serving = Serving(operator, own_namespace, manifest("scaled", prefill=prefill))
+    serving.apply()
+    serving.settled()
+    wanted = {"prefill": 2, "decode": 1}
+    questions = known(serving, at_least=6)
+    with crowd(serving.url, questions, clients=4) as clients:
+        clients.goes_on()
+        for role, replicas in STEPS:
+            before, done = wanted[role], len(clients.outcomes)
+            began = time.monotonic()
+            looks = scaled(serving, role, replicas)
+            wanted[role] = replicas
+            seconds = time.monotonic() - began
+            answers = len(clients.outcomes) - done
+            print(f"{role} {before} to {replicas}: {seconds:.1f} s, {answers} answers")
+            print("  ", *dict.fromkeys(" ".join(each.row[2:]) for each in looks), sep=" | ")
+            assert_true_all_along(looks)
+            assert_true_at_the_end(looks[-1], wanted)
+            between = {each.row[5] for each in looks[1:-1]}
+            assert between & ({"Draining"} if replicas < before else {"Creating", "Starting"})
+            assert not clients.troubles
+        clients.goes_on()
+    print(f"{len(clients.outcomes)} requests, {len(clients.troubles)} failed")
+    assert not clients.troubles
+    assert len(clients.outcomes) >= 4 * len(STEPS)
