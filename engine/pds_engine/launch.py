@@ -26,6 +26,7 @@ from pds_engine.config import EngineConfig
 from pds_engine.errors import EXIT_CONFIG, ConfigError
 from pds_engine.keys import Keys
 from pds_engine.models import registry
+from pds_engine.models.files import weight_files
 
 TERMINATION_LOG = Path("/dev/termination-log")
 _GRACE_SECONDS = 0.8
@@ -55,6 +56,7 @@ def check(config: EngineConfig) -> None:
         ConfigError: names the field and the cure.
     """
     registry.check(config)
+    weight_files(config.model.path)
     if config.parallelism.ranks > 1:
         shape = (
             f"pp {config.parallelism.pp}, tp {config.parallelism.tp}, dp {config.parallelism.dp}"

@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pds_engine.errors import ConfigError
+from pds_engine.models.files import weight_files
 
 _SAMPLES = 64
 _SAMPLE_BYTES = 4096
@@ -72,26 +73,6 @@ class Checkpoint:
         if not isinstance(tensor, Tensor) or not torch.is_floating_point(tensor):
             raise ConfigError(f"model.path: {name} in {path} is not a floating-point tensor")
         return tensor
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that make up the model, in order of name."""
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        try:
-            names = set(json.loads(index.read_text())["weight_map"].values())
-        except (OSError, ValueError, KeyError, AttributeError) as error:
-            raise ConfigError(f"model.path: {index} is not a safetensors index") from error
-        files = sorted(folder / name for name in names)
-    else:
-        files = sorted(folder.glob("*.safetensors"))
-    missing = [path for path in files if not path.is_file()]
-    if missing or not files:
-        raise ConfigError(
-            f"model.path: missing {missing[0] if missing else folder / 'model.safetensors'}",
-            hint="weights are read from *.safetensors; other formats must be converted first",
-        )
-    return files
 
 
 def digest(folder: Path, config: dict[str, Any]) -> str:

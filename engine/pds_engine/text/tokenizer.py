@@ -19,7 +19,8 @@ class Tokenizer:
     Attributes:
         eos_ids: ids that end an output, all that the folder names.
         special_ids: ids whose text is left out of answers.
-        vocabulary: ids below it are valid inputs (the model's padded vocabulary included).
+        vocabulary: ids below it are valid inputs: the model's embedding has so many rows, however
+            many tokens the tokenizer knows.
         longest: bytes of the longest token; n tokens hold at most n * longest bytes of text.
         settings: tokenizer_config.json, as read.
         template: the chat template, or None for a model without one.
@@ -45,7 +46,7 @@ class Tokenizer:
         generation = _read(folder / "generation_config.json")
         tokens = self._inner.get_vocab(with_added_tokens=True)
         self.longest = max((len(token.encode()) for token in tokens), default=1)
-        self.vocabulary = max(max(tokens.values(), default=0) + 1, model.get("vocab_size") or 0)
+        self.vocabulary = model.get("vocab_size") or max(tokens.values(), default=0) + 1
         added = self._inner.get_added_tokens_decoder()
         self.special_ids = frozenset(id for id, token in added.items() if token.special)
         self.eos_ids = tuple(
@@ -114,12 +115,19 @@ def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        value = json.loads(_text(path))
+    except ValueError as error:
         raise ConfigError(f"cannot read {path}: {error}") from error
     if not isinstance(value, dict):
         raise ConfigError(f"{path} is not a JSON object")
     return value
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error}") from error
 
 
 def _ids(value: object) -> list[int]:
@@ -130,7 +138,7 @@ def _ids(value: object) -> list[int]:
 def _template(folder: Path, settings: dict[str, Any]) -> ChatTemplate | None:
     """chat_template.jinja goes before the settings; of several named ones, "default" is taken."""
     file = folder / "chat_template.jinja"
-    source = file.read_text() if file.is_file() else settings.get("chat_template")
+    source = _text(file) if file.is_file() else settings.get("chat_template")
     if isinstance(source, list):
         source = {entry["name"]: entry["template"] for entry in source}.get("default")
     return ChatTemplate(source) if isinstance(source, str) else None

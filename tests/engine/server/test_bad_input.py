@@ -85,6 +85,16 @@ async def test_bad_fields(served, script, path, body, status, param):
     assert error["message"] and error["type"] == "invalid_request_error" and error["code"]
 
 
+@pytest.mark.parametrize("prompt", [[99, 100], "hello"])
+async def test_ids_that_the_model_has_no_row_for(served, script, tokenizer, monkeypatch, prompt):
+    monkeypatch.setattr(tokenizer, "vocabulary", 100)
+    async with served(script([30])) as s:
+        answer = await s.client.post(C, json={"prompt": prompt})
+        assert s.scheduler.of(Submit) == []
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "prompt")
+    assert "not below the vocabulary's 100" in answer.json()["error"]["message"]
+
+
 @pytest.mark.parametrize(
     "data",
     [b"", b"{", b"nonsense", b'{"prompt": NaN}', b'{"prompt": "\xff"}', b"[" * 10**5, b'"\\ud800"'],

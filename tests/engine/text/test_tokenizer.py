@@ -75,3 +75,11 @@ def test_a_template_file_goes_before_the_settings(tmp_path: Path):
     template = Tokenizer(tmp_path).template
     assert template is not None
     assert template.render({"messages": [{"content": "hey"}]}, max_length=9) == "hey!"
+
+
+def test_ids_beyond_the_model_s_embedding_are_no_inputs(tmp_path: Path):
+    tiny = Path(__file__).parents[3] / "examples" / "models" / "tiny"
+    (tmp_path / "tokenizer.json").write_text((tiny / "tokenizer.json").read_text())
+    assert Tokenizer(tmp_path).vocabulary == 1536
+    (tmp_path / "config.json").write_text(json.dumps({"vocab_size": 100}))
+    assert Tokenizer(tmp_path).vocabulary == 100

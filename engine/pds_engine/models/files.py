@@ -1,0 +1,53 @@
+"""The weight files of a model folder: which they are, and that they can be read. No torch."""
+
+import json
+from pathlib import Path
+
+from pds_engine.errors import ConfigError
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that make up the model, in order of name.
+
+    Raises:
+        ConfigError: there are none, or one is missing or may not be read; safetensors itself
+            calls both missing.
+    """
+    files = _named(folder)
+    if not files:
+        raise _missing(folder / "model.safetensors")
+    for path in files:
+        try:
+            path.open("rb").close()
+        except FileNotFoundError as error:
+            raise _missing(path) from error
+        except OSError as error:
+            raise _unreadable(path, error) from error
+    return files
+
+
+def _named(folder: Path) -> list[Path]:
+    index = folder / "model.safetensors.index.json"
+    try:
+        names = set(json.loads(index.read_text())["weight_map"].values())
+    except FileNotFoundError:
+        return sorted(folder.glob("*.safetensors"))
+    except OSError as error:
+        raise _unreadable(index, error) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"model.path: {index} is not a safetensors index") from error
+    return sorted(folder / name for name in names)
+
+
+def _missing(path: Path) -> ConfigError:
+    return ConfigError(
+        f"model.path: missing {path}",
+        hint="weights are read from *.safetensors; other formats must be converted first",
+    )
+
+
+def _unreadable(path: Path, error: OSError) -> ConfigError:
+    hint = ""
+    if isinstance(error, PermissionError):
+        hint = "the engine's user, 65532 in our pods, must be able to read it: chmod -R o+rX"
+    return ConfigError(f"model.path: cannot read {path}: {error.strerror}", hint=hint)
