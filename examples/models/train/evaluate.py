@@ -41,24 +41,21 @@ def margin(model: Tiny, tokenizer: Tokenizer, task: Task) -> float:
     return float((scores.gather(1, right)[:, 0] - others).min())
 
 
-def table(folder: Path, count: int, dtype: torch.dtype) -> str:
-    """A Markdown table over `CASES`, `count` tasks each."""
+def print_table(folder: Path, count: int, dtype: torch.dtype) -> None:
+    """A Markdown table over `CASES`, `count` tasks each, a line as soon as it is known."""
     model = load(folder).to(dtype)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    lines = [
-        "| kind | context tokens | size | right | weakest lead of a right answer | lead ≥ 0.5 |",
-        "|---|---|---|---|---|---|",
-    ]
+    print("| kind | context tokens | size | right | weakest lead of a right answer | lead ≥ 0.5 |")
+    print("|---|---|---|---|---|---|")
     for kind, context, size in CASES:
         margins = [margin(model, tokenizer, draw(kind, i, context, size)) for i in range(count)]
         right = [value for value in margins if value > 0]
         sure = sum(value >= 0.5 for value in margins)
-        lines.append(
+        print(
             f"| {kind} | {context or '–'} | {size or '–'} | {len(right) / count:.1%}"
-            f" | {min(right, default=0.0):.2f} | {sure / count:.1%} |"
+            f" | {min(right, default=0.0):.2f} | {sure / count:.1%} |",
+            flush=True,
         )
-        print(lines[-1], flush=True)
-    return "\n".join(lines)
 
 
 def main() -> None:
@@ -67,7 +64,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=200, help="tasks of each case")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     args = parser.parse_args()
-    print(table(args.folder, args.count, getattr(torch, args.dtype)))
+    print_table(args.folder, args.count, getattr(torch, args.dtype))
 
 
 if __name__ == "__main__":
