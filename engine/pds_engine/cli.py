@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import yaml
 from rich.console import Console
 from rich.table import Table
 
@@ -66,7 +67,7 @@ def serve(
         key, equals, value = pair.partition("=")
         if not equals:
             raise ConfigError(f"--set {pair}: write KEY=VALUE", hint="for example kv.page_size=16")
-        flags[key] = value
+        flags[key] = yaml.safe_load(value)
     sys.exit(launch.serve(configuration.load(config, flags=flags)))
 
 

@@ -1,0 +1,126 @@
+"""A pod's processes from outside: `pds-engine serve` as a user starts it, and how it ends."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from pds_engine import launch
+from pds_engine.config import EngineConfig
+from pds_engine.errors import ConfigError
+
+MODEL = Path(__file__).parents[2] / "examples" / "models" / "tiny"
+ENGINE = (sys.executable, "-c", "from pds_engine.cli import main; main()")
+
+
+class Group:
+    """One `pds-engine serve` of the tiny model."""
+
+    def __init__(self, *options: str) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            port = probe.getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
+        self.process = subprocess.Popen(
+            [*ENGINE, "serve", "--model", str(MODEL), "--dtype", "float32", "--port", str(port),
+             "--set", "http.metrics_port=0", "--set", "http.control_port=0",
+             "--set", "kv.port_base=0", "--set", "kv.backends=[tcp]", *options],
+            stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def ready(self) -> bool:
+        if self.process.poll() is not None:
+            raise AssertionError(f"it ended: {self.process.stderr and self.process.stderr.read()}")
+        try:
+            return httpx.get(f"{self.url}/readyz", timeout=2).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def children(self) -> dict[str, int]:
+        """Process ids by kind."""
+        path = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        found = {}
+        for pid in path.read_text().split():
+            words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+            found[words[words.index("pds_engine.child") + 1]] = int(pid)
+        return found
+
+    def complete(self, **body: object) -> httpx.Response:
+        request = {"model": "tiny", "prompt": "The value of", "temperature": 0, **body}
+        return httpx.post(f"{self.url}/v1/completions", json=request, timeout=60)
+
+
+def until(probe: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not probe():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def group() -> Iterator[Group]:
+    started = Group()
+    try:
+        until(started.ready, 90)
+        yield started
+    finally:
+        started.process.kill()
+        started.process.communicate()
+
+
+@pytest.mark.parametrize("victim", ["worker-0", "scheduler", "server"])
+def test_the_death_of_one_process_ends_all(group: Group, victim: str) -> None:
+    children = group.children()
+    assert set(children) == {"scheduler", "worker-0", "server"}
+    os.kill(children[victim], signal.SIGKILL)
+    assert group.process.wait(5) == 1
+    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children.values()), 5)
+
+
+def test_sigterm_lets_requests_end_and_exits_with_0(group: Group) -> None:
+    body = {"model": "tiny", "prompt": "The value of", "max_tokens": 400, "ignore_eos": True}
+    request = {**body, "stream": True, "temperature": 0}
+    with httpx.stream("POST", f"{group.url}/v1/completions", json=request, timeout=60) as answer:
+        lines = answer.iter_lines()
+        next(lines)
+        group.process.send_signal(signal.SIGTERM)
+        assert "data: [DONE]" in list(lines)
+    assert group.process.wait(30) == 0
+
+
+def test_killing_launch_leaves_no_child_behind(group: Group) -> None:
+    children = group.children()
+    group.process.kill()
+    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children.values()), 5)
+
+
+@pytest.mark.parametrize(
+    ("tree", "says"),
+    [
+        ({"model": {"path": "/nowhere"}}, "/nowhere"),
+        ({"parallelism": {"pp": 9}}, "parallelism.pp 9 is above the model's 4 layers"),
+        ({"parallelism": {"tp": 3}}, "parallelism.tp 3 does not divide"),
+        ({"parallelism": {"pp": 2}}, "more than this version serves"),
+        ({"max_model_len": 100_000}, "max_model_len 100000"),
+    ],
+)
+def test_what_can_be_told_is_refused_before_anything_starts(tree: dict, says: str) -> None:
+    config = EngineConfig.model_validate({"model": {"path": MODEL}, **tree})
+    with pytest.raises(ConfigError, match=says):
+        launch.check(config)
+
+
+def test_a_configuration_error_ends_with_78_and_a_note(tmp_path: Path) -> None:
+    config = tmp_path / "engine.json"
+    config.write_text(json.dumps({"model": {"path": str(MODEL)}, "max_modle_len": 5}))
+    done = subprocess.run(
+        [*ENGINE, "serve", "--config", str(config)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 78
+    assert "unknown key max_modle_len (did you mean max_model_len?)" in done.stderr
