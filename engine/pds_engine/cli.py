@@ -24,7 +24,8 @@ app.add_typer(cache_app, name="cache")
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML or JSON file.")]
 CachePath = Annotated[Path, typer.Argument(help="Where the cache is mounted.")]
 KeysPath = Annotated[
-    Path | None, typer.Option("--keys", help="Folder of the control keys that seal artefacts.")
+    Path | None,
+    typer.Option("--keys", help="Folder of the control keys that seal artefacts; none: unsealed."),
 ]
 
 

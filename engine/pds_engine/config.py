@@ -151,6 +151,12 @@ class EngineConfig(Section):
     join_timeout: float = Field(300, gt=0)
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
+    @model_validator(mode="after")
+    def _warm_means_compiled(self) -> Self:
+        if self.cache.warmup and not (self.compile and self.cache.path):
+            raise ValueError("cache.warmup needs compile: true and cache.path")
+        return self
+
 
 ENVIRONMENT: Mapping[str, str] = {
     "PDS_GROUP": "pod.group",

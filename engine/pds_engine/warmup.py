@@ -12,7 +12,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 import torch
-from pds_kernels.cache import Artefact, Cache, Manifest, read_manifest, write_manifest
+from pds_kernels.cache import Artefact, Cache, Manifest, write_manifest
 from pds_kernels.cache.manifest import manifest_path
 from pds_kernels.graph import Graph
 
@@ -40,7 +40,7 @@ def run(config: EngineConfig) -> int:
         raise ConfigError("cache.path is not set", hint="give the mount point of the compile cache")
     started = time.monotonic()
     try:
-        manifest = warm(config)
+        manifest, problem = warm(config)
     except (OSError, RuntimeError, TimeoutError) as error:
         logger.exception("warm-up failed")
         _prove({"manifest": "", "compiled": 0, "reused": 0, "error": str(error)}, started)
@@ -49,14 +49,18 @@ def run(config: EngineConfig) -> int:
         "manifest": manifest.digest,
         "compiled": manifest.compiled,
         "reused": manifest.reused,
-        "error": "",
+        "error": problem,
     }
     _prove(proof, started)
     return 0
 
 
-def warm(config: EngineConfig) -> Manifest:
-    """Compile or find all graphs of this pod's ranks, and write the manifest of its first stage."""
+def warm(config: EngineConfig) -> tuple[Manifest, str]:
+    """Compile or find all graphs of this pod's ranks, and write the manifest of its first stage.
+
+    Returns the manifest, and why the volume could not take it all ("": it did). The pod is served
+    even then: it compiles for itself.
+    """
     started = time.monotonic()
     wanted = {graph.name: graph for graph in _wanted(config)}
     cache = open_cache(config)
@@ -71,16 +75,12 @@ def warm(config: EngineConfig) -> Manifest:
         seconds=round(time.monotonic() - started, 3),
         producer=config.pod.name,
     )
-    write_manifest(_manifest_path(config), manifest)
-    return manifest
-
-
-def verified(config: EngineConfig) -> tuple[Manifest | None, dict[str, Artefact]]:
-    """What warm-up left for this pod: the manifest, and the intact artefacts that it names."""
-    manifest = read_manifest(_manifest_path(config))
-    cache = open_cache(config)
-    found = {g.name: cache.find(graphs.KIND, g.key_inputs()) for g in _wanted(config)}
-    return manifest, {name: artefact for name, artefact in found.items() if artefact}
+    try:
+        write_manifest(_manifest_path(config), manifest)
+    except OSError as error:
+        return manifest, f"the cache volume cannot be written: {error}"
+    alone = [name for name, artefact in artefacts.items() if artefact and not artefact.shared]
+    return manifest, f"the cache volume did not take {', '.join(alone)}" if alone else ""
 
 
 def open_cache(config: EngineConfig) -> Cache:

@@ -205,7 +205,7 @@ def pod_facts(obj: Object) -> Pod | None:
         ip=status.get("podIP", ""),
         exit_code=ended.get("exitCode"),
         failed_at=seconds(ended.get("finishedAt")),
-        message=ended.get("message") or _waiting(status) or status.get("message", ""),
+        message=_told(ended) or _waiting(status) or status.get("message", ""),
         proof=proof(_container(status.get("initContainerStatuses"), "warmup")),
     )
 
@@ -273,6 +273,18 @@ def _failed_container(status: Object) -> Object:
         if ended and ended.get("exitCode"):
             return dict(item)
     return {}
+
+
+def _told(ended: Object) -> str:
+    """A termination message for people: the engine's {"error", "hint"} as one line."""
+    text = str(ended.get("message") or "")
+    try:
+        note = json.loads(text)
+    except ValueError:
+        return text
+    if not isinstance(note, dict) or not note.get("error"):
+        return text
+    return f"{note['error']} ({note['hint']})" if note.get("hint") else str(note["error"])
 
 
 def _waiting(status: Object) -> str:

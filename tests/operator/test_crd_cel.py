@@ -103,6 +103,24 @@ CASES = [
         "cannot both be zero",
     ),
     (
+        "no pause yet",
+        changed("rollout.paused", False),
+        changed("rollout.paused", True),
+        "cannot pause a rollout",
+    ),
+    (
+        "no partition yet",
+        changed("rollout.partition", 0),
+        changed("rollout.partition", 1),
+        "cannot hold steps of a rollout back",
+    ),
+    (
+        "no gangs yet",
+        changed("scheduling.gang", "none"),
+        changed("scheduling.gang", "volcano"),
+        "schedules pods one by one",
+    ),
+    (
         "percentages",
         changed("rollout.maxSurge", "25%"),
         changed("rollout.maxSurge", "a%"),

@@ -46,6 +46,14 @@ def opened(folder: Path, secret: bytes) -> dict[str, Any] | None:
     return meta if intact else None
 
 
+def key_of(folder: Path) -> str:
+    """Which secret's holders made the artefact, by its own word; "" where that cannot be read."""
+    try:
+        return str(json.loads((folder / META).read_text()).get("seal_key", ""))
+    except (OSError, ValueError, AttributeError):
+        return ""
+
+
 def _seal(meta: Mapping[str, Any], secret: bytes) -> str:
     text = json.dumps(meta, sort_keys=True, separators=(",", ":"))
     return hmac.new(secret, text.encode(), hashlib.sha256).hexdigest()

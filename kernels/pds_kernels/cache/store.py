@@ -61,12 +61,13 @@ class Cache:
     ) -> None:
         self.root = root / VERSION
         self._secret = hmac_key(secret)
+        self._seal = hashlib.sha256(self._secret).hexdigest()[:16]
         self._lease = lease
         self._producer = producer
 
     def find(self, kind: str, inputs: Mapping[str, str]) -> Artefact | None:
         """The intact artefact of these inputs, or None."""
-        key = cache_key(inputs)
+        key = self._key(inputs)
         folder = self._folder(kind, key)
         meta = seal.opened(folder, self._secret)
         if meta is None:
@@ -94,7 +95,7 @@ class Cache:
         found = self.find(kind, inputs)
         if found:
             return found
-        key = cache_key(inputs)
+        key = self._key(inputs)
         try:
             (self.root / "locks").mkdir(parents=True, exist_ok=True)
             flight = Flight(self.root / "locks" / key, self._lease)
@@ -112,9 +113,11 @@ class Cache:
         return arrived or self.get(kind, inputs, build, timeout=timeout)
 
     def entries(self) -> Iterator[Entry]:
-        """Every artefact, damaged ones too."""
+        """Every artefact under our seal, damaged ones too; those of another secret are not ours."""
         for marker in sorted(self.root.glob(f"*/??/*/{seal.COMMITTED}")):
             folder = marker.parent
+            if seal.key_of(folder) not in ("", self._seal):
+                continue
             meta = seal.opened(folder, self._secret)
             size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
             seconds = float(meta["seconds"]) if meta else 0.0
@@ -131,6 +134,10 @@ class Cache:
             shutil.rmtree(self._folder(entry.kind, entry.key))
         return gone
 
+    def _key(self, inputs: Mapping[str, str]) -> str:
+        """Holders of different secrets keep apart: neither may run what the other has compiled."""
+        return cache_key({**inputs, "seal": self._seal})
+
     def _folder(self, kind: str, key: str) -> Path:
         return self.root / kind / key[:2] / key
 
@@ -146,6 +153,7 @@ class Cache:
             files = seal.digests(scratch)
             meta = {
                 "inputs": dict(inputs),
+                "seal_key": self._seal,
                 "files": files,
                 "seconds": round(seconds, 3),
                 "producer": self._producer,

@@ -120,9 +120,7 @@ def _metrics(settings: Settings) -> list[Object]:
 
 def _operator(settings: Settings) -> Object:
     return {
-        "namespaceSelector": {
-            "matchLabels": {"kubernetes.io/metadata.name": settings.namespace}
-        },
+        "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": settings.namespace}},
         "podSelector": {"matchLabels": {"app.kubernetes.io/component": "operator"}},
     }
 

@@ -255,6 +255,12 @@ class CompileCacheSpec(Part):
 
 
 class SchedulingSpec(Part):
+    model_config = part(
+        rule(
+            "!has(self.gang) || self.gang == 'none'",
+            "gang: this version schedules pods one by one; leave it out or say none",
+        )
+    )
     scheduler_name: Name | None = None
     priority_class_name: Name | None = None
     gang: Literal["none", "volcano", "coscheduling", "kai"] | None = None
@@ -266,11 +272,21 @@ class SchedulingSpec(Part):
 
 class RolloutSpec(Part):
     model_config = part(
-        rule(
-            "!has(self.maxSurge) || !(self.maxSurge == 0 || self.maxSurge == '0%') || "
-            "(has(self.maxUnavailable) && "
-            "self.maxUnavailable != 0 && self.maxUnavailable != '0%')",
-            "maxSurge and maxUnavailable cannot both be zero: nothing could ever be replaced",
+        rules(
+            (
+                "!has(self.maxSurge) || !(self.maxSurge == 0 || self.maxSurge == '0%') || "
+                "(has(self.maxUnavailable) && "
+                "self.maxUnavailable != 0 && self.maxUnavailable != '0%')",
+                "maxSurge and maxUnavailable cannot both be zero: nothing could ever be replaced",
+            ),
+            (
+                "!has(self.paused) || !self.paused",
+                "paused: this version cannot pause a rollout; leave it out",
+            ),
+            (
+                "!has(self.partition) || self.partition == 0 || self.partition == '0%'",
+                "partition: this version cannot hold steps of a rollout back; leave it out",
+            ),
         )
     )
     max_surge: IntOrPercent | None = None
