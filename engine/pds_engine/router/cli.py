@@ -37,7 +37,7 @@ def serve(
     kubeconfig: Annotated[Path | None, typer.Option(help="outside a cluster")] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning, error")] = None,
 ) -> None:
-    """Serve until SIGTERM. Flags win over the file, the file over PDS_* variables."""
+    """Serve until SIGTERM. Flags win over PDS_* variables, and these over the file."""
     flags = {
         "backends": backend or None,
         "host": host,

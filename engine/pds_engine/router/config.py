@@ -89,7 +89,7 @@ ENVIRONMENT: Mapping[str, str] = {
     "PDS_NAMESPACE": "namespace",
     "PDS_LOG_LEVEL": "log_level",
 }
-"""The variables that are read, and the key each one sets; the file and flags win over them."""
+"""The variables that are read, and the key each one sets; PDS_* win over the file, which wins over the rest; flags win over all."""
 
 
 def load(
@@ -98,7 +98,7 @@ def load(
     flags: Mapping[str, Any] | None = None,
     environ: Mapping[str, str] | None = None,
 ) -> RouterConfig:
-    """The configuration of `path`, with PDS_* and Kubernetes' variables beneath, flags on top.
+    """The configuration of `path`, with Kubernetes' variables beneath, PDS_* and then flags on top.
 
     Raises:
         ConfigError: the file cannot be read, a key is unknown, or a value is out of range.
