@@ -26,7 +26,7 @@ from pds_operator.observed import Observed, Pod, Revision
 BROKEN_GRACE = 5
 """Ranks stuck in a collective ignore SIGTERM."""
 DEADLINE_GRACE = 30
-"""For a group that ran into its drain's deadline: its last requests end with an error that names the drain."""
+"""For a group that ran into its drain's deadline: its last requests end with an error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +107,7 @@ def _leave(round_: Round, terms: Terms, group: Group, observed: Observed, now: f
         round_.actions.append(Say("GroupDrained", said, scope=scope))
     elif now >= deadline:
         _delete(round_, group.pods, scope, DEADLINE_GRACE)
-        said = (
-            f"{group.role} group {group.index} did not drain in time: its last requests are ended"
-        )
+        said = f"{group.role} group {group.index} did not drain in time: what it has is ended"
         round_.actions.append(Say("DrainDeadline", said, warning=True, scope=scope))
     else:
         if state is None or not state.draining:
