@@ -56,12 +56,19 @@ class Outcome:
         return ""
 
 
-def ask(url: str, body: Body, *, wanted: str | None = None, client: httpx.Client) -> Outcome:
+def ask(
+    url: str,
+    body: Body,
+    *,
+    client: httpx.Client,
+    wanted: str | None = None,
+    timeout: float = TIMEOUT,
+) -> Outcome:
     """Stream a chat or a completion to its end."""
     began = time.monotonic()
     text, error = "", ""
     try:
-        with opened(url, body, client) as answer:
+        with opened(url, body, client, timeout) as answer:
             if answer.status_code != 200:
                 error = f"HTTP {answer.status_code}: {answer.read().decode()}"
             else:
@@ -77,11 +84,13 @@ def ask(url: str, body: Body, *, wanted: str | None = None, client: httpx.Client
 
 
 @contextmanager
-def opened(url: str, body: Body, client: httpx.Client) -> Iterator[httpx.Response]:
+def opened(
+    url: str, body: Body, client: httpx.Client, timeout: float = TIMEOUT
+) -> Iterator[httpx.Response]:
     """The answer to a streaming request, its body not read yet."""
     path = "chat/completions" if "messages" in body else "completions"
     whole = {"model": "tiny", "temperature": 0, "stream": True, **body}
-    with client.stream("POST", f"{url}/v1/{path}", json=whole, timeout=TIMEOUT) as answer:
+    with client.stream("POST", f"{url}/v1/{path}", json=whole, timeout=timeout) as answer:
         yield answer
 
 

@@ -33,7 +33,8 @@ class Look:
     def settled(self) -> bool:
         conditions = {c["type"]: c["status"] for c in self.status["conditions"]}
         fresh = self.status["observedGeneration"] == self.generation
-        return fresh and conditions["Progressing"] == "False" and conditions["Ready"] == "True"
+        done = conditions["Progressing"] == "False" and conditions["Ready"] == "True"
+        return bool(fresh and done)
 
 
 def look(serving: Serving) -> Look:

@@ -1,0 +1,338 @@
+"""Faults while requests run: a clear end for clients, nothing held, and a group that comes back."""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+from pds_cluster.errors import ClusterError
+from pds_cluster.testing import Cluster
+from serving import Object, Serving, manifest
+from streams import Body, Outcome, ask, beside, crowd, data_of, known, opened
+
+pytestmark = pytest.mark.cluster
+
+TOLD = 5.0
+"""Seconds within which a client hears that what answered it is dead."""
+ANSWERED = 20.0
+"""Seconds within which another group has answered in its place, from the beginning."""
+FREED = 15.0
+"""Seconds within which no page is held for a request that has ended."""
+BACK = 90.0
+"""Seconds within which a group is there again; most of it is Python loading torch."""
+
+PATIENCE = 4.0
+"""Seconds after which the impatient client of one test leaves."""
+
+LONG: Body = {"prompt": [16 + i % 997 for i in range(2000)], "max_tokens": 8, "ignore_eos": True}
+"""16 chunks of 128."""
+CHUNKS = 16
+TALKATIVE: Body = {"prompt": list(range(16, 216)), "max_tokens": 1800, "ignore_eos": True}
+OWNED = (
+    "pods,services,configmaps,secrets,poddisruptionbudgets,deployments,replicasets,endpointslices,"
+    "controllerrevisions.apps,networkpolicies,serviceaccounts,rolebindings,persistentvolumeclaims"
+)
+
+
+@dataclass(frozen=True)
+class Place:
+    """A serving, and what its namespace held before it."""
+
+    serving: Serving
+    before: frozenset[str]
+
+    def objects(self) -> frozenset[str]:
+        words = ("-n", self.serving.namespace, "get", OWNED, "-o", "name")
+        return frozenset(self.serving.cluster.kubectl(*words).split())
+
+
+@pytest.fixture(scope="module")
+def place(operator: Cluster, namespace: str) -> Place:
+    operator.wait("sa/default", "jsonpath={.metadata.name}=default", namespace)
+    empty = Place(Serving(operator, namespace, manifest("hurt")), frozenset())
+    return Place(empty.serving, empty.objects())
+
+
+@pytest.fixture(scope="module")
+def served(place: Place) -> Serving:
+    place.serving.apply()
+    place.serving.settled()
+    return place.serving
+
+
+@pytest.fixture
+def client() -> Iterator[httpx.Client]:
+    with httpx.Client() as made:
+        yield made
+
+
+class Worker:
+    """The worker process of an engine's pod, seen from the node that this test runs on."""
+
+    def __init__(self, pod: Object) -> None:
+        self._pid = _pid(pod["metadata"]["uid"], "worker-0")
+
+    def stop(self) -> None:
+        os.kill(self._pid, signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        with suppress(ProcessLookupError):
+            os.kill(self._pid, signal.SIGCONT)
+
+    def kill(self) -> float:
+        """kill -9; when."""
+        os.kill(self._pid, signal.SIGKILL)
+        return time.monotonic()
+
+
+def _pid(uid: str, kind: str) -> int:
+    """By the command line, and the pod's UID in the control group."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            words = (folder / "cmdline").read_bytes().split(b"\0")
+            ours = b"pds_engine.child" in words and kind.encode() in words
+            if ours and uid in (folder / "cgroup").read_text():
+                return int(folder.name)
+    raise LookupError(f"no {kind} of pod {uid}")
+
+
+def leader(serving: Serving, role: str, group: int = 0) -> Object:
+    """The newest attempt's pod."""
+    found = [
+        pod
+        for pod in serving.pods(role)
+        if pod["metadata"]["labels"]["pdserving.io/group"] == str(group)
+    ]
+    return max(found, key=lambda pod: int(pod["metadata"]["labels"]["pdserving.io/attempt"]))
+
+
+def held_in_prefill(serving: Serving, pod: Object, worker: Worker) -> bool:
+    """Stop the worker amid the chunks of a prompt that is under way; whether that came about."""
+    before, deadline = serving.state(pod)["steps_done"], time.monotonic() + 10
+    while serving.state(pod)["steps_done"] < before + 2:
+        if time.monotonic() > deadline:
+            return False
+    worker.stop()
+    # What was on its way to the scheduler when the worker stopped is told within 50 ms.
+    done = -1
+    while done != (state := serving.state(pod))["steps_done"]:
+        done = state["steps_done"]
+        time.sleep(0.2)
+    if state["in_flight"] and state["kv_used"] and done < before + CHUNKS:
+        return True
+    worker.go_on()
+    return False
+
+
+def amid_prefill(
+    serving: Serving,
+    pod: Object,
+    work: Callable[[], Outcome],
+    then: Callable[[Worker, Future[Outcome]], None],
+) -> Outcome:
+    """Do `then` while the long prompt of `work` is half computed in `pod`; what `work` got."""
+    worker = Worker(pod)
+    for _ in range(5):
+        with beside(work) as asked:
+            if held_in_prefill(serving, pod, worker):
+                try:
+                    then(worker, asked)
+                finally:
+                    worker.go_on()
+                return asked.result()
+            asked.result()
+    raise AssertionError("the prompt was always computed before its worker could be stopped")
+
+
+def leaves(asked: Future[Outcome]) -> None:
+    """Until the client has had enough."""
+    wait([asked])
+
+
+def free(serving: Serving) -> bool:
+    """Nothing runs and nothing is held, on both sides; each leader answers."""
+    held = ("in_flight", "transfers_in_flight", "kv_used", "kv_quarantined")
+    with suppress(OSError):
+        states = [*serving.states("prefill"), *serving.states("decode")]
+        return not any(state[key] for state in states for key in held)
+    return False
+
+
+def comes_back(serving: Serving, role: str, group: int, attempt: int, since: float) -> float:
+    """Seconds until the group serves again, as that attempt and under that name."""
+    name = f"{serving.name}-{role[0]}-{group}-{attempt}-0"
+
+    def there() -> bool:
+        names = [pod["metadata"]["name"] for pod in serving.pods(role)]
+        mine = [each for each in names if each.startswith(f"{serving.name}-{role[0]}-{group}-")]
+        return mine == [name] and is_ready(leader(serving, role, group))
+
+    serving.until(f"back as {name}", there, BACK)
+    serving.settled(BACK)
+    return time.monotonic() - since
+
+
+def is_ready(pod: Object) -> bool:
+    conditions = {c["type"]: c["status"] for c in pod["status"].get("conditions", [])}
+    return conditions.get("Ready") == "True"
+
+
+def freed(serving: Serving, since: float, bound: float = FREED) -> float:
+    serving.until("free of pages", lambda: free(serving), bound)
+    return time.monotonic() - since
+
+
+def assert_answers(serving: Serving, client: httpx.Client) -> None:
+    got = ask(serving.url, {**LONG, "max_tokens": 4}, client=client)
+    assert not got.trouble
+    serving.until("free of pages", lambda: free(serving), FREED)
+
+
+def decode_is_free(serving: Serving) -> bool:
+    (state,) = serving.states("decode")
+    return not (state["in_flight"] or state["kv_used"] or state["kv_quarantined"])
+
+
+def test_a_killed_prefill_worker_is_told_and_made_again(
+    served: Serving, client: httpx.Client
+) -> None:
+    killed: list[float] = []
+    got = amid_prefill(
+        served,
+        leader(served, "prefill"),
+        lambda: ask(served.url, LONG, client=client),
+        lambda worker, _: killed.append(worker.kill()),
+    )
+    told = got.ended - killed[0]
+    assert "HTTP 503" in got.error
+    assert '"message"' in got.error
+    assert told < TOLD
+    served.until("decode is free", lambda: decode_is_free(served), FREED)
+    decode_freed = time.monotonic() - killed[0]
+    back = comes_back(served, "prefill", 0, 1, killed[0])
+    assert_answers(served, client)
+    print(f"prefill killed: told in {told:.2f} s: {got.error}")
+    print(f"  decode free in {decode_freed:.1f} s, the group back in {back:.1f} s")
+
+
+def test_another_prefill_group_answers_what_a_killed_one_had_begun(
+    served: Serving, client: httpx.Client
+) -> None:
+    served.apply(prefill={**served.object["spec"]["prefill"], "replicas": 2})
+    served.settled()
+    right = ask(served.url, LONG, client=client)
+    assert not right.trouble
+    killed: list[float] = []
+    with ThreadPoolExecutor(2) as pool:
+        got: list[Outcome] = []
+
+        def two() -> Outcome:
+            """Both at once: the router gives each prefill group one of them."""
+            got[:] = pool.map(lambda _: ask(served.url, LONG, client=client), range(2))
+            return max(got, key=lambda outcome: outcome.ended)
+
+        pod = leader(served, "prefill", 1)
+        last = amid_prefill(served, pod, two, lambda worker, _: killed.append(worker.kill()))
+    assert [outcome.error for outcome in got] == ["", ""]
+    assert [outcome.text for outcome in got] == [right.text] * 2
+    told = last.ended - killed[0]
+    assert told < ANSWERED
+    served.until("decode is free", lambda: decode_is_free(served), FREED)
+    back = comes_back(served, "prefill", 1, 1, killed[0])
+    served.until("free of pages", lambda: free(served), FREED)
+    print(f"one of two prefill groups killed: answered in {told:.2f} s, back in {back:.1f} s")
+    served.apply(prefill={**served.object["spec"]["prefill"], "replicas": 1})
+    served.settled()
+
+
+def test_a_client_that_leaves_holds_nothing(served: Serving, client: httpx.Client) -> None:
+    with opened(served.url, TALKATIVE, client) as answer:
+        events = data_of(answer)
+        for _ in range(5):
+            next(events)
+        (decoding,) = served.states("decode")
+        assert decoding["in_flight"] == 1
+        assert decoding["kv_used"] > 0
+    left = time.monotonic()
+    seconds = freed(served, left)
+    assert served.states("decode")[0]["steps_done"] < decoding["steps_done"] + 1000
+    print(f"left in mid-stream: free in {seconds:.2f} s")
+    assert_answers(served, client)
+
+
+def test_a_client_that_leaves_in_mid_prefill_holds_nothing(
+    served: Serving, client: httpx.Client
+) -> None:
+    got = amid_prefill(
+        served,
+        leader(served, "prefill"),
+        lambda: ask(served.url, LONG, client=client, timeout=PATIENCE),
+        lambda _, asked: leaves(asked),
+    )
+    assert got.error.startswith("ReadTimeout")
+    seconds = freed(served, time.monotonic())
+    print(f"left in mid-prefill: free in {seconds:.2f} s")
+    assert_answers(served, client)
+
+
+def test_a_killed_decode_worker_is_told_and_made_again(
+    served: Serving, client: httpx.Client
+) -> None:
+    worker = Worker(leader(served, "decode"))
+    with opened(served.url, TALKATIVE, client) as answer:
+        events = data_of(answer)
+        for _ in range(5):
+            next(events)
+        killed = worker.kill()
+        *_, last = events
+        told = time.monotonic() - killed
+    assert '"error"' in last
+    assert told < TOLD
+    back = comes_back(served, "decode", 0, 1, killed)
+    seconds = freed(served, killed)
+    assert_answers(served, client)
+    print(f"decode killed: told in {told:.2f} s: {last}")
+    print(f"  the group back in {back:.1f} s, all free in {seconds:.1f} s")
+
+
+def test_clients_do_not_notice_that_the_operator_is_gone(served: Serving) -> None:
+    here = ("-n", "pds-system")
+    mine = "app.kubernetes.io/name=pdserving"
+    before = {role: leader(served, role)["metadata"]["uid"] for role in ("prefill", "decode")}
+    questions = known(served, at_least=4)
+    with crowd(served.url, questions, clients=2) as clients:
+        clients.goes_on()
+        pods = served.cluster.kubectl(*here, "get", "pods", "-l", mine, "-o", "name").split()
+        deleted = time.monotonic()
+        served.cluster.kubectl(*here, "delete", *pods)
+        clients.goes_on()
+        after = {role: leader(served, role)["metadata"]["uid"] for role in ("prefill", "decode")}
+        assert after == before
+        served.apply(prefill={**served.object["spec"]["prefill"], "replicas": 2})
+        served.settled()
+        resumed = time.monotonic() - deleted
+        clients.goes_on()
+    assert not clients.troubles
+    print(f"operator deleted: {len(clients.outcomes)} requests, none failed; it had made another")
+    print(f"  group {resumed:.1f} s after that")
+
+
+def test_a_deleted_pdserving_leaves_nothing(place: Place, served: Serving) -> None:
+    """The last one here."""
+    there = place.objects() - place.before
+    kinds = {name.partition("/")[0] for name in there}
+    assert {"pod", "service", "configmap", "secret", "poddisruptionbudget.policy"} <= kinds
+    began = time.monotonic()
+    served.cluster.kubectl("-n", served.namespace, "delete", "pds", served.name)
+    deadline = began + 60
+    while left := place.objects() - place.before:
+        assert time.monotonic() < deadline, left
+    print(f"deleted: {len(there)} objects gone in {time.monotonic() - began:.1f} s")
+    with pytest.raises(ClusterError):
+        served.get()
