@@ -89,7 +89,7 @@ ENVIRONMENT: Mapping[str, str] = {
     "PDS_NAMESPACE": "namespace",
     "PDS_LOG_LEVEL": "log_level",
 }
-"""The variables that are read, and the key each one sets. PDS_* win over the file, it over the rest."""
+"""The variables that are read, and the key each one sets. PDS_* win over the file."""
 
 
 def load(
