@@ -1,0 +1,257 @@
+"""Greedy answers through the endpoint, P and D in different pods, against transformers'.
+
+Each test prints its counts (`pytest -s`). What may differ: in float32, a prompt from the step on
+at which the top two scores are closer than 1e-4; in bfloat16, a prompt with a step at which they
+are closer than 0.5, of which there may be one in twenty.
+"""
+
+import importlib.util
+import json
+import random
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+import httpx
+import pytest
+import torch
+from pds_cluster.testing import Cluster
+from pds_engine.text.tokenizer import Tokenizer
+from reference import Greedy, Reference
+from serving import MODEL, ROOT, Serving, manifest
+
+pytestmark = pytest.mark.cluster
+torch.set_num_threads(1)
+
+TIE = 1e-4
+SURE = 0.5
+STEPS = 16
+TOP = 8
+APART = 1e-3
+"""Bound on the difference of two logprobs in float32. Another content of any one page moves some
+by more than 0.1 in each of these prompts, though the greedy tokens seldom change by it."""
+LENGTHS = (10, 15, 16, 17, 127, 128, 129, 256, 257, 1500, *range(40, 1500, 37))[:50]
+"""Tokens of the float32 prompts: around pages of 16 and chunks of 128, and evenly between."""
+
+
+@contextmanager
+def pair(
+    cluster: Cluster, namespace: str, name: str, dtype: str, backends: list[str]
+) -> Iterator[Serving]:
+    """One prefill and one decode pod, gone again when the block ends."""
+    spec = manifest(name)["spec"]
+    served = Serving(
+        cluster,
+        namespace,
+        manifest(
+            name,
+            model={**spec["model"], "dtype": dtype},
+            engine={**spec["engine"], "kvBackends": backends},
+        ),
+    )
+    served.apply()
+    served.settled()
+    yield served
+    cluster.kubectl("-n", namespace, "delete", "pds", name, "--timeout=60s")
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer(MODEL)
+
+
+@cache
+def tasks() -> ModuleType:
+    """examples/models/train/tasks.py."""
+    path = ROOT / "examples" / "models" / "train" / "tasks.py"
+    spec = importlib.util.spec_from_file_location("tiny_tasks", path)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+# ---- float32 -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Expected:
+    prompt: list[int]
+    greedy: Greedy
+
+
+@pytest.fixture(scope="module")
+def expected(operator: Cluster) -> list[Expected]:
+    """50 prompts, random ids and ends of recall tasks by turns, and what transformers says."""
+    reference = Reference(MODEL, torch.float32)
+    rng = random.Random("answers")
+    prompts = []
+    for number, length in enumerate(LENGTHS):
+        if number % 2:
+            prompts.append([rng.randrange(6, 1536) for _ in range(length)])
+        else:
+            task = tasks().draw("recall", 5000 + number, max(length, 60), 2)
+            prompts.append(reference.chat(task.messages)[-length:])
+    assert [len(prompt) for prompt in prompts] == list(LENGTHS)
+    return [Expected(prompt, reference.generate(prompt, STEPS)) for prompt in prompts]
+
+
+@pytest.fixture(scope="module", params=["tcp", "nixl"])
+def backend(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def served(
+    operator: Cluster, namespace: str, backend: str, expected: list[Expected]
+) -> Iterator[Serving]:
+    with pair(operator, namespace, f"float32-{backend}", "float32", [backend]) as serving:
+        yield serving
+
+
+def test_float32_tokens_equal_transformers(
+    served: Serving, backend: str, expected: list[Expected], tokenizer: Tokenizer
+) -> None:
+    with httpx.Client() as client, ThreadPoolExecutor(4) as clients:
+
+        def said(one: Expected) -> dict[str, Any]:
+            options = {"max_tokens": STEPS, "ignore_eos": True, "logprobs": TOP}
+            answer = served.complete(client, one.prompt, **options)
+            assert answer.status_code == 200, answer.text
+            scored: dict[str, Any] = answer.json()["choices"][0]["logprobs"]
+            return scored
+
+        told = list(clients.map(said, expected))
+    ids = {tokenizer.piece(id).decode(errors="replace"): id for id in range(tokenizer.vocabulary)}
+    del ids["\ufffd"]  # parts of characters, which the endpoint spells alike
+    equal, ties, wrong, apart = 0, [], [], 0.0
+    for one, scored in zip(expected, told, strict=True):
+        greedy = one.greedy
+        step = greedy.differs([ids.get(token, -1) for token in scored["tokens"]])
+        if step is None:
+            equal += 1
+        else:
+            difference = (len(one.prompt), step, greedy.leads[step])
+            (ties if greedy.leads[step] < TIE else wrong).append(difference)
+        for ours, theirs in zip(greedy.logprobs[:step], scored["top_logprobs"], strict=False):
+            known = {ids[token]: value for token, value in theirs.items() if token in ids}
+            assert len(known) >= TOP // 2
+            apart = max(apart, *(abs(value - float(ours[id])) for id, value in known.items()))
+    least = min(lead for one in expected for lead in one.greedy.leads)
+    print(
+        f"\nfloat32 by {backend}: {equal} of {len(expected)} prompts equal in {STEPS} tokens, "
+        f"{len(ties)} differ at a tie (top two closer than {TIE}); closest top two: {least:.2g}; "
+        f"scores of the best {TOP} tokens differ by {apart:.1g} at most"
+    )
+    assert wrong == [], "(prompt tokens, step, lead of the best score)"
+    assert equal + len(ties) == len(expected)
+    assert apart < APART
+    assert went_by(served) == {f"kv pages go by {backend}"}
+
+
+def went_by(served: Serving) -> set[str]:
+    """What the prefill pod's log says of backends that were used."""
+    (pod,) = served.pods("prefill")
+    name = pod["metadata"]["name"]
+    log = served.cluster.kubectl("-n", served.namespace, "logs", name, "-c", "engine")
+    lines = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
+    said = {str(line.get("message")) for line in lines}
+    return {message for message in said if message.startswith("kv pages go by")}
+
+
+# ---- bfloat16 ------------------------------------------------------------------------------------
+
+
+def fresh_tasks() -> list[Any]:
+    """120 recalls of 4 to 12 keys in 300 to 1,000 tokens, and 80 copies of 60 to 140 words."""
+    rng = random.Random("fresh")
+    recalls = [
+        tasks().draw("recall", 7000 + n, rng.randint(300, 1000), rng.randint(4, 12))
+        for n in range(120)
+    ]
+    copies = [tasks().draw("copy", 7000 + n, None, rng.randint(60, 140)) for n in range(80)]
+    mixed = recalls + copies
+    rng.shuffle(mixed)
+    return mixed
+
+
+@dataclass(frozen=True)
+class Answer:
+    text: str
+    finish_reason: str
+    ids: list[int]
+    """Of all output tokens, the end of text too."""
+    prompt_tokens: int
+
+
+def ask(client: httpx.Client, url: str, task: Any, ids: dict[bytes, int]) -> Answer:
+    body = {
+        "model": "tiny", "messages": task.messages, "temperature": 0,
+        "max_tokens": 400, "logprobs": True,
+    }  # fmt: skip
+    answer = client.post(f"{url}/v1/chat/completions", json=body, timeout=180)
+    assert answer.status_code == 200, answer.text
+    choice = answer.json()["choices"][0]
+    output = [ids[bytes(token["bytes"])] for token in choice["logprobs"]["content"]]
+    return Answer(
+        choice["message"]["content"],
+        choice["finish_reason"],
+        output,
+        answer.json()["usage"]["prompt_tokens"],
+    )
+
+
+@pytest.fixture(scope="module")
+def answers(operator: Cluster, namespace: str, tokenizer: Tokenizer) -> list[tuple[Any, Answer]]:
+    """200 tasks and their answers in bfloat16, 16 clients at a time."""
+    ids = {tokenizer.piece(id): id for id in range(tokenizer.vocabulary)}
+    assert len(ids) == tokenizer.vocabulary
+    asked = fresh_tasks()
+    with pair(operator, namespace, "bfloat16", "bfloat16", ["nixl", "tcp"]) as served:
+        url = served.url
+        with httpx.Client() as client, ThreadPoolExecutor(16) as clients:
+            told = clients.map(lambda task: ask(client, url, task, ids), asked)
+            return list(zip(asked, told, strict=True))
+
+
+def test_bfloat16_answers_are_right(answers: list[tuple[Any, Answer]]) -> None:
+    right = {
+        kind: [
+            answer.text == task.answer and answer.finish_reason == "stop"
+            for task, answer in answers
+            if task.kind == kind
+        ]
+        for kind in ("recall", "copy")
+    }
+    shown = ", ".join(f"{kind} {sum(each)} of {len(each)}" for kind, each in right.items())
+    print(f"\nbfloat16, 16 clients: right: {shown}")
+    assert len(answers) == 200
+    assert sum(map(sum, right.values())) >= 0.98 * len(answers)
+
+
+def test_bfloat16_tokens_equal_transformers(answers: list[tuple[Any, Answer]]) -> None:
+    reference = Reference(MODEL, torch.bfloat16)
+    equal, sure, wrong = 0, 0, []
+    for task, answer in answers:
+        prompt = reference.chat(task.messages)
+        assert answer.prompt_tokens == len(prompt)
+        greedy = reference.follow(prompt, answer.ids)
+        step = greedy.differs(answer.ids)
+        lead = min(greedy.leads[: None if step is None else step + 1])
+        equal += step is None
+        sure += lead >= SURE
+        if step is not None and lead >= SURE:
+            wrong.append((task.kind, len(prompt), step, lead))
+    print(
+        f"\nbfloat16: {sure} of {len(answers)} prompts lead by {SURE} at every step, "
+        f"{len(wrong)} of them differ; {equal} of all equal"
+    )
+    assert wrong == [], "(kind, prompt tokens, step, least lead up to it)"
+    assert sure >= 0.95 * len(answers)
