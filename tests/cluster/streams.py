@@ -156,7 +156,7 @@ class Crowd:
     def troubles(self) -> list[str]:
         return [outcome.trouble for outcome in self.outcomes if outcome.trouble]
 
-    def goes_on(self, timeout: float = 60) -> None:
+    def goes_on(self, timeout: float = 120) -> None:
         """Wait for as many answers to requests that begin from now on as there are clients."""
         now, deadline = time.monotonic(), time.monotonic() + timeout
         while sum(outcome.began >= now for outcome in self.outcomes) < self.clients:

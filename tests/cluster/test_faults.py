@@ -24,8 +24,8 @@ ANSWERED = 20.0
 """Seconds within which another group has answered in its place, from the beginning."""
 FREED = 15.0
 """Seconds within which no page is held for a request that has ended."""
-BACK = 90.0
-"""Seconds within which a group is there again; most of it is Python loading torch."""
+BACK = 240.0
+"""Seconds within which a group is there again: 10 on an idle machine, most of it loading torch."""
 
 PATIENCE = 4.0
 """Seconds after which the impatient client of one test leaves."""

@@ -65,7 +65,7 @@ def is_ready(pod: Object) -> bool:
     return conditions.get("Ready") == "True" and "deletionTimestamp" not in pod["metadata"]
 
 
-def scaled(serving: Serving, role: str, replicas: int, timeout: float = 120) -> list[Look]:
+def scaled(serving: Serving, role: str, replicas: int, timeout: float = 240) -> list[Look]:
     """Apply the new count; every look from before it until all has settled."""
     looks = [look(serving)]
     serving.apply(**{role: {**serving.object["spec"][role], "replicas": replicas}})
@@ -105,7 +105,7 @@ def test_scaling_under_load_fails_no_request(operator: Cluster, own_namespace: s
     serving.settled()
     wanted = {"prefill": 2, "decode": 1}
     questions = known(serving, at_least=6)
-    with crowd(serving.url, questions, clients=4) as clients:
+    with crowd(serving.url, questions, clients=4, seconds=600) as clients:
         clients.goes_on()
         for role, replicas in STEPS:
             before, done = wanted[role], len(clients.outcomes)
