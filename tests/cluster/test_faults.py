@@ -25,7 +25,7 @@ ANSWERED = 20.0
 FREED = 15.0
 """Seconds within which no page is held for a request that has ended."""
 BACK = 240.0
-"""Seconds within which a group is there again, most of it loading torch: 10 to 70 on two busy cores."""
+"""Seconds within which a group is there again; it takes 10 to 70 on two busy cores, for torch."""
 
 PATIENCE = 4.0
 """Seconds after which the impatient client of one test leaves."""
