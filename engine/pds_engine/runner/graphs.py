@@ -1,7 +1,8 @@
 """The compiled form of a layer's pieces, and the list of what a rank will run.
 
-The list is the warm-up's shape plan: extend graphs unless role=decode, decode graphs unless
-role=prefill, for this stage's layers alone (they share shapes, so one graph serves them all).
+The list is the warm-up's shape plan: decode graphs for role=decode, else extend graphs, for this
+stage's layers alone (they share shapes, so one graph serves them all). A graph takes any number of
+tokens up to its bound, so that a unified group's decode steps run by its extend graphs.
 """
 
 import functools
@@ -41,10 +42,10 @@ def plan(
     bounds = config.scheduler
     step = bounds.max_step_tokens or bounds.chunk_size + bounds.max_running
     passes = {"extend": step + config.parallelism.tp, "decode": max(_LEAST, bounds.max_running)}
-    if config.role == "prefill":
-        del passes["decode"]
     if config.role == "decode":
         del passes["extend"]
+    elif config.role == "prefill" or passes["decode"] <= passes["extend"]:
+        del passes["decode"]
     dtype = compute_dtype(DTYPES[config.model.dtype], device)
     return tuple(
         graph

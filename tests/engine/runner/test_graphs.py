@@ -15,31 +15,35 @@ from pds_kernels.cache import Cache
 CPU = torch.device("cpu")
 
 
-def configuration(folder, role: str) -> EngineConfig:
+def configuration(folder, role: str, **bounds: int | None) -> EngineConfig:
     return EngineConfig.model_validate(
         {
             "model": {"path": folder, "dtype": "float32"},
             "role": role,
             "max_model_len": 128,
-            "scheduler": {"max_running": 8, "chunk_size": 32},
+            "scheduler": {"max_running": 8, "chunk_size": 32, **bounds},
         }
     )
 
 
 @pytest.mark.parametrize(
-    ("role", "names"),
+    ("role", "step", "bounds"),
     [
-        ("prefill", ["extend-before", "extend-after"]),
-        ("decode", ["decode-before", "decode-after"]),
-        ("unified", ["extend-before", "extend-after", "decode-before", "decode-after"]),
+        ("prefill", None, {"extend-before": 41, "extend-after": 41}),
+        ("decode", None, {"decode-before": 8, "decode-after": 8}),
+        ("unified", None, {"extend-before": 41, "extend-after": 41}),
+        (
+            "unified",
+            4,  # fewer than may decode at once
+            {"extend-before": 5, "extend-after": 5, "decode-before": 8, "decode-after": 8},
+        ),
     ],
 )
-def test_the_shape_plan_follows_the_role(qwen3, role, names):
-    config = configuration(qwen3, role)
+def test_the_shape_plan_follows_the_role(qwen3, role, step, bounds):
+    config = configuration(qwen3, role, max_step_tokens=step)
     spec = check(config)
     plan = graphs.plan(config, spec, part(spec, config.parallelism, 0), CPU)
-    assert [graph.name for graph in plan] == names
-    assert {graph.tokens[1] for graph in plan if graph.name.startswith("decode")} <= {8}
+    assert {graph.name: graph.tokens[1] for graph in plan} == bounds
 
 
 def test_pieces_refuse_more_tokens_than_were_planned(qwen3):
