@@ -51,7 +51,10 @@ PROOF = KernelsProof(manifest="m", compiled=1, reused=3, seconds=0.5)
     ],
 )
 def test_unready(state, warmup, reason):
-    config = EngineConfig.model_validate({"parallelism": {"pp": 2}, "cache": {"warmup": warmup}})
+    cache = {"warmup": warmup, "path": "/var/cache/pds"}
+    config = EngineConfig.model_validate(
+        {"parallelism": {"pp": 2}, "cache": cache, "compile": True}
+    )
     assert unready(state, config) == reason
 
 
