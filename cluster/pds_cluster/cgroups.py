@@ -42,9 +42,9 @@ def members(settings: Settings) -> set[int]:
     """Pids of everything that runs in the instance's pods."""
     pids: set[int] = set()
     for folder in folders(settings):
-        for procs in folder.glob("**/cgroup.procs"):
+        for path, _, _ in os.walk(folder):  # passes over groups that vanish meanwhile
             with contextlib.suppress(OSError):
-                pids.update(int(pid) for pid in procs.read_text().split())
+                pids.update(int(pid) for pid in Path(path, "cgroup.procs").read_text().split())
     return pids - {0}
 
 

@@ -24,6 +24,7 @@ from pds_engine.messages import (
 from pds_engine.metrics import Metrics
 from pds_engine.server.inbox import Inbox
 
+RELEASE_SECONDS, RELEASE_PAUSE = 2.0, 0.02
 INBOX_BOUND = 8192
 """Tokens that may wait for a client that does not read, per HTTP request."""
 _BATCH = 256
@@ -137,6 +138,17 @@ class Engine:
             self._open[submit.request_id] = (inbox, choice)
             self._outbox.put_nowait(submit)
         return inbox
+
+    async def released(self, submits: Sequence[Submit]) -> None:
+        """Wait, shortly, until an earlier request of the same ids has gone.
+
+        The router asks again under the same id when the first pair failed; the end of its first
+        call may come after the second call.
+        """
+        for _ in range(round(RELEASE_SECONDS / RELEASE_PAUSE)):
+            if not any(submit.request_id in self._open for submit in submits):
+                return
+            await asyncio.sleep(RELEASE_PAUSE)
 
     def close(self, request_id: str, *, cancel: bool) -> None:
         """Forget a choice; with `cancel` the scheduler is told to forget it too."""
