@@ -34,6 +34,7 @@ check: $(VENV)/.ready  ## ruff, mypy --strict, import contracts, generated files
 	  || { echo "generated files have drifted: run make gen" >&2; exit 1; }
 
 unit: $(VENV)/.ready  ## the tests that need no cluster
+	@$(CLUSTER) helm > /dev/null
 	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -q -m 'not cluster and not gpu'
 
 # A process a file: what one leaves behind in Python cannot fail the next.

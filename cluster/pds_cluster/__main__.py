@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from pds_cluster import own, status, teardown, up, volumes
+from pds_cluster import build, own, status, teardown, up, volumes
 from pds_cluster.errors import ClusterError
 from pds_cluster.local_values import write_local_values
 from pds_cluster.settings import Settings, load, say
@@ -21,10 +21,15 @@ def _wipe(settings: Settings) -> None:
     print("\n".join(made) if made else "nothing to wipe")
 
 
+def _helm(settings: Settings) -> None:
+    print(build.ensure(settings, ["helm"]) / "helm")
+
+
 COMMANDS = {
     "up": ("bring the cluster up, or mend what is not running", _up),
     "down": ("end everything and delete the run folder", teardown.down),
     "status": ("what runs, and how to reach it; exit status 1 when it is not healthy", status.show),
+    "helm": ("build helm alone, print its path", _helm),
     "kubeconfig": ("print the path of the kubeconfig", lambda s: print(s.kubeconfig)),
     "wipe-volumes": ("make volumes that claims have left usable again", _wipe),
     "local-values": (

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pds_cluster.errors import ClusterError
@@ -27,6 +27,7 @@ OTHERS = {
     "helm": f"helm.sh/helm/v3/cmd/helm@{HELM}",
     "coredns": f"github.com/coredns/coredns@{COREDNS}",
 }
+PROGRAMS = (*KUBE, *OTHERS, "pause")
 FLAGS = ("-trimpath", "-v")
 SOURCES = ("go.mod", "go.sum", "pause.c")
 
@@ -51,21 +52,21 @@ def folder(settings: Settings) -> Path:
     return settings.cache / f"cluster-{key()}"
 
 
-def ensure(settings: Settings) -> Path:
-    """The folder with all programs; builds what is not in the cache. Minutes, the first time."""
+def ensure(settings: Settings, names: Sequence[str] = PROGRAMS) -> Path:
+    """The folder with the programs; builds what is not in the cache. Minutes, the first time."""
     target = folder(settings)
-    if missing(target):
+    if missing(target, names):
         with locked(target.with_suffix(".lock")):
-            _build(settings, target)
+            _build(settings, target, names)
     return target
 
 
-def missing(target: Path) -> list[str]:
-    return [name for name in (*KUBE, *OTHERS, "pause") if not (target / name).exists()]
+def missing(target: Path, names: Sequence[str] = PROGRAMS) -> list[str]:
+    return [name for name in names if not (target / name).exists()]
 
 
-def _build(settings: Settings, target: Path) -> None:
-    lacking = missing(target)
+def _build(settings: Settings, target: Path, names: Sequence[str]) -> None:
+    lacking = missing(target, names)
     if not lacking:  # somebody else built while we waited
         return
     say(f"building {', '.join(lacking)} (once; kept in {settings.cache})")

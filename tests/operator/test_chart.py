@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pds_cluster import build
 from pds_cluster import settings as cluster_settings
 from pds_operator import settings
 
@@ -16,10 +17,10 @@ GOLDEN = Path(__file__).parent / "golden"
 
 
 def helm(*arguments: str) -> subprocess.CompletedProcess[str]:
-    path = f"{cluster_settings.load().bin}:{os.environ['PATH']}"
+    path = f"{build.folder(cluster_settings.load())}:{os.environ['PATH']}"
     program = shutil.which("helm", path=path)
     if program is None:
-        pytest.fail("no helm: `make cluster-up` builds one, or install it")
+        pytest.fail("no helm: `python -m pds_cluster helm` builds one (`make unit` does)")
     return subprocess.run([program, *arguments], capture_output=True, text=True, timeout=120)
 
 
