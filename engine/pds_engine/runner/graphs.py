@@ -1,12 +1,12 @@
 """The compiled form of a layer's pieces, and the list of what a rank will run.
 
-The list is the warm-up's shape plan: decode graphs for role=decode, else extend graphs, for this
-stage's layers alone (they share shapes, so one graph serves them all). A graph takes any number of
-tokens up to its bound, so that a unified group's decode steps run by its extend graphs.
+The list is the warm-up's shape plan. All layers share their shapes, so a pair of graphs serves
+every layer of a stage; a graph takes any number of tokens up to a bound far above a step's, so that
+roles and settings share it too: the pods of a whole PDServing compile two graphs between them.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,9 @@ from pds_engine.parallel.layout import Part
 from pds_engine.spec import DecoderSpec
 
 KIND = "inductor"
+_BOUND = (
+    1 << 16
+)  # tokens in a step that every graph takes; more where a configuration asks for more
 _LEAST = 2  # torch.export specialises a dimension of one
 _SOURCES = tuple(Path(module.__file__ or "") for module in (decoder, mlp, norm, rope))
 
@@ -37,21 +40,14 @@ def shape_of(spec: DecoderSpec, part: Part) -> Shape:
 
 def plan(
     config: EngineConfig, spec: DecoderSpec, part: Part, device: torch.device
-) -> tuple[Graph, ...]:
-    """Every graph that a rank with this part will run."""
-    bounds = config.scheduler
-    step = bounds.max_step_tokens or bounds.chunk_size + bounds.max_running
-    passes = {"extend": step + config.parallelism.tp, "decode": max(_LEAST, bounds.max_running)}
-    if config.role == "decode":
-        del passes["extend"]
-    elif config.role == "prefill" or passes["decode"] <= passes["extend"]:
-        del passes["decode"]
+) -> tuple[Graph, Graph]:
+    """Every graph that a rank with this part will run: before and after attention."""
+    scheduler = config.scheduler
+    step = scheduler.max_step_tokens or scheduler.chunk_size + scheduler.max_running
+    longest = max(step + config.parallelism.tp, scheduler.max_running)
+    tokens = max(_BOUND, 1 << longest.bit_length())
     dtype = compute_dtype(DTYPES[config.model.dtype], device)
-    return tuple(
-        graph
-        for name, tokens in passes.items()
-        for graph in _pair(name, tokens, spec, shape_of(spec, part), len(part.columns), dtype)
-    )
+    return _pair(tokens, spec, shape_of(spec, part), len(part.columns), dtype)
 
 
 def fetch(graph: Graph, cache: Cache, timeout: float) -> Artefact:
@@ -61,31 +57,30 @@ def fetch(graph: Graph, cache: Cache, timeout: float) -> Artefact:
 
 
 class CompiledPieces(Pieces):
-    """The pieces run by compiled graphs; each call takes the narrowest that holds its tokens."""
+    """The pieces run by compiled graphs, `loaded` by the names of `plan`."""
 
-    def __init__(self, shape: Shape, loaded: dict[str, tuple[Graph, Callable[..., Any]]]) -> None:
+    def __init__(self, shape: Shape, loaded: Mapping[str, Callable[..., Any]]) -> None:
         super().__init__(shape)
-        self._before = _by_size(loaded, "before")
-        self._after = _by_size(loaded, "after")
+        self._before, self._after = loaded["before"], loaded["after"]
 
     def before(self, x: Tensor, rope: Tensor, w: LayerWeights) -> tuple[Tensor, Tensor, Tensor]:
         tokens = len(x)
         if tokens < _LEAST:
             x, rope = _padded(x), _padded(rope)
-        q, k, v = _choose(self._before, len(x))(x, rope, w.input_norm, w.qkv, w.qk_norm)
+        q, k, v = self._before(x, rope, w.input_norm, w.qkv, w.qk_norm)
         return q[:tokens], k[:tokens], v[:tokens]
 
     def after(self, x: Tensor, attended: Tensor, w: LayerWeights) -> Tensor:
         tokens = len(x)
         if tokens < _LEAST:
             x, attended = _padded(x), _padded(attended)
-        (out,) = _choose(self._after, len(x))(x, attended, w.out, w.post_norm, w.gate_up, w.down)
+        (out,) = self._after(x, attended, w.out, w.post_norm, w.gate_up, w.down)
         result: Tensor = out[:tokens]
         return result
 
 
 def _pair(
-    name: str, tokens: int, spec: DecoderSpec, shape: Shape, columns: int, dtype: torch.dtype
+    tokens: int, spec: DecoderSpec, shape: Shape, columns: int, dtype: torch.dtype
 ) -> tuple[Graph, Graph]:
     hidden, dim = spec.hidden, spec.head_dim
     both, q = shape.heads + shape.kv_heads, shape.heads * dim
@@ -94,12 +89,12 @@ def _pair(
     after = [(tokens, hidden), (tokens, q), (hidden, q), (hidden,), (2 * columns, hidden)]
 
     def piece(
-        kind: str,
+        name: str,
         function: Callable[..., Any],
         inputs: Sequence[tuple[tuple[int, ...], torch.dtype]],
     ) -> Graph:
         return Graph(
-            f"{name}-{kind}",
+            name,
             function,
             tuple(inputs),
             varying=(0, 1),
@@ -121,20 +116,6 @@ def _after(shape: Shape) -> Callable[..., tuple[Tensor]]:
         return (decoder.after(shape, *arguments),)
 
     return after
-
-
-def _by_size(
-    loaded: dict[str, tuple[Graph, Callable[..., Any]]], piece: str
-) -> list[tuple[int, Callable[..., Any]]]:
-    found = [(g.tokens[1], call) for name, (g, call) in loaded.items() if name.endswith(piece)]
-    return sorted(found, key=lambda pair: pair[0])
-
-
-def _choose(sized: list[tuple[int, Callable[..., Any]]], tokens: int) -> Callable[..., Any]:
-    for greatest, call in sized:
-        if tokens <= greatest:
-            return call
-    raise ValueError(f"a step of {tokens} tokens, the shape plan ends at {sized[-1][0]}")
 
 
 def _padded(x: Tensor) -> Tensor:

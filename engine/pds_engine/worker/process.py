@@ -8,7 +8,6 @@ from typing import Any, Protocol
 import torch
 import zmq
 from pds_kernels.cache import Artefact, manifest_digest
-from pds_kernels.graph import Graph
 from pds_kernels.graph import load as load_graph
 
 from pds_engine.config import EngineConfig
@@ -150,14 +149,14 @@ def use_graphs(config: EngineConfig, decoder: Decoder, device: torch.device) -> 
         ConfigError: there is no cache to take them from.
     """
     cache, begun = open_cache(config), time.monotonic()
-    loaded: dict[str, tuple[Graph, Callable[..., Any]]] = {}
+    loaded: dict[str, Callable[..., Any]] = {}
     found: dict[str, Artefact] = {}
     for graph in graphs.plan(config, decoder.spec, decoder.part, device):
         artefact = graphs.fetch(graph, cache, config.cache.timeout_seconds)
         if artefact.built:
             logger.warning("%s was not warm: compiled in %.1f s", graph.name, artefact.seconds)
         found[graph.name] = artefact
-        loaded[graph.name] = graph, load_graph(artefact.folder)
+        loaded[graph.name] = load_graph(artefact.folder)
     decoder.pieces = graphs.CompiledPieces(decoder.pieces.shape, loaded)
     compiled = sum(artefact.built for artefact in found.values())
     return KernelsProof(

@@ -26,37 +26,22 @@ def configuration(folder, role: str, **bounds: int | None) -> EngineConfig:
     )
 
 
-@pytest.mark.parametrize(
-    ("role", "step", "bounds"),
-    [
-        ("prefill", None, {"extend-before": 41, "extend-after": 41}),
-        ("decode", None, {"decode-before": 8, "decode-after": 8}),
-        ("unified", None, {"extend-before": 41, "extend-after": 41}),
-        (
-            "unified",
-            4,  # fewer than may decode at once
-            {"extend-before": 5, "extend-after": 5, "decode-before": 8, "decode-after": 8},
-        ),
-    ],
-)
-def test_the_shape_plan_follows_the_role(qwen3, role, step, bounds):
-    config = configuration(qwen3, role, max_step_tokens=step)
+def planned(config: EngineConfig) -> tuple[aot.Graph, ...]:
     spec = check(config)
-    plan = graphs.plan(config, spec, part(spec, config.parallelism, 0), CPU)
-    assert {graph.name: graph.tokens[1] for graph in plan} == bounds
+    return graphs.plan(config, spec, part(spec, config.parallelism, 0), CPU)
 
 
-def test_pieces_refuse_more_tokens_than_were_planned(qwen3):
-    config = configuration(qwen3, "decode")
-    spec = check(config)
-    plan = graphs.plan(config, spec, part(spec, config.parallelism, 0), CPU)
-    pieces = graphs.CompiledPieces(
-        graphs.shape_of(spec, part(spec, config.parallelism, 0)),
-        {graph.name: (graph, lambda *_: None) for graph in plan},
-    )
-    decoder = load(config, 0, CPU)
-    with pytest.raises(ValueError, match="9 tokens, the shape plan ends at 8"):
-        pieces.before(torch.zeros(9, 64), torch.zeros(9, 32), decoder.weights.layers[0])
+def test_roles_and_bounds_share_their_graphs(qwen3):
+    roles = [configuration(qwen3, role) for role in ("prefill", "decode", "unified")]
+    roles.append(configuration(qwen3, "unified", max_step_tokens=4))
+    keys = [[graph.key_inputs() for graph in planned(config)] for config in roles]
+    assert [graph.name for graph in planned(roles[0])] == ["before", "after"]
+    assert all(other == keys[0] for other in keys)
+
+
+def test_a_graph_holds_the_longest_step_of_its_configuration(qwen3):
+    config = configuration(qwen3, "prefill", chunk_size=90_000, max_step_tokens=90_000)
+    assert [graph.tokens for graph in planned(config)] == [(2, 131_072)] * 2
 
 
 @pytest.mark.slow
@@ -70,7 +55,7 @@ def test_compiled_pieces_equal_eager_ones(qwen3, tmp_path):
         artefact = graphs.fetch(graph, cache, 300)
         assert artefact.built
         assert not graphs.fetch(replace(graph), cache, 300).built
-        loaded[graph.name] = (graph, aot.load(artefact.folder))
+        loaded[graph.name] = aot.load(artefact.folder)
     compiled = graphs.CompiledPieces(decoder.pieces.shape, loaded)
     weights = decoder.weights.layers[1]
     with torch.inference_mode():
