@@ -26,9 +26,8 @@ from pds_engine.parallel.layout import Part
 from pds_engine.spec import DecoderSpec
 
 KIND = "inductor"
-_BOUND = (
-    1 << 16
-)  # tokens in a step that every graph takes; more where a configuration asks for more
+_BOUND = 1 << 16
+"""Tokens in a step that every graph takes; more where a configuration asks for more."""
 _LEAST = 2  # torch.export specialises a dimension of one
 _SOURCES = tuple(Path(module.__file__ or "") for module in (decoder, mlp, norm, rope))
 
