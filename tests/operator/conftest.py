@@ -1,7 +1,6 @@
 """Fixtures of the operator's tests. Those marked `cluster` need a real Kubernetes."""
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ import yaml
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[2] / "cluster"))
 
-from pds_cluster import settings as cluster_settings
 from pds_cluster import testing
 from pds_cluster.errors import ClusterError
 
@@ -23,13 +21,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="session")
 def cluster() -> testing.Cluster:
     """The cluster that is up; without one the test is skipped, or fails in CI."""
-    try:
-        return testing.find(cluster_settings.load())
-    except ClusterError as error:
-        message = f"needs a cluster (`make cluster-up`, or PDS_CONTEXT=name): {error}"
-        if os.environ.get("PDS_REQUIRE_CLUSTER"):
-            pytest.fail(message)
-        pytest.skip(message)
+    return testing.required()
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,8 @@ from pds_engine.messages import (
 from pds_engine.metrics import Metrics
 from pds_engine.server.inbox import Inbox
 
-RELEASE_SECONDS, RELEASE_PAUSE = 2.0, 0.02
+RELEASE_SECONDS = 2.0
+"""How long a request may wait for the end of an earlier one of its id."""
 INBOX_BOUND = 8192
 """Tokens that may wait for a client that does not read, per HTTP request."""
 _BATCH = 256
@@ -145,14 +146,18 @@ class Engine:
         The router asks again under the same id when the first pair failed; the end of its first
         call may come after the second call.
         """
-        for _ in range(round(RELEASE_SECONDS / RELEASE_PAUSE)):
-            if not any(submit.request_id in self._open for submit in submits):
-                return
-            await asyncio.sleep(RELEASE_PAUSE)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(RELEASE_SECONDS):
+                while any(submit.request_id in self._open for submit in submits):
+                    self._changed.clear()
+                    await self._changed.wait()
 
     def close(self, request_id: str, *, cancel: bool) -> None:
         """Forget a choice; with `cancel` the scheduler is told to forget it too."""
-        if self._open.pop(request_id, None) is not None and cancel:
+        if self._open.pop(request_id, None) is None:
+            return
+        self._changed.set()
+        if cancel:
             self._outbox.put_nowait(Cancel(request_id=request_id))
 
     def drain(self, deadline_seconds: float) -> None:
