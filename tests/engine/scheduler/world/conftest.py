@@ -362,7 +362,7 @@ class World:
         side = self.nodes[1].core.decode
         live, barred = side.live.get(push.transfer), side.barred.get((push.transfer, epoch))
         if live is not None and live.epoch == epoch:
-            allowed = set(live.request.pages)
+            allowed = set(live.request.pages[live.request.shared :])
         else:
             assert barred is not None, "a write lands after its pages were given back"
             allowed = set(barred.pages)
