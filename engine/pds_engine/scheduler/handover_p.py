@@ -290,9 +290,12 @@ class PrefillSide:
         settings = self._ledger.settings
         if offer.prompt_digest != token_digest(request.context):
             return InvalidRequest("prefill and decode side were given different prompts")
-        wanted = settings.pages_for(request.context_len - offer.start_token)
-        if offer.start_token % settings.page_size or len(offer.pages) != wanted:
-            return TransferFailed(f"{len(offer.pages)} pages were offered, {wanted} are needed")
+        start, pages = offer.start_token, len(offer.pages)
+        if start % settings.page_size or not 0 <= start < request.context_len:
+            return TransferFailed(f"pages were offered from token {start} on")
+        wanted = settings.pages_for(request.context_len - start)
+        if pages != wanted:
+            return TransferFailed(f"{pages} pages were offered, {wanted} are needed")
         return None
 
     def _complete(self, transfer: Transfer) -> None:

@@ -64,6 +64,8 @@ class Ledger:
         missing = growth(request.submit, self.settings) - self.pool.available
         if missing <= 0:
             return True
+        if missing > len(self.pool.cache) - self.pool.cache.idle:
+            return False
         return sum(self.pool.references(page) > 0 for page in self._cached(request)) >= missing
 
     def reserve(self, request: Request) -> None:

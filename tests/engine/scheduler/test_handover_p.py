@@ -192,12 +192,18 @@ def test_different_prompts_are_refused(p: Any, first: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"kv_fingerprint": "other"}, {"start_token": 3}, {"start_token": 16}]
+    "wrong",
+    [{"kv_fingerprint": "other"}, {"start_token": 3}, {"start_token": 16}, {"start_token": -16}],
 )
 def test_offers_that_do_not_fit_are_refused(p: Any, wrong: dict[str, Any]) -> None:
     p.submit("r", 47, max_tokens=9)
     lines = p.offer("r", 47, [7, 8, 9], **wrong)
     assert lines == ["d refused r transfer_failed", "s failed r 503 transfer_failed"]
+
+
+def test_an_offer_of_nothing_is_refused(p: Any) -> None:
+    p.submit("r", 48, max_tokens=9)
+    assert p.offer("r", 48, [], start_token=48)[0] == "d refused r transfer_failed"
 
 
 def test_only_a_prefill_group_takes_offers(bench: Make) -> None:
