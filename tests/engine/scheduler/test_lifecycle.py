@@ -119,8 +119,7 @@ def test_pages_that_others_hold_cost_a_request_nothing(bench: Make) -> None:
     finish(b, 0, 7, 7, 7)
     b.submit("b", 70, max_tokens=1)  # five, of which a holds four
     assert "workers admit 1/1 [0,1,2,3,5]" in b.plan()
-    assert b.core.ledger.pool.available == 0  # one page of a's is promised to it
-    b.submit("c", 70, max_tokens=17)  # six: one more than there is, whatever is shared
+    b.submit("c", 70, max_tokens=17)  # six: more than there are, whatever is shared
     assert finish(b, 3, 7) and len(b.core.ledger.queue) == 1
 
 

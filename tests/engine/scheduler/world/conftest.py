@@ -141,7 +141,7 @@ class World:
         tp: int,
         fenced: bool,
         mishaps: float,
-        cache: bool,
+        **bounds: Any,
     ) -> None:
         self.audit = audit
         """What must hold at every moment."""
@@ -150,7 +150,7 @@ class World:
         """How many events in a hundred are a failure of some kind."""
         roles = ("prefill", "decode") if pair else ("unified",)
         self.nodes = [
-            Node(Settings(role=role, pp=pp, tp=tp, prefix_cache=cache, **BOUNDS), make_worker)
+            Node(Settings(role=role, pp=pp, tp=tp, **(BOUNDS | bounds)), make_worker)
             for role in roles
         ]
         self.openings = [self.words(rng.randint(1, 14)) for _ in range(2)]

@@ -16,7 +16,7 @@ SHAPES = {
     "tp": st.integers(1, 2),
     "seed": st.integers(0, 2**32),
     "mishaps": st.sampled_from([0.0, 1.0, 5.0]),
-    "cache": st.booleans(),
+    "prefix_cache": st.booleans(),
 }
 
 
