@@ -153,7 +153,7 @@ class World:
             Node(Settings(role=role, pp=pp, tp=tp, **(BOUNDS | bounds)), make_worker)
             for role in roles
         ]
-        self.openings = [self.words(rng.randint(1, 14)) for _ in range(2)]
+        self.openings = [self.words(rng.randint(1, 16)) for _ in range(2)]
         """What many prompts begin with."""
         self.now = 0.0
         self.count = 0
@@ -261,7 +261,8 @@ class World:
             return self.words(self.rng.randint(1, 20))
         if kind == 1 and (talks := self.nodes[-1].talks):
             return (self.rng.choice(talks) + self.words(4))[:26]
-        return self.rng.choice(self.openings) + self.words(self.rng.randint(0, 6))
+        elsewhere = self.words(self.rng.choice((0, 0, 0, PAGE)))  # the same page, another prefix
+        return elsewhere + self.rng.choice(self.openings) + self.words(self.rng.randint(0, 6))
 
     def cancel(self) -> None:
         node = self.rng.choice(self.nodes)
