@@ -77,6 +77,8 @@ class SchedulerConfig(Section):
     """Tokens of prompt in one step."""
     max_step_tokens: int | None = Field(None, ge=1)
     """Tokens of all rows in one step; None: chunk_size + max_running."""
+    prefix_cache: bool = True
+    """Keep the pages of finished requests for later ones that begin with the same tokens."""
     step_timeout: float = Field(60.0, gt=0)
 
 

@@ -74,6 +74,29 @@ def group() -> Iterator[Group]:
         started.process.communicate()
 
 
+def test_the_second_of_two_equal_chats_reports_what_was_cached(group: Group) -> None:
+    system = {"role": "system", "content": "Answer with the value of the last letter. " * 4}
+    chat = {"messages": [system, {"role": "user", "content": "a"}], "max_tokens": 20}
+    first, second = (
+        httpx.post(
+            f"{group.url}/v1/chat/completions",
+            json={"model": "tiny", "temperature": 0, **chat},
+            timeout=60,
+        ).json()
+        for _ in range(2)
+    )
+    assert first["choices"][0]["message"] == second["choices"][0]["message"]
+    prompt = first["usage"]["prompt_tokens"]
+    cached = (prompt - 1) // 16 * 16
+    assert [a["usage"]["prompt_tokens_details"]["cached_tokens"] for a in (first, second)] == [
+        0,
+        cached,
+    ]
+    state = httpx.get(f"{group.url}/pds/state", timeout=5).json()
+    assert (state["prefix_query_tokens"], state["prefix_hit_tokens"]) == (2 * prompt, cached)
+    assert "pds_kv_pages_cached" in httpx.get(f"{group.url}/metrics", timeout=5).text
+
+
 @pytest.mark.parametrize("victim", ["worker-0", "scheduler", "server"])
 def test_the_death_of_one_process_ends_all(group: Group, victim: str) -> None:
     children = group.children()

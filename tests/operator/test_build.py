@@ -130,6 +130,13 @@ def test_a_roles_own_engine_block_overrides_key_by_key():
     assert "max_model_len" not in decode  # the engine's own default holds
 
 
+def test_a_role_can_be_without_a_prefix_cache():
+    wanted = spec.parse(raw_spec(prefill={"engine": {"prefixCache": False}}))
+    prefill, decode = (config.engine_config(wanted, role) for role in ("prefill", "decode"))
+    assert prefill["scheduler"]["prefix_cache"] is False
+    assert "prefix_cache" not in decode.get("scheduler", {})
+
+
 def test_what_the_engine_cannot_do_yet_is_refused_by_name():
     with pytest.raises(SpecError, match=r"spec\.engine\.dynamic"):
         render(raw_spec(engine={"dynamic": True}))

@@ -119,5 +119,11 @@ class State(Message, frozen=True, kw_only=True):
     steps_done: int
     oldest_step_seconds: float
     """Age of the oldest step in flight; 0 when idle."""
+    kv_cached: int = 0
+    """Free pages (not in kv_used) that hold a prefix until they are needed for something else."""
+    prefix_query_tokens: int = 0
+    """Tokens of requests taken up since the start, prompt and given output."""
+    prefix_hit_tokens: int = 0
+    """Those of them that the prefix cache had."""
     preemptions: int = 0
     kernels: KernelsProof | None = None

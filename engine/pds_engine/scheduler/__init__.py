@@ -10,5 +10,6 @@ messages come out.
     handover_p, handover_d   the two sides of a hand-over: offers, leases, aborts, quarantine
     steps      which rows make the next StepPlan
     lifecycle  what a request holds, from its reservation to the last page's return
-    prefill, finish, queue, request, pages, slots, digest, settings, party   the vocabulary
+    pages, prefix   who holds which page; which tokens' keys it holds
+    prefill, finish, queue, request, slots, digest, settings, party   the vocabulary
 """

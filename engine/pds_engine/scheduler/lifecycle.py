@@ -6,10 +6,14 @@ stage, so until then the pages are still written.
 """
 
 from collections import defaultdict, deque
+from collections.abc import Iterable
+from itertools import islice
 
 from pds_engine.messages import Admit, Release
 from pds_engine.scheduler.pages import PagePool
 from pds_engine.scheduler.party import WORKERS, Outbox
+from pds_engine.scheduler.prefill import Chunk
+from pds_engine.scheduler.prefix import lengthen
 from pds_engine.scheduler.queue import WaitingQueue
 from pds_engine.scheduler.request import Phase, Request, growth
 from pds_engine.scheduler.settings import Settings
@@ -37,6 +41,12 @@ class Ledger:
         """Those with output left to plan, the one planned longest ago first."""
         self.done = -1
         """The last step that is done."""
+        self.prefix_queries = 0
+        """Tokens of requests taken up, that the prefix cache was asked for."""
+        self.prefix_hits = 0
+        """Those of them that it had."""
+        self._computing: deque[tuple[int, Request, Chunk]] = deque()
+        """Slices of prompts in flight that sample nothing, by step."""
         self._lingering: defaultdict[int, list[Request]] = defaultdict(list)
 
     @property
@@ -45,12 +55,31 @@ class Ledger:
         return self.settings.max_running - self.slots.free
 
     def fits(self, request: Request) -> bool:
-        """Whether a slot and the pages of the request's full growth are there."""
-        return self.slots.free > 0 and growth(request.submit, self.settings) <= self.pool.available
+        """Whether a slot and the pages of the request's full growth are there.
+
+        Pages of its prefix that others hold cost nothing; idle ones cost what blank ones do.
+        """
+        if not self.slots.free:
+            return False
+        missing = growth(request.submit, self.settings) - self.pool.available
+        if missing <= 0:
+            return True
+        if missing > len(self.pool.cache) - self.pool.cache.idle:
+            return False
+        return sum(self.pool.references(page) > 0 for page in self._cached(request)) >= missing
 
     def reserve(self, request: Request) -> None:
         """Give it a slot, the pages of what is known of it, and a promise of the rest."""
-        request.promised = growth(request.submit, self.settings)
+        prefix = self._cached(request)
+        self.pool.share(prefix)
+        request.pages = prefix
+        request.shared = request.entered = len(prefix)
+        request.computed = len(prefix) * self.settings.page_size
+        if request.gen < 0 and self.settings.prefix_cache:
+            request.cached = min(request.computed, request.prompt_len)
+            self.prefix_queries += request.context_len
+            self.prefix_hits += request.computed
+        request.promised = growth(request.submit, self.settings) - len(prefix)
         self.pool.promise(request.promised)
         request.slot, request.gen = self.slots.acquire()
         self._take_up_to(request, request.context_len)
@@ -87,9 +116,17 @@ class Ledger:
             self._lingering[request.last_step].append(request)
         self.reclaim(request)
 
+    def issued(self, step_id: int, chunks: Iterable[tuple[Request, Chunk]]) -> None:
+        """Step `step_id` computes these slices; those that sample are known by their token."""
+        self._computing.extend((step_id, *one) for one in chunks if not one[1].samples)
+
     def step_done(self, step_id: int) -> None:
         """Step `step_id` is done, and with it all before: what only waited for it returns."""
         self.done = step_id
+        while self._computing and self._computing[0][0] <= step_id:
+            _, request, chunk = self._computing.popleft()
+            if request.pages:
+                self.remember(request, chunk.start + chunk.length)
         for request in self._lingering.pop(step_id, ()):
             self.reclaim(request)
 
@@ -104,10 +141,37 @@ class Ledger:
             self.pool.release(request.pages)
             request.pages = []
 
+    def remember(self, request: Request, tokens: int) -> None:
+        """Its first `tokens` tokens are known and their keys are in place: others may read them.
+
+        Only what a step or a transfer has brought may be said here, never what one will bring.
+        """
+        size, chain = self.settings.page_size, request.chain
+        full = tokens // size
+        if full <= request.entered or not self.settings.prefix_cache:
+            return
+        lengthen(chain, request.known(len(chain) * size, full * size), size)
+        for index in range(request.entered, full):
+            self.pool.enter(chain[index], request.pages[index])
+        request.entered = full
+
     def detach(self, request: Request) -> tuple[int, ...]:
-        """Take the pages of a request out of its hands; the caller answers for them."""
-        pages, request.pages = tuple(request.pages), []
-        return pages
+        """Take the pages of a request that a peer may write out of its hands.
+
+        The caller answers for them. Those of its cached prefix, which no peer was offered, return.
+        """
+        shared, own = request.pages[: request.shared], request.pages[request.shared :]
+        self.pool.release(shared)
+        request.pages = []
+        return tuple(own)
+
+    def _cached(self, request: Request) -> list[int]:
+        """The pages of its cached prefix; at least its last token is left to compute."""
+        size, chain = self.settings.page_size, request.chain
+        if not self.settings.prefix_cache:
+            return []
+        lengthen(chain, request.known(len(chain) * size, request.context_len), size)
+        return self.pool.cache.find(islice(chain, (request.context_len - 1) // size))
 
     def _leave(self, request: Request) -> None:
         if request.phase is Phase.WAITING:

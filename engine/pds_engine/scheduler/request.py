@@ -39,7 +39,13 @@ class Request:
     planned: int = field(init=False)
     computed: int = 0
     cached: int = 0
-    """Prompt tokens that came from a prefix cache."""
+    """Prompt tokens that came from a prefix cache when it was first taken up."""
+    chain: list[bytes] = field(default_factory=list)
+    """Digests of its full pages, as far as they were needed (prefix.lengthen)."""
+    shared: int = 0
+    """Its first pages, so many, came from the prefix cache: not written here, nor by a peer."""
+    entered: int = 0
+    """Its first pages, so many, were offered to the prefix cache, or came from it."""
     phase: Phase = Phase.WAITING
     slot: int = -1
     gen: int = -1
@@ -79,6 +85,11 @@ class Request:
     @property
     def context_len(self) -> int:
         return self.prompt_len + len(self.submit.output_ids)
+
+    def known(self, start: int, end: int) -> tuple[int, ...]:
+        """Its tokens start … end-1 of prompt and output, whose ids are known."""
+        first, last = max(start - self.prompt_len, 0), max(end - self.prompt_len, 0)
+        return self.submit.prompt_ids[start:end] + tuple(self.outputs[first:last])
 
 
 def growth(submit: Submit, settings: Settings) -> int:

@@ -146,7 +146,9 @@ class Scheduler:
                     for request, chunk in picked.chunks
                     if request.transferring
                 ]
-                self._out.put(WORKERS, self.steps.issue(picked, pushes, now))
+                plan = self.steps.issue(picked, pushes, now)
+                self.ledger.issued(plan.step_id, picked.chunks)
+                self._out.put(WORKERS, plan)
         return self._out.drain()
 
     def tick(self, now: float) -> list[Out]:
@@ -182,6 +184,9 @@ class Scheduler:
             kv_used=ledger.pool.used,
             kv_total=ledger.pool.total,
             kv_quarantined=ledger.pool.quarantined,
+            kv_cached=ledger.pool.cache.idle,
+            prefix_query_tokens=ledger.prefix_queries,
+            prefix_hit_tokens=ledger.prefix_hits,
             draining=self.draining,
             ranks_ready=len(self._workers),
             kv_fingerprint=self.decode.kv_fingerprint,
@@ -230,6 +235,7 @@ class Scheduler:
                 continue
             index = len(request.outputs)
             request.outputs.append(token)
+            self.ledger.remember(request, request.prompt_len + index)
             reason = finish_reason(request.sampling, index, token)
             self._out.put(
                 request.server,
@@ -340,6 +346,7 @@ class Scheduler:
             return
         index = len(request.outputs)
         request.outputs.append(message.token)
+        self.ledger.remember(request, request.prompt_len + index)
         reason = message.finish_reason or finish_reason(request.sampling, index, message.token)
         self._out.put(
             request.server,

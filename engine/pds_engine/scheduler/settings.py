@@ -22,6 +22,7 @@ class Settings:
     chunk_size: int = 512
     max_step_tokens: int = 576
     skip_output: bool = True
+    prefix_cache: bool = True
     lease: float = 30.0
     step_timeout: float = 60.0
 
@@ -70,6 +71,7 @@ class Settings:
             chunk_size=bounds.chunk_size,
             max_step_tokens=step,
             skip_output=config.pipeline.skip_output,
+            prefix_cache=bounds.prefix_cache,
             lease=config.kv.lease_seconds,
             step_timeout=bounds.step_timeout,
         )

@@ -23,6 +23,7 @@ PLACES: dict[str, str] = {
     "chunk_size": "scheduler.chunk_size",
     "max_running": "scheduler.max_running",
     "max_waiting": "scheduler.max_waiting",
+    "prefix_cache": "scheduler.prefix_cache",
     "step_timeout_seconds": "scheduler.step_timeout",
     "join_timeout_seconds": "join_timeout",
     "pipeline": "pipeline",

@@ -102,6 +102,7 @@ class EngineSpec(Part):
     dynamic: bool | None = None
     max_running: Annotated[int, Field(ge=1, le=4096)] | None = None
     max_waiting: Annotated[int, Field(ge=0, le=1000000)] | None = None
+    prefix_cache: bool | None = None
     step_timeout_seconds: Annotated[int, Field(ge=1, le=86400)] | None = None
     join_timeout_seconds: Annotated[int, Field(ge=1, le=86400)] | None = None
     pipeline: PipelineSpec | None = None

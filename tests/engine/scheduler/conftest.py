@@ -6,9 +6,10 @@ workers step 0: 0:0+16 1:40+1*(7) <- -1  slot 0 computes 16 tokens from 0; slot 
 s token r 0=9 stop                       to server s: output 0 of request r is 9, and ends it
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate, islice
 from typing import Any
 
 import pytest
@@ -79,7 +80,10 @@ SHOW: dict[type, Callable[[Any], str]] = {
     CloseTransfer: lambda m: f"close {m.transfer}",
     Expect: lambda m: f"expect {m.transfer}@{m.epoch} {_ids(m.pages)}",
     Forget: lambda m: f"forget {m.transfer}@{m.epoch}",
-    TransferOffer: lambda m: f"offer {m.transfer}@{m.epoch} {_ids(m.pages)}",
+    TransferOffer: lambda m: (
+        f"offer {m.transfer}@{m.epoch} {_ids(m.pages)}"
+        + (f" from {m.start_token}" if m.start_token else "")
+    ),
     Queued: lambda m: f"queued {' '.join(m.transfers)}",
     Refused: lambda m: f"refused {m.transfer} {m.code}",
     TransferDone: lambda m: f"done {m.transfer}@{m.epoch} {m.token} {m.finish_reason}",
@@ -155,8 +159,12 @@ class Bench:
 
     def done(self, step: int, *tokens: int) -> list[str]:
         """The step's result, and what is sent upon it, before the next plan."""
+        return show(self.core.handle(*self.answer(step, *tokens)))
+
+    def answer(self, step: int, *tokens: int) -> tuple[Party, Message, float]:
+        """The step's result, as the core takes it."""
         message = StepDone(step_id=step, tokens=tokens, logprobs=(), elapsed=0.0)
-        return self.handle(WORKERS, message)
+        return WORKERS, message, self.now
 
     def tick(self, now: float) -> list[str]:
         self.now = now
@@ -174,6 +182,7 @@ class Bench:
 def bench() -> Callable[..., Bench]:
     def make(pages: int = 64, ranks: tuple[int, ...] = (), **bounds: Any) -> Bench:
         small = {"chunk_size": 32, "max_step_tokens": 40, "max_running": 4, "max_waiting": 4}
+        small["prefix_cache"] = False  # page numbers are those just freed, unless a test says so
         settings = Settings(**(small | bounds))
         return Bench(settings, ranks or (pages,) * settings.ranks)
 
@@ -211,11 +220,21 @@ class Worker:
     forgotten: set[tuple[str, int]] = field(default_factory=set)
 
     @staticmethod
-    def choose(tokens: Iterable[int]) -> int:
-        """What the fake model says after `tokens`: depends on each of them and its place."""
+    def key(before: int, token: int) -> int:
+        """What a token leaves in memory: it depends on all tokens before it, as real keys do."""
+        return (before * 31 + token + 1) % 1_000_003
+
+    @classmethod
+    def choose(cls, tokens: Iterable[int]) -> int:
+        """What the fake model says after `tokens`."""
+        return cls.speak(islice(accumulate(tokens, cls.key, initial=1), 1, None))
+
+    @staticmethod
+    def speak(keys: Iterable[int]) -> int:
+        """What it says when it reads `keys`: every one counts, and its place."""
         value = 1
-        for token in tokens:
-            value = (value * 31 + token + 1) % 1009
+        for key in keys:
+            value = (value * 31 + key) % 1009
         return value % 23
 
     def work(self) -> None:
@@ -259,14 +278,15 @@ class Worker:
             reads_a_step = row.start >= slot.given
             assert not reads_a_step or 0 <= slot.sampled_in <= plan.depends_on
             slot.pages += row.new_pages
-            for position in range(row.start, row.start + row.length):
-                page = slot.pages[position // PAGE]
-                self.memory[page, position % PAGE] = slot.tokens[position]
+            end = row.start + row.length
+            places = [(slot.pages[i // PAGE], i % PAGE) for i in range(end)]
+            before = self.memory.get(places[row.start - 1], -1) if row.start else 1
+            for position in range(row.start, end):
+                before = self.key(before, slot.tokens[position])
+                self.memory[places[position]] = before
             if row.samples:
-                end = row.start + row.length
                 assert end == len(slot.tokens), "sampled before the end of what is known"
-                read = (self.memory[slot.pages[i // PAGE], i % PAGE] for i in range(end))
-                tokens.append(self.choose(read))
+                tokens.append(self.speak(self.memory.get(place, -1) for place in places))
                 slot.tokens.append(tokens[-1])
                 slot.sampled_in = plan.step_id
         self.pushes.extend(
@@ -293,3 +313,42 @@ class Worker:
 @pytest.fixture(scope="session")
 def fake_worker() -> type[Worker]:
     return Worker
+
+
+def check(core: Scheduler) -> None:
+    """What must hold of a scheduler at every moment."""
+    settings, ledger, flight = core.settings, core.ledger, core.steps.in_flight
+    assert len(flight) <= settings.depth
+    for issued in flight:
+        assert sum(row.length for row in issued.plan.rows) <= settings.max_step_tokens
+        assert len({row.slot for row in issued.plan.rows}) == len(issued.plan.rows)
+    check_pages(core)
+    promised = sum(r.promised for r in ledger.requests.values())
+    assert (ledger.pool.promised, ledger.pool.available >= 0) == (promised, True)
+    assert len(ledger.queue) + len(core.prefill.unoffered) <= settings.max_waiting
+
+
+def check_pages(core: Scheduler) -> None:
+    """Every reference has its holder; what others read, or may come to, is not written."""
+    ledger, pool, cache = core.ledger, core.ledger.pool, core.ledger.pool.cache
+    transfers = [*core.prefill.transfers.values(), *core.prefill.closing.values()]
+    requests = {t.request for t in transfers if t.request is not None}
+    requests.update(ledger.requests.values(), *ledger._lingering.values())
+    held = Counter(page for request in requests for page in request.pages)
+    barred = [page for r in core.decode.barred.values() for page in r.pages]
+    assert held.keys().isdisjoint(barred)
+    held.update(barred)
+    for page in range(pool.total):
+        assert pool.references(page) == held[page], "a reference without a holder, or none"
+        assert held[page] < 2 or page in cache, "a page has two holders"
+        assert pool.is_quarantined(page) == (page in barred)
+        assert page not in barred or page not in cache
+    for request in requests:
+        assert not any(page in cache for page in request.pages[request.entered :])
+    assert sorted([*pool._blank, *cache._idle, *held]) == list(range(pool.total))
+    assert len(cache) == len(cache._digests)
+
+
+@pytest.fixture(scope="session")
+def audit() -> Callable[[Scheduler], None]:
+    return check

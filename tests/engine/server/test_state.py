@@ -61,7 +61,14 @@ def test_unready(state, warmup, reason):
 def test_report():
     config = EngineConfig.model_validate({"role": "prefill", "pod": {"ip": "10.1.2.3"}})
     said = report(
-        replace(RUNNING, kv_used=3, kernels=PROOF),
+        replace(
+            RUNNING,
+            kv_used=3,
+            kv_cached=5,
+            prefix_query_tokens=100,
+            prefix_hit_tokens=48,
+            kernels=PROOF,
+        ),
         config,
         incarnation="inc",
         in_flight=2,
@@ -87,6 +94,9 @@ def test_report():
         "kv_used": 3,
         "kv_total": 8,
         "kv_quarantined": 0,
+        "kv_cached": 5,
+        "prefix_query_tokens": 100,
+        "prefix_hit_tokens": 48,
         "steps_done": 0,
         "preemptions": 0,
         "draining": True,

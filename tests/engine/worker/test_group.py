@@ -63,6 +63,9 @@ class Group:
                 return message
 
     def tokens(self, request_id: str, count: int) -> list[int]:
+        return [token.token for token in self.answer(request_id, count)]
+
+    def answer(self, request_id: str, count: int) -> list[Token]:
         found: list[Token] = []
         while len(found) < count:
             message = self.receive()
@@ -72,7 +75,7 @@ class Group:
             if message.request_id == request_id:
                 found.append(message)
         assert [token.index for token in found] == list(range(count))
-        return [token.token for token in found]
+        return found
 
     def close(self) -> None:
         self.link.close()
@@ -160,3 +163,46 @@ def test_a_prompt_handed_over_from_group_to_group(start, config, model):
         idle = group.await_state(lambda state: state.in_flight == 0)
         assert (idle.kv_used, idle.transfers_in_flight, idle.kv_quarantined) == (0, 0, 0)
     assert_ends_with(prefill.scheduler, prefill.worker)
+
+
+def test_a_chat_that_goes_on_computes_only_what_is_new(start, config, model):
+    group = start(small_chunks(config), "both")
+    group.await_ready()
+    first = prompt(100, 3)
+    answered = greedy(model, first, 30)
+    second = (*first, *answered, *prompt(9, 4))
+    for name, ids, count, cached in (
+        ("new", first, 30, 0),
+        ("again", first, 30, 96),
+        ("goes-on", second, 10, 128),
+    ):
+        group.link.send(submit(name, ids, count))
+        tokens = group.answer(name, count)
+        assert tokens[0].cached_tokens == cached
+        assert [token.token for token in tokens] == greedy(model, ids, count)
+    idle = group.await_state(lambda state: state.in_flight == 0)
+    assert (idle.kv_used, idle.prefix_hit_tokens, idle.prefix_query_tokens) == (0, 224, 339)
+
+
+def test_a_chat_that_goes_on_is_handed_over_from_where_decode_has_it(start, config, model):
+    prefill = start(small_chunks(config, role="prefill"), "prefill")
+    decode = start(small_chunks(config, role="decode"), "decode")
+    prefill.await_ready()
+    decode.await_ready()
+    source = Source(address=f"127.0.0.1:{prefill.port}", group="prefill")
+    first = prompt(100, 9)
+    second = (*first, *greedy(model, first, 30), *prompt(9, 4))
+    for name, ids, cached, spared in (
+        ("new", first, 0, 0),
+        ("again", first, 96, 96),
+        ("goes-on", second, 96, 96 + 128),  # P has the prompt alone, D the answer too
+    ):
+        prefill.link.send(submit(name, ids, 30, role_hint="prefill"))
+        decode.link.send(submit(name, ids, 30, role_hint="decode", source=source))
+        (token,) = prefill.answer(name, 1)
+        expected = greedy(model, ids, 30)
+        assert (token.token, token.cached_tokens) == (expected[0], cached)
+        assert decode.tokens(name, 30) == expected
+        idle = decode.await_state(lambda state: state.in_flight == 0)
+        assert (idle.kv_used, idle.kv_quarantined, idle.prefix_hit_tokens) == (0, 0, spared)
+        prefill.await_state(lambda state: state.transfers_in_flight == 0 and not state.in_flight)

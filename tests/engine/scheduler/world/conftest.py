@@ -57,6 +57,8 @@ class Node:
     workers: list[Any] = field(init=False)
     told: dict[str, list[int]] = field(default_factory=dict)
     """Output tokens of the requests that have not ended, by id."""
+    talks: deque[tuple[int, ...]] = field(default_factory=partial(deque, maxlen=4))
+    """Prompt and output of the last that ended."""
     ended: int = 0
     asked: dict[str, Submit] = field(default_factory=dict)
     to_peers: list[Out] = field(default_factory=list)
@@ -107,30 +109,12 @@ class Node:
             self.end(message.request_id)
 
     def end(self, name: str) -> None:
-        del self.told[name]
+        self.talks.append(self.asked[name].prompt_ids + tuple(self.told.pop(name)))
         self.ended += 1
 
     def cancel(self, name: str, now: float) -> None:
         self.end(name)
         self.handle(SERVER, Cancel(request_id=name), now)
-
-    def check(self) -> None:
-        """What must hold at every moment."""
-        core, settings = self.core, self.settings
-        ledger, flight = core.ledger, core.steps.in_flight
-        assert len(flight) <= settings.depth
-        for issued in flight:
-            assert sum(row.length for row in issued.plan.rows) <= settings.max_step_tokens
-            assert len({row.slot for row in issued.plan.rows}) == len(issued.plan.rows)
-        requests = set(ledger.requests.values()) | {r for s in flight for r in s.samplers}
-        held = [page for request in requests for page in request.pages]
-        held += [page for r in core.decode.barred.values() for page in r.pages]
-        assert len(held) == len(set(held)), "a page has two holders"
-        assert all(ledger.pool.references(page) == 1 for page in held)
-        assert not any(ledger.pool.is_quarantined(page) for r in requests for page in r.pages)
-        promised = sum(r.promised for r in ledger.requests.values())
-        assert (ledger.pool.promised, ledger.pool.available >= 0) == (promised, True)
-        assert len(ledger.queue) + len(core.prefill.unoffered) <= settings.max_waiting
 
     def check_idle(self) -> None:
         """What must hold when all has ended."""
@@ -149,6 +133,7 @@ class World:
     def __init__(
         self,
         make_worker: Callable[[int], Any],
+        audit: Callable[[Scheduler], None],
         rng: random.Random,
         *,
         pair: bool,
@@ -156,14 +141,20 @@ class World:
         tp: int,
         fenced: bool,
         mishaps: float,
+        **bounds: Any,
     ) -> None:
+        self.audit = audit
+        """What must hold at every moment."""
         self.rng = rng
         self.mishaps = mishaps
         """How many events in a hundred are a failure of some kind."""
         roles = ("prefill", "decode") if pair else ("unified",)
         self.nodes = [
-            Node(Settings(role=role, pp=pp, tp=tp, **BOUNDS), make_worker) for role in roles
+            Node(Settings(role=role, pp=pp, tp=tp, **(BOUNDS | bounds)), make_worker)
+            for role in roles
         ]
+        self.openings = [self.words(rng.randint(1, 16)) for _ in range(2)]
+        """What many prompts begin with."""
         self.now = 0.0
         self.count = 0
         self.connection = 0
@@ -205,16 +196,8 @@ class World:
         for _ in range(events):
             chance = self.rng.uniform(0, 100)
             if chance < self.mishaps:
-                self.rng.choice(
-                    [
-                        self.cancel,
-                        self.lose_the_link,
-                        self.a_push_fails,
-                        self.a_drain_is_given_up,
-                        self.cancel,
-                        self.cancel,
-                    ]
-                )()
+                rare = (self.lose_the_link, self.a_push_fails, self.a_drain_is_given_up)
+                self.rng.choice((self.cancel, self.cancel, self.cancel, *rare))()
             elif chance < self.mishaps + 8:
                 self.submit()
             elif chance < self.mishaps + 10:
@@ -223,7 +206,7 @@ class World:
             elif found := self.events():
                 self.happen(*self.rng.choice(found))
             for node in self.nodes:
-                node.check()
+                self.audit(node.core)
 
     def end(self) -> None:
         """Left alone, everything ends, and every page and slot comes back."""
@@ -233,7 +216,7 @@ class World:
             self.settle()
             self.quiesce()  # what had waited for pages in quarantine
         for node in self.nodes:
-            node.check()
+            self.audit(node.core)
             node.check_idle()
 
     def quiesce(self) -> None:
@@ -249,7 +232,7 @@ class World:
         rng, sides = self.rng, self.nodes
         if rng.random() < 0.05:
             sides = [rng.choice(self.nodes)]
-        prompt = tuple(rng.randrange(23) for _ in range(rng.randint(1, 20)))
+        prompt = self.prompt()
         deadline = self.now + 20.0 if rng.random() < 0.1 else None
         max_tokens = rng.randint(1, 14)
         for node in sides:
@@ -267,6 +250,19 @@ class World:
                 self.now,
             )
         self.settle()
+
+    def words(self, count: int) -> tuple[int, ...]:
+        return tuple(self.rng.randrange(23) for _ in range(count))
+
+    def prompt(self) -> tuple[int, ...]:
+        """Of 1 to 26 tokens: new, with a shared opening, or going on from an earlier answer."""
+        kind = self.rng.randrange(4)
+        if kind == 0:
+            return self.words(self.rng.randint(1, 20))
+        if kind == 1 and (talks := self.nodes[-1].talks):
+            return (self.rng.choice(talks) + self.words(4))[:26]
+        elsewhere = self.words(self.rng.choice((0, 0, 0, PAGE)))  # the same page, another prefix
+        return elsewhere + self.rng.choice(self.openings) + self.words(self.rng.randint(0, 6))
 
     def cancel(self) -> None:
         node = self.rng.choice(self.nodes)
@@ -367,7 +363,7 @@ class World:
         side = self.nodes[1].core.decode
         live, barred = side.live.get(push.transfer), side.barred.get((push.transfer, epoch))
         if live is not None and live.epoch == epoch:
-            allowed = set(live.request.pages)
+            allowed = set(live.request.pages[live.request.shared :])
         else:
             assert barred is not None, "a write lands after its pages were given back"
             allowed = set(barred.pages)
@@ -396,5 +392,7 @@ class World:
 
 
 @pytest.fixture(scope="session")
-def world(fake_worker: Callable[[int], Any]) -> Callable[..., World]:
-    return partial(World, fake_worker)
+def world(
+    fake_worker: Callable[[int], Any], audit: Callable[[Scheduler], None]
+) -> Callable[..., World]:
+    return partial(World, fake_worker, audit)

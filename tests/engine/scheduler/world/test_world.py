@@ -16,13 +16,14 @@ SHAPES = {
     "tp": st.integers(1, 2),
     "seed": st.integers(0, 2**32),
     "mishaps": st.sampled_from([0.0, 1.0, 5.0]),
+    "prefix_cache": st.booleans(),
 }
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(**SHAPES)
-def test_a_unified_group(world: Any, pp: int, tp: int, seed: int, mishaps: float) -> None:
-    life = world(random.Random(seed), pair=False, pp=pp, tp=tp, fenced=True, mishaps=mishaps)
+def test_a_unified_group(world: Any, seed: int, **shape: Any) -> None:
+    life = world(random.Random(seed), pair=False, fenced=True, **shape)
     life.live(events=500)
     life.end()
 
@@ -30,7 +31,7 @@ def test_a_unified_group(world: Any, pp: int, tp: int, seed: int, mishaps: float
 @pytest.mark.parametrize("fenced", [True, False])
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(**SHAPES)
-def test_a_pair(world: Any, fenced: bool, pp: int, tp: int, seed: int, mishaps: float) -> None:
-    life = world(random.Random(seed), pair=True, pp=pp, tp=tp, fenced=fenced, mishaps=mishaps)
+def test_a_pair(world: Any, fenced: bool, seed: int, **shape: Any) -> None:
+    life = world(random.Random(seed), pair=True, fenced=fenced, **shape)
     life.live(events=800)
     life.end()
