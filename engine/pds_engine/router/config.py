@@ -23,9 +23,6 @@ class KubernetesConfig(Section):
     kubeconfig: Path | None = None
     context: str | None = None
     """None: the kubeconfig's current one."""
-    host: str | None = None
-    port: int = Field(443, ge=1, le=65535)
-    account_dir: Path = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
 
 class HealthConfig(Section):
@@ -83,8 +80,6 @@ class RouterConfig(Section):
 
 
 ENVIRONMENT: Mapping[str, str] = {
-    "KUBERNETES_SERVICE_HOST": "kubernetes.host",
-    "KUBERNETES_SERVICE_PORT": "kubernetes.port",
     "KUBECONFIG": "kubernetes.kubeconfig",
     "PDS_NAMESPACE": "namespace",
     "PDS_LOG_LEVEL": "log_level",
