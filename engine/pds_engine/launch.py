@@ -57,13 +57,11 @@ def check(config: EngineConfig) -> None:
     """
     registry.check(config)
     weight_files(config.model.path)
-    if config.parallelism.ranks > 1:
-        shape = (
-            f"pp {config.parallelism.pp}, tp {config.parallelism.tp}, dp {config.parallelism.dp}"
-        )
+    split = config.parallelism
+    if split.pp > 1 or split.dp > 1:
         raise ConfigError(
-            f"parallelism: {shape} is more than this version serves",
-            hint="set pp, tp and dp to 1 and raise replicas",
+            f"parallelism: pp {split.pp}, dp {split.dp} is more than this version serves",
+            hint="set pp and dp to 1 and raise replicas",
         )
 
 

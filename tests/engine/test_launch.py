@@ -129,7 +129,8 @@ def test_killing_launch_leaves_no_child_behind(group: Group) -> None:
         ({"model": {"path": "/nowhere"}}, "/nowhere"),
         ({"parallelism": {"pp": 9}}, "parallelism.pp 9 is above the model's 4 layers"),
         ({"parallelism": {"tp": 3}}, "parallelism.tp 3 does not divide"),
-        ({"parallelism": {"pp": 2}}, "more than this version serves"),
+        ({"parallelism": {"pp": 2}}, "pp 2, dp 1 is more than this version serves"),
+        ({"parallelism": {"tp": 2, "dp": 2}}, "pp 1, dp 2 is more than this version serves"),
         ({"max_model_len": 100_000}, "max_model_len 100000"),
     ],
 )
@@ -137,6 +138,10 @@ def test_what_can_be_told_is_refused_before_anything_starts(tree: dict, says: st
     config = EngineConfig.model_validate({"model": {"path": MODEL}, **tree})
     with pytest.raises(ConfigError, match=says):
         launch.check(config)
+
+
+def test_a_stage_of_several_shards_is_served() -> None:
+    launch.check(EngineConfig.model_validate({"model": {"path": MODEL}, "parallelism": {"tp": 2}}))
 
 
 def test_a_configuration_error_ends_with_78_and_a_note(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pds_engine.spec import DecoderSpec
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One rank's part: layers [first, last), and contiguous slices of heads and MLP columns."""
+    """One rank's part: whole layers, and contiguous slices of heads, MLP columns and token ids."""
 
     pp_rank: int
     pp: int
@@ -21,6 +21,9 @@ class Part:
     heads: range
     kv_heads: range
     columns: range
+    vocab: range
+    vocab_rows: int
+    """Rows of embedding and head, the same on all shards: those past `vocab` are padding."""
 
     @property
     def embeds(self) -> bool:
@@ -38,6 +41,7 @@ def part(spec: DecoderSpec, split: ParallelConfig, rank: int) -> Part:
     """
     pp_rank, tp_rank = divmod(rank % (split.pp * split.tp), split.tp)
     replicas = max(1, split.tp // spec.kv_heads)
+    rows = -(-spec.vocab // split.tp)
     return Part(
         pp_rank=pp_rank,
         pp=split.pp,
@@ -47,6 +51,8 @@ def part(spec: DecoderSpec, split: ParallelConfig, rank: int) -> Part:
         heads=_share(spec.heads, split.tp, tp_rank),
         kv_heads=_share(spec.kv_heads, split.tp // replicas, tp_rank // replicas),
         columns=_share(spec.intermediate, split.tp, tp_rank),
+        vocab=range(spec.vocab)[tp_rank * rows : (tp_rank + 1) * rows],
+        vocab_rows=rows,
     )
 
 

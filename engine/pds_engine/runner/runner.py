@@ -79,9 +79,9 @@ class Runner:
         if not batch.samples:
             return (), ()
         logits = self._decoder.logits(hidden[batch.sampled])
-        tokens = sample(logits, batch, self._tables)
+        tokens = sample(logits, batch, self._tables, self._decoder.vocab)
         self._tables.sampled(batch.slots, tokens)
-        chances = logprobs(logits, tokens, batch.samples)
+        chances = logprobs(logits, tokens, batch.samples, self._decoder.vocab)
         return tuple(tokens.tolist()), chances
 
     def _copy(self, copies: Sequence[tuple[int, int]]) -> None:
