@@ -12,6 +12,7 @@ from pds_engine.messages import Admit, Release, StepDone, StepPlan, TokenLogprob
 from pds_engine.models.decoder import Decoder
 from pds_engine.runner.batch import Batch, build
 from pds_engine.runner.sampling import logprobs, sample
+from pds_engine.runner.scoring import prompt_logprobs
 from pds_engine.runner.tables import Tables
 
 Kv = Sequence[tuple[Tensor, Tensor]]
@@ -63,12 +64,14 @@ class Runner:
             self._decoder.embed(batch.tokens), batch.positions, batch.attention, self._kv
         )
         tokens, chances = self._sample(hidden, batch)
+        prompts = prompt_logprobs(self._decoder, hidden, batch.scored)
         self._done = plan.step_id
         self._free()
         return StepDone(
             step_id=plan.step_id,
             tokens=tokens,
             logprobs=chances,
+            prompt_logprobs=prompts,
             elapsed=time.perf_counter() - begun,
             compiles=graph.builds() - self._warm,
         )

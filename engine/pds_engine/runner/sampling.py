@@ -23,12 +23,10 @@ from pds_engine.runner.candidates import (
     floor,
     likeliest,
     mass,
-    merged,
     nucleus,
-    pack,
-    unpack,
 )
 from pds_engine.runner.philox import Draws
+from pds_engine.runner.scoring import score
 from pds_engine.runner.tables import Slot, Tables, penalised
 
 Rows = Sequence[tuple[Slot, int]]
@@ -190,22 +188,7 @@ def logprobs(
     result: list[TokenLogprobs | None] = [None] * len(rows)
     if not wanted:
         return tuple(result)
-    most = min(max(rows[at][0].sampling.logprobs or 0 for at in wanted), vocab.total)
-    own, columns = logits[wanted], tokens[wanted].unsqueeze(1) - vocab.ids.start
-    foreign = (columns < 0) | (columns >= own.shape[1])
-    chosen = own.gather(1, columns.masked_fill(foreign, 0)).masked_fill_(foreign, float("-inf"))
-    sums = own.double().logsumexp(-1, keepdim=True)
-    likely = pack(own, vocab.ids.start).topk(min(most, own.shape[1])).values
-    # One gather for all: the bits of two floats travel beside the packed candidates.
-    floats = torch.cat((sums, chosen.double()), dim=-1).view(torch.int64)
-    gathered = vocab.ranks.gather(torch.cat((floats, likely), dim=-1))
-    sums, chosen = gathered[..., :2].contiguous().view(torch.float64).unbind(-1)
-    total = sums.logsumexp(0)
-    scores, ids = unpack(merged(gathered[..., 2:], most))
-    first = (chosen.amax(0) - total).tolist()
-    values = (scores.double() - total.unsqueeze(1)).tolist()
-    for place, (at, named) in enumerate(zip(wanted, ids.tolist(), strict=True)):
-        count = rows[at][0].sampling.logprobs or 0
-        top = tuple(zip(named[:count], values[place][:count], strict=True))
-        result[at] = TokenLogprobs(first[place], top)
+    counts = [rows[at][0].sampling.logprobs or 0 for at in wanted]
+    for at, found in zip(wanted, score(logits[wanted], tokens[wanted], counts, vocab), strict=True):
+        result[at] = found
     return tuple(result)

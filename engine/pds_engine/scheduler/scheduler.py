@@ -237,6 +237,7 @@ class Scheduler:
             request.outputs.append(token)
             self.ledger.remember(request, request.prompt_len + index)
             reason = finish_reason(request.sampling, index, token)
+            prompt = request.take_prompt_logprobs()
             self._out.put(
                 request.server,
                 Token(
@@ -246,10 +247,11 @@ class Scheduler:
                     logprobs=scores,
                     finish_reason=reason,
                     cached_tokens=request.cached,
+                    prompt_logprobs=prompt,
                 ),
             )
             if request.transferring:
-                self.prefill.sampled(request, token, scores, reason)
+                self.prefill.sampled(request, token, scores, reason, prompt)
                 self.ledger.end(request)
             elif reason is not None:
                 self.ledger.end(request)
@@ -357,6 +359,7 @@ class Scheduler:
                 logprobs=message.logprobs,
                 finish_reason=reason,
                 cached_tokens=message.cached_tokens,
+                prompt_logprobs=message.prompt_logprobs,
             ),
         )
         if reason is None:

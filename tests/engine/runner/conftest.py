@@ -108,6 +108,7 @@ class Sequence_:
     computed: int = 0
     output: list[int] = field(default_factory=list)
     chances: list[Any] = field(default_factory=list)
+    prompt_chances: list[Any] = field(default_factory=list)
 
 
 class Driver:
@@ -196,6 +197,8 @@ class Driver:
             length=length,
             new_pages=new,
             samples=end == total,
+            scores=request.sampling.prompt_logprobs is not None
+            and request.computed + 1 < len(request.prompt),
         )
 
     def run(
@@ -224,6 +227,9 @@ class Driver:
                 if left < 1:
                     break
             done = self.step(rows, padded)
+            scored = [r for r, row in zip(taken, rows, strict=True) if row.scores]
+            for request, chances in zip(scored, done.prompt_logprobs, strict=True):
+                request.prompt_chances.extend(chances)
             sampled = [r for r, row in zip(taken, rows, strict=True) if row.samples]
             for request, row in zip(taken, rows, strict=True):
                 request.computed += row.length

@@ -39,7 +39,7 @@ def seeded() -> list[Sampling]:
 def answers(collectives: Collectives, paths: dict[str, str]) -> dict[str, Any]:
     """Per family: greedy tokens, the log-probability of every token at each, and seeded tokens."""
     driver = helpers().Driver
-    greedy = Sampling(max_tokens=OUTPUT, temperature=0.0, logprobs=EVERY)
+    greedy = Sampling(max_tokens=OUTPUT, temperature=0.0, logprobs=EVERY, prompt_logprobs=2)
     found = {}
     for name, path in paths.items():
         runs = driver(Path(path), collectives=collectives)
@@ -49,6 +49,7 @@ def answers(collectives: Collectives, paths: dict[str, str]) -> dict[str, Any]:
         found[name] = {
             "greedy": [request.output for request in first],
             "logprobs": [[sorted(c.top) for c in request.chances] for request in first],
+            "prompts": [[(c.chosen, c.top) for c in r.prompt_chances] for r in first],
             "seeded": [request.output for request in second],
         }
     return found
@@ -78,6 +79,18 @@ def compare(found: dict[str, Any], models: dict[str, Path], reference: Any) -> N
             ours = torch.tensor(family["logprobs"][at])
             assert torch.equal(ours[..., 0], torch.arange(len(expected[0])).expand(OUTPUT, -1))
             torch.testing.assert_close(ours[..., 1], expected, atol=1e-4, rtol=0)
+            compare_prompt(family["prompts"][at], reference.logprobs(models[name], prompt), prompt)
+
+
+def compare_prompt(found: list[Any], expected: torch.Tensor, prompt: list[int]) -> None:
+    """`found`, as JSON has it, has each token's own and the two likeliest after its prefix."""
+    assert len(found) == len(prompt) - 1
+    for (chosen, top), scores, token in zip(found, expected[:-1], prompt[1:], strict=True):
+        values, ids = scores.topk(2)
+        assert [id for id, _ in top] == ids.tolist()
+        ours = torch.tensor([chosen, *(value for _, value in top)])
+        theirs = torch.stack((scores[token], *values))
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
 
 
 def test_one_rank(models, reference):
