@@ -57,14 +57,13 @@ def check(config: EngineConfig) -> None:
     """
     registry.check(config)
     weight_files(config.model.path)
-    if config.parallelism.ranks > 1:
-        shape = (
-            f"pp {config.parallelism.pp}, tp {config.parallelism.tp}, dp {config.parallelism.dp}"
-        )
-        raise ConfigError(
-            f"parallelism: {shape} is more than this version serves",
-            hint="set pp, tp and dp to 1 and raise replicas",
-        )
+    for axis in ("tp", "dp"):
+        ranks = getattr(config.parallelism, axis)
+        if ranks > 1:
+            raise ConfigError(
+                f"parallelism.{axis}: {ranks} is more than this version serves",
+                hint=f"set {axis} to 1 and raise pp or replicas",
+            )
 
 
 def report(error: ConfigError) -> None:
@@ -80,7 +79,8 @@ def _prepare(config: EngineConfig, folder: Path) -> None:
     keys = Keys.read(config.http.keys_dir) if config.http.keys_dir else Keys.make()
     keys.write(folder)
     port = config.http.control_port or _free_port()
-    http = config.http.model_copy(update={"control_port": port})
+    meeting = config.http.rendezvous_port or _free_port()
+    http = config.http.model_copy(update={"control_port": port, "rendezvous_port": meeting})
     (folder / "config.json").write_text(config.model_copy(update={"http": http}).model_dump_json())
     launch = {
         "incarnation": config.pod.incarnation or uuid.uuid4().hex,

@@ -129,7 +129,9 @@ def test_killing_launch_leaves_no_child_behind(group: Group) -> None:
         ({"model": {"path": "/nowhere"}}, "/nowhere"),
         ({"parallelism": {"pp": 9}}, "parallelism.pp 9 is above the model's 4 layers"),
         ({"parallelism": {"tp": 3}}, "parallelism.tp 3 does not divide"),
-        ({"parallelism": {"pp": 2}}, "more than this version serves"),
+        ({"parallelism": {"tp": 2}}, "parallelism.tp: 2 is more than this version serves"),
+        ({"parallelism": {"dp": 2}}, "parallelism.dp: 2 is more than this version serves"),
+        ({"parallelism": {"pp": 2, "layers": [1, 2]}}, r"parallelism.layers \[1, 2\]"),
         ({"max_model_len": 100_000}, "max_model_len 100000"),
     ],
 )

@@ -67,8 +67,6 @@ class StepDone(Message, frozen=True, kw_only=True):
     logprobs: tuple[TokenLogprobs | None, ...]
     elapsed: float
     """Seconds from the step's launch to its result, on the last stage."""
-    compiles: int = 0
-    """Kernels that this rank has compiled since Ready."""
 
 
 class Release(Message, frozen=True, kw_only=True):

@@ -35,6 +35,7 @@ def check(config: EngineConfig) -> DecoderSpec:
 
     Raises:
         ConfigError: also for a layout that cannot be: pp above layers, heads not divisible by tp,
+            parallelism.layers of another model,
             max_model_len above what the model's positions reach.
     """
     spec, split = read_spec(config.model.path), config.parallelism
@@ -42,6 +43,13 @@ def check(config: EngineConfig) -> DecoderSpec:
         raise ConfigError(
             f"parallelism.pp {split.pp} is above the model's {spec.layers} layers",
             hint=f"a stage needs a layer: choose pp ≤ {spec.layers}",
+        )
+    layers = split.layers
+    if layers is not None and (len(layers) != split.pp or sum(layers) != spec.layers):
+        raise ConfigError(
+            f"parallelism.layers {list(layers)} has {len(layers)} stages and {sum(layers)} layers; "
+            f"pp is {split.pp}, and the model has {spec.layers} layers",
+            hint="give one count a stage, together all layers of the model, or leave it out",
         )
     for count, name in ((spec.heads, "attention heads"), (spec.intermediate, "MLP columns")):
         if count % split.tp:
