@@ -4,7 +4,6 @@ import json
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,7 +45,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def config(model: Path) -> EngineConfig:
     return EngineConfig.model_validate(
         {
@@ -71,17 +70,10 @@ def free_port() -> int:
 class Group:
     """A scheduler and its workers as launch starts them, and a link in the API server's place.
 
-    Its standard error goes to the file `log`. `absent` ranks are not started.
+    Its standard error goes to the file `log`.
     """
 
-    def __init__(
-        self,
-        config: EngineConfig,
-        keys: Keys,
-        folder: Path,
-        name: str,
-        absent: Sequence[int] = (),
-    ) -> None:
+    def __init__(self, config: EngineConfig, keys: Keys, folder: Path, name: str) -> None:
         self.name, self.port = name, free_port()
         self.ranks = config.parallelism.ranks
         address = f"tcp://127.0.0.1:{self.port}"
@@ -94,7 +86,7 @@ class Group:
         launch = {"incarnation": name, "bind": address, "scheduler": address}
         (folder / "launch.json").write_text(json.dumps(launch))
         self.log = folder / "log"
-        kinds = [f"worker-{rank}" for rank in range(self.ranks) if rank not in absent]
+        kinds = [f"worker-{rank}" for rank in range(self.ranks)]
         with self.log.open("wb") as log:
             self.scheduler, *self.workers = (
                 subprocess.Popen(
@@ -170,12 +162,13 @@ class Group:
 
 @pytest.fixture
 def start(keys: Keys, tmp_path: Path) -> Iterator[Callable[..., Group]]:
+    """Starts groups for one test."""
     groups: list[Group] = []
 
-    def begin(config: EngineConfig, name: str, **options: Any) -> Group:
+    def begin(config: EngineConfig, name: str) -> Group:
         folder = tmp_path / name
         folder.mkdir()
-        groups.append(Group(config, keys, folder, name, **options))
+        groups.append(Group(config, keys, folder, name))
         return groups[-1]
 
     yield begin
@@ -183,7 +176,26 @@ def start(keys: Keys, tmp_path: Path) -> Iterator[Callable[..., Group]]:
         group.close()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
+def running(
+    keys: Keys, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[EngineConfig], Group]]:
+    """A group of this configuration that is ready, started once for a module's tests."""
+    groups: dict[EngineConfig, Group] = {}
+
+    def get(config: EngineConfig) -> Group:
+        if config not in groups:
+            name = f"group-{len(groups)}"
+            groups[config] = Group(config, keys, tmp_path_factory.mktemp(name), name)
+            groups[config].await_ready()
+        return groups[config]
+
+    yield get
+    for group in groups.values():
+        group.close()
+
+
+@pytest.fixture(scope="session")
 def shaped(config: EngineConfig) -> Callable[..., EngineConfig]:
     """`config` with chunks of 32 tokens, and other keys by their dotted names."""
 
@@ -255,14 +267,3 @@ def submit() -> Callable[..., Submit]:
         )
 
     return make
-
-
-@pytest.fixture
-def until() -> Callable[[Callable[[], bool], float], None]:
-    def wait(probe: Callable[[], bool], seconds: float) -> None:
-        deadline = time.monotonic() + seconds
-        while not probe():
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-
-    return wait

@@ -2,15 +2,23 @@
 
 import os
 import signal
+from itertools import count
 
 import pytest
 from pds_engine.messages import Cancel, Source
 
 pytestmark = pytest.mark.slow
 
+_numbers = count()
+
+
+def name() -> str:
+    """A request id that no other test of a shared group has."""
+    return f"r{next(_numbers)}"
+
 
 def texts(found):
-    return {name: [token.token for token in told] for name, told in found.items()}
+    return {request: [token.token for token in told] for request, told in found.items()}
 
 
 def quiet(group):
@@ -26,105 +34,112 @@ def quiet(group):
     return state
 
 
-@pytest.mark.parametrize(
-    ("pp", "settings"),
-    [
-        (2, {}),
-        (2, {"pipeline__skip_output": False}),
-        (2, {"parallelism__layers": (3, 1), "scheduler__chunk_size": 16}),
-        (3, {}),
-        (4, {}),
-    ],
-)
-def test_stages_give_the_tokens_of_the_whole_model(
-    start, shaped, greedy, prompt, submit, pp, settings
-):
+LAYOUTS = [
+    {"pp": 2},
+    {"pp": 2, "skip": False},
+    {"pp": 2, "layers": (3, 1), "chunk": 16},
+    {"pp": 3},
+    {"pp": 4},
+]
+
+
+def layout(shaped, pp, *, skip=True, layers=None, chunk=32):
+    return shaped(
+        parallelism__pp=pp,
+        parallelism__layers=layers,
+        pipeline__skip_output=skip,
+        scheduler__chunk_size=chunk,
+    )
+
+
+@pytest.mark.parametrize("keys_", LAYOUTS, ids=str)
+def test_stages_give_the_tokens_of_the_whole_model(running, shaped, greedy, prompt, submit, keys_):
     """Long prompts in chunks, beside short ones that decode meanwhile."""
-    group = start(shaped(parallelism__pp=pp, **settings), "pipe")
-    group.await_ready()
-    asked = {f"r{seed}": prompt(length, seed) for seed, length in enumerate((1, 16, 33, 100, 190))}
-    found = group.collect(*(submit(name, ids, 12) for name, ids in asked.items()))
-    assert texts(found) == {name: greedy(ids, 12) for name, ids in asked.items()}
-    again = group.collect(submit("again", asked["r4"], 5))
-    assert texts(again) == {"again": greedy(asked["r4"], 5)}
-    quiet(group)
+    group = running(layout(shaped, **keys_))
+    asked = {name(): prompt(length, n) for n, length in enumerate((1, 16, 33, 100, 190))}
+    found = group.collect(*(submit(request, ids, 12) for request, ids in asked.items()))
+    assert texts(found) == {request: greedy(ids, 12) for request, ids in asked.items()}
 
 
 HOT = {"temperature": 0.9, "top_p": 0.9, "repetition_penalty": 1.2, "logprobs": 2}
 
 
-def test_seeded_sampling_does_not_depend_on_the_stages(start, shaped, prompt, submit):
+def test_seeded_sampling_does_not_depend_on_the_stages(running, shaped, prompt, submit):
     found = []
     for pp in (1, 2):
-        group = start(shaped(parallelism__pp=pp), f"pp{pp}")
-        group.await_ready()
-        asked = [submit(f"r{n}", prompt(40, n), 10, HOT, seed=n) for n in range(4)]
-        found.append(group.collect(*asked))
-        group.close()
-    assert texts(found[0]) == texts(found[1])
-    for name, told in found[0].items():
-        chances = [token.logprobs.chosen for token in told]
-        assert chances == pytest.approx([t.logprobs.chosen for t in found[1][name]], abs=1e-4)
+        asked = [submit(name(), prompt(40, n), 10, HOT, seed=n) for n in range(4)]
+        found.append(list(running(layout(shaped, pp)).collect(*asked).values()))
+    for one, other in zip(*found, strict=True):
+        assert [token.token for token in one] == [token.token for token in other]
+        chances = [token.logprobs.chosen for token in other]
+        assert [token.logprobs.chosen for token in one] == pytest.approx(chances, abs=1e-4)
 
 
-KINDS = [
+KINDS = {
     # What is asked (prompt's length, tokens), and how many outputs the stages then exchange.
-    ("a prompt of five chunks, one token", [(160, 1)], 0),
-    ("a prompt of five chunks, three tokens", [(160, 3)], 2),
-    ("decoding", [(8, 20)], 19),
-    ("chunks of one beside decoding of another", [(8, 12), (160, 1)], 11),
-]
+    "a prompt of five chunks, one token": ([(160, 1)], 0),
+    "a prompt of five chunks, three tokens": ([(160, 3)], 2),
+    "decoding": ([(8, 20)], 19),
+    "chunks beside decoding": ([(8, 12), (160, 1)], 11),
+}
 
 
-@pytest.mark.parametrize("skip", [True, False])
-def test_messages_between_stages_are_those_of_the_plans(start, shaped, prompt, submit, skip):
-    """Both ends counted, for one kind of batch after another."""
-    group = start(shaped(parallelism__pp=3, pipeline__skip_output=skip), "count")
-    group.await_ready()
-    before = (0, 0)
-    for number, (kind, asked, outputs) in enumerate(KINDS):
+@pytest.mark.parametrize("scores", [None, 2], ids=["", "logprobs"])
+@pytest.mark.parametrize("keys_", [LAYOUTS[0], LAYOUTS[1], LAYOUTS[3]], ids=str)
+def test_messages_between_stages_are_those_of_the_plans(
+    running, shaped, prompt, submit, keys_, scores
+):
+    """Both ends counted, after one kind of batch after another."""
+    group = running(layout(shaped, **keys_))
+    group.collect(submit(name(), prompt(8, 1), 1))
+    before = quiet(group)
+    for kind, (asked, outputs) in KINDS.items():
+        sampling = {"logprobs": scores}
         group.collect(
-            *(submit(f"{number}.{n}", prompt(*ask[:1], n), ask[1]) for n, ask in enumerate(asked))
+            *(
+                submit(name(), prompt(size, n), want, sampling)
+                for n, (size, want) in enumerate(asked)
+            )
         )
         state = quiet(group)
-        first, middle, last = state.traffic
-        steps = state.steps_done
-        assert [each.hidden_sent for each in state.traffic] == [steps, steps, 0], kind
-        assert [each.hidden_received for each in state.traffic] == [0, steps, steps], kind
-        assert {each.outputs_expected for each in state.traffic} == {first.outputs_received}, kind
-        assert last.outputs_sent == first.outputs_received, kind
-        assert (middle.outputs_sent, middle.outputs_received) == (0, 0), kind
-        assert last.outputs_sent - before[1] == (outputs if skip else steps - before[0]), kind
-        before = (steps, last.outputs_sent)
+        steps, (first, *middle, last) = state.steps_done, state.traffic
+        sends = [steps] * (group.ranks - 1)
+        assert [each.hidden_sent for each in state.traffic] == [*sends, 0], kind
+        assert [each.hidden_received for each in state.traffic] == [0, *sends], kind
+        assert {each.outputs_expected for each in state.traffic} == {last.outputs_sent}, kind
+        assert first.outputs_received == last.outputs_sent, kind
+        assert not any(each.outputs_sent or each.outputs_received for each in middle), kind
+        sent = last.outputs_sent - before.traffic[-1].outputs_sent
+        assert sent == (outputs if keys_.get("skip", True) else steps - before.steps_done), kind
+        before = state
 
 
-def test_a_cancelled_request_leaves_both_ends_in_step(start, shaped, greedy, prompt, submit):
-    group = start(shaped(parallelism__pp=2), "cancel")
-    group.await_ready()
-    group.link.send(submit("gone", prompt(20, 1), 200))
-    group.tokens("gone", 3)
-    group.link.send(Cancel(request_id="gone"))
+def test_a_cancelled_request_leaves_both_ends_in_step(running, shaped, greedy, prompt, submit):
+    group = running(layout(shaped, 2))
+    gone = name()
+    group.link.send(submit(gone, prompt(20, 1), 200))
+    group.tokens(gone, 3)
+    group.link.send(Cancel(request_id=gone))
     first, last = quiet(group).traffic
-    assert first.outputs_expected == first.outputs_received == last.outputs_sent > 3
-    ids = prompt(70, 2)
-    assert texts(group.collect(submit("next", ids, 6))) == {"next": greedy(ids, 6)}
+    assert first.outputs_expected == first.outputs_received == last.outputs_sent > 0
+    ids, request = prompt(70, 2), name()
+    assert texts(group.collect(submit(request, ids, 6))) == {request: greedy(ids, 6)}
 
 
 @pytest.mark.parametrize(("p", "d"), [(2, 1), (1, 2), (3, 2)])
 def test_a_prompt_is_handed_over_between_unlike_layouts(
-    start, shaped, greedy, prompt, submit, p, d
+    running, shaped, greedy, prompt, submit, p, d
 ):
-    prefill = start(shaped(role="prefill", parallelism__pp=p), "prefill")
-    decode = start(shaped(role="decode", parallelism__pp=d), "decode")
-    prefill.await_ready()
-    decode.await_ready()
-    ids = prompt(107, 9)
+    prefill = running(shaped(role="prefill", parallelism__pp=p))
+    decode = running(shaped(role="decode", parallelism__pp=d))
+    ids, request = prompt(107, 9), name()
     expected = greedy(ids, 10)
-    source = Source(address=f"127.0.0.1:{prefill.port}", group="prefill")
-    prefill.link.send(submit("r", ids, 10, role_hint="prefill"))
-    decode.link.send(submit("r", ids, 10, role_hint="decode", source=source))
-    assert prefill.tokens("r", 1) == expected[:1]
-    assert decode.tokens("r", 10) == expected
+    source = Source(address=f"127.0.0.1:{prefill.port}", group=prefill.name)
+    prefill.link.send(submit(request, ids, 10, role_hint="prefill"))
+    decode.link.send(submit(request, ids, 10, role_hint="decode", source=source))
+    assert prefill.tokens(request, 1) == expected[:1]
+    assert decode.tokens(request, 10) == expected
+    # Whoever only computes prompts sends no output at all.
     assert all(each.outputs_sent == 0 for each in quiet(prefill).traffic)
     quiet(decode)
 
@@ -151,9 +166,3 @@ def test_a_stopped_stage_is_named_within_the_time_out(start, shaped, prompt, sub
     assert "when it fell silent" in said
     for rank in range(3):
         assert f"rank {rank} (stage {rank}) was" in said
-
-
-def test_a_rank_that_does_not_come_is_named(start, shaped):
-    group = start(shaped(parallelism__pp=3, join_timeout=6), "absent", absent=(1,))
-    said = group.ends(30)
-    assert "rank 1 (stage 1) did not join in 6 s; 2 of 3 ranks are here" in said
