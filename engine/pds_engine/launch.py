@@ -27,6 +27,7 @@ from pds_engine.errors import EXIT_CONFIG, ConfigError
 from pds_engine.keys import Keys
 from pds_engine.models import registry
 from pds_engine.models.files import weight_files
+from pds_engine.parallel.layout import rank_name
 
 TERMINATION_LOG = Path("/dev/termination-log")
 _GRACE_SECONDS = 0.8
@@ -100,6 +101,8 @@ class _Family:
     """The processes of this pod."""
 
     def __init__(self, config: EngineConfig, folder: Path) -> None:
+        self._tp = config.parallelism.tp
+        self._staged = config.parallelism.pp > 1
         first = config.pod.index * config.parallelism.ranks_per_pod
         self._kinds = [f"worker-{first + i}" for i in range(config.parallelism.ranks_per_pod)]
         if config.pod.index == 0:
@@ -153,5 +156,9 @@ class _Family:
             said = json.loads(note.read_text())
             report(ConfigError(said["error"], hint=said["hint"]))
             return EXIT_CONFIG
-        logger.error("%s ended with status %d, and its group with it", kind, status)
+        logger.error("%s ended with status %d, and its group with it", self._name(kind), status)
         return 1
+
+    def _name(self, kind: str) -> str:
+        rank = kind.removeprefix("worker-")
+        return rank_name(int(rank), self._tp) if self._staged and rank.isdigit() else kind

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -30,6 +31,7 @@ class Group:
         self.process = subprocess.Popen(
             [*ENGINE, "serve", "--model", str(MODEL), "--dtype", "float32", "--port", str(port),
              "--set", "http.metrics_port=0", "--set", "http.control_port=0",
+             "--set", "http.rendezvous_port=0",
              "--set", "kv.port_base=0", "--set", "kv.backends=[tcp]", *options],
             stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
@@ -121,6 +123,44 @@ def test_killing_launch_leaves_no_child_behind(group: Group) -> None:
     children = group.children()
     group.process.kill()
     until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children.values()), 5)
+
+
+@pytest.fixture
+def staged() -> Iterator[Group]:
+    """Two stages, whose prompts go through in many small chunks."""
+    options = ["scheduler.chunk_size=16", "scheduler.step_timeout=5"]
+    started = Group("--pp", "2", *(word for key in options for word in ("--set", key)))
+    try:
+        until(started.ready, 90)
+        yield started
+    finally:
+        started.process.kill()  # its children die with it, stopped ones too
+        started.process.communicate()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_the_loss_of_a_stage_in_mid_prefill_is_named_and_told(
+    staged: Group, number: signal.Signals
+) -> None:
+    children = staged.children()
+    assert set(children) == {"scheduler", "worker-0", "worker-1", "server"}
+    short = {"max_tokens": 5, "ignore_eos": True}
+    assert staged.complete(**short).json()["usage"]["completion_tokens"] == 5
+
+    def done() -> int:
+        return int(httpx.get(f"{staged.url}/pds/state").json()["steps_done"])
+
+    before = done()
+    with ThreadPoolExecutor(1) as client:
+        answer = client.submit(staged.complete, prompt=[5] * 3900, **short)
+        until(lambda: done() > before + 3, 10)
+        os.kill(children["worker-1"], number)
+        assert done() < before + 200
+        assert answer.result().status_code == 503
+    assert staged.process.wait(10) == 1
+    said = staged.process.stderr.read() if staged.process.stderr else ""
+    assert "rank 1 (stage 1)" in said
+    assert ("when it fell silent" in said) == (number == signal.SIGSTOP)
 
 
 @pytest.mark.parametrize(
