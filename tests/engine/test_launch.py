@@ -16,6 +16,7 @@ import pytest
 from pds_engine import launch
 from pds_engine.config import EngineConfig
 from pds_engine.errors import ConfigError
+from pds_engine.keys import Keys
 
 MODEL = Path(__file__).parents[2] / "examples" / "models" / "tiny"
 ENGINE = (sys.executable, "-c", "from pds_engine.cli import main; main()")
@@ -161,6 +162,43 @@ def test_the_loss_of_a_stage_in_mid_prefill_is_named_and_told(
     said = staged.process.stderr.read() if staged.process.stderr else ""
     assert "rank 1 (stage 1)" in said
     assert ("when it fell silent" in said) == (number == signal.SIGSTOP)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+def test_a_group_of_two_pods_serves_and_ends_as_one(tmp_path: Path) -> None:
+    Keys.make().write(tmp_path)
+    tree = {
+        "parallelism.pp": 2,
+        "http.keys_dir": tmp_path,
+        "http.control_port": free_port(),
+        "http.rendezvous_port": free_port(),
+        "pod.incarnation": "one",
+    }
+    pods = [
+        Group(*(w for key, value in {**tree, "pod.index": index}.items()
+                for w in ("--set", f"{key}={value}")))
+        for index in (0, 1)
+    ]  # fmt: skip
+    try:
+        until(pods[0].ready, 90)
+        assert [set(pod.children()) for pod in pods] == [
+            {"scheduler", "worker-0", "server"},
+            {"worker-1"},
+        ]
+        body = pods[0].complete(max_tokens=5, ignore_eos=True).json()
+        assert body["usage"]["completion_tokens"] == 5
+        pods[1].process.kill()
+        assert pods[0].process.wait(10) == 1
+        assert pods[0].process.stderr is not None
+        assert "rank 1 (stage 1)" in pods[0].process.stderr.read()
+    finally:
+        for pod in pods:
+            pod.process.kill()
+            pod.process.communicate()
 
 
 @pytest.mark.parametrize(
