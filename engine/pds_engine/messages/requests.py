@@ -4,6 +4,7 @@ from msgspec import Struct
 
 from pds_engine.messages.base import FinishReason, Message, Role
 from pds_engine.messages.joining import KernelsProof
+from pds_engine.messages.watching import Traffic
 
 
 class Sampling(Struct, frozen=True, array_like=True, kw_only=True):
@@ -131,3 +132,7 @@ class State(Message, frozen=True, kw_only=True):
     """Those of them that the prefix cache had."""
     preemptions: int = 0
     kernels: KernelsProof | None = None
+    missing: tuple[int, ...] = ()
+    """Ranks that are not ready yet."""
+    traffic: tuple[Traffic, ...] = ()
+    """What the ranks of a pipeline have exchanged, by rank; about a second old."""

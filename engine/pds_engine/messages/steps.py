@@ -74,8 +74,6 @@ class StepDone(Message, frozen=True, kw_only=True):
     """
     elapsed: float
     """Seconds from the step's launch to its result, on the last stage."""
-    compiles: int = 0
-    """Kernels that this rank has compiled since Ready."""
 
 
 class Release(Message, frozen=True, kw_only=True):

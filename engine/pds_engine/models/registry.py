@@ -35,13 +35,21 @@ def check(config: EngineConfig) -> DecoderSpec:
 
     Raises:
         ConfigError: also for a layout that cannot be: pp above layers, heads not divisible by tp,
-            max_model_len above what the model's positions or its sliding window reach.
+            parallelism.layers of another model, max_model_len above what the model's positions or
+            its sliding window reach.
     """
     spec, split = read_spec(config.model.path), config.parallelism
     if split.pp > spec.layers:
         raise ConfigError(
             f"parallelism.pp {split.pp} is above the model's {spec.layers} layers",
             hint=f"a stage needs a layer: choose pp ≤ {spec.layers}",
+        )
+    layers = split.layers
+    if layers is not None and (len(layers) != split.pp or sum(layers) != spec.layers):
+        raise ConfigError(
+            f"parallelism.layers {list(layers)} has {len(layers)} stages and {sum(layers)} layers; "
+            f"pp is {split.pp}, and the model has {spec.layers} layers",
+            hint="give one count a stage, together all layers of the model, or leave it out",
         )
     for count, name in ((spec.heads, "attention heads"), (spec.intermediate, "MLP columns")):
         if count % split.tp:

@@ -59,8 +59,14 @@ def pick(ledger: Ledger, step_id: int, policy: ChunkPolicy) -> Picked | None:
     return Picked(decodes, chunks) if decodes or chunks else None
 
 
-def depends_on(picked: Picked) -> int:
-    """The last step whose tokens this one reads; -1: none. Slices of prompts read no token."""
+def depends_on(picked: Picked, step_id: int, settings: Settings) -> int:
+    """The last step whose tokens this one reads; -1: none. Slices of prompts read no token.
+
+    With skip_output off (for comparison) every step waits for the one before it, as engines did
+    whose stages exchanged outputs of middle chunks: M chunks on N stages then take M·N.
+    """
+    if settings.pp > 1 and not settings.skip_output:
+        return step_id - 1
     return max((request.last_sample for request in picked.decodes), default=-1)
 
 
@@ -95,7 +101,8 @@ class Steps:
     def issue(self, picked: Picked, pushes: Sequence[Push], now: float) -> StepPlan:
         """Count the picked rows as computed, and make their plan."""
         settings, samplers = self.ledger.settings, picked.samplers
-        reads, sends = depends_on(picked), expects_output(samplers, settings)
+        reads = depends_on(picked, self.next_id, settings)
+        sends = expects_output(samplers, settings)
         rows = self._decode_rows(picked.decodes)
         tokens = len(rows)
         scored = [(r, chunk.start) for r, chunk in picked.chunks if r.scores(chunk.start)]

@@ -179,7 +179,8 @@ class Driver:
             **keys,
         )
         self.steps += 1
-        done = self.runner.execute(plan)
+        done = self.runner.execute(plan, None).done
+        assert done is not None
         assert done.step_id == plan.step_id
         return done
 

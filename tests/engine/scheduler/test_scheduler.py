@@ -187,7 +187,7 @@ def test_without_the_skip_every_step_of_a_pipeline_sends(bench: Make) -> None:
     b.submit("r", 40, max_tokens=1)
     assert b.plan()[1:] == [
         "workers step 0: 0:0+32 <- -1 sends",
-        "workers step 1: 0:32+8* <- -1 sends",
+        "workers step 1: 0:32+8* <- 0 sends",
     ]
 
 
@@ -328,7 +328,7 @@ def test_what_fails_the_group(bench: Make) -> None:
     with pytest.raises(RankLost, match="rank 0 failed: oom"):
         b.handle(WORKERS, Fault(rank=0, code="oom", message="no memory"))
     endpoint = KvEndpoint(rank=0, shard=b"", pages=1, backends={})
-    with pytest.raises(RankLost, match="rank 0 of 1 joined, unexpectedly"):
+    with pytest.raises(RankLost, match="rank 0 of 1 is ready, unexpectedly"):
         b.handle(WORKERS, Ready(rank=0, pages=1, kv_fingerprint="f", endpoint=endpoint))
     with pytest.raises(ProtocolError, match="step 3 is done, none was expected"):
         b.done(3)
