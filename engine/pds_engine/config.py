@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -39,6 +39,8 @@ class ParallelConfig(Section):
     tp: int = Field(1, ge=1)
     dp: int = Field(1, ge=1)
     ranks_per_pod: int = Field(1, ge=1)
+    layers: tuple[Annotated[int, Field(ge=1)], ...] | None = None
+    """Layers of each stage; None: so that the largest stage has the fewest parameters."""
 
     @property
     def ranks(self) -> int:
@@ -110,6 +112,8 @@ class HttpConfig(Section):
     port: int = Field(8000, ge=0, le=65535)
     metrics_port: int = Field(9090, ge=0, le=65535)
     control_port: int = Field(8001, ge=0, le=65535)
+    rendezvous_port: int = Field(8010, ge=0, le=65535)
+    """Where rank 0 opens the store at which a group of several ranks meets; 0: any free port."""
     max_body_bytes: int = Field(8 << 20, ge=1024)
     keys_dir: Path | None = None
     """server.key, server.pub, client.key, client.pub (CURVE, z85) and hmac.key (hex).

@@ -27,6 +27,7 @@ from pds_engine.errors import EXIT_CONFIG, ConfigError
 from pds_engine.keys import Keys
 from pds_engine.models import registry
 from pds_engine.models.files import weight_files
+from pds_engine.parallel.layout import rank_name
 
 TERMINATION_LOG = Path("/dev/termination-log")
 _GRACE_SECONDS = 0.8
@@ -57,13 +58,10 @@ def check(config: EngineConfig) -> None:
     """
     registry.check(config)
     weight_files(config.model.path)
-    if config.parallelism.ranks > 1:
-        shape = (
-            f"pp {config.parallelism.pp}, tp {config.parallelism.tp}, dp {config.parallelism.dp}"
-        )
+    if config.parallelism.dp > 1:
         raise ConfigError(
-            f"parallelism: {shape} is more than this version serves",
-            hint="set pp, tp and dp to 1 and raise replicas",
+            f"parallelism.dp: {config.parallelism.dp} is more than this version serves",
+            hint="set dp to 1 and raise pp, tp or replicas",
         )
 
 
@@ -80,7 +78,8 @@ def _prepare(config: EngineConfig, folder: Path) -> None:
     keys = Keys.read(config.http.keys_dir) if config.http.keys_dir else Keys.make()
     keys.write(folder)
     port = config.http.control_port or _free_port()
-    http = config.http.model_copy(update={"control_port": port})
+    meeting = config.http.rendezvous_port or _free_port()
+    http = config.http.model_copy(update={"control_port": port, "rendezvous_port": meeting})
     (folder / "config.json").write_text(config.model_copy(update={"http": http}).model_dump_json())
     launch = {
         "incarnation": config.pod.incarnation or uuid.uuid4().hex,
@@ -100,6 +99,8 @@ class _Family:
     """The processes of this pod."""
 
     def __init__(self, config: EngineConfig, folder: Path) -> None:
+        self._tp = config.parallelism.tp
+        self._staged = config.parallelism.pp > 1
         first = config.pod.index * config.parallelism.ranks_per_pod
         self._kinds = [f"worker-{first + i}" for i in range(config.parallelism.ranks_per_pod)]
         if config.pod.index == 0:
@@ -153,5 +154,9 @@ class _Family:
             said = json.loads(note.read_text())
             report(ConfigError(said["error"], hint=said["hint"]))
             return EXIT_CONFIG
-        logger.error("%s ended with status %d, and its group with it", kind, status)
+        logger.error("%s ended with status %d, and its group with it", self._name(kind), status)
         return 1
+
+    def _name(self, kind: str) -> str:
+        rank = kind.removeprefix("worker-")
+        return rank_name(int(rank), self._tp) if self._staged and rank.isdigit() else kind

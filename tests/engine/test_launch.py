@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -15,6 +16,7 @@ import pytest
 from pds_engine import launch
 from pds_engine.config import EngineConfig
 from pds_engine.errors import ConfigError
+from pds_engine.keys import Keys
 
 MODEL = Path(__file__).parents[2] / "examples" / "models" / "tiny"
 ENGINE = (sys.executable, "-c", "from pds_engine.cli import main; main()")
@@ -30,6 +32,7 @@ class Group:
         self.process = subprocess.Popen(
             [*ENGINE, "serve", "--model", str(MODEL), "--dtype", "float32", "--port", str(port),
              "--set", "http.metrics_port=0", "--set", "http.control_port=0",
+             "--set", "http.rendezvous_port=0",
              "--set", "kv.port_base=0", "--set", "kv.backends=[tcp]", *options],
             stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
@@ -123,13 +126,89 @@ def test_killing_launch_leaves_no_child_behind(group: Group) -> None:
     until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children.values()), 5)
 
 
+@pytest.fixture
+def staged() -> Iterator[Group]:
+    """Two stages, whose prompts go through in many small chunks."""
+    options = ["scheduler.chunk_size=16", "scheduler.step_timeout=5"]
+    started = Group("--pp", "2", *(word for key in options for word in ("--set", key)))
+    try:
+        until(started.ready, 90)
+        yield started
+    finally:
+        started.process.kill()  # its children die with it, stopped ones too
+        started.process.communicate()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_the_loss_of_a_stage_in_mid_prefill_is_named_and_told(
+    staged: Group, number: signal.Signals
+) -> None:
+    children = staged.children()
+    assert set(children) == {"scheduler", "worker-0", "worker-1", "server"}
+    short = {"max_tokens": 5, "ignore_eos": True}
+    assert staged.complete(**short).json()["usage"]["completion_tokens"] == 5
+
+    def done() -> int:
+        return int(httpx.get(f"{staged.url}/pds/state").json()["steps_done"])
+
+    before = done()
+    with ThreadPoolExecutor(1) as client:
+        answer = client.submit(staged.complete, prompt=[5] * 3900, **short)
+        until(lambda: done() > before + 3, 10)
+        os.kill(children["worker-1"], number)
+        assert done() < before + 200
+        assert answer.result().status_code == 503
+    assert staged.process.wait(10) == 1
+    said = staged.process.stderr.read() if staged.process.stderr else ""
+    assert "rank 1 (stage 1)" in said
+    assert ("when it fell silent" in said) == (number == signal.SIGSTOP)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+def test_a_group_of_two_pods_serves_and_ends_as_one(tmp_path: Path) -> None:
+    Keys.make().write(tmp_path)
+    tree = {
+        "parallelism.pp": 2,
+        "http.keys_dir": tmp_path,
+        "http.control_port": free_port(),
+        "http.rendezvous_port": free_port(),
+        "pod.incarnation": "one",
+    }
+    pods = [
+        Group(*(w for key, value in {**tree, "pod.index": index}.items()
+                for w in ("--set", f"{key}={value}")))
+        for index in (0, 1)
+    ]  # fmt: skip
+    try:
+        until(pods[0].ready, 90)
+        assert [set(pod.children()) for pod in pods] == [
+            {"scheduler", "worker-0", "server"},
+            {"worker-1"},
+        ]
+        body = pods[0].complete(max_tokens=5, ignore_eos=True).json()
+        assert body["usage"]["completion_tokens"] == 5
+        pods[1].process.kill()
+        assert pods[0].process.wait(10) == 1
+        assert pods[0].process.stderr is not None
+        assert "rank 1 (stage 1)" in pods[0].process.stderr.read()
+    finally:
+        for pod in pods:
+            pod.process.kill()
+            pod.process.communicate()
+
+
 @pytest.mark.parametrize(
     ("tree", "says"),
     [
         ({"model": {"path": "/nowhere"}}, "/nowhere"),
         ({"parallelism": {"pp": 9}}, "parallelism.pp 9 is above the model's 4 layers"),
         ({"parallelism": {"tp": 3}}, "parallelism.tp 3 does not divide"),
-        ({"parallelism": {"pp": 2}}, "more than this version serves"),
+        ({"parallelism": {"dp": 2}}, "parallelism.dp: 2 is more than this version serves"),
+        ({"parallelism": {"pp": 2, "layers": [1, 2]}}, r"parallelism.layers \[1, 2\]"),
         ({"max_model_len": 100_000}, "max_model_len 100000"),
     ],
 )
@@ -137,6 +216,10 @@ def test_what_can_be_told_is_refused_before_anything_starts(tree: dict, says: st
     config = EngineConfig.model_validate({"model": {"path": MODEL}, **tree})
     with pytest.raises(ConfigError, match=says):
         launch.check(config)
+
+
+def test_a_stage_of_several_shards_is_served() -> None:
+    launch.check(EngineConfig.model_validate({"model": {"path": MODEL}, "parallelism": {"tp": 2}}))
 
 
 def test_a_configuration_error_ends_with_78_and_a_note(tmp_path: Path) -> None:

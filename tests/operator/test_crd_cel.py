@@ -151,6 +151,12 @@ CASES = [
         "ranksPerPod must divide",
     ),
     (
+        "layers of every stage",
+        changed("prefill", {"parallelism": {"pp": 2, "layers": [3, 1]}}),
+        changed("prefill", {"parallelism": {"pp": 2, "layers": [4]}}),
+        "one count for each",
+    ),
+    (
         "a GPU per rank",
         changed("decode", {"parallelism": {"tp": 2}, "ranksPerPod": 2, "resources": GPU}),
         changed("decode", {"parallelism": {"tp": 2}, "resources": GPU}),

@@ -21,6 +21,17 @@ class Welcome(Message, frozen=True, kw_only=True):
     incarnation: str
 
 
+class Assemble(Message, frozen=True, kw_only=True):
+    """Scheduler → workers, once every rank has said Hello: set up the group's collectives.
+
+    A rank says Hello when it comes warm out of its init container, so that no collective begins
+    before all stages are warm.
+    """
+
+    rendezvous: str
+    """host:port at which rank 0 opens the store where the ranks meet."""
+
+
 class KvEndpoint(Struct, frozen=True, array_like=True, kw_only=True):
     """Where one rank's pages can be written. `shard` is kv.layout.KvShard encoded by msgspec."""
 

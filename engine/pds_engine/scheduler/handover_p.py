@@ -170,6 +170,7 @@ class PrefillSide:
         token: int,
         logprobs: TokenLogprobs | None,
         finish_reason: FinishReason | None,
+        prompt_logprobs: tuple[TokenLogprobs, ...],
     ) -> None:
         """The first token is known: the record that closes the transfer once all is pushed."""
         transfer = self.transfers[request.id]
@@ -180,6 +181,7 @@ class PrefillSide:
             logprobs=logprobs,
             cached_tokens=request.cached,
             finish_reason=finish_reason,
+            prompt_logprobs=prompt_logprobs,
         )
         self._complete(transfer)
 

@@ -166,9 +166,12 @@ class Ledger:
         return tuple(own)
 
     def _cached(self, request: Request) -> list[int]:
-        """The pages of its cached prefix; at least its last token is left to compute."""
+        """The pages of its cached prefix; at least its last token is left to compute.
+
+        None where its prompt's log-probabilities are asked for: they come of computing it.
+        """
         size, chain = self.settings.page_size, request.chain
-        if not self.settings.prefix_cache:
+        if not self.settings.prefix_cache or request.scores(0):
             return []
         lengthen(chain, request.known(len(chain) * size, request.context_len), size)
         return self.pool.cache.find(islice(chain, (request.context_len - 1) // size))

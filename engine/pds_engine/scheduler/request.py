@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-from pds_engine.messages import Sampling, Submit
+from pds_engine.messages import Sampling, Submit, TokenLogprobs
 from pds_engine.scheduler.party import Party
 from pds_engine.scheduler.settings import Settings
 
@@ -60,6 +60,8 @@ class Request:
     """Its Admit was sent, and no Release since."""
     transferring: bool = False
     """On role=prefill: workers may still read its pages to push them."""
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
+    """Of the prompt's second token and those after it, until they go with the first output."""
     prompt_len: int = field(init=False)
     max_tokens: int = field(init=False)
 
@@ -76,6 +78,16 @@ class Request:
     @property
     def sampling(self) -> Sampling:
         return self.submit.sampling
+
+    def scores(self, start: int) -> bool:
+        """Whether log-probabilities of its prompt come of a row that begins at `start`."""
+        wanted = self.sampling.prompt_logprobs is not None and not self.outputs
+        return wanted and start + 1 < self.prompt_len
+
+    def take_prompt_logprobs(self) -> tuple[TokenLogprobs, ...]:
+        """All that have come; they are told once."""
+        taken, self.prompt_logprobs = tuple(self.prompt_logprobs), []
+        return taken
 
     @property
     def context(self) -> tuple[int, ...]:

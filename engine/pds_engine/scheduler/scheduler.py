@@ -7,15 +7,12 @@ leases and deadlines. Errors of the group (GroupError) are raised: the group the
 from collections.abc import Callable
 from typing import Any
 
-from msgspec.structs import replace
-
 from pds_engine.errors import (
     DeadlinePassed,
     InvalidRequest,
     Overloaded,
     PdsError,
     ProtocolError,
-    RankLost,
     StageTimeout,
     TransferFailed,
     Unavailable,
@@ -27,9 +24,9 @@ from pds_engine.messages import (
     Drain,
     Fault,
     Forgotten,
-    KernelsProof,
     Message,
     PeerGone,
+    Progress,
     PushDone,
     PushFailed,
     Queued,
@@ -52,6 +49,7 @@ from pds_engine.scheduler.lifecycle import Ledger
 from pds_engine.scheduler.pages import PagePool
 from pds_engine.scheduler.party import WORKERS, Out, Outbox, Party, failure
 from pds_engine.scheduler.prefill import ChunkPolicy
+from pds_engine.scheduler.ranks import Ranks
 from pds_engine.scheduler.request import Phase, Request
 from pds_engine.scheduler.settings import Settings
 from pds_engine.scheduler.steps import Steps, pick
@@ -73,13 +71,13 @@ class Scheduler:
         self.prefill = PrefillSide(self.ledger)
         self.decode = DecodeSide(self.ledger, incarnation)
         self._policy = ChunkPolicy(settings.chunk_size, settings.page_size)
-        self._workers: dict[int, Ready] = {}
-        self.kernels: KernelsProof | None = None
+        self.ranks = Ranks(settings)
         self._arrivals = 0
         self._drain_deadline: float | None = None
         self._handlers: dict[type, Callable[[Party, Any, float], None]] = {
             Ready: lambda _, message, now: self._ready(message),
-            Fault: lambda _, message, now: self._fault(message),
+            Fault: lambda _, message, now: self.ranks.fault(message),
+            Progress: lambda _, message, now: self.ranks.progress(message, now),
             Submit: self._submit,
             Cancel: self._cancel,
             Drain: lambda _, message, now: self._drain(message, now),
@@ -101,7 +99,7 @@ class Scheduler:
     @property
     def ready(self) -> bool:
         """Every rank has loaded its weights."""
-        return len(self._workers) == self.settings.ranks
+        return self.ranks.all_ready
 
     @property
     def draining(self) -> bool:
@@ -128,7 +126,7 @@ class Scheduler:
             self.prefill.lost(party)
         elif party.kind == "prefill":
             self.decode.lost(party, now)
-        else:
+        elif party.kind == "server":
             for request in [r for r in self.ledger.requests.values() if r.server == party]:
                 self._drop(request, now)
         return self._out.drain()
@@ -155,9 +153,11 @@ class Scheduler:
         """See to what only time brings about; to be called a few times a second.
 
         Raises:
+            RankLost: a rank has not joined in time.
             StageTimeout: the oldest step is not done in step_timeout.
             GroupError: too many pages are in quarantine.
         """
+        self.ranks.tick(now)
         self._watch_steps(now)
         self.prefill.tick(now)
         self.decode.tick(now)
@@ -188,32 +188,22 @@ class Scheduler:
             prefix_query_tokens=ledger.prefix_queries,
             prefix_hit_tokens=ledger.prefix_hits,
             draining=self.draining,
-            ranks_ready=len(self._workers),
+            ranks_ready=self.ranks.count,
             kv_fingerprint=self.decode.kv_fingerprint,
             steps_done=ledger.done + 1,
             oldest_step_seconds=max(now - flight[0].at, 0.0) if flight else 0.0,
-            kernels=self.kernels,
+            kernels=self.ranks.kernels,
+            missing=self.ranks.missing,
+            traffic=self.ranks.traffic,
         )
 
     # ---- workers -----------------------------------------------------------------------------
 
     def _ready(self, message: Ready) -> None:
-        if message.rank in self._workers or not 0 <= message.rank < self.settings.ranks:
-            raise RankLost(f"rank {message.rank} of {self.settings.ranks} joined, unexpectedly")
-        self._workers[message.rank] = message
-        if not self.ready:
-            return
-        ranks = [self._workers[rank] for rank in sorted(self._workers)]
-        fingerprints = {rank.kv_fingerprint for rank in ranks}
-        if len(fingerprints) > 1:
-            raise ProtocolError(f"the ranks' KV formats differ: {sorted(fingerprints)}")
-        self.ledger.pool = PagePool(min(rank.pages for rank in ranks))
-        self.decode.endpoints = tuple(rank.endpoint for rank in ranks)
-        self.decode.kv_fingerprint = ranks[0].kv_fingerprint
-        self.kernels = ranks[0].kernels
-
-    def _fault(self, message: Fault) -> None:
-        raise RankLost(f"rank {message.rank} failed: {message.code}: {message.message}")
+        if self.ranks.ready(message):
+            self.ledger.pool = PagePool(self.ranks.pages)
+            self.decode.endpoints = self.ranks.endpoints
+            self.decode.kv_fingerprint = self.ranks.kv_fingerprint
 
     def _watch_steps(self, now: float) -> None:
         if self.steps.in_flight:
@@ -221,12 +211,11 @@ class Scheduler:
             if now - oldest.at > self.settings.step_timeout:
                 raise StageTimeout(
                     f"step {oldest.plan.step_id} ({len(oldest.plan.rows)} rows) is not done after "
-                    f"{now - oldest.at:.1f} s; {len(self.steps.in_flight)} steps are in flight"
+                    f"{now - oldest.at:.1f} s, {len(self.steps.in_flight)} steps are in flight: "
+                    f"{self.ranks.culprit(oldest.plan.step_id, now)}"
                 )
 
     def _step_done(self, message: StepDone) -> None:
-        if self.kernels and message.compiles != self.kernels.compiles_after_ready:
-            self.kernels = replace(self.kernels, compiles_after_ready=message.compiles)
         samplers = self.steps.finish(message)
         self.ledger.step_done(message.step_id)
         logprobs = message.logprobs or (None,) * len(samplers)
@@ -237,6 +226,7 @@ class Scheduler:
             request.outputs.append(token)
             self.ledger.remember(request, request.prompt_len + index)
             reason = finish_reason(request.sampling, index, token)
+            prompt = request.take_prompt_logprobs()
             self._out.put(
                 request.server,
                 Token(
@@ -246,10 +236,11 @@ class Scheduler:
                     logprobs=scores,
                     finish_reason=reason,
                     cached_tokens=request.cached,
+                    prompt_logprobs=prompt,
                 ),
             )
             if request.transferring:
-                self.prefill.sampled(request, token, scores, reason)
+                self.prefill.sampled(request, token, scores, reason, prompt)
                 self.ledger.end(request)
             elif reason is not None:
                 self.ledger.end(request)
@@ -287,7 +278,7 @@ class Scheduler:
         if self.draining:
             return Unavailable("the group is draining")
         if not self.ready:
-            ranks = f"{len(self._workers)} of {self.settings.ranks}"
+            ranks = f"{self.ranks.count} of {self.settings.ranks}"
             return Unavailable(f"{ranks} ranks are ready", retry_after=JOIN_RETRY_AFTER)
         return None
 
@@ -357,6 +348,7 @@ class Scheduler:
                 logprobs=message.logprobs,
                 finish_reason=reason,
                 cached_tokens=message.cached_tokens,
+                prompt_logprobs=message.prompt_logprobs,
             ),
         )
         if reason is None:

@@ -25,6 +25,7 @@ class Settings:
     prefix_cache: bool = True
     lease: float = 30.0
     step_timeout: float = 60.0
+    join_timeout: float = 300.0
 
     @property
     def ranks(self) -> int:
@@ -74,4 +75,5 @@ class Settings:
             prefix_cache=bounds.prefix_cache,
             lease=config.kv.lease_seconds,
             step_timeout=bounds.step_timeout,
+            join_timeout=config.join_timeout,
         )

@@ -36,6 +36,8 @@ class Issued:
     plan: StepPlan
     samplers: Sequence[Request]
     at: float
+    scored: Sequence[tuple[Request, int]] = ()
+    """Requests whose prompt log-probabilities come with it, and from which position on."""
 
 
 def pick(ledger: Ledger, step_id: int, policy: ChunkPolicy) -> Picked | None:
@@ -57,8 +59,14 @@ def pick(ledger: Ledger, step_id: int, policy: ChunkPolicy) -> Picked | None:
     return Picked(decodes, chunks) if decodes or chunks else None
 
 
-def depends_on(picked: Picked) -> int:
-    """The last step whose tokens this one reads; -1: none. Slices of prompts read no token."""
+def depends_on(picked: Picked, step_id: int, settings: Settings) -> int:
+    """The last step whose tokens this one reads; -1: none. Slices of prompts read no token.
+
+    With skip_output off (for comparison) every step waits for the one before it, as engines did
+    whose stages exchanged outputs of middle chunks: M chunks on N stages then take M·N.
+    """
+    if settings.pp > 1 and not settings.skip_output:
+        return step_id - 1
     return max((request.last_sample for request in picked.decodes), default=-1)
 
 
@@ -93,9 +101,11 @@ class Steps:
     def issue(self, picked: Picked, pushes: Sequence[Push], now: float) -> StepPlan:
         """Count the picked rows as computed, and make their plan."""
         settings, samplers = self.ledger.settings, picked.samplers
-        reads, sends = depends_on(picked), expects_output(samplers, settings)
+        reads = depends_on(picked, self.next_id, settings)
+        sends = expects_output(samplers, settings)
         rows = self._decode_rows(picked.decodes)
         tokens = len(rows)
+        scored = [(r, chunk.start) for r, chunk in picked.chunks if r.scores(chunk.start)]
         for request, chunk in picked.chunks:
             rows.append(self._chunk_row(request, chunk))
             tokens += chunk.length
@@ -108,7 +118,7 @@ class Steps:
             padded_rows=len(rows),
             pushes=tuple(pushes),
         )
-        self.in_flight.append(Issued(plan, samplers, now))
+        self.in_flight.append(Issued(plan, samplers, now, scored))
         self.next_id += 1
         return plan
 
@@ -127,8 +137,20 @@ class Steps:
                 f"step {message.step_id} samples for {len(samplers)} rows, its result has "
                 f"{len(message.tokens)} tokens and {len(message.logprobs)} logprobs"
             )
+        self._keep_scores(message)
         self.in_flight.popleft()
         return samplers
+
+    def _keep_scores(self, message: StepDone) -> None:
+        scored = self.in_flight[0].scored
+        if len(message.prompt_logprobs) != len(scored):
+            raise ProtocolError(
+                f"step {message.step_id} scores {len(scored)} prompts, its result has "
+                f"{len(message.prompt_logprobs)}"
+            )
+        for (request, start), found in zip(scored, message.prompt_logprobs, strict=True):
+            # In place: a prompt that is computed again tells the same once more.
+            request.prompt_logprobs[start : start + len(found)] = found
 
     def _decode_rows(self, requests: Sequence[Request]) -> list[Row]:
         pool, decoding, step = self.ledger.pool, self.ledger.decoding, self.next_id
@@ -160,6 +182,7 @@ class Steps:
         return rows
 
     def _chunk_row(self, request: Request, chunk: Chunk) -> Row:
+        scores = request.scores(chunk.start)
         request.computed += chunk.length
         request.last_step = self.next_id
         if chunk.samples:
@@ -175,6 +198,7 @@ class Steps:
             start=chunk.start,
             length=chunk.length,
             samples=chunk.samples,
+            scores=scores,
         )
 
 

@@ -3,11 +3,13 @@
 from typing import Protocol
 
 import msgspec
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 
+from pds_engine.messages import TokenLogprobs
 from pds_engine.server.job import Job
 from pds_engine.server.session import Told, Usage
 from pds_engine.text.emit import Event, Logprob
+from pds_engine.text.tokenizer import Tokenizer
 
 DONE = b"data: [DONE]\n\n"
 encode = msgspec.json.Encoder().encode
@@ -31,6 +33,58 @@ def wire_usage(usage: Usage) -> WireUsage:
         usage.prompt_tokens + usage.completion_tokens,
         CachedTokens(usage.cached_tokens),
     )
+
+
+class PromptScore(Struct, frozen=True):
+    """As vLLM tells it. `rank`: 1 is the likeliest; null when it is not among those told."""
+
+    logprob: float
+    rank: int | None
+    decoded_token: str
+
+
+PromptScores = list[dict[str, PromptScore] | None]
+"""One entry a token of the prompt, by token id; null for the first, which follows nothing."""
+
+
+def prompt_scores(
+    job: Job, choice: int, scores: tuple[TokenLogprobs, ...]
+) -> PromptScores | UnsetType:
+    """The answer's `prompt_logprobs`, where it was asked for."""
+    count = job.prompt_logprobs
+    if count is None:
+        return UNSET
+    tokenizer = job.rules.tokenizer
+    told: PromptScores = []
+    for id, one in scored_prompt(job, choice, scores):
+        if one is None:
+            told.append(None)
+            continue
+        top = one.top[:count]
+        ranks = {other: rank for rank, (other, _) in enumerate(top, 1)}
+        values = {id: one.chosen, **dict(top)}
+        told.append(
+            {
+                str(each): PromptScore(finite(value), ranks.get(each), spelt(tokenizer, each))
+                for each, value in values.items()
+            }
+        )
+    return told
+
+
+def scored_prompt(
+    job: Job, choice: int, scores: tuple[TokenLogprobs, ...]
+) -> list[tuple[int, TokenLogprobs | None]]:
+    """The prompt's ids with their scores. The first has none; nor has any of a resumed request,
+    whose prompt was told before."""
+    ids = job.submits[choice].prompt_ids
+    unknown = [None] * (len(ids) - 1 - len(scores))
+    return list(zip(ids, (None, *scores, *unknown), strict=True))
+
+
+def spelt(tokenizer: Tokenizer, id: int) -> str:
+    """A token as text; bytes that are no whole character become U+FFFD."""
+    return tokenizer.piece(id).decode(errors="replace")
 
 
 class Answer(Protocol):
@@ -66,6 +120,7 @@ class Whole(Struct, frozen=True):
     logprobs: tuple[Logprob, ...]
     finish_reason: str | None
     stop_reason: str | int | None
+    prompt: tuple[TokenLogprobs, ...]
 
 
 def whole(told: list[Told], choices: int) -> list[Whole]:
@@ -79,6 +134,7 @@ def whole(told: list[Told], choices: int) -> list[Whole]:
             tuple(scored for event in mine for scored in event.logprobs),
             mine[-1].finish_reason if mine else None,
             mine[-1].stop_reason if mine else None,
+            mine[0].prompt if mine else (),
         )
         for mine in events
     ]

@@ -64,7 +64,7 @@ class Session:
             raise ProtocolError(
                 f"{token.request_id}: token {token.index} came where {state.count} was expected"
             )
-        after, events = emit(state, token.token, token.logprobs)
+        after, events = emit(state, token.token, token.logprobs, token.prompt_logprobs)
         self._states[choice] = after
         if token.index == len(self.job.submits[choice].output_ids):
             self._cached[choice] = token.cached_tokens

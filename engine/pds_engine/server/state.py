@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from msgspec import structs
+
 from pds_engine.config import EngineConfig
 from pds_engine.messages import KernelsProof, State
 
@@ -27,7 +29,8 @@ def unready(state: State | None, config: EngineConfig) -> str | None:
     ranks = config.parallelism.ranks
     joined = state.ranks_ready if state else 0
     if joined != ranks:
-        return f"{joined} of {ranks} ranks have joined"
+        missing = ", ".join(str(rank) for rank in state.missing) if state else ""
+        return f"{joined} of {ranks} ranks have joined{missing and f', missing: {missing}'}"
     if config.cache.warmup and not (state and state.kernels):
         return "the kernels are not proven warm"
     return None
@@ -71,6 +74,7 @@ def report(
         "preemptions": known.preemptions,
         "draining": draining or known.draining,
         "kernels": _kernels(known),
+        "traffic": [structs.asdict(each) for each in known.traffic],
     }
 
 

@@ -80,7 +80,7 @@ def warms_up(spec: PDServingSpec) -> bool:
 
 def _parallelism(shape: RoleSpec) -> Object:
     given = shape.parallelism
-    axes = {"pp": given.pp, "tp": given.tp, "dp": given.dp} if given else {}
+    axes = given.model_dump() if given else {}
     return _given({**axes, "ranks_per_pod": shape.ranks_per_pod})
 
 

@@ -118,9 +118,20 @@ class EngineSpec(Part):
 class Parallelism(Part):
     """Ranks of a group = pp·tp·dp; tp is the size of one attention group."""
 
+    model_config = part(
+        rule(
+            "!has(self.layers) || self.layers.size() == (has(self.pp) ? self.pp : 1)",
+            "layers must have one count for each of the pp stages",
+        )
+    )
     pp: Count | None = None
     tp: Count | None = None
     dp: Count | None = None
+    layers: (
+        Annotated[list[Annotated[int, Field(ge=1, le=1024)]], Field(min_length=1, max_length=64)]
+        | None
+    ) = None
+    """Layers of each stage; left out: so that the largest stage has the fewest parameters."""
 
 
 class Resources(Part):

@@ -3,6 +3,7 @@
 workers admit 0/1 [0,1]                  slot 0, generation 1, pages 0 and 1
 workers step 0: 0:0+16 1:40+1*(7) <- -1  slot 0 computes 16 tokens from 0; slot 1 one from 40, which
                                          samples (*) and needs new page 7; reads no step's token
+                                         (?: its prompt's log-probabilities are asked for)
 s token r 0=9 stop                       to server s: output 0 of request r is 9, and ends it
 """
 
@@ -60,7 +61,7 @@ def _ids(values: Sequence[int]) -> str:
 def _plan(plan: StepPlan) -> str:
     rows = []
     for row in plan.rows:
-        text = f"{row.slot}:{row.start}+{row.length}" + "*" * row.samples
+        text = f"{row.slot}:{row.start}+{row.length}" + "*" * row.samples + "?" * row.scores
         rows.append(text + (f"({','.join(map(str, row.new_pages))})" if row.new_pages else ""))
     line = f"step {plan.step_id}: {' '.join(rows)} <- {plan.depends_on}"
     line += " sends" if plan.expects_output else ""

@@ -11,6 +11,8 @@ from pds_engine.messages import (
     PeerGone,
     Queued,
     Refused,
+    Token,
+    TokenLogprobs,
     TransferDone,
     Welcome,
 )
@@ -73,6 +75,18 @@ def test_a_request_handed_over_decodes_at_once(d: Any) -> None:
     d.done(1, 7)
     assert d.done(2, 8) == ["s token r 3=8 length", "workers release 0/1 after 2"]
     assert d.free == 64
+
+
+def test_the_first_token_brings_the_prompt_s_logprobs(d: Any) -> None:
+    d.submit("r", 3, max_tokens=4, prompt_logprobs=0)
+    d.plan()
+    scores = (TokenLogprobs(-1.0, ()), TokenLogprobs(-2.0, ()))
+    record = TransferDone(
+        transfer="r", epoch=1, token=5, logprobs=None, cached_tokens=0, finish_reason=None,
+        prompt_logprobs=scores,
+    )  # fmt: skip
+    (token,) = (o.message for o in d.core.handle(P, record, d.now) if type(o.message) is Token)
+    assert token.prompt_logprobs == scores
 
 
 def test_the_page_of_the_first_token_comes_with_the_admission(d: Any) -> None:

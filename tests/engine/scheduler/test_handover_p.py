@@ -10,6 +10,8 @@ from pds_engine.messages import (
     Drain,
     PushDone,
     PushFailed,
+    StepDone,
+    TokenLogprobs,
     TransferClosed,
 )
 from pds_engine.scheduler.party import WORKERS, Party
@@ -58,6 +60,21 @@ def test_chunks_are_pushed_as_they_are_computed(p: Any) -> None:
     assert pushed(p, "r") == ["d done r@1 5 None", "workers close r"]
     assert closed(p, "r") == []
     assert (p.free, p.core.state(0.0).transfers_in_flight) == (64, 0)
+
+
+def test_prompt_logprobs_are_in_the_closing_record_too(p: Any) -> None:
+    """A whole answer is D's to give; an answer that streams has them from P."""
+    p.submit("r", 20, max_tokens=9, prompt_logprobs=0)
+    p.offer("r", 20, [7, 8])
+    assert p.plan()[-1] == "workers step 0: 0:0+20*? <- -1 push r [0,1]>[7,8] last"
+    scores = tuple(TokenLogprobs(-float(at), ()) for at in range(19))
+    done = StepDone(step_id=0, tokens=(5,), logprobs=(), elapsed=0.0, prompt_logprobs=(scores,))
+    (token, _) = p.core.handle(WORKERS, done, p.now)
+    assert token.message.prompt_logprobs == scores
+    (record, _) = p.core.handle(
+        WORKERS, PushDone(transfer="r", rank=0, bytes=1, seconds=0.1), p.now
+    )
+    assert record.message.prompt_logprobs == scores
 
 
 def test_the_push_may_be_done_before_its_step_is_reported(p: Any) -> None:

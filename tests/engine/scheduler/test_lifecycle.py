@@ -44,6 +44,18 @@ def test_a_second_request_computes_only_what_follows_the_shared_prefix(b: Any) -
     assert hits(b) == (32, 86)
 
 
+def test_a_prompt_whose_logprobs_are_asked_for_is_computed_whole(b: Any) -> None:
+    b.submit("a", SYSTEM, max_tokens=1)
+    b.plan()
+    b.done(0)
+    b.done(1, 7)
+    b.submit("b", SYSTEM, max_tokens=1, prompt_logprobs=0)
+    assert [line for line in b.plan() if "step" in line] == [
+        "workers step 2: 0:0+32? <- -1",
+        "workers step 3: 0:32+8*? <- -1",
+    ]
+
+
 def test_a_prefix_is_shared_while_its_first_request_still_runs(b: Any) -> None:
     b.submit("a", range(80), max_tokens=1)
     b.plan()

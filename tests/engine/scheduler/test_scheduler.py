@@ -30,6 +30,48 @@ def test_a_request_from_its_first_chunk_to_its_last_token(bench: Make) -> None:
     assert b.free == 64
 
 
+def prompt_scores(step: int, *rows: tuple[float, ...], token: int | None = None) -> StepDone:
+    scores = tuple(tuple(TokenLogprobs(value, ()) for value in row) for row in rows)
+    tokens = () if token is None else (token,)
+    return StepDone(step_id=step, tokens=tokens, logprobs=(), elapsed=0.0, prompt_logprobs=scores)
+
+
+def test_prompt_logprobs_go_with_the_first_token_and_no_stage_reads_them(bench: Make) -> None:
+    b = bench(pp=2)
+    b.submit("r", 70, max_tokens=9, prompt_logprobs=0)
+    assert b.plan() == [
+        "workers admit 0/1 [0,1,2,3,4]",
+        "workers step 0: 0:0+32? <- -1",  # a middle chunk sends no output, scored or not
+        "workers step 1: 0:32+32? <- -1",
+        "workers step 2: 0:64+6*? <- -1 sends",
+    ]
+    first = tuple(map(float, range(32)))
+    assert b.handle(WORKERS, prompt_scores(0, first)) == []
+    assert b.handle(WORKERS, prompt_scores(1, tuple(x + 32 for x in first))) == []
+    (told,) = b.core.handle(WORKERS, prompt_scores(2, first[:5], token=7), b.now)
+    values = [one.chosen for one in told.message.prompt_logprobs]
+    assert values == [*range(64), *range(5)]
+    b.plan()
+    (told,) = b.core.handle(WORKERS, StepDone(step_id=3, tokens=(8,), logprobs=(), elapsed=0.0), 1)
+    assert told.message.prompt_logprobs == ()
+
+
+def test_the_last_token_of_a_prompt_has_no_next_one_to_score(bench: Make) -> None:
+    b = bench()
+    b.submit("one", 1, max_tokens=1, prompt_logprobs=3)
+    assert b.plan()[1] == "workers step 0: 0:0+1* <- -1"
+    b.submit("resumed", 40, max_tokens=9, prompt_logprobs=3, output_ids=(5, 6))
+    assert b.plan()[1:] == ["workers step 1: 1:0+32 <- -1"]
+
+
+def test_scores_that_were_not_asked_for_end_the_group(bench: Make) -> None:
+    b = bench()
+    b.submit("r", 8, max_tokens=1)
+    b.plan()
+    with pytest.raises(ProtocolError, match="step 0 scores 0 prompts, its result has 1"):
+        b.handle(WORKERS, prompt_scores(0, (1.0,), token=3))
+
+
 def test_prompts_and_running_requests_share_a_step(bench: Make) -> None:
     b = bench()
     b.submit("a", 5, max_tokens=9)
@@ -145,7 +187,7 @@ def test_without_the_skip_every_step_of_a_pipeline_sends(bench: Make) -> None:
     b.submit("r", 40, max_tokens=1)
     assert b.plan()[1:] == [
         "workers step 0: 0:0+32 <- -1 sends",
-        "workers step 1: 0:32+8* <- -1 sends",
+        "workers step 1: 0:32+8* <- 0 sends",
     ]
 
 
@@ -286,7 +328,7 @@ def test_what_fails_the_group(bench: Make) -> None:
     with pytest.raises(RankLost, match="rank 0 failed: oom"):
         b.handle(WORKERS, Fault(rank=0, code="oom", message="no memory"))
     endpoint = KvEndpoint(rank=0, shard=b"", pages=1, backends={})
-    with pytest.raises(RankLost, match="rank 0 of 1 joined, unexpectedly"):
+    with pytest.raises(RankLost, match="rank 0 of 1 is ready, unexpectedly"):
         b.handle(WORKERS, Ready(rank=0, pages=1, kv_fingerprint="f", endpoint=endpoint))
     with pytest.raises(ProtocolError, match="step 3 is done, none was expected"):
         b.done(3)

@@ -1,7 +1,7 @@
 import pytest
 from msgspec.structs import replace
 from pds_engine.config import EngineConfig
-from pds_engine.messages import KernelsProof, State
+from pds_engine.messages import KernelsProof, State, Traffic
 from pds_engine.server.state import report, sick, unready
 
 IDLE = State(
@@ -44,7 +44,11 @@ PROOF = KernelsProof(manifest="m", compiled=1, reused=3, seconds=0.5)
     ("state", "warmup", "reason"),
     [
         (None, False, "0 of 2 ranks have joined"),
-        (replace(IDLE, ranks_ready=1), False, "1 of 2 ranks have joined"),
+        (
+            replace(IDLE, ranks_ready=1, missing=(1,)),
+            False,
+            "1 of 2 ranks have joined, missing: 1",
+        ),
         (replace(IDLE, ranks_ready=2), False, None),
         (replace(IDLE, ranks_ready=2), True, "the kernels are not proven warm"),
         (replace(IDLE, ranks_ready=2, kernels=PROOF), True, None),
@@ -68,6 +72,7 @@ def test_report():
             prefix_query_tokens=100,
             prefix_hit_tokens=48,
             kernels=PROOF,
+            traffic=(Traffic(rank=0, steps=3, hidden_sent=3),),
         ),
         config,
         incarnation="inc",
@@ -107,4 +112,15 @@ def test_report():
             "seconds": 0.5,
             "compiles_after_ready": 0,
         },
+        "traffic": [
+            {
+                "rank": 0,
+                "steps": 3,
+                "hidden_sent": 3,
+                "hidden_received": 0,
+                "outputs_expected": 0,
+                "outputs_sent": 0,
+                "outputs_received": 0,
+            }
+        ],
     }
