@@ -2,7 +2,7 @@
 
     python benchmarks/pp_skip.py [--quick] [--model DIR]
 
-Groups of real processes on gloo, started as `pds-engine serve --pp N` does: two stages with the skip,
+Groups of real processes on gloo, started by `pds-engine serve --pp N`: two stages with the skip,
 two without it (every step then sends an output, and waits for the one before it), and one process
 that holds all layers. Requests take turns among the groups in one run. `value`: ms to the first
 token, p50, with the skip; `baseline`: without. `outputs`: messages from the last stage to the first
@@ -55,7 +55,8 @@ class Group:
         while True:
             state = self.client.get("/pds/state").json()
             traffic = state["traffic"]
-            if all(each["steps"] == state["steps_done"] for each in traffic):
+            told = all(each["steps"] == state["steps_done"] for each in traffic)
+            if told and not state["in_flight"]:
                 return traffic[-1]["outputs_sent"], traffic[0]["outputs_received"]
             time.sleep(0.05)
 
@@ -90,6 +91,7 @@ def serving(model: Path, *options: str) -> Iterator[Group]:
         "kv.port_base": 0,
         "kv.backends": "[tcp]",
         "scheduler.chunk_size": CHUNK,
+        "scheduler.prefix_cache": "false",
         "log_level": "error",
     }
     flags = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]

@@ -63,7 +63,9 @@ def test_a_chat_that_goes_on_computes_only_what_is_new(start, shaped, greedy, pr
     assert (idle.kv_used, idle.prefix_hit_tokens, idle.prefix_query_tokens) == (0, 224, 339)
 
 
-def test_a_chat_that_goes_on_is_handed_over_from_where_decode_has_it(start, shaped, greedy, prompt, submit):
+def test_a_chat_that_goes_on_is_handed_over_from_where_decode_has_it(
+    start, shaped, greedy, prompt, submit
+):
     prefill = start(shaped(role="prefill"), "prefill")
     decode = start(shaped(role="decode"), "decode")
     prefill.await_ready()

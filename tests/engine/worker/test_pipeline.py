@@ -96,10 +96,7 @@ def test_messages_between_stages_are_those_of_the_plans(
     for kind, (asked, outputs) in KINDS.items():
         sampling = {"logprobs": scores}
         group.collect(
-            *(
-                submit(name(), prompt(size, n), want, sampling)
-                for n, (size, want) in enumerate(asked)
-            )
+            *(submit(name(), prompt(size, next(_numbers)), want, sampling) for size, want in asked)
         )
         state = quiet(group)
         steps, (first, *middle, last) = state.steps_done, state.traffic
@@ -132,7 +129,7 @@ def test_a_prompt_is_handed_over_between_unlike_layouts(
 ):
     prefill = running(shaped(role="prefill", parallelism__pp=p))
     decode = running(shaped(role="decode", parallelism__pp=d))
-    ids, request = prompt(107, 9), name()
+    ids, request = prompt(107, 10 * p + d), name()
     expected = greedy(ids, 10)
     source = Source(address=f"127.0.0.1:{prefill.port}", group=prefill.name)
     prefill.link.send(submit(request, ids, 10, role_hint="prefill"))
