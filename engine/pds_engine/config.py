@@ -79,6 +79,13 @@ class SchedulerConfig(Section):
     """Tokens of prompt in one step."""
     max_step_tokens: int | None = Field(None, ge=1)
     """Tokens of all rows in one step; None: chunk_size + max_running."""
+    chunked_prefill: Literal["mixed", "separate"] = "mixed"
+    """Whether a step holds chunks beside running requests, or the two take turns."""
+    dynamic_chunks: bool = False
+    """Make late chunks of a long prompt shorter, so that each takes as long as a first one."""
+    preemption: Literal["recompute", "none"] = "recompute"
+    """On role=unified: take requests up before the pages of their full growth are free, and put the
+    last of them back when pages run out. none: every request has its full growth set aside."""
     prefix_cache: bool = True
     """Keep the pages of finished requests for later ones that begin with the same tokens."""
     step_timeout: float = Field(60.0, gt=0)
