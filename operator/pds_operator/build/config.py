@@ -28,6 +28,7 @@ PLACES: dict[str, str] = {
     "prefix_cache": "scheduler.prefix_cache",
     "step_timeout_seconds": "scheduler.step_timeout",
     "join_timeout_seconds": "join_timeout",
+    "request_timeout_seconds": "http.request_timeout",
     "pipeline": "pipeline",
     "delayer": "delayer",
     "dp": "dp",

@@ -105,6 +105,7 @@ class EngineSpec(Part):
     prefix_cache: bool | None = None
     step_timeout_seconds: Annotated[int, Field(ge=1, le=86400)] | None = None
     join_timeout_seconds: Annotated[int, Field(ge=1, le=86400)] | None = None
+    request_timeout_seconds: Annotated[int, Field(ge=1, le=86400)] | None = None
     pipeline: PipelineSpec | None = None
     delayer: DelayerSpec | None = None
     dp: DpSpec | None = None
