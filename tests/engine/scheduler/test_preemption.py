@@ -176,6 +176,18 @@ def test_it_comes_back_before_others_of_its_priority(bench: Make) -> None:
     assert ends == ["urgent", "a", "b", "later"]
 
 
+def test_what_it_had_computed_is_found_again(bench: Make) -> None:
+    b = bench(pages=5, page_size=4, prefix_cache=True)
+    b.submit("a", (1, 1, 1, 1), max_tokens=9)
+    b.submit("b", (2, 2, 2, 2), max_tokens=9)
+    lines = events(b, 14)
+    again = lines.index("admit 0/2 [1,3,4]")  # the first two pages are those of its first life
+    assert lines[again + 1] == "step 9: 0:8+1* <- -1"
+    assert "s token b 8=12 length" in lines[again:]
+    state = b.core.state(b.now)
+    assert (state.preemptions, state.prefix_query_tokens, state.prefix_hit_tokens) == (1, 8, 0)
+
+
 def test_it_does_not_come_back_at_the_others_cost(bench: Make) -> None:
     """A page for each running request stays free when one is taken up."""
     b = bench(pages=5, page_size=4)

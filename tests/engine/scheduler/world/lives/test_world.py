@@ -38,7 +38,7 @@ SHORT_OF_PAGES: dict[str, Any] = {
 """Bounds under which running requests find no page to grow on: the longest needs nine."""
 
 
-@settings(max_examples=80, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(**SHAPES, pages=st.integers(9, 13), separate=st.booleans(), dynamic_chunks=st.booleans())
 def test_a_group_short_of_pages(world: Any, seed: int, **shape: Any) -> None:
     life = world(random.Random(seed), pair=False, fenced=True, **shape, **SHORT_OF_PAGES)
