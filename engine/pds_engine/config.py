@@ -76,7 +76,7 @@ class SchedulerConfig(Section):
     max_waiting: int = Field(256, ge=0)
     """Beyond it the server answers 429."""
     chunk_size: int = Field(512, ge=1)
-    """Tokens of prompt in one step."""
+    """Tokens of prompt in one step; with dynamic_chunks, in a prompt's first."""
     max_step_tokens: int | None = Field(None, ge=1)
     """Tokens of all rows in one step; None: chunk_size + max_running."""
     chunked_prefill: Literal["mixed", "separate"] = "mixed"

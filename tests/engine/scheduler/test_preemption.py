@@ -201,10 +201,3 @@ def test_it_does_not_come_back_at_the_others_cost(bench: Make) -> None:
     c.submit("a", 8, max_tokens=9)
     c.submit("b", 8, max_tokens=9)
     assert [line for line in c.plan() if "admit" in line] == ["workers admit 0/1 [0,1]"]
-
-
-@pytest.mark.parametrize("role", ["prefill", "decode"])
-def test_nothing_is_put_back_on_other_roles(bench: Make, role: str) -> None:
-    assert not bench(role=role).settings.recompute
-    assert bench(role="unified").settings.recompute
-    assert not bench(role="unified", preemption=False).settings.recompute
