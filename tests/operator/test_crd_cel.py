@@ -163,12 +163,6 @@ CASES = [
         "one GPU per rank",
     ),
     (
-        "chunk or dynamic",
-        changed("engine", {"chunkSize": 512, "dynamic": False}),
-        changed("engine", {"chunkSize": 512, "dynamic": True}),
-        "exclude each other",
-    ),
-    (
         "a chunk holds a page",
         changed("engine", {"chunkSize": 16, "pageSize": 16}),
         changed("engine", {"chunkSize": 8, "pageSize": 16}),

@@ -48,11 +48,10 @@ from pds_engine.scheduler.handover_p import PrefillSide
 from pds_engine.scheduler.lifecycle import Ledger
 from pds_engine.scheduler.pages import PagePool
 from pds_engine.scheduler.party import WORKERS, Out, Outbox, Party, failure
-from pds_engine.scheduler.prefill import ChunkPolicy
 from pds_engine.scheduler.ranks import Ranks
 from pds_engine.scheduler.request import Phase, Request
 from pds_engine.scheduler.settings import Settings
-from pds_engine.scheduler.steps import Steps, pick
+from pds_engine.scheduler.steps import Steps
 
 RETRY_AFTER = 1
 """Seconds that a client is asked to wait when the queue is full."""
@@ -70,7 +69,6 @@ class Scheduler:
         self.steps = Steps(self.ledger)
         self.prefill = PrefillSide(self.ledger)
         self.decode = DecodeSide(self.ledger, incarnation)
-        self._policy = ChunkPolicy(settings.chunk_size, settings.page_size)
         self.ranks = Ranks(settings)
         self._arrivals = 0
         self._drain_deadline: float | None = None
@@ -136,7 +134,7 @@ class Scheduler:
         if self.ready:
             self._take_up(now)
             while not self.steps.full:
-                picked = pick(self.ledger, self.steps.next_id, self._policy)
+                picked = self.steps.pick()
                 if picked is None:
                     break
                 pushes = [
@@ -192,6 +190,7 @@ class Scheduler:
             kv_fingerprint=self.decode.kv_fingerprint,
             steps_done=ledger.done + 1,
             oldest_step_seconds=max(now - flight[0].at, 0.0) if flight else 0.0,
+            preemptions=ledger.preemptions,
             kernels=self.ranks.kernels,
             missing=self.ranks.missing,
             traffic=self.ranks.traffic,
@@ -217,7 +216,6 @@ class Scheduler:
 
     def _step_done(self, message: StepDone) -> None:
         samplers = self.steps.finish(message)
-        self.ledger.step_done(message.step_id)
         logprobs = message.logprobs or (None,) * len(samplers)
         for request, token, scores in zip(samplers, message.tokens, logprobs, strict=True):
             if request.phase is Phase.ENDED:
@@ -244,6 +242,7 @@ class Scheduler:
                 self.ledger.end(request)
             elif reason is not None:
                 self.ledger.end(request)
+        self.ledger.step_done(message.step_id)
 
     # ---- requests -----------------------------------------------------------------------------
 

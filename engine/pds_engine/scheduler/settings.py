@@ -21,6 +21,10 @@ class Settings:
     max_waiting: int = 256
     chunk_size: int = 512
     max_step_tokens: int = 576
+    separate: bool = False
+    """A step holds slices of prompts or running requests, not both."""
+    dynamic_chunks: bool = False
+    preemption: bool = True
     skip_output: bool = True
     prefix_cache: bool = True
     lease: float = 30.0
@@ -36,6 +40,14 @@ class Settings:
     def depth(self) -> int:
         """Steps in flight at most: one a stage computes, and one that waits for the first stage."""
         return self.pp + 1
+
+    @property
+    def recompute(self) -> bool:
+        """Running requests may be put back to the queue, and are computed anew.
+
+        On role=prefill nothing grows while it runs; on role=decode nothing is computed anew.
+        """
+        return self.preemption and self.role == "unified"
 
     def pages_for(self, tokens: int) -> int:
         """Pages that hold `tokens` tokens."""
@@ -71,6 +83,9 @@ class Settings:
             max_waiting=bounds.max_waiting,
             chunk_size=bounds.chunk_size,
             max_step_tokens=step,
+            separate=bounds.chunked_prefill == "separate",
+            dynamic_chunks=bounds.dynamic_chunks,
+            preemption=bounds.preemption == "recompute",
             skip_output=config.pipeline.skip_output,
             prefix_cache=bounds.prefix_cache,
             lease=config.kv.lease_seconds,
