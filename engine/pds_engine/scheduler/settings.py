@@ -23,6 +23,7 @@ class Settings:
     max_step_tokens: int = 576
     skip_output: bool = True
     prefix_cache: bool = True
+    async_scheduling: bool = True
     lease: float = 30.0
     step_timeout: float = 60.0
     join_timeout: float = 300.0
@@ -34,8 +35,11 @@ class Settings:
 
     @property
     def depth(self) -> int:
-        """Steps in flight at most: one a stage computes, and one that waits for the first stage."""
-        return self.pp + 1
+        """Steps in flight at most: one a stage computes, and one that waits for the first stage.
+
+        Without async_scheduling a step is planned when the one before is done.
+        """
+        return self.pp + 1 if self.async_scheduling else 1
 
     def pages_for(self, tokens: int) -> int:
         """Pages that hold `tokens` tokens."""
@@ -73,6 +77,7 @@ class Settings:
             max_step_tokens=step,
             skip_output=config.pipeline.skip_output,
             prefix_cache=bounds.prefix_cache,
+            async_scheduling=bounds.async_scheduling,
             lease=config.kv.lease_seconds,
             step_timeout=bounds.step_timeout,
             join_timeout=config.join_timeout,
