@@ -11,5 +11,7 @@ that a wrong order, row, page, position or token shows as a wrong answer. No tor
     runner     parallel.stage.StageRunner: pages, slots, and the model's layers of one stage
     worker     one rank: orders strictly as they come, steps by parallel.stage.Stage
     group      a scheduler, its workers and its clients
+    transfers, cluster   hand-overs: a rank's part in them; groups that hand over to each other
+    schedules  random ones, each from a seed
     explore    every interleaving of what the stages wait for and send
 """

@@ -31,6 +31,8 @@ from pds_engine.simulation.wire import Delay, Line, Wire
 from pds_engine.simulation.worker import Lockstep, Stepper, StepTime, Worker
 
 CLIENT = Party("server", "clients")
+ENDPOINT = "simulated"
+"""The backend by which ranks are written to: their endpoint is the group's name."""
 
 
 def instant() -> float:
@@ -91,13 +93,18 @@ class Told:
 class Group:
     """One replica of a role. Messages between two parties never overtake each other."""
 
-    def __init__(self, events: Events, settings: Settings, machine: Machine) -> None:
+    def __init__(
+        self, events: Events, settings: Settings, machine: Machine, name: str = "simulated"
+    ) -> None:
         self.events = events
+        self.name = name
         self.settings = settings
         self.machine = machine
-        self.core = Scheduler(settings, "simulated")
+        self.core = Scheduler(settings, name)
         self.plans: list[StepPlan] = []
         self.told: dict[str, Told] = {}
+        self.to_peers: Callable[[Out], None] | None = None
+        """Takes what is for another group's scheduler."""
         self.hidden: list[list[HiddenWire]] = [
             [self._wire(f"hidden states {stage}/{shard}") for shard in range(settings.tp)]
             for stage in range(settings.pp - 1)
@@ -109,8 +116,6 @@ class Group:
         """By rank in the last and the first stage."""
         self.workers = [worker for stage in range(settings.pp) for worker in self._stage(stage)]
         """By rank: the ranks of a stage are neighbours."""
-        self.to_peers: Callable[[Out], None] | None = None
-        """Takes what is for another group's scheduler."""
         self._to_workers = [Line(events, machine.control) for _ in self.workers]
         self._to_scheduler = [Line(events, machine.control) for _ in self.workers]
         self._from_clients = Line(events, machine.control)
@@ -119,7 +124,8 @@ class Group:
         self._results: dict[int, list[StepDone]] = {}
         """Of steps that not all ranks of the last stage have reported."""
         for rank in range(len(self.workers)):
-            endpoint = KvEndpoint(rank=rank, shard=b"", pages=machine.pages, backends={})
+            backends = {ENDPOINT: name.encode()}
+            endpoint = KvEndpoint(rank=rank, shard=b"", pages=machine.pages, backends=backends)
             ready = Ready(
                 rank=rank, pages=machine.pages, kv_fingerprint="simulated", endpoint=endpoint
             )
@@ -265,7 +271,7 @@ class Group:
                 max_slots=settings.max_running,
             )
             rank = stage * settings.tp + shard
-            report = partial(self._reported, rank)
+            report = partial(self.report, rank)
             worker = Worker(self.events, place, shard, runner, lockstep, machine.step_time, report)
             exchange = SimulatedExchange(place, self._wires(place, shard), worker.post)
             worker.stage = machine.make_stage(place, worker, exchange)
@@ -281,8 +287,8 @@ class Group:
             output_out=self.outputs[shard] if place.last and not alone else None,
         )
 
-    def _reported(self, rank: int, message: Message) -> None:
-        """All ranks of the last stage have a step's result, and it is the same."""
+    def report(self, rank: int, message: Message) -> None:
+        """A rank says something. A step's result is said by all ranks of the last stage, alike."""
         tell = partial(self.receive, WORKERS, message)
         if not isinstance(message, StepDone):
             self._to_scheduler[rank].carry(tell)

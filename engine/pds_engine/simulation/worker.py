@@ -25,8 +25,10 @@ class Stepper(Protocol):
 
 
 class Transfers(Protocol):
-    """The rank's part in hand-overs; simulation.cluster has one."""
+    """What the worker asks of simulation.transfers.SimulatedTransfers."""
 
+    @property
+    def faults(self) -> list[str]: ...
     def order(self, order: Message) -> None: ...
     def step_done(self, plan: StepPlan) -> None: ...
 
@@ -102,6 +104,7 @@ class Worker:
             *([f"{self.name} still computes{step}"] if self._computes else []),
             *([f"{self.name} has {len(self._orders)} orders left"] if self._orders else []),
             *([f"{self.name} holds slots {list(self.runner.slots)}"] if self.runner.slots else []),
+            *(self.transfers.faults if self.transfers is not None else []),
         ]
 
     def give(self, order: Message) -> None:
