@@ -22,6 +22,8 @@ from pds_engine.simulation.worker import StepTime
 PAGE = 4
 LONGEST = 48
 """Tokens of a prompt."""
+MOST = 40
+"""Tokens of an answer."""
 STALL = 0.02
 """The share of steps in which a rank stands still for a while."""
 WORDS = 5
@@ -31,11 +33,14 @@ WORDS = 5
 def schedule(seed: int) -> Group:
     """A group of some layout with some requests put to it, all by `seed`; not yet run."""
     rng = random.Random(seed)
+    talkative = rng.random() < 0.3
+    """Short prompts and long answers, of which many grow at once on few pages."""
+    longest, most = (8, MOST) if talkative else (LONGEST, 12)
     settings = Settings(
         pp=rng.randint(1, 4),
         tp=rng.choice([1, 1, 2]),
         page_size=PAGE,
-        max_running=rng.randint(1, 8),
+        max_running=8 if talkative else rng.randint(1, 8),
         max_waiting=rng.choice([2, 64, 64, 64]),
         chunk_size=(chunk := rng.choice([4, 8, 16, 1000])),
         max_step_tokens=chunk + rng.choice([8, 64]),
@@ -44,7 +49,7 @@ def schedule(seed: int) -> Group:
         step_timeout=1e6,
     )
     machine = Machine(
-        pages=rng.randint(16, 48),
+        pages=24 if talkative else rng.randint(16, 48),
         layers=4,
         step_time=_step_time(rng, settings.pp),
         link=_delay(rng),
@@ -55,22 +60,22 @@ def schedule(seed: int) -> Group:
     group = Group(Events(), settings, machine)
     over = rng.choice([0.01, 0.1, 1.0])
     """Seconds in which the requests come."""
-    for number in range(rng.randint(1, 10)):
+    for number in range(10 if talkative else rng.randint(1, 10)):
         at = rng.uniform(0, over)
-        group.submit(_request(rng, f"r{number}", at), at)
+        group.submit(_request(rng, f"r{number}", at, longest, most), at)
         if rng.random() < 0.25:
             group.cancel(f"r{number}", at + rng.expovariate(4 / over))
     return group
 
 
-def _request(rng: random.Random, name: str, at: float) -> Submit:
-    prompt = tuple(rng.randrange(WORDS) for _ in range(rng.randint(1, LONGEST)))
+def _request(rng: random.Random, name: str, at: float, longest: int, most: int) -> Submit:
+    prompt = tuple(rng.randrange(WORDS) for _ in range(rng.randint(1, longest)))
     beginning = (0, 1, 2, 3) * rng.choice([0, 0, 1, 4])
     return Submit(
         request_id=name,
-        prompt_ids=(beginning + prompt)[:LONGEST],
+        prompt_ids=(beginning + prompt)[:longest],
         sampling=Sampling(
-            max_tokens=rng.randint(1, 12),
+            max_tokens=rng.randint(1, most),
             temperature=rng.choice([0.0, 1.0]),
             presence_penalty=rng.choice([0.0, 0.0, 1.0]),
             stop_token_ids=tuple(range(0, 997, 7)) if rng.random() < 0.3 else (),

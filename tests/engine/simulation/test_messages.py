@@ -87,7 +87,7 @@ BATCHES: dict[str, tuple[Callable[[Group, Any], None], int | None]] = {
     "two prompts end in one step": (several((0.0, 8, 2), (0.0, 8, 2)), 1),
     "decodes beside middle chunks": (several((0.0, 8, 4), (0.0, 8 + 2 * CHUNK, 1)), 3),
     # sglang #26148: the receiver looked at the parked chunk, said "no last chunk", and appended 0.
-    "parked chunk": (parked, 4),
+    "parked chunk": (parked, None),
     "abort in mid-prefill": (cancelled(at=2.5), None),
     "abort after the last chunk": (cancelled(at=8.5), None),
 }
