@@ -3,10 +3,9 @@
     python benchmarks/pp_chunks.py [--quick] [--stages N] [--chunks M] [--hidden WIDTH] ...
 
 Real processes: a scheduler and a worker for each stage, their plans, ZMQ, and gloo transfers of
-hidden states of the true size, bfloat16. Only the model's computation is replaced: each stage takes
-a fixed time for a step (asleep, as a host is while its GPU computes), so that the ratio does not
-depend on how many cores there are. Two groups stand side by side and take turns: one skips the
-outputs that nobody reads, one does as engines did (skip_output: false).
+hidden states of the true size, bfloat16. Only a stage's computation is replaced: it takes a fixed
+time for a step (asleep, as a host is while its GPU computes). Two groups take turns: one skips the
+outputs that nobody reads, the other does as engines did (skip_output: false).
 
 `value`: the old time to the first token over the new one. With M chunks on N stages the ideal is
 M·N / (M + N − 1); vLLM's change (#38726) gave 3.29 at N = 4. `overhead_ms`: what a step takes
@@ -33,8 +32,19 @@ import torch
 import zmq
 from pds_engine.config import EngineConfig
 from pds_engine.keys import Keys
-from pds_engine.messages import Hello, Sampling, State, Submit, Token
+from pds_engine.messages import (
+    Admit,
+    Hello,
+    Release,
+    Sampling,
+    State,
+    StepDone,
+    StepPlan,
+    Submit,
+    Token,
+)
 from pds_engine.parallel.layout import part
+from pds_engine.parallel.stage import Computed
 from pds_engine.spec import DecoderSpec, RopeSpec
 from pds_engine.wire import Link
 from pds_engine.worker import process as worker
@@ -45,20 +55,19 @@ VOCAB = 1000
 STEP_MS = "PDS_BENCHMARK_STEP_MS"
 
 
-# ---- one rank: the engine's worker, and a decoder that only takes its time ---------------------
+# ---- one rank: the engine's worker, and a model that only takes its time ------------------------
 
 
-class FixedDecoder:
-    """In models.decoder.Decoder's place: hidden states pass through it in a fixed time."""
+class FixedModel:
+    """What the worker asks of models.decoder.Decoder: what it is, not what it computes."""
 
-    def __init__(self, config: EngineConfig, rank: int, seconds: float) -> None:
-        stages = config.parallelism.pp
+    def __init__(self, config: EngineConfig, rank: int) -> None:
         folder = json.loads((config.model.path / "config.json").read_text())
         self.spec = DecoderSpec(
             architecture="fixed",
             vocab=VOCAB,
             hidden=folder["hidden_size"],
-            layers=stages,
+            layers=config.parallelism.pp,
             heads=1,
             kv_heads=1,
             head_dim=16,
@@ -71,17 +80,39 @@ class FixedDecoder:
         )
         self.part = part(self.spec, config.parallelism, rank)
         self.dtype = torch.bfloat16
+
+
+class FixedRunner:
+    """In runner.Runner's place: a step takes a fixed time, and makes hidden states of its size."""
+
+    compiles = 0
+
+    def __init__(self, seconds: float, model: FixedModel) -> None:
         self._seconds = seconds
+        self._model = model
 
-    def embed(self, tokens: Tensor) -> Tensor:
-        return torch.zeros(len(tokens), self.spec.hidden, dtype=self.dtype)
-
-    def forward(self, hidden: Tensor, *_: Any) -> Tensor:
+    def execute(self, plan: StepPlan, hidden: Tensor | None) -> Computed[Tensor]:
+        begun = time.perf_counter()
         time.sleep(self._seconds)
-        return hidden
+        if not self._model.part.samples:
+            shape = plan.padded_tokens, self._model.spec.hidden
+            return Computed(hidden=torch.empty(shape, dtype=self._model.dtype))
+        tokens = (7,) * sum(row.samples for row in plan.rows)
+        elapsed = time.perf_counter() - begun
+        done = StepDone(step_id=plan.step_id, tokens=tokens, logprobs=(), elapsed=elapsed)
+        return Computed(done=done)
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        return torch.zeros(len(hidden), VOCAB)
+    def accept(self, plan: StepPlan, tokens: tuple[int, ...]) -> None:
+        """Nothing reads them."""
+
+    def admit(self, order: Admit) -> None:
+        """It has no slots."""
+
+    def release(self, order: Release) -> None:
+        """It has no slots."""
+
+    def settle(self) -> None:
+        """Nothing is under way."""
 
 
 def serve(folder: Path, rank: int) -> None:
@@ -89,7 +120,11 @@ def serve(folder: Path, rank: int) -> None:
     config = EngineConfig.model_validate_json((folder / "config.json").read_text())
     launch = json.loads((folder / "launch.json").read_text())
     seconds = float(os.environ[STEP_MS]) / 1000
-    worker.load = lambda config, rank, *_: FixedDecoder(config, rank, seconds)  # type: ignore
+    replaced = {
+        "load": lambda config, rank, *_: FixedModel(config, rank),
+        "Runner": lambda _, model, *__: FixedRunner(seconds, model),
+    }
+    vars(worker).update(replaced)
     worker.run(config, Keys.read(folder), launch["scheduler"], rank, launch["incarnation"])
 
 
