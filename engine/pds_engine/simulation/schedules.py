@@ -46,6 +46,7 @@ def schedule(seed: int) -> Group:
         max_step_tokens=chunk + rng.choice([8, 64]),
         skip_output=rng.random() < 0.9,
         async_scheduling=rng.random() < 0.9,
+        prefix_cache=rng.random() < 0.7,
         step_timeout=1e6,
     )
     machine = Machine(

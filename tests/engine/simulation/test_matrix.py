@@ -14,31 +14,33 @@ SHARED = tuple(range(100, 148))
 """A beginning that some prompts have in common: three pages."""
 
 
+LENGTHS = (1, 15, 16, 17, 32, 47, 127, 128, 129, 200, 257, 300)
+"""Around pages and chunks."""
+
+
 @pytest.fixture(scope="module")
 def requests(ask: Callable[..., Submit]) -> Callable[[bool], list[tuple[float, Submit]]]:
-    """Many chunked prompts of all lengths around pages and chunks, and when they come."""
+    """Many chunked prompts and when they come; some come again later, as a talk's next turn."""
 
     def make(logprobs: bool) -> list[tuple[float, Submit]]:
         rng = random.Random(4)
-        lengths = [1, 15, 16, 17, 32, 47, 127, 128, 129, 200, 257, 300]
-        return [
-            (
-                float(number // 2),
-                ask(
-                    f"r{number}",
-                    ((SHARED if number % 3 == 0 else ()) + tuple(rng.choices(range(50), k=300)))[
-                        :length
-                    ],
-                    max_tokens=rng.randint(1, 12),
-                    temperature=float(number % 2),
-                    repetition_penalty=1.5 if number % 4 == 1 else 1.0,
-                    logprobs=2 if logprobs else None,
-                    output_ids=(7, 8) if number == 5 else (),
-                    seed=number,
-                ),
-            )
-            for number, length in enumerate(lengths)
-        ]
+        asked = []
+        for number, length in enumerate(LENGTHS):
+            beginning = SHARED if number % 3 == 0 else ()
+            prompt = (*beginning, *rng.choices(range(50), k=300))[:length]
+            options = {
+                "max_tokens": rng.randint(1, 12),
+                "temperature": float(number % 2),
+                "repetition_penalty": 1.5 if number % 4 == 1 else 1.0,
+                "logprobs": 2 if logprobs else None,
+                "output_ids": (7, 8) if number == 5 else (),
+                "seed": number,
+            }
+            asked.append((float(number // 2), ask(f"r{number}", prompt, **options)))
+            if number % 4 == 3:
+                turn = ask(f"r{number}+", (*prompt, 1, 2, 3), **options)
+                asked.append((500.0, turn))
+        return asked
 
     return make
 
@@ -57,6 +59,7 @@ AXES = {
     "chunk_size": [16, 128, 512],
     "async_scheduling": [True, False],
     "skip_output": [True, False],
+    "prefix_cache": [True, False],
 }
 
 
@@ -71,7 +74,9 @@ def test_tokens_are_the_models(
         group = simulate(pp=pp, tp=tp, pages=160, max_running=8, **case)
         for at, request in requests(logprobs):
             group.submit(request, at)
-        for told in group.run():
+        answers = group.run()
+        assert (group.core.ledger.prefix_hits > 0) == case["prefix_cache"]
+        for told in answers:
             name = told.request.request_id
             answer = Answer(tuple(told.tokens), tuple(told.logprobs))
             assert answer == right[logprobs][name], (name, case)
