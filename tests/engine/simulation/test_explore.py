@@ -6,10 +6,12 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 from pds_engine.errors import GroupError
-from pds_engine.messages import StepPlan
+from pds_engine.messages import StepDone, StepPlan
 from pds_engine.parallel import stage as stages_module
 from pds_engine.parallel.stage import Place, Stage
+from pds_engine.simulation.exchange import SimulatedExchange
 from pds_engine.simulation.explore import Op, Protocol, Violation, plan, script, sequences
+from pds_engine.simulation.worker import Worker
 
 CHAIN = [plan(0, True), *(plan(at, True, at - 1) for at in range(1, 8))]
 """One request decodes: each step reads the token of the one before."""
@@ -39,6 +41,68 @@ def test_the_script_of_a_first_stage():
         "send 2 on 0",
         "end 2",
     ]
+
+
+class Logged(Stage[Any, Any]):
+    """A stage in a simulated group that writes down what it posts and what it waits for."""
+
+    def __init__(self, place: Place, worker: Worker, exchange: SimulatedExchange) -> None:
+        super().__init__(place, worker, exchange)
+        self.ops: list[tuple[str, int, int]] = []
+        self._names: dict[Any, tuple[str, int, int]] = {}
+        before, after = place.stage - 1, place.stage
+        for name, kind, channel in (
+            ("receive_hidden", "receive", before),
+            ("receive_output", "receive", place.stages - 1),
+            ("send_hidden", "send", after),
+            ("send_output", "send", place.stages - 1),
+        ):
+            setattr(exchange, name, self._logged(getattr(exchange, name), kind, channel))
+
+    def _logged(self, post: Callable[..., Any], kind: str, channel: int) -> Callable[..., Any]:
+        def posted(plan: StepPlan, *content: Any) -> Any:
+            self.ops.append((kind, plan.step_id, channel))
+            signal = post(plan, *content)
+            awaited = {"send": "sent", "receive": "received"}[kind]
+            self._names[signal] = awaited, plan.step_id, channel
+            return signal
+
+        return posted
+
+    def step(self, plan: StepPlan) -> Generator[Any, Any, StepDone | None]:
+        self.ops.append(("begin", plan.step_id, -1))
+        step, answer = super().step(plan), None
+        while True:
+            try:
+                signal = step.send(answer)
+            except StopIteration as stop:
+                self.ops.append(("end", plan.step_id, -1))
+                done: StepDone | None = stop.value
+                return done
+            self.ops.append(self._names[signal])
+            answer = yield signal
+
+
+@pytest.mark.parametrize("skip_output", [True, False])
+@pytest.mark.parametrize("pp", [2, 3, 4])
+def test_a_stage_does_in_a_group_what_its_script_says(
+    simulate: Any, ask: Any, pp: int, skip_output: bool
+):
+    """What is explored is what happens: with true plans, tokens and times."""
+    stages: list[Logged] = []
+
+    def make(place: Place, worker: Worker, exchange: SimulatedExchange) -> Logged:
+        stages.append(Logged(place, worker, exchange))
+        return stages[-1]
+
+    group = simulate(pp=pp, skip_output=skip_output, make_stage=make)
+    for number, length in enumerate((3, 50, 17, 100)):
+        group.submit(ask(f"r{number}", length, 6), at=1.5 * number)
+    group.cancel("r1", at=9.5)
+    group.run()
+    for stage, logged in enumerate(stages):
+        said = [(op.kind, op.step, op.channel) for op in script(Place(stage, pp), group.plans)]
+        assert logged.ops == said
 
 
 @pytest.mark.parametrize("rendezvous", [True, False])
