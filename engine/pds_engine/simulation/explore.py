@@ -117,6 +117,10 @@ def plan(step_id: int, expects_output: bool, depends_on: int = -1) -> StepPlan:
     )
 
 
+Event = tuple[Literal["issue", "stage", "channel"], int]
+"""A step is issued, a stage goes on, or a channel's oldest transfer ends."""
+
+
 class State(NamedTuple):
     issued: int
     at: tuple[int, ...]
@@ -157,16 +161,17 @@ class Protocol:
             Violation: some order of events leads to a deadlock, to a message that is left over, to
                 two steps that meet in one transfer, or to a buffer that is filled while it is read.
         """
-        counts = _Counts(self.scripts)
-        first = State(0, (0,) * len(self.scripts), (0,) * len(self.scripts))
-        came_from: dict[State, tuple[State, str] | None] = {first: None}
+        known = _Known(self.scripts)
+        nowhere = (0,) * len(self.scripts)
+        first = State(0, nowhere, nowhere)
+        came_from: dict[State, tuple[State, Event] | None] = {first: None}
         unseen = deque([first])
         while unseen:
             state = unseen.popleft()
             try:
-                following = list(self._next(state, counts))
+                following = list(self._next(state, known))
                 if not following:
-                    self._check_rest(state, counts)
+                    self._check_rest(state, known)
             except Violation as violation:
                 raise Violation(f"{violation}, after {_story(state, came_from)}") from None
             for event, reached in following:
@@ -175,34 +180,22 @@ class Protocol:
                     unseen.append(reached)
         return len(came_from)
 
-    def _next(self, state: State, counts: "_Counts") -> Iterator[tuple[str, State]]:
-        done = counts.ended(state)
-        if state.issued < self.steps and state.issued - done < self.credits:
-            yield f"issue {state.issued}", state._replace(issued=state.issued + 1)
-        for stage, at in enumerate(state.at):
-            reached = self._advance(stage, state, counts)
-            if reached != at:
-                moved = (*state.at[:stage], reached, *state.at[stage + 1 :])
-                yield f"stage {stage} → {reached}", state._replace(at=moved)
-        for channel, over in enumerate(state.over):
-            sent, received = counts.posted(state, channel)
-            if over < min(sent, received):
-                counts.check_meeting(channel, over)
-                ended = (*state.over[:channel], over + 1, *state.over[channel + 1 :])
-                yield f"channel {channel} #{over} ends", state._replace(over=ended)
-
-    def _advance(self, stage: int, state: State, counts: "_Counts") -> int:
-        """Where the stage comes to its next wait; where it is, if it must wait."""
-        ops, at = self.scripts[stage], state.at[stage]
-        while at < len(ops):
-            op = ops[at]
-            if op.kind in ("begin", "sent", "received"):
-                if at > state.at[stage] or not self._enabled(op, state):
-                    return at
-            elif op.kind == "send":
-                self._check_buffer(op, state, counts, len(self.scripts))
-            at += 1
-        return at
+    def _next(self, state: State, known: "_Known") -> Iterator[tuple[Event, State]]:
+        issued, places, over = state
+        if issued < self.steps and issued - known.ended[places[-1]] < self.credits:
+            yield ("issue", issued), State(issued + 1, places, over)
+        for stage, at in enumerate(places):
+            ops = self.scripts[stage]
+            if at < len(ops) and self._enabled(ops[at], state):
+                if self.rendezvous:
+                    known.check_buffers(stage, at, over)
+                moved = (*places[:stage], known.until[stage][at], *places[stage + 1 :])
+                yield ("stage", stage), State(issued, moved, over)
+        for channel, count in enumerate(over):
+            if count < min(known.posted(places, channel)):
+                known.check_meeting(channel, count)
+                ended = (*over[:channel], count + 1, *over[channel + 1 :])
+                yield ("channel", channel), State(issued, places, ended)
 
     def _enabled(self, op: Op, state: State) -> bool:
         if op.kind == "begin":
@@ -211,18 +204,7 @@ class Protocol:
             return True
         return state.over[op.channel] > op.number
 
-    def _check_buffer(self, op: Op, state: State, counts: "_Counts", stages: int) -> None:
-        """A send fills the buffer of its step; an earlier step's transfer may still read it."""
-        if not self.rendezvous:
-            return
-        last = op.channel == stages - 1
-        buffers = Place(stages - 1, stages).depth if last else BUFFERS
-        for number, step in enumerate(counts.sends[op.channel][: op.number]):
-            reused = (op.step - step) % buffers == 0
-            if reused and state.over[op.channel] <= number:
-                raise Violation(f"step {op.step} fills the buffer that step {step} is sent from")
-
-    def _check_rest(self, state: State, counts: "_Counts") -> None:
+    def _check_rest(self, state: State, known: "_Known") -> None:
         stuck = [
             f"stage {stage} waits for {ops[at]}"
             for stage, (ops, at) in enumerate(zip(self.scripts, state.at, strict=True))
@@ -231,14 +213,14 @@ class Protocol:
         if stuck:
             raise Violation(f"deadlock: {', '.join(stuck)}")
         for channel in range(len(self.scripts)):
-            sent, received = counts.posted(state, channel)
+            sent, received = known.posted(state.at, channel)
             if sent != received:
                 raise Violation(f"channel {channel}: {sent} sends, {received} receives")
 
 
-class _Counts:
-    """What follows from how far the stages are. Channel c leads from stage c to the one after it;
-    the last one to the first."""
+class _Known:
+    """What follows from the scripts alone. Channel c leads from stage c to the one after it, the
+    last one to the first."""
 
     def __init__(self, scripts: Sequence[Sequence[Op]]) -> None:
         receivers = [*scripts[1:], scripts[0]]
@@ -246,16 +228,38 @@ class _Counts:
         self.receives = [_steps(ops, "receive", c) for c, ops in enumerate(receivers)]
         self._sent = [_before(ops, "send", c) for c, ops in enumerate(scripts)]
         self._received = [_before(ops, "receive", c) for c, ops in enumerate(receivers)]
-        self._ended = _before(scripts[-1], "end", -1)
+        self.ended = _before(scripts[-1], "end", -1)
+        """Steps that the last stage has ended, by how far it is."""
+        self.until = [[_next_wait(ops, at) for at in range(len(ops))] for ops in scripts]
+        """Where a stage that goes on comes to its next wait."""
+        self._filled = [
+            [self._fills(ops[at : self.until[stage][at]], len(scripts)) for at in range(len(ops))]
+            for stage, ops in enumerate(scripts)
+        ]
 
-    def ended(self, state: State) -> int:
-        """Steps that the last stage has ended."""
-        return self._ended[state.at[-1]]
+    def posted(self, places: Sequence[int], channel: int) -> tuple[int, int]:
+        """Sends and receives on the channel, by how far the stages are."""
+        receiver = (channel + 1) % len(places)
+        return self._sent[channel][places[channel]], self._received[channel][places[receiver]]
 
-    def posted(self, state: State, channel: int) -> tuple[int, int]:
-        """Sends and receives on the channel."""
-        receiver = (channel + 1) % len(state.at)
-        return self._sent[channel][state.at[channel]], self._received[channel][state.at[receiver]]
+    def check_buffers(self, stage: int, at: int, over: Sequence[int]) -> None:
+        """A send fills the buffer of its step; an earlier step's transfer may still read it."""
+        for channel, number, step in self._filled[stage][at]:
+            if over[channel] <= number:
+                earlier = self.sends[channel][number]
+                raise Violation(f"step {step} fills the buffer that step {earlier} is sent from")
+
+    def _fills(self, ops: Sequence[Op], stages: int) -> list[tuple[int, int, int]]:
+        """Channel and number of the transfers whose buffers `ops` fill again, and by which step."""
+        found = []
+        for op in ops:
+            if op.kind == "send":
+                last = op.channel == stages - 1
+                buffers = Place(stages - 1, stages).depth if last else BUFFERS
+                for number, earlier in enumerate(self.sends[op.channel][: op.number]):
+                    if (op.step - earlier) % buffers == 0:
+                        found.append((op.channel, number, op.step))
+        return found
 
     def check_meeting(self, channel: int, number: int) -> None:
         """Both ends of a transfer must mean the same step."""
@@ -274,9 +278,15 @@ def _before(ops: Sequence[Op], kind: Kind, channel: int) -> list[int]:
     return list(accumulate(found, initial=0))
 
 
-def _story(state: State, came_from: dict[State, tuple[State, str] | None]) -> str:
+def _next_wait(ops: Sequence[Op], at: int) -> int:
+    """The place after `at` where a stage may have to wait, or the end."""
+    waits = ("begin", "sent", "received")
+    return next((i for i in range(at + 1, len(ops)) if ops[i].kind in waits), len(ops))
+
+
+def _story(state: State, came_from: dict[State, tuple[State, Event] | None]) -> str:
     events = []
     while (step := came_from[state]) is not None:
-        state, event = step
-        events.append(event)
+        state, (what, which) = step
+        events.append({"stage": f"stage {which} goes on"}.get(what, f"{what} {which}"))
     return ", ".join(reversed(events)) or "nothing"

@@ -107,7 +107,7 @@ def test_a_stage_does_in_a_group_what_its_script_says(
 
 @pytest.mark.parametrize("rendezvous", [True, False])
 @pytest.mark.parametrize("credits", [1, 2, 3])
-@pytest.mark.parametrize(("stages", "steps"), [(2, 4), (3, 3), (4, 3)])
+@pytest.mark.parametrize(("stages", "steps"), [(2, 4), (3, 4), (4, 4)])
 def test_all_plans_in_all_interleavings(stages: int, steps: int, credits: int, rendezvous: bool):
     states = sum(
         Protocol.of(plans, stages, credits, rendezvous=rendezvous).explore()
@@ -192,5 +192,5 @@ def test_one_buffer_more_than_there_is_is_found(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_violation_tells_how_it_came_about():
     make, plans, _ = WRONG["receives what is never sent"]
-    with pytest.raises(Violation, match=r"after issue 0, .*stage 0 →"):
+    with pytest.raises(Violation, match=r"after issue 0, .*stage 0 goes on, "):
         Protocol.of(plans, 2, 3, rendezvous=True, make=make).explore()
