@@ -89,6 +89,8 @@ class SchedulerConfig(Section):
     prefix_cache: bool = True
     """Keep the pages of finished requests for later ones that begin with the same tokens."""
     step_timeout: float = Field(60.0, gt=0)
+    async_scheduling: bool = True
+    """Plan steps before those in flight are done; false for comparison."""
 
 
 class PipelineConfig(Section):

@@ -27,6 +27,7 @@ class Settings:
     preemption: bool = True
     skip_output: bool = True
     prefix_cache: bool = True
+    async_scheduling: bool = True
     lease: float = 30.0
     step_timeout: float = 60.0
     join_timeout: float = 300.0
@@ -38,8 +39,11 @@ class Settings:
 
     @property
     def depth(self) -> int:
-        """Steps in flight at most: one a stage computes, and one that waits for the first stage."""
-        return self.pp + 1
+        """Steps in flight at most: one a stage computes, and one that waits for the first stage.
+
+        Without async_scheduling a step is planned when the one before is done.
+        """
+        return self.pp + 1 if self.async_scheduling else 1
 
     @property
     def recompute(self) -> bool:
@@ -88,6 +92,7 @@ class Settings:
             preemption=bounds.preemption == "recompute",
             skip_output=config.pipeline.skip_output,
             prefix_cache=bounds.prefix_cache,
+            async_scheduling=bounds.async_scheduling,
             lease=config.kv.lease_seconds,
             step_timeout=bounds.step_timeout,
             join_timeout=config.join_timeout,
