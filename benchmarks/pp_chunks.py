@@ -43,9 +43,10 @@ from pds_engine.messages import (
     Submit,
     Token,
 )
+from pds_engine.models import llama
 from pds_engine.parallel.layout import part
 from pds_engine.parallel.stage import Computed
-from pds_engine.spec import DecoderSpec, RopeSpec
+from pds_engine.spec import read_config
 from pds_engine.wire import Link
 from pds_engine.worker import process as worker
 from safetensors.torch import save_file
@@ -62,22 +63,7 @@ class FixedModel:
     """What the worker asks of models.decoder.Decoder: what it is, not what it computes."""
 
     def __init__(self, config: EngineConfig, rank: int) -> None:
-        folder = json.loads((config.model.path / "config.json").read_text())
-        self.spec = DecoderSpec(
-            architecture="fixed",
-            vocab=VOCAB,
-            hidden=folder["hidden_size"],
-            layers=config.parallelism.pp,
-            heads=1,
-            kv_heads=1,
-            head_dim=16,
-            intermediate=1,
-            norm_eps=1e-6,
-            rope=RopeSpec(10000.0),
-            tied=False,
-            qk_norm=False,
-            max_position=1 << 20,
-        )
+        self.spec = llama.spec(read_config(config.model.path))
         self.part = part(self.spec, config.parallelism, rank)
         self.dtype = torch.bfloat16
 
@@ -197,16 +183,28 @@ class Group:
         return time.perf_counter() - begun
 
     def _receive(self) -> Any:
-        message = self._link.receive(timeout=120.0)
-        if message is None:
-            raise TimeoutError(f"group {self.name} said nothing for two minutes")
+        deadline = time.monotonic() + 120.0
+        while (message := self._link.receive(timeout=1.0)) is None:
+            if any(process.poll() is not None for process in self._processes):
+                raise RuntimeError(f"a process of group {self.name} has ended")
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"group {self.name} said nothing for two minutes")
         return message
 
 
 def _config(asked: argparse.Namespace, folder: Path, skip: bool) -> EngineConfig:
     model = folder / "model"
     model.mkdir()
-    (model / "config.json").write_text(json.dumps({"hidden_size": asked.hidden}))
+    sizes = {
+        "hidden_size": asked.hidden,
+        "num_hidden_layers": asked.stages,
+        "num_attention_heads": 1,
+        "head_dim": 16,
+        "intermediate_size": 16,
+        "vocab_size": VOCAB,
+        "max_position_embeddings": 1 << 20,
+    }
+    (model / "config.json").write_text(json.dumps(sizes))
     save_file({"nothing": torch.zeros(1)}, model / "model.safetensors")
     longest = (asked.chunks + 1) * asked.chunk_size
     return EngineConfig.model_validate(

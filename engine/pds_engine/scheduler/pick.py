@@ -49,7 +49,7 @@ def pick(ledger: Ledger, step_id: int, policy: ChunkPolicy, turns: Turns) -> Pic
     """The rows of step `step_id`, or None when nothing can be computed now.
 
     A request whose last token is neither known nor sampled pp steps ago is planned only when
-    nothing else can be, in a step of such rows alone. A step takes at most ceil(decoding / pp)
+    nothing else can be, in a step of such rows alone. A step takes at most ceil(running / pp)
     decode rows, so that every stage has some, and none drags a chunk's pace. Where prompts are
     computed apart, steps of the two kinds take turns, and those of decode rows take twice as many.
 
@@ -57,7 +57,10 @@ def pick(ledger: Ledger, step_id: int, policy: ChunkPolicy, turns: Turns) -> Pic
     """
     settings = ledger.settings
     apart = settings.separate and bool(ledger.prefilling)
-    share = -(-len(ledger.decoding) * (1 + apart) // settings.pp)
+    # Whoever computes its last token still counts: else the last of many that end together would
+    # be spread over ever smaller steps.
+    running = len(ledger.decoding) + len(ledger.finishing)
+    share = -(-running * (1 + apart) // settings.pp)
     known = max(step_id - settings.pp, ledger.done)
     oldest = list(
         takewhile(lambda request: request.last_sample <= known, islice(ledger.decoding, share))

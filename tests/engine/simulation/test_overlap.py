@@ -90,3 +90,13 @@ def test_running_decodes_do_not_wait_for_the_prompt(simulate: Any, ask: Any, sta
         steady = [time for time in told.times if time > 10.0]
         gaps = {later - earlier for earlier, later in pairwise(steady)}
         assert gaps == {float(stages)}
+
+
+@pytest.mark.parametrize("stages", [2, 4])
+def test_requests_that_end_together_do_not_slow_each_other(simulate: Any, ask: Any, stages: int):
+    """A step's share counts those whose last token is on its way: the last ones keep their pace."""
+    group = simulate(pp=stages, layers=1, pages=2048)
+    for number in range(64):
+        group.submit(ask(f"d{number}", (number,), max_tokens=60))
+    for told in group.run():
+        assert max(later - earlier for earlier, later in pairwise(told.times)) == stages
