@@ -79,7 +79,7 @@ class Scheduler:
             Submit: self._submit,
             Cancel: self._cancel,
             Drain: lambda _, message, now: self._drain(message, now),
-            StepDone: lambda _, message, now: self._step_done(message),
+            StepDone: lambda _, message, now: self._step_done(message, now),
             PushDone: lambda _, message, now: self.prefill.pushed(message),
             PushFailed: lambda _, message, now: self.prefill.push_failed(message),
             TransferClosed: lambda _, message, now: self.prefill.closed(message),
@@ -170,7 +170,7 @@ class Scheduler:
 
     def state(self, now: float) -> State:
         """What `/pds/state` reports."""
-        ledger, flight = self.ledger, self.steps.in_flight
+        ledger = self.ledger
         waiting = [*ledger.queue, *self.prefill.unoffered.values(), *ledger.prefilling]
         return State(
             in_flight=len(ledger.requests),
@@ -189,7 +189,7 @@ class Scheduler:
             ranks_ready=self.ranks.count,
             kv_fingerprint=self.decode.kv_fingerprint,
             steps_done=ledger.done + 1,
-            oldest_step_seconds=max(now - flight[0].at, 0.0) if flight else 0.0,
+            oldest_step_seconds=self.steps.stalled(now),
             preemptions=ledger.preemptions,
             kernels=self.ranks.kernels,
             missing=self.ranks.missing,
@@ -205,17 +205,17 @@ class Scheduler:
             self.decode.kv_fingerprint = self.ranks.kv_fingerprint
 
     def _watch_steps(self, now: float) -> None:
-        if self.steps.in_flight:
-            oldest = self.steps.in_flight[0]
-            if now - oldest.at > self.settings.step_timeout:
-                raise StageTimeout(
-                    f"step {oldest.plan.step_id} ({len(oldest.plan.rows)} rows) is not done after "
-                    f"{now - oldest.at:.1f} s, {len(self.steps.in_flight)} steps are in flight: "
-                    f"{self.ranks.culprit(oldest.plan.step_id, now)}"
-                )
+        seconds = self.steps.stalled(now)
+        if seconds > self.settings.step_timeout:
+            oldest = self.steps.in_flight[0].plan
+            raise StageTimeout(
+                f"step {oldest.step_id} ({len(oldest.rows)} rows) is not done after "
+                f"{seconds:.1f} s, {len(self.steps.in_flight)} steps are in flight: "
+                f"{self.ranks.culprit(oldest.step_id, now)}"
+            )
 
-    def _step_done(self, message: StepDone) -> None:
-        samplers = self.steps.finish(message)
+    def _step_done(self, message: StepDone, now: float) -> None:
+        samplers = self.steps.finish(message, now)
         logprobs = message.logprobs or (None,) * len(samplers)
         for request, token, scores in zip(samplers, message.tokens, logprobs, strict=True):
             if request.phase is Phase.ENDED:

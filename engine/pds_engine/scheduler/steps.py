@@ -65,6 +65,8 @@ class Steps:
         self.policy = ChunkPolicy(settings.chunk_size, settings.page_size)
         self.in_flight: deque[Issued] = deque()
         self.next_id = 0
+        self._advanced = 0.0
+        """When a step was last done."""
         self._turns = Turns()
         self._meter = Meter()
 
@@ -103,7 +105,13 @@ class Steps:
         self.next_id += 1
         return plan
 
-    def finish(self, message: StepDone) -> Sequence[Request]:
+    def stalled(self, now: float) -> float:
+        """Seconds since the oldest step was issued, or since the one before it was done."""
+        if not self.in_flight:
+            return 0.0
+        return max(now - max(self.in_flight[0].at, self._advanced), 0.0)
+
+    def finish(self, message: StepDone, now: float) -> Sequence[Request]:
         """The requests that `message` has a token for each.
 
         Raises:
@@ -120,6 +128,7 @@ class Steps:
             )
         self._keep_scores(message)
         self.in_flight.popleft()
+        self._advanced = now
         if chunks and self.ledger.settings.dynamic_chunks:
             self._meter.add(Measured(chunks, message.elapsed))
             self.policy = self.policy._replace(cost=self._meter.cost)

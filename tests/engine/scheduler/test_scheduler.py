@@ -323,6 +323,19 @@ def test_the_state_counts_what_is_there(bench: Make) -> None:
     assert (state.oldest_step_seconds, state.ranks_ready) == (0.5, 1)
 
 
+def test_a_pipeline_that_advances_is_not_timed_out(bench: Make) -> None:
+    b = bench(pp=2, step_timeout=60.0)
+    b.submit("long", 16 * 12, max_tokens=1)
+    for step in range(3):
+        b.plan()
+        b.now += 50.0
+        b.tick(b.now)
+        b.done(step)
+    assert b.core.state(b.now + 7).oldest_step_seconds == 7
+    with pytest.raises(StageTimeout, match=r"step 3 .* after 61.0 s"):
+        b.tick(b.now + 61)
+
+
 def test_what_fails_the_group(bench: Make) -> None:
     b = bench()
     with pytest.raises(RankLost, match="rank 0 failed: oom"):
