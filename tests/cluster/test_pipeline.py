@@ -46,23 +46,30 @@ SPEC = {
         "prefixCache": False,  # the long prompt is computed whole every time
     },
     "prefill": {"replicas": 1, "parallelism": {"pp": 2}, "resources": RESOURCES},
-    "compileCache": {
-        "volume": {"claim": {"size": "1Gi"}},
-        "warmup": {"enabled": True, "workers": 1, "timeoutSeconds": COLD},
-    },
+}
+WARM = {
+    "volume": {"claim": {"size": "1Gi"}},
+    "warmup": {"enabled": True, "workers": 1, "timeoutSeconds": COLD},
 }
 
 
-@pytest.fixture(scope="module")
-def staged(operator: Cluster, namespace: str) -> Serving:
-    serving = Serving(operator, namespace, manifest("staged", **SPEC))
+@contextmanager
+def served(cluster: Cluster, namespace: str, name: str, **spec: Any) -> Iterator[Serving]:
+    """It serves within the block, and is gone after it."""
+    serving = Serving(cluster, namespace, manifest(name, **spec))
     began = time.monotonic()
     serving.apply()
     serving.settled(COLD)
-    print(
-        f"two stages are warm and serve {time.monotonic() - began:.0f} s after they are asked for"
-    )
-    return serving
+    print(f"{name} serves {time.monotonic() - began:.0f} s after it was asked for")
+    yield serving
+    cluster.kubectl("-n", namespace, "delete", "pds", name, "--timeout=60s")
+
+
+@pytest.fixture(scope="module")
+def staged(operator: Cluster, namespace: str) -> Iterator[Serving]:
+    """Not compiled, so that it is soon there again after each of its losses."""
+    with served(operator, namespace, "staged", **SPEC) as serving:
+        yield serving
 
 
 @pytest.fixture
@@ -90,28 +97,32 @@ def assert_equals_transformers(serving: Serving, client: httpx.Client) -> None:
     print(f"{equal} of {len(LENGTHS)} prompts equal in {STEPS} tokens, the others differ at a tie")
 
 
-def test_answers_equal_transformers(staged: Serving, client: httpx.Client) -> None:
-    assert_equals_transformers(staged, client)
-    assert len(known(staged, at_least=4)) == 4
+def test_both_pods_prove_that_they_are_warm(
+    operator: Cluster, own_namespace: str, client: httpx.Client
+) -> None:
+    with served(operator, own_namespace, "warm", **SPEC, compileCache=WARM) as serving:
+        assert serving.complete(client, LONG["prompt"], max_tokens=2).status_code == 200
+        pods = newest(serving, "prefill")
+        proofs = [json.loads(proof(pod)) for pod in pods]
+        kernels = serving.state(pods[0])["kernels"]
+        assert [proof["manifest"] for proof in proofs] == [kernels["manifest"]] * 2
+        assert [proof["error"] for proof in proofs] == ["", ""]
+        graphs = proofs[0]["compiled"] + proofs[0]["reused"]
+        assert (kernels["compiled"], kernels["reused"]) == (0, 2 * graphs)  # of both ranks
+        assert kernels["compiles_after_ready"] == 0
+        condition = serving.conditions()["KernelsWarm"]
+        assert (condition["status"], condition["reason"]) == ("True", "Warm")
 
 
-def test_both_pods_prove_that_they_are_warm(staged: Serving) -> None:
-    pods = newest(staged, "prefill")
-    proofs = [json.loads(told(pod)) for pod in pods]
-    kernels = staged.state(pods[0])["kernels"]
-    assert [proof["manifest"] for proof in proofs] == [kernels["manifest"]] * 2
-    assert [proof["error"] for proof in proofs] == ["", ""]
-    wanted = proofs[0]["compiled"] + proofs[0]["reused"]
-    assert (kernels["compiled"], kernels["reused"]) == (0, 2 * wanted)  # of both ranks
-    assert kernels["compiles_after_ready"] == 0
-    condition = staged.conditions()["KernelsWarm"]
-    assert (condition["status"], condition["reason"]) == ("True", "Warm")
-
-
-def told(pod: Object) -> str:
+def proof(pod: Object) -> str:
     """The termination message of the warm-up of `pod`."""
     (warmup,) = pod["status"]["initContainerStatuses"]
     return str(warmup["state"]["terminated"]["message"])
+
+
+def test_answers_equal_transformers(staged: Serving, client: httpx.Client) -> None:
+    assert_equals_transformers(staged, client)
+    assert len(known(staged, at_least=4)) == 4
 
 
 def test_what_is_told_of_two_pods_is_true(staged: Serving, client: httpx.Client) -> None:
@@ -212,8 +223,9 @@ def test_a_stopped_worker_is_named_by_the_watchdog(staged: Serving, client: http
         got, seconds = loses(staged, client, lambda *_: None, stays=True)
     assert "HTTP 503" in got.error
     assert seconds < STEP_TIMEOUT + TOLD
-    blamed = [line for line in lines() if "when it fell silent" in line]
-    assert any("rank 1 (stage 1)" in line for line in blamed)
+    said = lines()
+    blamed = [line for line in said if "when it fell silent" in line]
+    assert any("rank 1 (stage 1)" in line for line in blamed), said
     assert "rank 1 (stage 1)" in why(staged)
 
 
@@ -243,8 +255,9 @@ def test_a_deleted_pod_drains_its_group(staged: Serving, client: httpx.Client) -
 # ---- shards --------------------------------------------------------------------------------------
 
 
-def test_two_shards_in_one_pod_answer(operator: Cluster, namespace: str, staged: Serving) -> None:
-    operator.kubectl("-n", namespace, "delete", "pds", staged.name, "--timeout=60s")
+def test_two_shards_in_one_pod_answer(
+    operator: Cluster, own_namespace: str, client: httpx.Client
+) -> None:
     shards = {
         "replicas": 1,
         "parallelism": {"tp": 2},
@@ -252,10 +265,7 @@ def test_two_shards_in_one_pod_answer(operator: Cluster, namespace: str, staged:
         "resources": RESOURCES,
     }
     spec = {"prefill": None, "decode": None, "unified": shards}
-    serving = Serving(operator, namespace, manifest("shards", **spec))
-    serving.apply()
-    serving.settled()
-    (pod,) = serving.pods("unified")
-    assert serving.state(pod)["ranks_ready"] == 2
-    with httpx.Client() as client:
+    with served(operator, own_namespace, "shards", **spec) as serving:
+        (pod,) = serving.pods("unified")
+        assert serving.state(pod)["ranks_ready"] == 2
         assert_equals_transformers(serving, client)
