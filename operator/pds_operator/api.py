@@ -57,6 +57,7 @@ RESOURCES: Mapping[str, Resource] = {
     "RoleBinding": Resource("/apis/rbac.authorization.k8s.io/v1", "rolebindings"),
     "Lease": Resource("/apis/coordination.k8s.io/v1", "leases"),
     names.KIND: Resource(f"/apis/{names.API_VERSION}", names.PLURAL),
+    names.ROLE_KIND: Resource(f"/apis/{names.API_VERSION}", names.ROLE_PLURAL),
 }
 
 

@@ -21,6 +21,7 @@ from pds_operator.actions import (
     MarkDraining,
     Say,
     SetGate,
+    TellScale,
     TryOut,
 )
 from pds_operator.api import TRANSIENT, Api
@@ -143,6 +144,12 @@ class Executor:
                     log.info("%s: %s: %s", owner.name, action, told)
             case SetGate():
                 await self._gate(action, owner)
+            case TellScale(name=name, uid=uid, status=status):
+                patch = {"metadata": {"uid": uid}, "status": status}
+                written = await self._api.merge(
+                    names.ROLE_KIND, owner.namespace, name, patch, "status"
+                )
+                self._seen(written, names.ROLE_KIND)
             case Delete(kind=kind, name=name, uid=uid, grace=grace):
                 await self._delete(kind, owner.namespace, name, uid, grace)
             case Hold(scope=scope, reason=reason, message=message):

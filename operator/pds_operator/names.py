@@ -7,6 +7,8 @@ VERSION: Final = "v1alpha1"
 API_VERSION: Final = f"{GROUP}/{VERSION}"
 KIND: Final = "PDServing"
 PLURAL: Final = "pdservings"
+ROLE_KIND: Final = "PDServingRole"
+ROLE_PLURAL: Final = "pdservingroles"
 MANAGER: Final = "pds-operator"
 
 NAME: Final = f"{GROUP}/name"
@@ -76,6 +78,11 @@ def control_secret(pds: str) -> str:
 def cache_claim(pds: str) -> str:
     """The claim of the compile cache's volume."""
     return f"{pds}-cache"
+
+
+def role_object(pds: str, role: str) -> str:
+    """The PDServingRole by which `role` is scaled."""
+    return f"{pds}-{role}"
 
 
 def revision(pds: str, digest: str) -> str:

@@ -221,9 +221,9 @@ def test_a_stopped_worker_is_named_by_the_watchdog(staged: Serving, client: http
     name = leader(staged, "prefill")["metadata"]["name"]
     with log(staged, name) as lines:
         got, seconds = loses(staged, client, lambda *_: None, stays=True)
+        said = lines()
     assert "HTTP 503" in got.error
     assert seconds < STEP_TIMEOUT + TOLD
-    said = lines()
     blamed = [line for line in said if "when it fell silent" in line]
     assert any("rank 1 (stage 1)" in line for line in blamed), said
     assert "rank 1 (stage 1)" in why(staged)
@@ -239,7 +239,7 @@ def log(serving: Serving, pod: str) -> Iterator[Any]:
         try:
             yield lambda: all_.communicate(timeout=30)[0].splitlines()
         finally:
-            all_.terminate()
+            all_.kill()
 
 
 def test_a_deleted_pod_drains_its_group(staged: Serving, client: httpx.Client) -> None:
