@@ -123,6 +123,18 @@ class Delete:
 
 
 @dataclass(frozen=True, slots=True)
+class Disband:
+    """Delete the PodGroup of a group whose pods are deleted, if it is there and ours."""
+
+    api_version: str
+    name: str
+    scope: str
+
+    def __str__(self) -> str:
+        return f"disband {self.name}"
+
+
+@dataclass(frozen=True, slots=True)
 class Hold:
     """Hold a scope back as if it had been refused: a wait that ran out."""
 
@@ -157,6 +169,7 @@ Action = (
     | SetGate
     | TellScale
     | Delete
+    | Disband
     | Hold
     | Say
 )

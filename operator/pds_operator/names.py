@@ -27,6 +27,8 @@ FAILURES: Final = f"{GROUP}/failures"
 FAILED: Final = f"{GROUP}/failed"
 APPLIED: Final = f"{GROUP}/applied"
 """Digest of the object as it was last applied: what tells a removed field from a defaulted one."""
+GANG: Final = f"{GROUP}/gang"
+"""On pods whose group has a PodGroup: of which scheduler."""
 ROUTABLE: Final = f"{GROUP}/routable"
 """The readiness gate of leaders."""
 

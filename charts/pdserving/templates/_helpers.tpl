@@ -68,6 +68,10 @@ logLevel: {{ .Values.operator.logLevel }}
 - apiGroups: [pdserving.io]
   resources: [pdservingroles/status]
   verbs: [patch]
+# For spec.scheduling.gang, whichever of them the cluster has.
+- apiGroups: [scheduling.volcano.sh, scheduling.x-k8s.io, scheduling.run.ai]
+  resources: [podgroups]
+  verbs: [get, create, delete]
 - apiGroups: [""]
   resources: [pods]
   verbs: [get, list, watch, create, patch, delete]
