@@ -32,6 +32,7 @@ FOLLOWED = (
     "ControllerRevision",
     "PodDisruptionBudget",
     "NetworkPolicy",
+    names.ROLE_KIND,
 )
 
 

@@ -7,6 +7,8 @@ VERSION: Final = "v1alpha1"
 API_VERSION: Final = f"{GROUP}/{VERSION}"
 KIND: Final = "PDServing"
 PLURAL: Final = "pdservings"
+ROLE_KIND: Final = "PDServingRole"
+ROLE_PLURAL: Final = "pdservingroles"
 MANAGER: Final = "pds-operator"
 
 NAME: Final = f"{GROUP}/name"
@@ -25,6 +27,8 @@ FAILURES: Final = f"{GROUP}/failures"
 FAILED: Final = f"{GROUP}/failed"
 APPLIED: Final = f"{GROUP}/applied"
 """Digest of the object as it was last applied: what tells a removed field from a defaulted one."""
+GANG: Final = f"{GROUP}/gang"
+"""On pods whose group has a PodGroup: of which scheduler."""
 ROUTABLE: Final = f"{GROUP}/routable"
 """The readiness gate of leaders."""
 
@@ -76,6 +80,11 @@ def control_secret(pds: str) -> str:
 def cache_claim(pds: str) -> str:
     """The claim of the compile cache's volume."""
     return f"{pds}-cache"
+
+
+def role_object(pds: str, role: str) -> str:
+    """The PDServingRole by which `role` is scaled."""
+    return f"{pds}-{role}"
 
 
 def revision(pds: str, digest: str) -> str:

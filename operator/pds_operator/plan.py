@@ -1,16 +1,16 @@
 """One round: from what is observed and what is wanted to the writes that bring them closer. Pure.
 
 Level-triggered and without memory: the plan of a crashed round, made again, goes on where it
-stopped. Later issues add here: compile-first, partition, pause, automatic rollback, gangs, and
-replicas that the PDServingRole rules.
+stopped. Later issues add here: compile-first, partition, pause, automatic rollback,and
+gangs.
 """
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from pds_operator import diff, lifecycle, names, rollout
+from pds_operator import diff, lifecycle, names, rollout, scaling
 from pds_operator import revision as revisions
 from pds_operator.actions import (
     Action,
@@ -77,9 +77,12 @@ class Plan:
 def plan(observed: Observed, desired: Desired, now: float) -> Plan:
     """The next round."""
     round_ = Round()
+    fleet = _fleet(observed, desired)
+    scaling.keep_up(round_, desired.spec, desired.owner, observed, fleet)
+    spec = scaling.scaled(desired.spec, desired.owner, observed, fleet)
+    desired = replace(desired, spec=spec)
     _objects(round_, observed, desired, now)
     target = _revision(round_, observed, desired)
-    fleet = _fleet(observed, desired)
     terms = _terms(desired)
     counts = _counts(fleet, desired, now)
     step = rollout.step(counts, _limits(desired.spec))

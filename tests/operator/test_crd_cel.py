@@ -115,12 +115,6 @@ CASES = [
         "cannot hold steps of a rollout back",
     ),
     (
-        "no gangs yet",
-        changed("scheduling.gang", "none"),
-        changed("scheduling.gang", "volcano"),
-        "schedules pods one by one",
-    ),
-    (
         "percentages",
         changed("rollout.maxSurge", "25%"),
         changed("rollout.maxSurge", "a%"),

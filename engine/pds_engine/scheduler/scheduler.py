@@ -4,6 +4,7 @@
 leases and deadlines. Errors of the group (GroupError) are raised: the group then restarts as one.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -313,7 +314,9 @@ class Scheduler:
         self.ledger.end(request)
 
     def _drain(self, message: Drain, now: float) -> None:
-        self._drain_deadline = now + message.deadline_seconds
+        """Of several that ask, the one with the earliest deadline counts."""
+        before = math.inf if self._drain_deadline is None else self._drain_deadline
+        self._drain_deadline = min(before, now + message.deadline_seconds)
 
     # ---- hand-over -------------------------------------------------------------------------------
 

@@ -268,15 +268,10 @@ class CompileCacheSpec(Part):
 
 
 class SchedulingSpec(Part):
-    model_config = part(
-        rule(
-            "!has(self.gang) || self.gang == 'none'",
-            "gang: this version schedules pods one by one; leave it out or say none",
-        )
-    )
     scheduler_name: Name | None = None
     priority_class_name: Name | None = None
     gang: Literal["none", "volcano", "coscheduling", "kai"] | None = None
+    """Groups of several pods get a PodGroup of that scheduler: all of them start, or none."""
     group_topology_key: Annotated[str, Field(min_length=1, max_length=317)] | None = None
     """All pods of a group run within one value of this node label."""
     schedule_timeout_seconds: Annotated[int, Field(ge=1, le=86400)] | None = None

@@ -1,5 +1,6 @@
 """What one scheduler sends, line by line (conftest says how to read them)."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -270,6 +271,16 @@ def test_draining_takes_nothing_new_and_ends_what_is_late(bench: Make) -> None:
     assert b.tick(109.9) == []
     assert b.tick(110.0) == ["s failed r 503 unavailable", "workers release 0/1 after 1"]
     assert (b.core.state(110.0).draining, b.core.state(110.0).in_flight) == (True, 0)
+
+
+def test_of_two_drains_the_earlier_deadline_counts(bench: Make) -> None:
+    b = bench()
+    b.submit("r", 5, max_tokens=9)
+    b.plan()
+    for seconds in (10, math.inf):
+        b.handle(SERVER, Drain(deadline_seconds=seconds))
+    assert b.tick(109.9) == []
+    assert b.tick(110.0)[0] == "s failed r 503 unavailable"
 
 
 def test_a_deadline_passed_fails_the_request(bench: Make) -> None:
