@@ -94,16 +94,18 @@ class Judge:
             and not any(_leaves(pod) for pod in pods)
         )
 
-    def serving(self, target: str) -> dict[str, set[Place]]:
-        """Groups that serve, by role. Of the target only those that have somebody to pair with."""
+    def serving(self, spec: Object) -> dict[str, set[Place]]:
+        """Groups that serve, by role. Of the spec's revision only once it has one of each."""
+        target = revision.digest(spec)
         by_role: dict[str, set[Place]] = defaultdict(set)
         new: dict[str, set[Place]] = defaultdict(set)
         for (role, index, _), pods in self.groups().items():
             if self.serves(pods):
                 own = pods[0]["metadata"]["labels"][names.REVISION]
                 (new if own == target else by_role)[role].add((role, index))
-        for role, places in new.items():
-            if PAIRS[role] in new:
+        wanted = [role for role in names.ROLES if spec.get(role, {}).get("replicas")]
+        if all(role in new for role in wanted):
+            for role, places in new.items():
                 by_role[role] |= places
         return by_role
 
@@ -172,7 +174,7 @@ class Judge:
         want, surge, _ = self.limits(spec, role)
         there = {index}
         for (other, number, _), pods in self.groups().items():
-            if other == role and any("deletionTimestamp" not in p["metadata"] for p in pods):
+            if other == role and any(map(_runs, pods)) and not self._hopeless(pods, labels):
                 there.add(number)
         old = {
             place
@@ -181,6 +183,12 @@ class Judge:
         }
         most = max(want, len(old)) + surge
         self._hold(len(there) <= most, f"{len(there)} groups of {role}, and {most} at most")
+
+    def _hopeless(self, pods: list[Object], labels: Object) -> bool:
+        """Of another revision, and it never served: deleted at once, so the surge spares it."""
+        leader = self.leader(pods)
+        other = pods[0]["metadata"]["labels"][names.REVISION] != labels[names.REVISION]
+        return other and (leader is None or not leader.served)
 
     def _deleted(self, pods: list[Object], live: Object, grace: int | None) -> None:
         leader = self.leader(pods)
@@ -197,7 +205,7 @@ class Judge:
         spec = self.spec(operator)
         target = revision.digest(spec)
         want, _, unavailable = self.limits(spec, role)
-        serving = self.serving(target).get(role, set())
+        serving = self.serving(spec).get(role, set())
         there = len(serving | self._coming(role, target))
         left = len(serving - {(role, index)})
         floor = min(there, want) - unavailable - self._excused(role)
@@ -236,7 +244,7 @@ class Judge:
         """Every role has what is wanted of it, so that what was lost is lost no more."""
         parent = self._server.get(names.KIND, "chat")
         spec = parent["spec"]
-        serving = self.serving(revision.digest(spec))
+        serving = self.serving(spec)
         roles = [role for role in names.ROLES if role in spec]
         return not self.lost_lately() and all(
             len(serving.get(role, ())) >= spec[role]["replicas"] for role in roles
@@ -247,15 +255,18 @@ class Judge:
         return any(at > self._clock.now - BLIND_SECONDS for at, _ in self.lost)
 
     def _unserved(self, router: Router) -> None:
-        quiet = self._clock.now - self.troubled > BLIND_SECONDS
-        self._hold(
-            self.lenient or not (self._served and quiet),
-            f"{router.name} found no group for a request",
-        )
+        excused = self.lenient or self.troubled or not self._served
+        self._hold(excused, f"{router.name} found no group for a request")
 
     def _hold(self, true: bool, text: str) -> None:
         if not true:
             raise Violation(text)
+
+
+def _runs(pod: Object) -> bool:
+    """It holds its place on a node, and goes on to."""
+    failed = (pod.get("status") or {}).get("phase") == "Failed"
+    return not failed and "deletionTimestamp" not in pod["metadata"]
 
 
 def _leaves(pod: Object) -> bool:

@@ -45,6 +45,8 @@ class Running:
     ended: bool = False
     gated: bool = False
     """Ready as the kubelet last worked it out."""
+    served: bool = False
+    """It was routed to once."""
     in_flight: int = 0
     draining: bool = False
     deadline: float = 0.0
@@ -157,6 +159,7 @@ class Kubelet:
         if live is None or pod.ended or pod.node is None or not pod.node.alive:
             return
         pod.gated = _gate(live)
+        pod.served = pod.served or pod.gated
         self._show(pod)
 
     def fail(self, pod: Running, code: int, *, warmup: bool = False) -> None:

@@ -190,7 +190,8 @@ class Operator:
         if self.reconciler is None or obj["kind"] in ("Secret", "Lease"):
             return
         clock, kind = self._clock, obj["kind"]
-        at = clock.now + clock.between(0.005, self._trouble.lag)
+        lag = self._trouble.lag
+        at = clock.now - clock.now % lag + lag + 0.01  # in bursts, as from a busy connection
         self._heard[kind] = at = max(at, self._heard.get(kind, 0.0))
         clock.after(at - clock.now, self._hear, self.life, what, obj)
 
