@@ -37,6 +37,7 @@ TOLD = 5.0
 """Seconds within which a client hears that the group that answered it is dead."""
 COLD = 600
 RESOURCES = {"requests": {"cpu": "100m"}}
+PREFILL = {"replicas": 1, "parallelism": {"pp": 2}, "resources": RESOURCES}
 SPEC = {
     "engine": {
         "maxModelLen": 2048,
@@ -45,8 +46,10 @@ SPEC = {
         "stepTimeoutSeconds": STEP_TIMEOUT,
         "prefixCache": False,  # the long prompt is computed whole every time
     },
-    "prefill": {"replicas": 1, "parallelism": {"pp": 2}, "resources": RESOURCES},
+    "prefill": PREFILL,
 }
+COMPILING = {"requests": {"cpu": "400m"}}
+"""More than other pods ask for: the shares of CPU follow from it while the machine is busy."""
 WARM = {
     "volume": {"claim": {"size": "1Gi"}},
     "warmup": {"enabled": True, "workers": 1, "timeoutSeconds": COLD},
@@ -100,7 +103,12 @@ def assert_equals_transformers(serving: Serving, client: httpx.Client) -> None:
 def test_both_pods_prove_that_they_are_warm(
     operator: Cluster, own_namespace: str, client: httpx.Client
 ) -> None:
-    with served(operator, own_namespace, "warm", **SPEC, compileCache=WARM) as serving:
+    roles = {
+        "prefill": {**PREFILL, "resources": COMPILING},
+        "decode": {"replicas": 1, "resources": COMPILING},
+    }
+    spec = {**SPEC, **roles, "compileCache": WARM}
+    with served(operator, own_namespace, "warm", **spec) as serving:
         assert serving.complete(client, LONG["prompt"], max_tokens=2).status_code == 200
         pods = newest(serving, "prefill")
         proofs = [json.loads(proof(pod)) for pod in pods]
