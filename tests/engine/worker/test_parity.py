@@ -13,7 +13,7 @@ import os
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations, count, product
+from itertools import combinations, count, pairwise, product
 from typing import Any
 
 import pytest
@@ -109,7 +109,7 @@ def test_every_two_values_occur_together():
 
 def test_cases_of_one_group_run_after_each_other():
     found = [shape(case) for case in covering(every(AXES, possible))]
-    changes = sum(one != other for one, other in zip(found, found[1:], strict=False))
+    changes = sum(one != other for one, other in pairwise(found))
     assert changes == len(set(found)) - 1
     assert sum(each[0] * each[1] for each in set(found)) <= 36
 
@@ -208,7 +208,7 @@ def rounds(prompt, submit, asks):
 
 @pytest.fixture(scope="module")
 def draws(lone, shaped, prompt, submit):
-    """The warm answers of one rank, each prompt in one step, nothing in flight and nothing cached."""
+    """The warm answers of one rank, each prompt in one step, step by step, without a cache."""
     plain = {axis: values[0] for axis, values in AXES.items()}
     plain |= {"chunk": 256, "overlap": False, "cache": False}
     _, warm = rounds(prompt, submit, {})
