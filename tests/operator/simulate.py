@@ -29,9 +29,8 @@ def main() -> int:
             for name in totals:
                 totals[name] += getattr(told, name)
     took = time.process_time() - began
-    print(
-        f"{given.runs} runs, {failed} failed, {took:.1f} s, {given.runs / took:.0f} a second; {totals}"
-    )
+    print(f"{given.runs} runs, {failed} failed, {took:.1f} s, {given.runs / took:.0f} a second")
+    print(", ".join(f"{value:.0f} {name}" for name, value in totals.items()))
     return 1 if failed else 0
 
 

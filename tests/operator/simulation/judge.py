@@ -45,6 +45,7 @@ class Judge:
         self.lenient = False
         """A spec that allows a role to be without a group has been asked for."""
         self._served = False
+        self._groups: tuple[int, dict[tuple[str, int, int], list[Object]]] = (-1, {})
         self._stood: dict[str, dict[Place, str]] = {}
 
     # Facts --------------------------------------------------------------------------------
@@ -64,6 +65,8 @@ class Judge:
 
     def groups(self) -> dict[tuple[str, int, int], list[Object]]:
         """Our engine pods by (role, index, attempt), as the API server has them."""
+        if self._groups[0] == self._server.version:
+            return self._groups[1]
         found: dict[tuple[str, int, int], list[Object]] = defaultdict(list)
         for (kind, _), obj in self._server.objects.items():
             if kind == "Pod" and owner_uid(obj) == self._uid:
@@ -75,6 +78,7 @@ class Judge:
                         int(labels[names.ATTEMPT]),
                     )
                     found[place].append(obj)
+        self._groups = (self._server.version, found)
         return found
 
     def leader(self, pods: list[Object]) -> Running | None:
