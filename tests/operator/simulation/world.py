@@ -18,12 +18,12 @@ Object = dict[str, Any]
 UID = "uid-chat"
 CONVERGES_WITHIN = 1500.0
 """Backoffs of groups and of refused writes are up to 300 s each."""
-SETTLES_WITHIN = 25.0
+SETTLES_WITHIN = 35.0
 """Leaders are asked this seldom when nothing is under way: a last word on status."""
 QUIET = 45.0
 """At rest nothing is written for so long."""
 SETTINGS = {
-    replicas: Settings(probe_seconds=2.0, lease=LeaseSettings(enabled=replicas > 1))
+    replicas: Settings(probe_seconds=3.0, lease=LeaseSettings(enabled=replicas > 1))
     for replicas in (1, 2)
 }
 
