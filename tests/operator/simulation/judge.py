@@ -99,7 +99,7 @@ class Judge:
         )
 
     def serving(self, spec: Object) -> dict[str, set[Place]]:
-        """Groups that serve, by role. Of the spec's revision only once it has one of each."""
+        """Groups that serve, by role: while there are old ones, new ones only as pairs."""
         target = revision.digest(spec)
         by_role: dict[str, set[Place]] = defaultdict(set)
         new: dict[str, set[Place]] = defaultdict(set)
@@ -108,7 +108,7 @@ class Judge:
                 own = pods[0]["metadata"]["labels"][names.REVISION]
                 (new if own == target else by_role)[role].add((role, index))
         wanted = [role for role in names.ROLES if spec.get(role, {}).get("replicas")]
-        if all(role in new for role in wanted):
+        if not by_role or all(role in new for role in wanted):
             for role, places in new.items():
                 by_role[role] |= places
         return by_role
