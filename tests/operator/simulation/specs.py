@@ -22,6 +22,8 @@ class Wish:
     """What the image does (`kubelet.Running.nature`)."""
     paired: bool = False
     """A prefill group has two pods."""
+    shared: bool = False
+    """The compile cache is a volume that all pods see."""
     dtype: str = "bfloat16"
     surge: int | str = 1
     unavailable: int | str = 0
@@ -47,12 +49,13 @@ def spec(wish: Wish) -> Object:
         }
     )
     kind = "pair" if wish.paired else "single"
+    cache: Object = {"volume": {"existingClaim": "cache"}} if wish.shared else {}
     return {
         "model": {"name": "tiny", "source": {"path": "/models/tiny"}},
         "image": f"engine:{wish.version}-{kind}-{wish.nature}",
         "engine": {"kvDtype": wish.dtype},
         "router": {"replicas": 1},
-        "compileCache": {"warmup": {"enabled": True}},
+        "compileCache": {"warmup": {"enabled": True}, **cache},
         "rollout": {
             "drainSeconds": wish.drain,
             "maxSurge": wish.surge,
@@ -71,6 +74,7 @@ def first(chance: random.Random) -> Wish:
     return Wish(
         prefill=chance.randint(1, 4),
         decode=chance.randint(1, 2),
+        shared=chance.random() < 0.5,
         surge=surge,
         unavailable=unavailable,
         min_ready=min_ready,

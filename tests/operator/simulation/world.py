@@ -7,6 +7,7 @@ from pds_operator import names, revision
 from pds_operator.settings import LeaseSettings, Settings
 from simulation import specs
 from simulation.clock import START, Clock
+from simulation.jobs import Jobs
 from simulation.judge import Judge, Violation
 from simulation.kubelet import Kubelet, Node
 from simulation.operators import KEY, Operator, Trouble
@@ -57,6 +58,7 @@ class World:
         self.nodes = [Node(f"node-{number}", 7) for number in range(4)]
         self.kubelet = Kubelet(self.clock, self.server, self.nodes)
         self.serving = Serving(self.clock, self.server, self.kubelet)
+        Jobs(self.clock, self.server, self.kubelet)
         self.judge = Judge(self.clock, self.server, self.kubelet, self.serving, UID)
         self.trouble = Trouble()
         self.wish = specs.first(self.clock.random)
