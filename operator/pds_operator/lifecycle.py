@@ -77,7 +77,9 @@ def retire(round_: Round, terms: Terms, group: Group, now: float) -> None:
     deadline = now + terms.drain_seconds
     round_.actions += [MarkDraining(pod.name, pod.uid, deadline, scope) for pod in group.pods]
     if group.phase is not Phase.UP:
-        _delete(round_, group.pods, scope, BROKEN_GRACE)
+        # Routers may take a group before we hear that it has started: what runs is told to drain.
+        runs = group.phase is Phase.STARTING and any(p.phase == "Running" for p in group.pods)
+        _delete(round_, group.pods, scope, None if runs else BROKEN_GRACE)
         return
     _ask(round_, terms, group, scope)
     round_.actions.append(

@@ -45,6 +45,7 @@ class Judge:
         self.lenient = False
         """A spec that allows a role to be without a group has been asked for."""
         self._served = False
+        self._groups: tuple[int, dict[tuple[str, int, int], list[Object]]] = (-1, {})
         self._stood: dict[str, dict[Place, str]] = {}
 
     # Facts --------------------------------------------------------------------------------
@@ -64,6 +65,8 @@ class Judge:
 
     def groups(self) -> dict[tuple[str, int, int], list[Object]]:
         """Our engine pods by (role, index, attempt), as the API server has them."""
+        if self._groups[0] == self._server.version:
+            return self._groups[1]
         found: dict[tuple[str, int, int], list[Object]] = defaultdict(list)
         for (kind, _), obj in self._server.objects.items():
             if kind == "Pod" and owner_uid(obj) == self._uid:
@@ -75,6 +78,7 @@ class Judge:
                         int(labels[names.ATTEMPT]),
                     )
                     found[place].append(obj)
+        self._groups = (self._server.version, found)
         return found
 
     def leader(self, pods: list[Object]) -> Running | None:
@@ -95,7 +99,7 @@ class Judge:
         )
 
     def serving(self, spec: Object) -> dict[str, set[Place]]:
-        """Groups that serve, by role. Of the spec's revision only once it has one of each."""
+        """Groups that serve, by role: while there are old ones, new ones only as pairs."""
         target = revision.digest(spec)
         by_role: dict[str, set[Place]] = defaultdict(set)
         new: dict[str, set[Place]] = defaultdict(set)
@@ -104,7 +108,7 @@ class Judge:
                 own = pods[0]["metadata"]["labels"][names.REVISION]
                 (new if own == target else by_role)[role].add((role, index))
         wanted = [role for role in names.ROLES if spec.get(role, {}).get("replicas")]
-        if all(role in new for role in wanted):
+        if not by_role or all(role in new for role in wanted):
             for role, places in new.items():
                 by_role[role] |= places
         return by_role

@@ -10,18 +10,6 @@ from pds_operator import diff, execute, keys, revision, spec
 from pds_operator.build import engine, router, shared
 from pds_operator.build.owner import Owner
 
-PURE = (
-    (spec, "parse"),
-    (revision, "digest"),
-    (shared, "objects"),
-    (router, "objects"),
-    (diff, "stamped"),
-    (diff, "verdict"),
-    (engine, "render"),
-    (engine, "config_map"),
-    (engine, "controller_revision"),
-    (engine, "pod"),
-)
 VALUES = frozenset({str, int, bool, Owner})
 """Types of arguments that are compared by value; all others are known by identity."""
 
@@ -51,14 +39,55 @@ def _remembering(function: Callable[..., Any], most: int = 10_000) -> Callable[.
     return remembered
 
 
+def _digesting(function: Callable[..., str]) -> Callable[..., str]:
+    """`revision.digest`, which is asked for most: by the identity of the spec alone."""
+    known: dict[int, tuple[Any, str]] = {}
+
+    def digest(raw: Any) -> str:
+        found = known.get(id(raw))
+        if found is None:
+            known[id(raw)] = found = (raw, function(raw))
+        return found[1]
+
+    return digest
+
+
+def _rendering(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`engine.render`: one revision is one object, however many specs have it."""
+    known: dict[tuple[str, int], tuple[Any, Any]] = {}
+
+    def render(raw: Any, spec: Any, owner: Owner, settings: Any) -> Any:
+        place = (revision.digest(raw), id(settings))
+        found = known.get(place)
+        if found is None:
+            known[place] = found = (settings, function(raw, spec, owner, settings))
+        return found[1]
+
+    return render
+
+
+PURE: dict[tuple[Any, str], Callable[[Callable[..., Any]], Callable[..., Any]]] = {
+    (spec, "parse"): _remembering,
+    (revision, "digest"): _digesting,
+    (shared, "objects"): _remembering,
+    (router, "objects"): _remembering,
+    (diff, "stamped"): _remembering,
+    (diff, "verdict"): _remembering,
+    (engine, "render"): _rendering,
+    (engine, "config_map"): _remembering,
+    (engine, "controller_revision"): _remembering,
+    (engine, "pod"): _remembering,
+}
+
+
 @contextlib.contextmanager
 def remembering() -> Iterator[None]:
     """Within it the operator's pure functions remember, keys are not random, and logs are off."""
     same = keys.control_keys()
     with contextlib.ExitStack() as stack:
-        for module, name in PURE:
-            function = getattr(module, name)
-            stack.enter_context(mock.patch.object(module, name, _remembering(function)))
+        for (module, name), remember in PURE.items():
+            wrapped = remember(getattr(module, name))
+            stack.enter_context(mock.patch.object(module, name, wrapped))
         stack.enter_context(mock.patch.object(execute, "control_keys", return_value=same))
         logging.disable(logging.CRITICAL)
         try:

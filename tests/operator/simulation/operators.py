@@ -41,7 +41,7 @@ class Trouble:
         """Share of calls whose answer never comes, though some of them took effect."""
         self.deaf = 0.0
         """Share of questions to pods that are not answered."""
-        self.lag = 0.2
+        self.lag = 0.4
         """Watch events arrive within so many seconds, in order."""
 
 

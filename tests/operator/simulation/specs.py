@@ -22,8 +22,9 @@ class Wish:
     """What the image does (`kubelet.Running.nature`)."""
     paired: bool = False
     """A prefill group has two pods."""
+    shared: bool = False
+    """The compile cache is a volume that all pods see."""
     dtype: str = "bfloat16"
-    chunk: int = 64
     surge: int | str = 1
     unavailable: int | str = 0
     min_ready: int = 0
@@ -48,11 +49,13 @@ def spec(wish: Wish) -> Object:
         }
     )
     kind = "pair" if wish.paired else "single"
+    cache: Object = {"volume": {"existingClaim": "cache"}} if wish.shared else {}
     return {
         "model": {"name": "tiny", "source": {"path": "/models/tiny"}},
         "image": f"engine:{wish.version}-{kind}-{wish.nature}",
-        "engine": {"kvDtype": wish.dtype, "chunkSize": wish.chunk},
-        "compileCache": {"warmup": {"enabled": True}},
+        "engine": {"kvDtype": wish.dtype},
+        "router": {"replicas": 1},
+        "compileCache": {"warmup": {"enabled": True}, **cache},
         "rollout": {
             "drainSeconds": wish.drain,
             "maxSurge": wish.surge,
@@ -65,38 +68,37 @@ def spec(wish: Wish) -> Object:
 
 def first(chance: random.Random) -> Wish:
     """What a run begins with."""
-    surge, unavailable = chance.choice([(1, 0), (1, 0), (2, 0), (0, 1), (1, 1), ("50%", "25%")])
+    surge, unavailable, min_ready = chance.choice(
+        [(1, 0, 0), (1, 0, 2), (2, 0, 0), (0, 1, 0), (1, 1, 2), ("50%", "25%", 0)]
+    )
     return Wish(
         prefill=chance.randint(1, 4),
-        decode=chance.randint(1, 3),
+        decode=chance.randint(1, 2),
+        shared=chance.random() < 0.5,
         surge=surge,
         unavailable=unavailable,
-        min_ready=chance.choice([0, 0, 2]),
+        min_ready=min_ready,
     )
 
 
 def changed(wish: Wish, chance: random.Random) -> Wish:
     """Another wish, as an edit of this one."""
-    more: Object = {}
-    match chance.randrange(12):
-        case 0 | 1 | 2:
-            more = {"version": wish.version % 5 + 1}
-        case 3:
-            more = {"chunk": chance.choice([32, 128, 256])}
-        case 4 | 5:
-            more = {"dtype": "float32" if wish.dtype == "bfloat16" else "bfloat16"}
-        case 6:
-            more = {"paired": not wish.paired}
-        case 7 | 8:
-            more = {"prefill": chance.randint(1, 4), "decode": chance.randint(1, 3)}
-        case 9:
-            more = {
-                "version": wish.version % 5 + 1,
-                "prefill": chance.randint(1, 4),
-                "decode": chance.randint(0 if chance.random() < 0.1 else 1, 3),
-            }
-        case 10:
-            more = {"nature": chance.choice(["exit78", "crash", "warmup", "never"])}
-        case 11:
-            more = {"unified": not wish.unified, "paired": False}
+    another = {"version": wish.version % 3 + 1}
+    counts = {"prefill": chance.randint(1, 4), "decode": chance.randint(1, 2)}
+    more: Object = chance.choice(
+        [
+            another,
+            another,
+            another,
+            {"dtype": "float32" if wish.dtype == "bfloat16" else "bfloat16"},
+            {"dtype": "float32" if wish.dtype == "bfloat16" else "bfloat16"},
+            {"paired": not wish.paired and not wish.unified},
+            counts,
+            counts,
+            {**another, **counts},
+            {**another, "decode": 0},
+            {"nature": chance.choice(["exit78", "crash", "warmup", "never"])},
+            {"unified": not wish.unified, "paired": False},
+        ]
+    )
     return dataclasses.replace(wish, **{"nature": "good", **more})

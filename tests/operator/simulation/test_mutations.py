@@ -34,6 +34,11 @@ def deleted_at_once(round_: Any, terms: Any, group: Any, observed: Any, now: flo
     lifecycle._delete(round_, group.pods, scope, lifecycle.BROKEN_GRACE)
 
 
+def run_all(seeds: range) -> None:
+    for seed in seeds:
+        run(seed)
+
+
 MUTATIONS = {
     "the floor is ignored": (
         (rollout, "step", roles_seen_as(lambda role: {"old_ready": role.old_ready + 9})),
@@ -68,6 +73,4 @@ def test_a_mutation_is_caught(name, monkeypatch):
     with remembering():
         monkeypatch.setattr(module, attribute, mutated)
         with pytest.raises(Failed, match=reason):
-            for seed in range(WITHIN):
-                run(seed)
-        print(f"{name}: caught by seed {seed}")
+            run_all(range(WITHIN))

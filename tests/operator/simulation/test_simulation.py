@@ -7,7 +7,7 @@ import pytest
 from simulation.memory import remembering
 from simulation.world import World, run
 
-SEEDS = range(300)
+SEEDS = range(400)
 
 
 @pytest.mark.slow

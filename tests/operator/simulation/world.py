@@ -7,6 +7,7 @@ from pds_operator import names, revision
 from pds_operator.settings import LeaseSettings, Settings
 from simulation import specs
 from simulation.clock import START, Clock
+from simulation.jobs import Jobs
 from simulation.judge import Judge, Violation
 from simulation.kubelet import Kubelet, Node
 from simulation.operators import KEY, Operator, Trouble
@@ -18,12 +19,12 @@ Object = dict[str, Any]
 UID = "uid-chat"
 CONVERGES_WITHIN = 1500.0
 """Backoffs of groups and of refused writes are up to 300 s each."""
-SETTLES_WITHIN = 25.0
+SETTLES_WITHIN = 35.0
 """Leaders are asked this seldom when nothing is under way: a last word on status."""
 QUIET = 45.0
 """At rest nothing is written for so long."""
 SETTINGS = {
-    replicas: Settings(probe_seconds=2.0, lease=LeaseSettings(enabled=replicas > 1))
+    replicas: Settings(probe_seconds=3.0, lease=LeaseSettings(enabled=replicas > 1))
     for replicas in (1, 2)
 }
 
@@ -57,6 +58,7 @@ class World:
         self.nodes = [Node(f"node-{number}", 7) for number in range(4)]
         self.kubelet = Kubelet(self.clock, self.server, self.nodes)
         self.serving = Serving(self.clock, self.server, self.kubelet)
+        Jobs(self.clock, self.server, self.kubelet)
         self.judge = Judge(self.clock, self.server, self.kubelet, self.serving, UID)
         self.trouble = Trouble()
         self.wish = specs.first(self.clock.random)
