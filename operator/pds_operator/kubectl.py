@@ -43,6 +43,20 @@ def plan(name: str, namespace: Namespace = None, context: Context = None) -> Non
     typer.echo(f"target   {told.get('targetRevision') or '-'}")
 
 
+@app.command()
+def pause(name: str, namespace: Namespace = None, context: Context = None) -> None:
+    """Stay at the step that a rollout has reached: sets spec.rollout.paused."""
+    _patch(name, {"rollout": {"paused": True}}, namespace, context)
+    typer.echo(f"{name}: rollouts are paused")
+
+
+@app.command()
+def resume(name: str, namespace: Namespace = None, context: Context = None) -> None:
+    """Let rollouts go on: takes spec.rollout.paused away."""
+    _patch(name, {"rollout": {"paused": None}}, namespace, context)
+    typer.echo(f"{name}: rollouts go on")
+
+
 def table(rows: list[list[str]]) -> str:
     """Columns as kubectl aligns them."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -81,6 +95,11 @@ def _pods(pods: list[Object]) -> list[list[str]]:
             ]
         )
     return rows
+
+
+def _patch(name: str, spec: Object, namespace: str | None, context: str | None) -> None:
+    patch = json.dumps({"spec": spec})
+    _get(["patch", "pdserving", name, "--type", "merge", "-p", patch], namespace, context)
 
 
 def _get(words: list[str], namespace: str | None, context: str | None) -> Object:

@@ -100,6 +100,14 @@ class Revision:
     data: Object
     failed: str = ""
     created: float = 0.0
+    targeted: float | None = None
+    served: float | None = None
+    """When it last stood whole."""
+
+    @property
+    def since(self) -> float:
+        """When it last became the target."""
+        return max(self.created, self.targeted or 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,13 +258,16 @@ def router_view(pod: str, told: Object) -> RouterView:
 def revision_facts(obj: Object, pds: str) -> Revision:
     """A ControllerRevision of ours."""
     meta = obj["metadata"]
+    annotations = meta.get("annotations") or {}
     return Revision(
         digest=meta["name"].removeprefix(f"{pds}-"),
         number=int(obj.get("revision") or 0),
         uid=meta["uid"],
         data=obj.get("data") or {},
-        failed=(meta.get("annotations") or {}).get(names.FAILED, ""),
+        failed=annotations.get(names.FAILED, ""),
         created=seconds(meta.get("creationTimestamp")) or 0.0,
+        targeted=_moment(annotations.get(names.TARGETED)),
+        served=_moment(annotations.get(names.SERVED)),
     )
 
 
@@ -310,6 +321,14 @@ def _unscheduled(condition: Object | None) -> str:
     if condition is None or condition.get("status") != "False":
         return ""
     return str(condition.get("message") or condition.get("reason") or "unschedulable")
+
+
+def _moment(text: str | None) -> float | None:
+    """A time that people may have edited."""
+    try:
+        return seconds(text)
+    except ValueError:
+        return None
 
 
 def _number(text: str | None) -> int:

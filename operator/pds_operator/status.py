@@ -29,7 +29,7 @@ def status(
 ) -> Object:
     """The whole status, to be written when it differs from `previous`."""
     problems = [*plan.problems, *_kv_mismatch(observed, desired, plan)]
-    roles = {role: _role(observed, desired, plan, role) for role in plan.roles}
+    roles = {role: _role(observed, plan, role) for role in plan.roles}
     routers = _routers(observed, desired)
     told = {
         "Ready": _ready(desired, plan, routers),
@@ -41,7 +41,7 @@ def status(
         "observedGeneration": desired.generation,
         "conditions": _conditions(told, previous, desired.generation, now),
         "currentRevision": _current(desired, plan, previous),
-        "targetRevision": names.revision(desired.owner.name, desired.digest),
+        "targetRevision": names.revision(desired.owner.name, plan.target),
         "endpoint": router.endpoint(desired.owner, desired.spec),
         **roles,
         "router": routers,
@@ -86,7 +86,7 @@ def warm(group: Group, observed: Observed) -> bool:
     return state is not None and state.manifest == leader.proof.manifest
 
 
-def _role(observed: Observed, desired: Desired, plan: Plan, role: str) -> Object:
+def _role(observed: Observed, plan: Plan, role: str) -> Object:
     own = [group for group in plan.groups if group.role == role]
     staying = [group for group in own if group.phase is not Phase.LEAVING]
     wanted = plan.roles[role].want
@@ -95,7 +95,7 @@ def _role(observed: Observed, desired: Desired, plan: Plan, role: str) -> Object
         "desired": wanted,
         "created": len(staying),
         "ready": ready,
-        "updated": sum(group.revision == desired.digest for group in staying),
+        "updated": sum(group.revision == plan.target for group in staying),
         "warm": sum(warm(group, observed) for group in staying),
         "draining": len(own) - len(staying),
         "summary": f"{ready}/{wanted}",
@@ -129,14 +129,19 @@ def _endpoint(desired: Desired) -> str:
 def _progressing(desired: Desired, plan: Plan, roles: Mapping[str, Object]) -> Told:
     counts = "; ".join(
         f"{role} {told['ready']} ready of {told['desired']}, {told['updated']} of revision "
-        f"{desired.digest}" + (f", {told['draining']} draining" if told["draining"] else "")
+        f"{plan.target}" + (f", {told['draining']} draining" if told["draining"] else "")
         for role, told in roles.items()
     )
     stale = any(role.old for role in plan.roles.values()) or any(
-        group.revision != desired.digest for group in plan.groups
+        group.revision != plan.target for group in plan.groups
     )
+    done, steps = plan.step.reached, plan.step.steps
+    if plan.step.held:
+        paused = desired.rollout.paused
+        said = "paused" if paused else f"partition {desired.rollout.partition}"
+        reason = "Paused" if paused else "PartitionReached"
+        return "False", reason, f"held at step {done} of {steps} by spec.rollout, {said}: {counts}"
     if stale:
-        done, steps = plan.step.reached, plan.step.steps
         return "True", "RollingOut", f"step {done} of {steps} is done: {counts}"
     if any(told["created"] > told["desired"] or told["draining"] for told in roles.values()):
         return "True", "Draining", counts
@@ -201,7 +206,7 @@ def _kv_mismatch(observed: Observed, desired: Desired, plan: Plan) -> list[Probl
     for group in plan.groups:
         leader = group.leader
         state = observed.states.get(leader.name) if leader else None
-        if group.revision == desired.digest and state is not None and state.fingerprint:
+        if group.revision == plan.target and state is not None and state.fingerprint:
             told.setdefault(state.fingerprint, f"{group.role} group {group.index}")
     if len(told) < 2:
         return []
@@ -209,7 +214,7 @@ def _kv_mismatch(observed: Observed, desired: Desired, plan: Plan) -> list[Probl
     return [
         Problem(
             "KvFingerprintMismatch",
-            f"groups of revision {desired.digest} cannot pair: {text}; "
+            f"groups of revision {plan.target} cannot pair: {text}; "
             "do all pods see the same model folder?",
         )
     ]
@@ -217,7 +222,7 @@ def _kv_mismatch(observed: Observed, desired: Desired, plan: Plan) -> list[Probl
 
 def _current(desired: Desired, plan: Plan, previous: Mapping[str, Any]) -> str:
     """The revision that serves: the target once every wanted group of it is ready."""
-    target = names.revision(desired.owner.name, desired.digest)
+    target = names.revision(desired.owner.name, plan.target)
     whole = all(role.new_ready >= role.want for role in plan.roles.values())
     if whole and any(role.want for role in plan.roles.values()):
         return target

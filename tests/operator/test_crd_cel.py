@@ -103,16 +103,10 @@ CASES = [
         "cannot both be zero",
     ),
     (
-        "no pause yet",
-        changed("rollout.paused", False),
-        changed("rollout.paused", True),
-        "cannot pause a rollout",
-    ),
-    (
-        "no partition yet",
-        changed("rollout.partition", 0),
-        changed("rollout.partition", 1),
-        "cannot hold steps of a rollout back",
+        "a partition of the steps",
+        changed("rollout", {"partition": "50%", "paused": True}),
+        changed("rollout.partition", "half"),
+        "a number of groups or a percentage",
     ),
     (
         "no gangs yet",

@@ -5,7 +5,7 @@ import dataclasses
 from typing import Any
 
 from pds_operator import revision, spec
-from pds_operator.actions import Create, Delete, MakeSecret, MarkDraining, Say, SetGate
+from pds_operator.actions import Annotate, Create, Delete, MakeSecret, MarkDraining, Say, SetGate
 from pds_operator.build.owner import Owner
 from pds_operator.observed import (
     EngineState,
@@ -15,6 +15,7 @@ from pds_operator.observed import (
     RouterView,
     pod_facts,
     revision_facts,
+    rfc3339,
 )
 from pds_operator.plan import Desired, Plan, plan
 from pds_operator.settings import Settings
@@ -170,6 +171,7 @@ class World:
                 obj = copy.deepcopy(obj)
                 obj["metadata"]["uid"] = f"uid-{obj['kind']}-{obj['metadata']['name']}"
                 if obj["kind"] == "ControllerRevision":
+                    obj["metadata"]["creationTimestamp"] = rfc3339(self.now)
                     stored = revision_facts(obj, OWNER.name)
                     self.revisions[stored.digest] = stored
                 if obj["kind"] == "Deployment":
@@ -182,6 +184,12 @@ class World:
                 self.objects.pop((kind, name), None)
                 if kind == "ControllerRevision":
                     self.revisions.pop(name.removeprefix(f"{OWNER.name}-"))
+            case Annotate(name=name, annotations=notes):
+                obj = self.objects["ControllerRevision", name]
+                kept = {**obj["metadata"].get("annotations", {}), **notes}
+                obj["metadata"]["annotations"] = {k: v for k, v in kept.items() if v is not None}
+                stored = revision_facts(obj, OWNER.name)
+                self.revisions[stored.digest] = stored
             case MarkDraining(pod=name, deadline=deadline):
                 self.change(name, draining=True, drain_deadline=deadline)
             case SetGate(pod=name, routable=routable):

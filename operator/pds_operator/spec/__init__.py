@@ -291,14 +291,6 @@ class RolloutSpec(Part):
                 "self.maxUnavailable != 0 && self.maxUnavailable != '0%')",
                 "maxSurge and maxUnavailable cannot both be zero: nothing could ever be replaced",
             ),
-            (
-                "!has(self.paused) || !self.paused",
-                "paused: this version cannot pause a rollout; leave it out",
-            ),
-            (
-                "!has(self.partition) || self.partition == 0 || self.partition == '0%'",
-                "partition: this version cannot hold steps of a rollout back; leave it out",
-            ),
         )
     )
     max_surge: IntOrPercent | None = None
@@ -306,7 +298,9 @@ class RolloutSpec(Part):
     max_unavailable: IntOrPercent | None = None
     """Groups of each role that may be missing; a percentage rounds down. Default: 0."""
     partition: IntOrPercent | None = None
+    """The last steps of a rollout, held back; a percentage of the steps rounds up. Default: 0."""
     paused: bool | None = None
+    """Stay at the step that is reached. Scaling and replacing dead groups go on."""
     drain_seconds: Annotated[int, Field(ge=0, le=86400)] | None = None
     """Default: 120."""
     min_ready_seconds: Seconds | None = None
