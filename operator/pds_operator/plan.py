@@ -9,12 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from pds_operator import lifecycle, names, objects, rollout
+from pds_operator import progress as progresses
 from pds_operator import target as targets
 from pds_operator.actions import Action, Problem, Round
 from pds_operator.build import engine
 from pds_operator.desired import Desired
 from pds_operator.fleet import Group, Phase, groups
-from pds_operator.observed import Observed, Revision
+from pds_operator.observed import Observed, Revision, rfc3339
 from pds_operator.rollout import Limits, Role, Step
 from pds_operator.target import Target
 
@@ -36,6 +37,8 @@ class Plan:
     unsettled: bool = False
     """Routers and leaders are worth asking often."""
     roles: Mapping[str, Role] = field(default_factory=dict)
+    overdue: str = ""
+    """Why the rollout has not got on within its deadline."""
 
 
 def plan(observed: Observed, desired: Desired, now: float) -> Plan:
@@ -64,6 +67,7 @@ def plan(observed: Observed, desired: Desired, now: float) -> Plan:
         _create(round_, observed, desired, target, fleet, retired, step, now)
         targets.note(round_, desired, target, now, whole=_whole(fleet, counts, digest))
     targets.prune(round_, observed, desired, target)
+    overdue = _overdue(round_, desired, target, step, fleet, now) if target else ""
     return Plan(
         actions=_allowed(round_, observed, now),
         problems=tuple(dict.fromkeys(round_.problems)),
@@ -73,7 +77,20 @@ def plan(observed: Observed, desired: Desired, now: float) -> Plan:
         wake=round_.wake,
         unsettled=round_.unsettled,
         roles=counts,
+        overdue=overdue,
     )
+
+
+def _overdue(
+    round_: Round, desired: Desired, target: Target, step: Step, fleet: list[Group], now: float
+) -> str:
+    """Why the rollout has not got on within its deadline; empty while it may still."""
+    found = progresses.progress(desired, target, step, fleet)
+    if found.overdue(now):
+        return f"no progress since {rfc3339(found.since)}: {progresses.waits_for(target, fleet)}"
+    if found.due is not None:
+        round_.wake_at(found.due)
+    return ""
 
 
 def _fleet(observed: Observed, desired: Desired) -> list[Group]:

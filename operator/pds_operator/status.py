@@ -141,6 +141,8 @@ def _progressing(desired: Desired, plan: Plan, roles: Mapping[str, Object]) -> T
         said = "paused" if paused else f"partition {desired.rollout.partition}"
         reason = "Paused" if paused else "PartitionReached"
         return "False", reason, f"held at step {done} of {steps} by spec.rollout, {said}: {counts}"
+    if plan.overdue:
+        return "False", "ProgressDeadlineExceeded", f"{plan.overdue}; {counts}"
     if stale:
         return "True", "RollingOut", f"step {done} of {steps} is done: {counts}"
     if any(told["created"] > told["desired"] or told["draining"] for told in roles.values()):

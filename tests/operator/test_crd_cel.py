@@ -103,6 +103,12 @@ CASES = [
         "cannot both be zero",
     ),
     (
+        "a deadline beyond what it must hold",
+        changed("rollout", {"progressDeadlineSeconds": 61, "minReadySeconds": 60}),
+        changed("rollout", {"progressDeadlineSeconds": 60, "minReadySeconds": 60}),
+        "more than minReadySeconds",
+    ),
+    (
         "a partition of the steps",
         changed("rollout", {"partition": "50%", "paused": True}),
         changed("rollout.partition", "half"),

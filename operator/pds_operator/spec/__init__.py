@@ -291,6 +291,12 @@ class RolloutSpec(Part):
                 "self.maxUnavailable != 0 && self.maxUnavailable != '0%')",
                 "maxSurge and maxUnavailable cannot both be zero: nothing could ever be replaced",
             ),
+            (
+                "!has(self.progressDeadlineSeconds) || self.progressDeadlineSeconds == 0 || "
+                "self.progressDeadlineSeconds > "
+                "(has(self.minReadySeconds) ? self.minReadySeconds : 0)",
+                "progressDeadlineSeconds must be more than minReadySeconds",
+            ),
         )
     )
     max_surge: IntOrPercent | None = None
@@ -304,7 +310,9 @@ class RolloutSpec(Part):
     drain_seconds: Annotated[int, Field(ge=0, le=86400)] | None = None
     """Default: 120."""
     min_ready_seconds: Seconds | None = None
+    """A new group counts when it has been ready for so long. Default: 0."""
     progress_deadline_seconds: Seconds | None = None
+    """A rollout that comes no nearer to its end for so long is told of. Default: 1800; 0: never."""
     auto_rollback: bool | None = None
     revision_history_limit: Annotated[int, Field(ge=0, le=1000)] | None = None
     """Default: 10."""
