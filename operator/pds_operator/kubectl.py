@@ -1,11 +1,16 @@
 """`kubectl pds`: a kubectl plugin. It reads through kubectl itself, so every login works."""
 
+import datetime
 import json
 import shutil
 import subprocess
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
+
+from pds_operator import names
+from pds_operator.observed import Revision, revision_facts, rfc3339
+from pds_operator.revision import digest, restored
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 Object = dict[str, Any]
@@ -41,6 +46,83 @@ def plan(name: str, namespace: Namespace = None, context: Context = None) -> Non
             typer.echo(f"{condition['type']}: {condition['reason']}: {condition['message']}")
     typer.echo(f"serving  {told.get('currentRevision') or '-'}")
     typer.echo(f"target   {told.get('targetRevision') or '-'}")
+
+
+@app.command()
+def history(name: str, namespace: Namespace = None, context: Context = None) -> None:
+    """The stored revisions: which serves, which is the target, which has failed and why."""
+    pds = _get(["get", "pdserving", name], namespace, context)
+    told = pds.get("status") or {}
+    rows = [["NUMBER", "REVISION", "IMAGE", "SERVED", "STATE"]]
+    for item in _revisions(name, namespace, context):
+        full, wanted = names.revision(name, item.digest), item.digest == digest(pds["spec"])
+        states = ["spec"] if wanted else []
+        states += ["target"] if told.get("targetRevision") == full else []
+        states += ["current"] if told.get("currentRevision") == full else []
+        states += [f"failed: {item.failed}"] if item.failed else []
+        served = rfc3339(item.served) if item.served is not None else ""
+        image = str(item.data.get("spec", {}).get("image") or "")
+        rows.append([str(item.number), item.digest, image, served, ", ".join(states)])
+    typer.echo(table(rows))
+
+
+@app.command()
+def undo(
+    name: str,
+    to: Annotated[str, typer.Option(help="A revision's name or number, of `history`.")] = "",
+    namespace: Namespace = None,
+    context: Context = None,
+) -> None:
+    """Write an older revision's spec: the one that served last, unless told. Replicas stay."""
+    pds = _get(["get", "pdserving", name], namespace, context)
+    now = digest(pds["spec"])
+    stored = [item for item in _revisions(name, namespace, context) if item.digest != now]
+    if to:
+        wanted = [r for r in stored if to in (str(r.number), r.digest, f"{name}-{r.digest}")]
+    else:
+        wanted = [item for item in stored if not item.failed]
+    if not wanted:
+        _fail(f"no revision {to or 'that served before'}: see kubectl pds history {name}")
+    chosen = max(wanted, key=lambda item: (item.served or 0.0, item.number))
+    _patch(
+        name, changes(pds["spec"], restored(pds["spec"], chosen.data["spec"])), namespace, context
+    )
+    typer.echo(f"{name}: the spec of revision {chosen.digest} (number {chosen.number}) is back")
+
+
+@app.command()
+def retry(name: str, namespace: Namespace = None, context: Context = None) -> None:
+    """Try the spec's revision again that was marked as failed."""
+    pds = _get(["get", "pdserving", name], namespace, context)
+    wanted = digest(pds["spec"])
+    failed = [item for item in _revisions(name, namespace, context) if item.failed]
+    if wanted not in [item.digest for item in failed]:
+        _fail(f"revision {wanted} of the spec is not marked as failed")
+    target = names.revision(name, wanted)
+    patch = json.dumps({"metadata": {"annotations": {names.FAILED: None}}})
+    words = ["patch", "controllerrevision", target, "--type", "merge", "-p", patch]
+    _get(words, namespace, context)
+    typer.echo(f"{name}: revision {wanted} is tried again")
+
+
+@app.command()
+def restart(name: str, namespace: Namespace = None, context: Context = None) -> None:
+    """Replace all groups step by step: writes the time to spec.restartedAt."""
+    moment = rfc3339(datetime.datetime.now(datetime.UTC).timestamp())
+    _patch(name, {"restartedAt": moment}, namespace, context)
+    typer.echo(f"{name}: restarts as a new revision ({moment})")
+
+
+def changes(old: Object, new: Object) -> Object:
+    """The merge patch that makes `new` of `old`."""
+    patch: Object = dict.fromkeys(old.keys() - new.keys())
+    for key, value in new.items():
+        if isinstance(value, dict) and isinstance(old.get(key), dict):
+            inner = changes(old[key], value)
+            patch |= {key: inner} if inner else {}
+        elif old.get(key) != value:
+            patch[key] = value
+    return patch
 
 
 @app.command()
@@ -97,6 +179,17 @@ def _pods(pods: list[Object]) -> list[list[str]]:
     return rows
 
 
+def _revisions(name: str, namespace: str | None, context: str | None) -> list[Revision]:
+    words = ["get", "controllerrevisions", "-l", f"{names.NAME}={name}"]
+    items = _get(words, namespace, context)["items"]
+    return sorted((revision_facts(item, name) for item in items), key=lambda item: item.number)
+
+
+def _fail(why: str) -> NoReturn:
+    typer.echo(f"error: {why}", err=True)
+    raise typer.Exit(1)
+
+
 def _patch(name: str, spec: Object, namespace: str | None, context: str | None) -> None:
     patch = json.dumps({"spec": spec})
     _get(["patch", "pdserving", name, "--type", "merge", "-p", patch], namespace, context)
@@ -106,8 +199,7 @@ def _get(words: list[str], namespace: str | None, context: str | None) -> Object
     """What `kubectl WORDS -o json` prints."""
     program = shutil.which("kubectl")
     if program is None:
-        typer.echo("error: kubectl is not on PATH", err=True)
-        raise typer.Exit(1)
+        _fail("kubectl is not on PATH")
     chosen = ["-n", namespace] if namespace else []
     chosen += ["--context", context] if context else []
     done = subprocess.run([program, *words, *chosen, "-o", "json"], capture_output=True, text=True)

@@ -10,6 +10,8 @@ from pds_operator import names
 
 Object = dict[str, Any]
 
+NO_PROOF = "the warm-up wrote no proof"
+
 
 @dataclass(frozen=True, slots=True)
 class Proof:
@@ -88,6 +90,8 @@ class RouterView:
 
     pod: str
     routable: Mapping[str, bool]
+    counts: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """Requests sent to each leader pod and those that failed by its fault, since it is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,7 +237,7 @@ def proof(container: Object) -> Proof | None:
             error=str(told.get("error") or ""),
         )
     except (ValueError, AttributeError, TypeError):
-        return Proof(manifest="", error="the warm-up wrote no proof")
+        return Proof(manifest="", error=NO_PROOF)
 
 
 def engine_state(told: Object) -> EngineState:
@@ -252,7 +256,14 @@ def engine_state(told: Object) -> EngineState:
 def router_view(pod: str, told: Object) -> RouterView:
     """An answer of /pds/backends."""
     backends = told.get("backends") or []
-    return RouterView(pod, {str(item.get("pod")): bool(item.get("routable")) for item in backends})
+    return RouterView(
+        pod,
+        {str(item.get("pod")): bool(item.get("routable")) for item in backends},
+        {
+            str(item.get("pod")): (int(item.get("requests") or 0), int(item.get("failures") or 0))
+            for item in backends
+        },
+    )
 
 
 def revision_facts(obj: Object, pds: str) -> Revision:

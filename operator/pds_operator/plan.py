@@ -1,8 +1,7 @@
 """One round: from what is observed and what is wanted to the writes that bring them closer. Pure.
 
 Level-triggered and without memory: the plan of a crashed round, made again, goes on where it
-stopped. Later issues add here: compile-first, automatic rollback, gangs, and replicas that the
-PDServingRole rules.
+stopped. Later issues add here: compile-first, gangs, and replicas that the PDServingRole rules.
 """
 
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from pds_operator.actions import Action, Problem, Round
 from pds_operator.build import engine
 from pds_operator.desired import Desired
 from pds_operator.fleet import Group, Phase, groups
+from pds_operator.judge import evidence
 from pds_operator.observed import Observed, Revision, rfc3339
 from pds_operator.rollout import Limits, Role, Step
 from pds_operator.target import Target
@@ -37,6 +37,8 @@ class Plan:
     unsettled: bool = False
     """Routers and leaders are worth asking often."""
     roles: Mapping[str, Role] = field(default_factory=dict)
+    rejected: str = ""
+    """The spec's revision, where it has failed and `target` stands in for it."""
     overdue: str = ""
     """Why the rollout has not got on within its deadline."""
 
@@ -46,11 +48,15 @@ def plan(observed: Observed, desired: Desired, now: float) -> Plan:
     round_ = Round()
     fleet = _fleet(observed, desired)
     target = targets.choose(observed, desired.digest, fleet, now)
+    asked, desired = desired, targets.effective(desired, target, fleet)
     objects.keep(round_, observed, desired, now)
     if target is None:
         targets.make(round_, observed, desired)
+    elif target.rejected is not None:
+        round_.problems.append(_rejected(asked, target, target.rejected))
     terms = _terms(desired)
     limits = _limits(desired, target)
+    overdue = ""
     kept = target.good.digest if target and target.good and limits.holds else ""
     digest = target.digest if target else desired.digest
     counts = _counts(round_, fleet, desired, digest, kept, now)
@@ -65,9 +71,9 @@ def plan(observed: Observed, desired: Desired, now: float) -> Plan:
         used = {group.revision for group in fleet} | {digest} | ({kept} - {""})
         objects.config_maps(round_, observed, desired, used)
         _create(round_, observed, desired, target, fleet, retired, step, now)
+        overdue = _judge(round_, observed, desired, target, step, fleet, now)
         targets.note(round_, desired, target, now, whole=_whole(fleet, counts, digest))
-    targets.prune(round_, observed, desired, target)
-    overdue = _overdue(round_, desired, target, step, fleet, now) if target else ""
+    targets.prune(round_, observed, asked, target)
     return Plan(
         actions=_allowed(round_, observed, now),
         problems=tuple(dict.fromkeys(round_.problems)),
@@ -77,20 +83,41 @@ def plan(observed: Observed, desired: Desired, now: float) -> Plan:
         wake=round_.wake,
         unsettled=round_.unsettled,
         roles=counts,
+        rejected=target.rejected.digest if target and target.rejected else "",
         overdue=overdue,
     )
 
 
-def _overdue(
-    round_: Round, desired: Desired, target: Target, step: Step, fleet: list[Group], now: float
+def _judge(
+    round_: Round,
+    observed: Observed,
+    desired: Desired,
+    target: Target,
+    step: Step,
+    fleet: list[Group],
+    now: float,
 ) -> str:
-    """Why the rollout has not got on within its deadline; empty while it may still."""
-    found = progresses.progress(desired, target, step, fleet)
-    if found.overdue(now):
-        return f"no progress since {rfc3339(found.since)}: {progresses.waits_for(target, fleet)}"
-    if found.due is not None:
-        round_.wake_at(found.due)
+    """Give up a revision that shows to be bad; why the rollout is overdue, if it is."""
+    progress = progresses.progress(desired, target, step, fleet)
+    found = None if desired.rollout.paused else evidence(observed, target, progress, fleet, now)
+    if found is not None and desired.rollout.auto_rollback is not False:
+        targets.reject(round_, desired, target, str(found))
+    elif found is not None:
+        text = f"revision {target.digest} is bad, and spec.rollout.autoRollback is false: {found}"
+        round_.problems.append(Problem("RevisionFailing", text))
+    if progress.overdue(now):
+        return f"no progress since {rfc3339(progress.since)}: {progresses.waits_for(target, fleet)}"
+    if progress.due is not None:
+        round_.wake_at(progress.due)
     return ""
+
+
+def _rejected(asked: Desired, target: Target, rejected: Revision) -> Problem:
+    text = (
+        f"revision {rejected.digest} of the spec has failed, and {target.digest} serves in its "
+        f"place: {rejected.failed}; put the spec right, or: kubectl pds retry {asked.owner.name}"
+    )
+    return Problem("RevisionFailed", text)
 
 
 def _fleet(observed: Observed, desired: Desired) -> list[Group]:

@@ -144,7 +144,8 @@ def _progressing(desired: Desired, plan: Plan, roles: Mapping[str, Object]) -> T
     if plan.overdue:
         return "False", "ProgressDeadlineExceeded", f"{plan.overdue}; {counts}"
     if stale:
-        return "True", "RollingOut", f"step {done} of {steps} is done: {counts}"
+        reason = "RollingBack" if plan.rejected else "RollingOut"
+        return "True", reason, f"step {done} of {steps} is done: {counts}"
     if any(told["created"] > told["desired"] or told["draining"] for told in roles.values()):
         return "True", "Draining", counts
     if any(told["created"] < told["desired"] for told in roles.values()):

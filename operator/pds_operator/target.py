@@ -6,10 +6,12 @@ Two annotations on a ControllerRevision keep what nothing shows any more afterwa
 A target that stood whole since it became the target is settled; until then it is rolled out.
 """
 
+import dataclasses
 from collections import Counter
 from dataclasses import dataclass
 
-from pds_operator import diff, names
+from pds_operator import diff, names, spec
+from pds_operator import revision as revisions
 from pds_operator.actions import Annotate, Create, Delete, Problem, Round, Say, TryOut
 from pds_operator.actions import revision_scope as scope_of
 from pds_operator.build import engine
@@ -30,6 +32,8 @@ class Target:
     """When it became the target, in Unix seconds."""
     good: Revision | None = None
     """The last that served, other than `revision`; None: there is none to hold on to."""
+    rejected: Revision | None = None
+    """The revision of the spec, where that is marked as failed and the last good one stands in."""
     fresh: bool = False
     """It has become the target just now, which is still to be written down."""
 
@@ -51,21 +55,46 @@ class Target:
 
 
 def choose(observed: Observed, digest: str, fleet: list[Group], now: float) -> Target | None:
-    """The target, given the revision that the spec asks for; None until that is stored."""
+    """The target, given the revision that the spec asks for; None until that is stored.
+
+    Where that has failed the last good one is, and nothing is behind it: what is gone back to is
+    neither held nor judged.
+    """
     wanted = observed.revisions.get(digest)
     if wanted is None:
         return None
-    latest = max(item.since for item in observed.revisions.values())
-    fresh = wanted.since < latest
-    since = max(now, latest) if fresh else wanted.since
-    return Target(wanted, since, _last_good(observed, wanted, fleet), fresh)
+    good = _last_good(observed, wanted, fleet)
+    back = bool(wanted.failed) and good is not None
+    revision = good if back and good is not None else wanted
+    others = [r.since for r in observed.revisions.values() if r.digest != revision.digest]
+    latest = max(others, default=-1.0)
+    # Times are written in whole seconds: the target's must be the latest, and alone.
+    fresh = revision.since <= latest
+    since = float(int(max(now, latest + 1))) if fresh else revision.since
+    if back:
+        return Target(revision, since, rejected=wanted, fresh=fresh)
+    return Target(revision, since, good, fresh=fresh)
+
+
+def effective(desired: Desired, target: Target | None, fleet: list[Group]) -> Desired:
+    """`desired` as the target has it: where a revision was rejected, with the older one's pods."""
+    if target is None or target.rejected is None:
+        return desired
+    raw = revisions.restored(desired.raw, target.revision.data["spec"])
+    for role in set(raw) & set(names.ROLES) - set(desired.raw):
+        there = sum(g.role == role and g.revision == target.digest for g in fleet)
+        raw[role] = {**raw[role], "replicas": max(1, there)}
+    try:
+        return dataclasses.replace(desired, raw=raw, spec=spec.parse(raw))
+    except SpecError:
+        return desired  # of a version that took more: its pods are stored, and that is enough
 
 
 def _last_good(observed: Observed, target: Revision, fleet: list[Group]) -> Revision | None:
     """The revision that served last; before any has been whole, the one with most ready groups."""
     ready = Counter(group.revision for group in fleet if group.ready)
     others = [item for item in observed.revisions.values() if item.digest != target.digest]
-    known = [item for item in others if item.served is not None or ready[item.digest]]
+    known = [r for r in others if not r.failed and (r.served is not None or ready[r.digest])]
     return max(
         known, key=lambda item: (item.served or 0.0, ready[item.digest], item.number), default=None
     )
@@ -99,13 +128,21 @@ def note(round_: Round, desired: Desired, target: Target, now: float, *, whole: 
         key, moment = names.SERVED, max(now, target.since)
     else:
         return
-    annotate(round_, desired, target.revision, {key: rfc3339(moment)})
+    _annotate(round_, desired, target.revision, {key: rfc3339(moment)})
 
 
-def annotate(
+def reject(round_: Round, desired: Desired, target: Target, why: str) -> None:
+    """Mark the target as failed: from the next round on the last good revision is the target."""
+    _annotate(round_, desired, target.revision, {names.FAILED: why[:1000]})
+    good = target.good.digest if target.good else ""
+    said = f"revision {target.digest} is given up for {good}: {why}"
+    scope = scope_of(target.digest)
+    round_.actions.append(Say("RevisionFailed", said, warning=True, scope=scope))
+
+
+def _annotate(
     round_: Round, desired: Desired, revision: Revision, notes: dict[str, str | None]
 ) -> None:
-    """Annotate the ControllerRevision of `revision`."""
     name = names.revision(desired.owner.name, revision.digest)
     scope = scope_of(revision.digest)
     round_.actions.append(Annotate("ControllerRevision", name, revision.uid, notes, scope))

@@ -4,7 +4,7 @@ import pytest
 from pds_operator.status import status
 from worlds import NOW, World, desired, digest, raw_spec
 
-ROLLOUT = {"drainSeconds": 60, "progressDeadlineSeconds": 300}
+ROLLOUT = {"drainSeconds": 60, "progressDeadlineSeconds": 300, "autoRollback": False}
 START = NOW + 60
 
 

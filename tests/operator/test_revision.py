@@ -38,3 +38,28 @@ def test_what_changes_a_pod_changes_it():
 def test_the_order_of_keys_does_not_matter():
     raw = raw_spec()
     assert revision.digest(dict(reversed(raw.items()))) == revision.digest(raw)
+
+
+def test_restoring_keeps_what_makes_no_pod():
+    old = raw_spec(
+        image="engine:1",
+        scheduling={"priorityClassName": "high"},
+        compileCache={"volume": {"ephemeral": {}}},
+    )
+    now = raw_spec(
+        image="engine:2",
+        engine={"chunkSize": 64},
+        prefill={"replicas": 7, "parallelism": {"pp": 2}},
+        router={"replicas": 3},
+        rollout={"drainSeconds": 5, "maxSurge": 2},
+        scheduling={"scheduleTimeoutSeconds": 5},
+    )
+    back = revision.restored(now, revision.affecting(old))
+    assert revision.digest(back) == revision.digest(old)
+    assert back == {
+        **old,
+        "prefill": {"replicas": 7},
+        "router": {"replicas": 3},
+        "rollout": {"drainSeconds": 60, "maxSurge": 2},
+        "scheduling": {"scheduleTimeoutSeconds": 5, "priorityClassName": "high"},
+    }

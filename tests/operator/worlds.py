@@ -56,6 +56,7 @@ class World:
         self.counter = 0
         self.failures: dict[str, Any] = {}
         self.unschedulable = False
+        self.counts: dict[str, tuple[int, int]] = {}
 
     def observed(self) -> Observed:
         leaders = [pod for pod in self.pods.values() if pod.leader and pod.started]
@@ -86,7 +87,9 @@ class World:
                 )
                 for pod in leaders
             },
-            routers=(RouterView("r", {pod.name: routable(pod) for pod in leaders}),),
+            routers=(
+                RouterView("r", {pod.name: routable(pod) for pod in leaders}, dict(self.counts)),
+            ),
             routers_ready=1,
             secret=self.secret,
             failures=dict(self.failures),
@@ -140,6 +143,10 @@ class World:
     def bury(self) -> None:
         """Pods that are being deleted are gone."""
         self.pods = {name: pod for name, pod in self.pods.items() if not pod.deleting}
+
+    @staticmethod
+    def stored(obj: dict[str, Any]) -> Revision:
+        return revision_facts(obj, OWNER.name)
 
     def change(self, name: str, **facts: Any) -> None:
         self.pods[name] = dataclasses.replace(self.pods[name], **facts)

@@ -314,6 +314,7 @@ class RolloutSpec(Part):
     progress_deadline_seconds: Seconds | None = None
     """A rollout that comes no nearer to its end for so long is told of. Default: 1800; 0: never."""
     auto_rollback: bool | None = None
+    """Go back to the last good revision when the new one shows to be bad. Default: true."""
     revision_history_limit: Annotated[int, Field(ge=0, le=1000)] | None = None
     """Default: 10."""
 
