@@ -8,8 +8,9 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from pds_operator import names
-from pds_operator.observed import Revision, revision_facts, rfc3339
+from pds_operator import names, views
+from pds_operator.observed import Pod, Revision, pod_facts, revision_facts, rfc3339
+from pds_operator.preview import preview
 from pds_operator.revision import digest, restored
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -25,18 +26,30 @@ def _pds() -> None:
 
 @app.command()
 def status(name: str, namespace: Namespace = None, context: Context = None) -> None:
-    """Conditions, roles and pods of one PDServing."""
+    """Conditions, and the tree of roles and groups: revision, phase, requests under way."""
     pds = _get(["get", "pdserving", name], namespace, context)
-    pods = _get(["get", "pods", "-l", f"pdserving.io/name={name}"], namespace, context)
     told = pds.get("status") or {}
+    pods, routers = _pods(name, namespace, context)
     typer.echo(f"{name}  {told.get('endpoint', '')}")
-    for rows in (_conditions(told), _roles(told), _pods(pods["items"])):
-        typer.echo("\n" + table(rows))
+    for rows in (views.conditions(told), views.tree(told, pods, _in_flight(pds, routers, context))):
+        typer.echo("\n" + views.table(rows))
 
 
 @app.command()
-def plan(name: str, namespace: Namespace = None, context: Context = None) -> None:
-    """What is being done, and what stands in the way."""
+def plan(
+    name: Annotated[str, typer.Argument(help="Left out: the PDServing of --filename.")] = "",
+    filename: Annotated[
+        str, typer.Option("--filename", "-f", help="An edit: what it would do, without doing it.")
+    ] = "",
+    namespace: Namespace = None,
+    context: Context = None,
+) -> None:
+    """What is being done and stands in the way; with -f each step that an edit would take."""
+    if filename:
+        _preview(name, filename, namespace, context)
+        return
+    if not name:
+        _fail("give the name of a PDServing, or -f FILE")
     pds = _get(["get", "pdserving", name], namespace, context)
     told = pds.get("status") or {}
     for condition in told.get("conditions", []):
@@ -63,7 +76,7 @@ def history(name: str, namespace: Namespace = None, context: Context = None) -> 
         served = rfc3339(item.served) if item.served is not None else ""
         image = str(item.data.get("spec", {}).get("image") or "")
         rows.append([str(item.number), item.digest, image, served, ", ".join(states)])
-    typer.echo(table(rows))
+    typer.echo(views.table(rows))
 
 
 @app.command()
@@ -139,55 +152,46 @@ def resume(name: str, namespace: Namespace = None, context: Context = None) -> N
     typer.echo(f"{name}: rollouts go on")
 
 
-def table(rows: list[list[str]]) -> str:
-    """Columns as kubectl aligns them."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ("   ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
-    return "\n".join(lines)
+def _preview(name: str, filename: str, namespace: str | None, context: str | None) -> None:
+    """The API server says what the edit comes to, with its own checks."""
+    edit = _get(["apply", "--dry-run=server", "-f", filename], namespace, context)
+    found = [item for item in edit.get("items", [edit]) if item.get("kind") == names.KIND]
+    chosen = [item for item in found if name in ("", item["metadata"]["name"])]
+    if len(chosen) != 1:
+        _fail(f"{filename} holds {len(chosen)} PDServings of that name: name one")
+    meta = chosen[0]["metadata"]
+    place = meta.get("namespace") or namespace
+    pods, _ = _pods(meta["name"], place, context)
+    stored = {item.digest: item for item in _revisions(meta["name"], place, context)}
+    now = datetime.datetime.now(datetime.UTC).timestamp()
+    for line in preview(meta["name"], chosen[0]["spec"], pods, stored, now):
+        typer.echo(line)
 
 
-def _conditions(told: Object) -> list[list[str]]:
-    keys = ("type", "status", "reason", "lastTransitionTime", "message")
-    rows = [[str(item[key]) for key in keys] for item in told.get("conditions", [])]
-    return [["CONDITION", "STATUS", "REASON", "SINCE", "MESSAGE"], *rows]
+def _pods(name: str, namespace: str | None, context: str | None) -> tuple[list[Pod], list[Object]]:
+    """(engine pods, the routers' as plain objects)."""
+    items = _get(["get", "pods", "-l", f"{names.NAME}={name}"], namespace, context)["items"]
+    routers = [i for i in items if (i["metadata"].get("labels") or {}).get(names.ROLE) == "router"]
+    return [facts for item in items if (facts := pod_facts(item)) is not None], routers
 
 
-def _roles(told: Object) -> list[list[str]]:
-    keys = ("desired", "created", "ready", "updated", "warm", "draining")
-    rows = [["ROLE", *(key.upper() for key in keys)]]
-    for role in ("prefill", "decode", "unified", "router"):
-        if role in told:
-            rows.append([role, *(str(told[role].get(key, "")) for key in keys)])
-    return rows
-
-
-def _pods(pods: list[Object]) -> list[list[str]]:
-    rows = [["POD", "ROLE", "REVISION", "ATTEMPT", "PHASE", "READY", "DRAINING"]]
-    for pod in sorted(pods, key=lambda item: str(item["metadata"]["name"])):
-        labels = pod["metadata"].get("labels") or {}
-        conditions = {c["type"]: c["status"] for c in pod["status"].get("conditions") or []}
-        chosen = [labels.get(f"pdserving.io/{key}", "") for key in ("role", "revision", "attempt")]
-        rows.append(
-            [
-                pod["metadata"]["name"],
-                *chosen,
-                pod["status"].get("phase", ""),
-                conditions.get("Ready", ""),
-                labels.get("pdserving.io/draining", ""),
-            ]
-        )
-    return rows
+def _in_flight(pds: Object, routers: list[Object], context: str | None) -> dict[str, int]:
+    """Requests under way by leader, as the routers tell through the API server; else nothing."""
+    counts: dict[str, int] = {}
+    for router in routers:
+        place = f"namespaces/{pds['metadata']['namespace']}/pods/{router['metadata']['name']}"
+        path = f"/api/v1/{place}:{names.HTTP_PORT}/proxy/pds/backends"
+        done = _kubectl(["get", "--raw", path], None, context)
+        if done.returncode == 0:
+            for item in json.loads(done.stdout).get("backends", []):
+                counts[item["pod"]] = counts.get(item["pod"], 0) + item["in_flight"]
+    return counts
 
 
 def _revisions(name: str, namespace: str | None, context: str | None) -> list[Revision]:
     words = ["get", "controllerrevisions", "-l", f"{names.NAME}={name}"]
     items = _get(words, namespace, context)["items"]
     return sorted((revision_facts(item, name) for item in items), key=lambda item: item.number)
-
-
-def _fail(why: str) -> NoReturn:
-    typer.echo(f"error: {why}", err=True)
-    raise typer.Exit(1)
 
 
 def _patch(name: str, spec: Object, namespace: str | None, context: str | None) -> None:
@@ -197,17 +201,28 @@ def _patch(name: str, spec: Object, namespace: str | None, context: str | None) 
 
 def _get(words: list[str], namespace: str | None, context: str | None) -> Object:
     """What `kubectl WORDS -o json` prints."""
-    program = shutil.which("kubectl")
-    if program is None:
-        _fail("kubectl is not on PATH")
-    chosen = ["-n", namespace] if namespace else []
-    chosen += ["--context", context] if context else []
-    done = subprocess.run([program, *words, *chosen, "-o", "json"], capture_output=True, text=True)
+    done = _kubectl([*words, "-o", "json"], namespace, context)
     if done.returncode:
         typer.echo(done.stderr.strip(), err=True)
         raise typer.Exit(done.returncode)
     told = json.loads(done.stdout)
     return told if isinstance(told, dict) else {}
+
+
+def _kubectl(
+    words: list[str], namespace: str | None, context: str | None
+) -> subprocess.CompletedProcess[str]:
+    program = shutil.which("kubectl")
+    if program is None:
+        _fail("kubectl is not on PATH")
+    chosen = ["-n", namespace] if namespace else []
+    chosen += ["--context", context] if context else []
+    return subprocess.run([program, *words, *chosen], capture_output=True, text=True, check=False)
+
+
+def _fail(why: str) -> NoReturn:
+    typer.echo(f"error: {why}", err=True)
+    raise typer.Exit(1)
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from pds_operator.observed import Observed, Revision, rfc3339
 from pds_operator.rollout import Limits, Role, Step
 from pds_operator.target import Target
 
-__all__ = ["Desired", "Plan", "plan"]
+__all__ = ["Desired", "Plan", "counts", "limits", "plan"]
 
 SCHEDULE_TIMEOUT = 300
 
@@ -55,12 +55,12 @@ def plan(observed: Observed, desired: Desired, now: float) -> Plan:
     elif target.rejected is not None:
         round_.problems.append(_rejected(asked, target, target.rejected))
     terms = _terms(desired)
-    limits = _limits(desired, target)
+    limit = limits(desired, target)
     overdue = ""
-    kept = target.good.digest if target and target.good and limits.holds else ""
+    kept = target.good.digest if target and target.good and limit.holds else ""
     digest = target.digest if target else desired.digest
-    counts = _counts(round_, fleet, desired, digest, kept, now)
-    step = rollout.step(counts, limits)
+    roles = counts(round_, fleet, desired, digest, kept, now)
+    step = rollout.step(roles, limit)
     retired = _retired(fleet, step, target.digest, kept) if target else []
     for group in retired:
         lifecycle.retire(round_, terms, group, now)
@@ -72,7 +72,7 @@ def plan(observed: Observed, desired: Desired, now: float) -> Plan:
         objects.config_maps(round_, observed, desired, used)
         _create(round_, observed, desired, target, fleet, retired, step, now)
         overdue = _judge(round_, observed, desired, target, step, fleet, now)
-        targets.note(round_, desired, target, now, whole=_whole(fleet, counts, digest))
+        targets.note(round_, desired, target, now, whole=_whole(fleet, roles, digest))
     targets.prune(round_, observed, asked, target)
     return Plan(
         actions=_allowed(round_, observed, now),
@@ -82,7 +82,7 @@ def plan(observed: Observed, desired: Desired, now: float) -> Plan:
         target=digest,
         wake=round_.wake,
         unsettled=round_.unsettled,
-        roles=counts,
+        roles=roles,
         rejected=target.rejected.digest if target and target.rejected else "",
         overdue=overdue,
     )
@@ -143,7 +143,7 @@ def _terms(desired: Desired) -> lifecycle.Terms:
     )
 
 
-def _counts(
+def counts(
     round_: Round, fleet: list[Group], desired: Desired, digest: str, kept: str, now: float
 ) -> dict[str, Role]:
     """Each role's groups, as the arithmetic of rollouts wants them.
@@ -183,16 +183,16 @@ def _useless(group: Group, kept: str) -> bool:
     return group.hopeless and group.revision != kept
 
 
-def _whole(fleet: list[Group], counts: Mapping[str, Role], digest: str) -> bool:
+def _whole(fleet: list[Group], roles: Mapping[str, Role], digest: str) -> bool:
     """Every wanted group of the target is available, and no other is left."""
     return (
-        any(role.want for role in counts.values())
-        and all(role.new_ready >= role.want for role in counts.values())
+        any(role.want for role in roles.values())
+        and all(role.new_ready >= role.want for role in roles.values())
         and all(group.revision == digest for group in fleet)
     )
 
 
-def _limits(desired: Desired, target: Target | None) -> Limits:
+def limits(desired: Desired, target: Target | None) -> Limits:
     """Steps are held back only while a revision that served can go on."""
     given = desired.rollout
     rolling = target is not None and target.rolling

@@ -11,9 +11,9 @@ leave down to what step k still needs. Two bounds always hold:
   - a ready old group leaves only while ready ≥ min(groups, want) − unavailable remains.
 
 A rollout may be held: `partition` keeps back the last steps, `paused` stays at the step that is
-reached. At the step where it stays old and new groups together are what is wanted: scaling then
-makes and retires groups of the revision that served before. What has been made stays: neither
-takes back a step.
+reached. Where it stays, scaling makes and retires groups of the revision that served before, so
+that old and new together are what is wanted; rounding may add one where the surge has room, as an
+old prefill needs an old decode. What has been made stays: neither takes back a step.
 """
 
 import math
@@ -141,7 +141,6 @@ def _move(role: Role, limits: Limits, at: _At) -> Move:
     create_old = 0
     if held and at.reached >= at.last:
         create = 0
-        keep = role.want - min(role.want, _share(at.reached, role.want, at.steps))
         create_old = max(0, min(keep - role.old, room))
     if role.want == 0 and at.reached < at.steps:
         keep = role.old  # a role that the new revision lacks serves until the new one is whole

@@ -18,8 +18,8 @@ class Kubectl:
 
     def run(self, words, **_):
         words = words[1:]
-        assert words[-2:] == ["-o", "json"]
-        self.asked.append(words[:-2])
+        assert "json" in words or "--raw" in words
+        self.asked.append([word for word in words if word not in ("-o", "json")])
         key = next((key for key in self.answers if " ".join(words).startswith(key)), None)
         if key is None:
             return subprocess.CompletedProcess(words, 1, "", f"no answer to {words}")
@@ -147,3 +147,120 @@ def test_restart_is_a_new_revision(three):
     [(_, patch)] = three.patches()
     assert list(patch["spec"]) == ["restartedAt"]
     assert revision.digest({**SECOND, **patch["spec"]}) != revision.digest(SECOND)
+
+
+def pod(name, revision, labels=()):
+    _, letter, group, attempt, rank = name.split("-")
+    role = {"p": "prefill", "d": "decode"}[letter]
+    ready = [{"type": t, "status": "True"} for t in ("PodScheduled", "ContainersReady", "Ready")]
+    return {
+        "metadata": {
+            "name": name,
+            "uid": name,
+            "labels": {
+                "pdserving.io/role": role,
+                "pdserving.io/group": group,
+                "pdserving.io/attempt": attempt,
+                "pdserving.io/rank-pod": rank,
+                "pdserving.io/revision": revision,
+                **dict(labels),
+            },
+            "annotations": {},
+        },
+        "status": {
+            "phase": "Running",
+            "conditions": ready,
+            "containerStatuses": [{"name": "engine", "started": True}],
+        },
+    }
+
+
+def test_status_is_a_tree_with_what_is_under_way(cluster):
+    now = revision.digest(SECOND)
+    draining = pod("chat-p-1-0-0", "old", {"pdserving.io/draining": "true"})
+    draining["metadata"]["annotations"]["pdserving.io/drain-deadline"] = "2026-01-01T00:01:00Z"
+    router = {
+        "metadata": {"name": "chat-router-x", "labels": {"pdserving.io/role": "router"}},
+        "status": {},
+    }
+    cluster.answers["get pdserving chat"] = {
+        "metadata": {"namespace": "team"},
+        "status": {
+            "endpoint": "http://chat.team",
+            "prefill": {"summary": "1/1", "updated": 1, "draining": 1},
+            "decode": {"summary": "1/1", "updated": 1},
+            "router": {"desired": 1, "ready": 1},
+        },
+    }
+    cluster.answers["get pods"] = {
+        "items": [pod("chat-p-0-1-0", now), draining, pod("chat-d-0-0-0", now), router]
+    }
+    cluster.answers["get --raw /api/v1/namespaces/team/pods/chat-router-x:8000/proxy"] = {
+        "backends": [
+            {"pod": "chat-p-1-0-0", "in_flight": 3},
+            {"pod": "chat-d-0-0-0", "in_flight": 4},
+        ]
+    }
+    lines = told("status", "chat").splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("ROLE"))
+    assert [line.split() for line in lines[start + 1 :]] == [
+        ["prefill", "1", "updated,", "1", "draining", "1/1"],
+        ["chat-p-0-1-0", now, "1", "up", "yes"],
+        ["chat-p-1-0-0", "old", "0", "draining", "until", "2026-01-01T00:01:00Z", "no", "3"],
+        ["decode", "1", "updated", "1/1"],
+        ["chat-d-0-0-0", now, "0", "up", "yes", "4"],
+        ["router", "1/1"],
+    ]
+
+
+def test_plan_of_a_file_says_each_step_and_changes_nothing(cluster):
+    old, new = raw_spec(image="engine:1"), raw_spec(image="engine:2")
+    now = revision.digest(old)
+    cluster.answers["apply --dry-run=server -f edit.yaml"] = {
+        "kind": "PDServing",
+        "metadata": {"name": "chat", "namespace": "team"},
+        "spec": new,
+    }
+    cluster.answers["get pods"] = {
+        "items": [pod(f"chat-{name}-0-0", now) for name in ("p-0", "p-1", "d-0")]
+    }
+    cluster.answers["get controllerrevisions"] = {
+        "items": [stored(old, 1, served="2026-01-01T00:00:00Z")]
+    }
+    assert told("plan", "-f", "edit.yaml").splitlines() == [
+        f"target   {revision.digest(new)}, new; {now} served last",
+        "  1. create 1 new prefill, create 1 new decode",
+        "  2. drain 1 old prefill",
+        "  3. create 1 new prefill",
+        "  4. drain 1 old prefill, drain 1 old decode",
+        "nothing left to do",
+    ]
+    cluster.answers["apply --dry-run=server -f edit.yaml"]["spec"] = {
+        **new,
+        "rollout": {"drainSeconds": 60, "partition": 1},
+    }
+    assert told("plan", "-f", "edit.yaml").splitlines()[-2:] == [
+        "  2. drain 1 old prefill",
+        "held at step 1 of 2",
+    ]
+    assert {words[0] for words in cluster.asked} == {"apply", "get"}
+    assert all("--dry-run=server" in words for words in cluster.asked if words[0] == "apply")
+
+
+def test_plan_of_a_scaled_spec_makes_no_revision(cluster):
+    old = raw_spec(image="engine:1")
+    cluster.answers["apply"] = {
+        "kind": "PDServing",
+        "metadata": {"name": "chat"},
+        "spec": {**old, "prefill": {"replicas": 4}, "decode": {"replicas": 0}},
+    }
+    names = ("p-0", "p-1", "d-0")
+    cluster.answers["get pods"] = {
+        "items": [pod(f"chat-{name}-0-0", revision.digest(old)) for name in names]
+    }
+    cluster.answers["get controllerrevisions"] = {"items": [stored(old, 1)]}
+    assert told("plan", "chat", "-f", "edit.yaml").splitlines() == [
+        f"target   {revision.digest(old)}",
+        "  1. create 2 new prefill, drain 1 new decode",
+        "nothing left to do",
+    ]
