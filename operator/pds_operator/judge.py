@@ -7,6 +7,7 @@ back to is never judged: there is no way from one bad revision to another.
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from pds_operator.compiling import State, Warmup
 from pds_operator.fleet import Group, Phase
 from pds_operator.observed import NO_PROOF, Observed
 from pds_operator.progress import Progress, waits_for
@@ -32,11 +33,18 @@ class Evidence:
 
 
 def evidence(
-    observed: Observed, target: Target, progress: Progress, fleet: Iterable[Group], now: float
+    observed: Observed,
+    target: Target,
+    progress: Progress,
+    warmup: Warmup,
+    fleet: Iterable[Group],
+    now: float,
 ) -> Evidence | None:
     """What speaks against the target; the clearest first."""
     if not target.rolling or target.fresh:
         return None
+    if warmup.state is State.FAILED:
+        return Evidence("WarmupFailed", warmup.message)
     own = [g for g in fleet if g.revision == target.digest and g.phase is not Phase.LEAVING]
     return (
         _warmup(own)

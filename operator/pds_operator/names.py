@@ -83,6 +83,11 @@ def cache_claim(pds: str) -> str:
     return f"{pds}-cache"
 
 
+def warmup(pds: str, digest: str) -> str:
+    """The Job that compiles a revision."""
+    return f"{pds}-{digest}-warmup"
+
+
 def revision(pds: str, digest: str) -> str:
     """A ControllerRevision, and the ConfigMap that lives and dies with it."""
     return f"{pds}-{digest}"

@@ -29,7 +29,7 @@ def keep(round_: Round, observed: Observed, desired: Desired, now: float) -> Non
     except SpecError as error:
         round_.problems.append(Problem(error.reason, error.message))
     for obj in wanted:
-        _ensure(round_, observed, obj, owner.uid)
+        ensure(round_, observed, obj, owner.uid)
     named = {(obj["kind"], obj["metadata"]["name"]) for obj in wanted}
     for (kind, name), live in observed.objects.items():
         if kind in PRUNED and (kind, name) not in named and diff.ours(live, owner.uid):
@@ -53,7 +53,8 @@ def _secret(round_: Round, observed: Observed, owner: Owner) -> None:
         round_.actions.append(MakeSecret(owner.metadata(name)))
 
 
-def _ensure(round_: Round, observed: Observed, obj: Object, uid: str) -> None:
+def ensure(round_: Round, observed: Observed, obj: Object, uid: str) -> None:
+    """Make it, apply it again, leave it alone, or say that it is somebody else's."""
     wanted = diff.stamped(obj)
     scope = object_scope(wanted)
     live = observed.objects.get((wanted["kind"], wanted["metadata"]["name"]))
@@ -89,4 +90,4 @@ def config_maps(round_: Round, observed: Observed, desired: Desired, used: Itera
     for digest in sorted(set(used) & set(observed.revisions)):
         stored = observed.revisions[digest]
         wanted = engine.config_map(desired.owner, digest, stored.data)
-        _ensure(round_, observed, wanted, desired.owner.uid)
+        ensure(round_, observed, wanted, desired.owner.uid)

@@ -73,6 +73,19 @@ class Pod:
 
 
 @dataclass(frozen=True, slots=True)
+class WarmupPod:
+    """A pod of the Job that compiles a revision."""
+
+    name: str
+    revision: str
+    scheduled: bool = False
+    unscheduled: str = ""
+    """What the scheduler says."""
+    error: str = ""
+    """Why a container of it failed."""
+
+
+@dataclass(frozen=True, slots=True)
 class EngineState:
     """What a leader's /pds/state answered."""
 
@@ -146,6 +159,7 @@ class Observed:
     routers: tuple[RouterView, ...] = ()
     """Those that are ready and answered."""
     routers_ready: int = 0
+    warmups: tuple[WarmupPod, ...] = ()
     secret: bool = False
     failures: Mapping[str, Failure] = field(default_factory=dict)
     """By the scope of the action that was refused."""
@@ -219,6 +233,27 @@ def pod_facts(obj: Object) -> Pod | None:
         failed_at=seconds(ended.get("finishedAt")),
         message=_told(ended) or _waiting(status) or status.get("message", ""),
         proof=proof(_container(status.get("initContainerStatuses"), "warmup")),
+    )
+
+
+def warmup_facts(obj: Object) -> WarmupPod:
+    """The facts of a warm-up Job's pod."""
+    meta, status = obj["metadata"], obj.get("status") or {}
+    conditions = {item["type"]: item for item in status.get("conditions") or []}
+    failed = _failed_container(status)
+    told = proof(failed)
+    ended = (failed.get("state") or {}).get("terminated") or {}
+    error = ""
+    if ended:
+        known = told is not None and told.error != NO_PROOF
+        text = told.error if known and told is not None else _told(ended)
+        error = text or f"container {failed['name']} ended with exit code {ended['exitCode']}"
+    return WarmupPod(
+        name=meta["name"],
+        revision=(meta.get("labels") or {}).get(names.REVISION, ""),
+        scheduled=_true(conditions.get("PodScheduled")),
+        unscheduled=_unscheduled(conditions.get("PodScheduled")),
+        error=error or _waiting(status),
     )
 
 

@@ -1,17 +1,18 @@
 """One round: from what is observed and what is wanted to the writes that bring them closer. Pure.
 
 Level-triggered and without memory: the plan of a crashed round, made again, goes on where it
-stopped. Later issues add here: compile-first, gangs, and replicas that the PDServingRole rules.
+stopped. Later issues add here: gangs, and replicas that the PDServingRole rules.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from pds_operator import lifecycle, names, objects, rollout
+from pds_operator import compiling, lifecycle, names, objects, rollout
 from pds_operator import progress as progresses
 from pds_operator import target as targets
 from pds_operator.actions import Action, Problem, Round
 from pds_operator.build import engine
+from pds_operator.compiling import State, Warmup
 from pds_operator.desired import Desired
 from pds_operator.fleet import Group, Phase, groups
 from pds_operator.judge import evidence
@@ -41,6 +42,8 @@ class Plan:
     """The spec's revision, where it has failed and `target` stands in for it."""
     overdue: str = ""
     """Why the rollout has not got on within its deadline."""
+    warmup: Warmup = field(default_factory=Warmup)
+    """Compiling the target before its pods are made."""
 
 
 def plan(observed: Observed, desired: Desired, now: float) -> Plan:
@@ -56,7 +59,7 @@ def plan(observed: Observed, desired: Desired, now: float) -> Plan:
         round_.problems.append(_rejected(asked, target, target.rejected))
     terms = _terms(desired)
     limit = limits(desired, target)
-    overdue = ""
+    overdue, warmup = "", Warmup()
     kept = target.good.digest if target and target.good and limit.holds else ""
     digest = target.digest if target else desired.digest
     roles = counts(round_, fleet, desired, digest, kept, now)
@@ -70,8 +73,10 @@ def plan(observed: Observed, desired: Desired, now: float) -> Plan:
     if target is not None:
         used = {group.revision for group in fleet} | {digest} | ({kept} - {""})
         objects.config_maps(round_, observed, desired, used)
-        _create(round_, observed, desired, target, fleet, retired, step, now)
-        overdue = _judge(round_, observed, desired, target, step, fleet, now)
+        warmup = compiling.first(round_, observed, desired, target, step, fleet, now)
+        held = warmup.holds
+        _create(round_, observed, desired, target, fleet, retired, step, now, hold_new=held)
+        overdue = _judge(round_, observed, desired, target, step, fleet, warmup, now)
         targets.note(round_, desired, target, now, whole=_whole(fleet, roles, digest))
     targets.prune(round_, observed, asked, target)
     return Plan(
@@ -85,6 +90,7 @@ def plan(observed: Observed, desired: Desired, now: float) -> Plan:
         roles=roles,
         rejected=target.rejected.digest if target and target.rejected else "",
         overdue=overdue,
+        warmup=warmup,
     )
 
 
@@ -95,11 +101,17 @@ def _judge(
     target: Target,
     step: Step,
     fleet: list[Group],
+    warmup: Warmup,
     now: float,
 ) -> str:
     """Give up a revision that shows to be bad; why the rollout is overdue, if it is."""
-    progress = progresses.progress(desired, target, step, fleet)
-    found = None if desired.rollout.paused else evidence(observed, target, progress, fleet, now)
+    busy = warmup.state is State.RUNNING
+    progress = progresses.progress(
+        desired, target, step, fleet, compiling=busy, compiled=warmup.ended
+    )
+    found = evidence(observed, target, progress, warmup, fleet, now)
+    if desired.rollout.paused:
+        found = None
     if found is not None and desired.rollout.auto_rollback is not False:
         targets.reject(round_, desired, target, str(found))
     elif found is not None:
@@ -233,6 +245,8 @@ def _create(
     retired: list[Group],
     step: Step,
     now: float,
+    *,
+    hold_new: bool,
 ) -> None:
     """Start what this step allows, one group of a role at a time.
 
@@ -245,7 +259,7 @@ def _create(
         return
     for name, move in step.moves.items():
         own = [group for group in staying if group.role == name]
-        source = _source(target, move)
+        source = _source(target, move, hold_new=hold_new)
         if source is None or name not in source.data.get("roles", {}):
             continue
         if not observed.held(f"schedule/{name}", now) and not _unscheduled(own):
@@ -254,9 +268,9 @@ def _create(
             lifecycle.create(round_, _terms(desired), source, name, index)
 
 
-def _source(target: Target, move: rollout.Move) -> Revision | None:
+def _source(target: Target, move: rollout.Move, *, hold_new: bool) -> Revision | None:
     """What the next group of a role is made from."""
-    if move.create:
+    if move.create and not hold_new:
         return target.revision
     return target.good if move.create_old else None
 

@@ -25,15 +25,24 @@ class Progress:
         return self.due is not None and now >= self.due
 
 
-def progress(desired: Desired, target: Target, step: Step, fleet: list[Group]) -> Progress:
+def progress(
+    desired: Desired,
+    target: Target,
+    step: Step,
+    fleet: list[Group],
+    *,
+    compiling: bool = False,
+    compiled: float = 0.0,
+) -> Progress:
     """How the rollout of `target` stands.
 
-    Nearer comes: the revision becomes the target, a group of it is made for the first time, turns
-    ready, or has been ready for minReadySeconds; an old group drains. A group that is made again
-    after a failure brings nothing nearer.
+    Nearer comes: the revision becomes the target, is `compiled` (Unix seconds), a group of it is
+    made for the first time, turns ready, or has been ready for minReadySeconds; an old group
+    drains. A group that is made again after a failure brings nothing nearer. While its kernels are
+    compiled first, the warm-up's own time-outs hold.
     """
     held = desired.rollout.min_ready_seconds or 0
-    moments = [target.since]
+    moments = [target.since, compiled]
     for group in fleet:
         if group.phase is Phase.LEAVING:
             moments += [pod.drain_deadline for pod in group.pods if pod.drain_deadline is not None]
@@ -46,7 +55,7 @@ def progress(desired: Desired, target: Target, step: Step, fleet: list[Group]) -
     since = max(moments)
     given = desired.rollout.progress_deadline_seconds
     limit = PROGRESS_DEADLINE if given is None else given
-    waiting = not target.settled and step.reached < step.last
+    waiting = not target.settled and not compiling and step.reached < step.last
     return Progress(since, since + limit if waiting and limit else None)
 
 

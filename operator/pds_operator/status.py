@@ -13,6 +13,7 @@ from typing import Any
 from pds_operator import names
 from pds_operator.actions import Problem
 from pds_operator.build import config, router
+from pds_operator.compiling import State
 from pds_operator.fleet import Group, Phase
 from pds_operator.observed import Observed, rfc3339
 from pds_operator.plan import Desired, Plan
@@ -143,6 +144,11 @@ def _progressing(desired: Desired, plan: Plan, roles: Mapping[str, Object]) -> T
         return "False", reason, f"held at step {done} of {steps} by spec.rollout, {said}: {counts}"
     if plan.overdue:
         return "False", "ProgressDeadlineExceeded", f"{plan.overdue}; {counts}"
+    if plan.warmup.state is State.RUNNING:
+        return "True", "WarmupRunning", f"{plan.warmup.message}; {counts}"
+    if plan.warmup.state is State.IN_INIT:
+        said = plan.warmup.message or "new pods compile while the old ones serve"
+        return "True", "WarmupInInit", f"{said}; {counts}"
     if stale:
         reason = "RollingBack" if plan.rejected else "RollingOut"
         return "True", reason, f"step {done} of {steps} is done: {counts}"

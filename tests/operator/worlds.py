@@ -13,6 +13,7 @@ from pds_operator.observed import (
     Pod,
     Revision,
     RouterView,
+    WarmupPod,
     pod_facts,
     revision_facts,
     rfc3339,
@@ -56,6 +57,9 @@ class World:
         self.counter = 0
         self.failures: dict[str, Any] = {}
         self.unschedulable = False
+        self.compiles = False
+        """Warm-up Jobs take their time; else they end at once."""
+        self.warmups: tuple[WarmupPod, ...] = ()
         self.counts: dict[str, tuple[int, int]] = {}
 
     def observed(self) -> Observed:
@@ -91,6 +95,7 @@ class World:
                 RouterView("r", {pod.name: routable(pod) for pod in leaders}, dict(self.counts)),
             ),
             routers_ready=1,
+            warmups=self.warmups,
             secret=self.secret,
             failures=dict(self.failures),
         )
@@ -124,7 +129,21 @@ class World:
     def plan_writes(self) -> bool:
         return any(not isinstance(action, Say) for action in self.plan().actions)
 
+    def end_job(self, kind: str = "Complete") -> None:
+        """The Jobs that run now end: "Complete" or "Failed"."""
+        for (other, _), obj in self.objects.items():
+            if other == "Job":
+                ended = {
+                    "type": kind,
+                    "status": "True",
+                    "message": "BackoffLimitExceeded",
+                    "lastTransitionTime": rfc3339(self.now),
+                }
+                obj.setdefault("status", {"conditions": [ended]})
+
     def turn_ready(self) -> None:
+        if not self.unschedulable and not self.compiles:
+            self.end_job()
         for name, pod in self.pods.items():
             if pod.failed or pod.deleting or self.unschedulable:
                 continue
@@ -177,8 +196,8 @@ class World:
             case Create(obj=obj):
                 obj = copy.deepcopy(obj)
                 obj["metadata"]["uid"] = f"uid-{obj['kind']}-{obj['metadata']['name']}"
+                obj["metadata"]["creationTimestamp"] = rfc3339(self.now)
                 if obj["kind"] == "ControllerRevision":
-                    obj["metadata"]["creationTimestamp"] = rfc3339(self.now)
                     stored = revision_facts(obj, OWNER.name)
                     self.revisions[stored.digest] = stored
                 if obj["kind"] == "Deployment":
@@ -218,6 +237,7 @@ def _worth_telling(text: str) -> bool:
     subject = text.split()[1] if len(text.split()) > 1 else ""
     return text.startswith(("drain", "route", "unroute", "delete", "hold")) or subject in (
         "pod",
+        "job",
         "controllerrevision",
     )
 
