@@ -1,7 +1,8 @@
 """Which revision is brought out, and what holds it back, told round by round."""
 
 import pytest
-from worlds import NOW, World, digest, raw_spec
+from pds_operator.plan import plan
+from worlds import NOW, World, desired, digest, raw_spec
 
 REVISION = digest(raw_spec())
 
@@ -106,3 +107,55 @@ def test_a_group_counts_when_it_has_been_ready_for_long_enough(world):
     assert world.plan().wake == NOW + 90
     world.now += 30
     assert world.round() == ["drain chat-p-1-0-0"]
+
+
+def test_an_upgrade_of_the_operator_restarts_no_pod(world):
+    """New defaults for images, volumes and variables enter with the next revision."""
+    wanted = desired(
+        world.raw,
+        image={"repository": "example/engine", "tag": "next"},
+        pod_defaults={"env": [{"name": "NEW", "value": "1"}], "commandPrefix": "/opt"},
+    )
+    actions = [str(item) for item in plan(world.observed(), wanted, world.now).actions]
+    assert actions == ["apply deployment chat-router"]
+    world.fail("chat-d-0-0-0")
+    [made] = [
+        item.obj
+        for item in plan(world.observed(), wanted, world.now).actions
+        if str(item) == "create pod chat-d-0-1-0"
+    ]
+    [container] = made["spec"]["containers"]
+    assert container["command"][0] == "pds-engine"  # as it was stored
+    assert "NEW" not in [item["name"] for item in container["env"]]
+
+
+def test_the_revision_that_serves_outlives_the_history_limit():
+    world = World(raw_spec(rollout={"drainSeconds": 60, "revisionHistoryLimit": 0}))
+    world.settle()
+    first = digest(world.raw)
+    world.now += 60
+    world.raw = {**world.raw, "image": "engine:2"}
+    for _ in range(3):
+        world.round()
+    for name in [name for name, pod in world.pods.items() if pod.revision == first]:
+        del world.pods[name]  # all its nodes are lost at once, in the middle
+    world.round()
+    assert first in world.revisions
+    world.settle()
+    assert set(world.revisions) == {digest(world.raw)}
+
+
+def test_a_failed_revision_stays_while_the_spec_asks_for_it():
+    world = World(raw_spec(rollout={"drainSeconds": 60, "revisionHistoryLimit": 0}))
+    world.settle()
+    world.now += 60
+    bad = world.raw = {**world.raw, "image": "engine:2"}
+    for _ in range(3):
+        world.round()
+    world.fail("chat-d-1-0-0", exit_code=78)
+    world.settle()
+    assert set(world.revisions) == {REVISION, digest(bad)}
+    world.now += 60
+    world.raw = {**world.raw, "image": "engine:3"}
+    world.settle()
+    assert set(world.revisions) == {digest(world.raw)}
