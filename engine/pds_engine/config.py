@@ -76,12 +76,21 @@ class SchedulerConfig(Section):
     max_waiting: int = Field(256, ge=0)
     """Beyond it the server answers 429."""
     chunk_size: int = Field(512, ge=1)
-    """Tokens of prompt in one step."""
+    """Tokens of prompt in one step; with dynamic_chunks, in a prompt's first."""
     max_step_tokens: int | None = Field(None, ge=1)
     """Tokens of all rows in one step; None: chunk_size + max_running."""
+    chunked_prefill: Literal["mixed", "separate"] = "mixed"
+    """Whether a step holds chunks beside running requests, or the two take turns."""
+    dynamic_chunks: bool = False
+    """Make late chunks of a long prompt shorter, so that each takes as long as a first one."""
+    preemption: Literal["recompute", "none"] = "recompute"
+    """On role=unified: take requests up before the pages of their full growth are free, and put the
+    last of them back when pages run out. none: every request has its full growth set aside."""
     prefix_cache: bool = True
     """Keep the pages of finished requests for later ones that begin with the same tokens."""
     step_timeout: float = Field(60.0, gt=0)
+    async_scheduling: bool = True
+    """Plan steps before those in flight are done; false for comparison."""
 
 
 class PipelineConfig(Section):
@@ -115,6 +124,8 @@ class HttpConfig(Section):
     rendezvous_port: int = Field(8010, ge=0, le=65535)
     """Where rank 0 opens the store at which a group of several ranks meets; 0: any free port."""
     max_body_bytes: int = Field(8 << 20, ge=1024)
+    request_timeout: float | None = Field(None, gt=0)
+    """Seconds that a request may take in all; then it ends with 504. None: any time."""
     keys_dir: Path | None = None
     """server.key, server.pub, client.key, client.pub (CURVE, z85) and hmac.key (hex).
 

@@ -1,6 +1,7 @@
 """Starts a pod's processes and lets them live and die as one (engine.md §1, operator.md §2).
 
-The leader pod runs an API server and a scheduler; every pod runs one worker per rank. When one
+The leader pod runs an API server and a scheduler; every pod runs one worker per rank, and every pod
+a server: that of a pod other than the leader tells its health alone (server/rank_pod.py). When one
 process ends, so do all, within a second, and so does the container: the operator then replaces the
 whole group. SIGTERM drains: the server says when nothing is left.
 """
@@ -31,6 +32,7 @@ from pds_engine.parallel.layout import rank_name
 
 TERMINATION_LOG = Path("/dev/termination-log")
 _GRACE_SECONDS = 0.8
+_NOTE_BYTES = 4096
 logger = logging.getLogger("pds.launch")
 
 
@@ -69,8 +71,13 @@ def report(error: ConfigError) -> None:
     """Tell the operator and the reader of logs why this container must not be retried as it is."""
     note = {"error": error.message, "hint": error.hint}
     print(f"error: {error}", file=sys.stderr)
+    _tell(note)
+
+
+def _tell(note: dict[str, str]) -> None:
+    """The container's termination message: what Kubernetes keeps of its end."""
     if TERMINATION_LOG.exists():
-        TERMINATION_LOG.write_text(json.dumps(note))
+        TERMINATION_LOG.write_text(json.dumps(note)[:_NOTE_BYTES])
 
 
 def _prepare(config: EngineConfig, folder: Path) -> None:
@@ -82,7 +89,8 @@ def _prepare(config: EngineConfig, folder: Path) -> None:
     http = config.http.model_copy(update={"control_port": port, "rendezvous_port": meeting})
     (folder / "config.json").write_text(config.model_copy(update={"http": http}).model_dump_json())
     launch = {
-        "incarnation": config.pod.incarnation or uuid.uuid4().hex,
+        # The group's is the leader's; the other pods hear it from the scheduler.
+        "incarnation": "" if config.pod.index else config.pod.incarnation or uuid.uuid4().hex,
         "bind": f"tcp://{config.http.host}:{port}",
         "scheduler": f"tcp://{config.pod.leader if config.pod.index else '127.0.0.1'}:{port}",
     }
@@ -102,9 +110,8 @@ class _Family:
         self._tp = config.parallelism.tp
         self._staged = config.parallelism.pp > 1
         first = config.pod.index * config.parallelism.ranks_per_pod
-        self._kinds = [f"worker-{first + i}" for i in range(config.parallelism.ranks_per_pod)]
-        if config.pod.index == 0:
-            self._kinds = ["scheduler", *self._kinds, "server"]
+        workers = [f"worker-{first + i}" for i in range(config.parallelism.ranks_per_pod)]
+        self._kinds = [*([] if config.pod.index else ["scheduler"]), *workers, "server"]
         self._folder = folder
         self._children: dict[int, tuple[str, subprocess.Popen[bytes]]] = {}
 
@@ -128,9 +135,9 @@ class _Family:
         return self._verdict(kind, status)
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
-        """The server drains and then ends; a pod without one ends at once."""
+        """The server drains the group and then ends."""
         for kind, child in self._children.values():
-            if kind == "server" or "server" not in self._kinds:
+            if kind == "server":
                 child.send_signal(signal.SIGTERM)
 
     def _end_all(self) -> None:
@@ -154,7 +161,12 @@ class _Family:
             said = json.loads(note.read_text())
             report(ConfigError(said["error"], hint=said["hint"]))
             return EXIT_CONFIG
-        logger.error("%s ended with status %d, and its group with it", self._name(kind), status)
+        cause = f"{self._name(kind)} ended with status {status}, and its group with it"
+        logger.error("%s", cause)
+        last = self._folder / f"ended-{kind}.json"
+        if last.exists():
+            cause += f": {json.loads(last.read_text())['error']}"
+        _tell({"error": cause})
         return 1
 
     def _name(self, kind: str) -> str:

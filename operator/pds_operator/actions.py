@@ -111,6 +111,19 @@ class SetGate:
 
 
 @dataclass(frozen=True, slots=True)
+class TellScale:
+    """Write the status of a PDServingRole: what /scale and autoscalers read."""
+
+    name: str
+    uid: str
+    status: Object
+    scope: str
+
+    def __str__(self) -> str:
+        return f"tell the scale of {self.name}: {self.status['replicas']}"
+
+
+@dataclass(frozen=True, slots=True)
 class Delete:
     """DELETE of exactly this uid; `grace` None leaves the object's own."""
 
@@ -122,6 +135,18 @@ class Delete:
 
     def __str__(self) -> str:
         return f"delete {self.kind.lower()} {self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Disband:
+    """Delete the PodGroup of a group whose pods are deleted, if it is there and ours."""
+
+    api_version: str
+    name: str
+    scope: str
+
+    def __str__(self) -> str:
+        return f"disband {self.name}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +183,9 @@ Action = (
     | MarkDraining
     | AskDrain
     | SetGate
+    | TellScale
     | Delete
+    | Disband
     | Hold
     | Say
 )

@@ -58,7 +58,22 @@ RESOURCES: Mapping[str, Resource] = {
     "RoleBinding": Resource("/apis/rbac.authorization.k8s.io/v1", "rolebindings"),
     "Lease": Resource("/apis/coordination.k8s.io/v1", "leases"),
     names.KIND: Resource(f"/apis/{names.API_VERSION}", names.PLURAL),
+    names.ROLE_KIND: Resource(f"/apis/{names.API_VERSION}", names.ROLE_PLURAL),
+    **{
+        f"PodGroup.{version}": Resource(f"/apis/{version}", "podgroups")
+        for version in (
+            "scheduling.volcano.sh/v1beta1",
+            "scheduling.x-k8s.io/v1alpha1",
+            "scheduling.run.ai/v2alpha2",
+        )
+    },
 }
+
+
+def kind_of(obj: Object) -> str:
+    """What the methods here call the kind of `obj`: PodGroup is the name of several."""
+    kind = str(obj["kind"])
+    return f"{kind}.{obj['apiVersion']}" if kind == "PodGroup" else kind
 
 
 class Api:
@@ -117,7 +132,7 @@ class Api:
 
     async def create(self, obj: Object, *, dry_run: bool = False) -> Object:
         """POST. Raises Conflict when the name is taken."""
-        kind, meta = obj["kind"], obj["metadata"]
+        kind, meta = kind_of(obj), obj["metadata"]
         params = {"fieldManager": MANAGER, **({"dryRun": "All"} if dry_run else {})}
         if not dry_run:
             self._count("create", kind)

@@ -40,6 +40,7 @@ FOLLOWED = (
     "Job",
     "PodDisruptionBudget",
     "NetworkPolicy",
+    names.ROLE_KIND,
 )
 
 

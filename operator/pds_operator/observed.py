@@ -41,6 +41,8 @@ class Pod:
     deleting: bool = False
     lost: bool = False
     """Its node does not answer."""
+    gang: str = ""
+    """The kind of its group's PodGroup, if it has one."""
     draining: bool = False
     drain_deadline: float | None = None
     failures: int = 0
@@ -218,6 +220,7 @@ def pod_facts(obj: Object) -> Pod | None:
         phase=status.get("phase", "Pending"),
         deleting=bool(meta.get("deletionTimestamp")),
         lost=status.get("reason") == "NodeLost",
+        gang=annotations.get(names.GANG, ""),
         draining=labels.get(names.DRAINING) == "true",
         drain_deadline=seconds(annotations.get(names.DRAIN_DEADLINE)),
         failures=_number(annotations.get(names.FAILURES)),

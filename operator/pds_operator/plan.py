@@ -1,13 +1,13 @@
 """One round: from what is observed and what is wanted to the writes that bring them closer. Pure.
 
 Level-triggered and without memory: the plan of a crashed round, made again, goes on where it
-stopped. Later issues add here: gangs, and replicas that the PDServingRole rules.
+stopped.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from pds_operator import compiling, lifecycle, names, objects, rollout
+from pds_operator import compiling, lifecycle, names, objects, rollout, scaling
 from pds_operator import progress as progresses
 from pds_operator import target as targets
 from pds_operator.actions import Action, Problem, Round
@@ -52,6 +52,9 @@ def plan(observed: Observed, desired: Desired, now: float) -> Plan:
     fleet = _fleet(observed, desired)
     target = targets.choose(observed, desired.digest, fleet, now)
     asked, desired = desired, targets.effective(desired, target, fleet)
+    scaling.keep_up(round_, asked.spec, desired.owner, observed, fleet)
+    spec = scaling.scaled(desired.spec, desired.owner, observed, fleet)
+    desired = replace(desired, spec=spec)
     objects.keep(round_, observed, desired, now)
     if target is None:
         targets.make(round_, observed, desired)

@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from pds_operator import plan, rollout, spec
+from pds_operator import plan, rollout, scaling, spec
 from pds_operator import target as targets
 from pds_operator.actions import Round
 from pds_operator.build.owner import Owner
@@ -40,6 +40,8 @@ def preview(
     if target is None:
         return []
     desired = targets.effective(desired, target, fleet)
+    wants = scaling.scaled(desired.spec, desired.owner, Observed(), fleet)
+    desired = dataclasses.replace(desired, spec=wants)
     limits = plan.limits(desired, target)
     kept = target.good.digest if target.good and limits.holds else ""
     roles = plan.counts(Round(), fleet, desired, target.digest, kept, now)

@@ -169,36 +169,79 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def test_a_group_of_two_pods_serves_and_ends_as_one(tmp_path: Path) -> None:
+@pytest.fixture
+def pods(tmp_path: Path) -> Iterator[list[Group]]:
+    """The leader's pod and that of the second stage, each with an incarnation of its own."""
     Keys.make().write(tmp_path)
     tree = {
         "parallelism.pp": 2,
         "http.keys_dir": tmp_path,
         "http.control_port": free_port(),
         "http.rendezvous_port": free_port(),
-        "pod.incarnation": "one",
     }
     pods = [
-        Group(*(w for key, value in {**tree, "pod.index": index}.items()
+        Group(*(w for key, value in {**tree, "pod.index": index, "pod.incarnation": name}.items()
                 for w in ("--set", f"{key}={value}")))
-        for index in (0, 1)
+        for index, name in enumerate(("one", "two"))
     ]  # fmt: skip
     try:
-        until(pods[0].ready, 90)
-        assert [set(pod.children()) for pod in pods] == [
-            {"scheduler", "worker-0", "server"},
-            {"worker-1"},
-        ]
-        body = pods[0].complete(max_tokens=5, ignore_eos=True).json()
-        assert body["usage"]["completion_tokens"] == 5
-        pods[1].process.kill()
-        assert pods[0].process.wait(10) == 1
-        assert pods[0].process.stderr is not None
-        assert "rank 1 (stage 1)" in pods[0].process.stderr.read()
+        yield pods
     finally:
         for pod in pods:
             pod.process.kill()
             pod.process.communicate()
+
+
+def test_a_group_of_two_pods_serves_and_ends_as_one(pods: list[Group]) -> None:
+    until(lambda: all(pod.ready() for pod in pods), 90)
+    assert [set(pod.children()) for pod in pods] == [
+        {"scheduler", "worker-0", "server"},
+        {"worker-1", "server"},
+    ]
+    assert httpx.get(f"{pods[1].url}/healthz").status_code == 200
+    assert httpx.get(f"{pods[1].url}/v1/models").status_code == 404
+    body = pods[0].complete(max_tokens=5, ignore_eos=True).json()
+    assert body["usage"]["completion_tokens"] == 5
+    told = httpx.get(f"{pods[1].url}/metrics").text
+    assert 'pds_rank_ready{rank="1"} 1.0' in told
+    assert 'pds_rank_hidden_received_total{rank="1"}' in told
+    os.kill(pods[1].children()["worker-1"], signal.SIGKILL)
+    assert [pod.process.wait(10) for pod in pods] == [1, 1]
+    said = [pod.process.stderr.read() for pod in pods if pod.process.stderr]
+    assert "rank 1 (stage 1) has ended" in said[0]
+    assert "rank 1 (stage 1) ended with status -9" in said[1]
+
+
+def test_a_pod_without_a_leader_ends_on_sigterm(pods: list[Group]) -> None:
+    pods[0].process.kill()
+    url = f"{pods[1].url}/healthz"
+
+    def answers() -> bool:
+        try:
+            return httpx.get(url, timeout=2).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    until(answers, 60)
+    assert not pods[1].ready()
+    pods[1].process.send_signal(signal.SIGTERM)
+    assert pods[1].process.wait(10) == 0
+
+
+def test_sigterm_on_another_pod_than_the_leaders_drains_the_group(pods: list[Group]) -> None:
+    until(lambda: all(pod.ready() for pod in pods), 90)
+    body = {"model": "tiny", "prompt": "The value of", "max_tokens": 400, "ignore_eos": True}
+    request = {**body, "stream": True, "temperature": 0}
+    url = f"{pods[0].url}/v1/completions"
+    with httpx.stream("POST", url, json=request, timeout=60) as answer:
+        lines = answer.iter_lines()
+        next(lines)
+        pods[1].process.send_signal(signal.SIGTERM)
+        until(lambda: httpx.get(f"{pods[0].url}/pds/state").json()["draining"], 10)
+        assert pods[0].complete(max_tokens=5).status_code == 503
+        assert "data: [DONE]" in list(lines)
+    pods[0].process.send_signal(signal.SIGTERM)  # as the operator deletes what is left of the group
+    assert [pod.process.wait(15) for pod in pods] == [0, 0]
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ def cluster() -> testing.Cluster:
 @pytest.fixture(scope="session")
 def definition(cluster: testing.Cluster) -> None:
     """The tree's definition: the chart's, where its rules are the same."""
-    wanted = yaml.safe_load((ROOT / "crds/pdservings.yaml").read_text())
+    wanted = next(yaml.safe_load_all((ROOT / "crds/pdservings.yaml").read_text()))
     try:
         text = cluster.kubectl("get", "crd", "pdservings.pdserving.io", "-o", "json")
         if _rules(json.loads(text)) == _rules(wanted):

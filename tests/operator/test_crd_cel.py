@@ -115,12 +115,6 @@ CASES = [
         "a number of groups or a percentage",
     ),
     (
-        "no gangs yet",
-        changed("scheduling.gang", "none"),
-        changed("scheduling.gang", "volcano"),
-        "schedules pods one by one",
-    ),
-    (
         "percentages",
         changed("rollout.maxSurge", "25%"),
         changed("rollout.maxSurge", "a%"),
@@ -161,12 +155,6 @@ CASES = [
         changed("decode", {"parallelism": {"tp": 2}, "ranksPerPod": 2, "resources": GPU}),
         changed("decode", {"parallelism": {"tp": 2}, "resources": GPU}),
         "one GPU per rank",
-    ),
-    (
-        "chunk or dynamic",
-        changed("engine", {"chunkSize": 512, "dynamic": False}),
-        changed("engine", {"chunkSize": 512, "dynamic": True}),
-        "exclude each other",
     ),
     (
         "a chunk holds a page",

@@ -4,8 +4,17 @@ import copy
 import dataclasses
 from typing import Any
 
-from pds_operator import revision, spec
-from pds_operator.actions import Annotate, Create, Delete, MakeSecret, MarkDraining, Say, SetGate
+from pds_operator import names, revision, spec
+from pds_operator.actions import (
+    Annotate,
+    Create,
+    Delete,
+    MakeSecret,
+    MarkDraining,
+    Say,
+    SetGate,
+    TellScale,
+)
 from pds_operator.build.owner import Owner
 from pds_operator.observed import (
     EngineState,
@@ -218,6 +227,8 @@ class World:
                 self.revisions[stored.digest] = stored
             case MarkDraining(pod=name, deadline=deadline):
                 self.change(name, draining=True, drain_deadline=deadline)
+            case TellScale(name=name, status=status):
+                self.objects[names.ROLE_KIND, name]["status"] = status
             case SetGate(pod=name, routable=routable):
                 self.change(name, routable=routable)
             case _ if hasattr(action, "ip"):

@@ -14,9 +14,9 @@ from pds_engine.router.upstream import BackendLost, Reply, Signal
 from pds_engine.signing import signed
 
 SIGNATURE_SECONDS = 60
-RETRIED = frozenset({408, 429, 500, 502, 503, 504})
-"""Answers of a group that another group may do better."""
-FAULTS = frozenset({500, 502, 504})
+RETRIED = frozenset({408, 429, 500, 502, 503})
+"""Answers of a group that another group may do better. 504 says that the request's time is over."""
+FAULTS = frozenset({500, 502})
 """Answers that count against the group's circuit; 429 and 503 only say that it is busy."""
 
 

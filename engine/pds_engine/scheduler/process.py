@@ -191,7 +191,9 @@ class Edge:
             self._mistrust(identity, ProtocolError(f"{name} from a {member.party.kind}"), now)
 
     def _hello(self, identity: bytes, message: Hello) -> None:
-        ours = message.group == self._group and message.incarnation == self._incarnation
+        # A pod other than the leader's does not know the incarnation; its group's name, which has
+        # the attempt in it, is no other group's.
+        ours = message.group == self._group and message.incarnation in ("", self._incarnation)
         if message.protocol != PROTOCOL or (message.peer != "scheduler" and not ours):
             log.warning(
                 "refused a %s of group %s, incarnation %s, protocol %d",

@@ -17,6 +17,8 @@ class Phase(Enum):
     """On role=decode: holds a slot and pages that P fills."""
     PREFILLING = auto()
     DECODING = auto()
+    PREEMPTED = auto()
+    """Waits for the last step that names it, then in the queue: to be computed anew."""
     ENDED = auto()
     """Its results are discarded; what it holds returns when nothing refers to it."""
 
@@ -36,6 +38,8 @@ class Request:
     """Its place in the order of arrival."""
     arrived: float
     outputs: list[int] = field(init=False)
+    given: int = field(init=False)
+    """Output tokens that were known when it was taken up: computed like the prompt's."""
     planned: int = field(init=False)
     computed: int = 0
     cached: int = 0
@@ -67,7 +71,7 @@ class Request:
 
     def __post_init__(self) -> None:
         self.outputs = list(self.submit.output_ids)
-        self.planned = len(self.outputs)
+        self.given = self.planned = len(self.outputs)
         self.prompt_len = len(self.submit.prompt_ids)
         self.max_tokens = self.submit.sampling.max_tokens
 
@@ -90,13 +94,24 @@ class Request:
         return taken
 
     @property
+    def rank(self) -> tuple[int, int]:
+        """Its place in the order of service: by priority, then first come first served."""
+        return self.submit.priority, self.arrival
+
+    @property
     def context(self) -> tuple[int, ...]:
-        """The tokens given with the request: its prompt, and what was generated elsewhere."""
-        return self.submit.prompt_ids + self.submit.output_ids
+        """The tokens known when it was taken up: its prompt, and what was generated before."""
+        return self.submit.prompt_ids + tuple(self.outputs[: self.given])
 
     @property
     def context_len(self) -> int:
-        return self.prompt_len + len(self.submit.output_ids)
+        return self.prompt_len + self.given
+
+    def restart(self) -> None:
+        """It holds nothing any more: all its known tokens are to be computed anew."""
+        self.given = self.planned = len(self.outputs)
+        self.computed = 0
+        self.phase = Phase.WAITING
 
     def known(self, start: int, end: int) -> tuple[int, ...]:
         """Its tokens start … end-1 of prompt and output, whose ids are known."""

@@ -4,6 +4,7 @@
 leases and deadlines. Errors of the group (GroupError) are raised: the group then restarts as one.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -48,11 +49,10 @@ from pds_engine.scheduler.handover_p import PrefillSide
 from pds_engine.scheduler.lifecycle import Ledger
 from pds_engine.scheduler.pages import PagePool
 from pds_engine.scheduler.party import WORKERS, Out, Outbox, Party, failure
-from pds_engine.scheduler.prefill import ChunkPolicy
 from pds_engine.scheduler.ranks import Ranks
 from pds_engine.scheduler.request import Phase, Request
 from pds_engine.scheduler.settings import Settings
-from pds_engine.scheduler.steps import Steps, pick
+from pds_engine.scheduler.steps import Steps
 
 RETRY_AFTER = 1
 """Seconds that a client is asked to wait when the queue is full."""
@@ -70,7 +70,6 @@ class Scheduler:
         self.steps = Steps(self.ledger)
         self.prefill = PrefillSide(self.ledger)
         self.decode = DecodeSide(self.ledger, incarnation)
-        self._policy = ChunkPolicy(settings.chunk_size, settings.page_size)
         self.ranks = Ranks(settings)
         self._arrivals = 0
         self._drain_deadline: float | None = None
@@ -81,7 +80,7 @@ class Scheduler:
             Submit: self._submit,
             Cancel: self._cancel,
             Drain: lambda _, message, now: self._drain(message, now),
-            StepDone: lambda _, message, now: self._step_done(message),
+            StepDone: lambda _, message, now: self._step_done(message, now),
             PushDone: lambda _, message, now: self.prefill.pushed(message),
             PushFailed: lambda _, message, now: self.prefill.push_failed(message),
             TransferClosed: lambda _, message, now: self.prefill.closed(message),
@@ -136,7 +135,7 @@ class Scheduler:
         if self.ready:
             self._take_up(now)
             while not self.steps.full:
-                picked = pick(self.ledger, self.steps.next_id, self._policy)
+                picked = self.steps.pick()
                 if picked is None:
                     break
                 pushes = [
@@ -172,7 +171,7 @@ class Scheduler:
 
     def state(self, now: float) -> State:
         """What `/pds/state` reports."""
-        ledger, flight = self.ledger, self.steps.in_flight
+        ledger = self.ledger
         waiting = [*ledger.queue, *self.prefill.unoffered.values(), *ledger.prefilling]
         return State(
             in_flight=len(ledger.requests),
@@ -191,7 +190,8 @@ class Scheduler:
             ranks_ready=self.ranks.count,
             kv_fingerprint=self.decode.kv_fingerprint,
             steps_done=ledger.done + 1,
-            oldest_step_seconds=max(now - flight[0].at, 0.0) if flight else 0.0,
+            oldest_step_seconds=self.steps.stalled(now),
+            preemptions=ledger.preemptions,
             kernels=self.ranks.kernels,
             missing=self.ranks.missing,
             traffic=self.ranks.traffic,
@@ -206,18 +206,17 @@ class Scheduler:
             self.decode.kv_fingerprint = self.ranks.kv_fingerprint
 
     def _watch_steps(self, now: float) -> None:
-        if self.steps.in_flight:
-            oldest = self.steps.in_flight[0]
-            if now - oldest.at > self.settings.step_timeout:
-                raise StageTimeout(
-                    f"step {oldest.plan.step_id} ({len(oldest.plan.rows)} rows) is not done after "
-                    f"{now - oldest.at:.1f} s, {len(self.steps.in_flight)} steps are in flight: "
-                    f"{self.ranks.culprit(oldest.plan.step_id, now)}"
-                )
+        seconds = self.steps.stalled(now)
+        if seconds > self.settings.step_timeout:
+            oldest = self.steps.in_flight[0].plan
+            raise StageTimeout(
+                f"step {oldest.step_id} ({len(oldest.rows)} rows) is not done after "
+                f"{seconds:.1f} s, {len(self.steps.in_flight)} steps are in flight: "
+                f"{self.ranks.culprit(oldest.step_id, now)}"
+            )
 
-    def _step_done(self, message: StepDone) -> None:
-        samplers = self.steps.finish(message)
-        self.ledger.step_done(message.step_id)
+    def _step_done(self, message: StepDone, now: float) -> None:
+        samplers = self.steps.finish(message, now)
         logprobs = message.logprobs or (None,) * len(samplers)
         for request, token, scores in zip(samplers, message.tokens, logprobs, strict=True):
             if request.phase is Phase.ENDED:
@@ -244,6 +243,7 @@ class Scheduler:
                 self.ledger.end(request)
             elif reason is not None:
                 self.ledger.end(request)
+        self.ledger.step_done(message.step_id)
 
     # ---- requests -----------------------------------------------------------------------------
 
@@ -314,7 +314,9 @@ class Scheduler:
         self.ledger.end(request)
 
     def _drain(self, message: Drain, now: float) -> None:
-        self._drain_deadline = now + message.deadline_seconds
+        """Of several that ask, the one with the earliest deadline counts."""
+        before = math.inf if self._drain_deadline is None else self._drain_deadline
+        self._drain_deadline = min(before, now + message.deadline_seconds)
 
     # ---- hand-over -------------------------------------------------------------------------------
 

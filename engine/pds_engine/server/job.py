@@ -137,6 +137,8 @@ def make(
         )
     id = internal.request_id or f"{'chatcmpl' if chat else 'cmpl'}-{secrets.token_hex(12)}"
     wanted = body.seed if internal.seed is None else internal.seed
+    limit = config.http.request_timeout
+    deadline = None if limit is None else time.time() + limit
     seed = (secrets.randbits(63) if wanted is None else wanted) & (2**63 - 1)
     stop_ids = _stop_ids(body, tokenizer)
     submits: list[Submit] = []
@@ -151,6 +153,7 @@ def make(
                     sampling=_sampling(body, room, stop_ids, tokenizer.vocabulary, copy),
                     seed=seed,
                     priority=body.priority or 0,
+                    deadline=deadline,
                     role_hint=config.role,
                     source=internal.source,
                 )

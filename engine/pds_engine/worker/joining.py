@@ -12,8 +12,11 @@ from pds_engine.wire import Link
 M = TypeVar("M", bound=Message)
 
 
-def join(config: EngineConfig, link: Link, rank: int, incarnation: str) -> Assemble:
+def join(config: EngineConfig, link: Link, rank: int, incarnation: str) -> tuple[Assemble, str]:
     """Say Hello, and wait until the scheduler has heard it from every rank.
+
+    `incarnation` is empty in a pod that is not the leader's: it is what the scheduler says, and is
+    returned beside Assemble.
 
     The scheduler may be late by join_timeout; how long it waits for others is for it to say, since
     it knows who is missing.
@@ -24,9 +27,9 @@ def join(config: EngineConfig, link: Link, rank: int, incarnation: str) -> Assem
     """
     link.send(Hello(peer="worker", group=config.pod.group, incarnation=incarnation, rank=rank))
     welcome = _expect(link, Welcome, rank, config.join_timeout)
-    if welcome.incarnation != incarnation:
+    if incarnation not in ("", welcome.incarnation):
         raise ProtocolError(f"the scheduler is of incarnation {welcome.incarnation}")
-    return _expect(link, Assemble, rank, None)
+    return _expect(link, Assemble, rank, None), welcome.incarnation
 
 
 def _expect(link: Link, kind: type[M], rank: int, seconds: float | None) -> M:

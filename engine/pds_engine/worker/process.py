@@ -49,10 +49,11 @@ def run(config: EngineConfig, keys: Keys, scheduler: str, rank: int, incarnation
     context = zmq.Context()
     link = Link(context, scheduler, keys)
     activity = Activity(rank)
-    hello = Hello(peer="watch", group=config.pod.group, incarnation=incarnation, rank=rank)
-    watchdog = Watchdog(context, scheduler, keys, hello, activity)
+    watchdog: Watchdog | None = None
     try:
-        assembly = join(config, link, rank, incarnation)
+        assembly, group = join(config, link, rank, incarnation)
+        hello = Hello(peer="watch", group=config.pod.group, incarnation=group, rank=rank)
+        watchdog = Watchdog(context, scheduler, keys, hello, activity)
         watchdog.start()
         _serve(config, keys, link, activity, assembly.rendezvous)
     except ConfigError:
@@ -64,7 +65,8 @@ def run(config: EngineConfig, keys: Keys, scheduler: str, rank: int, incarnation
         code = error.code if isinstance(error, PdsError) else PdsError.code
         link.send(Fault(rank=rank, code=code, message=f"{type(error).__name__}: {error}"))
         link.close(linger_ms=1000)
-        watchdog.stop()
+        if watchdog is not None:
+            watchdog.stop()
         context.term()
         raise
 

@@ -80,10 +80,6 @@ class EngineSpec(Part):
     model_config = part(
         rules(
             (
-                "!has(self.chunkSize) || !has(self.dynamic) || !self.dynamic",
-                "chunkSize and dynamic: true exclude each other",
-            ),
-            (
                 "!has(self.chunkSize) || !has(self.pageSize) || self.chunkSize >= self.pageSize",
                 "chunkSize must hold at least one page (pageSize)",
             ),
@@ -99,12 +95,17 @@ class EngineSpec(Part):
     ) = None
     """What a group offers for the hand-over; a pair takes the best that both offer."""
     chunk_size: Annotated[int, Field(ge=1, le=1048576)] | None = None
-    dynamic: bool | None = None
+    chunked_prefill: Literal["mixed", "separate"] | None = None
+    """A step holds chunks beside running requests, or the two kinds take turns."""
+    dynamic_chunks: bool | None = None
+    """Late chunks of a prompt are shorter, so that each takes as long as a first one."""
+    preemption: Literal["recompute", "none"] | None = None
     max_running: Annotated[int, Field(ge=1, le=4096)] | None = None
     max_waiting: Annotated[int, Field(ge=0, le=1000000)] | None = None
     prefix_cache: bool | None = None
     step_timeout_seconds: Annotated[int, Field(ge=1, le=86400)] | None = None
     join_timeout_seconds: Annotated[int, Field(ge=1, le=86400)] | None = None
+    request_timeout_seconds: Annotated[int, Field(ge=1, le=86400)] | None = None
     pipeline: PipelineSpec | None = None
     delayer: DelayerSpec | None = None
     dp: DpSpec | None = None
@@ -267,15 +268,10 @@ class CompileCacheSpec(Part):
 
 
 class SchedulingSpec(Part):
-    model_config = part(
-        rule(
-            "!has(self.gang) || self.gang == 'none'",
-            "gang: this version schedules pods one by one; leave it out or say none",
-        )
-    )
     scheduler_name: Name | None = None
     priority_class_name: Name | None = None
     gang: Literal["none", "volcano", "coscheduling", "kai"] | None = None
+    """Groups of several pods get a PodGroup of that scheduler: all of them start, or none."""
     group_topology_key: Annotated[str, Field(min_length=1, max_length=317)] | None = None
     """All pods of a group run within one value of this node label."""
     schedule_timeout_seconds: Annotated[int, Field(ge=1, le=86400)] | None = None

@@ -7,7 +7,7 @@ workers step 0: 0:0+16 1:40+1*(7) <- -1  slot 0 computes 16 tokens from 0; slot 
 s token r 0=9 stop                       to server s: output 0 of request r is 9, and ends it
 """
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, islice
@@ -158,13 +158,13 @@ class Bench:
     def plan(self) -> list[str]:
         return show(self.core.plan(self.now))
 
-    def done(self, step: int, *tokens: int) -> list[str]:
+    def done(self, step: int, *tokens: int, elapsed: float = 0.0) -> list[str]:
         """The step's result, and what is sent upon it, before the next plan."""
-        return show(self.core.handle(*self.answer(step, *tokens)))
+        return show(self.core.handle(*self.answer(step, *tokens, elapsed=elapsed)))
 
-    def answer(self, step: int, *tokens: int) -> tuple[Party, Message, float]:
+    def answer(self, step: int, *tokens: int, elapsed: float = 0.0) -> tuple[Party, Message, float]:
         """The step's result, as the core takes it."""
-        message = StepDone(step_id=step, tokens=tokens, logprobs=(), elapsed=0.0)
+        message = StepDone(step_id=step, tokens=tokens, logprobs=(), elapsed=elapsed)
         return WORKERS, message, self.now
 
     def tick(self, now: float) -> list[str]:
@@ -179,7 +179,7 @@ class Bench:
         return self.core.ledger.pool.free
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def bench() -> Callable[..., Bench]:
     def make(pages: int = 64, ranks: tuple[int, ...] = (), **bounds: Any) -> Bench:
         small = {"chunk_size": 32, "max_step_tokens": 40, "max_running": 4, "max_waiting": 4}
@@ -297,7 +297,12 @@ class Worker:
         )
         if self.rank == 0:
             self.reports.append(
-                StepDone(step_id=plan.step_id, tokens=tuple(tokens), logprobs=(), elapsed=0.0)
+                StepDone(
+                    step_id=plan.step_id,
+                    tokens=tuple(tokens),
+                    logprobs=(),
+                    elapsed=sum(row.length * (1 + 0.1 * row.start) for row in plan.rows),
+                )
             )
 
     def close_drained(self, give_up: bool = False) -> None:
@@ -314,42 +319,3 @@ class Worker:
 @pytest.fixture(scope="session")
 def fake_worker() -> type[Worker]:
     return Worker
-
-
-def check(core: Scheduler) -> None:
-    """What must hold of a scheduler at every moment."""
-    settings, ledger, flight = core.settings, core.ledger, core.steps.in_flight
-    assert len(flight) <= settings.depth
-    for issued in flight:
-        assert sum(row.length for row in issued.plan.rows) <= settings.max_step_tokens
-        assert len({row.slot for row in issued.plan.rows}) == len(issued.plan.rows)
-    check_pages(core)
-    promised = sum(r.promised for r in ledger.requests.values())
-    assert (ledger.pool.promised, ledger.pool.available >= 0) == (promised, True)
-    assert len(ledger.queue) + len(core.prefill.unoffered) <= settings.max_waiting
-
-
-def check_pages(core: Scheduler) -> None:
-    """Every reference has its holder; what others read, or may come to, is not written."""
-    ledger, pool, cache = core.ledger, core.ledger.pool, core.ledger.pool.cache
-    transfers = [*core.prefill.transfers.values(), *core.prefill.closing.values()]
-    requests = {t.request for t in transfers if t.request is not None}
-    requests.update(ledger.requests.values(), *ledger._lingering.values())
-    held = Counter(page for request in requests for page in request.pages)
-    barred = [page for r in core.decode.barred.values() for page in r.pages]
-    assert held.keys().isdisjoint(barred)
-    held.update(barred)
-    for page in range(pool.total):
-        assert pool.references(page) == held[page], "a reference without a holder, or none"
-        assert held[page] < 2 or page in cache, "a page has two holders"
-        assert pool.is_quarantined(page) == (page in barred)
-        assert page not in barred or page not in cache
-    for request in requests:
-        assert not any(page in cache for page in request.pages[request.entered :])
-    assert sorted([*pool._blank, *cache._idle, *held]) == list(range(pool.total))
-    assert len(cache) == len(cache._digests)
-
-
-@pytest.fixture(scope="session")
-def audit() -> Callable[[Scheduler], None]:
-    return check

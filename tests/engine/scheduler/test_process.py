@@ -211,6 +211,11 @@ def test_strangers_are_ignored(running: Running) -> None:
     assert mute.receive(0) is None
 
 
+def test_other_pods_hear_the_incarnation(running: Running) -> None:
+    for peer in ("worker", "server"):
+        assert await_message(running.join(peer, incarnation=""), Welcome).incarnation == "now"
+
+
 def test_the_scheduler_imports_no_torch() -> None:
     code = "import pds_engine.scheduler.process, sys; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -1,5 +1,6 @@
 """What one scheduler sends, line by line (conftest says how to read them)."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -203,8 +204,8 @@ def test_requests_wait_in_order_for_pages(bench: Make) -> None:
     assert admitted == ["workers admit 0/2 [3,2,1]", "workers admit 1/1 [0]"]
 
 
-def test_growth_is_promised_before_a_request_is_taken_up(bench: Make) -> None:
-    b = bench(pages=6)
+def test_without_preemption_growth_is_promised_before_a_request_is_taken_up(bench: Make) -> None:
+    b = bench(pages=6, preemption=False)
     b.submit("a", 16, max_tokens=49)  # 4 pages in all
     b.submit("b", 16, max_tokens=33)  # 3
     assert [line for line in b.plan() if "admit" in line] == ["workers admit 0/1 [0]"]
@@ -272,6 +273,16 @@ def test_draining_takes_nothing_new_and_ends_what_is_late(bench: Make) -> None:
     assert (b.core.state(110.0).draining, b.core.state(110.0).in_flight) == (True, 0)
 
 
+def test_of_two_drains_the_earlier_deadline_counts(bench: Make) -> None:
+    b = bench()
+    b.submit("r", 5, max_tokens=9)
+    b.plan()
+    for seconds in (10, math.inf):
+        b.handle(SERVER, Drain(deadline_seconds=seconds))
+    assert b.tick(109.9) == []
+    assert b.tick(110.0)[0] == "s failed r 503 unavailable"
+
+
 def test_a_deadline_passed_fails_the_request(bench: Make) -> None:
     b = bench(max_running=1, max_step_tokens=48)
     b.submit("runs", 5, max_tokens=9, deadline=101.0)
@@ -321,6 +332,19 @@ def test_the_state_counts_what_is_there(bench: Make) -> None:
     assert (state.in_flight, state.running, state.queued_tokens) == (2, 1, 5)
     assert (state.kv_used, state.kv_total, state.steps_done) == (3, 64, 1)
     assert (state.oldest_step_seconds, state.ranks_ready) == (0.5, 1)
+
+
+def test_a_pipeline_that_advances_is_not_timed_out(bench: Make) -> None:
+    b = bench(pp=2, step_timeout=60.0)
+    b.submit("long", 16 * 12, max_tokens=1)
+    for step in range(3):
+        b.plan()
+        b.now += 50.0
+        b.tick(b.now)
+        b.done(step)
+    assert b.core.state(b.now + 7).oldest_step_seconds == 7
+    with pytest.raises(StageTimeout, match=r"step 3 .* after 61.0 s"):
+        b.tick(b.now + 61)
 
 
 def test_what_fails_the_group(bench: Make) -> None:

@@ -1,3 +1,5 @@
+import time
+
 import pytest
 from pds_engine.messages import Cancel, Submit, Token, TokenLogprobs
 
@@ -32,6 +34,14 @@ async def test_a_whole_completion(served, script, tokenizer):
     assert (submit.seed, submit.sampling.max_tokens, submit.sampling.temperature) == (7, 64, 0)
     assert submit.sampling.stop_token_ids == (EOS,)
     assert s.scheduler.of(Cancel) == []
+
+
+async def test_a_request_timeout_becomes_its_deadline(served, script):
+    async with served(script([EOS]), http={"request_timeout": 30}) as s:
+        begun = time.time()
+        await s.client.post("/v1/completions", json={"prompt": "a"})
+    (submit,) = s.scheduler.of(Submit)
+    assert begun + 30 <= submit.deadline <= time.time() + 30
 
 
 async def test_a_stream_says_the_same(served, script, tokenizer, read_events):

@@ -5,6 +5,8 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +197,28 @@ def running(
         group.close()
 
 
+@pytest.fixture(scope="module")
+def lone(
+    keys: Keys, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[EngineConfig], Group]]:
+    """A group of this configuration that is ready, and ends as soon as another is asked for."""
+    groups: dict[EngineConfig, Group] = {}
+    numbers = count()
+
+    def get(config: EngineConfig) -> Group:
+        if config not in groups:
+            while groups:
+                groups.popitem()[1].close()
+            name = f"lone-{next(numbers)}"
+            groups[config] = Group(config, keys, tmp_path_factory.mktemp(name), name)
+            groups[config].await_ready()
+        return groups[config]
+
+    yield get
+    for group in groups.values():
+        group.close()
+
+
 @pytest.fixture(scope="session")
 def shaped(config: EngineConfig) -> Callable[..., EngineConfig]:
     """`config` with chunks of 32 tokens, and other keys by their dotted names."""
@@ -216,9 +240,26 @@ def shaped(config: EngineConfig) -> Callable[..., EngineConfig]:
 
 
 @pytest.fixture(scope="session")
-def greedy(model: Path) -> Callable[[Sequence[int], int], list[int]]:
+def loaded(model: Path) -> torch.nn.Module:
+    """The model in transformers, in float32."""
+    return transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+
+
+@pytest.fixture(scope="session")
+def logprobs(loaded: torch.nn.Module) -> Callable[[tuple[int, ...]], torch.Tensor]:
+    """Log-probabilities of transformers: row i tells what follows the first i + 1 of these ids."""
+
+    @cache
+    def of(ids: tuple[int, ...]) -> torch.Tensor:
+        with torch.inference_mode():
+            return loaded(torch.tensor([ids])).logits[0].log_softmax(-1)
+
+    return of
+
+
+@pytest.fixture(scope="session")
+def greedy(loaded: torch.nn.Module) -> Callable[[Sequence[int], int], list[int]]:
     """Tokens of transformers in float32; refuses a prompt on which two scores nearly tie."""
-    loaded = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
 
     def tokens(prompt: Sequence[int], count: int) -> list[int]:
         ids, found, cache = torch.tensor([list(prompt)]), [], None

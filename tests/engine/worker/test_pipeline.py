@@ -26,7 +26,7 @@ def quiet(group):
     state = group.await_state(
         lambda state: (
             state.in_flight == 0
-            and len(state.traffic) == (group.ranks if group.ranks > 1 else 0)
+            and len(state.traffic) in (0, group.ranks)  # none of a single stage
             and all(each.steps == state.steps_done for each in state.traffic)
         )
     )
@@ -123,13 +123,23 @@ def test_a_cancelled_request_leaves_both_ends_in_step(running, shaped, greedy, p
     assert texts(group.collect(submit(request, ids, 6))) == {request: greedy(ids, 6)}
 
 
-@pytest.mark.parametrize(("p", "d"), [(2, 1), (1, 2), (3, 2)])
+UNLIKE = [
+    ({"pp": 2}, {"pp": 1}),
+    ({"pp": 1}, {"pp": 2}),
+    ({"pp": 3}, {"pp": 2}),
+    ({"pp": 2}, {"tp": 2}),
+]
+
+
+@pytest.mark.parametrize(("number", "p", "d"), [(n, *pair) for n, pair in enumerate(UNLIKE)])
 def test_a_prompt_is_handed_over_between_unlike_layouts(
-    running, shaped, greedy, prompt, submit, p, d
+    running, shaped, greedy, prompt, submit, number, p, d
 ):
-    prefill = running(shaped(role="prefill", parallelism__pp=p))
-    decode = running(shaped(role="decode", parallelism__pp=d))
-    ids, request = prompt(107, 10 * p + d), name()
+    prefill, decode = (
+        running(shaped(role=role, **{f"parallelism__{axis}": n for axis, n in split.items()}))
+        for role, split in (("prefill", p), ("decode", d))
+    )
+    ids, request = prompt(107, number), name()
     expected = greedy(ids, 10)
     source = Source(address=f"127.0.0.1:{prefill.port}", group=prefill.name)
     prefill.link.send(submit(request, ids, 10, role_hint="prefill"))

@@ -97,5 +97,5 @@ def test_a_mistake_is_noticed(
 def live_through(world: Any, pair: bool) -> None:
     for seed in range(LIVES):
         life = world(random.Random(seed), pair=pair, pp=1, tp=1, fenced=True, mishaps=2.0)
-        life.audit = lambda core: None
+        life.audit = lambda node: None
         life.live(events=500)
