@@ -57,6 +57,21 @@ class TryOut:
 
 
 @dataclass(frozen=True, slots=True)
+class Annotate:
+    """Merge annotations into exactly this uid; None removes one."""
+
+    kind: str
+    name: str
+    uid: str
+    annotations: dict[str, str | None]
+    scope: str
+
+    def __str__(self) -> str:
+        keys = ", ".join(key.rpartition("/")[2] for key in self.annotations)
+        return f"note {keys} on {self.name}"
+
+
+@dataclass(frozen=True, slots=True)
 class MarkDraining:
     """Label a pod so that no router chooses it, and its group is not replaced."""
 
@@ -164,6 +179,7 @@ Action = (
     | Apply
     | MakeSecret
     | TryOut
+    | Annotate
     | MarkDraining
     | AskDrain
     | SetGate

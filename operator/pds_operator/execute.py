@@ -12,6 +12,7 @@ from typing import Any
 from pds_operator import api, diff, errors, names
 from pds_operator.actions import (
     Action,
+    Annotate,
     Apply,
     AskDrain,
     Create,
@@ -138,6 +139,9 @@ class Executor:
                 )
             case TryOut(obj=obj):
                 await self._try_out(obj)
+            case Annotate(kind=kind, name=name, uid=uid, annotations=notes):
+                patch = {"metadata": {"uid": uid, "annotations": notes}}
+                self._seen(await self._api.merge(kind, owner.namespace, name, patch), kind)
             case MarkDraining():
                 await self._mark(action, owner)
             case AskDrain(ip=ip, seconds=seconds):

@@ -82,11 +82,15 @@ class Group:
 
     def available(self, now: float, min_ready_seconds: float) -> bool:
         """Ready for so long."""
+        due = self.available_at(min_ready_seconds)
+        return self.ready and (min_ready_seconds <= 0 or (due is not None and due <= now))
+
+    def available_at(self, min_ready_seconds: float) -> float | None:
+        """When it will have been ready for so long; None while it is not ready."""
         leader = self.leader
-        if not self.ready or leader is None:
-            return False
-        since = now if leader.ready_since is None else leader.ready_since
-        return now - since >= min_ready_seconds
+        if not self.ready or leader is None or leader.ready_since is None:
+            return None
+        return leader.ready_since + min_ready_seconds
 
     @cached_property
     def unscheduled(self) -> tuple[Pod, ...]:

@@ -198,6 +198,7 @@ class Reconciler:
             },
             routers=tuple(worker.views),
             routers_ready=sum(router.ready for router, _ in owned.routers.values()),
+            warmups=tuple(pod for pod, _ in owned.warmups.values()),
             secret=worker.secret[0],
             failures=dict(worker.ledger.failures),
         )

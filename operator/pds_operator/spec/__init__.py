@@ -288,12 +288,10 @@ class RolloutSpec(Part):
                 "maxSurge and maxUnavailable cannot both be zero: nothing could ever be replaced",
             ),
             (
-                "!has(self.paused) || !self.paused",
-                "paused: this version cannot pause a rollout; leave it out",
-            ),
-            (
-                "!has(self.partition) || self.partition == 0 || self.partition == '0%'",
-                "partition: this version cannot hold steps of a rollout back; leave it out",
+                "!has(self.progressDeadlineSeconds) || self.progressDeadlineSeconds == 0 || "
+                "self.progressDeadlineSeconds > "
+                "(has(self.minReadySeconds) ? self.minReadySeconds : 0)",
+                "progressDeadlineSeconds must be more than minReadySeconds",
             ),
         )
     )
@@ -302,12 +300,17 @@ class RolloutSpec(Part):
     max_unavailable: IntOrPercent | None = None
     """Groups of each role that may be missing; a percentage rounds down. Default: 0."""
     partition: IntOrPercent | None = None
+    """The last steps of a rollout, held back; a percentage of the steps rounds up. Default: 0."""
     paused: bool | None = None
+    """Stay at the step that is reached. Scaling and replacing dead groups go on."""
     drain_seconds: Annotated[int, Field(ge=0, le=86400)] | None = None
     """Default: 120."""
     min_ready_seconds: Seconds | None = None
+    """A new group counts when it has been ready for so long. Default: 0."""
     progress_deadline_seconds: Seconds | None = None
+    """A rollout that comes no nearer to its end for so long is told of. Default: 1800; 0: never."""
     auto_rollback: bool | None = None
+    """Go back to the last good revision when the new one shows to be bad. Default: true."""
     revision_history_limit: Annotated[int, Field(ge=0, le=1000)] | None = None
     """Default: 10."""
 

@@ -80,6 +80,8 @@ async def test_backends_says_what_each_one_is(engine, router):
         "routable": True,
         "reason": "routable",
         "circuit": "closed",
+        "requests": 0,
+        "failures": 0,
         "in_flight": 0,
         "outstanding_tokens": 0,
     }

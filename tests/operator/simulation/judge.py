@@ -15,8 +15,9 @@ from simulation.serving import Router, Serving
 Object = dict[str, Any]
 Place = tuple[str, int]
 """(role, index) of a group, whatever its attempt."""
-BLIND_SECONDS = 12.0
-"""For so long after a group was lost the operator may not know it: watches lag."""
+BLIND_SECONDS = 15.0
+"""For so long after a group was lost the operator may not know it, or carry out a round that it
+decided on before: watches lag, and writes time out."""
 PAIRS = {"prefill": "decode", "decode": "prefill", "unified": "unified"}
 
 
