@@ -47,16 +47,17 @@ class Side:
     tokens: int
     body: bytearray = field(default_factory=bytearray)
     settled: bool = False
-    gave_up: int = 0
-    """The status that ended its stream after the first byte."""
+    gave_up: bool = False
+    """The group ended the stream before its end, by its own word."""
 
     @property
     def healthy(self) -> bool | None:
         """What this exchange says of the backend (Fleet.end)."""
-        status = self.gave_up or self.reply.status
-        if self.reply.error is not None or status in FAULTS:
+        if self.reply.error is not None or self.reply.status in FAULTS:
             return False
-        return True if self.reply.ended and status == 200 else None
+        if self.gave_up:
+            return None
+        return True if self.reply.ended and self.reply.status == 200 else None
 
     def settle(self, fleet: Fleet) -> None:
         """It is over, or no more of it is wanted: its load is taken off the backend."""
@@ -120,9 +121,8 @@ class Attempt:
 
     def gave_up(self, side: Side, status: int, body: bytes) -> Failure:
         """What it comes to that the stream of `side` ended with such an error."""
-        side.gave_up = status
-        reason = "drained" if _code(body) == Drained.code else "failed"
-        return Failure(status, body, self._blamed(side, body), reason=reason)
+        side.gave_up = True
+        return Failure(status, body, self._blamed(side, body), (JSON,), _reason(body))
 
     def answering(self, surely: bool = False) -> bool:
         """There is something to give to the client."""
@@ -176,7 +176,7 @@ class Attempt:
             error = Unavailable(f"the {side.role} group refuses the router's signature")
             return Failure(502, error_body(error), side.backend.found.key, (JSON,))
         kept = tuple((n, v) for n, v in reply.headers.items() if n in _KEPT)
-        return Failure(reply.status, body, self._blamed(side, body), kept)
+        return Failure(reply.status, body, self._blamed(side, body), kept, _reason(body))
 
     def _blamed(self, side: Side, body: bytes) -> str:
         if _code(body) == TransferFailed.code:  # whoever says so means the other side
@@ -201,6 +201,10 @@ def internal_headers(call: Call, role: Role, peer: Backend | None) -> dict[str, 
         ours["x-pds-peer"] = (peer.state and peer.state.control) or ""
         ours["x-pds-peer-group"] = peer.group
     return ours
+
+
+def _reason(body: bytes) -> str:
+    return "drained" if _code(body) == Drained.code else "failed"
 
 
 def _code(body: bytes) -> object:

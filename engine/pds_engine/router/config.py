@@ -71,8 +71,8 @@ class RouterConfig(Section):
     """Pairs that are tried before the first byte of an answer."""
     migrations: int = Field(3, ge=0, le=10)
     """How often a stream may break off and go on in another pair."""
-    resume_seconds: float = Field(60.0, ge=0)
-    """How long such a stream waits for a pair: a group that crashed comes back in some seconds."""
+    resume_seconds: float = Field(120.0, ge=0)
+    """How long such a stream waits for a pair: a group that crashed comes back in that time."""
     connect_timeout: float = Field(2.0, gt=0)
     drain_seconds: float = Field(120.0, ge=0)
     """How long open streams may last after SIGTERM."""

@@ -23,6 +23,10 @@ EVENT_STREAM: Headers = (
 )
 LOOK_SECONDS = 1.0
 """How long a stream waits for news of a group before it tries again all the same."""
+QUIET_SECONDS = 10.0
+"""How long a stream that waits says nothing: proxies close what is silent for longer."""
+WAITING = b": waiting\n\n"
+"""A comment, which clients pass over."""
 
 
 class Stream:
@@ -78,6 +82,7 @@ class Stream:
         """Another pair that goes on, or why there is none; waits a while for one."""
         call = resumed(self._call, self._journal.ids)
         until = monotonic() + self._pairs.config.resume_seconds
+        spoke = monotonic()
         excluded = {failure.blamed}
         while True:
             pick = self._pairs.pick(call, excluded, like)
@@ -86,6 +91,9 @@ class Stream:
                     return failure
                 excluded.clear()  # what refused may take it a little later
                 await self._pairs.fleet.news(min(left, LOOK_SECONDS))
+                if monotonic() - spoke >= QUIET_SECONDS:
+                    spoke = monotonic()
+                    await self._client.give(WAITING, more=True)
                 continue
             attempt = self._pairs.attempt(call, pick, self._client)
             try:

@@ -5,6 +5,9 @@ import json
 import re
 
 import pytest
+from pds_engine.router import stream as streaming
+from pds_engine.router.backends import EngineState
+from pds_engine.router.call import read_call, resumed
 
 IDS = (11, 12, 13, 14, 15, 16)
 """What a model says, whoever computes it. Token 13 shows no text: its event is the next one's."""
@@ -86,6 +89,46 @@ def migrations(running, reason):
     name = f'pds_router_migrations_total{{reason="{reason}"}}'
     text = running.router.metrics.text().decode()
     return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(name))
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (b"{}", b'{"pds_resume":{"output_ids":[5,6]}}'),
+        (b" { \n} \n", b' {"pds_resume":{"output_ids":[5,6]}}'),
+        (b'{"a": {} }', b'{"a": {},"pds_resume":{"output_ids":[5,6]}}'),
+        (
+            '{"prompt": "\u00e9}"}'.encode(),
+            '{"prompt": "\u00e9}","pds_resume":{"output_ids":[5,6]}}'.encode(),
+        ),
+    ],
+)
+def test_the_body_stays_as_it_came_but_for_the_tokens(body, expected):
+    call = read_call("/v1/completions", [], body, now=0.0)
+    again = resumed(call, [5, 6])
+    assert again.body == expected
+    assert json.loads(again.body)["pds_resume"] == {"output_ids": [5, 6]}
+    assert (again.request_id, again.seed, again.created) == (call.request_id, call.seed, 0)
+    assert again.prompt_tokens == call.prompt_tokens + 2
+    assert resumed(call, []) is call
+
+
+@pytest.mark.parametrize(
+    ("first", "next_", "goes_on"),
+    [
+        (("m", "kv"), ("m", "other"), True),
+        (("m", "kv"), ("n", "kv"), False),
+        (("m", "kv"), ("", "kv"), False),
+        (("", "kv"), ("m", "kv"), True),
+        (("", "kv"), ("m", "other"), False),
+    ],
+)
+def test_who_goes_on_with_whose_streams(first, next_, goes_on):
+    one, other = (
+        EngineState(role="decode", model_digest=digest, kv_fingerprint=kv)
+        for digest, kv in (first, next_)
+    )
+    assert other.goes_on_with(one) == goes_on
 
 
 async def test_wherever_a_decode_group_dies_the_client_gets_the_same(engine, router):
@@ -189,6 +232,16 @@ async def test_a_stream_waits_for_its_only_decode_group_to_come_back(engine, rou
     only.state = {"incarnation": "next"}
     await only.start()
     assert await asking == WHOLE
+
+
+async def test_a_stream_that_waits_is_not_silent(engine, router, monkeypatch):
+    monkeypatch.setattr(streaming, "QUIET_SECONDS", 0.0)
+    p = await engine("prefill", script=speaks)
+    only = await engine("decode", script=breaks(BORDERS[1]))
+    running = await router(p, only)
+    body = await running.stream()
+    assert body.count(streaming.WAITING) >= 1
+    assert body.replace(streaming.WAITING, b"") == WHOLE
 
 
 async def test_nobody_comes_back(engine, router):
