@@ -120,10 +120,11 @@ class World:
         url = f"{self.groups[name].url}/pds/drain"
         httpx.post(url, json={"deadline_seconds": seconds}, headers=signed).raise_for_status()
 
-    def migrations(self) -> float:
-        lines = self.router.get("/metrics").text.splitlines()
-        found = (line for line in lines if line.startswith("pds_router_migrations_total{"))
-        return sum(float(line.split()[-1]) for line in found)
+    def migrations(self) -> tuple[float, float]:
+        """How many, and the seconds that they took together."""
+        values = dict(line.rsplit(" ", 1) for line in self.router.get("/metrics").text.splitlines())
+        name = "pds_router_migration_seconds"
+        return float(values[f"{name}_count"]), float(values[f"{name}_sum"])
 
     def stream(self, body: dict[str, Any]) -> list[Any]:
         """The choices and usage of each event; an error, or a missing end, fails."""
@@ -174,14 +175,15 @@ def unseen(world: World, name: str, end: Callable[[], None]) -> None:
     """`end` comes over the group while it decodes; no stream is any different."""
     with ThreadPoolExecutor(8) as pool:
         right = list(pool.map(world.stream, STREAMS))
-        before = world.migrations()
+        before, seconds_before = world.migrations()
         asked = [pool.submit(world.stream, body) for body in STREAMS * 2]
         until(lambda: world.busy(name), 30)
         end()
         assert [each.result() for each in asked] == right * 2
-    moved = world.migrations() - before
+    after, seconds = world.migrations()
+    moved, each = after - before, (seconds - seconds_before) / (after - before)
     assert moved > 0
-    print(f"{name}: {moved:.0f} of {len(asked)} streams went on elsewhere")
+    print(f"{name}: {moved:.0f} of {len(asked)} streams went on elsewhere, in {each:.2f} s each")
 
 
 def test_a_killed_worker_in_mid_stream_goes_unseen(world: World) -> None:
