@@ -25,7 +25,12 @@ FREED = 15.0
 PATIENCE = 4.0
 """Seconds after which the impatient client of one test leaves."""
 
-TALKATIVE: Body = {"prompt": list(range(16, 216)), "max_tokens": 1800, "ignore_eos": True}
+TALKATIVE: Body = {
+    "prompt": list(range(16, 216)),
+    "max_tokens": 1800,
+    "ignore_eos": True,
+    "skip_special_tokens": False,  # an event for every token
+}
 OWNED = (
     "pods,services,configmaps,secrets,poddisruptionbudgets,deployments,replicasets,endpointslices,"
     "controllerrevisions.apps,networkpolicies,serviceaccounts,rolebindings,persistentvolumeclaims"

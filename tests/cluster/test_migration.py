@@ -15,7 +15,7 @@ from workers import BACK, Worker, leader
 pytestmark = pytest.mark.cluster
 
 CLIENTS, EACH = 8, 25
-LONG: Body = {"max_tokens": 100, "ignore_eos": True}
+LONG: Body = {"max_tokens": 60, "ignore_eos": True, "skip_special_tokens": False}
 
 
 @pytest.fixture(scope="module")

@@ -131,7 +131,8 @@ class Attempt:
             return first.status == 200 and last.status == 200 and last.ended
         if first.status == 200 and first.buffered and not surely:
             return True
-        come = last.status == 200 and (last.buffered > 0 or last.ended)
+        # A server's head comes with the first token, which may release no event.
+        come = last.status == 200 and (surely or last.buffered > 0 or last.ended)
         return come and (first.ended or first is last)
 
     def collect(self) -> None:

@@ -59,7 +59,7 @@ class Metrics:
         )
         self._migration = Histogram(
             "pds_router_migration_seconds",
-            "From the break of a stream to the first byte of what goes on with it",
+            "From the break of a stream to the first token of what goes on with it",
             buckets=BUCKETS,
             registry=self._registry,
         )
