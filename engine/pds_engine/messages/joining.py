@@ -64,6 +64,8 @@ class Ready(Message, frozen=True, kw_only=True):
     endpoint: KvEndpoint
     kernels: KernelsProof | None = None
     """None: nothing is compiled ahead."""
+    model_digest: str = ""
+    """Of what the model computes: groups of equal digests go on with each other's streams."""
 
 
 class Fault(Message, frozen=True, kw_only=True):

@@ -134,5 +134,6 @@ class State(Message, frozen=True, kw_only=True):
     kernels: KernelsProof | None = None
     missing: tuple[int, ...] = ()
     """Ranks that are not ready yet."""
+    model_digest: str = ""
     traffic: tuple[Traffic, ...] = ()
     """What the ranks of a pipeline have exchanged, by rank; about a second old."""

@@ -69,6 +69,10 @@ class RouterConfig(Section):
     """Requests open at once; beyond it the answer is 429."""
     attempts: int = Field(3, ge=1, le=10)
     """Pairs that are tried before the first byte of an answer."""
+    migrations: int = Field(3, ge=0, le=10)
+    """How often a stream may break off and go on in another pair."""
+    resume_seconds: float = Field(120.0, ge=0)
+    """How long such a stream waits for a pair: a group that crashed comes back in that time."""
     connect_timeout: float = Field(2.0, gt=0)
     drain_seconds: float = Field(120.0, ge=0)
     """How long open streams may last after SIGTERM."""

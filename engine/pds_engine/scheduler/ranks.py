@@ -102,6 +102,10 @@ class Ranks:
         return self._ready[0].kv_fingerprint
 
     @property
+    def model_digest(self) -> str:
+        return self._ready[0].model_digest if 0 in self._ready else ""
+
+    @property
     def kernels(self) -> KernelsProof | None:
         """All ranks' proof in one; None until every rank has given one.
 

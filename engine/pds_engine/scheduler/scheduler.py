@@ -10,6 +10,7 @@ from typing import Any
 
 from pds_engine.errors import (
     DeadlinePassed,
+    Drained,
     InvalidRequest,
     Overloaded,
     PdsError,
@@ -166,7 +167,7 @@ class Scheduler:
                 self._fail(request, DeadlinePassed("the deadline of the request has passed"), now)
         if self._drain_deadline is not None and now >= self._drain_deadline:
             for request in list(self.ledger.requests.values()):
-                self._fail(request, Unavailable("the group has drained, ask another"), now)
+                self._fail(request, Drained("the group had to drain, ask another"), now)
         return self._out.drain()
 
     def state(self, now: float) -> State:
@@ -193,6 +194,7 @@ class Scheduler:
             oldest_step_seconds=self.steps.stalled(now),
             preemptions=ledger.preemptions,
             kernels=self.ranks.kernels,
+            model_digest=self.ranks.model_digest,
             missing=self.ranks.missing,
             traffic=self.ranks.traffic,
         )

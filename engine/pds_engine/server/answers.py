@@ -104,13 +104,26 @@ def server_sent(job: Job, told: Told, data: bytes) -> bytes:
     """One event of a stream, after its line of journal when there is one.
 
     The line is a comment, `: pds <count> <ids>`: output tokens so far, and those since the line
-    before, separated by commas.
+    before, separated by commas. ` end` follows them where the event is of the last token: the
+    router holds such events until the stream is whole, so that what it resumes has not ended.
     """
     event = told.event
-    if job.journal and event.ids:
+    if job.journal and (event.ids or told.last):
         ids = ",".join(map(str, event.ids))
-        return b": pds %d %s\ndata: %s\n\n" % (event.count, ids.encode(), data)
+        end = b" end" if told.last else b""
+        return b": pds %d %s%s\ndata: %s\n\n" % (event.count, ids.encode(), end, data)
     return b"data: %s\n\n" % data
+
+
+def broken_off(job: Job, status: int, error: bytes) -> bytes:
+    """The last event of a stream that failed. `error` is OpenAI's object, `status` HTTP's.
+
+    A client learns it as an event: OpenAI's raise on it. To a router that keeps the journal it is a
+    record in a comment, `: pds failed <status> <error>`: it goes on with the stream elsewhere.
+    """
+    if job.journal:
+        return b": pds failed %d %s\n\n" % (status, error)
+    return b"data: %s\n\n" % error
 
 
 class Whole(Struct, frozen=True):
@@ -126,7 +139,7 @@ class Whole(Struct, frozen=True):
 def whole(told: list[Told], choices: int) -> list[Whole]:
     """The events of each choice, joined."""
     events: list[list[Event]] = [[] for _ in range(choices)]
-    for choice, event in told:
+    for choice, event, _ in told:
         events[choice].append(event)
     return [
         Whole(

@@ -54,6 +54,7 @@ def report(
         "revision": config.pod.revision,
         "incarnation": incarnation,
         "model": config.model.name,
+        "model_digest": known.model_digest,
         "max_model_len": config.max_model_len,
         "control": f"{config.pod.ip}:{config.http.control_port}",
         "kv_fingerprint": known.kv_fingerprint,

@@ -96,6 +96,7 @@ def _serve(
                 kv_fingerprint=fingerprint(kv),
                 endpoint=transfers.endpoint(),
                 kernels=proof,
+                model_digest=kv.digest,
             )
         )
         logger.info("rank %d is ready with %d pages", rank, pages)

@@ -268,7 +268,8 @@ async def test_after_the_first_byte_a_refusal_becomes_an_error_event(engine, rou
         await asyncio.sleep(0.05)
         await refuses(503, "transfer_failed")(seen, stream)
 
-    running = await router(await engine("prefill"), await engine("decode", script=late))
+    pair = await engine("prefill"), await engine("decode", script=late)
+    running = await router(*pair, migrations=0)
     *whole, last = events(await running.stream())
     assert whole == [{"t": 1}]
     assert last["error"]["code"] == "transfer_failed"

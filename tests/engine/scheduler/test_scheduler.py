@@ -269,7 +269,7 @@ def test_draining_takes_nothing_new_and_ends_what_is_late(bench: Make) -> None:
     assert b.submit("s", 5, max_tokens=1) == ["s failed s 503 unavailable"]
     assert b.done(0, 7) == ["s token r 0=7"]
     assert b.tick(109.9) == []
-    assert b.tick(110.0) == ["s failed r 503 unavailable", "workers release 0/1 after 1"]
+    assert b.tick(110.0) == ["s failed r 503 drained", "workers release 0/1 after 1"]
     assert (b.core.state(110.0).draining, b.core.state(110.0).in_flight) == (True, 0)
 
 

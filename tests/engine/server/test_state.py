@@ -86,6 +86,7 @@ def test_report():
         "revision": "",
         "incarnation": "inc",
         "model": "default",
+        "model_digest": "",
         "max_model_len": 4096,
         "control": "10.1.2.3:8001",
         "kv_fingerprint": "f00d",
