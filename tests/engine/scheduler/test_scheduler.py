@@ -280,7 +280,7 @@ def test_of_two_drains_the_earlier_deadline_counts(bench: Make) -> None:
     for seconds in (10, math.inf):
         b.handle(SERVER, Drain(deadline_seconds=seconds))
     assert b.tick(109.9) == []
-    assert b.tick(110.0)[0] == "s failed r 503 unavailable"
+    assert b.tick(110.0)[0] == "s failed r 503 drained"
 
 
 def test_a_deadline_passed_fails_the_request(bench: Make) -> None:
