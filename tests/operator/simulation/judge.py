@@ -47,15 +47,14 @@ class Judge:
         """A spec that allows a role to be without a group has been asked for."""
         self._served = False
         self._groups: tuple[int, dict[tuple[str, int, int], list[Object]]] = (-1, {})
+        self._specs: dict[str, Object] = {}
         self._stood: dict[str, dict[Place, str]] = {}
 
     # Facts --------------------------------------------------------------------------------
 
     def spec(self, operator: Operator) -> Object:
-        """The spec as `operator` knows it."""
-        reconciler = operator.reconciler
-        parent = reconciler.store.parent(KEY) if reconciler else None
-        return parent["spec"] if parent else {}
+        """The spec that the round of `operator` was planned for."""
+        return self._specs.get(operator.name, {})
 
     def limits(self, spec: Object, role: str) -> tuple[int, int, int]:
         """(wanted, surge, unavailable) groups of `role`."""
@@ -121,6 +120,9 @@ class Judge:
 
     def begins(self, operator: Operator) -> None:
         """A round of `operator` begins: what stands now is what its surge is told from."""
+        reconciler = operator.reconciler
+        parent = reconciler.store.parent(KEY) if reconciler else None
+        self._specs[operator.name] = parent["spec"] if parent else {}
         self._stood[operator.name] = {
             (role, index): pods[0]["metadata"]["labels"][names.REVISION]
             for (role, index, _), pods in self.groups().items()
