@@ -9,6 +9,7 @@ whole group. SIGTERM drains: the server says when nothing is left.
 import json
 import logging
 import os
+import random
 import selectors
 import shutil
 import signal
@@ -30,6 +31,8 @@ from pds_engine.models import registry
 from pds_engine.models.files import weight_files
 from pds_engine.parallel.layout import rank_name
 
+EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
+"""Ports that outgoing connections are given: one found free there may be taken a second later."""
 TERMINATION_LOG = Path("/dev/termination-log")
 _GRACE_SECONDS = 0.8
 _NOTE_BYTES = 4096
@@ -98,9 +101,16 @@ def _prepare(config: EngineConfig, folder: Path) -> None:
 
 
 def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
+    """A port that nobody listens on, and that no connection will be given before we do.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    lowest, _ = map(int, EPHEMERAL.read_text().split())
+    for port in random.sample(range(10_000, lowest), 100):
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    raise ConfigError("no port is free", hint="set http.control_port and http.rendezvous_port")
 
 
 class _Family:

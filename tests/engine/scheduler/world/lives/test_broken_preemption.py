@@ -52,8 +52,8 @@ def the_step_is_done_before_its_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     """What waited for the step returns before the step's own tokens are taken in."""
     finish = Steps.finish
 
-    def hasty(steps: Steps, message: StepDone) -> Any:
-        samplers = finish(steps, message)
+    def hasty(steps: Steps, message: StepDone, now: float) -> Any:
+        samplers = finish(steps, message, now)
         steps.ledger.step_done(message.step_id)
         return samplers
 
