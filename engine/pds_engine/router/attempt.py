@@ -1,6 +1,7 @@
 """One try at one pair: the exchanges with its groups, and how far they have come."""
 
 import json
+import secrets
 from dataclasses import dataclass, field
 from time import time
 
@@ -77,6 +78,7 @@ class Attempt:
         self._call = call
         self._client = client
         self._key = key
+        self._name = secrets.token_hex(4)
         self.sides: list[Side] = []
         first = fleet[pick.prefill]
         if pick.decode is None:
@@ -154,7 +156,7 @@ class Attempt:
         call = self._call
         headers = list(call.headers)
         if call.path in STREAMED and self._key is not None:
-            ours = internal_headers(call, role, peer)
+            ours = internal_headers(call, role, peer, self._name)
             expires = int(time()) + SIGNATURE_SECONDS
             headers += [
                 (name.encode(), value.encode())
@@ -188,10 +190,14 @@ class Attempt:
 _KEPT = frozenset({b"content-type", b"retry-after"})
 
 
-def internal_headers(call: Call, role: Role, peer: Backend | None) -> dict[str, str]:
-    """What the engine learns besides the body (engine.md §7); decode is told its `peer`."""
+def internal_headers(call: Call, role: Role, peer: Backend | None, attempt: str) -> dict[str, str]:
+    """What the engine learns besides the body (engine.md §7); decode is told its `peer`.
+
+    Both sides know the work by `attempt` too: the end of an earlier one may come after its begin.
+    """
     ours = {
         "x-pds-request-id": call.request_id,
+        "x-pds-attempt": attempt,
         "x-pds-created": str(call.created),
         "x-pds-seed": str(call.seed),
         "x-pds-role": role,

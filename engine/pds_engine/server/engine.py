@@ -24,8 +24,6 @@ from pds_engine.messages import (
 from pds_engine.metrics import Metrics
 from pds_engine.server.inbox import Inbox
 
-RELEASE_SECONDS = 2.0
-"""How long a request may wait for the end of an earlier one of its id."""
 INBOX_BOUND = 8192
 """Tokens that may wait for a client that does not read, per HTTP request."""
 _BATCH = 256
@@ -141,18 +139,6 @@ class Engine:
             self._open[submit.request_id] = (inbox, choice)
             self._outbox.put_nowait(submit)
         return inbox
-
-    async def released(self, submits: Sequence[Submit]) -> None:
-        """Wait, shortly, until an earlier request of the same ids has gone.
-
-        The router asks again under the same id when the first pair failed; the end of its first
-        call may come after the second call.
-        """
-        with suppress(TimeoutError):
-            async with asyncio.timeout(RELEASE_SECONDS):
-                while any(submit.request_id in self._open for submit in submits):
-                    self._changed.clear()
-                    await self._changed.wait()
 
     def close(self, request_id: str, *, cancel: bool) -> None:
         """Forget a choice; with `cancel` the scheduler is told to forget it too."""

@@ -136,6 +136,7 @@ def make(
             param="n" if copies > 1 else "prompt",
         )
     id = internal.request_id or f"{'chatcmpl' if chat else 'cmpl'}-{secrets.token_hex(12)}"
+    name = f"{id}.{internal.attempt}" if internal.attempt else id
     wanted = body.seed if internal.seed is None else internal.seed
     limit = config.http.request_timeout
     deadline = None if limit is None else time.time() + limit
@@ -147,7 +148,7 @@ def make(
         for copy in range(copies):
             submits.append(
                 Submit(
-                    request_id=id if count == 1 else f"{id}#{len(submits)}",
+                    request_id=name if count == 1 else f"{name}#{len(submits)}",
                     prompt_ids=tuple(prompt),
                     output_ids=resumed,
                     sampling=_sampling(body, room, stop_ids, tokenizer.vocabulary, copy),

@@ -31,7 +31,6 @@ async def respond(engine: Engine, job: Job, answer: Answer, request: Request) ->
     Raises:
         PdsError: it failed before anything was sent.
     """
-    await engine.released(job.submits)
     run = Run(engine, job, answer, request)
     try:
         first = await run.next()

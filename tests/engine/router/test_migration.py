@@ -176,6 +176,7 @@ async def test_what_is_asked_of_the_next_pair(engine, router):
     assert again.body == b'{"stream": true, "x": [1.50],"pds_resume":{"output_ids":[11,12]}}'
     for name in ("x-pds-created", "x-pds-seed", "x-pds-request-id", "x-pds-journal"):
         assert again.headers[name] == broken.headers[name]
+    assert again.headers["x-pds-attempt"] != broken.headers["x-pds-attempt"]
     (at_p,) = (seen for seen in p.calls if seen.body == again.body)
     assert at_p.headers["x-pds-role"] == "prefill"
 

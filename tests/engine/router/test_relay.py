@@ -62,6 +62,7 @@ async def test_both_sides_get_the_same_body_and_one_set_of_signed_headers(engine
         assert seen.headers["traceparent"] == "00-1-2-01"
         assert seen.headers["x-pds-request-id"] == request_id
         assert seen.headers["x-pds-journal"] == "1"
+    assert at_p.headers["x-pds-attempt"] == at_d.headers["x-pds-attempt"] != ""
     assert at_p.headers["x-pds-seed"] == at_d.headers["x-pds-seed"]
     assert at_p.headers["x-pds-created"] == at_d.headers["x-pds-created"]
     assert (at_p.headers["x-pds-role"], at_d.headers["x-pds-role"]) == ("prefill", "decode")

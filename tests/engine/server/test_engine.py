@@ -52,19 +52,6 @@ async def test_one_name_is_answered_once(served):
             s.engine.open([submit("a")])
 
 
-async def test_a_retry_waits_for_the_end_of_the_first_call(served):
-    async with served(silent) as s:
-        s.engine.open([submit("a")])
-        waiting = asyncio.create_task(s.engine.released([submit("a")]))
-        s.engine.open([submit("b")])
-        s.engine.close("b", cancel=True)
-        await asyncio.wait([waiting], timeout=0)
-        assert not waiting.done()
-        s.engine.close("a", cancel=True)
-        await waiting
-        s.engine.open([submit("a")])
-
-
 async def test_a_client_that_does_not_read(served):
     inbox = Inbox(bound=2)
     for index in range(3):
