@@ -3,6 +3,8 @@
 A cycle is what the scheduler does for one decode step: take in a StepDone of 256 tokens, make 256
 Tokens, plan the next step. `value` is the planning alone; the cycle and the encoding are beside it.
 It is measured again after thousands of requests have come and gone: the cost must not grow.
+`admit_32k_us` is the plan that takes a prompt of 32K tokens up: without the prefix cache, with it
+(the prompt is new: its pages are digested), and when all of it is found.
 """
 
 import argparse
@@ -20,17 +22,19 @@ from pds_engine.scheduler.settings import Settings
 RUNNING = 256
 LONG = 6000
 """Output tokens of a measured request: more than the steps that are measured."""
+PROMPT = 1 << 15
 SERVER = Party("server", "s")
 ENDPOINT = KvEndpoint(rank=0, shard=b"", pages=1 << 17, backends={})
 
 
-def make_scheduler() -> Scheduler:
+def make_scheduler(prefix_cache: bool = True) -> Scheduler:
     settings = Settings(
         max_running=RUNNING,
         max_waiting=4 * RUNNING,
         chunk_size=8192,
         max_step_tokens=8192 + RUNNING,
         max_model_len=1 << 20,
+        prefix_cache=prefix_cache,
     )
     scheduler = Scheduler(settings, "benchmark")
     scheduler.handle(
@@ -94,6 +98,25 @@ def measure(steps: int, scheduler: Scheduler) -> dict[str, float]:
     }
 
 
+def admissions(rounds: int) -> dict[str, float]:
+    """Median µs of a plan that takes up a prompt of 32K tokens and issues its first chunks."""
+    cases: dict[str, list[float]] = {"off": [], "new": [], "found": []}
+    schedulers = {"off": make_scheduler(prefix_cache=False), "new": make_scheduler()}
+    for number in range(rounds):
+        for case, times in cases.items():
+            scheduler = schedulers["off" if case == "off" else "new"]
+            ids = (number, *range(PROMPT - 1))
+            request = Submit(
+                request_id=case, prompt_ids=ids, sampling=Sampling(max_tokens=1), seed=0
+            )
+            scheduler.handle(SERVER, request, 0.0)
+            start = time.perf_counter_ns()
+            scheduler.plan(0.0)
+            times.append((time.perf_counter_ns() - start) / 1000)
+            run_out(scheduler)
+    return {case: round(statistics.median(times), 1) for case, times in cases.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer steps")
@@ -115,6 +138,7 @@ def main() -> None:
         "machine": f"{platform.machine()}, Python {platform.python_version()}",
         "running": RUNNING,
         "finished_before": rounds * RUNNING,
+        "admit_32k_us": admissions(rounds),
         **{key: value for key, value in worn.items() if key != "plan_us"},
     }
     print(json.dumps(result, ensure_ascii=False))

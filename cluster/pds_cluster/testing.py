@@ -1,6 +1,7 @@
 """What tests (and only tests) use to talk to a cluster: the local one, or one of the user's own."""
 
 import json
+import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,9 +10,11 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import pytest
+
 from pds_cluster import own, status, volumes
 from pds_cluster.errors import ClusterError
-from pds_cluster.settings import Settings
+from pds_cluster.settings import Settings, load
 from pds_cluster.shell import locked, run
 
 
@@ -102,3 +105,14 @@ def find(settings: Settings) -> Cluster:
     if missing:
         raise ClusterError(f"no local cluster: {missing[0]} does not run", "`make cluster-up`")
     return Cluster(settings, settings.kubeconfig, settings.id, str(settings.bin / "kubectl"))
+
+
+def required() -> Cluster:
+    """The cluster that is up. Without one the test is skipped, or fails if PDS_REQUIRE_CLUSTER."""
+    try:
+        return find(load())
+    except ClusterError as error:
+        message = f"needs a cluster (`make cluster-up`, or PDS_CONTEXT=name): {error}"
+        if os.environ.get("PDS_REQUIRE_CLUSTER"):
+            pytest.fail(message)
+        pytest.skip(message)

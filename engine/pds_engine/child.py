@@ -1,7 +1,8 @@
 """What a child process of `launch` runs: `python -m pds_engine.child KIND FOLDER`.
 
 FOLDER is private to the group on this pod: config.json, launch.json and the keys lie there, and a
-child that cannot go on because of a setting leaves error.json, for launch to report.
+child that cannot go on because of a setting leaves error.json, for launch to report. One that ends
+for any other reason that it knows leaves ended-KIND.json.
 """
 
 import ctypes
@@ -33,6 +34,7 @@ def main() -> None:
         (folder / "error.json").write_text(json.dumps(note))
         sys.exit(EXIT_CONFIG)
     except PdsError as error:
+        (folder / f"ended-{kind}.json").write_text(json.dumps({"error": str(error)}))
         logger.error("%s ends: %s", kind, error, extra={"code": error.code})
         sys.exit(1)
 
@@ -48,9 +50,14 @@ def _run(kind: str, folder: Path, config: EngineConfig) -> None:
 
         scheduler_process.run(config, keys, launch["bind"], incarnation)
     elif kind == "server":
-        from pds_engine.server import app
+        if config.pod.index:
+            from pds_engine.server import rank_pod
 
-        app.run(config, keys, scheduler, incarnation)
+            rank_pod.run(config, keys, scheduler)
+        else:
+            from pds_engine.server import app
+
+            app.run(config, keys, scheduler, incarnation)
     else:
         from pds_engine.worker import process as worker_process
 

@@ -47,6 +47,7 @@ def serve(
     dtype: Annotated[str | None, typer.Option(help="bfloat16, float32 or float16.")] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="HTTP port.")] = None,
+    pp: Annotated[int | None, typer.Option(help="Pipeline stages, all on this machine.")] = None,
     threads: Annotated[int | None, typer.Option(help="Compute threads on CPU.")] = None,
     chunk_size: Annotated[int | None, typer.Option(help="Prompt tokens in one step.")] = None,
     set_: Annotated[
@@ -61,6 +62,7 @@ def serve(
         "model.dtype": dtype,
         "http.host": host,
         "http.port": port,
+        "parallelism.pp": pp,
         "threads": threads,
         "scheduler.chunk_size": chunk_size,
     }
@@ -69,7 +71,12 @@ def serve(
         if not equals:
             raise ConfigError(f"--set {pair}: write KEY=VALUE", hint="for example kv.page_size=16")
         flags[key] = yaml.safe_load(value)
-    sys.exit(launch.serve(configuration.load(config, flags=flags)))
+    settings = configuration.load(config, flags=flags)
+    if pp is not None:
+        # Whoever asks for stages on the command line wants them here, not in other pods.
+        flags.setdefault("parallelism.ranks_per_pod", settings.parallelism.ranks)
+        settings = configuration.load(config, flags=flags)
+    sys.exit(launch.serve(settings))
 
 
 @app.command()

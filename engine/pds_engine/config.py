@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -39,6 +39,8 @@ class ParallelConfig(Section):
     tp: int = Field(1, ge=1)
     dp: int = Field(1, ge=1)
     ranks_per_pod: int = Field(1, ge=1)
+    layers: tuple[Annotated[int, Field(ge=1)], ...] | None = None
+    """Layers of each stage; None: so that the largest stage has the fewest parameters."""
 
     @property
     def ranks(self) -> int:
@@ -74,10 +76,21 @@ class SchedulerConfig(Section):
     max_waiting: int = Field(256, ge=0)
     """Beyond it the server answers 429."""
     chunk_size: int = Field(512, ge=1)
-    """Tokens of prompt in one step."""
+    """Tokens of prompt in one step; with dynamic_chunks, in a prompt's first."""
     max_step_tokens: int | None = Field(None, ge=1)
     """Tokens of all rows in one step; None: chunk_size + max_running."""
+    chunked_prefill: Literal["mixed", "separate"] = "mixed"
+    """Whether a step holds chunks beside running requests, or the two take turns."""
+    dynamic_chunks: bool = False
+    """Make late chunks of a long prompt shorter, so that each takes as long as a first one."""
+    preemption: Literal["recompute", "none"] = "recompute"
+    """On role=unified: take requests up before the pages of their full growth are free, and put the
+    last of them back when pages run out. none: every request has its full growth set aside."""
+    prefix_cache: bool = True
+    """Keep the pages of finished requests for later ones that begin with the same tokens."""
     step_timeout: float = Field(60.0, gt=0)
+    async_scheduling: bool = True
+    """Plan steps before those in flight are done; false for comparison."""
 
 
 class PipelineConfig(Section):
@@ -108,7 +121,11 @@ class HttpConfig(Section):
     port: int = Field(8000, ge=0, le=65535)
     metrics_port: int = Field(9090, ge=0, le=65535)
     control_port: int = Field(8001, ge=0, le=65535)
+    rendezvous_port: int = Field(8010, ge=0, le=65535)
+    """Where rank 0 opens the store at which a group of several ranks meets; 0: any free port."""
     max_body_bytes: int = Field(8 << 20, ge=1024)
+    request_timeout: float | None = Field(None, gt=0)
+    """Seconds that a request may take in all; then it ends with 504. None: any time."""
     keys_dir: Path | None = None
     """server.key, server.pub, client.key, client.pub (CURVE, z85) and hmac.key (hex).
 

@@ -13,6 +13,7 @@ PdsError
 │   ├── DeadlinePassed   504, the request was not done in the time it was given
 │   ├── Overloaded       429, a queue's bound is reached; `retry_after` in seconds
 │   └── Unavailable      503, draining, not ready, or no backend to answer
+│       └── Drained        503, given up at a drain's deadline
 └── GroupError         a rank, stage or peer failed: the request may be retried elsewhere
     ├── ProtocolError    a message out of order, of a foreign incarnation, or malformed
     ├── RankLost         names the rank that died or fell silent
@@ -135,6 +136,12 @@ class Unavailable(RequestError):
     code = "unavailable"
     status = 503
     kind = "server_error"
+
+
+class Drained(Unavailable):
+    """A drain's deadline has passed: what is left goes on in another group."""
+
+    code = "drained"
 
 
 class GroupError(PdsError):

@@ -1,6 +1,7 @@
 """Starts a pod's processes and lets them live and die as one (engine.md §1, operator.md §2).
 
-The leader pod runs an API server and a scheduler; every pod runs one worker per rank. When one
+The leader pod runs an API server and a scheduler; every pod runs one worker per rank, and every pod
+a server: that of a pod other than the leader tells its health alone (server/rank_pod.py). When one
 process ends, so do all, within a second, and so does the container: the operator then replaces the
 whole group. SIGTERM drains: the server says when nothing is left.
 """
@@ -8,6 +9,7 @@ whole group. SIGTERM drains: the server says when nothing is left.
 import json
 import logging
 import os
+import random
 import selectors
 import shutil
 import signal
@@ -27,9 +29,13 @@ from pds_engine.errors import EXIT_CONFIG, ConfigError
 from pds_engine.keys import Keys
 from pds_engine.models import registry
 from pds_engine.models.files import weight_files
+from pds_engine.parallel.layout import rank_name
 
+EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
+"""Ports that outgoing connections are given: one found free there may be taken a second later."""
 TERMINATION_LOG = Path("/dev/termination-log")
 _GRACE_SECONDS = 0.8
+_NOTE_BYTES = 4096
 logger = logging.getLogger("pds.launch")
 
 
@@ -57,13 +63,10 @@ def check(config: EngineConfig) -> None:
     """
     registry.check(config)
     weight_files(config.model.path)
-    if config.parallelism.ranks > 1:
-        shape = (
-            f"pp {config.parallelism.pp}, tp {config.parallelism.tp}, dp {config.parallelism.dp}"
-        )
+    if config.parallelism.dp > 1:
         raise ConfigError(
-            f"parallelism: {shape} is more than this version serves",
-            hint="set pp, tp and dp to 1 and raise replicas",
+            f"parallelism.dp: {config.parallelism.dp} is more than this version serves",
+            hint="set dp to 1 and raise pp, tp or replicas",
         )
 
 
@@ -71,8 +74,13 @@ def report(error: ConfigError) -> None:
     """Tell the operator and the reader of logs why this container must not be retried as it is."""
     note = {"error": error.message, "hint": error.hint}
     print(f"error: {error}", file=sys.stderr)
+    _tell(note)
+
+
+def _tell(note: dict[str, str]) -> None:
+    """The container's termination message: what Kubernetes keeps of its end."""
     if TERMINATION_LOG.exists():
-        TERMINATION_LOG.write_text(json.dumps(note))
+        TERMINATION_LOG.write_text(json.dumps(note)[:_NOTE_BYTES])
 
 
 def _prepare(config: EngineConfig, folder: Path) -> None:
@@ -80,10 +88,12 @@ def _prepare(config: EngineConfig, folder: Path) -> None:
     keys = Keys.read(config.http.keys_dir) if config.http.keys_dir else Keys.make()
     keys.write(folder)
     port = config.http.control_port or _free_port()
-    http = config.http.model_copy(update={"control_port": port})
+    meeting = config.http.rendezvous_port or _free_port()
+    http = config.http.model_copy(update={"control_port": port, "rendezvous_port": meeting})
     (folder / "config.json").write_text(config.model_copy(update={"http": http}).model_dump_json())
     launch = {
-        "incarnation": config.pod.incarnation or uuid.uuid4().hex,
+        # The group's is the leader's; the other pods hear it from the scheduler.
+        "incarnation": "" if config.pod.index else config.pod.incarnation or uuid.uuid4().hex,
         "bind": f"tcp://{config.http.host}:{port}",
         "scheduler": f"tcp://{config.pod.leader if config.pod.index else '127.0.0.1'}:{port}",
     }
@@ -91,19 +101,27 @@ def _prepare(config: EngineConfig, folder: Path) -> None:
 
 
 def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
+    """A port that nobody listens on, and that no connection will be given before we do.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    lowest, _ = map(int, EPHEMERAL.read_text().split())
+    for port in random.sample(range(10_000, lowest), 100):
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    raise ConfigError("no port is free", hint="set http.control_port and http.rendezvous_port")
 
 
 class _Family:
     """The processes of this pod."""
 
     def __init__(self, config: EngineConfig, folder: Path) -> None:
+        self._tp = config.parallelism.tp
+        self._staged = config.parallelism.pp > 1
         first = config.pod.index * config.parallelism.ranks_per_pod
-        self._kinds = [f"worker-{first + i}" for i in range(config.parallelism.ranks_per_pod)]
-        if config.pod.index == 0:
-            self._kinds = ["scheduler", *self._kinds, "server"]
+        workers = [f"worker-{first + i}" for i in range(config.parallelism.ranks_per_pod)]
+        self._kinds = [*([] if config.pod.index else ["scheduler"]), *workers, "server"]
         self._folder = folder
         self._children: dict[int, tuple[str, subprocess.Popen[bytes]]] = {}
 
@@ -127,9 +145,9 @@ class _Family:
         return self._verdict(kind, status)
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
-        """The server drains and then ends; a pod without one ends at once."""
+        """The server drains the group and then ends."""
         for kind, child in self._children.values():
-            if kind == "server" or "server" not in self._kinds:
+            if kind == "server":
                 child.send_signal(signal.SIGTERM)
 
     def _end_all(self) -> None:
@@ -153,5 +171,14 @@ class _Family:
             said = json.loads(note.read_text())
             report(ConfigError(said["error"], hint=said["hint"]))
             return EXIT_CONFIG
-        logger.error("%s ended with status %d, and its group with it", kind, status)
+        cause = f"{self._name(kind)} ended with status {status}, and its group with it"
+        logger.error("%s", cause)
+        last = self._folder / f"ended-{kind}.json"
+        if last.exists():
+            cause += f": {json.loads(last.read_text())['error']}"
+        _tell({"error": cause})
         return 1
+
+    def _name(self, kind: str) -> str:
+        rank = kind.removeprefix("worker-")
+        return rank_name(int(rank), self._tp) if self._staged and rank.isdigit() else kind

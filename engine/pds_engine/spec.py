@@ -40,7 +40,11 @@ class DecoderSpec:
     tied: bool
     qk_norm: bool
     """Queries and keys are normalised per head before the rotation (Qwen3)."""
+    qkv_bias: bool
+    """The projections to queries, keys and values add a bias (Qwen2)."""
     max_position: int
+    window: int | None = None
+    """Tokens that a token sees, itself included (Mistral); None: all before it."""
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -64,8 +68,17 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def dense(config: Json, architecture: str, *, qk_norm: bool) -> DecoderSpec:
-    """The spec of a Llama-like decoder.
+def dense(
+    config: Json,
+    architecture: str,
+    *,
+    qk_norm: bool = False,
+    qkv_bias: bool = False,
+    windowed: bool = False,
+) -> DecoderSpec:
+    """The spec of a Llama-like decoder; the options say in what its family differs.
+
+    windowed: `sliding_window` holds for every layer.
 
     Raises:
         ConfigError: a key is missing or has a value that this engine does not compute.
@@ -94,8 +107,14 @@ def dense(config: Json, architecture: str, *, qk_norm: bool) -> DecoderSpec:
         rope=rope(config),
         tied=bool(config.get("tie_word_embeddings", False)),
         qk_norm=qk_norm,
+        qkv_bias=qkv_bias,
         max_position=_whole(config, "max_position_embeddings"),
+        window=_window(config) if windowed else None,
     )
+
+
+def _window(config: Json) -> int | None:
+    return None if config.get("sliding_window") is None else _whole(config, "sliding_window")
 
 
 def rope(config: Json) -> RopeSpec:

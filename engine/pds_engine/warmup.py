@@ -56,7 +56,9 @@ def run(config: EngineConfig) -> int:
 
 
 def warm(config: EngineConfig) -> tuple[Manifest, str]:
-    """Compile or find all graphs of this pod's ranks, and write the manifest of its first stage.
+    """Compile or find all graphs of this pod's ranks, and write the manifest of each of its stages.
+
+    A graph depends on the shapes of a layer alone, so that all stages need the same ones.
 
     Returns the manifest, and why the volume could not take it all ("": it did). The pod is served
     even then: it compiles for itself.
@@ -76,7 +78,8 @@ def warm(config: EngineConfig) -> tuple[Manifest, str]:
         producer=config.pod.name,
     )
     try:
-        write_manifest(_manifest_path(config), manifest)
+        for path in _manifest_paths(config):
+            write_manifest(path, manifest)
     except OSError as error:
         return manifest, f"the cache volume cannot be written: {error}"
     alone = [name for name, artefact in artefacts.items() if artefact and not artefact.shared]
@@ -137,10 +140,13 @@ def _compile_one(config: EngineConfig, name: str) -> Artefact:
         raise RuntimeError(f"graph {name}: {type(error).__name__}: {error}") from None
 
 
-def _manifest_path(config: EngineConfig) -> Path:
-    root = config.cache.path or Path()
-    stage = config.pod.index * config.parallelism.ranks_per_pod // config.parallelism.tp
-    return manifest_path(root, config.model.name, config.pod.revision, config.role, stage)
+def _manifest_paths(config: EngineConfig) -> list[Path]:
+    root, pod, split = config.cache.path or Path(), config.pod, config.parallelism
+    first = pod.index * split.ranks_per_pod
+    stages = range(first // split.tp, (first + split.ranks_per_pod - 1) // split.tp + 1)
+    return [
+        manifest_path(root, config.model.name, pod.revision, config.role, stage) for stage in stages
+    ]
 
 
 def _prove(proof: dict[str, object], started: float) -> None:

@@ -57,6 +57,21 @@ class TryOut:
 
 
 @dataclass(frozen=True, slots=True)
+class Annotate:
+    """Merge annotations into exactly this uid; None removes one."""
+
+    kind: str
+    name: str
+    uid: str
+    annotations: dict[str, str | None]
+    scope: str
+
+    def __str__(self) -> str:
+        keys = ", ".join(key.rpartition("/")[2] for key in self.annotations)
+        return f"note {keys} on {self.name}"
+
+
+@dataclass(frozen=True, slots=True)
 class MarkDraining:
     """Label a pod so that no router chooses it, and its group is not replaced."""
 
@@ -96,6 +111,19 @@ class SetGate:
 
 
 @dataclass(frozen=True, slots=True)
+class TellScale:
+    """Write the status of a PDServingRole: what /scale and autoscalers read."""
+
+    name: str
+    uid: str
+    status: Object
+    scope: str
+
+    def __str__(self) -> str:
+        return f"tell the scale of {self.name}: {self.status['replicas']}"
+
+
+@dataclass(frozen=True, slots=True)
 class Delete:
     """DELETE of exactly this uid; `grace` None leaves the object's own."""
 
@@ -107,6 +135,18 @@ class Delete:
 
     def __str__(self) -> str:
         return f"delete {self.kind.lower()} {self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Disband:
+    """Delete the PodGroup of a group whose pods are deleted, if it is there and ours."""
+
+    api_version: str
+    name: str
+    scope: str
+
+    def __str__(self) -> str:
+        return f"disband {self.name}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +175,19 @@ class Say:
 
 
 Action = (
-    Create | Apply | MakeSecret | TryOut | MarkDraining | AskDrain | SetGate | Delete | Hold | Say
+    Create
+    | Apply
+    | MakeSecret
+    | TryOut
+    | Annotate
+    | MarkDraining
+    | AskDrain
+    | SetGate
+    | TellScale
+    | Delete
+    | Disband
+    | Hold
+    | Say
 )
 
 

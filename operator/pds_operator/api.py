@@ -1,28 +1,37 @@
-"""The Kubernetes API over aiohttp: plain objects in, plain objects out.
+"""The Kubernetes API by the kubernetes package: plain objects in, plain objects out.
 
-Not a client library's models: those cost tens of megabytes, and their line reader fails on
-watch events over 128 KB.
+Not its models, which take time and memory for a thousand pods; nor its Watch, which makes a client
+of its own each time.
 """
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import aiohttp
-import kopf
+import yaml
+from aiohttp.http import HttpProcessingError
+from kubernetes.aio import config
+from kubernetes.aio.client import ApiClient, Configuration
+from kubernetes.aio.dynamic import DynamicClient
+from kubernetes.aio.dynamic.exceptions import DynamicApiError, UnauthorizedError
 
 from pds_operator import errors, names
-from pds_operator.settings import Settings
 
 Object = dict[str, Any]
 
 APPLY = "application/apply-patch+yaml"
 MERGE = "application/merge-patch+json"
 WATCH_SECONDS = 290
-REQUEST_SECONDS = 30.0
+WATCH_TIMEOUT = aiohttp.ClientTimeout(sock_connect=10, sock_read=WATCH_SECONDS + 30)
+TIMEOUT = aiohttp.ClientTimeout(total=30)
 MANAGER = names.MANAGER
+MALFORMED = (config.ConfigException, OSError, ValueError, TypeError, AttributeError, yaml.YAMLError)
+"""What the loader stumbles over in a kubeconfig."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,30 +54,44 @@ RESOURCES: Mapping[str, Resource] = {
     "ControllerRevision": Resource("/apis/apps/v1", "controllerrevisions"),
     "PodDisruptionBudget": Resource("/apis/policy/v1", "poddisruptionbudgets"),
     "NetworkPolicy": Resource("/apis/networking.k8s.io/v1", "networkpolicies"),
+    "Job": Resource("/apis/batch/v1", "jobs"),
     "RoleBinding": Resource("/apis/rbac.authorization.k8s.io/v1", "rolebindings"),
     "Lease": Resource("/apis/coordination.k8s.io/v1", "leases"),
     names.KIND: Resource(f"/apis/{names.API_VERSION}", names.PLURAL),
+    names.ROLE_KIND: Resource(f"/apis/{names.API_VERSION}", names.ROLE_PLURAL),
+    **{
+        f"PodGroup.{version}": Resource(f"/apis/{version}", "podgroups")
+        for version in (
+            "scheduling.volcano.sh/v1beta1",
+            "scheduling.x-k8s.io/v1alpha1",
+            "scheduling.run.ai/v2alpha2",
+        )
+    },
 }
+
+
+def kind_of(obj: Object) -> str:
+    """What the methods here call the kind of `obj`: PodGroup is the name of several."""
+    kind = str(obj["kind"])
+    return f"{kind}.{obj['apiVersion']}" if kind == "PodGroup" else kind
 
 
 class Api:
     """One connection pool to one API server. Use as an async context manager."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._info = login(settings)
-        self._session: aiohttp.ClientSession | None = None
+    def __init__(self, configuration: Configuration) -> None:
+        configuration.connection_pool_maxsize = 0  # no limit: each watch holds a connection
+        # As kopf does: no netrc and no proxy, which are meant for the world outside.
+        configuration.client_session_kwargs = {"trust_env": False}
+        self._client = DynamicClient(ApiClient(configuration))
         self.writes: dict[str, int] = {}
         """Writes by verb and kind, Leases apart: an unchanged cluster costs none."""
 
     async def __aenter__(self) -> "Api":
-        connector = aiohttp.TCPConnector(ssl=self._info.as_ssl_context(), limit=0)
-        self._session = aiohttp.ClientSession(connector=connector)
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._session is not None:
-            await self._session.close()
+        await self._client.client.close()
 
     async def get(self, kind: str, namespace: str, name: str) -> Object:
         """One object. Raises Missing."""
@@ -98,22 +121,18 @@ class Api:
             "timeoutSeconds": str(WATCH_SECONDS),
             **_selectors(selector),
         }
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=WATCH_SECONDS + 30)
-        async with self._open("GET", self._path(kind, namespace), params, timeout) as response:
-            await _checked(response)
-            rest = b""
-            async for piece in response.content.iter_any():
-                *lines, rest = (rest + piece).split(b"\n")
-                for line in lines:
-                    event = json.loads(line)
-                    if event["type"] == "ERROR":
-                        status = event["object"]
-                        raise errors.from_status(int(status.get("code") or 500), status)
-                    yield event
+        path = self._path(kind, namespace)
+        async with await self._request("GET", path, params=params, within=WATCH_TIMEOUT) as answer:
+            async for line in answer.content:
+                event = json.loads(line)
+                if event["type"] == "ERROR":
+                    status = event["object"]
+                    raise errors.from_status(int(status.get("code") or 500), status)
+                yield event
 
     async def create(self, obj: Object, *, dry_run: bool = False) -> Object:
         """POST. Raises Conflict when the name is taken."""
-        kind, meta = obj["kind"], obj["metadata"]
+        kind, meta = kind_of(obj), obj["metadata"]
         params = {"fieldManager": MANAGER, **({"dryRun": "All"} if dry_run else {})}
         if not dry_run:
             self._count("create", kind)
@@ -186,20 +205,14 @@ class Api:
         inside = f"/namespaces/{namespace}" if namespace else ""
         return f"{resource.prefix}{inside}/{resource.plural}" + (f"/{name}" if name else "")
 
-    def _open(
-        self, method: str, path: str, params: Mapping[str, str], timeout: aiohttp.ClientTimeout
-    ) -> Any:
-        if self._session is None:
-            raise errors.SettingsError("the connection to the API server is not open")
-        return self._session.request(
-            method,
-            self._info.server.rstrip("/") + path,
-            params=params,
-            headers=self._info.as_http_headers(),
-            timeout=timeout,
-        )
-
     async def _call(
+        self, method: str, path: str, body: Object | None = None, **more: Any
+    ) -> Object:
+        async with await self._request(method, path, body, **more) as answer:
+            told = json.loads(await answer.read() or b"{}")
+        return told if isinstance(told, dict) else {}
+
+    async def _request(
         self,
         method: str,
         path: str,
@@ -207,55 +220,57 @@ class Api:
         *,
         params: Mapping[str, str] | None = None,
         content_type: str = "application/json",
-    ) -> Object:
-        if self._session is None:
-            raise errors.SettingsError("the connection to the API server is not open")
-        for last in (False, True):
-            async with self._session.request(
-                method,
-                self._info.server.rstrip("/") + path,
-                params=params or {},
-                data=None if body is None else json.dumps(body).encode(),
-                headers={"Content-Type": content_type, **self._info.as_http_headers()},
-                timeout=aiohttp.ClientTimeout(total=REQUEST_SECONDS),
-            ) as response:
-                if response.status == 401 and not last:
-                    self._info = login(self._settings)  # projected tokens expire
-                    continue
-                return await _checked(response) or {}
-        raise errors.ApiError(401, "Unauthorized", "the credentials were refused twice")
+        within: aiohttp.ClientTimeout = TIMEOUT,
+    ) -> aiohttp.ClientResponse:
+        """A good answer, its body not read yet. Raises ApiError."""
+        ask = partial(
+            self._client.request,
+            method,
+            path,
+            body,
+            serialize=False,
+            query_params=list((params or {}).items()),
+            content_type=content_type,
+            _request_timeout=within,
+        )
+        try:
+            try:
+                response: aiohttp.ClientResponse = await ask()
+            except UnauthorizedError:
+                with contextlib.suppress(errors.SettingsError):
+                    await login(self._client.configuration)  # a plugin's tokens expire
+                response = await ask()
+        except DynamicApiError as error:
+            raise errors.from_status(error.status, _told(error.body or "")) from error
+        return response
 
 
-def login(settings: Settings) -> kopf.ConnectionInfo:
+async def login(found: Configuration | None = None) -> Configuration:
     """How to reach the API server: the pod's service account, else the kubeconfig.
+
+    The account's token is read anew each minute as it is used.
 
     Raises:
         SettingsError: there is neither.
     """
-    kopf_settings = kopf.OperatorSettings()
-    info = kopf.login_with_service_account(settings=kopf_settings) or kopf.login_with_kubeconfig(
-        settings=kopf_settings
-    )
-    if info is None:
-        raise errors.SettingsError(
-            "no service account and no kubeconfig: run in a pod, or set KUBECONFIG"
-        )
-    return info
-
-
-async def _checked(response: aiohttp.ClientResponse) -> Object | None:
-    """The body of a good answer (None for a stream that begins). Raises ApiError."""
-    if response.status >= 400:
-        text = await response.text()
+    found = found or Configuration()
+    try:
+        config.load_incluster_config(client_configuration=found)
+    except config.ConfigException:
         try:
-            body = json.loads(text)
-        except ValueError:
-            body = {"message": text[:500]}
-        raise errors.from_status(response.status, body)
-    if "watch" in response.url.query:
-        return None
-    told = await response.json(content_type=None)
-    return told if isinstance(told, dict) else {}
+            await config.load_kube_config(client_configuration=found)
+        except MALFORMED as error:
+            raise errors.SettingsError(
+                f"no service account and no kubeconfig ({error}): run in a pod, or set KUBECONFIG"
+            ) from error
+    return found
+
+
+def _told(text: str) -> object:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return {"message": text[:500]}
 
 
 def _selectors(selector: str, fields: str = "") -> dict[str, str]:
@@ -263,5 +278,11 @@ def _selectors(selector: str, fields: str = "") -> dict[str, str]:
     return {key: value for key, value in chosen.items() if value}
 
 
-TRANSIENT = (aiohttp.ClientError, asyncio.TimeoutError, OSError)
+TRANSIENT = (
+    aiohttp.ClientError,
+    asyncio.TimeoutError,
+    OSError,
+    HttpProcessingError,  # a watch's line of more than 4 MiB: its object is listed anew
+    json.JSONDecodeError,
+)
 """What a broken connection raises: wait and try again."""

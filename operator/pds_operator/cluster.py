@@ -13,7 +13,14 @@ from typing import Any
 
 from pds_operator import errors, names
 from pds_operator.api import TRANSIENT, Api
-from pds_operator.observed import Pod, Revision, pod_facts, revision_facts
+from pds_operator.observed import (
+    Pod,
+    Revision,
+    WarmupPod,
+    pod_facts,
+    revision_facts,
+    warmup_facts,
+)
 
 Object = dict[str, Any]
 Key = tuple[str, str]
@@ -30,8 +37,10 @@ FOLLOWED = (
     "PersistentVolumeClaim",
     "Deployment",
     "ControllerRevision",
+    "Job",
     "PodDisruptionBudget",
     "NetworkPolicy",
+    names.ROLE_KIND,
 )
 
 
@@ -50,6 +59,7 @@ class Owned:
 
     pods: dict[str, tuple[Pod, int]] = field(default_factory=dict)
     routers: dict[str, tuple[RouterPod, int]] = field(default_factory=dict)
+    warmups: dict[str, tuple[WarmupPod, int]] = field(default_factory=dict)
     objects: dict[tuple[str, str], tuple[Object, int]] = field(default_factory=dict)
 
     def revisions(self, pds: str) -> dict[str, Revision]:
@@ -107,6 +117,8 @@ class Store:
                 _put(owned.pods, name, facts, version)
             elif obj["metadata"]["labels"].get(names.ROLE) == "router":
                 _put(owned.routers, name, _router_pod(obj), version)
+            elif obj["metadata"]["labels"].get(names.ROLE) == "warmup":
+                _put(owned.warmups, name, warmup_facts(obj), version)
         self._changed(key)
 
     def drop(self, obj: Object) -> None:
@@ -116,7 +128,8 @@ class Store:
             return
         owned = self._owned[key]
         self._drop(owned, obj["kind"], obj["metadata"]["name"])
-        if not (owned.pods or owned.routers or owned.objects or key in self._parents):
+        pods = owned.pods or owned.routers or owned.warmups
+        if not (pods or owned.objects or key in self._parents):
             del self._owned[key]
         self._changed(key)
 
@@ -135,13 +148,14 @@ class Store:
 
     def _names(self, owned: Owned, kind: str) -> list[str]:
         if kind == "Pod":
-            return [*owned.pods, *owned.routers]
+            return [*owned.pods, *owned.routers, *owned.warmups]
         return [name for other, name in owned.objects if other == kind]
 
     def _drop(self, owned: Owned, kind: str, name: str) -> None:
         if kind == "Pod":
             owned.pods.pop(name, None)
             owned.routers.pop(name, None)
+            owned.warmups.pop(name, None)
         else:
             owned.objects.pop((kind, name), None)
 

@@ -1,4 +1,4 @@
-"""The CustomResourceDefinition, generated from `spec` (`make gen` writes it to crds/).
+"""The CustomResourceDefinitions, generated from `spec` (`make gen` writes them to crds/).
 
 Structural, without a single default (see `spec`), and bounded everywhere: CEL's cost is estimated
 from the bounds, and an unbounded list alone exceeds the budget a hundredfold.
@@ -17,7 +17,7 @@ ROLE_STATUS = ("desired", "created", "ready", "updated", "warm", "draining")
 
 
 def definition() -> dict[str, Any]:
-    """The whole object, as plain data."""
+    """The definition of PDServings, as plain data."""
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
@@ -47,20 +47,96 @@ def definition() -> dict[str, Any]:
     }
 
 
+def role_definition() -> dict[str, Any]:
+    """The definition of PDServingRoles, which only make a role scalable (see `scaling`).
+
+    The one default is for whoever makes one by hand: /scale reads a missing count as 0.
+    """
+    replicas = {"type": "integer", "format": "int32", "minimum": 0}
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": f"{names.ROLE_PLURAL}.{names.GROUP}"},
+        "spec": {
+            "group": names.GROUP,
+            "names": {
+                "kind": names.ROLE_KIND,
+                "listKind": f"{names.ROLE_KIND}List",
+                "plural": names.ROLE_PLURAL,
+                "singular": "pdservingrole",
+                "shortNames": ["pdsr"],
+            },
+            "scope": "Namespaced",
+            "versions": [
+                {
+                    "name": names.VERSION,
+                    "served": True,
+                    "storage": True,
+                    "subresources": {
+                        "status": {},
+                        "scale": {
+                            "specReplicasPath": ".spec.replicas",
+                            "statusReplicasPath": ".status.replicas",
+                            "labelSelectorPath": ".status.selector",
+                        },
+                    },
+                    "additionalPrinterColumns": [
+                        _column("Desired", ".spec.replicas", "integer"),
+                        _column("Current", ".status.replicas", "integer"),
+                        _column("Ready", ".status.readyReplicas", "integer"),
+                        _column("Age", ".metadata.creationTimestamp", "date"),
+                    ],
+                    "schema": {
+                        "openAPIV3Schema": {
+                            "type": "object",
+                            "description": "How many groups a role of a PDServing has, where the "
+                            "PDServing leaves that out. Made by the operator.",
+                            "required": ["spec"],
+                            "properties": {
+                                "apiVersion": {"type": "string"},
+                                "kind": {"type": "string"},
+                                "metadata": {"type": "object"},
+                                "spec": {
+                                    "type": "object",
+                                    "properties": {
+                                        "replicas": {**replicas, "maximum": 1000, "default": 1}
+                                    },
+                                },
+                                "status": {
+                                    "type": "object",
+                                    "properties": {
+                                        "replicas": replicas,
+                                        "readyReplicas": replicas,
+                                        "selector": {"type": "string"},
+                                    },
+                                },
+                            },
+                        }
+                    },
+                }
+            ],
+        },
+    }
+
+
 def text() -> str:
     """The file crds/pdservings.yaml."""
     head = "# Generated from pds_operator/spec by `make gen`. Do not edit.\n"
-    dumped = yaml.dump(definition(), Dumper=_Plain, sort_keys=False, allow_unicode=True, width=110)
-    return head + dumped
+    return head + "---\n".join(map(_dumped, (definition(), role_definition())))
 
 
 def chart_template() -> str:
     """The file charts/pdserving/templates/crd.yaml: upgraded with the chart, kept without it."""
-    body = definition()
-    body["metadata"]["annotations"] = {"helm.sh/resource-policy": "keep"}
-    dumped = yaml.dump(body, Dumper=_Plain, sort_keys=False, allow_unicode=True, width=110)
+    bodies = [definition(), role_definition()]
+    for body in bodies:
+        body["metadata"]["annotations"] = {"helm.sh/resource-policy": "keep"}
+    dumped = "---\n".join(map(_dumped, bodies))
     head = "{{- /* Generated from pds_operator/spec by `make gen`. Do not edit. */}}\n"
     return f"{head}{{{{- if .Values.crds.install }}}}\n{dumped}{{{{- end }}}}\n"
+
+
+def _dumped(body: dict[str, Any]) -> str:
+    return yaml.dump(body, Dumper=_Plain, sort_keys=False, allow_unicode=True, width=110)
 
 
 class _Plain(yaml.SafeDumper):
@@ -71,20 +147,21 @@ class _Plain(yaml.SafeDumper):
 
 
 def _columns() -> list[dict[str, Any]]:
-    def column(name: str, path: str, kind: str = "string", wide: bool = False) -> dict[str, Any]:
-        return {"name": name, "type": kind, "jsonPath": path, **({"priority": 1} if wide else {})}
-
     return [
-        column("Model", ".spec.model.name"),
-        column("Prefill", ".status.prefill.summary"),
-        column("Decode", ".status.decode.summary"),
-        column("Unified", ".status.unified.summary", wide=True),
-        column("Ready", '.status.conditions[?(@.type=="Ready")].status'),
-        column("Rollout", '.status.conditions[?(@.type=="Progressing")].reason'),
-        column("Age", ".metadata.creationTimestamp", "date"),
-        column("Endpoint", ".status.endpoint", wide=True),
-        column("Revision", ".status.currentRevision", wide=True),
+        _column("Model", ".spec.model.name"),
+        _column("Prefill", ".status.prefill.summary"),
+        _column("Decode", ".status.decode.summary"),
+        _column("Unified", ".status.unified.summary", wide=True),
+        _column("Ready", '.status.conditions[?(@.type=="Ready")].status'),
+        _column("Rollout", '.status.conditions[?(@.type=="Progressing")].reason'),
+        _column("Age", ".metadata.creationTimestamp", "date"),
+        _column("Endpoint", ".status.endpoint", wide=True),
+        _column("Revision", ".status.currentRevision", wide=True),
     ]
+
+
+def _column(name: str, path: str, kind: str = "string", wide: bool = False) -> dict[str, Any]:
+    return {"name": name, "type": kind, "jsonPath": path, **({"priority": 1} if wide else {})}
 
 
 def _root() -> Schema:

@@ -18,7 +18,7 @@ from pds_operator.observed import owner_uid
 
 Object = dict[str, Any]
 
-IMMUTABLE = frozenset({"ControllerRevision", "PersistentVolumeClaim"})
+IMMUTABLE = frozenset({"ControllerRevision", "Job", "PersistentVolumeClaim"})
 """Made once: nothing of what we set on them can be changed afterwards."""
 
 

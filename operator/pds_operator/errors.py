@@ -49,6 +49,12 @@ class NameTaken(OperatorError):
     reason = "NameTaken"
 
 
+class GangUnknown(OperatorError):
+    """The cluster lacks the kind by which a gang scheduler is told which pods belong together."""
+
+    reason = "GangUnknown"
+
+
 class ApiError(OperatorError):
     """The API server answered with an error."""
 

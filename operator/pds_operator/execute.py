@@ -9,21 +9,25 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from pds_operator import diff, errors, names
+from pds_operator import api, diff, errors, names
 from pds_operator.actions import (
     Action,
+    Annotate,
     Apply,
     AskDrain,
     Create,
     Delete,
+    Disband,
     Hold,
     MakeSecret,
     MarkDraining,
     Say,
     SetGate,
+    TellScale,
     TryOut,
 )
 from pds_operator.api import TRANSIENT, Api
+from pds_operator.build import gang
 from pds_operator.build.owner import Owner
 from pds_operator.cluster import Store
 from pds_operator.keys import control_keys
@@ -135,6 +139,9 @@ class Executor:
                 )
             case TryOut(obj=obj):
                 await self._try_out(obj)
+            case Annotate(kind=kind, name=name, uid=uid, annotations=notes):
+                patch = {"metadata": {"uid": uid, "annotations": notes}}
+                self._seen(await self._api.merge(kind, owner.namespace, name, patch), kind)
             case MarkDraining():
                 await self._mark(action, owner)
             case AskDrain(ip=ip, seconds=seconds):
@@ -143,8 +150,16 @@ class Executor:
                     log.info("%s: %s: %s", owner.name, action, told)
             case SetGate():
                 await self._gate(action, owner)
+            case TellScale(name=name, uid=uid, status=status):
+                patch = {"metadata": {"uid": uid}, "status": status}
+                written = await self._api.merge(
+                    names.ROLE_KIND, owner.namespace, name, patch, "status"
+                )
+                self._seen(written, names.ROLE_KIND)
             case Delete(kind=kind, name=name, uid=uid, grace=grace):
                 await self._delete(kind, owner.namespace, name, uid, grace)
+            case Disband(api_version=api_version, name=name):
+                await self._disband(api_version, name, owner)
             case Hold(scope=scope, reason=reason, message=message):
                 ledger.refuse(scope, reason, message, self._clock())
             case Say():
@@ -159,7 +174,14 @@ class Executor:
         except errors.Conflict as error:
             if error.api_reason != "AlreadyExists":
                 raise
-        live = await self._api.get(kind, meta["namespace"], meta["name"])
+        except errors.Missing as error:
+            if kind != gang.KIND:
+                raise
+            raise errors.GangUnknown(
+                f"there is no {obj['apiVersion']} {kind} in this cluster: install the scheduler "
+                "that spec.scheduling.gang names, or leave gang out"
+            ) from error
+        live = await self._api.get(api.kind_of(obj), meta["namespace"], meta["name"])
         live["kind"] = kind
         if not diff.ours(live, owner.uid):
             raise errors.NameTaken(
@@ -214,6 +236,16 @@ class Executor:
         except errors.Missing:
             log.debug("%s %s is gone already", kind, name)
 
+    async def _disband(self, api_version: str, name: str, owner: Owner) -> None:
+        kind = api.kind_of({"kind": gang.KIND, "apiVersion": api_version})
+        try:
+            live = await self._api.get(kind, owner.namespace, name)
+            if diff.ours(live, owner.uid):
+                uid = live["metadata"]["uid"]
+                await self._delete(kind, owner.namespace, name, uid, None)
+        except errors.Missing:
+            log.debug("PodGroup %s is gone already", name)
+
     async def _say(self, action: Say, owner: Owner) -> None:
         """Post an Event. One that is refused is logged, and stops nothing."""
         moment = rfc3339(self._clock())
@@ -244,5 +276,5 @@ class Executor:
     def _seen(self, obj: Object, kind: str) -> None:
         """Read our own writes: the next round must not decide on what stood before them."""
         obj.setdefault("kind", kind)
-        if kind not in ("Secret", "Event"):
+        if kind not in ("Secret", "Event", gang.KIND):  # which are not followed
             self._store.put(obj)

@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from functools import cached_property
 
 from pds_operator import names
 from pds_operator.observed import Pod
@@ -27,9 +28,12 @@ class Phase(Enum):
     """We drain it; it is not replaced."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Group:
-    """The newest attempt of one group, with what older attempts left behind."""
+    """The newest attempt of one group, with what older attempts left behind.
+
+    What follows from its pods is worked out once: a round asks for it many times.
+    """
 
     role: str
     index: int
@@ -40,12 +44,12 @@ class Group:
     pods: tuple[Pod, ...]
     remnants: tuple[Pod, ...] = ()
 
-    @property
+    @cached_property
     def leader(self) -> Pod | None:
         """The pod that serves HTTP."""
         return next((pod for pod in self.pods if pod.leader), None)
 
-    @property
+    @cached_property
     def phase(self) -> Phase:
         """See `Phase`."""
         if any(pod.draining for pod in self.pods):
@@ -59,13 +63,13 @@ class Group:
             return Phase.FAILED if begun else Phase.STARTING
         return Phase.UP if all(pod.started for pod in self.pods) else Phase.STARTING
 
-    @property
+    @cached_property
     def missing(self) -> tuple[int, ...]:
         """Rank pods that do not exist."""
         there = {pod.rank_pod for pod in self.pods}
         return tuple(index for index in range(self.size) if index not in there)
 
-    @property
+    @cached_property
     def ready(self) -> bool:
         """Routed to: the leader's readiness includes the gate."""
         leader = self.leader
@@ -78,23 +82,27 @@ class Group:
 
     def available(self, now: float, min_ready_seconds: float) -> bool:
         """Ready for so long."""
-        leader = self.leader
-        if not self.ready or leader is None:
-            return False
-        since = now if leader.ready_since is None else leader.ready_since
-        return now - since >= min_ready_seconds
+        due = self.available_at(min_ready_seconds)
+        return self.ready and (min_ready_seconds <= 0 or (due is not None and due <= now))
 
-    @property
+    def available_at(self, min_ready_seconds: float) -> float | None:
+        """When it will have been ready for so long; None while it is not ready."""
+        leader = self.leader
+        if not self.ready or leader is None or leader.ready_since is None:
+            return None
+        return leader.ready_since + min_ready_seconds
+
+    @cached_property
     def unscheduled(self) -> tuple[Pod, ...]:
         """Pods that wait for a node."""
         return tuple(pod for pod in self.pods if not pod.scheduled and not pod.failed)
 
-    @property
+    @cached_property
     def failures(self) -> int:
         """Failures in a row before this attempt."""
         return max((pod.failures for pod in self.pods), default=0)
 
-    @property
+    @cached_property
     def culprit(self) -> Pod | None:
         """The pod whose end ended the group: the one that failed first."""
         failed = [pod for pod in self.pods if pod.failed]

@@ -25,9 +25,9 @@ log = logging.getLogger("pds_operator")
 class Runtime:
     """What lives as long as the process."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, api: Api) -> None:
         self.settings = settings
-        self.api = Api(settings)
+        self.api = api
         self.prober = Prober()
         self.lease = Lease(self.api, settings)
         self.reconciler = Reconciler(self.api, self.prober, settings, leads=lambda: self.lease.held)
@@ -100,9 +100,7 @@ def registry(runtime: Runtime) -> kopf.OperatorRegistry:
     """The handlers, bound to `runtime`."""
     handlers = kopf.OperatorRegistry()
 
-    @kopf.on.login(registry=handlers)
-    def _login(**_: Any) -> kopf.ConnectionInfo:
-        return login(runtime.settings)
+    kopf.on.login(registry=handlers)(kopf.login_via_client)
 
     @kopf.on.startup(registry=handlers)
     async def _startup(settings: kopf.OperatorSettings, **_: Any) -> None:
@@ -136,8 +134,8 @@ def configure(settings: kopf.OperatorSettings) -> None:
 
 
 async def run(settings: Settings) -> None:
-    """Serve until told to stop."""
-    runtime = Runtime(settings)
+    """Serve until told to stop. Raises SettingsError when there is no cluster to serve."""
+    runtime = Runtime(settings, Api(await login()))
     await kopf.operator(
         registry=registry(runtime),
         standalone=True,

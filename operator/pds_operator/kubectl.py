@@ -1,11 +1,17 @@
 """`kubectl pds`: a kubectl plugin. It reads through kubectl itself, so every login works."""
 
+import datetime
 import json
 import shutil
 import subprocess
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
+
+from pds_operator import names, views
+from pds_operator.observed import Pod, Revision, pod_facts, revision_facts, rfc3339
+from pds_operator.preview import preview
+from pds_operator.revision import digest, restored
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 Object = dict[str, Any]
@@ -20,18 +26,30 @@ def _pds() -> None:
 
 @app.command()
 def status(name: str, namespace: Namespace = None, context: Context = None) -> None:
-    """Conditions, roles and pods of one PDServing."""
+    """Conditions, and the tree of roles and groups: revision, phase, requests under way."""
     pds = _get(["get", "pdserving", name], namespace, context)
-    pods = _get(["get", "pods", "-l", f"pdserving.io/name={name}"], namespace, context)
     told = pds.get("status") or {}
+    pods, routers = _pods(name, namespace, context)
     typer.echo(f"{name}  {told.get('endpoint', '')}")
-    for rows in (_conditions(told), _roles(told), _pods(pods["items"])):
-        typer.echo("\n" + table(rows))
+    for rows in (views.conditions(told), views.tree(told, pods, _in_flight(pds, routers, context))):
+        typer.echo("\n" + views.table(rows))
 
 
 @app.command()
-def plan(name: str, namespace: Namespace = None, context: Context = None) -> None:
-    """What is being done, and what stands in the way."""
+def plan(
+    name: Annotated[str, typer.Argument(help="Left out: the PDServing of --filename.")] = "",
+    filename: Annotated[
+        str, typer.Option("--filename", "-f", help="An edit: what it would do, without doing it.")
+    ] = "",
+    namespace: Namespace = None,
+    context: Context = None,
+) -> None:
+    """What is being done and stands in the way; with -f each step that an edit would take."""
+    if filename:
+        _preview(name, filename, namespace, context)
+        return
+    if not name:
+        _fail("give the name of a PDServing, or -f FILE")
     pds = _get(["get", "pdserving", name], namespace, context)
     told = pds.get("status") or {}
     for condition in told.get("conditions", []):
@@ -43,60 +61,168 @@ def plan(name: str, namespace: Namespace = None, context: Context = None) -> Non
     typer.echo(f"target   {told.get('targetRevision') or '-'}")
 
 
-def table(rows: list[list[str]]) -> str:
-    """Columns as kubectl aligns them."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ("   ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
-    return "\n".join(lines)
+@app.command()
+def history(name: str, namespace: Namespace = None, context: Context = None) -> None:
+    """The stored revisions: which serves, which is the target, which has failed and why."""
+    pds = _get(["get", "pdserving", name], namespace, context)
+    told = pds.get("status") or {}
+    rows = [["NUMBER", "REVISION", "IMAGE", "SERVED", "STATE"]]
+    for item in _revisions(name, namespace, context):
+        full, wanted = names.revision(name, item.digest), item.digest == digest(pds["spec"])
+        states = ["spec"] if wanted else []
+        states += ["target"] if told.get("targetRevision") == full else []
+        states += ["current"] if told.get("currentRevision") == full else []
+        states += [f"failed: {item.failed}"] if item.failed else []
+        served = rfc3339(item.served) if item.served is not None else ""
+        image = str(item.data.get("spec", {}).get("image") or "")
+        rows.append([str(item.number), item.digest, image, served, ", ".join(states)])
+    typer.echo(views.table(rows))
 
 
-def _conditions(told: Object) -> list[list[str]]:
-    keys = ("type", "status", "reason", "lastTransitionTime", "message")
-    rows = [[str(item[key]) for key in keys] for item in told.get("conditions", [])]
-    return [["CONDITION", "STATUS", "REASON", "SINCE", "MESSAGE"], *rows]
+@app.command()
+def undo(
+    name: str,
+    to: Annotated[str, typer.Option(help="A revision's name or number, of `history`.")] = "",
+    namespace: Namespace = None,
+    context: Context = None,
+) -> None:
+    """Write an older revision's spec: the one that served last, unless told. Replicas stay."""
+    pds = _get(["get", "pdserving", name], namespace, context)
+    now = digest(pds["spec"])
+    stored = [item for item in _revisions(name, namespace, context) if item.digest != now]
+    if to:
+        wanted = [r for r in stored if to in (str(r.number), r.digest, f"{name}-{r.digest}")]
+    else:
+        wanted = [item for item in stored if not item.failed]
+    if not wanted:
+        _fail(f"no revision {to or 'that served before'}: see kubectl pds history {name}")
+    chosen = max(wanted, key=lambda item: (item.served or 0.0, item.number))
+    _patch(
+        name, changes(pds["spec"], restored(pds["spec"], chosen.data["spec"])), namespace, context
+    )
+    typer.echo(f"{name}: the spec of revision {chosen.digest} (number {chosen.number}) is back")
 
 
-def _roles(told: Object) -> list[list[str]]:
-    keys = ("desired", "created", "ready", "updated", "warm", "draining")
-    rows = [["ROLE", *(key.upper() for key in keys)]]
-    for role in ("prefill", "decode", "unified", "router"):
-        if role in told:
-            rows.append([role, *(str(told[role].get(key, "")) for key in keys)])
-    return rows
+@app.command()
+def retry(name: str, namespace: Namespace = None, context: Context = None) -> None:
+    """Try the spec's revision again that was marked as failed."""
+    pds = _get(["get", "pdserving", name], namespace, context)
+    wanted = digest(pds["spec"])
+    failed = [item for item in _revisions(name, namespace, context) if item.failed]
+    if wanted not in [item.digest for item in failed]:
+        _fail(f"revision {wanted} of the spec is not marked as failed")
+    target = names.revision(name, wanted)
+    patch = json.dumps({"metadata": {"annotations": {names.FAILED: None}}})
+    words = ["patch", "controllerrevision", target, "--type", "merge", "-p", patch]
+    _get(words, namespace, context)
+    typer.echo(f"{name}: revision {wanted} is tried again")
 
 
-def _pods(pods: list[Object]) -> list[list[str]]:
-    rows = [["POD", "ROLE", "REVISION", "ATTEMPT", "PHASE", "READY", "DRAINING"]]
-    for pod in sorted(pods, key=lambda item: str(item["metadata"]["name"])):
-        labels = pod["metadata"].get("labels") or {}
-        conditions = {c["type"]: c["status"] for c in pod["status"].get("conditions") or []}
-        chosen = [labels.get(f"pdserving.io/{key}", "") for key in ("role", "revision", "attempt")]
-        rows.append(
-            [
-                pod["metadata"]["name"],
-                *chosen,
-                pod["status"].get("phase", ""),
-                conditions.get("Ready", ""),
-                labels.get("pdserving.io/draining", ""),
-            ]
-        )
-    return rows
+@app.command()
+def restart(name: str, namespace: Namespace = None, context: Context = None) -> None:
+    """Replace all groups step by step: writes the time to spec.restartedAt."""
+    moment = rfc3339(datetime.datetime.now(datetime.UTC).timestamp())
+    _patch(name, {"restartedAt": moment}, namespace, context)
+    typer.echo(f"{name}: restarts as a new revision ({moment})")
+
+
+def changes(old: Object, new: Object) -> Object:
+    """The merge patch that makes `new` of `old`."""
+    patch: Object = dict.fromkeys(old.keys() - new.keys())
+    for key, value in new.items():
+        if isinstance(value, dict) and isinstance(old.get(key), dict):
+            inner = changes(old[key], value)
+            patch |= {key: inner} if inner else {}
+        elif old.get(key) != value:
+            patch[key] = value
+    return patch
+
+
+@app.command()
+def pause(name: str, namespace: Namespace = None, context: Context = None) -> None:
+    """Stay at the step that a rollout has reached: sets spec.rollout.paused."""
+    _patch(name, {"rollout": {"paused": True}}, namespace, context)
+    typer.echo(f"{name}: rollouts are paused")
+
+
+@app.command()
+def resume(name: str, namespace: Namespace = None, context: Context = None) -> None:
+    """Let rollouts go on: takes spec.rollout.paused away."""
+    _patch(name, {"rollout": {"paused": None}}, namespace, context)
+    typer.echo(f"{name}: rollouts go on")
+
+
+def _preview(name: str, filename: str, namespace: str | None, context: str | None) -> None:
+    """The API server says what the edit comes to, with its own checks."""
+    edit = _get(["apply", "--dry-run=server", "-f", filename], namespace, context)
+    found = [item for item in edit.get("items", [edit]) if item.get("kind") == names.KIND]
+    chosen = [item for item in found if name in ("", item["metadata"]["name"])]
+    if len(chosen) != 1:
+        _fail(f"{filename} holds {len(chosen)} PDServings of that name: name one")
+    meta = chosen[0]["metadata"]
+    place = meta.get("namespace") or namespace
+    pods, _ = _pods(meta["name"], place, context)
+    stored = {item.digest: item for item in _revisions(meta["name"], place, context)}
+    now = datetime.datetime.now(datetime.UTC).timestamp()
+    for line in preview(meta["name"], chosen[0]["spec"], pods, stored, now):
+        typer.echo(line)
+
+
+def _pods(name: str, namespace: str | None, context: str | None) -> tuple[list[Pod], list[Object]]:
+    """(engine pods, the routers' as plain objects)."""
+    items = _get(["get", "pods", "-l", f"{names.NAME}={name}"], namespace, context)["items"]
+    routers = [i for i in items if (i["metadata"].get("labels") or {}).get(names.ROLE) == "router"]
+    return [facts for item in items if (facts := pod_facts(item)) is not None], routers
+
+
+def _in_flight(pds: Object, routers: list[Object], context: str | None) -> dict[str, int]:
+    """Requests under way by leader, as the routers tell through the API server; else nothing."""
+    counts: dict[str, int] = {}
+    for router in routers:
+        place = f"namespaces/{pds['metadata']['namespace']}/pods/{router['metadata']['name']}"
+        path = f"/api/v1/{place}:{names.HTTP_PORT}/proxy/pds/backends"
+        done = _kubectl(["get", "--raw", path], None, context)
+        if done.returncode == 0:
+            for item in json.loads(done.stdout).get("backends", []):
+                counts[item["pod"]] = counts.get(item["pod"], 0) + item["in_flight"]
+    return counts
+
+
+def _revisions(name: str, namespace: str | None, context: str | None) -> list[Revision]:
+    words = ["get", "controllerrevisions", "-l", f"{names.NAME}={name}"]
+    items = _get(words, namespace, context)["items"]
+    return sorted((revision_facts(item, name) for item in items), key=lambda item: item.number)
+
+
+def _patch(name: str, spec: Object, namespace: str | None, context: str | None) -> None:
+    patch = json.dumps({"spec": spec})
+    _get(["patch", "pdserving", name, "--type", "merge", "-p", patch], namespace, context)
 
 
 def _get(words: list[str], namespace: str | None, context: str | None) -> Object:
     """What `kubectl WORDS -o json` prints."""
-    program = shutil.which("kubectl")
-    if program is None:
-        typer.echo("error: kubectl is not on PATH", err=True)
-        raise typer.Exit(1)
-    chosen = ["-n", namespace] if namespace else []
-    chosen += ["--context", context] if context else []
-    done = subprocess.run([program, *words, *chosen, "-o", "json"], capture_output=True, text=True)
+    done = _kubectl([*words, "-o", "json"], namespace, context)
     if done.returncode:
         typer.echo(done.stderr.strip(), err=True)
         raise typer.Exit(done.returncode)
     told = json.loads(done.stdout)
     return told if isinstance(told, dict) else {}
+
+
+def _kubectl(
+    words: list[str], namespace: str | None, context: str | None
+) -> subprocess.CompletedProcess[str]:
+    program = shutil.which("kubectl")
+    if program is None:
+        _fail("kubectl is not on PATH")
+    chosen = ["-n", namespace] if namespace else []
+    chosen += ["--context", context] if context else []
+    return subprocess.run([program, *words, *chosen], capture_output=True, text=True, check=False)
+
+
+def _fail(why: str) -> NoReturn:
+    typer.echo(f"error: {why}", err=True)
+    raise typer.Exit(1)
 
 
 def main() -> None:

@@ -23,11 +23,16 @@ class Lease:
     """Held or not, by the monotonic clock: never by comparing clocks of two machines."""
 
     def __init__(
-        self, api: Api, settings: Settings, clock: Callable[[], float] = time.monotonic
+        self,
+        api: Api,
+        settings: Settings,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
     ) -> None:
         self._api = api
         self._settings = settings
         self._clock = clock
+        self._wall = wall
         self._renewed: float | None = None
         self._seen: tuple[str, str] | None = None
         self._seen_at = 0.0
@@ -47,7 +52,7 @@ class Lease:
         while self._settings.lease.enabled:
             before = self.held
             try:
-                await self._once()
+                await self.once()
             except errors.ApiError as error:
                 log.warning("lease: %s", error.message)
             except TRANSIENT as error:
@@ -68,12 +73,13 @@ class Lease:
             obj = await self._api.get("Lease", self._settings.namespace, self._settings.lease.name)
             if obj["spec"].get("holderIdentity") == self.identity:
                 obj["spec"]["holderIdentity"] = ""
-                obj["spec"]["renewTime"] = _micro()
+                obj["spec"]["renewTime"] = _micro(self._wall())
                 await self._api.replace({**obj, "kind": "Lease"})
         except (errors.ApiError, *TRANSIENT) as error:
             log.warning("the lease was not given back: %s", error)
 
-    async def _once(self) -> None:
+    async def once(self) -> None:
+        """Take it when it is free, renew it when it is ours. Raises ApiError."""
         asked = self._clock()
         place = self._settings.namespace, self._settings.lease.name
         try:
@@ -92,8 +98,8 @@ class Lease:
                 self._renewed = None
                 return
             spec["leaseTransitions"] = int(spec.get("leaseTransitions") or 0) + 1
-            spec["acquireTime"] = _micro()
-        spec |= {"holderIdentity": self.identity, "renewTime": _micro()}
+            spec["acquireTime"] = _micro(self._wall())
+        spec |= {"holderIdentity": self.identity, "renewTime": _micro(self._wall())}
         spec["leaseDurationSeconds"] = round(self._settings.lease.seconds)
         try:
             await self._api.replace({**obj, "kind": "Lease"})
@@ -112,12 +118,13 @@ class Lease:
             "spec": {
                 "holderIdentity": self.identity,
                 "leaseDurationSeconds": round(self._settings.lease.seconds),
-                "acquireTime": _micro(),
-                "renewTime": _micro(),
+                "acquireTime": _micro(self._wall()),
+                "renewTime": _micro(self._wall()),
                 "leaseTransitions": 0,
             },
         }
 
 
-def _micro() -> str:
-    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+def _micro(moment: float) -> str:
+    found = datetime.datetime.fromtimestamp(moment, datetime.UTC)
+    return found.strftime("%Y-%m-%dT%H:%M:%S.%fZ")

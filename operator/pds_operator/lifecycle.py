@@ -6,10 +6,12 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from pds_operator import names
 from pds_operator.actions import (
     AskDrain,
     Create,
     Delete,
+    Disband,
     Hold,
     MarkDraining,
     Problem,
@@ -18,7 +20,7 @@ from pds_operator.actions import (
     SetGate,
     group_scope,
 )
-from pds_operator.build import engine
+from pds_operator.build import engine, gang
 from pds_operator.build.owner import Owner
 from pds_operator.fleet import Group, Phase
 from pds_operator.observed import Observed, Pod, Revision
@@ -75,7 +77,9 @@ def retire(round_: Round, terms: Terms, group: Group, now: float) -> None:
     deadline = now + terms.drain_seconds
     round_.actions += [MarkDraining(pod.name, pod.uid, deadline, scope) for pod in group.pods]
     if group.phase is not Phase.UP:
-        _delete(round_, group.pods, scope, BROKEN_GRACE)
+        # Routers may take a group before we hear that it has started: what runs is told to drain.
+        runs = group.phase is Phase.STARTING and any(p.phase == "Running" for p in group.pods)
+        _delete(round_, group.pods, scope, None if runs else BROKEN_GRACE)
         return
     _ask(round_, terms, group, scope)
     round_.actions.append(
@@ -239,16 +243,23 @@ def _ask(round_: Round, terms: Terms, group: Group, scope: str) -> None:
 
 def _sweep(round_: Round, pods: Iterable[Pod], scope: str) -> None:
     """Delete older attempts; those that still run drain by themselves on SIGTERM."""
-    for pod in pods:
-        if not pod.deleting:
-            grace = BROKEN_GRACE if pod.failed else None
-            round_.actions.append(Delete("Pod", pod.name, pod.uid, scope, grace))
+    ending = [pod for pod in pods if not pod.deleting]
+    _disband(round_, ending, scope)
+    for pod in ending:
+        grace = BROKEN_GRACE if pod.failed else None
+        round_.actions.append(Delete("Pod", pod.name, pod.uid, scope, grace))
 
 
 def _delete(round_: Round, pods: Iterable[Pod], scope: str, grace: int | None) -> None:
-    round_.actions += [
-        Delete("Pod", pod.name, pod.uid, scope, grace) for pod in pods if not pod.deleting
-    ]
+    ending = [pod for pod in pods if not pod.deleting]
+    _disband(round_, ending, scope)
+    round_.actions += [Delete("Pod", pod.name, pod.uid, scope, grace) for pod in ending]
+
+
+def _disband(round_: Round, pods: Iterable[Pod], scope: str) -> None:
+    """Before the pods, so that a crash in between leaves pods to do it for."""
+    gangs = {(gang.KINDS[p.gang].api_version, p.name.rpartition("-")[0]) for p in pods if p.gang}
+    round_.actions += [Disband(version, name, scope) for version, name in sorted(gangs)]
 
 
 def _create_pods(
@@ -263,6 +274,10 @@ def _create_pods(
     failures: int,
 ) -> None:
     scope = group_scope(role, index)
+    if gang.of(revision.data, role):
+        name = names.group_name(terms.owner.name, role, index, attempt)
+        made = gang.pod_group(terms.owner, revision.data, role, name)
+        round_.actions.append(Create(made, scope))
     round_.actions += [
         Create(
             engine.pod(terms.owner, revision.data, role, index, attempt, rank_pod, failures),

@@ -7,6 +7,8 @@ VERSION: Final = "v1alpha1"
 API_VERSION: Final = f"{GROUP}/{VERSION}"
 KIND: Final = "PDServing"
 PLURAL: Final = "pdservings"
+ROLE_KIND: Final = "PDServingRole"
+ROLE_PLURAL: Final = "pdservingroles"
 MANAGER: Final = "pds-operator"
 
 NAME: Final = f"{GROUP}/name"
@@ -23,8 +25,15 @@ DRAIN_DEADLINE: Final = f"{GROUP}/drain-deadline"
 FAILURES: Final = f"{GROUP}/failures"
 """Failures in a row before this attempt of a group: what its backoff follows from."""
 FAILED: Final = f"{GROUP}/failed"
+"""On a ControllerRevision: why it is not brought out any more."""
+TARGETED: Final = f"{GROUP}/targeted"
+"""On a ControllerRevision, RFC 3339: since when it is the target, where it is not the newest."""
+SERVED: Final = f"{GROUP}/served"
+"""On a ControllerRevision, RFC 3339: when it last stood whole."""
 APPLIED: Final = f"{GROUP}/applied"
 """Digest of the object as it was last applied: what tells a removed field from a defaulted one."""
+GANG: Final = f"{GROUP}/gang"
+"""On pods whose group has a PodGroup: of which scheduler."""
 ROUTABLE: Final = f"{GROUP}/routable"
 """The readiness gate of leaders."""
 
@@ -76,6 +85,16 @@ def control_secret(pds: str) -> str:
 def cache_claim(pds: str) -> str:
     """The claim of the compile cache's volume."""
     return f"{pds}-cache"
+
+
+def warmup(pds: str, digest: str) -> str:
+    """The Job that compiles a revision."""
+    return f"{pds}-{digest}-warmup"
+
+
+def role_object(pds: str, role: str) -> str:
+    """The PDServingRole by which `role` is scaled."""
+    return f"{pds}-{role}"
 
 
 def revision(pds: str, digest: str) -> str:

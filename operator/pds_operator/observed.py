@@ -10,6 +10,8 @@ from pds_operator import names
 
 Object = dict[str, Any]
 
+NO_PROOF = "the warm-up wrote no proof"
+
 
 @dataclass(frozen=True, slots=True)
 class Proof:
@@ -39,6 +41,8 @@ class Pod:
     deleting: bool = False
     lost: bool = False
     """Its node does not answer."""
+    gang: str = ""
+    """The kind of its group's PodGroup, if it has one."""
     draining: bool = False
     drain_deadline: float | None = None
     failures: int = 0
@@ -71,6 +75,19 @@ class Pod:
 
 
 @dataclass(frozen=True, slots=True)
+class WarmupPod:
+    """A pod of the Job that compiles a revision."""
+
+    name: str
+    revision: str
+    scheduled: bool = False
+    unscheduled: str = ""
+    """What the scheduler says."""
+    error: str = ""
+    """Why a container of it failed."""
+
+
+@dataclass(frozen=True, slots=True)
 class EngineState:
     """What a leader's /pds/state answered."""
 
@@ -88,6 +105,8 @@ class RouterView:
 
     pod: str
     routable: Mapping[str, bool]
+    counts: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """Requests sent to each leader pod and those that failed by its fault, since it is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +119,14 @@ class Revision:
     data: Object
     failed: str = ""
     created: float = 0.0
+    targeted: float | None = None
+    served: float | None = None
+    """When it last stood whole."""
+
+    @property
+    def since(self) -> float:
+        """When it last became the target."""
+        return max(self.created, self.targeted or 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +161,7 @@ class Observed:
     routers: tuple[RouterView, ...] = ()
     """Those that are ready and answered."""
     routers_ready: int = 0
+    warmups: tuple[WarmupPod, ...] = ()
     secret: bool = False
     failures: Mapping[str, Failure] = field(default_factory=dict)
     """By the scope of the action that was refused."""
@@ -192,6 +220,7 @@ def pod_facts(obj: Object) -> Pod | None:
         phase=status.get("phase", "Pending"),
         deleting=bool(meta.get("deletionTimestamp")),
         lost=status.get("reason") == "NodeLost",
+        gang=annotations.get(names.GANG, ""),
         draining=labels.get(names.DRAINING) == "true",
         drain_deadline=seconds(annotations.get(names.DRAIN_DEADLINE)),
         failures=_number(annotations.get(names.FAILURES)),
@@ -210,6 +239,27 @@ def pod_facts(obj: Object) -> Pod | None:
     )
 
 
+def warmup_facts(obj: Object) -> WarmupPod:
+    """The facts of a warm-up Job's pod."""
+    meta, status = obj["metadata"], obj.get("status") or {}
+    conditions = {item["type"]: item for item in status.get("conditions") or []}
+    failed = _failed_container(status)
+    told = proof(failed)
+    ended = (failed.get("state") or {}).get("terminated") or {}
+    error = ""
+    if ended:
+        known = told is not None and told.error != NO_PROOF
+        text = told.error if known and told is not None else _told(ended)
+        error = text or f"container {failed['name']} ended with exit code {ended['exitCode']}"
+    return WarmupPod(
+        name=meta["name"],
+        revision=(meta.get("labels") or {}).get(names.REVISION, ""),
+        scheduled=_true(conditions.get("PodScheduled")),
+        unscheduled=_unscheduled(conditions.get("PodScheduled")),
+        error=error or _waiting(status),
+    )
+
+
 def proof(container: Object) -> Proof | None:
     """The warm-up's proof in the status of its container; None while there is none."""
     ended = (container.get("state") or {}).get("terminated")
@@ -225,7 +275,7 @@ def proof(container: Object) -> Proof | None:
             error=str(told.get("error") or ""),
         )
     except (ValueError, AttributeError, TypeError):
-        return Proof(manifest="", error="the warm-up wrote no proof")
+        return Proof(manifest="", error=NO_PROOF)
 
 
 def engine_state(told: Object) -> EngineState:
@@ -244,19 +294,29 @@ def engine_state(told: Object) -> EngineState:
 def router_view(pod: str, told: Object) -> RouterView:
     """An answer of /pds/backends."""
     backends = told.get("backends") or []
-    return RouterView(pod, {str(item.get("pod")): bool(item.get("routable")) for item in backends})
+    return RouterView(
+        pod,
+        {str(item.get("pod")): bool(item.get("routable")) for item in backends},
+        {
+            str(item.get("pod")): (int(item.get("requests") or 0), int(item.get("failures") or 0))
+            for item in backends
+        },
+    )
 
 
 def revision_facts(obj: Object, pds: str) -> Revision:
     """A ControllerRevision of ours."""
     meta = obj["metadata"]
+    annotations = meta.get("annotations") or {}
     return Revision(
         digest=meta["name"].removeprefix(f"{pds}-"),
         number=int(obj.get("revision") or 0),
         uid=meta["uid"],
         data=obj.get("data") or {},
-        failed=(meta.get("annotations") or {}).get(names.FAILED, ""),
+        failed=annotations.get(names.FAILED, ""),
         created=seconds(meta.get("creationTimestamp")) or 0.0,
+        targeted=_moment(annotations.get(names.TARGETED)),
+        served=_moment(annotations.get(names.SERVED)),
     )
 
 
@@ -310,6 +370,14 @@ def _unscheduled(condition: Object | None) -> str:
     if condition is None or condition.get("status") != "False":
         return ""
     return str(condition.get("message") or condition.get("reason") or "unschedulable")
+
+
+def _moment(text: str | None) -> float | None:
+    """A time that people may have edited."""
+    try:
+        return seconds(text)
+    except ValueError:
+        return None
 
 
 def _number(text: str | None) -> int:

@@ -32,6 +32,16 @@ class Prober:
         if self._session is not None:
             await self._session.close()
 
+    async def look(
+        self,
+        leaders: Iterable[tuple[str, str]],
+        routers: Iterable[tuple[str, str]],
+        key: bytes,
+    ) -> tuple[dict[str, EngineState], list[RouterView]]:
+        """`states` of the leaders and `views` of the routers, all asked at once."""
+        states, views = await asyncio.gather(self.states(leaders, key), self.views(routers, key))
+        return states, views
+
     async def states(
         self, leaders: Iterable[tuple[str, str]], key: bytes
     ) -> dict[str, EngineState]:

@@ -198,6 +198,7 @@ class Reconciler:
             },
             routers=tuple(worker.views),
             routers_ready=sum(router.ready for router, _ in owned.routers.values()),
+            warmups=tuple(pod for pod, _ in owned.warmups.values()),
             secret=worker.secret[0],
             failures=dict(worker.ledger.failures),
         )
@@ -231,9 +232,7 @@ class Reconciler:
         ]
         routers = [(pod.name, pod.ip) for pod, _ in owned.routers.values() if pod.ready and pod.ip]
         key = worker.secret[1]
-        states, views = await asyncio.gather(
-            self._prober.states(leaders, key), self._prober.views(routers, key)
-        )
+        states, views = await self._prober.look(leaders, routers, key)
         worker.probed = self._clock()
         worker.views = views
         worker.states |= {name: (state, worker.probed) for name, state in states.items()}

@@ -4,8 +4,11 @@ import hashlib
 import json
 from typing import Any
 
+from pds_operator import names
+
 Object = dict[str, Any]
 
+ROLES = names.ROLES
 WHOLE = (
     "model",
     "image",
@@ -30,7 +33,7 @@ def affecting(raw: Object) -> Object:
     a new operator is in neither.
     """
     chosen: Object = {key: raw.get(key) for key in WHOLE}
-    for role in ("prefill", "decode", "unified"):
+    for role in ROLES:
         if isinstance(raw.get(role), dict):
             # The role counts even when it says nothing: an added role is a new revision.
             chosen[role] = {"role": role, **{key: raw[role].get(key) for key in OF_ROLES}}
@@ -44,6 +47,32 @@ def digest(raw: Object) -> str:
     """Ten characters that name the revision of this `spec`."""
     text = json.dumps(affecting(raw), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:LENGTH]
+
+
+def restored(raw: Object, stored: Object) -> Object:
+    """`raw` with what pods are made from put back to `stored` (`affecting` of an older spec).
+
+    Replicas, limits and routers stay as `raw` has them.
+    """
+    result = {key: value for key, value in raw.items() if key not in WHOLE}
+    result |= {key: stored[key] for key in WHOLE if key in stored}
+    for role in ROLES:
+        if role in stored:
+            result[role] = _put_back(raw.get(role), stored[role], OF_ROLES)
+        else:
+            result.pop(role, None)
+    for name, keys in (("scheduling", OF_SCHEDULING), ("rollout", OF_ROLLOUT)):
+        part = _put_back(raw.get(name), stored.get(name) or {}, keys)
+        if part:
+            result[name] = part
+        else:
+            result.pop(name, None)
+    return result
+
+
+def _put_back(part: Any, stored: Object, keys: tuple[str, ...]) -> Object:
+    kept = {key: value for key, value in (part or {}).items() if key not in keys}
+    return kept | {key: stored[key] for key in keys if key in stored}
 
 
 def _only(part: Any, keys: tuple[str, ...]) -> Object:

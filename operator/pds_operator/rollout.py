@@ -9,6 +9,11 @@ ceil(k·want_r/K) available new groups; then those of step k+1 may be created, a
 leave down to what step k still needs. Two bounds always hold:
   - a role's groups, draining ones included, are at most max(want, old) + surge;
   - a ready old group leaves only while ready ≥ min(groups, want) − unavailable remains.
+
+A rollout may be held: `partition` keeps back the last steps, `paused` stays at the step that is
+reached. Where it stays, scaling makes and retires groups of the revision that served before, so
+that old and new together are what is wanted; rounding may add one where the surge has room, as an
+old prefill needs an old decode. What has been made stays: neither takes back a step.
 """
 
 import math
@@ -22,6 +27,19 @@ class Limits:
 
     surge: int | str = 1
     unavailable: int | str = 0
+    partition: int | str = 0
+    """Steps that are held back; a percentage of them rounds up."""
+    paused: bool = False
+
+    @property
+    def holds(self) -> bool:
+        """Whether steps may be held back."""
+        return self.paused or self.partition not in (0, "0%")
+
+    def last(self, steps: int, reached: int) -> int:
+        """The step to stay at: `steps` where nothing is held."""
+        last = max(0, steps - _groups(self.partition, steps, math.ceil))
+        return min(last, reached) if self.paused else last
 
     def of(self, want: int) -> tuple[int, int]:
         """(surge, unavailable) in groups of a role that wants `want`.
@@ -55,6 +73,8 @@ class Move:
     create: int = 0
     retire_old: int = 0
     retire_new: int = 0
+    create_old: int = 0
+    """Of the revision that served before: scaling, while the rollout is held."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +84,13 @@ class Step:
     reached: int
     steps: int
     moves: Mapping[str, Move]
+    last: int = 0
+    """The step to stay at; `steps` unless the rollout is held."""
+
+    @property
+    def held(self) -> bool:
+        """The rollout goes no further by itself."""
+        return self.last < self.steps and self.reached >= self.last
 
 
 def step(roles: Mapping[str, Role], limits: Limits) -> Step:
@@ -71,11 +98,25 @@ def step(roles: Mapping[str, Role], limits: Limits) -> Step:
     steps = max((max(role.want, role.old) for role in roles.values()), default=0)
     reached = _reached(roles, steps)
     paired = all(role.new_ready >= 1 for role in roles.values() if role.want)
-    return Step(
-        reached,
-        steps,
-        {name: _move(role, limits, reached, steps, paired=paired) for name, role in roles.items()},
-    )
+    at = _At(reached, steps, limits.last(steps, reached), paired)
+    moves = {name: _move(role, limits, at) for name, role in roles.items()}
+    return Step(reached, steps, moves, at.last)
+
+
+@dataclass(frozen=True, slots=True)
+class _At:
+    """Where the rollout stands, for all roles."""
+
+    reached: int
+    steps: int
+    last: int
+    paired: bool
+    """The new revision has a ready group of every role: requests come to it."""
+
+    @property
+    def coming(self) -> int:
+        """The step whose groups may be made."""
+        return max(self.reached, min(self.reached + 1, self.last))
 
 
 def _reached(roles: Mapping[str, Role], steps: int) -> int:
@@ -85,27 +126,32 @@ def _reached(roles: Mapping[str, Role], steps: int) -> int:
     return 0
 
 
-def _move(role: Role, limits: Limits, reached: int, steps: int, *, paired: bool) -> Move:
+def _move(role: Role, limits: Limits, at: _At) -> Move:
     surge, unavailable = limits.of(role.want)
     surplus = max(0, role.new - role.want)
-    if role.old == 0:
+    held = at.last < at.steps
+    if role.old == 0 and not held:
         room = role.want + max(surge, surplus) - role.new - role.leaving
         missing = role.want - role.new
         return Move(create=max(0, min(missing, room)), retire_new=surplus)
-    coming = min(role.want, _share(reached + 1, role.want, steps))
+    coming = min(role.want, _share(at.coming, role.want, at.steps))
     room = max(role.want, role.old) + surge - role.old - role.new - role.leaving
     create = max(0, min(coming - role.new, room))
-    keep = min(_share(steps - reached, role.want, steps), role.want + surge - coming)
-    if role.want == 0 and reached < steps:
+    keep = min(_share(at.steps - at.reached, role.want, at.steps), role.want + surge - coming)
+    create_old = 0
+    if held and at.reached >= at.last:
+        create = 0
+        create_old = max(0, min(keep - role.old, room))
+    if role.want == 0 and at.reached < at.steps:
         keep = role.old  # a role that the new revision lacks serves until the new one is whole
     # New groups count as serving only once their revision has a pair: before it, nobody is
     # routed to them.
-    ready = role.old_ready + (role.new_ready if paired else 0)
+    ready = role.old_ready + (role.new_ready if at.paired else 0)
     floor = min(role.old + role.new, role.want) - unavailable
     spare = max(0, ready - floor)
     unready = role.old - role.old_ready
     leave = max(0, role.old - max(0, keep))
-    return Move(create=create, retire_old=min(leave, unready + spare), retire_new=surplus)
+    return Move(create, min(leave, unready + spare), surplus, create_old)
 
 
 def _share(k: int, want: int, steps: int) -> int:

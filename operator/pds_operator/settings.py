@@ -74,8 +74,6 @@ class Settings(BaseSettings):
     """The namespaces to serve; empty: all of them (needs the chart's cluster mode)."""
     namespace: str = "default"
     """Where the operator itself lives: its Lease, and who may reach engine pods."""
-    context: str = ""
-    """The kubeconfig's context, out of a cluster; empty: the current one."""
     image: Image = Image()
     pod_defaults: PodDefaults = PodDefaults()
     router_cluster_role: str = "pdserving-router"

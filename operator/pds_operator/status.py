@@ -13,6 +13,7 @@ from typing import Any
 from pds_operator import names
 from pds_operator.actions import Problem
 from pds_operator.build import config, router
+from pds_operator.compiling import State
 from pds_operator.fleet import Group, Phase
 from pds_operator.observed import Observed, rfc3339
 from pds_operator.plan import Desired, Plan
@@ -29,7 +30,7 @@ def status(
 ) -> Object:
     """The whole status, to be written when it differs from `previous`."""
     problems = [*plan.problems, *_kv_mismatch(observed, desired, plan)]
-    roles = {role: _role(observed, desired, plan, role) for role in plan.roles}
+    roles = {role: _role(observed, plan, role) for role in plan.roles}
     routers = _routers(observed, desired)
     told = {
         "Ready": _ready(desired, plan, routers),
@@ -41,7 +42,7 @@ def status(
         "observedGeneration": desired.generation,
         "conditions": _conditions(told, previous, desired.generation, now),
         "currentRevision": _current(desired, plan, previous),
-        "targetRevision": names.revision(desired.owner.name, desired.digest),
+        "targetRevision": names.revision(desired.owner.name, plan.target),
         "endpoint": router.endpoint(desired.owner, desired.spec),
         **roles,
         "router": routers,
@@ -86,7 +87,7 @@ def warm(group: Group, observed: Observed) -> bool:
     return state is not None and state.manifest == leader.proof.manifest
 
 
-def _role(observed: Observed, desired: Desired, plan: Plan, role: str) -> Object:
+def _role(observed: Observed, plan: Plan, role: str) -> Object:
     own = [group for group in plan.groups if group.role == role]
     staying = [group for group in own if group.phase is not Phase.LEAVING]
     wanted = plan.roles[role].want
@@ -95,7 +96,7 @@ def _role(observed: Observed, desired: Desired, plan: Plan, role: str) -> Object
         "desired": wanted,
         "created": len(staying),
         "ready": ready,
-        "updated": sum(group.revision == desired.digest for group in staying),
+        "updated": sum(group.revision == plan.target for group in staying),
         "warm": sum(warm(group, observed) for group in staying),
         "draining": len(own) - len(staying),
         "summary": f"{ready}/{wanted}",
@@ -129,15 +130,28 @@ def _endpoint(desired: Desired) -> str:
 def _progressing(desired: Desired, plan: Plan, roles: Mapping[str, Object]) -> Told:
     counts = "; ".join(
         f"{role} {told['ready']} ready of {told['desired']}, {told['updated']} of revision "
-        f"{desired.digest}" + (f", {told['draining']} draining" if told["draining"] else "")
+        f"{plan.target}" + (f", {told['draining']} draining" if told["draining"] else "")
         for role, told in roles.items()
     )
     stale = any(role.old for role in plan.roles.values()) or any(
-        group.revision != desired.digest for group in plan.groups
+        group.revision != plan.target for group in plan.groups
     )
+    done, steps = plan.step.reached, plan.step.steps
+    if plan.step.held:
+        paused = desired.rollout.paused
+        said = "paused" if paused else f"partition {desired.rollout.partition}"
+        reason = "Paused" if paused else "PartitionReached"
+        return "False", reason, f"held at step {done} of {steps} by spec.rollout, {said}: {counts}"
+    if plan.overdue:
+        return "False", "ProgressDeadlineExceeded", f"{plan.overdue}; {counts}"
+    if plan.warmup.state is State.RUNNING:
+        return "True", "WarmupRunning", f"{plan.warmup.message}; {counts}"
+    if plan.warmup.state is State.IN_INIT:
+        said = plan.warmup.message or "new pods compile while the old ones serve"
+        return "True", "WarmupInInit", f"{said}; {counts}"
     if stale:
-        done, steps = plan.step.reached, plan.step.steps
-        return "True", "RollingOut", f"step {done} of {steps} is done: {counts}"
+        reason = "RollingBack" if plan.rejected else "RollingOut"
+        return "True", reason, f"step {done} of {steps} is done: {counts}"
     if any(told["created"] > told["desired"] or told["draining"] for told in roles.values()):
         return "True", "Draining", counts
     if any(told["created"] < told["desired"] for told in roles.values()):
@@ -201,7 +215,7 @@ def _kv_mismatch(observed: Observed, desired: Desired, plan: Plan) -> list[Probl
     for group in plan.groups:
         leader = group.leader
         state = observed.states.get(leader.name) if leader else None
-        if group.revision == desired.digest and state is not None and state.fingerprint:
+        if group.revision == plan.target and state is not None and state.fingerprint:
             told.setdefault(state.fingerprint, f"{group.role} group {group.index}")
     if len(told) < 2:
         return []
@@ -209,7 +223,7 @@ def _kv_mismatch(observed: Observed, desired: Desired, plan: Plan) -> list[Probl
     return [
         Problem(
             "KvFingerprintMismatch",
-            f"groups of revision {desired.digest} cannot pair: {text}; "
+            f"groups of revision {plan.target} cannot pair: {text}; "
             "do all pods see the same model folder?",
         )
     ]
@@ -217,7 +231,7 @@ def _kv_mismatch(observed: Observed, desired: Desired, plan: Plan) -> list[Probl
 
 def _current(desired: Desired, plan: Plan, previous: Mapping[str, Any]) -> str:
     """The revision that serves: the target once every wanted group of it is ready."""
-    target = names.revision(desired.owner.name, desired.digest)
+    target = names.revision(desired.owner.name, plan.target)
     whole = all(role.new_ready >= role.want for role in plan.roles.values())
     if whole and any(role.want for role in plan.roles.values()):
         return target

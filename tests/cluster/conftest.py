@@ -4,7 +4,6 @@ A test marked `cluster` is skipped, saying how to get one, where there is none; 
 PDS_REQUIRE_CLUSTER=1 (as in CI) it fails instead. PDS_CONTEXT=name uses a cluster of your own.
 """
 
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,9 +14,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[2] / "cluster"))
 
-from pds_cluster import settings as cluster_settings
 from pds_cluster import testing
-from pds_cluster.errors import ClusterError
 from pds_cluster.local_values import write_local_values
 from pds_cluster.shell import run
 
@@ -25,13 +22,7 @@ from pds_cluster.shell import run
 @pytest.fixture(scope="session")
 def cluster() -> testing.Cluster:
     """The cluster that is up: see pds_cluster.testing.Cluster."""
-    try:
-        return testing.find(cluster_settings.load())
-    except ClusterError as error:
-        message = f"needs a cluster (`make cluster-up`, or PDS_CONTEXT=name): {error}"
-        if os.environ.get("PDS_REQUIRE_CLUSTER"):
-            pytest.fail(message)
-        pytest.skip(message)
+    return testing.required()
 
 
 @pytest.fixture(scope="module")

@@ -100,7 +100,13 @@ class Serving:
             return state
 
     def states(self, role: str) -> list[Object]:
-        return [self.state(pod) for pod in self.pods(role) if "podIP" in pod.get("status", {})]
+        """Of the leaders that have an address."""
+        return [
+            self.state(pod)
+            for pod in self.pods(role)
+            if "podIP" in pod.get("status", {})
+            and pod["metadata"]["labels"].get("pdserving.io/rank-pod") == "0"
+        ]
 
     def complete(self, client: httpx.Client, prompt: Any, **options: Any) -> httpx.Response:
         body = {"model": "tiny", "prompt": prompt, "temperature": 0, **options}

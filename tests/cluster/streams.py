@@ -75,7 +75,7 @@ def ask(
                 last = ""
                 for last in data_of(answer):
                     if last != "[DONE]":
-                        text += _text(json.loads(last))
+                        text += text_of(last)
                 if last != "[DONE]":
                     error = f"the stream ended with {last}"
     except httpx.HTTPError as broken:
@@ -101,8 +101,10 @@ def data_of(answer: httpx.Response) -> Iterator[str]:
             yield line.removeprefix("data: ")
 
 
-def _text(event: Body) -> str:
-    if "error" in event:
+def text_of(data: str) -> str:
+    """What an event adds to the answer."""
+    event = json.loads(data)
+    if "error" in event or not event["choices"]:
         return ""
     choice = event["choices"][0]
     return str(choice["delta"].get("content") or "" if "delta" in choice else choice["text"])

@@ -55,7 +55,7 @@ CASES = [
         "wide",
         unified(parallelism={"tp": 3}, ranksPerPod=3),
         "parallelism.tp 3 does not divide the model's 4 attention heads",
-        "choose a tp that divides",
+        "choose a parallelism.tp that divides",
     ),
     Impossible(
         "lost",

@@ -126,3 +126,30 @@ def test_scaling_under_load_fails_no_request(operator: Cluster, own_namespace: s
     print(f"{len(clients.outcomes)} requests, {len(clients.troubles)} failed")
     assert not clients.troubles
     assert len(clients.outcomes) >= 4 * len(STEPS)
+
+
+def test_kubectl_scales_a_role_whose_replicas_are_left_out(
+    operator: Cluster, own_namespace: str
+) -> None:
+    small = {"resources": {"requests": {"cpu": "100m"}}}
+    spec = {"prefill": None, "decode": None, "unified": small}
+    serving = Serving(operator, own_namespace, manifest("free", **spec))
+    serving.apply()
+    serving.settled()
+    assert len(serving.pods("unified")) == 1
+    here = ("-n", own_namespace)
+    operator.kubectl(*here, "scale", "pdsr", "free-unified", "--replicas=2")
+
+    def told() -> list[str]:
+        return operator.kubectl(*here, "get", "pdsr", "free-unified", "--no-headers").split()
+
+    serving.until("two groups are ready", lambda: told()[1:4] == ["2", "2", "2"], 240)
+    assert len(serving.pods("unified")) == 2
+    path = f"/apis/pdserving.io/v1alpha1/namespaces/{own_namespace}/pdservingroles/free-unified"
+    scale = json.loads(operator.kubectl("get", "--raw", f"{path}/scale"))
+    assert (scale["spec"]["replicas"], scale["status"]["replicas"]) == (2, 2)
+    chosen = operator.kubectl(*here, "get", "pods", "-l", scale["status"]["selector"], "-o", "name")
+    assert sorted(chosen.split()) == ["pod/free-u-0-0-0", "pod/free-u-1-0-0"]
+    serving.apply(unified={**small, "replicas": 1})
+    serving.settled()
+    assert operator.kubectl(*here, "get", "pdsr", "--no-headers", "--ignore-not-found") == ""

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -15,6 +16,7 @@ import pytest
 from pds_engine import launch
 from pds_engine.config import EngineConfig
 from pds_engine.errors import ConfigError
+from pds_engine.keys import Keys
 
 MODEL = Path(__file__).parents[2] / "examples" / "models" / "tiny"
 ENGINE = (sys.executable, "-c", "from pds_engine.cli import main; main()")
@@ -30,6 +32,7 @@ class Group:
         self.process = subprocess.Popen(
             [*ENGINE, "serve", "--model", str(MODEL), "--dtype", "float32", "--port", str(port),
              "--set", "http.metrics_port=0", "--set", "http.control_port=0",
+             "--set", "http.rendezvous_port=0",
              "--set", "kv.port_base=0", "--set", "kv.backends=[tcp]", *options],
             stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
@@ -74,6 +77,29 @@ def group() -> Iterator[Group]:
         started.process.communicate()
 
 
+def test_the_second_of_two_equal_chats_reports_what_was_cached(group: Group) -> None:
+    system = {"role": "system", "content": "Answer with the value of the last letter. " * 4}
+    chat = {"messages": [system, {"role": "user", "content": "a"}], "max_tokens": 20}
+    first, second = (
+        httpx.post(
+            f"{group.url}/v1/chat/completions",
+            json={"model": "tiny", "temperature": 0, **chat},
+            timeout=60,
+        ).json()
+        for _ in range(2)
+    )
+    assert first["choices"][0]["message"] == second["choices"][0]["message"]
+    prompt = first["usage"]["prompt_tokens"]
+    cached = (prompt - 1) // 16 * 16
+    assert [a["usage"]["prompt_tokens_details"]["cached_tokens"] for a in (first, second)] == [
+        0,
+        cached,
+    ]
+    state = httpx.get(f"{group.url}/pds/state", timeout=5).json()
+    assert (state["prefix_query_tokens"], state["prefix_hit_tokens"]) == (2 * prompt, cached)
+    assert "pds_kv_pages_cached" in httpx.get(f"{group.url}/metrics", timeout=5).text
+
+
 @pytest.mark.parametrize("victim", ["worker-0", "scheduler", "server"])
 def test_the_death_of_one_process_ends_all(group: Group, victim: str) -> None:
     children = group.children()
@@ -100,13 +126,132 @@ def test_killing_launch_leaves_no_child_behind(group: Group) -> None:
     until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children.values()), 5)
 
 
+@pytest.fixture
+def staged() -> Iterator[Group]:
+    """Two stages, whose prompts go through in many small chunks."""
+    options = ["scheduler.chunk_size=16", "scheduler.step_timeout=5"]
+    started = Group("--pp", "2", *(word for key in options for word in ("--set", key)))
+    try:
+        until(started.ready, 90)
+        yield started
+    finally:
+        started.process.kill()  # its children die with it, stopped ones too
+        started.process.communicate()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_the_loss_of_a_stage_in_mid_prefill_is_named_and_told(
+    staged: Group, number: signal.Signals
+) -> None:
+    children = staged.children()
+    assert set(children) == {"scheduler", "worker-0", "worker-1", "server"}
+    short = {"max_tokens": 5, "ignore_eos": True}
+    assert staged.complete(**short).json()["usage"]["completion_tokens"] == 5
+
+    def done() -> int:
+        return int(httpx.get(f"{staged.url}/pds/state").json()["steps_done"])
+
+    before = done()
+    with ThreadPoolExecutor(1) as client:
+        answer = client.submit(staged.complete, prompt=[5] * 3900, **short)
+        until(lambda: done() > before + 3, 10)
+        os.kill(children["worker-1"], number)
+        assert done() < before + 200
+        assert answer.result().status_code == 503
+    assert staged.process.wait(10) == 1
+    said = staged.process.stderr.read() if staged.process.stderr else ""
+    assert "rank 1 (stage 1)" in said
+    assert ("when it fell silent" in said) == (number == signal.SIGSTOP)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def pods(tmp_path: Path) -> Iterator[list[Group]]:
+    """The leader's pod and that of the second stage, each with an incarnation of its own."""
+    Keys.make().write(tmp_path)
+    tree = {
+        "parallelism.pp": 2,
+        "http.keys_dir": tmp_path,
+        "http.control_port": free_port(),
+        "http.rendezvous_port": free_port(),
+    }
+    pods = [
+        Group(*(w for key, value in {**tree, "pod.index": index, "pod.incarnation": name}.items()
+                for w in ("--set", f"{key}={value}")))
+        for index, name in enumerate(("one", "two"))
+    ]  # fmt: skip
+    try:
+        yield pods
+    finally:
+        for pod in pods:
+            pod.process.kill()
+            pod.process.communicate()
+
+
+def test_a_group_of_two_pods_serves_and_ends_as_one(pods: list[Group]) -> None:
+    until(lambda: all(pod.ready() for pod in pods), 90)
+    assert [set(pod.children()) for pod in pods] == [
+        {"scheduler", "worker-0", "server"},
+        {"worker-1", "server"},
+    ]
+    assert httpx.get(f"{pods[1].url}/healthz").status_code == 200
+    assert httpx.get(f"{pods[1].url}/v1/models").status_code == 404
+    body = pods[0].complete(max_tokens=5, ignore_eos=True).json()
+    assert body["usage"]["completion_tokens"] == 5
+    told = httpx.get(f"{pods[1].url}/metrics").text
+    assert 'pds_rank_ready{rank="1"} 1.0' in told
+    assert 'pds_rank_hidden_received_total{rank="1"}' in told
+    os.kill(pods[1].children()["worker-1"], signal.SIGKILL)
+    assert [pod.process.wait(10) for pod in pods] == [1, 1]
+    said = [pod.process.stderr.read() for pod in pods if pod.process.stderr]
+    assert "rank 1 (stage 1) has ended" in said[0]
+    assert "rank 1 (stage 1) ended with status -9" in said[1]
+
+
+def test_a_pod_without_a_leader_ends_on_sigterm(pods: list[Group]) -> None:
+    pods[0].process.kill()
+    url = f"{pods[1].url}/healthz"
+
+    def answers() -> bool:
+        try:
+            return httpx.get(url, timeout=2).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    until(answers, 60)
+    assert not pods[1].ready()
+    pods[1].process.send_signal(signal.SIGTERM)
+    assert pods[1].process.wait(10) == 0
+
+
+def test_sigterm_on_another_pod_than_the_leaders_drains_the_group(pods: list[Group]) -> None:
+    until(lambda: all(pod.ready() for pod in pods), 90)
+    body = {"model": "tiny", "prompt": "The value of", "max_tokens": 400, "ignore_eos": True}
+    request = {**body, "stream": True, "temperature": 0}
+    url = f"{pods[0].url}/v1/completions"
+    with httpx.stream("POST", url, json=request, timeout=60) as answer:
+        lines = answer.iter_lines()
+        next(lines)
+        pods[1].process.send_signal(signal.SIGTERM)
+        until(lambda: httpx.get(f"{pods[0].url}/pds/state").json()["draining"], 10)
+        assert pods[0].complete(max_tokens=5).status_code == 503
+        assert "data: [DONE]" in list(lines)
+    pods[0].process.send_signal(signal.SIGTERM)  # as the operator deletes what is left of the group
+    assert [pod.process.wait(15) for pod in pods] == [0, 0]
+
+
 @pytest.mark.parametrize(
     ("tree", "says"),
     [
         ({"model": {"path": "/nowhere"}}, "/nowhere"),
         ({"parallelism": {"pp": 9}}, "parallelism.pp 9 is above the model's 4 layers"),
         ({"parallelism": {"tp": 3}}, "parallelism.tp 3 does not divide"),
-        ({"parallelism": {"pp": 2}}, "more than this version serves"),
+        ({"parallelism": {"dp": 2}}, "parallelism.dp: 2 is more than this version serves"),
+        ({"parallelism": {"pp": 2, "layers": [1, 2]}}, r"parallelism.layers \[1, 2\]"),
         ({"max_model_len": 100_000}, "max_model_len 100000"),
     ],
 )
@@ -114,6 +259,10 @@ def test_what_can_be_told_is_refused_before_anything_starts(tree: dict, says: st
     config = EngineConfig.model_validate({"model": {"path": MODEL}, **tree})
     with pytest.raises(ConfigError, match=says):
         launch.check(config)
+
+
+def test_a_stage_of_several_shards_is_served() -> None:
+    launch.check(EngineConfig.model_validate({"model": {"path": MODEL}, "parallelism": {"tp": 2}}))
 
 
 def test_a_configuration_error_ends_with_78_and_a_note(tmp_path: Path) -> None:

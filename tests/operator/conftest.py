@@ -1,7 +1,6 @@
 """Fixtures of the operator's tests. Those marked `cluster` need a real Kubernetes."""
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ import yaml
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[2] / "cluster"))
 
-from pds_cluster import settings as cluster_settings
 from pds_cluster import testing
 from pds_cluster.errors import ClusterError
 
@@ -23,19 +21,13 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="session")
 def cluster() -> testing.Cluster:
     """The cluster that is up; without one the test is skipped, or fails in CI."""
-    try:
-        return testing.find(cluster_settings.load())
-    except ClusterError as error:
-        message = f"needs a cluster (`make cluster-up`, or PDS_CONTEXT=name): {error}"
-        if os.environ.get("PDS_REQUIRE_CLUSTER"):
-            pytest.fail(message)
-        pytest.skip(message)
+    return testing.required()
 
 
 @pytest.fixture(scope="session")
 def definition(cluster: testing.Cluster) -> None:
     """The tree's definition: the chart's, where its rules are the same."""
-    wanted = yaml.safe_load((ROOT / "crds/pdservings.yaml").read_text())
+    wanted = next(yaml.safe_load_all((ROOT / "crds/pdservings.yaml").read_text()))
     try:
         text = cluster.kubectl("get", "crd", "pdservings.pdserving.io", "-o", "json")
         if _rules(json.loads(text)) == _rules(wanted):

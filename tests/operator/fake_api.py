@@ -39,6 +39,7 @@ class FakeApi:
         return sorted(name for other, _, name in self.objects if other == kind)
 
     async def get(self, kind: str, namespace: str, name: str) -> Object:
+        kind = kind.partition(".")[0]
         try:
             return copy.deepcopy(self.objects[kind, namespace, name])
         except KeyError:
@@ -87,6 +88,7 @@ class FakeApi:
     async def delete(
         self, kind: str, namespace: str, name: str, uid: str, grace: int | None = None
     ) -> None:
+        kind = kind.partition(".")[0]
         self._called("delete", {"kind": kind, "metadata": {"name": name}})
         live = self._live(kind, {"namespace": namespace, "name": name, "uid": uid})
         del self.objects[kind, namespace, name]

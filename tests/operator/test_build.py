@@ -130,9 +130,21 @@ def test_a_roles_own_engine_block_overrides_key_by_key():
     assert "max_model_len" not in decode  # the engine's own default holds
 
 
-def test_what_the_engine_cannot_do_yet_is_refused_by_name():
-    with pytest.raises(SpecError, match=r"spec\.engine\.dynamic"):
-        render(raw_spec(engine={"dynamic": True}))
+def test_a_role_can_be_without_a_prefix_cache():
+    wanted = spec.parse(raw_spec(prefill={"engine": {"prefixCache": False}}))
+    prefill, decode = (config.engine_config(wanted, role) for role in ("prefill", "decode"))
+    assert prefill["scheduler"]["prefix_cache"] is False
+    assert "prefix_cache" not in decode.get("scheduler", {})
+
+
+def test_the_schedulers_policies_reach_it():
+    policies = {"chunkedPrefill": "separate", "dynamicChunks": True, "preemption": "none"}
+    wanted = spec.parse(raw_spec(engine=policies))
+    assert config.engine_config(wanted, "decode")["scheduler"] == {
+        "chunked_prefill": "separate",
+        "dynamic_chunks": True,
+        "preemption": "none",
+    }
 
 
 def test_a_retained_claim_has_no_owner():

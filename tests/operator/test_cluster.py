@@ -3,14 +3,12 @@
 import asyncio
 import json
 
-import kopf
 import pytest
 from aiohttp import web
-from pds_operator import api as api_module
+from kubernetes.aio.client import Configuration
 from pds_operator import errors
 from pds_operator.api import Api
 from pds_operator.cluster import Store, follow
-from pds_operator.settings import Settings
 
 KEY = ("team", "chat")
 
@@ -38,6 +36,7 @@ class Server:
         self.watches: list[list[dict]] = []
         self.asked: list[dict[str, str]] = []
         self.done = asyncio.Event()
+        self.url = ""
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         self.asked.append(dict(request.query))
@@ -59,7 +58,7 @@ class Server:
 
 
 @pytest.fixture
-async def server(monkeypatch):
+async def server():
     server = Server()
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", server.handle)
@@ -67,9 +66,7 @@ async def server(monkeypatch):
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
-    port = runner.addresses[0][1]
-    info = kopf.ConnectionInfo(server=f"http://127.0.0.1:{port}")
-    monkeypatch.setattr(api_module, "login", lambda settings: info)
+    server.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
     yield server
     await runner.cleanup()
 
@@ -77,7 +74,7 @@ async def server(monkeypatch):
 async def followed(server: Server) -> tuple[Store, list]:
     changed: list = []
     store = Store(changed.append)
-    async with Api(Settings()) as api:
+    async with Api(Configuration(host=server.url)) as api:
         task = asyncio.create_task(follow(api, store, "Service", "team", asyncio.Event()))
         await asyncio.wait_for(server.done.wait(), 5)
         task.cancel()
@@ -134,6 +131,23 @@ async def test_an_event_of_a_megabyte_is_one_event(server):
     server.watches = [[{"type": "ADDED", "object": service("big", 20, text="x" * 1_000_000)}]]
     store, _ = await followed(server)
     assert names(store) == {"big"}
+
+
+async def test_an_event_beyond_any_bound_is_listed_anew(server):
+    """The client reads lines of 4 MiB; the API server takes objects of 3 MB."""
+
+    class Then(list):
+        def __iter__(self):
+            server.items, server.version = list(server.items), 20
+            server.items.append(service("huge", 20))
+            return super().__iter__()
+
+    server.watches = [
+        Then([{"type": "ADDED", "object": service("huge", 20, text="x" * 5_000_000)}])
+    ]
+    store, _ = await followed(server)
+    assert names(store) == {"huge"}
+    assert [query.get("resourceVersion") for query in server.asked] == [None, "10", None, "20"]
 
 
 def test_older_than_what_is_known_is_ignored():

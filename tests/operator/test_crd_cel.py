@@ -103,22 +103,16 @@ CASES = [
         "cannot both be zero",
     ),
     (
-        "no pause yet",
-        changed("rollout.paused", False),
-        changed("rollout.paused", True),
-        "cannot pause a rollout",
+        "a deadline beyond what it must hold",
+        changed("rollout", {"progressDeadlineSeconds": 61, "minReadySeconds": 60}),
+        changed("rollout", {"progressDeadlineSeconds": 60, "minReadySeconds": 60}),
+        "more than minReadySeconds",
     ),
     (
-        "no partition yet",
-        changed("rollout.partition", 0),
-        changed("rollout.partition", 1),
-        "cannot hold steps of a rollout back",
-    ),
-    (
-        "no gangs yet",
-        changed("scheduling.gang", "none"),
-        changed("scheduling.gang", "volcano"),
-        "schedules pods one by one",
+        "a partition of the steps",
+        changed("rollout", {"partition": "50%", "paused": True}),
+        changed("rollout.partition", "half"),
+        "a number of groups or a percentage",
     ),
     (
         "percentages",
@@ -151,16 +145,16 @@ CASES = [
         "ranksPerPod must divide",
     ),
     (
+        "layers of every stage",
+        changed("prefill", {"parallelism": {"pp": 2, "layers": [3, 1]}}),
+        changed("prefill", {"parallelism": {"pp": 2, "layers": [4]}}),
+        "one count for each",
+    ),
+    (
         "a GPU per rank",
         changed("decode", {"parallelism": {"tp": 2}, "ranksPerPod": 2, "resources": GPU}),
         changed("decode", {"parallelism": {"tp": 2}, "resources": GPU}),
         "one GPU per rank",
-    ),
-    (
-        "chunk or dynamic",
-        changed("engine", {"chunkSize": 512, "dynamic": False}),
-        changed("engine", {"chunkSize": 512, "dynamic": True}),
-        "exclude each other",
     ),
     (
         "a chunk holds a page",

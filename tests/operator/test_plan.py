@@ -190,6 +190,19 @@ def test_a_new_spec_replaces_groups_that_never_served_at_once():
     ]
 
 
+def test_a_group_that_may_serve_unheard_is_told_to_drain():
+    """Routers take a leader as soon as it is ready, and may know it before we do."""
+    world = World(raw_spec())
+    world.settle()
+    world.raw = raw_spec(image="engine:2")
+    for _ in range(2):
+        world.round()
+    world.change("chat-d-1-0-0", phase="Running")
+    world.raw = raw_spec()
+    deletes = {a.name: a.grace for a in world.plan().actions if isinstance(a, Delete)}
+    assert deletes == {"chat-p-2-0-0": 5, "chat-d-1-0-0": None}
+
+
 def test_a_dead_rank_brings_its_whole_group_back():
     raw = raw_spec(prefill={"replicas": 1, "parallelism": {"pp": 2}})
     world = World(raw)

@@ -31,7 +31,10 @@ async def pod():
         )
 
     async def backends(request):
-        listed = [{"pod": "a", "routable": True}, {"pod": "b", "routable": False}]
+        listed = [
+            {"pod": "a", "routable": True, "requests": 9, "failures": 2},
+            {"pod": "b", "routable": False},
+        ]
         return web.json_response({"backends": listed})
 
     async def drain(request):
@@ -61,7 +64,7 @@ async def test_answers_become_facts(pod):
             "p": EngineState(2, 1, True, "m", "kv", 4)
         }
         assert await prober.views([("r", "127.0.0.1")], KEY) == [
-            RouterView("r", {"a": True, "b": False})
+            RouterView("r", {"a": True, "b": False}, {"a": (9, 2), "b": (0, 0)})
         ]
         assert await prober.drain("127.0.0.1", 60, KEY) == ""
     assert posted == [{"deadline_seconds": 60}]

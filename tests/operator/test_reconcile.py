@@ -20,6 +20,9 @@ class FakePods:
         self.routers: list[str] = []
         self.leaders: list[str] = []
 
+    async def look(self, leaders, routers, key):
+        return await self.states(leaders, key), await self.views(routers, key)
+
     async def states(self, leaders, key):
         assert len(key) == 32 or not leaders
         self.leaders = [pod for pod, _ in leaders]

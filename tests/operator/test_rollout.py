@@ -28,7 +28,7 @@ def rounds(fleet: Fleet, limits: Limits, most: int = 200) -> list[str]:
 
 def _settled(role: Role, move: Move) -> Role:
     unready = role.old - role.old_ready
-    old = role.old - move.retire_old
+    old = role.old - move.retire_old + move.create_old
     new = role.new + move.create - move.retire_new
     return replace(
         role,
@@ -43,6 +43,7 @@ def _tell(name: str, move: Move) -> str:
     parts = [f"+{move.create}"] if move.create else []
     parts += [f"-{move.retire_old}"] if move.retire_old else []
     parts += [f"-{move.retire_new} new"] if move.retire_new else []
+    parts += [f"+{move.create_old} old"] if move.create_old else []
     return f"{name} {' '.join(parts)}" if parts else ""
 
 
@@ -146,6 +147,90 @@ def test_limits(limits, want, expected):
     assert limits.of(want) == expected
 
 
+def test_five_prefill_three_decode_go_together():
+    assert rounds({"prefill": serving(5), "decode": serving(3)}, Limits()) == [
+        "prefill +1, decode +1",
+        "prefill -1, decode -1",  # a decode more than its share leaves: step 2 needs its room
+        "prefill +1, decode +1",
+        "prefill -1",
+        "prefill +1",
+        "prefill -1, decode -1",
+        "prefill +1, decode +1",
+        "prefill -1",
+        "prefill +1",
+        "prefill -1, decode -1",
+    ]
+
+
+def test_percent_of_each_role():
+    """A surge of 4 and of 1; a step makes what it needs, so that the roles stay together."""
+    fleet = {"prefill": serving(8), "decode": serving(2)}
+    assert rounds(fleet, Limits("50%", "25%")) == [
+        "prefill +1, decode +1",
+        "prefill +1 -1",
+        "prefill +1 -1",
+        "prefill +1 -1",
+        "prefill +1 -1, decode -1",
+        "decode +1",
+        "prefill +1 -1",
+        "prefill +1 -1",
+        "prefill +1 -1",
+        "prefill -1, decode -1",
+    ]
+
+
+def test_a_role_of_nothing_is_no_obstacle():
+    fleet = {"prefill": serving(2), "decode": serving(0)}
+    assert rounds(fleet, Limits()) == [
+        "prefill +1",
+        "prefill -1",
+        "prefill +1",
+        "prefill -1",
+    ]
+
+
+def test_a_partition_holds_the_last_steps_back():
+    fleet = {"prefill": serving(4), "decode": serving(2)}
+    assert rounds(fleet, Limits(partition=2)) == [
+        "prefill +1, decode +1",
+        "prefill -1",
+        "prefill +1",
+        "prefill -1, decode -1",
+    ]
+    assert rounds(fleet, Limits(partition="100%")) == []
+    assert rounds(fleet, Limits(partition="75%")) == [
+        "prefill +1, decode +1",
+        "prefill -1",  # three old prefills keep two old decodes, with the surge's room
+    ]
+
+
+def test_what_a_partition_holds_is_scaled_with_the_revision_that_served():
+    held = {"unified": Role(want=6, old=2, old_ready=2, new=2, new_ready=2)}
+    assert rounds(held, Limits(partition=4)) == ["unified +2 old"]
+    fewer = {"unified": Role(want=2, old=3, old_ready=3, new=1, new_ready=1)}
+    assert rounds(fewer, Limits(partition="75%")) == ["unified -1", "unified -1"]
+
+
+def test_a_partition_that_grows_takes_nothing_back():
+    fleet = {"unified": Role(want=4, old=1, old_ready=1, new=3, new_ready=3)}
+    assert rounds(fleet, Limits(partition=3)) == []
+
+
+def test_a_paused_rollout_ends_the_step_it_has_reached_and_begins_none():
+    assert rounds({"unified": serving(3)}, Limits(paused=True)) == []
+    begun = {"unified": Role(want=3, old=3, old_ready=3, new=1, new_ready=0)}
+    assert step(begun, Limits(paused=True)).moves == {"unified": Move()}
+    reached = {"unified": Role(want=3, old=3, old_ready=3, new=1, new_ready=1)}
+    assert rounds(reached, Limits(paused=True)) == ["unified -1"]
+
+
+def test_a_paused_rollout_is_scaled_all_the_same():
+    held = {"unified": Role(want=5, old=2, old_ready=2, new=1, new_ready=1)}
+    assert rounds(held, Limits(paused=True)) == ["unified +2 old"]
+    none = {"unified": Role(want=2, old=3, old_ready=3)}
+    assert rounds(none, Limits(paused=True)) == ["unified -1"]
+
+
 amounts = st.integers(min_value=0, max_value=7)
 all_limits = st.sampled_from(
     [Limits(1, 0), Limits(0, 1), Limits(2, 1), Limits("25%", "25%"), Limits("100%", 0)]
@@ -173,3 +258,32 @@ def test_every_rollout_ends_at_what_is_wanted_and_never_below_its_floor(old, wan
         "prefill": (0, want[0]),
         "decode": (0, want[1]),
     }
+
+
+@given(
+    st.tuples(amounts, amounts),
+    st.tuples(amounts, amounts),
+    all_limits,
+    st.sampled_from([1, 2, 5, "1%", "50%", "100%"]),
+)
+def test_a_held_rollout_ends_at_what_is_wanted_in_all(old, want, limits, partition):
+    fleet = {name: serving(want[i], old=old[i]) for i, name in enumerate(("prefill", "decode"))}
+    limits = replace(limits, partition=partition)
+    for _ in range(100):
+        moves = step(fleet, limits).moves
+        if all(move == Move() for move in moves.values()):
+            break
+        for name, move in moves.items():
+            before, role = fleet[name], _settled(fleet[name], move)
+            surge, unavailable = limits.of(role.want)
+            whole = before.old + before.new + move.create + move.create_old
+            assert whole <= max(before.want, before.old) + surge
+            ready = before.old_ready + before.new_ready
+            least = min(before.old + before.new, before.want) - unavailable
+            assert ready - move.retire_old >= min(least, ready)
+            fleet = {**fleet, name: role}
+    now = step(fleet, limits)
+    assert now.reached >= now.last
+    for role in fleet.values():
+        surge, _ = limits.of(role.want)
+        assert role.want <= role.old + role.new <= max(role.want, role.old) + surge

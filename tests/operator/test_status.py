@@ -97,7 +97,7 @@ def test_progress_says_what_it_is_doing(world):
         world.turn_ready()
         world.bury()
         reasons.append(condition(told(world), "Progressing")[1])
-    assert reasons[0] == "RollingOut"
+    assert reasons[:3] == ["WarmupRunning", "RollingOut", "RollingOut"]
     assert reasons[-1] == "Complete"
     world.raw = raw_spec(**WARM, image="engine:2", prefill={"replicas": 1})
     world.busy = dict.fromkeys(world.pods, 1)
@@ -126,3 +126,16 @@ def test_the_serving_revision_changes_at_the_end_of_a_rollout(world):
     world.settle()
     after = told(world, during)
     assert after["currentRevision"] == after["targetRevision"] == during["targetRevision"]
+
+
+@pytest.mark.parametrize(
+    ("rollout", "reason"), [({"paused": True}, "Paused"), ({"partition": 2}, "PartitionReached")]
+)
+def test_a_held_rollout_says_so(world, rollout, reason):
+    world.now += 60
+    world.raw = raw_spec(**WARM, image="engine:2", rollout={"drainSeconds": 60, **rollout})
+    world.settle()
+    said = told(world)
+    assert condition(said, "Progressing") == ("False", reason)
+    [message] = [c["message"] for c in said["conditions"] if c["type"] == "Progressing"]
+    assert message.startswith("held at step 0 of 2 by spec.rollout")

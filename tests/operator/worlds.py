@@ -4,8 +4,17 @@ import copy
 import dataclasses
 from typing import Any
 
-from pds_operator import revision, spec
-from pds_operator.actions import Create, Delete, MakeSecret, MarkDraining, Say, SetGate
+from pds_operator import names, revision, spec
+from pds_operator.actions import (
+    Annotate,
+    Create,
+    Delete,
+    MakeSecret,
+    MarkDraining,
+    Say,
+    SetGate,
+    TellScale,
+)
 from pds_operator.build.owner import Owner
 from pds_operator.observed import (
     EngineState,
@@ -13,8 +22,10 @@ from pds_operator.observed import (
     Pod,
     Revision,
     RouterView,
+    WarmupPod,
     pod_facts,
     revision_facts,
+    rfc3339,
 )
 from pds_operator.plan import Desired, Plan, plan
 from pds_operator.settings import Settings
@@ -55,6 +66,10 @@ class World:
         self.counter = 0
         self.failures: dict[str, Any] = {}
         self.unschedulable = False
+        self.compiles = False
+        """Warm-up Jobs take their time; else they end at once."""
+        self.warmups: tuple[WarmupPod, ...] = ()
+        self.counts: dict[str, tuple[int, int]] = {}
 
     def observed(self) -> Observed:
         leaders = [pod for pod in self.pods.values() if pod.leader and pod.started]
@@ -85,8 +100,11 @@ class World:
                 )
                 for pod in leaders
             },
-            routers=(RouterView("r", {pod.name: routable(pod) for pod in leaders}),),
+            routers=(
+                RouterView("r", {pod.name: routable(pod) for pod in leaders}, dict(self.counts)),
+            ),
             routers_ready=1,
+            warmups=self.warmups,
             secret=self.secret,
             failures=dict(self.failures),
         )
@@ -120,7 +138,21 @@ class World:
     def plan_writes(self) -> bool:
         return any(not isinstance(action, Say) for action in self.plan().actions)
 
+    def end_job(self, kind: str = "Complete") -> None:
+        """The Jobs that run now end: "Complete" or "Failed"."""
+        for (other, _), obj in self.objects.items():
+            if other == "Job":
+                ended = {
+                    "type": kind,
+                    "status": "True",
+                    "message": "BackoffLimitExceeded",
+                    "lastTransitionTime": rfc3339(self.now),
+                }
+                obj.setdefault("status", {"conditions": [ended]})
+
     def turn_ready(self) -> None:
+        if not self.unschedulable and not self.compiles:
+            self.end_job()
         for name, pod in self.pods.items():
             if pod.failed or pod.deleting or self.unschedulable:
                 continue
@@ -139,6 +171,10 @@ class World:
     def bury(self) -> None:
         """Pods that are being deleted are gone."""
         self.pods = {name: pod for name, pod in self.pods.items() if not pod.deleting}
+
+    @staticmethod
+    def stored(obj: dict[str, Any]) -> Revision:
+        return revision_facts(obj, OWNER.name)
 
     def change(self, name: str, **facts: Any) -> None:
         self.pods[name] = dataclasses.replace(self.pods[name], **facts)
@@ -169,6 +205,7 @@ class World:
             case Create(obj=obj):
                 obj = copy.deepcopy(obj)
                 obj["metadata"]["uid"] = f"uid-{obj['kind']}-{obj['metadata']['name']}"
+                obj["metadata"]["creationTimestamp"] = rfc3339(self.now)
                 if obj["kind"] == "ControllerRevision":
                     stored = revision_facts(obj, OWNER.name)
                     self.revisions[stored.digest] = stored
@@ -182,8 +219,16 @@ class World:
                 self.objects.pop((kind, name), None)
                 if kind == "ControllerRevision":
                     self.revisions.pop(name.removeprefix(f"{OWNER.name}-"))
+            case Annotate(name=name, annotations=notes):
+                obj = self.objects["ControllerRevision", name]
+                kept = {**obj["metadata"].get("annotations", {}), **notes}
+                obj["metadata"]["annotations"] = {k: v for k, v in kept.items() if v is not None}
+                stored = revision_facts(obj, OWNER.name)
+                self.revisions[stored.digest] = stored
             case MarkDraining(pod=name, deadline=deadline):
                 self.change(name, draining=True, drain_deadline=deadline)
+            case TellScale(name=name, status=status):
+                self.objects[names.ROLE_KIND, name]["status"] = status
             case SetGate(pod=name, routable=routable):
                 self.change(name, routable=routable)
             case _ if hasattr(action, "ip"):
@@ -203,6 +248,7 @@ def _worth_telling(text: str) -> bool:
     subject = text.split()[1] if len(text.split()) > 1 else ""
     return text.startswith(("drain", "route", "unroute", "delete", "hold")) or subject in (
         "pod",
+        "job",
         "controllerrevision",
     )
 

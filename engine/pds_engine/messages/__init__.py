@@ -5,8 +5,10 @@ Who sends what:
 
     API server → scheduler   Submit, Cancel, Drain, PeerGone
     scheduler → API server   Token, Failed, State
-    scheduler → worker       Admit, StepPlan, Release, OpenTransfer, CloseTransfer, Expect, Forget
+    scheduler → worker       Assemble, Admit, StepPlan, Release, OpenTransfer, CloseTransfer,
+                             Expect, Forget
     worker → scheduler       Ready, StepDone, PushDone, PushFailed, TransferClosed, Forgotten, Fault
+    worker's watchdog → scheduler   Progress
     D scheduler → P scheduler   TransferOffer, Abort
     P scheduler → D scheduler   Queued, Refused, TransferDone, AbortAck
     any DEALER → its ROUTER   Hello, first
@@ -31,7 +33,15 @@ from pds_engine.messages.handover import (
     TransferDone,
     TransferOffer,
 )
-from pds_engine.messages.joining import Fault, Hello, KernelsProof, KvEndpoint, Ready, Welcome
+from pds_engine.messages.joining import (
+    Assemble,
+    Fault,
+    Hello,
+    KernelsProof,
+    KvEndpoint,
+    Ready,
+    Welcome,
+)
 from pds_engine.messages.requests import (
     Cancel,
     Drain,
@@ -45,10 +55,11 @@ from pds_engine.messages.requests import (
     TokenLogprobs,
 )
 from pds_engine.messages.steps import Admit, Push, Release, Row, StepDone, StepPlan
+from pds_engine.messages.watching import Doing, Progress, Traffic
 
 # fmt: off
 AnyMessage = (
-    Hello | Welcome | Ready | Fault
+    Hello | Welcome | Assemble | Ready | Fault | Progress
     | Submit | Cancel | Drain | PeerGone | Token | Failed | State
     | Admit | StepPlan | StepDone | Release
     | OpenTransfer | CloseTransfer | PushDone | PushFailed | TransferClosed
@@ -63,8 +74,10 @@ __all__ = [
     "AbortAck",
     "Admit",
     "AnyMessage",
+    "Assemble",
     "Cancel",
     "CloseTransfer",
+    "Doing",
     "Drain",
     "Expect",
     "Failed",
@@ -79,6 +92,7 @@ __all__ = [
     "OpenTransfer",
     "Peer",
     "PeerGone",
+    "Progress",
     "Push",
     "PushDone",
     "PushFailed",
@@ -96,6 +110,7 @@ __all__ = [
     "Submit",
     "Token",
     "TokenLogprobs",
+    "Traffic",
     "TransferClosed",
     "TransferDone",
     "TransferOffer",

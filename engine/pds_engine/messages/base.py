@@ -8,7 +8,8 @@ PROTOCOL = 1
 """A Hello of another version is refused by name."""
 
 Role = Literal["prefill", "decode", "unified"]
-Peer = Literal["worker", "server", "scheduler"]
+Peer = Literal["worker", "watch", "server", "scheduler"]
+"""watch: a worker's second connection, on which its watchdog thread reports."""
 FinishReason = Literal["stop", "length", "abort"]
 
 

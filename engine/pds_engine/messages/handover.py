@@ -118,6 +118,7 @@ class TransferDone(Message, frozen=True, kw_only=True):
     cached_tokens: int
     finish_reason: FinishReason | None
     """Set: the request ended with its first token, D only ends the stream."""
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 class Abort(Message, frozen=True, kw_only=True):

@@ -6,7 +6,8 @@ from pds_engine.messages.base import PROTOCOL, Message, Peer
 
 
 class Hello(Message, frozen=True, kw_only=True):
-    """The first message on every connection. A group's incarnation is fixed when it starts."""
+    """The first message on every connection. A group's incarnation is fixed when it starts; it is
+    empty in the first Hello of a pod other than the leader's, which hears it by Welcome."""
 
     peer: Peer
     group: str
@@ -19,6 +20,17 @@ class Welcome(Message, frozen=True, kw_only=True):
     """The scheduler's answer to Hello: its own incarnation, which every later Hello must carry."""
 
     incarnation: str
+
+
+class Assemble(Message, frozen=True, kw_only=True):
+    """Scheduler → workers, once every rank has said Hello: set up the group's collectives.
+
+    A rank says Hello when it comes warm out of its init container, so that no collective begins
+    before all stages are warm.
+    """
+
+    rendezvous: str
+    """host:port at which rank 0 opens the store where the ranks meet."""
 
 
 class KvEndpoint(Struct, frozen=True, array_like=True, kw_only=True):
@@ -52,6 +64,8 @@ class Ready(Message, frozen=True, kw_only=True):
     endpoint: KvEndpoint
     kernels: KernelsProof | None = None
     """None: nothing is compiled ahead."""
+    model_digest: str = ""
+    """Of what the model computes: groups of equal digests go on with each other's streams."""
 
 
 class Fault(Message, frozen=True, kw_only=True):

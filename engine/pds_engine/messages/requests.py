@@ -4,6 +4,7 @@ from msgspec import Struct
 
 from pds_engine.messages.base import FinishReason, Message, Role
 from pds_engine.messages.joining import KernelsProof
+from pds_engine.messages.watching import Traffic
 
 
 class Sampling(Struct, frozen=True, array_like=True, kw_only=True):
@@ -25,6 +26,8 @@ class Sampling(Struct, frozen=True, array_like=True, kw_only=True):
     """None: none; k ≥ 0: the chosen token's and the k likeliest."""
     choice: int = 0
     """The index of this choice among n: part of the random number's key."""
+    prompt_logprobs: int | None = None
+    """None: none; k ≥ 0: those of each prompt token after the first, and of the k likeliest."""
 
 
 class Source(Struct, frozen=True, array_like=True, kw_only=True):
@@ -84,6 +87,8 @@ class Token(Message, frozen=True, kw_only=True):
     finish_reason: FinishReason | None = None
     cached_tokens: int = 0
     """Prompt tokens that came from a prefix cache; set with the first token."""
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+    """Of the prompt's tokens from the second on, when asked for; with the first token."""
 
 
 class Failed(Message, frozen=True, kw_only=True):
@@ -119,5 +124,16 @@ class State(Message, frozen=True, kw_only=True):
     steps_done: int
     oldest_step_seconds: float
     """Age of the oldest step in flight; 0 when idle."""
+    kv_cached: int = 0
+    """Free pages (not in kv_used) that hold a prefix until they are needed for something else."""
+    prefix_query_tokens: int = 0
+    """Tokens of requests taken up since the start, prompt and given output."""
+    prefix_hit_tokens: int = 0
+    """Those of them that the prefix cache had."""
     preemptions: int = 0
     kernels: KernelsProof | None = None
+    missing: tuple[int, ...] = ()
+    """Ranks that are not ready yet."""
+    model_digest: str = ""
+    traffic: tuple[Traffic, ...] = ()
+    """What the ranks of a pipeline have exchanged, by rank; about a second old."""

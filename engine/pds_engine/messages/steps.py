@@ -30,6 +30,8 @@ class Row(Struct, frozen=True, array_like=True, kw_only=True):
     length: int
     new_pages: tuple[int, ...] = ()
     samples: bool = False
+    scores: bool = False
+    """The result tells the log-probabilities of the prompt tokens that follow these positions."""
 
 
 class Push(Struct, frozen=True, array_like=True, kw_only=True):
@@ -65,10 +67,13 @@ class StepDone(Message, frozen=True, kw_only=True):
     step_id: int
     tokens: tuple[int, ...]
     logprobs: tuple[TokenLogprobs | None, ...]
+    prompt_logprobs: tuple[tuple[TokenLogprobs, ...], ...] = ()
+    """Of rows with `scores`, in order: one for each position whose next token is the prompt's.
+
+    They travel to the scheduler alone: no stage reads them, so no output exchange comes of them.
+    """
     elapsed: float
     """Seconds from the step's launch to its result, on the last stage."""
-    compiles: int = 0
-    """Kernels that this rank has compiled since Ready."""
 
 
 class Release(Message, frozen=True, kw_only=True):

@@ -6,4 +6,4 @@ ARCHITECTURE = "LlamaForCausalLM"
 
 
 def spec(config: Json) -> DecoderSpec:
-    return dense(config, ARCHITECTURE, qk_norm=False)
+    return dense(config, ARCHITECTURE)

@@ -1,6 +1,7 @@
 """From a model folder to a Decoder: reads only what this rank computes."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pds_engine.config import Dtype, EngineConfig
@@ -8,6 +9,7 @@ from pds_engine.layers import rope
 from pds_engine.models.checkpoint import Checkpoint
 from pds_engine.models.decoder import Decoder, LayerWeights, Weights
 from pds_engine.models.registry import check
+from pds_engine.parallel.collectives import ALONE, Collectives
 from pds_engine.parallel.layout import Part, part
 from pds_engine.spec import DecoderSpec
 
@@ -34,20 +36,27 @@ def compute_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     return dtype if native else torch.float32
 
 
-def load(config: EngineConfig, rank: int, device: torch.device) -> Decoder:
-    """Rank `rank`'s part of the model at config.model.path.
+def load(
+    config: EngineConfig, rank: int, device: torch.device, collectives: Collectives = ALONE
+) -> Decoder:
+    """Rank `rank`'s part of the model at config.model.path; `collectives` are its stage's.
 
     Raises:
         ConfigError: anything is missing, of another shape, or cannot be split so.
     """
     spec = check(config)
     mine = part(spec, config.parallelism, rank)
+    if (collectives.rank, collectives.size) != (mine.tp_rank, mine.tp):
+        raise ValueError(
+            f"rank {rank} is shard {mine.tp_rank} of {mine.tp}, its collectives are those of "
+            f"shard {collectives.rank} of {collectives.size}"
+        )
     stored = DTYPES[config.model.dtype]
     dtype = compute_dtype(stored, device)
     with Checkpoint(config.model.path) as checkpoint:
         weights = _Reader(checkpoint, spec, mine, stored, dtype, device).weights()
     table = rope.table(spec.rope, spec.head_dim, config.max_model_len, device)
-    return Decoder(spec, mine, weights, table, dtype)
+    return Decoder(spec, mine, weights, table, dtype, collectives)
 
 
 class _Reader:
@@ -69,46 +78,65 @@ class _Reader:
 
     def weights(self) -> Weights:
         spec, mine = self._spec, self._part
-        whole = (spec.vocab, spec.hidden)
         embedding = head = norm = None
         if mine.embeds or (mine.samples and spec.tied):
-            embedding = self._read("model.embed_tokens.weight", whole)
+            embedding = self._vocabulary("model.embed_tokens.weight")
         if mine.samples:
-            head = embedding if spec.tied else self._read("lm_head.weight", whole)
+            head = embedding if spec.tied else self._vocabulary("lm_head.weight")
             norm = self._read("model.norm.weight", (spec.hidden,))
         layers = tuple(self._layer(f"model.layers.{index}.") for index in mine.layers)
         return Weights(layers, embedding if mine.embeds else None, norm, head)
 
+    def _vocabulary(self, name: str) -> Tensor:
+        """This shard's rows of an embedding, with zeros up to as many as all shards have."""
+        mine = self._part
+        rows = self._read(name, (self._spec.vocab, self._spec.hidden), 0, mine.vocab)
+        missing = mine.vocab_rows - len(rows)
+        return F.pad(rows, (0, 0, 0, missing)) if missing else rows
+
     def _layer(self, name: str) -> LayerWeights:
         spec, hidden = self._spec, self._spec.hidden
-        heads, kv_heads = self._heads(self._part.heads), self._heads(self._part.kv_heads)
-        q, kv = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
+        heads = self._heads(self._part.heads)
         mlp, columns = (spec.intermediate, hidden), self._part.columns
 
-        def rows(tensor: str, shape: tuple[int, ...], wanted: range) -> Tensor:
-            return self._read(f"{name}{tensor}.weight", shape, 0, wanted)
+        def rows(tensor: str) -> Tensor:
+            return self._read(f"{name}{tensor}.weight", mlp, 0, columns)
 
         return LayerWeights(
             input_norm=self._read(f"{name}input_layernorm.weight", (hidden,)),
-            qkv=torch.cat(
-                (
-                    rows("self_attn.q_proj", (q, hidden), heads),
-                    rows("self_attn.k_proj", (kv, hidden), kv_heads),
-                    rows("self_attn.v_proj", (kv, hidden), kv_heads),
-                )
+            qkv=self._qkv(name, "weight", (hidden,)),
+            qkv_bias=self._qkv(name, "bias", ()) if spec.qkv_bias else self._none(),
+            qk_norm=self._qk_norm(name) if spec.qk_norm else self._none(),
+            out=self._read(
+                f"{name}self_attn.o_proj.weight", (hidden, spec.heads * spec.head_dim), 1, heads
             ),
-            qk_norm=self._qk_norm(name),
-            out=self._read(f"{name}self_attn.o_proj.weight", (hidden, q), 1, heads),
             post_norm=self._read(f"{name}post_attention_layernorm.weight", (hidden,)),
-            gate_up=torch.cat(
-                (rows("mlp.gate_proj", mlp, columns), rows("mlp.up_proj", mlp, columns))
-            ),
+            gate_up=torch.cat((rows("mlp.gate_proj"), rows("mlp.up_proj"))),
             down=self._read(f"{name}mlp.down_proj.weight", mlp[::-1], 1, columns),
         )
 
+    def _qkv(self, name: str, kind: str, tail: tuple[int, ...]) -> Tensor:
+        """Weights or biases of the three projections, this shard's heads of each."""
+        spec, mine = self._spec, self._part
+        parts = [
+            self._read(
+                f"{name}self_attn.{letter}_proj.{kind}",
+                (count * spec.head_dim, *tail),
+                0,
+                self._heads(heads),
+            )
+            for letter, count, heads in (
+                ("q", spec.heads, mine.heads),
+                ("k", spec.kv_heads, mine.kv_heads),
+                ("v", spec.kv_heads, mine.kv_heads),
+            )
+        ]
+        return torch.cat(parts)
+
+    def _none(self) -> Tensor:
+        return torch.empty(0, dtype=self._dtype, device=self._device)
+
     def _qk_norm(self, name: str) -> Tensor:
-        if not self._spec.qk_norm:
-            return torch.empty(0, dtype=self._dtype, device=self._device)
         shape = (self._spec.head_dim,)
         q = self._read(f"{name}self_attn.q_norm.weight", shape)
         k = self._read(f"{name}self_attn.k_norm.weight", shape)

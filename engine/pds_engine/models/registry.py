@@ -5,11 +5,11 @@ from pathlib import Path
 
 from pds_engine.config import EngineConfig
 from pds_engine.errors import ConfigError
-from pds_engine.models import llama, qwen3
+from pds_engine.models import llama, mistral, qwen2, qwen3
 from pds_engine.spec import DecoderSpec, Json, read_config
 
 FAMILIES: Mapping[str, Callable[[Json], DecoderSpec]] = {
-    module.ARCHITECTURE: module.spec for module in (llama, qwen3)
+    module.ARCHITECTURE: module.spec for module in (llama, mistral, qwen2, qwen3)
 }
 
 
@@ -35,7 +35,8 @@ def check(config: EngineConfig) -> DecoderSpec:
 
     Raises:
         ConfigError: also for a layout that cannot be: pp above layers, heads not divisible by tp,
-            max_model_len above what the model's positions reach.
+            parallelism.layers of another model, max_model_len above what the model's positions or
+            its sliding window reach.
     """
     spec, split = read_spec(config.model.path), config.parallelism
     if split.pp > spec.layers:
@@ -43,21 +44,35 @@ def check(config: EngineConfig) -> DecoderSpec:
             f"parallelism.pp {split.pp} is above the model's {spec.layers} layers",
             hint=f"a stage needs a layer: choose pp ≤ {spec.layers}",
         )
+    layers = split.layers
+    if layers is not None and (len(layers) != split.pp or sum(layers) != spec.layers):
+        raise ConfigError(
+            f"parallelism.layers {list(layers)} has {len(layers)} stages and {sum(layers)} layers; "
+            f"pp is {split.pp}, and the model has {spec.layers} layers",
+            hint="give one count a stage, together all layers of the model, or leave it out",
+        )
     for count, name in ((spec.heads, "attention heads"), (spec.intermediate, "MLP columns")):
         if count % split.tp:
             raise ConfigError(
                 f"parallelism.tp {split.tp} does not divide the model's {count} {name}",
-                hint="choose a tp that divides both heads and MLP columns",
+                hint="choose a parallelism.tp that divides both heads and MLP columns",
             )
     if spec.kv_heads % split.tp and split.tp % spec.kv_heads:
         raise ConfigError(
             f"parallelism.tp {split.tp} neither divides nor is a multiple of the model's "
-            f"{spec.kv_heads} KV heads"
+            f"{spec.kv_heads} KV heads",
+            hint="choose a parallelism.tp that is a divisor or a multiple of the KV heads",
         )
     if config.max_model_len > spec.max_position:
         raise ConfigError(
             f"max_model_len {config.max_model_len} is above the model's {spec.max_position} "
             "positions",
             hint=f"choose max_model_len ≤ {spec.max_position}",
+        )
+    if spec.window is not None and config.max_model_len > spec.window:
+        raise ConfigError(
+            f"max_model_len {config.max_model_len} is above the model's sliding window of "
+            f"{spec.window} tokens, and windowed attention is not computed",
+            hint=f"choose max_model_len ≤ {spec.window}",
         )
     return spec

@@ -1,8 +1,9 @@
-"""Which part of a model a rank holds. No torch.
+"""Which part of a model a rank holds, and how ranks are named. No torch.
 
 Rank r of a group is stage r // tp and shard r % tp (dp 1): the ranks of a stage are neighbours.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pds_engine.config import ParallelConfig
@@ -11,7 +12,7 @@ from pds_engine.spec import DecoderSpec
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One rank's part: layers [first, last), and contiguous slices of heads and MLP columns."""
+    """One rank's part: whole layers, and contiguous slices of heads, MLP columns and token ids."""
 
     pp_rank: int
     pp: int
@@ -21,6 +22,9 @@ class Part:
     heads: range
     kv_heads: range
     columns: range
+    vocab: range
+    vocab_rows: int
+    """Rows of embedding and head, the same on all shards: those past `vocab` are padding."""
 
     @property
     def embeds(self) -> bool:
@@ -31,6 +35,11 @@ class Part:
         return self.pp_rank == self.pp - 1
 
 
+def rank_name(rank: int, tp: int) -> str:
+    """What errors and logs call a rank of a group with stages."""
+    return f"rank {rank} (stage {rank // tp})"
+
+
 def part(spec: DecoderSpec, split: ParallelConfig, rank: int) -> Part:
     """The part of rank `rank`; `registry.check` has shown that the split is possible.
 
@@ -38,16 +47,48 @@ def part(spec: DecoderSpec, split: ParallelConfig, rank: int) -> Part:
     """
     pp_rank, tp_rank = divmod(rank % (split.pp * split.tp), split.tp)
     replicas = max(1, split.tp // spec.kv_heads)
+    rows = -(-spec.vocab // split.tp)
     return Part(
         pp_rank=pp_rank,
         pp=split.pp,
         tp_rank=tp_rank,
         tp=split.tp,
-        layers=_share(spec.layers, split.pp, pp_rank),
+        layers=_range(split.layers or balanced(spec, split.pp), pp_rank),
         heads=_share(spec.heads, split.tp, tp_rank),
         kv_heads=_share(spec.kv_heads, split.tp // replicas, tp_rank // replicas),
         columns=_share(spec.intermediate, split.tp, tp_rank),
+        vocab=range(spec.vocab)[tp_rank * rows : (tp_rank + 1) * rows],
+        vocab_rows=rows,
     )
+
+
+def balanced(spec: DecoderSpec, stages: int) -> tuple[int, ...]:
+    """Layers of each stage, so that the largest one has as few parameters as can be.
+
+    The first stage also has the embedding, and the last one the head (of the same size, whether or
+    not they are tied): both get fewer layers where the vocabulary is large.
+    """
+    layer = _layer_parameters(spec)
+    held = [layer] * stages
+    held[0] += spec.vocab * spec.hidden
+    held[-1] += spec.vocab * spec.hidden
+    counts = [1] * stages
+    for _ in range(spec.layers - stages):
+        # Layers are alike, so filling the emptiest stage each time leaves no better split.
+        least = min(range(stages), key=held.__getitem__)
+        counts[least] += 1
+        held[least] += layer
+    return tuple(counts)
+
+
+def _layer_parameters(spec: DecoderSpec) -> int:
+    attention = spec.hidden * spec.head_dim * 2 * (spec.heads + spec.kv_heads)
+    return attention + 3 * spec.hidden * spec.intermediate
+
+
+def _range(counts: Sequence[int], index: int) -> range:
+    start = sum(counts[:index])
+    return range(start, start + counts[index])
 
 
 def _share(total: int, parts: int, index: int) -> range:

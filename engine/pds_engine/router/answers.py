@@ -28,15 +28,18 @@ def error_body(error: PdsError) -> bytes:
     return json.dumps({"error": told}).encode()
 
 
-def error_event(body: bytes) -> bytes:
-    """An error object as one server-sent event; anything else becomes its message."""
+def error_event(body: bytes, note: str = "") -> bytes:
+    """An error object as one server-sent event; anything else becomes its message.
+
+    `note` is added to its message.
+    """
     try:
         told = json.loads(body)
-        if not isinstance(told, dict) or "error" not in told:
-            raise ValueError("no error object")
-    except ValueError:
-        text = body[:500].decode(errors="replace")
-        told = {"error": {"message": text, "type": "server_error", "param": None, "code": None}}
+        message = told["error"]["message"]
+    except (ValueError, KeyError, TypeError):
+        message = body[:500].decode(errors="replace")
+        told = {"error": {"type": "server_error", "param": None, "code": None}}
+    told["error"]["message"] = f"{message} ({note})" if note else message
     return b"data: " + json.dumps(told).encode() + b"\n\n"
 
 

@@ -119,6 +119,8 @@ class Router:
             "routable": not reason,
             "reason": reason or "routable",
             "circuit": backend.circuit.phase(monotonic()),
+            "requests": backend.requests,
+            "failures": backend.failures,
             "in_flight": backend.in_flight,
             "outstanding_tokens": backend.outstanding,
         }

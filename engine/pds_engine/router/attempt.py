@@ -1,22 +1,24 @@
 """One try at one pair: the exchanges with its groups, and how far they have come."""
 
 import json
+import secrets
 from dataclasses import dataclass, field
 from time import time
 
-from pds_engine.errors import Unavailable
+from pds_engine.errors import Drained, TransferFailed, Unavailable
 from pds_engine.messages import Role
 from pds_engine.router.answers import JSON, error_body
 from pds_engine.router.backends import Backend, Fleet
 from pds_engine.router.call import STREAMED, Call
+from pds_engine.router.client import Client
 from pds_engine.router.policy import Pick
-from pds_engine.router.upstream import BackendLost, Reply, Signal
+from pds_engine.router.upstream import BackendLost, Reply
 from pds_engine.signing import signed
 
 SIGNATURE_SECONDS = 60
-RETRIED = frozenset({408, 429, 500, 502, 503, 504})
-"""Answers of a group that another group may do better."""
-FAULTS = frozenset({500, 502, 504})
+RETRIED = frozenset({408, 429, 500, 502, 503})
+"""Answers of a group that another group may do better. 504 says that the request's time is over."""
+FAULTS = frozenset({500, 502})
 """Answers that count against the group's circuit; 429 and 503 only say that it is busy."""
 
 
@@ -28,6 +30,8 @@ class Failure:
     body: bytes
     blamed: str
     headers: tuple[tuple[bytes, bytes], ...] = ()
+    reason: str = "failed"
+    """lost, drained or failed: what a migration is counted under."""
 
     @property
     def retry(self) -> bool:
@@ -44,12 +48,16 @@ class Side:
     tokens: int
     body: bytearray = field(default_factory=bytearray)
     settled: bool = False
+    gave_up: bool = False
+    """The group ended the stream before its end, by its own word."""
 
     @property
     def healthy(self) -> bool | None:
         """What this exchange says of the backend (Fleet.end)."""
         if self.reply.error is not None or self.reply.status in FAULTS:
             return False
+        if self.gave_up:
+            return None
         return True if self.reply.ended and self.reply.status == 200 else None
 
     def settle(self, fleet: Fleet) -> None:
@@ -64,12 +72,13 @@ class Attempt:
     """The prefill side first, the decode side last; a unified group is both."""
 
     def __init__(
-        self, fleet: Fleet, call: Call, pick: Pick, key: bytes | None, signal: Signal
+        self, fleet: Fleet, call: Call, pick: Pick, key: bytes | None, client: Client
     ) -> None:
         self._fleet = fleet
         self._call = call
-        self._signal = signal
+        self._client = client
         self._key = key
+        self._name = secrets.token_hex(4)
         self.sides: list[Side] = []
         first = fleet[pick.prefill]
         if pick.decode is None:
@@ -86,6 +95,20 @@ class Attempt:
     def last(self) -> Side:
         return self.sides[-1]
 
+    async def opened(self, *, surely: bool = False) -> Failure | None:
+        """Wait until it has something for the client, has failed, or the client is gone.
+
+        `surely`: from its last side, so that a stream in need of one finds the pair at work.
+        """
+        while not self._client.gone:
+            self.collect()
+            if failure := self.failure():
+                return failure
+            if self.answering(surely):
+                return None
+            await self._client.signal.wait()
+        return None
+
     def failure(self) -> Failure | None:
         """The failure that shows so far; the prefill side's before the decode side's."""
         return next((f for side in self.sides if (f := self.failure_of(side))), None)
@@ -98,20 +121,31 @@ class Attempt:
             return self._refused(side)
         return None
 
-    def answering(self) -> bool:
+    def gave_up(self, side: Side, status: int, body: bytes) -> Failure:
+        """What it comes to that the stream of `side` ended with such an error."""
+        side.gave_up = True
+        return Failure(status, body, self._blamed(side, body), (JSON,), _reason(body))
+
+    def answering(self, surely: bool = False) -> bool:
         """There is something to give to the client."""
         first, last = self.first.reply, self.last.reply
         if not self._call.stream:
             return first.status == 200 and last.status == 200 and last.ended
-        if first.status == 200 and first.buffered:
+        if first.status == 200 and first.buffered and not surely:
             return True
-        return first.ended and last.status == 200 and (last.buffered > 0 or last.ended)
+        # A server's head comes with the first token, which may release no event.
+        come = last.status == 200 and (surely or last.buffered > 0 or last.ended)
+        return come and (first.ended or first is last)
 
     def collect(self) -> None:
         """Take over bodies that are wanted whole: errors, and answers that do not stream."""
         for side in self.sides:
             if side.reply.status not in (0, 200) or not self._call.stream:
                 side.body += side.reply.take()
+
+    def settle(self, side: Side) -> None:
+        """One side is done."""
+        side.settle(self._fleet)
 
     def close(self) -> None:
         """Give up what is not over: the groups see their client leave."""
@@ -122,7 +156,7 @@ class Attempt:
         call = self._call
         headers = list(call.headers)
         if call.path in STREAMED and self._key is not None:
-            ours = internal_headers(call, role, peer)
+            ours = internal_headers(call, role, peer, self._name)
             expires = int(time()) + SIGNATURE_SECONDS
             headers += [
                 (name.encode(), value.encode())
@@ -130,35 +164,40 @@ class Attempt:
             ]
         self._fleet.start(backend, tokens)
         reply = backend.upstream.request(
-            call.method, call.path, headers, call.body, poke=self._signal.set
+            call.method, call.path, headers, call.body, poke=self._client.signal.set
         )
         self.sides.append(Side(role, backend, reply, tokens))
 
     def _lost(self, side: Side, error: BackendLost) -> Failure:
         lost = Unavailable(f"the {side.role} group was lost: {error}", hint="ask again")
-        return Failure(
-            503, error_body(lost), side.backend.found.key, (JSON, (b"retry-after", b"1"))
-        )
+        headers = (JSON, (b"retry-after", b"1"))
+        return Failure(503, error_body(lost), side.backend.found.key, headers, "lost")
 
     def _refused(self, side: Side) -> Failure:
         reply, body = side.reply, bytes(side.body)
-        blamed = side
-        if _code(body) == "transfer_failed":  # whoever says so means the other side
-            blamed = self.first if side is self.last else self.last
         if reply.status in (401, 403):  # the client's key was good here: our own was not
             error = Unavailable(f"the {side.role} group refuses the router's signature")
             return Failure(502, error_body(error), side.backend.found.key, (JSON,))
         kept = tuple((n, v) for n, v in reply.headers.items() if n in _KEPT)
-        return Failure(reply.status, body, blamed.backend.found.key, kept)
+        return Failure(reply.status, body, self._blamed(side, body), kept, _reason(body))
+
+    def _blamed(self, side: Side, body: bytes) -> str:
+        if _code(body) == TransferFailed.code:  # whoever says so means the other side
+            side = self.first if side is self.last else self.last
+        return side.backend.found.key
 
 
 _KEPT = frozenset({b"content-type", b"retry-after"})
 
 
-def internal_headers(call: Call, role: Role, peer: Backend | None) -> dict[str, str]:
-    """What the engine learns besides the body (engine.md §7); decode is told its `peer`."""
+def internal_headers(call: Call, role: Role, peer: Backend | None, attempt: str) -> dict[str, str]:
+    """What the engine learns besides the body (engine.md §7); decode is told its `peer`.
+
+    Both sides know the work by `attempt` too: the end of an earlier one may come after its begin.
+    """
     ours = {
         "x-pds-request-id": call.request_id,
+        "x-pds-attempt": attempt,
         "x-pds-created": str(call.created),
         "x-pds-seed": str(call.seed),
         "x-pds-role": role,
@@ -169,6 +208,10 @@ def internal_headers(call: Call, role: Role, peer: Backend | None) -> dict[str, 
         ours["x-pds-peer"] = (peer.state and peer.state.control) or ""
         ours["x-pds-peer-group"] = peer.group
     return ours
+
+
+def _reason(body: bytes) -> str:
+    return "drained" if _code(body) == Drained.code else "failed"
 
 
 def _code(body: bytes) -> object:

@@ -1,7 +1,9 @@
 """The groups that the router knows: where they are, what they say, what is under way there."""
 
+import asyncio
 import random
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any
@@ -32,6 +34,16 @@ class EngineState(msgspec.Struct, frozen=True, kw_only=True):
     draining: bool = False
     max_model_len: int | None = None
     model: Any = None
+    model_digest: str | None = ""
+
+    def goes_on_with(self, other: "EngineState") -> bool:
+        """Whether it computes what `other` does, so that it can go on with a stream of its.
+
+        Keys are computed anew: their format does not matter, where the model is known.
+        """
+        if other.model_digest:
+            return self.model_digest == other.model_digest
+        return self.kv_fingerprint == other.kv_fingerprint
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +123,7 @@ class Fleet:
         )
         self.synced = False
         """Discovery has told all it knows at least once."""
+        self._news = asyncio.Event()
 
     def __iter__(self) -> Iterator[Backend]:
         return iter(self._backends.values())
@@ -132,13 +145,27 @@ class Fleet:
                 )
                 new.append(self._backends.setdefault(key, Backend(each, upstream)))
         self.synced = True
+        self.tell()
         return new, gone
 
     def reason(self, backend: Backend) -> str:
         return backend.reason(monotonic(), self._config.health.misses)
 
-    def routable(self, excluded: Iterable[str] = ()) -> list[Candidate]:
-        """What the policy may choose from."""
+    def tell(self) -> None:
+        """Something changed in what can be routed to: wake whoever waits for that."""
+        self._news.set()
+        self._news = asyncio.Event()
+
+    async def news(self, seconds: float) -> None:
+        """Wait until something changes, `seconds` at the most."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._news.wait()
+
+    def routable(
+        self, excluded: Iterable[str] = (), like: EngineState | None = None
+    ) -> list[Candidate]:
+        """What the policy may choose from; with `like`, what can go on with a stream of its."""
         now = monotonic()
         left_out = set(excluded)
         return [
@@ -146,15 +173,18 @@ class Fleet:
             for key, b in self._backends.items()
             if b.state is not None
             and key not in left_out
+            and (like is None or b.state.goes_on_with(like))
             and not b.reason(now, self._config.health.misses)
             and b.circuit.admits(now)
         ]
 
-    def pick(self, affinity: bytes, excluded: Iterable[str] = ()) -> Pick | None:
-        """The groups for the next request."""
+    def pick(
+        self, affinity: bytes, excluded: Iterable[str] = (), like: EngineState | None = None
+    ) -> Pick | None:
+        """The groups for the next request, or for one that `like` began."""
         self._turn += 1
         ask = Ask(self._config.policy, self._turn, self._config.seed, affinity)
-        return pick(self.routable(excluded), ask)
+        return pick(self.routable(excluded, like), ask)
 
     def shortage(self) -> str:
         """Why nothing can be picked, in the words of a 503."""

@@ -3,7 +3,7 @@
 import hashlib
 import math
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -91,6 +91,21 @@ def read_call(
         prompt_tokens=math.ceil(len(peek.prompt or peek.messages) / BYTES_PER_TOKEN),
         output_tokens=(DEFAULT_OUTPUT if bound is None else bound) * choices,
         affinity=_affinity(policy, peek, dict(headers)),
+    )
+
+
+def resumed(call: Call, output_ids: Sequence[int]) -> Call:
+    """The same request, to go on behind tokens that its client has. Its body stays as it came."""
+    if not output_ids:
+        return call
+    given = b'"pds_resume":{"output_ids":[%b]}}' % ",".join(map(str, output_ids)).encode()
+    opened = call.body.rstrip()[:-1].rstrip()
+    count = len(output_ids)
+    return msgspec.structs.replace(
+        call,
+        body=opened + (b"" if opened.endswith(b"{") else b",") + given,
+        prompt_tokens=call.prompt_tokens + count,
+        output_tokens=max(call.output_tokens - count, 1),
     )
 
 

@@ -23,9 +23,6 @@ class KubernetesConfig(Section):
     kubeconfig: Path | None = None
     context: str | None = None
     """None: the kubeconfig's current one."""
-    host: str | None = None
-    port: int = Field(443, ge=1, le=65535)
-    account_dir: Path = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
 
 class HealthConfig(Section):
@@ -72,6 +69,10 @@ class RouterConfig(Section):
     """Requests open at once; beyond it the answer is 429."""
     attempts: int = Field(3, ge=1, le=10)
     """Pairs that are tried before the first byte of an answer."""
+    migrations: int = Field(3, ge=0, le=10)
+    """How often a stream may break off and go on in another pair."""
+    resume_seconds: float = Field(120.0, ge=0)
+    """How long such a stream waits for a pair: a group that crashed comes back in that time."""
     connect_timeout: float = Field(2.0, gt=0)
     drain_seconds: float = Field(120.0, ge=0)
     """How long open streams may last after SIGTERM."""
@@ -83,8 +84,6 @@ class RouterConfig(Section):
 
 
 ENVIRONMENT: Mapping[str, str] = {
-    "KUBERNETES_SERVICE_HOST": "kubernetes.host",
-    "KUBERNETES_SERVICE_PORT": "kubernetes.port",
     "KUBECONFIG": "kubernetes.kubeconfig",
     "PDS_NAMESPACE": "namespace",
     "PDS_LOG_LEVEL": "log_level",

@@ -12,7 +12,7 @@ from pds_engine.errors import ConfigError
 from pds_engine.router.backends import Backend, Fleet, Found
 from pds_engine.router.config import RouterConfig
 from pds_engine.router.health import Health
-from pds_engine.router.kube import PodWatch, access
+from pds_engine.router.kube import PodWatch
 from pds_engine.router.pods import LABEL, GroupKey, Pod, ended_groups, found, group_of
 from pds_engine.router.upstream import BackendLost, whole
 from pds_engine.signing import signed
@@ -62,7 +62,7 @@ class Discovery:
         """What keeps the picture from being fresh; "" when nothing does."""
         return self._watch.trouble if self._watch else ""
 
-    def start(self) -> None:
+    async def start(self) -> None:
         """Begin to look for backends.
 
         Raises:
@@ -74,8 +74,9 @@ class Discovery:
         name = self._config.pdserving
         selector = f"{LABEL}name={name},{LABEL}role in (prefill,decode,unified)"
         self._watch = PodWatch(
-            access(self._config.kubernetes), self._config.namespace, selector, self._pods_changed
+            self._config.kubernetes, self._config.namespace, selector, self._pods_changed
         )
+        await self._watch.login()
         self._spawn(self._watch.run())
 
     async def close(self) -> None:

@@ -47,7 +47,10 @@ class Health:
     async def _look_on(self, backend: Backend) -> None:
         backend.answered_at = monotonic()
         while True:
+            before = self._fleet.reason(backend)
             await look(backend, self._config)
+            if self._fleet.reason(backend) != before:
+                self._fleet.tell()
             silent = monotonic() - backend.answered_at
             if silent > self._config.lost_after and backend.in_flight:
                 logger.warning(

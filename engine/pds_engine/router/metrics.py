@@ -51,6 +51,23 @@ class Metrics:
             registry=self._registry,
         )
 
+        self._migrations = Counter(
+            "pds_router_migrations",
+            "Streams that broke off and went on elsewhere, by why: lost, drained or failed",
+            ["reason"],
+            registry=self._registry,
+        )
+        self._migration = Histogram(
+            "pds_router_migration_seconds",
+            "From the break of a stream to the first token of what goes on with it",
+            buckets=BUCKETS,
+            registry=self._registry,
+        )
+
+    def migrated(self, reason: str, seconds: float) -> None:
+        self._migrations.labels(reason).inc()
+        self._migration.observe(seconds)
+
     def ended(self, route: str, status: int, seconds: float) -> None:
         self._requests.labels(route, str(status)).inc()
         self._duration.labels(route).observe(seconds)

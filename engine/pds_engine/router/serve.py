@@ -57,7 +57,7 @@ async def serve(config: RouterConfig) -> None:
     servers = [server(router, config.host, config.port, config.drain_seconds)]
     if config.metrics_port is not None:
         servers.append(server(router.observed, config.host, config.metrics_port, 1))
-    router.discovery.start()
+    await router.discovery.start()
     loop = asyncio.get_running_loop()
     leaving, now = asyncio.Event(), asyncio.Event()
 

@@ -1,30 +1,67 @@
-"""Server-sent events as bytes: cut at event ends, without the engine's journal (engine.md §7)."""
+"""Server-sent events as bytes, and the journal that engines keep beside them (engine.md §7).
 
-import re
+: pds <count> <ids>            before each event: output tokens so far, and its own, by commas
+: pds <count> <ids> end        before each event that comes of the last token
+: pds failed <status> <error>  in an event's place: the engine gives the stream up
+"""
+
+from array import array
 
 JOURNAL = b": pds "
-"""What a journal comment begins with: `: pds <count> <ids>`, a line of its own before its event."""
-_JOURNAL_LINE = re.compile(rb"^: pds [^\n]*\n\n?", re.MULTILINE)
+"""What a line of the journal begins with."""
 _END = b"\n\n"
+_DATA = b"data:"
+
+
+class Journal:
+    """The output tokens of which the client was told, one after the other, without a gap."""
+
+    __slots__ = ("complete", "ids")
+
+    def __init__(self) -> None:
+        self.ids = array("I")
+        self.complete = True
+        """Every event had its line: the stream can be resumed."""
+
+    def note(self, count: bytes, ids: bytes) -> None:
+        """Take one line in: `ids` are the newest of `count` tokens."""
+        try:
+            if b"," in ids:
+                self.ids.extend(map(int, ids.split(b",")))
+            else:
+                self.ids.append(int(ids))
+            if int(count) != len(self.ids):
+                self.complete = False
+        except (ValueError, OverflowError):
+            self.complete = False
 
 
 class Events:
-    """Turns what arrives into whole events, so that an error can follow any of them."""
+    """Turns what arrives into whole events, so that an error, or another engine's, can follow any.
 
-    __slots__ = ("_held",)
+    The events of the last token are held until `rest`: what is resumed has not ended.
+    """
+
+    __slots__ = ("_held", "_last", "failed", "journal")
 
     def __init__(self) -> None:
         self._held = bytearray()
+        self._last: bytearray | None = None
+        self.journal = Journal()
+        self.failed: tuple[int, bytes] | None = None
+        """The engine has given the stream up: HTTP's status, and an error object."""
 
     def feed(self, data: bytes) -> bytes:
         """The events that are complete with `data`, without their journal; often just `data`."""
         if not self._held and data.endswith(_END):
             # The usual case first: this runs once per event of every stream.
-            if data.startswith(JOURNAL) and data.count(b"\n") == 3:
-                cut = data.find(b"\n") + 1
-                if data.startswith(b"data:", cut):
-                    return data[cut:]
-            return strip(data)
+            if self._last is None and data.startswith(JOURNAL) and data.count(b"\n") == 3:
+                cut = data.find(b"\n")
+                words = data[len(JOURNAL) : cut].split(b" ")
+                if len(words) == 2 and data.startswith(_DATA, cut + 1):
+                    self.journal.note(*words)
+                    return data[cut + 1 :]
+            return self._read(data)
         searched = max(0, len(self._held) - 1)
         self._held += data
         cut = self._held.rfind(_END, searched) + 2
@@ -32,15 +69,48 @@ class Events:
             return b""
         whole = bytes(self._held[:cut])
         del self._held[:cut]
-        return strip(whole)
+        return self._read(whole)
 
     def rest(self) -> bytes:
-        """What is left at the end of the stream."""
-        data = bytes(self._held)
+        """What is left at the end of the stream: its last events, and what is no whole event."""
+        data = bytes(self._last or b"") + self._event(bytes(self._held))
+        self.cut()
+        return data
+
+    def cut(self) -> None:
+        """The stream broke: what was not given out will come again, from another engine."""
         self._held.clear()
-        return strip(data)
+        self._last = None
+        self.failed = None
 
+    def _read(self, events: bytes) -> bytes:
+        """Those of these whole events that can be given out, without their journal."""
+        given = bytearray()
+        for event in events.split(_END)[:-1]:
+            if told := self._event(event):
+                part = given if self._last is None else self._last
+                part += told + _END
+        return bytes(given)
 
-def strip(events: bytes) -> bytes:
-    """`events` without journal comments. JSON holds no raw line break: none can hide one."""
-    return _JOURNAL_LINE.sub(b"", events) if JOURNAL in events else events
+    def _event(self, event: bytes) -> bytes:
+        """`event` without its journal. JSON holds no raw line break: none can hide a line."""
+        lines = event.split(b"\n")
+        kept = [line for line in lines if not line.startswith(JOURNAL)]
+        if len(kept) < len(lines):
+            for line in lines:
+                if line.startswith(JOURNAL):
+                    self._note(line[len(JOURNAL) :])
+        elif self._last is None and event.startswith(_DATA):
+            self.journal.complete = False
+        return b"\n".join(kept)
+
+    def _note(self, line: bytes) -> None:
+        match line.split(b" ", 2):
+            case [b"failed", status, error] if status.isdigit():
+                self.failed = (int(status), error)
+            case [_, _, b"end"]:
+                self._last = bytearray() if self._last is None else self._last
+            case [count, ids] if self._last is None:
+                self.journal.note(count, ids)
+            case _:
+                self.journal.complete = self._last is not None and self.journal.complete

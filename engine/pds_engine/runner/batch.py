@@ -12,6 +12,18 @@ from pds_engine.runner.tables import Slot, Tables
 
 
 @dataclass(frozen=True, slots=True)
+class Scored:
+    """Part of a prompt whose log-probabilities are asked for."""
+
+    at: int
+    """Where in T its first position is; the others follow."""
+    tokens: tuple[int, ...]
+    """The prompt's token after each position."""
+    likeliest: int
+    """How many of the likeliest tokens are told beside it."""
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """One step's inputs: T tokens, padding at the end, of which R are sampled from."""
 
@@ -24,6 +36,7 @@ class Batch:
     """[R] int64: their slots."""
     samples: tuple[tuple[Slot, int], ...]
     """Their slots' host parts, and the index in the output that each token will have."""
+    scored: tuple[Scored, ...] = ()
 
 
 @dataclass(slots=True)
@@ -72,7 +85,14 @@ def build(plan: StepPlan, tables: Tables, padded: int) -> Batch:
         sampled=sampled,
         slots=slots,
         samples=tuple((part.slot, part.end - part.slot.prompt_len) for part in wanted),
+        scored=tuple(_scored(part) for part in parts if part.row.scores),
     )
+
+
+def _scored(part: _Part) -> Scored:
+    slot = part.slot
+    following = slot.known[part.row.start + 1 : min(part.end + 1, slot.prompt_len)]
+    return Scored(part.at, following, slot.sampling.prompt_logprobs or 0)
 
 
 def _check(part: _Part, page_size: int) -> None:

@@ -1,8 +1,9 @@
 """The compiled form of a layer's pieces, and the list of what a rank will run.
 
-The list is the warm-up's shape plan. All layers share their shapes, so a pair of graphs serves
-every layer of a stage; a graph takes any number of tokens up to a bound far above a step's, so that
-roles and settings share it too: the pods of a whole PDServing compile two graphs between them.
+The list is the warm-up's shape plan. All layers share their shapes, so two graphs (three where a
+layer is sharded) serve every layer of a stage; a graph takes any number of tokens up to a bound far
+above a step's, so that roles, settings and shards share it too: the pods of a whole PDServing
+compile two or three graphs between them.
 """
 
 import functools
@@ -20,7 +21,7 @@ from torch import Tensor
 from pds_engine.config import EngineConfig
 from pds_engine.layers import mlp, norm, rope
 from pds_engine.models import decoder
-from pds_engine.models.decoder import LayerWeights, Pieces, Shape
+from pds_engine.models.decoder import LayerWeights, Pieces, Shape, shape_of
 from pds_engine.models.loader import DTYPES, compute_dtype
 from pds_engine.parallel.layout import Part
 from pds_engine.spec import DecoderSpec
@@ -29,24 +30,20 @@ KIND = "inductor"
 _BOUND = 1 << 16
 """Tokens in a step that every graph takes; more where a configuration asks for more."""
 _LEAST = 2  # torch.export specialises a dimension of one
+_Input = tuple[tuple[int, ...], torch.dtype]
 _SOURCES = tuple(Path(module.__file__ or "") for module in (decoder, mlp, norm, rope))
-
-
-def shape_of(spec: DecoderSpec, part: Part) -> Shape:
-    """What the pieces of this rank close over."""
-    return Shape(len(part.heads), len(part.kv_heads), spec.head_dim, spec.norm_eps, spec.qk_norm)
 
 
 def plan(
     config: EngineConfig, spec: DecoderSpec, part: Part, device: torch.device
-) -> tuple[Graph, Graph]:
-    """Every graph that a rank with this part will run: before and after attention."""
+) -> tuple[Graph, ...]:
+    """Every graph that a rank with this part will run: the pieces before and after attention."""
     scheduler = config.scheduler
     step = scheduler.max_step_tokens or scheduler.chunk_size + scheduler.max_running
     longest = max(step + config.parallelism.tp, scheduler.max_running)
     tokens = max(_BOUND, 1 << longest.bit_length())
     dtype = compute_dtype(DTYPES[config.model.dtype], device)
-    return _pair(tokens, spec, shape_of(spec, part), len(part.columns), dtype)
+    return _Plan(spec, part, tokens, dtype).graphs()
 
 
 def fetch(graph: Graph, cache: Cache, timeout: float) -> Artefact:
@@ -60,61 +57,92 @@ class CompiledPieces(Pieces):
 
     def __init__(self, shape: Shape, loaded: Mapping[str, Callable[..., Any]]) -> None:
         super().__init__(shape)
-        self._before, self._after = loaded["before"], loaded["after"]
+        self._loaded = loaded
 
     def before(self, x: Tensor, rope: Tensor, w: LayerWeights) -> tuple[Tensor, Tensor, Tensor]:
-        tokens = len(x)
-        if tokens < _LEAST:
-            x, rope = _padded(x), _padded(rope)
-        q, k, v = self._before(x, rope, w.input_norm, w.qkv, w.qk_norm)
-        return q[:tokens], k[:tokens], v[:tokens]
+        q, k, v = self._run("before", (x, rope), w.input_norm, w.qkv, w.qkv_bias, w.qk_norm)
+        return q, k, v
 
     def after(self, x: Tensor, attended: Tensor, w: LayerWeights) -> Tensor:
-        tokens = len(x)
-        if tokens < _LEAST:
-            x, attended = _padded(x), _padded(attended)
-        (out,) = self._after(x, attended, w.out, w.post_norm, w.gate_up, w.down)
-        result: Tensor = out[:tokens]
-        return result
+        (out,) = self._run("after", (x, attended), w.out, w.post_norm, w.gate_up, w.down)
+        return out
+
+    def project(self, attended: Tensor, w: LayerWeights) -> Tensor:
+        (out,) = self._run("project", (attended,), w.out)
+        return out
+
+    def feed(self, x: Tensor, projected: Tensor, w: LayerWeights) -> tuple[Tensor, Tensor]:
+        x, fed = self._run("feed", (x, projected), w.post_norm, w.gate_up, w.down)
+        return x, fed
+
+    def _run(self, name: str, varying: tuple[Tensor, ...], *weights: Tensor) -> Sequence[Tensor]:
+        tokens = len(varying[0])
+        if tokens >= _LEAST:
+            outputs: Sequence[Tensor] = self._loaded[name](*varying, *weights)
+            return outputs
+        padded = [_padded(x) for x in varying]
+        return [out[:tokens] for out in self._loaded[name](*padded, *weights)]
 
 
-def _pair(
-    tokens: int, spec: DecoderSpec, shape: Shape, columns: int, dtype: torch.dtype
-) -> tuple[Graph, Graph]:
-    hidden, dim = spec.hidden, spec.head_dim
-    both, q = shape.heads + shape.kv_heads, shape.heads * dim
-    qk_norm = (both, dim) if shape.qk_norm else (0,)
-    before = [(tokens, hidden), (hidden,), ((both + shape.kv_heads) * dim, hidden), qk_norm]
-    after = [(tokens, hidden), (tokens, q), (hidden, q), (hidden,), (2 * columns, hidden)]
+class _Plan:
+    """The shapes of one rank's pieces, for up to `tokens` tokens."""
 
-    def piece(
+    def __init__(self, spec: DecoderSpec, part: Part, tokens: int, dtype: torch.dtype) -> None:
+        self._shape = shape_of(spec, part)
+        self._sharded = part.tp > 1
+        self._hidden = spec.hidden
+        self._columns = len(part.columns)
+        self._tokens = tokens
+        self._dtype = dtype
+
+    def graphs(self) -> tuple[Graph, ...]:
+        shape, hidden = self._shape, self._hidden
+        dim, both = shape.head_dim, shape.heads + shape.kv_heads
+        rows = (both + shape.kv_heads) * dim
+        bias = (rows,) if shape.qkv_bias else (0,)
+        qk_norm = (both, dim) if shape.qk_norm else (0,)
+        x, attended = self._varying(hidden), self._varying(shape.heads * dim)
+        rope = ((self._tokens, dim), torch.float32)
+        out = (hidden, shape.heads * dim)
+        mlp = ((hidden,), (2 * self._columns, hidden), (hidden, self._columns))
+        before = functools.partial(decoder.before, shape)
+        first = self._graph("before", before, (x, rope), (hidden,), (rows, hidden), bias, qk_norm)
+        if not self._sharded:
+            after = _alone(functools.partial(decoder.after, shape))
+            return first, self._graph("after", after, (x, attended), out, *mlp)
+        feed = functools.partial(decoder.feed, shape)
+        return (
+            first,
+            self._graph("project", _alone(decoder.project), (attended,), out),
+            self._graph("feed", feed, (x, x), *mlp),
+        )
+
+    def _varying(self, width: int) -> _Input:
+        return (self._tokens, width), self._dtype
+
+    def _graph(
+        self,
         name: str,
         function: Callable[..., Any],
-        inputs: Sequence[tuple[tuple[int, ...], torch.dtype]],
+        varying: tuple[_Input, ...],
+        *weights: tuple[int, ...],
     ) -> Graph:
         return Graph(
             name,
             function,
-            tuple(inputs),
-            varying=(0, 1),
-            tokens=(_LEAST, tokens),
-            constants=repr(shape),
+            (*varying, *((size, self._dtype) for size in weights)),
+            varying=tuple(range(len(varying))),
+            tokens=(_LEAST, self._tokens),
+            constants=repr(self._shape),
             sources=_SOURCES,
         )
 
-    rope = ((tokens, dim), torch.float32)
-    inputs = [(size, dtype) for size in before]
-    return (
-        piece("before", functools.partial(decoder.before, shape), [inputs[0], rope, *inputs[1:]]),
-        piece("after", _after(shape), [(size, dtype) for size in (*after, (hidden, columns))]),
-    )
 
+def _alone(function: Callable[..., Tensor]) -> Callable[..., tuple[Tensor]]:
+    def single(*arguments: Tensor) -> tuple[Tensor]:
+        return (function(*arguments),)
 
-def _after(shape: Shape) -> Callable[..., tuple[Tensor]]:
-    def after(*arguments: Tensor) -> tuple[Tensor]:
-        return (decoder.after(shape, *arguments),)
-
-    return after
+    return single
 
 
 def _padded(x: Tensor) -> Tensor:

@@ -5,6 +5,8 @@ carry, and any rank, batch or device computes the same bits. 32-bit words are he
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -32,22 +34,48 @@ def philox(counter: Sequence[Tensor], key: Sequence[Tensor]) -> tuple[Tensor, ..
     return c0, c1, c2, c3
 
 
-def gumbel(seeds: Sequence[int], choices: Sequence[int], indices: Sequence[int], vocab: int,
-           device: torch.device) -> Tensor:  # fmt: skip
-    """Standard Gumbel noise for every token id: [R, vocab] float64.
+@dataclass(frozen=True, slots=True)
+class Draws:
+    """What makes each row's noise its own: [R, 1] words for a seed, a choice, and output index.
 
-    Row r's noise of token t depends on (seeds[r], choices[r], indices[r], t) alone: token t takes
-    word t mod 4 of counter (t div 4, index, choice, 0) under the seed's 64 bits as key. Float64, so
-    that a last-place difference between devices' logarithms all but never changes who wins.
+    Token t of a row takes word t mod 4 of counter (t div 4, index, choice, 0) under the seed's 64
+    bits as key. Its noise depends on these and t alone, so that any rank makes its own tokens'.
     """
 
-    def column(values: Sequence[int]) -> Tensor:
-        words = [value & _WORD for value in values]
-        return torch.tensor(words, dtype=torch.int64, device=device).unsqueeze(1)
+    counter: tuple[Tensor, Tensor]
+    key: tuple[Tensor, Tensor]
 
-    blocks = torch.arange(-(-vocab // 4), device=device).unsqueeze(0)
-    counter = (blocks, column(indices), column(choices), torch.zeros_like(blocks))
-    key = (column(seeds), column([seed >> 32 for seed in seeds]))
-    words = torch.stack(philox(counter, key), dim=-1).flatten(1)[:, :vocab]
+    @classmethod
+    def of(
+        cls, seeds: Sequence[int], choices: Sequence[int], indices: Sequence[int],
+        device: torch.device,
+    ) -> Self:  # fmt: skip
+        def column(values: Sequence[int]) -> Tensor:
+            words = [value & _WORD for value in values]
+            return torch.tensor(words, dtype=torch.int64, device=device).unsqueeze(1)
+
+        return cls(
+            counter=(column(indices), column(choices)),
+            key=(column(seeds), column([seed >> 32 for seed in seeds])),
+        )
+
+    def gumbel(self, ids: range) -> Tensor:
+        """Standard Gumbel noise of consecutive token ids: [R, len(ids)] float64."""
+        first = ids.start // 4
+        blocks = torch.arange(first, -(-ids.stop // 4), device=self.key[0].device).unsqueeze(0)
+        words = torch.stack(self._words(blocks), dim=-1).flatten(1)
+        return _gumbel(words[:, ids.start - 4 * first :][:, : len(ids)])
+
+    def gumbel_of(self, ids: Tensor) -> Tensor:
+        """The same for any ids of each row: [R, C] int64 → [R, C] float64."""
+        words = torch.stack(self._words(ids // 4), dim=-1)
+        return _gumbel(words.gather(2, (ids % 4).unsqueeze(2)).squeeze(2))
+
+    def _words(self, blocks: Tensor) -> tuple[Tensor, ...]:
+        return philox((blocks, *self.counter, torch.zeros_like(blocks)), self.key)
+
+
+def _gumbel(words: Tensor) -> Tensor:
+    """Float64: a last-place difference between devices' logarithms all but never decides a draw."""
     uniform = (words.double() + 0.5) * 2.0**-32
     return -torch.log(-torch.log1p(-uniform))

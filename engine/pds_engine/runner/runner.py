@@ -1,4 +1,4 @@
-"""Executes plans: one forward pass per step, then sampling where the plan says so."""
+"""Executes plans: a stage's part of a forward pass, and on the last one sampling."""
 
 import time
 from collections.abc import Sequence
@@ -8,10 +8,13 @@ from pds_kernels import graph
 from torch import Tensor
 
 from pds_engine.config import EngineConfig
+from pds_engine.errors import ProtocolError
 from pds_engine.messages import Admit, Release, StepDone, StepPlan, TokenLogprobs
 from pds_engine.models.decoder import Decoder
+from pds_engine.parallel.stage import Computed
 from pds_engine.runner.batch import Batch, build
 from pds_engine.runner.sampling import logprobs, sample
+from pds_engine.runner.scoring import prompt_logprobs
 from pds_engine.runner.tables import Tables
 
 Kv = Sequence[tuple[Tensor, Tensor]]
@@ -19,7 +22,9 @@ Kv = Sequence[tuple[Tensor, Tensor]]
 
 
 class Runner:
-    """One rank's computation. Orders are executed as they come, none is ever cancelled.
+    """One rank's computation: parallel.stage.StageRunner, and the slots it works with.
+
+    Orders are executed as they come, none is ever cancelled.
 
     The last page of `kv` belongs to the runner: padding tokens write to it.
     """
@@ -36,6 +41,7 @@ class Runner:
             vocab=decoder.spec.vocab,
             null_page=len(keys) - 1,
             device=keys.device,
+            samples=decoder.part.samples,
         )
         self._done = -1
         self._warm = graph.builds()
@@ -49,29 +55,50 @@ class Runner:
         self._releases.append(order)
         self._free()
 
+    @property
+    def compiles(self) -> int:
+        """Kernels that this process has compiled since it was ready."""
+        return graph.builds() - self._warm
+
     @torch.inference_mode()
-    def execute(self, plan: StepPlan) -> StepDone:
-        """Compute one step and report what it sampled.
+    def execute(self, plan: StepPlan, hidden: Tensor | None) -> Computed[Tensor]:
+        """Compute this stage's part of a step: hidden states [T, hidden], at last a result.
 
         Raises:
             ProtocolError: the plan does not fit what the slots hold.
         """
-        begun = time.perf_counter()
+        begun, part = time.perf_counter(), self._decoder.part
         self._copy(plan.copies)
         batch = build(plan, self._tables, plan.padded_tokens)
-        hidden = self._decoder.forward(
-            self._decoder.embed(batch.tokens), batch.positions, batch.attention, self._kv
-        )
-        tokens, chances = self._sample(hidden, batch)
+        if part.embeds:
+            hidden = self._decoder.embed(batch.tokens)
+        elif hidden is None:
+            raise ProtocolError(f"step {plan.step_id} came without hidden states")
+        hidden = self._decoder.forward(hidden, batch.positions, batch.attention, self._kv)
+        tokens, chances = self._sample(hidden, batch) if part.samples else ((), ())
         self._done = plan.step_id
         self._free()
-        return StepDone(
-            step_id=plan.step_id,
-            tokens=tokens,
-            logprobs=chances,
-            elapsed=time.perf_counter() - begun,
-            compiles=graph.builds() - self._warm,
+        if not part.samples:
+            return Computed(hidden=hidden)
+        prompts = prompt_logprobs(self._decoder, hidden, batch.scored)
+        return Computed(
+            done=StepDone(
+                step_id=plan.step_id,
+                tokens=tokens,
+                logprobs=chances,
+                prompt_logprobs=prompts,
+                elapsed=time.perf_counter() - begun,
+            )
         )
+
+    def accept(self, plan: StepPlan, tokens: tuple[int, ...]) -> None:
+        """On the first of several stages: what the last one sampled for the plan's rows."""
+        self._tables.accept([row for row in plan.rows if row.samples], tokens)
+
+    def settle(self) -> None:
+        """Wait until all that was begun is computed: another thread is about to read the pages."""
+        if self._kv[0][0].is_cuda:
+            torch.cuda.current_stream().synchronize()
 
     def _sample(
         self, hidden: Tensor, batch: Batch
@@ -79,9 +106,9 @@ class Runner:
         if not batch.samples:
             return (), ()
         logits = self._decoder.logits(hidden[batch.sampled])
-        tokens = sample(logits, batch, self._tables)
+        tokens = sample(logits, batch, self._tables, self._decoder.vocab)
         self._tables.sampled(batch.slots, tokens)
-        chances = logprobs(logits, tokens, batch.samples)
+        chances = logprobs(logits, tokens, batch.samples, self._decoder.vocab)
         return tuple(tokens.tolist()), chances
 
     def _copy(self, copies: Sequence[tuple[int, int]]) -> None:

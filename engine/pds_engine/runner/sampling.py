@@ -5,6 +5,9 @@ depends on that row alone: not on the batch it is in, nor on the order or layout
 order of operations is: logit_bias, penalties, min_tokens; temperature; min_p, top_k, top_p; draw.
 Log-probabilities are those of the model's own distribution, before any of it. Ties go to the
 lowest id.
+
+Logits are those of this rank's share of the vocabulary. Ranks tell each other what a choice needs:
+a value and an id a row, or its likeliest tokens; all logits only where these do not reach top_p.
 """
 
 from collections.abc import Sequence
@@ -13,46 +16,77 @@ import torch
 from torch import Tensor
 
 from pds_engine.messages import Sampling, TokenLogprobs
+from pds_engine.parallel.collectives import ALONE, VocabShard
 from pds_engine.runner.batch import Batch
-from pds_engine.runner.philox import gumbel
+from pds_engine.runner.candidates import (
+    column,
+    floor,
+    likeliest,
+    mass,
+    nucleus,
+)
+from pds_engine.runner.philox import Draws
+from pds_engine.runner.scoring import score
 from pds_engine.runner.tables import Slot, Tables, penalised
+
+Rows = Sequence[tuple[Slot, int]]
+"""Sampling rows: the slot's host part, and the index in the output that the token will have."""
 
 _COLD = 1e-5
 """Temperatures below this are greedy."""
+_CANDIDATES = 256
+"""The likeliest tokens that top_k and top_p are tried on, before all are."""
 
 
-def sample(logits: Tensor, batch: Batch, tables: Tables) -> Tensor:
-    """The next token of each sampling row: [R, vocab] float32 → [R] int64."""
+def sample(logits: Tensor, batch: Batch, tables: Tables, vocab: VocabShard) -> Tensor:
+    """The next token of each sampling row: [R, V] float32 → [R] int64, the same on all ranks."""
     rows = batch.samples
     if any(_adjusted(slot.sampling) for slot, _ in rows):
-        logits = adjust(logits.clone(), batch, tables)
-    tokens = logits.argmax(-1)
-    hot = [at for at, (slot, _) in enumerate(rows) if slot.sampling.temperature >= _COLD]
-    if hot:
-        drawn = draw(logits if len(hot) == len(rows) else logits[hot], [rows[at] for at in hot])
-        tokens[hot] = drawn
+        logits = adjust(logits.clone(), batch, tables, vocab)
+    bounded = [at for at, (slot, _) in enumerate(rows) if _bounded(slot.sampling)]
+    if not bounded:
+        return choose(logits, rows, vocab)
+    tokens = torch.empty(len(rows), dtype=torch.int64, device=logits.device)
+    free = [at for at, (slot, _) in enumerate(rows) if not _bounded(slot.sampling)]
+    if free:
+        tokens[free] = choose(logits[free], [rows[at] for at in free], vocab)
+    own = logits if not free else logits[bounded]
+    tokens[bounded] = draw(own, [rows[at] for at in bounded], vocab)
     return tokens
+
+
+def _hot(sampling: Sampling) -> bool:
+    return sampling.temperature >= _COLD
+
+
+def _bounded(sampling: Sampling) -> bool:
+    return _hot(sampling) and (sampling.top_k > 0 or sampling.top_p < 1)
 
 
 def _adjusted(sampling: Sampling) -> bool:
     return bool(sampling.logit_bias) or sampling.min_tokens > 0 or penalised(sampling)
 
 
-def adjust(logits: Tensor, batch: Batch, tables: Tables) -> Tensor:
+def adjust(logits: Tensor, batch: Batch, tables: Tables, vocab: VocabShard) -> Tensor:
     """Apply logit_bias, penalties and min_tokens in place; returns `logits`."""
+    ids = vocab.ids
     for row, (slot, _) in zip(logits, batch.samples, strict=True):
-        bias = {t: b for t, b in slot.sampling.logit_bias.items() if 0 <= t < len(row)}
+        bias = {t - ids.start: b for t, b in slot.sampling.logit_bias.items() if t in ids}
         if bias:
-            ids = torch.tensor(list(bias), device=row.device)
-            row[ids] += torch.tensor(list(bias.values()), dtype=row.dtype, device=row.device)
+            columns = torch.tensor(list(bias), device=row.device)
+            row[columns] += torch.tensor(list(bias.values()), dtype=row.dtype, device=row.device)
     wanted = [at for at, (slot, _) in enumerate(batch.samples) if penalised(slot.sampling)]
     if wanted:
         options = [batch.samples[at][0].sampling for at in wanted]
-        state = tables.penalty_state(batch.slots[wanted])
-        logits[wanted] = penalise(logits[wanted], *state, options)
+        prompted, counts = (
+            state[:, ids.start : ids.stop] for state in tables.penalty_state(batch.slots[wanted])
+        )
+        own = logits[wanted, : len(ids)]
+        logits[wanted, : len(ids)] = penalise(own, prompted, counts, options)
     for row, (slot, index) in zip(logits, batch.samples, strict=True):
         if index < slot.sampling.min_tokens:
-            row[[t for t in slot.sampling.stop_token_ids if 0 <= t < len(row)]] = float("-inf")
+            stops = [t - ids.start for t in slot.sampling.stop_token_ids if t in ids]
+            row[stops] = float("-inf")
     return logits
 
 
@@ -63,69 +97,98 @@ def penalise(
 
     logits [R, vocab]; prompted [R, vocab] bool; counts [R, vocab]. (Keskar et al., 2019; OpenAI.)
     """
-    factor = _column([option.repetition_penalty for option in options], logits)
-    presence = _column([option.presence_penalty for option in options], logits)
-    frequency = _column([option.frequency_penalty for option in options], logits)
+    factor = column([option.repetition_penalty for option in options], logits)
+    presence = column([option.presence_penalty for option in options], logits)
+    frequency = column([option.frequency_penalty for option in options], logits)
     repeated = torch.where(logits > 0, logits / factor, logits * factor)
     logits = torch.where(prompted | (counts > 0), repeated, logits)
     return logits - presence * (counts > 0) - frequency * counts
 
 
-def draw(logits: Tensor, rows: Sequence[tuple[Slot, int]]) -> Tensor:
-    """One draw per row at its temperature, within its min_p, top_k and top_p."""
-    options = [slot.sampling for slot, _ in rows]
-    scores = logits / _column([option.temperature for option in options], logits)
-    if any(option.min_p > 0 or option.top_k > 0 or option.top_p < 1 for option in options):
-        scores = scores.masked_fill(~eligible(scores, options), float("-inf"))
-    noise = gumbel(
-        [slot.seed for slot, _ in rows],
-        [option.choice for option in options],
-        [index for _, index in rows],
-        logits.shape[1],
-        logits.device,
-    )
-    return (scores.double() + noise).argmax(-1)
+def choose(logits: Tensor, rows: Rows, vocab: VocabShard) -> Tensor:
+    """The likeliest token of greedy rows, and one draw from the whole softmax of the others: [R].
 
-
-def eligible(scores: Tensor, options: Sequence[Sampling]) -> Tensor:
-    """Which tokens may be drawn: [R, vocab] bool; the likeliest always may.
-
-    min_p: at least that part of the likeliest's probability. top_k: the k likeliest. top_p: the
-    fewest likeliest ones (of what top_k left) whose probabilities sum to p (Holtzman et al., 2020).
+    Ranks tell each other their best value and its id, and nothing else.
     """
-    vocab = scores.shape[1]
-    floor = _column([option.min_p for option in options], scores).log()
-    kept = scores >= scores.amax(-1, keepdim=True) + floor
-    left = scores.masked_fill(~kept, float("-inf"))
-    sorted_scores, order = left.sort(dim=-1, descending=True, stable=True)
-    bounds = torch.tensor([option.top_k or vocab for option in options], device=scores.device)
-    places = torch.arange(vocab, device=scores.device)
-    within = places < bounds.unsqueeze(1)
-    chances = sorted_scores.masked_fill(~within, float("-inf")).softmax(-1)
-    before = chances.cumsum(-1) - chances
-    within &= (before < _column([option.top_p for option in options], scores)) | (places == 0)
-    within &= sorted_scores > float("-inf")
-    return torch.zeros_like(kept).scatter(1, order, within)
+    values, columns = logits.max(-1)
+    hot = [at for at, (slot, _) in enumerate(rows) if _hot(slot.sampling)]
+    if hot:
+        own = logits if len(hot) == len(rows) else logits[hot]
+        values = values.double()
+        values[hot], columns[hot] = _noisy(own, [rows[at] for at in hot], vocab).max(-1)
+    ids = columns + vocab.ids.start
+    if vocab.ranks.size == 1:
+        return ids
+    pairs = torch.stack((values.double(), ids.double()), dim=-1)
+    values, found = vocab.ranks.gather(pairs).unbind(-1)
+    # The first of equals is the lowest rank's, so the lowest id; a double holds any id exactly.
+    return found.gather(0, values.argmax(0, keepdim=True))[0].long()
+
+
+def _noisy(logits: Tensor, rows: Rows, vocab: VocabShard) -> Tensor:
+    """Scores at each row's temperature, within its min_p, plus noise: [R, V] float64."""
+    options = [slot.sampling for slot, _ in rows]
+    scores = logits / column([option.temperature for option in options], logits)
+    if any(option.min_p > 0 for option in options):
+        best = vocab.ranks.gather(scores.amax(-1, keepdim=True)).amax(0)
+        scores = scores.masked_fill(scores < floor(best, options), float("-inf"))
+    start = vocab.ids.start
+    return _draws(rows, logits.device).gumbel(range(start, start + logits.shape[1])) + scores
+
+
+def draw(
+    logits: Tensor, rows: Rows, vocab: VocabShard, candidates: int | None = _CANDIDATES
+) -> Tensor:
+    """One draw per row at its temperature, within its min_p, top_k and top_p: [R] int64.
+
+    candidates: the likeliest tokens that are looked at first; None: all, of a single rank.
+    """
+    options = [slot.sampling for slot, _ in rows]
+    scores = logits / column([option.temperature for option in options], logits)
+    every = scores.shape[1] * vocab.ranks.size
+    most = every if candidates is None else candidates
+    likely, ids = likeliest(scores, most, vocab)
+    total = None
+    if most < every and not all(0 < option.top_k <= most for option in options):
+        best = likely[:, :1]
+        total = mass(scores, best, floor(best, options), vocab)
+    allowed, covered = nucleus(likely, total, options)
+    draws = _draws(rows, logits.device)
+    # One by one, ids cost four times what consecutive ones do.
+    noise = draws.gumbel(range(every)).gather(1, ids) if most >= every else draws.gumbel_of(ids)
+    place = (noise + likely).masked_fill_(~allowed, float("-inf")).argmax(-1, keepdim=True)
+    tokens = ids.gather(1, place).squeeze(1)
+    # Each rank has computed the same; should ranks ever round differently, rank 0's word counts.
+    tokens = vocab.ranks.broadcast(tokens.masked_fill(~covered, -1))
+    if total is None:
+        return tokens
+    left = [at for at, token in enumerate(tokens.tolist()) if token < 0]
+    if left:
+        whole = vocab.ranks.gather(logits[left]).movedim(0, 1).flatten(1)
+        alone = VocabShard(range(every), every, ALONE)
+        found = draw(whole, [rows[at] for at in left], alone, None)
+        tokens[left] = vocab.ranks.broadcast(found)
+    return tokens
+
+
+def _draws(rows: Rows, device: torch.device) -> Draws:
+    return Draws.of(
+        [slot.seed for slot, _ in rows],
+        [slot.sampling.choice for slot, _ in rows],
+        [index for _, index in rows],
+        device,
+    )
 
 
 def logprobs(
-    logits: Tensor, tokens: Tensor, rows: Sequence[tuple[Slot, int]]
+    logits: Tensor, tokens: Tensor, rows: Rows, vocab: VocabShard
 ) -> tuple[TokenLogprobs | None, ...]:
     """Of each row that asks: the chosen token's log-probability, and the likeliest ones'."""
     wanted = [at for at, (slot, _) in enumerate(rows) if slot.sampling.logprobs is not None]
     result: list[TokenLogprobs | None] = [None] * len(rows)
     if not wanted:
         return tuple(result)
-    scores = logits[wanted].log_softmax(-1)
-    chosen = scores.gather(1, tokens[wanted].unsqueeze(1)).squeeze(1).tolist()
-    most = min(max(rows[at][0].sampling.logprobs or 0 for at in wanted), logits.shape[1])
-    values, ids = (part.tolist() for part in scores.topk(most, dim=-1))
-    for place, at in enumerate(wanted):
-        count = rows[at][0].sampling.logprobs or 0
-        top = tuple(zip(ids[place][:count], values[place][:count], strict=True))
-        result[at] = TokenLogprobs(chosen[place], top)
+    counts = [rows[at][0].sampling.logprobs or 0 for at in wanted]
+    for at, found in zip(wanted, score(logits[wanted], tokens[wanted], counts, vocab), strict=True):
+        result[at] = found
     return tuple(result)
-
-
-def _column(values: Sequence[float], like: Tensor) -> Tensor:
-    return torch.tensor(values, dtype=like.dtype, device=like.device).unsqueeze(1)

@@ -4,6 +4,7 @@ A step's inputs come from its plan and these tables alone, without a read from t
 decode step can be replayed as one graph.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -30,6 +31,7 @@ class Tables:
     """Slots 0 … max_slots-1, and one more, the null slot, to which padding belongs.
 
     `null_page` is a page of finite content that no request holds; unused entries name it.
+    `samples`: this rank is of the stage that samples, and counts tokens for penalties.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class Tables:
         vocab: int,
         null_page: int,
         device: torch.device,
+        samples: bool = True,
     ) -> None:
         self.page_size = page_size
         self.null_slot = max_slots
@@ -50,6 +53,7 @@ class Tables:
         self.places = torch.arange(max(max_pages * page_size, max_slots), device=device)
         """0, 1, 2 …: slices of it spare a step the making of ranges."""
         self._vocab = vocab
+        self._samples = samples
         self._slots: dict[int, Slot] = {}
         self._prompted: Tensor | None = None
         self._counts: Tensor | None = None
@@ -68,7 +72,7 @@ class Tables:
         self._grow(order.slot, slot, order.pages)
         if order.output_ids:
             self.last_token[order.slot] = order.output_ids[-1]
-        if penalised(order.sampling):
+        if self._samples and penalised(order.sampling):
             self._count(order)
 
     def take(self, row: Row) -> Slot:
@@ -100,6 +104,18 @@ class Tables:
         self.last_token[slots] = tokens
         if self._counts is not None:
             self._counts[slots, tokens] += 1
+
+    def accept(self, rows: Sequence[Row], tokens: Sequence[int]) -> None:
+        """`tokens` were sampled for `rows`, by another stage. Rows whose slot has gone over to
+        another generation meanwhile are passed over."""
+        alive = [
+            (row.slot, token)
+            for row, token in zip(rows, tokens, strict=True)
+            if (slot := self._slots.get(row.slot)) is not None and slot.gen == row.gen
+        ]
+        if alive:
+            slots, latest = torch.tensor(alive, dtype=torch.int64).to(self.device).unbind(1)
+            self.last_token[slots] = latest
 
     def penalty_state(self, slots: Tensor) -> tuple[Tensor, Tensor]:
         """Which tokens the prompts hold, [R, vocab] bool, and outputs' counts, [R, vocab] int32."""

@@ -8,7 +8,10 @@ messages come out.
     scheduler  what each message does; deadlines, drain
     admission  what is refused at once
     handover_p, handover_d   the two sides of a hand-over: offers, leases, aborts, quarantine
-    steps      which rows make the next StepPlan
+    pick       which rows the next step has; prefill: how long a chunk is; cost: what it costs
+    preemption who is put back when pages run out
+    steps      the steps in flight, and their plans
     lifecycle  what a request holds, from its reservation to the last page's return
-    prefill, finish, queue, request, pages, slots, digest, settings, party   the vocabulary
+    pages, prefix   who holds which page; which tokens' keys it holds
+    finish, queue, request, slots, digest, settings, party   the vocabulary
 """

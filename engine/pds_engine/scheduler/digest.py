@@ -1,4 +1,4 @@
-"""What P and D compare before a hand-over: that both hold the same tokens."""
+"""Digests of token ids."""
 
 import sys
 from array import array
@@ -6,9 +6,14 @@ from collections.abc import Sequence
 from hashlib import blake2b
 
 
-def token_digest(ids: Sequence[int]) -> bytes:
-    """16 bytes of BLAKE2b over the ids as little-endian 32-bit integers."""
-    words = array("I", ids)
+def words(ids: Sequence[int]) -> bytes:
+    """The ids as little-endian 32-bit integers."""
+    data = array("I", ids)
     if sys.byteorder == "big":
-        words.byteswap()
-    return blake2b(words.tobytes(), digest_size=16).digest()
+        data.byteswap()
+    return data.tobytes()
+
+
+def token_digest(ids: Sequence[int]) -> bytes:
+    """16 bytes of BLAKE2b: what P and D compare before a hand-over, that both hold the same."""
+    return blake2b(words(ids), digest_size=16).digest()

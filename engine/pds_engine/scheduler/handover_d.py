@@ -71,7 +71,7 @@ class DecodeSide:
     # ---- the way forward -----------------------------------------------------------------------
 
     def offer(self, request: Request, now: float) -> None:
-        """Offer the pages that the request holds to its prefill group."""
+        """Offer the request's pages to its prefill group, but for those of its cached prefix."""
         source = request.submit.source
         if source is None:
             raise TransferFailed(f"{request.id} names no prefill group")
@@ -86,7 +86,7 @@ class DecodeSide:
         )
         self.live[request.id] = reservation
         request.phase = Phase.OFFERED
-        pages = tuple(request.pages)
+        pages = tuple(request.pages[request.shared :])
         self._out.put(WORKERS, Expect(transfer=request.id, epoch=self._epoch, pages=pages))
         self._out.put(
             prefill,
@@ -94,7 +94,7 @@ class DecodeSide:
                 transfer=request.id,
                 epoch=self._epoch,
                 prompt_digest=token_digest(request.context),
-                start_token=0,
+                start_token=request.shared * self._ledger.settings.page_size,
                 pages=pages,
                 incarnation=self._incarnation,
                 kv_fingerprint=self.kv_fingerprint,

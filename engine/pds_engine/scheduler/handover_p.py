@@ -56,6 +56,8 @@ class Transfer:
     since: float
     stage: Stage = Stage.KEPT
     request: Request | None = None
+    posted: int = 0
+    """Its first pages, so many, are in pushes that were ordered, or are D's own."""
     pushed: set[int] = field(default_factory=set)
     """Ranks whose writes are all in place."""
     closed: set[int] = field(default_factory=set)
@@ -145,15 +147,20 @@ class PrefillSide:
         )
 
     def push(self, request: Request, chunk: Chunk) -> Push:
-        """The pages that `chunk` completes, to D's pages; those of D's own prefix are left out."""
-        offer, settings = self.transfers[request.id].offer, self._ledger.settings
+        """The pages that are complete with `chunk`, to D's pages.
+
+        With the first chunk come those of P's own cached prefix; those of D's are left out.
+        """
+        transfer, settings = self.transfers[request.id], self._ledger.settings
+        offer = transfer.offer
         skipped = offer.start_token // settings.page_size
-        first = max(chunk.start // settings.page_size, skipped)
-        end = settings.pages_for(chunk.start + chunk.length)
+        first = max(transfer.posted, skipped)
+        end = max(settings.pages_for(chunk.start + chunk.length), first)
+        transfer.posted = end
         return Push(
             transfer=request.id,
             src_pages=tuple(request.pages[first:end]),
-            dst_pages=offer.pages[max(first - skipped, 0) : max(end - skipped, 0)],
+            dst_pages=offer.pages[first - skipped : end - skipped],
             last=chunk.samples,
         )
 
@@ -163,6 +170,7 @@ class PrefillSide:
         token: int,
         logprobs: TokenLogprobs | None,
         finish_reason: FinishReason | None,
+        prompt_logprobs: tuple[TokenLogprobs, ...],
     ) -> None:
         """The first token is known: the record that closes the transfer once all is pushed."""
         transfer = self.transfers[request.id]
@@ -173,6 +181,7 @@ class PrefillSide:
             logprobs=logprobs,
             cached_tokens=request.cached,
             finish_reason=finish_reason,
+            prompt_logprobs=prompt_logprobs,
         )
         self._complete(transfer)
 
@@ -283,9 +292,12 @@ class PrefillSide:
         settings = self._ledger.settings
         if offer.prompt_digest != token_digest(request.context):
             return InvalidRequest("prefill and decode side were given different prompts")
-        wanted = settings.pages_for(request.context_len - offer.start_token)
-        if offer.start_token % settings.page_size or len(offer.pages) != wanted:
-            return TransferFailed(f"{len(offer.pages)} pages were offered, {wanted} are needed")
+        start, pages = offer.start_token, len(offer.pages)
+        if start % settings.page_size or not 0 <= start < request.context_len:
+            return TransferFailed(f"pages were offered from token {start} on")
+        wanted = settings.pages_for(request.context_len - start)
+        if pages != wanted:
+            return TransferFailed(f"{pages} pages were offered, {wanted} are needed")
         return None
 
     def _complete(self, transfer: Transfer) -> None:

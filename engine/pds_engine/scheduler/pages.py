@@ -1,13 +1,15 @@
 """The page pool: who may write which page of the KV cache.
 
-A page is free, referenced (by a request, a transfer, later the prefix cache), or quarantined: out
-of everybody's reach, since a peer that did not answer may still write it. Promises are pages that
-running requests will need and that nobody else is given; they are counted, not chosen.
+A page is free, referenced (by a request or a transfer, by several where a prefix is shared), or
+quarantined: out of everybody's reach, since a peer that did not answer may still write it. A free
+page may hold a cached prefix until it is taken for something else. Promises are pages that running
+requests will need and that nobody else is given; they are counted, not chosen.
 """
 
 from collections.abc import Sequence
 
 from pds_engine.errors import PdsError
+from pds_engine.scheduler.prefix import PrefixCache
 
 
 class PagePool:
@@ -17,24 +19,25 @@ class PagePool:
         self.total = total
         self.promised = 0
         self.quarantined = 0
-        self._free = list(range(total - 1, -1, -1))
+        self.cache = PrefixCache()
+        self._blank = list(range(total - 1, -1, -1))
         self._references = [0] * total
         self._barred: set[int] = set()
 
     @property
     def free(self) -> int:
-        """Pages that nobody references; promises may cover some of them."""
-        return len(self._free)
+        """Pages that nobody references, cached or not; promises may cover some of them."""
+        return len(self._blank) + self.cache.idle
 
     @property
     def available(self) -> int:
         """Pages that can still be promised."""
-        return len(self._free) - self.promised
+        return self.free - self.promised
 
     @property
     def used(self) -> int:
         """Pages that are not free, quarantined ones included."""
-        return self.total - len(self._free)
+        return self.total - self.free
 
     def promise(self, count: int) -> None:
         """Set `count` pages aside for later takes."""
@@ -49,35 +52,51 @@ class PagePool:
         self.promised -= count
 
     def take(self, count: int) -> tuple[int, ...]:
-        """`count` promised pages, each with one reference."""
+        """`count` promised pages, each with one reference; cached ones only when no others are."""
         if count > self.promised:
             raise PdsError(f"{count} pages taken, {self.promised} are promised")
         self.promised -= count
-        pages = tuple(self._free.pop() for _ in range(count))
+        blank, cache = self._blank, self.cache
+        pages = tuple(blank.pop() if blank else cache.evict() for _ in range(count))
         for page in pages:
+            if self._references[page]:
+                raise PdsError(f"page {page} is given away while it is held")
             self._references[page] = 1
         return pages
 
     def share(self, pages: Sequence[int]) -> None:
-        """One more reference to each page."""
+        """One more reference to each page, which others hold or the cache does."""
         for page in pages:
-            self._expect_referenced(page)
+            if not self._references[page] and page in self.cache:
+                self.cache.hold(page)
+            else:
+                self._expect_referenced(page)
             self._references[page] += 1
 
+    def enter(self, digest: bytes, page: int) -> None:
+        """The page holds what `digest` stands for, and is not written again while it does."""
+        self._expect_referenced(page)
+        if page in self.cache:
+            raise PdsError(f"page {page} enters the prefix cache a second time")
+        self.cache.enter(digest, page)
+
     def release(self, pages: Sequence[int]) -> None:
-        """One reference less; a page without any is free."""
+        """One reference less; a page without any is free. `pages` are in the order of a prefix."""
+        idle: list[int] = []
         for page in pages:
             self._expect_referenced(page)
             self._references[page] -= 1
             if not self._references[page]:
-                self._free.append(page)
+                (idle if page in self.cache else self._blank).append(page)
+        for page in reversed(idle):
+            self.cache.rest(page)
 
     def quarantine(self, pages: Sequence[int]) -> None:
         """The caller's references become the quarantine's: a peer may still write these pages."""
         for page in pages:
             self._expect_referenced(page)
-            if self._references[page] != 1:
-                raise PdsError(f"page {page} is quarantined while another holds it")
+            if self._references[page] != 1 or page in self.cache:
+                raise PdsError(f"page {page} is quarantined while others may read it")
             self._barred.add(page)
         self.quarantined = len(self._barred)
 

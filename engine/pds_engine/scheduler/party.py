@@ -7,13 +7,14 @@ from msgspec import Struct
 from pds_engine.errors import PdsError, RequestError
 from pds_engine.messages import Failed, Message
 
-Kind = Literal["workers", "server", "decode", "prefill"]
+Kind = Literal["workers", "watch", "server", "decode", "prefill"]
 
 
 class Party(Struct, frozen=True):
     """One end of a connection, by the part it plays for this scheduler.
 
-    workers: all ranks together (name ""). server: an API server of this group, by connection.
+    workers: all ranks together (name ""). watch: a rank's watchdog, by connection.
+    server: an API server of this group, by connection.
     decode: a scheduler that offers pages to us, by connection. prefill: one that we offer pages to,
     by its host:port.
     """

@@ -13,12 +13,13 @@ from itertools import groupby
 import zmq
 
 from pds_engine.config import EngineConfig
-from pds_engine.errors import ProtocolError, RankLost
+from pds_engine.errors import ProtocolError, RankLost, StageTimeout
 from pds_engine.keys import Keys
 from pds_engine.messages import (
     PROTOCOL,
     Abort,
     AbortAck,
+    Assemble,
     Cancel,
     Drain,
     Fault,
@@ -26,6 +27,7 @@ from pds_engine.messages import (
     Hello,
     Message,
     PeerGone,
+    Progress,
     PushDone,
     PushFailed,
     Queued,
@@ -39,7 +41,7 @@ from pds_engine.messages import (
     TransferOffer,
     Welcome,
 )
-from pds_engine.scheduler.party import WORKERS, Out, Party
+from pds_engine.scheduler.party import WORKERS, Kind, Out, Party
 from pds_engine.scheduler.peers import Peers
 from pds_engine.scheduler.scheduler import Scheduler
 from pds_engine.scheduler.settings import Settings
@@ -58,6 +60,7 @@ BATCH = 1024
 
 MAY_SEND: dict[str, tuple[type[Message], ...]] = {
     "workers": (Ready, StepDone, PushDone, PushFailed, TransferClosed, Forgotten, Fault),
+    "watch": (Progress,),
     "server": (Submit, Cancel, Drain, PeerGone),
     "decode": (TransferOffer, Abort),
     "prefill": (Welcome, Queued, Refused, TransferDone, AbortAck),
@@ -75,7 +78,10 @@ def run(config: EngineConfig, keys: Keys, bind: str, incarnation: str) -> None:
     context = zmq.Context()
     authority = Authority(context, keys)
     hub = Hub(context, bind, keys)
-    edge = Edge(context, hub, keys, Scheduler(settings, incarnation), config.pod.group, incarnation)
+    # Rank 0 is in this pod, whose address every rank reaches.
+    rendezvous = f"{config.pod.ip}:{config.http.rendezvous_port}"
+    core = Scheduler(settings, incarnation)
+    edge = Edge(context, hub, keys, core, config.pod.group, incarnation, rendezvous)
     log.info("scheduler bound", extra={"address": bind, "role": settings.role})
     try:
         edge.serve()
@@ -94,6 +100,9 @@ class Member:
     rank: int
 
 
+KINDS: dict[str, Kind] = {"watch": "watch", "server": "server", "scheduler": "decode"}
+
+
 class Edge:
     """Everything between the core and the sockets."""
 
@@ -105,8 +114,10 @@ class Edge:
         core: Scheduler,
         group: str,
         incarnation: str,
+        rendezvous: str,
     ) -> None:
         self._core = core
+        self._assemble = Assemble(rendezvous=rendezvous)
         self._hub = hub
         self._group = group
         self._incarnation = incarnation
@@ -123,6 +134,14 @@ class Edge:
 
     def serve(self) -> None:
         """Until the group fails."""
+        try:
+            self._serve()
+        except StageTimeout:
+            for line in self._core.ranks.dump(self._now()):
+                log.error("%s", line)
+            raise
+
+    def _serve(self) -> None:
         while True:
             self._poller.poll(round(1000 * (STATE if self._changed else TICK)))
             now = self._now()
@@ -172,7 +191,9 @@ class Edge:
             self._mistrust(identity, ProtocolError(f"{name} from a {member.party.kind}"), now)
 
     def _hello(self, identity: bytes, message: Hello) -> None:
-        ours = message.group == self._group and message.incarnation == self._incarnation
+        # A pod other than the leader's does not know the incarnation; its group's name, which has
+        # the attempt in it, is no other group's.
+        ours = message.group == self._group and message.incarnation in ("", self._incarnation)
         if message.protocol != PROTOCOL or (message.peer != "scheduler" and not ours):
             log.warning(
                 "refused a %s of group %s, incarnation %s, protocol %d",
@@ -183,11 +204,11 @@ class Edge:
             )
             return
         if message.peer == "worker":
-            if any(m.party == WORKERS and m.rank == message.rank for m in self._members.values()):
-                raise RankLost(f"rank {message.rank} has joined a second time")
             party = WORKERS
+            if self._core.ranks.join(message.rank):
+                self._queue([Out(WORKERS, self._assemble)])
         else:
-            party = Party("server" if message.peer == "server" else "decode", identity.hex())
+            party = Party(KINDS[message.peer], identity.hex())
         self._members[identity] = Member(identity, party, message.rank)
         self._state = None
         log.info("%s joined, rank %d", message.peer, message.rank)
@@ -220,7 +241,8 @@ class Edge:
         if member is None:
             return
         if member.party == WORKERS:
-            raise RankLost(f"rank {member.rank} has closed its connection")
+            name = self._core.ranks.names([member.rank])
+            raise RankLost(f"{name} has ended, or was silent for too long: its connection is gone")
         log.warning("lost a %s", member.party.kind)
         self._changed = True
         self._queue(self._core.lost(member.party, now))

@@ -9,6 +9,7 @@ from pds_engine.scheduler.request import Request
 class WaitingQueue:
     """A smaller priority number is served sooner; equal ones in order of arrival.
 
+    So a preempted request, which was taken up before, stands before all others of its priority.
     The bound is the scheduler's, which also counts requests that wait for an offer.
     """
 
@@ -25,7 +26,7 @@ class WaitingQueue:
 
     def push(self, request: Request) -> None:
         self._members[request.arrival] = request
-        heapq.heappush(self._heap, (request.submit.priority, request.arrival, request))
+        heapq.heappush(self._heap, (*request.rank, request))
 
     def first(self) -> Request | None:
         """The request that is served next, left in its place."""
@@ -37,8 +38,13 @@ class WaitingQueue:
         return None
 
     def remove(self, request: Request) -> None:
-        """Take the request out, wherever it stands; its heap entry goes when it comes up."""
+        """Take the request out, wherever it stands; its heap entry goes when it comes up.
+
+        The first one's goes at once: preempted, it may come back to the same place.
+        """
         self._members.pop(request.arrival, None)
+        if self._heap and self._heap[0][1] == request.arrival:
+            heapq.heappop(self._heap)
         if len(self._heap) > 2 * len(self._members) + 64:
             self._heap = [entry for entry in self._heap if entry[1] in self._members]
             heapq.heapify(self._heap)

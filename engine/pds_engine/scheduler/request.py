@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-from pds_engine.messages import Sampling, Submit
+from pds_engine.messages import Sampling, Submit, TokenLogprobs
 from pds_engine.scheduler.party import Party
 from pds_engine.scheduler.settings import Settings
 
@@ -17,6 +17,8 @@ class Phase(Enum):
     """On role=decode: holds a slot and pages that P fills."""
     PREFILLING = auto()
     DECODING = auto()
+    PREEMPTED = auto()
+    """Waits for the last step that names it, then in the queue: to be computed anew."""
     ENDED = auto()
     """Its results are discarded; what it holds returns when nothing refers to it."""
 
@@ -36,10 +38,18 @@ class Request:
     """Its place in the order of arrival."""
     arrived: float
     outputs: list[int] = field(init=False)
+    given: int = field(init=False)
+    """Output tokens that were known when it was taken up: computed like the prompt's."""
     planned: int = field(init=False)
     computed: int = 0
     cached: int = 0
-    """Prompt tokens that came from a prefix cache."""
+    """Prompt tokens that came from a prefix cache when it was first taken up."""
+    chain: list[bytes] = field(default_factory=list)
+    """Digests of its full pages, as far as they were needed (prefix.lengthen)."""
+    shared: int = 0
+    """Its first pages, so many, came from the prefix cache: not written here, nor by a peer."""
+    entered: int = 0
+    """Its first pages, so many, were offered to the prefix cache, or came from it."""
     phase: Phase = Phase.WAITING
     slot: int = -1
     gen: int = -1
@@ -54,12 +64,14 @@ class Request:
     """Its Admit was sent, and no Release since."""
     transferring: bool = False
     """On role=prefill: workers may still read its pages to push them."""
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
+    """Of the prompt's second token and those after it, until they go with the first output."""
     prompt_len: int = field(init=False)
     max_tokens: int = field(init=False)
 
     def __post_init__(self) -> None:
         self.outputs = list(self.submit.output_ids)
-        self.planned = len(self.outputs)
+        self.given = self.planned = len(self.outputs)
         self.prompt_len = len(self.submit.prompt_ids)
         self.max_tokens = self.submit.sampling.max_tokens
 
@@ -71,14 +83,40 @@ class Request:
     def sampling(self) -> Sampling:
         return self.submit.sampling
 
+    def scores(self, start: int) -> bool:
+        """Whether log-probabilities of its prompt come of a row that begins at `start`."""
+        wanted = self.sampling.prompt_logprobs is not None and not self.outputs
+        return wanted and start + 1 < self.prompt_len
+
+    def take_prompt_logprobs(self) -> tuple[TokenLogprobs, ...]:
+        """All that have come; they are told once."""
+        taken, self.prompt_logprobs = tuple(self.prompt_logprobs), []
+        return taken
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        """Its place in the order of service: by priority, then first come first served."""
+        return self.submit.priority, self.arrival
+
     @property
     def context(self) -> tuple[int, ...]:
-        """The tokens given with the request: its prompt, and what was generated elsewhere."""
-        return self.submit.prompt_ids + self.submit.output_ids
+        """The tokens known when it was taken up: its prompt, and what was generated before."""
+        return self.submit.prompt_ids + tuple(self.outputs[: self.given])
 
     @property
     def context_len(self) -> int:
-        return self.prompt_len + len(self.submit.output_ids)
+        return self.prompt_len + self.given
+
+    def restart(self) -> None:
+        """It holds nothing any more: all its known tokens are to be computed anew."""
+        self.given = self.planned = len(self.outputs)
+        self.computed = 0
+        self.phase = Phase.WAITING
+
+    def known(self, start: int, end: int) -> tuple[int, ...]:
+        """Its tokens start … end-1 of prompt and output, whose ids are known."""
+        first, last = max(start - self.prompt_len, 0), max(end - self.prompt_len, 0)
+        return self.submit.prompt_ids[start:end] + tuple(self.outputs[first:last])
 
 
 def growth(submit: Submit, settings: Settings) -> int:

@@ -4,18 +4,17 @@
 leases and deadlines. Errors of the group (GroupError) are raised: the group then restarts as one.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
-from msgspec.structs import replace
-
 from pds_engine.errors import (
     DeadlinePassed,
+    Drained,
     InvalidRequest,
     Overloaded,
     PdsError,
     ProtocolError,
-    RankLost,
     StageTimeout,
     TransferFailed,
     Unavailable,
@@ -27,9 +26,9 @@ from pds_engine.messages import (
     Drain,
     Fault,
     Forgotten,
-    KernelsProof,
     Message,
     PeerGone,
+    Progress,
     PushDone,
     PushFailed,
     Queued,
@@ -51,10 +50,10 @@ from pds_engine.scheduler.handover_p import PrefillSide
 from pds_engine.scheduler.lifecycle import Ledger
 from pds_engine.scheduler.pages import PagePool
 from pds_engine.scheduler.party import WORKERS, Out, Outbox, Party, failure
-from pds_engine.scheduler.prefill import ChunkPolicy
+from pds_engine.scheduler.ranks import Ranks
 from pds_engine.scheduler.request import Phase, Request
 from pds_engine.scheduler.settings import Settings
-from pds_engine.scheduler.steps import Steps, pick
+from pds_engine.scheduler.steps import Steps
 
 RETRY_AFTER = 1
 """Seconds that a client is asked to wait when the queue is full."""
@@ -72,18 +71,17 @@ class Scheduler:
         self.steps = Steps(self.ledger)
         self.prefill = PrefillSide(self.ledger)
         self.decode = DecodeSide(self.ledger, incarnation)
-        self._policy = ChunkPolicy(settings.chunk_size, settings.page_size)
-        self._workers: dict[int, Ready] = {}
-        self.kernels: KernelsProof | None = None
+        self.ranks = Ranks(settings)
         self._arrivals = 0
         self._drain_deadline: float | None = None
         self._handlers: dict[type, Callable[[Party, Any, float], None]] = {
             Ready: lambda _, message, now: self._ready(message),
-            Fault: lambda _, message, now: self._fault(message),
+            Fault: lambda _, message, now: self.ranks.fault(message),
+            Progress: lambda _, message, now: self.ranks.progress(message, now),
             Submit: self._submit,
             Cancel: self._cancel,
             Drain: lambda _, message, now: self._drain(message, now),
-            StepDone: lambda _, message, now: self._step_done(message),
+            StepDone: lambda _, message, now: self._step_done(message, now),
             PushDone: lambda _, message, now: self.prefill.pushed(message),
             PushFailed: lambda _, message, now: self.prefill.push_failed(message),
             TransferClosed: lambda _, message, now: self.prefill.closed(message),
@@ -101,7 +99,7 @@ class Scheduler:
     @property
     def ready(self) -> bool:
         """Every rank has loaded its weights."""
-        return len(self._workers) == self.settings.ranks
+        return self.ranks.all_ready
 
     @property
     def draining(self) -> bool:
@@ -128,7 +126,7 @@ class Scheduler:
             self.prefill.lost(party)
         elif party.kind == "prefill":
             self.decode.lost(party, now)
-        else:
+        elif party.kind == "server":
             for request in [r for r in self.ledger.requests.values() if r.server == party]:
                 self._drop(request, now)
         return self._out.drain()
@@ -138,7 +136,7 @@ class Scheduler:
         if self.ready:
             self._take_up(now)
             while not self.steps.full:
-                picked = pick(self.ledger, self.steps.next_id, self._policy)
+                picked = self.steps.pick()
                 if picked is None:
                     break
                 pushes = [
@@ -146,16 +144,20 @@ class Scheduler:
                     for request, chunk in picked.chunks
                     if request.transferring
                 ]
-                self._out.put(WORKERS, self.steps.issue(picked, pushes, now))
+                plan = self.steps.issue(picked, pushes, now)
+                self.ledger.issued(plan.step_id, picked.chunks)
+                self._out.put(WORKERS, plan)
         return self._out.drain()
 
     def tick(self, now: float) -> list[Out]:
         """See to what only time brings about; to be called a few times a second.
 
         Raises:
+            RankLost: a rank has not joined in time.
             StageTimeout: the oldest step is not done in step_timeout.
             GroupError: too many pages are in quarantine.
         """
+        self.ranks.tick(now)
         self._watch_steps(now)
         self.prefill.tick(now)
         self.decode.tick(now)
@@ -165,12 +167,12 @@ class Scheduler:
                 self._fail(request, DeadlinePassed("the deadline of the request has passed"), now)
         if self._drain_deadline is not None and now >= self._drain_deadline:
             for request in list(self.ledger.requests.values()):
-                self._fail(request, Unavailable("the group has drained, ask another"), now)
+                self._fail(request, Drained("the group had to drain, ask another"), now)
         return self._out.drain()
 
     def state(self, now: float) -> State:
         """What `/pds/state` reports."""
-        ledger, flight = self.ledger, self.steps.in_flight
+        ledger = self.ledger
         waiting = [*ledger.queue, *self.prefill.unoffered.values(), *ledger.prefilling]
         return State(
             in_flight=len(ledger.requests),
@@ -182,55 +184,50 @@ class Scheduler:
             kv_used=ledger.pool.used,
             kv_total=ledger.pool.total,
             kv_quarantined=ledger.pool.quarantined,
+            kv_cached=ledger.pool.cache.idle,
+            prefix_query_tokens=ledger.prefix_queries,
+            prefix_hit_tokens=ledger.prefix_hits,
             draining=self.draining,
-            ranks_ready=len(self._workers),
+            ranks_ready=self.ranks.count,
             kv_fingerprint=self.decode.kv_fingerprint,
             steps_done=ledger.done + 1,
-            oldest_step_seconds=max(now - flight[0].at, 0.0) if flight else 0.0,
-            kernels=self.kernels,
+            oldest_step_seconds=self.steps.stalled(now),
+            preemptions=ledger.preemptions,
+            kernels=self.ranks.kernels,
+            model_digest=self.ranks.model_digest,
+            missing=self.ranks.missing,
+            traffic=self.ranks.traffic,
         )
 
     # ---- workers -----------------------------------------------------------------------------
 
     def _ready(self, message: Ready) -> None:
-        if message.rank in self._workers or not 0 <= message.rank < self.settings.ranks:
-            raise RankLost(f"rank {message.rank} of {self.settings.ranks} joined, unexpectedly")
-        self._workers[message.rank] = message
-        if not self.ready:
-            return
-        ranks = [self._workers[rank] for rank in sorted(self._workers)]
-        fingerprints = {rank.kv_fingerprint for rank in ranks}
-        if len(fingerprints) > 1:
-            raise ProtocolError(f"the ranks' KV formats differ: {sorted(fingerprints)}")
-        self.ledger.pool = PagePool(min(rank.pages for rank in ranks))
-        self.decode.endpoints = tuple(rank.endpoint for rank in ranks)
-        self.decode.kv_fingerprint = ranks[0].kv_fingerprint
-        self.kernels = ranks[0].kernels
-
-    def _fault(self, message: Fault) -> None:
-        raise RankLost(f"rank {message.rank} failed: {message.code}: {message.message}")
+        if self.ranks.ready(message):
+            self.ledger.pool = PagePool(self.ranks.pages)
+            self.decode.endpoints = self.ranks.endpoints
+            self.decode.kv_fingerprint = self.ranks.kv_fingerprint
 
     def _watch_steps(self, now: float) -> None:
-        if self.steps.in_flight:
-            oldest = self.steps.in_flight[0]
-            if now - oldest.at > self.settings.step_timeout:
-                raise StageTimeout(
-                    f"step {oldest.plan.step_id} ({len(oldest.plan.rows)} rows) is not done after "
-                    f"{now - oldest.at:.1f} s; {len(self.steps.in_flight)} steps are in flight"
-                )
+        seconds = self.steps.stalled(now)
+        if seconds > self.settings.step_timeout:
+            oldest = self.steps.in_flight[0].plan
+            raise StageTimeout(
+                f"step {oldest.step_id} ({len(oldest.rows)} rows) is not done after "
+                f"{seconds:.1f} s, {len(self.steps.in_flight)} steps are in flight: "
+                f"{self.ranks.culprit(oldest.step_id, now)}"
+            )
 
-    def _step_done(self, message: StepDone) -> None:
-        if self.kernels and message.compiles != self.kernels.compiles_after_ready:
-            self.kernels = replace(self.kernels, compiles_after_ready=message.compiles)
-        samplers = self.steps.finish(message)
-        self.ledger.step_done(message.step_id)
+    def _step_done(self, message: StepDone, now: float) -> None:
+        samplers = self.steps.finish(message, now)
         logprobs = message.logprobs or (None,) * len(samplers)
         for request, token, scores in zip(samplers, message.tokens, logprobs, strict=True):
             if request.phase is Phase.ENDED:
                 continue
             index = len(request.outputs)
             request.outputs.append(token)
+            self.ledger.remember(request, request.prompt_len + index)
             reason = finish_reason(request.sampling, index, token)
+            prompt = request.take_prompt_logprobs()
             self._out.put(
                 request.server,
                 Token(
@@ -240,13 +237,15 @@ class Scheduler:
                     logprobs=scores,
                     finish_reason=reason,
                     cached_tokens=request.cached,
+                    prompt_logprobs=prompt,
                 ),
             )
             if request.transferring:
-                self.prefill.sampled(request, token, scores, reason)
+                self.prefill.sampled(request, token, scores, reason, prompt)
                 self.ledger.end(request)
             elif reason is not None:
                 self.ledger.end(request)
+        self.ledger.step_done(message.step_id)
 
     # ---- requests -----------------------------------------------------------------------------
 
@@ -281,7 +280,7 @@ class Scheduler:
         if self.draining:
             return Unavailable("the group is draining")
         if not self.ready:
-            ranks = f"{len(self._workers)} of {self.settings.ranks}"
+            ranks = f"{self.ranks.count} of {self.settings.ranks}"
             return Unavailable(f"{ranks} ranks are ready", retry_after=JOIN_RETRY_AFTER)
         return None
 
@@ -317,7 +316,9 @@ class Scheduler:
         self.ledger.end(request)
 
     def _drain(self, message: Drain, now: float) -> None:
-        self._drain_deadline = now + message.deadline_seconds
+        """Of several that ask, the one with the earliest deadline counts."""
+        before = math.inf if self._drain_deadline is None else self._drain_deadline
+        self._drain_deadline = min(before, now + message.deadline_seconds)
 
     # ---- hand-over -------------------------------------------------------------------------------
 
@@ -340,6 +341,7 @@ class Scheduler:
             return
         index = len(request.outputs)
         request.outputs.append(message.token)
+        self.ledger.remember(request, request.prompt_len + index)
         reason = message.finish_reason or finish_reason(request.sampling, index, message.token)
         self._out.put(
             request.server,
@@ -350,6 +352,7 @@ class Scheduler:
                 logprobs=message.logprobs,
                 finish_reason=reason,
                 cached_tokens=message.cached_tokens,
+                prompt_logprobs=message.prompt_logprobs,
             ),
         )
         if reason is None:

@@ -21,9 +21,16 @@ class Settings:
     max_waiting: int = 256
     chunk_size: int = 512
     max_step_tokens: int = 576
+    separate: bool = False
+    """A step holds slices of prompts or running requests, not both."""
+    dynamic_chunks: bool = False
+    preemption: bool = True
     skip_output: bool = True
+    prefix_cache: bool = True
+    async_scheduling: bool = True
     lease: float = 30.0
     step_timeout: float = 60.0
+    join_timeout: float = 300.0
 
     @property
     def ranks(self) -> int:
@@ -32,8 +39,19 @@ class Settings:
 
     @property
     def depth(self) -> int:
-        """Steps in flight at most: one a stage computes, and one that waits for the first stage."""
-        return self.pp + 1
+        """Steps in flight at most: one a stage computes, and one that waits for the first stage.
+
+        Without async_scheduling a step is planned when the one before is done.
+        """
+        return self.pp + 1 if self.async_scheduling else 1
+
+    @property
+    def recompute(self) -> bool:
+        """Running requests may be put back to the queue, and are computed anew.
+
+        On role=prefill nothing grows while it runs; on role=decode nothing is computed anew.
+        """
+        return self.preemption and self.role == "unified"
 
     def pages_for(self, tokens: int) -> int:
         """Pages that hold `tokens` tokens."""
@@ -69,7 +87,13 @@ class Settings:
             max_waiting=bounds.max_waiting,
             chunk_size=bounds.chunk_size,
             max_step_tokens=step,
+            separate=bounds.chunked_prefill == "separate",
+            dynamic_chunks=bounds.dynamic_chunks,
+            preemption=bounds.preemption == "recompute",
             skip_output=config.pipeline.skip_output,
+            prefix_cache=bounds.prefix_cache,
+            async_scheduling=bounds.async_scheduling,
             lease=config.kv.lease_seconds,
             step_timeout=bounds.step_timeout,
+            join_timeout=config.join_timeout,
         )

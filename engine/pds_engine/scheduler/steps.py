@@ -1,4 +1,4 @@
-"""Planning steps: which rows the next one has, what it depends on, what its stages exchange.
+"""Planning steps: what the next one depends on, what its stages exchange, what chunks cost.
 
 Stages never re-derive any of this: the plan says it, so that both ends of every exchange agree.
 """
@@ -6,27 +6,15 @@ Stages never re-derive any of this: the plan says it, so that both ends of every
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import islice, takewhile
 
 from pds_engine.errors import ProtocolError
 from pds_engine.messages import Push, Row, StepDone, StepPlan
+from pds_engine.scheduler.cost import Measured, Meter
 from pds_engine.scheduler.lifecycle import Ledger
-from pds_engine.scheduler.prefill import Chunk, ChunkPolicy, next_chunk
+from pds_engine.scheduler.pick import Picked, Turns, pick
+from pds_engine.scheduler.prefill import Chunk, ChunkPolicy
 from pds_engine.scheduler.request import Phase, Request
 from pds_engine.scheduler.settings import Settings
-
-
-@dataclass(frozen=True, slots=True)
-class Picked:
-    """The rows of a step to be: running requests that decode one token, and slices of prompts."""
-
-    decodes: Sequence[Request]
-    chunks: Sequence[tuple[Request, Chunk]]
-
-    @property
-    def samplers(self) -> list[Request]:
-        """The requests that the step samples for, in row order."""
-        return [*self.decodes, *(request for request, chunk in self.chunks if chunk.samples)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,30 +23,21 @@ class Issued:
 
     plan: StepPlan
     samplers: Sequence[Request]
+    chunks: tuple[tuple[int, int], ...]
+    """(start, length) of its slices of prompts, if it has no other rows."""
     at: float
+    scored: Sequence[tuple[Request, int]] = ()
+    """Requests whose prompt log-probabilities come with it, and from which position on."""
 
 
-def pick(ledger: Ledger, step_id: int, policy: ChunkPolicy) -> Picked | None:
-    """The rows of step `step_id`, or None when there is nothing to compute.
+def depends_on(picked: Picked, step_id: int, settings: Settings) -> int:
+    """The last step whose tokens this one reads; -1: none. Slices of prompts read no token.
 
-    A request is planned if its last token was sampled pp steps ago or is known; else only when
-    nothing else can be planned, in a step of such rows alone. A step takes at most
-    ceil(decoding / pp) decode rows, so that every stage has some, and none drags a chunk's pace.
+    With skip_output off (for comparison) every step waits for the one before it, as engines did
+    whose stages exchanged outputs of middle chunks: M chunks on N stages then take M·N.
     """
-    settings = ledger.settings
-    share = -(-len(ledger.decoding) // settings.pp)
-    known = max(step_id - settings.pp, ledger.done)
-    oldest = islice(ledger.decoding, share)
-    decodes = list(takewhile(lambda request: request.last_sample <= known, oldest))
-    budget = min(policy.chunk_size, settings.max_step_tokens - len(decodes))
-    chunks = _chunks(ledger.prefilling, budget, policy)
-    if not decodes and not chunks:
-        decodes = list(islice(ledger.decoding, share))
-    return Picked(decodes, chunks) if decodes or chunks else None
-
-
-def depends_on(picked: Picked) -> int:
-    """The last step whose tokens this one reads; -1: none. Slices of prompts read no token."""
+    if settings.pp > 1 and not settings.skip_output:
+        return step_id - 1
     return max((request.last_sample for request in picked.decodes), default=-1)
 
 
@@ -81,21 +60,33 @@ class Steps:
     """The steps in flight, in order."""
 
     def __init__(self, ledger: Ledger) -> None:
+        settings = ledger.settings
         self.ledger = ledger
+        self.policy = ChunkPolicy(settings.chunk_size, settings.page_size)
         self.in_flight: deque[Issued] = deque()
         self.next_id = 0
+        self._advanced = 0.0
+        """When a step was last done."""
+        self._turns = Turns()
+        self._meter = Meter()
 
     @property
     def full(self) -> bool:
         """As many steps are in flight as the pipeline may hold."""
         return len(self.in_flight) >= self.ledger.settings.depth
 
+    def pick(self) -> Picked | None:
+        """The next step's rows, or None when nothing can be computed now."""
+        return pick(self.ledger, self.next_id, self.policy, self._turns)
+
     def issue(self, picked: Picked, pushes: Sequence[Push], now: float) -> StepPlan:
         """Count the picked rows as computed, and make their plan."""
         settings, samplers = self.ledger.settings, picked.samplers
-        reads, sends = depends_on(picked), expects_output(samplers, settings)
+        reads = depends_on(picked, self.next_id, settings)
+        sends = expects_output(samplers, settings)
         rows = self._decode_rows(picked.decodes)
         tokens = len(rows)
+        scored = [(r, chunk.start) for r, chunk in picked.chunks if r.scores(chunk.start)]
         for request, chunk in picked.chunks:
             rows.append(self._chunk_row(request, chunk))
             tokens += chunk.length
@@ -108,11 +99,19 @@ class Steps:
             padded_rows=len(rows),
             pushes=tuple(pushes),
         )
-        self.in_flight.append(Issued(plan, samplers, now))
+        chunks = () if picked.decodes else tuple((c.start, c.length) for _, c in picked.chunks)
+        self.in_flight.append(Issued(plan, samplers, chunks, now, scored))
+        self._turns.took(picked)
         self.next_id += 1
         return plan
 
-    def finish(self, message: StepDone) -> Sequence[Request]:
+    def stalled(self, now: float) -> float:
+        """Seconds since the oldest step was issued, or since the one before it was done."""
+        if not self.in_flight:
+            return 0.0
+        return max(now - max(self.in_flight[0].at, self._advanced), 0.0)
+
+    def finish(self, message: StepDone, now: float) -> Sequence[Request]:
         """The requests that `message` has a token for each.
 
         Raises:
@@ -121,27 +120,42 @@ class Steps:
         if not self.in_flight or self.in_flight[0].plan.step_id != message.step_id:
             expected = self.in_flight[0].plan.step_id if self.in_flight else "none"
             raise ProtocolError(f"step {message.step_id} is done, {expected} was expected")
-        samplers = self.in_flight[0].samplers
+        samplers, chunks = self.in_flight[0].samplers, self.in_flight[0].chunks
         if len(message.tokens) != len(samplers) or len(message.logprobs) not in (0, len(samplers)):
             raise ProtocolError(
                 f"step {message.step_id} samples for {len(samplers)} rows, its result has "
                 f"{len(message.tokens)} tokens and {len(message.logprobs)} logprobs"
             )
+        self._keep_scores(message)
         self.in_flight.popleft()
+        self._advanced = now
+        if chunks and self.ledger.settings.dynamic_chunks:
+            self._meter.add(Measured(chunks, message.elapsed))
+            self.policy = self.policy._replace(cost=self._meter.cost)
         return samplers
 
+    def _keep_scores(self, message: StepDone) -> None:
+        scored = self.in_flight[0].scored
+        if len(message.prompt_logprobs) != len(scored):
+            raise ProtocolError(
+                f"step {message.step_id} scores {len(scored)} prompts, its result has "
+                f"{len(message.prompt_logprobs)}"
+            )
+        for (request, start), found in zip(scored, message.prompt_logprobs, strict=True):
+            # In place: a prompt that is computed again tells the same once more.
+            request.prompt_logprobs[start : start + len(found)] = found
+
     def _decode_rows(self, requests: Sequence[Request]) -> list[Row]:
-        pool, decoding, step = self.ledger.pool, self.ledger.decoding, self.next_id
-        page_size = self.ledger.settings.page_size
+        """The longest loop of a plan: what it needs of a request is said in place."""
+        ledger, decoding, step = self.ledger, self.ledger.decoding, self.next_id
+        page_size = ledger.settings.page_size
+        waiting = deque[Request]()
         rows = []
         for request in requests:
-            decoding.popleft()
+            while (oldest := decoding.popleft()) is not request:
+                waiting.appendleft(oldest)  # for a page: it stays before those planned now
             start = request.computed
-            grown: tuple[int, ...] = ()
-            if start == len(request.pages) * page_size:
-                grown = pool.take(1)
-                request.pages += grown
-                request.promised -= 1
+            grown = ledger.grow(request) if start == len(request.pages) * page_size else ()
             rows.append(
                 Row(
                     slot=request.slot,
@@ -157,9 +171,13 @@ class Steps:
             request.last_step = request.last_sample = step
             if request.planned < request.max_tokens:
                 decoding.append(request)
+            else:
+                ledger.finishing.add(request)
+        decoding.extendleft(waiting)
         return rows
 
     def _chunk_row(self, request: Request, chunk: Chunk) -> Row:
+        scores = request.scores(chunk.start)
         request.computed += chunk.length
         request.last_step = self.next_id
         if chunk.samples:
@@ -169,24 +187,13 @@ class Steps:
             self.ledger.prefilling.remove(request)
             if self.ledger.settings.role != "prefill" and request.planned < request.max_tokens:
                 self.ledger.decoding.append(request)
+            else:
+                self.ledger.finishing.add(request)
         return Row(
             slot=request.slot,
             gen=request.gen,
             start=chunk.start,
             length=chunk.length,
             samples=chunk.samples,
+            scores=scores,
         )
-
-
-def _chunks(
-    requests: Iterable[Request], budget: int, policy: ChunkPolicy
-) -> list[tuple[Request, Chunk]]:
-    """Slices of prompts, first come first served, of `budget` tokens together."""
-    chunks = []
-    for request in requests:
-        chunk = next_chunk(request, budget, policy)
-        if chunk is None:
-            break
-        budget -= chunk.length
-        chunks.append((request, chunk))
-    return chunks

@@ -3,11 +3,13 @@
 from typing import Protocol
 
 import msgspec
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 
+from pds_engine.messages import TokenLogprobs
 from pds_engine.server.job import Job
 from pds_engine.server.session import Told, Usage
 from pds_engine.text.emit import Event, Logprob
+from pds_engine.text.tokenizer import Tokenizer
 
 DONE = b"data: [DONE]\n\n"
 encode = msgspec.json.Encoder().encode
@@ -33,6 +35,58 @@ def wire_usage(usage: Usage) -> WireUsage:
     )
 
 
+class PromptScore(Struct, frozen=True):
+    """As vLLM tells it. `rank`: 1 is the likeliest; null when it is not among those told."""
+
+    logprob: float
+    rank: int | None
+    decoded_token: str
+
+
+PromptScores = list[dict[str, PromptScore] | None]
+"""One entry a token of the prompt, by token id; null for the first, which follows nothing."""
+
+
+def prompt_scores(
+    job: Job, choice: int, scores: tuple[TokenLogprobs, ...]
+) -> PromptScores | UnsetType:
+    """The answer's `prompt_logprobs`, where it was asked for."""
+    count = job.prompt_logprobs
+    if count is None:
+        return UNSET
+    tokenizer = job.rules.tokenizer
+    told: PromptScores = []
+    for id, one in scored_prompt(job, choice, scores):
+        if one is None:
+            told.append(None)
+            continue
+        top = one.top[:count]
+        ranks = {other: rank for rank, (other, _) in enumerate(top, 1)}
+        values = {id: one.chosen, **dict(top)}
+        told.append(
+            {
+                str(each): PromptScore(finite(value), ranks.get(each), spelt(tokenizer, each))
+                for each, value in values.items()
+            }
+        )
+    return told
+
+
+def scored_prompt(
+    job: Job, choice: int, scores: tuple[TokenLogprobs, ...]
+) -> list[tuple[int, TokenLogprobs | None]]:
+    """The prompt's ids with their scores. The first has none; nor has any of a resumed request,
+    whose prompt was told before."""
+    ids = job.submits[choice].prompt_ids
+    unknown = [None] * (len(ids) - 1 - len(scores))
+    return list(zip(ids, (None, *scores, *unknown), strict=True))
+
+
+def spelt(tokenizer: Tokenizer, id: int) -> str:
+    """A token as text; bytes that are no whole character become U+FFFD."""
+    return tokenizer.piece(id).decode(errors="replace")
+
+
 class Answer(Protocol):
     """One of the two formats."""
 
@@ -50,13 +104,26 @@ def server_sent(job: Job, told: Told, data: bytes) -> bytes:
     """One event of a stream, after its line of journal when there is one.
 
     The line is a comment, `: pds <count> <ids>`: output tokens so far, and those since the line
-    before, separated by commas.
+    before, separated by commas. ` end` follows them where the event is of the last token: the
+    router holds such events until the stream is whole, so that what it resumes has not ended.
     """
     event = told.event
-    if job.journal and event.ids:
+    if job.journal and (event.ids or told.last):
         ids = ",".join(map(str, event.ids))
-        return b": pds %d %s\ndata: %s\n\n" % (event.count, ids.encode(), data)
+        end = b" end" if told.last else b""
+        return b": pds %d %s%s\ndata: %s\n\n" % (event.count, ids.encode(), end, data)
     return b"data: %s\n\n" % data
+
+
+def broken_off(job: Job, status: int, error: bytes) -> bytes:
+    """The last event of a stream that failed. `error` is OpenAI's object, `status` HTTP's.
+
+    A client learns it as an event: OpenAI's raise on it. To a router that keeps the journal it is a
+    record in a comment, `: pds failed <status> <error>`: it goes on with the stream elsewhere.
+    """
+    if job.journal:
+        return b": pds failed %d %s\n\n" % (status, error)
+    return b"data: %s\n\n" % error
 
 
 class Whole(Struct, frozen=True):
@@ -66,12 +133,13 @@ class Whole(Struct, frozen=True):
     logprobs: tuple[Logprob, ...]
     finish_reason: str | None
     stop_reason: str | int | None
+    prompt: tuple[TokenLogprobs, ...]
 
 
 def whole(told: list[Told], choices: int) -> list[Whole]:
     """The events of each choice, joined."""
     events: list[list[Event]] = [[] for _ in range(choices)]
-    for choice, event in told:
+    for choice, event, _ in told:
         events[choice].append(event)
     return [
         Whole(
@@ -79,6 +147,7 @@ def whole(told: list[Told], choices: int) -> list[Whole]:
             tuple(scored for event in mine for scored in event.logprobs),
             mine[-1].finish_reason if mine else None,
             mine[-1].stop_reason if mine else None,
+            mine[0].prompt if mine else (),
         )
         for mine in events
     ]

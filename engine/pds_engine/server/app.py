@@ -1,21 +1,18 @@
-"""The process of the API server: the application, and uvicorn under it."""
+"""The process of the API server: the application of a group's leader."""
 
-import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-import uvicorn
 import zmq.asyncio
 from fastapi import FastAPI
-from prometheus_client import start_http_server
 from starlette.exceptions import HTTPException
 
 from pds_engine import wire
 from pds_engine.config import EngineConfig
-from pds_engine.errors import ConfigError, GroupError
 from pds_engine.keys import Keys
 from pds_engine.server.engine import Engine
 from pds_engine.server.errors import handler
+from pds_engine.server.listen import listen
 from pds_engine.server.routes import Routes
 from pds_engine.text.tokenizer import Tokenizer
 
@@ -77,44 +74,9 @@ def run(
     )
     key = keys.hmac if config.http.keys_dir else None
     app = create_app(engine, config, tokenizer, key=key)
-    server = uvicorn.Server(
-        uvicorn.Config(
-            app,
-            host=config.http.host,
-            port=config.http.port,
-            loop="uvloop",
-            http="httptools",
-            lifespan="on",
-            log_config=None,
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-        )
-    )
-
-    def end() -> None:
-        server.should_exit = True
-
-    engine.on_loss = end
-    for number in (signal.SIGTERM, signal.SIGINT):
-        # uvicorn drains on these and then raises them anew, which would end us with a bad status.
-        signal.signal(number, lambda *_: None)
     try:
-        metrics, thread = start_http_server(
-            config.http.metrics_port, config.http.host, engine.metrics.registry
-        )
-    except OSError as error:
-        raise ConfigError(
-            f"http.metrics_port: cannot listen on {config.http.metrics_port}: {error}"
-        ) from error
-    try:
-        server.run()
+        listen(app, config.http, engine, engine.metrics.registry)
     finally:
-        metrics.shutdown()
-        metrics.server_close()
-        thread.join()
         context.destroy(linger=0)
     if engine.error is not None:
         raise engine.error
-    if not server.started:
-        raise GroupError("the API server did not start; the log says why")

@@ -4,8 +4,16 @@ from typing import Literal
 
 from msgspec import UNSET, Struct, UnsetType
 
-from pds_engine.server.answers import WireUsage, encode, finite, whole, wire_usage
-from pds_engine.server.completion import spelt
+from pds_engine.server.answers import (
+    PromptScores,
+    WireUsage,
+    encode,
+    finite,
+    prompt_scores,
+    spelt,
+    whole,
+    wire_usage,
+)
 from pds_engine.server.job import Job
 from pds_engine.server.session import Told, Usage
 from pds_engine.text.emit import Logprob
@@ -70,6 +78,8 @@ class Chat(Struct, frozen=True):
     model: str
     choices: list[Choice]
     usage: WireUsage
+    prompt_logprobs: PromptScores | UnsetType = UNSET
+    """All choices have one prompt, and these are its first choice's."""
     object: Literal["chat.completion"] = "chat.completion"
 
 
@@ -95,6 +105,8 @@ class ChatAnswer:
 
     def body(self, told: list[Told], usage: Usage) -> bytes:
         job = self._job
+        told_whole = whole(told, len(job.submits))
+        prompt = prompt_scores(job, 0, told_whole[0].prompt)
         choices = [
             Choice(
                 at,
@@ -103,9 +115,9 @@ class ChatAnswer:
                 all_.finish_reason,
                 all_.stop_reason,
             )
-            for at, all_ in enumerate(whole(told, len(job.submits)))
+            for at, all_ in enumerate(told_whole)
         ]
-        return encode(Chat(job.id, job.created, job.model, choices, wire_usage(usage)))
+        return encode(Chat(job.id, job.created, job.model, choices, wire_usage(usage), prompt))
 
     def _chunk(self, choices: list[ChunkChoice], usage: WireUsage | UnsetType | None) -> bytes:
         job = self._job

@@ -4,19 +4,33 @@ from typing import Literal
 
 from msgspec import UNSET, Struct, UnsetType
 
-from pds_engine.server.answers import WireUsage, encode, finite, whole, wire_usage
+from pds_engine.messages import TokenLogprobs
+from pds_engine.server.answers import (
+    PromptScores,
+    WireUsage,
+    encode,
+    finite,
+    prompt_scores,
+    scored_prompt,
+    spelt,
+    whole,
+    wire_usage,
+)
 from pds_engine.server.job import Job
 from pds_engine.server.session import Told, Usage
+from pds_engine.text import detokenizer
 from pds_engine.text.emit import Logprob
-from pds_engine.text.tokenizer import Tokenizer
+
+_Entry = tuple[int, int, TokenLogprobs | None]
+"""A token, how many characters go before it, and its scores."""
 
 
 class Logprobs(Struct, frozen=True):
     """Parallel lists, one entry a token."""
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
 
 
@@ -26,6 +40,7 @@ class Choice(Struct, frozen=True):
     logprobs: Logprobs | None
     finish_reason: str | None
     stop_reason: str | int | None
+    prompt_logprobs: PromptScores | UnsetType = UNSET
 
 
 class Completion(Struct, frozen=True):
@@ -49,7 +64,8 @@ class CompletionAnswer:
     def chunk(self, told: Told) -> bytes:
         event = told.event
         text = self._echo(told.choice) + event.text if event.first else event.text
-        scores = self._logprobs(told.choice, event.logprobs)
+        prompt = event.prompt if event.first else None
+        scores = self._logprobs(told.choice, event.logprobs, prompt)
         choice = Choice(told.choice, text, scores, event.finish_reason, event.stop_reason)
         return self._completion([choice], self._no_usage)
 
@@ -61,9 +77,10 @@ class CompletionAnswer:
             Choice(
                 at,
                 self._echo(at) + all_.text,
-                self._logprobs(at, all_.logprobs),
+                self._logprobs(at, all_.logprobs, all_.prompt),
                 all_.finish_reason,
                 all_.stop_reason,
+                prompt_scores(self._job, at, all_.prompt),
             )
             for at, all_ in enumerate(whole(told, len(self._job.submits)))
         ]
@@ -76,21 +93,42 @@ class CompletionAnswer:
     def _echo(self, choice: int) -> str:
         return self._job.echoes[choice] if self._job.echoes else ""
 
-    def _logprobs(self, choice: int, scored: tuple[Logprob, ...]) -> Logprobs | None:
-        if not scored:
+    def _logprobs(
+        self,
+        choice: int,
+        scored: tuple[Logprob, ...],
+        prompt: tuple[TokenLogprobs, ...] | None,
+    ) -> Logprobs | None:
+        """`prompt` goes before the output's where it is told; None: it was told before."""
+        echoed = [] if prompt is None else self._prompt(choice, prompt)
+        before = len(self._echo(choice))
+        entries = [*echoed, *((one.id, before + one.offset, one.scores) for one in scored)]
+        if not entries:
             return None
-        tokenizer, before = self._job.rules.tokenizer, len(self._echo(choice))
+        tokenizer = self._job.rules.tokenizer
         return Logprobs(
-            [spelt(tokenizer, one.id) for one in scored],
-            [finite(one.scores.chosen) for one in scored],
+            [spelt(tokenizer, id) for id, _, _ in entries],
+            [None if scores is None else finite(scores.chosen) for _, _, scores in entries],
             [
-                {spelt(tokenizer, id): finite(value) for id, value in one.scores.top}
-                for one in scored
+                None
+                if scores is None
+                else {spelt(tokenizer, id): finite(value) for id, value in scores.top}
+                for _, _, scores in entries
             ],
-            [before + one.offset for one in scored],
+            [offset for _, offset, _ in entries],
         )
 
-
-def spelt(tokenizer: Tokenizer, id: int) -> str:
-    """A token as text; bytes that are no whole character become U+FFFD."""
-    return tokenizer.piece(id).decode(errors="replace")
+    def _prompt(self, choice: int, prompt: tuple[TokenLogprobs, ...]) -> list[_Entry]:
+        """The echoed tokens, when scores are asked for: the first one follows nothing."""
+        count = self._job.submits[choice].sampling.logprobs
+        if not self._job.echoes or count is None:
+            return []
+        rules, entries, offset, partial = self._job.rules, list[_Entry](), 0, b""
+        for id, one in scored_prompt(self._job, choice, prompt):
+            trimmed = None if one is None else TokenLogprobs(one.chosen, one.top[:count])
+            entries.append((id, offset, trimmed))
+            hidden = id in rules.tokenizer.special_ids
+            piece = b"" if hidden else rules.tokenizer.piece(id)
+            text, partial = detokenizer.advance(partial, piece)
+            offset += len(text)
+        return entries

@@ -24,7 +24,6 @@ from pds_engine.messages import (
 from pds_engine.metrics import Metrics
 from pds_engine.server.inbox import Inbox
 
-RELEASE_SECONDS, RELEASE_PAUSE = 2.0, 0.02
 INBOX_BOUND = 8192
 """Tokens that may wait for a client that does not read, per HTTP request."""
 _BATCH = 256
@@ -47,6 +46,7 @@ class Engine:
 
     Args:
         connect: makes the link; called once, in the running loop.
+        incarnation: of the group; empty where only the scheduler knows it.
         capacity: choices that may be open at once; beyond it, `open` raises Overloaded.
         on_loss: called once when the scheduler is lost; nothing works afterwards.
     """
@@ -96,8 +96,9 @@ class Engine:
             raise GroupError(f"the scheduler did not answer within {seconds:g} s") from error
         if not isinstance(welcome, Welcome):
             raise ProtocolError(f"{type(welcome).__name__} came where Welcome was expected")
-        if welcome.incarnation != self.incarnation:
+        if self.incarnation not in ("", welcome.incarnation):
             raise ProtocolError(f"the scheduler is of incarnation {welcome.incarnation}")
+        self.incarnation = welcome.incarnation
         for work in (self._receive, self._send, self._watch):
             self._tasks.append(asyncio.create_task(self._guarded(work)))
 
@@ -139,20 +140,12 @@ class Engine:
             self._outbox.put_nowait(submit)
         return inbox
 
-    async def released(self, submits: Sequence[Submit]) -> None:
-        """Wait, shortly, until an earlier request of the same ids has gone.
-
-        The router asks again under the same id when the first pair failed; the end of its first
-        call may come after the second call.
-        """
-        for _ in range(round(RELEASE_SECONDS / RELEASE_PAUSE)):
-            if not any(submit.request_id in self._open for submit in submits):
-                return
-            await asyncio.sleep(RELEASE_PAUSE)
-
     def close(self, request_id: str, *, cancel: bool) -> None:
         """Forget a choice; with `cancel` the scheduler is told to forget it too."""
-        if self._open.pop(request_id, None) is not None and cancel:
+        if self._open.pop(request_id, None) is None:
+            return
+        self._changed.set()
+        if cancel:
             self._outbox.put_nowait(Cancel(request_id=request_id))
 
     def drain(self, deadline_seconds: float) -> None:
@@ -164,7 +157,7 @@ class Engine:
         """Pass on that nothing of that incarnation writes any more."""
         self._outbox.put_nowait(PeerGone(incarnation=incarnation))
 
-    async def drained(self, seconds: float) -> bool:
+    async def drained(self, seconds: float | None) -> bool:
         """Wait until the scheduler drains and nothing is in flight; False when it took longer."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
@@ -172,6 +165,14 @@ class Engine:
                     self._changed.clear()
                     await self._changed.wait()
         return self._idle()
+
+    async def ended(self, seconds: float) -> None:
+        """Wait until the scheduler has gone, for so long at the most."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while self.error is None:
+                    self._changed.clear()
+                    await self._changed.wait()
 
     def _idle(self) -> bool:
         """What the scheduler said before it heard of Drain may be out of date."""
@@ -220,12 +221,13 @@ class Engine:
         try:
             await work()
         except GroupError as error:
-            self._lose(error)
+            self.lose(error)
         except Exception as error:  # whatever it is, tokens come no more
             _log.exception("the link to the scheduler failed")
-            self._lose(GroupError(f"the link to the scheduler failed: {error}"))
+            self.lose(GroupError(f"the link to the scheduler failed: {error}"))
 
-    def _lose(self, error: GroupError) -> None:
+    def lose(self, error: GroupError) -> None:
+        """The scheduler is gone, or never came: whatever is open fails."""
         if self.error is not None:
             return
         self.error = error

@@ -7,7 +7,7 @@ import msgspec
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from pds_engine.errors import GroupError, PdsError, RequestError
+from pds_engine.errors import GroupError, PdsError, RequestError, Unavailable
 from pds_engine.messages import Failed
 
 _KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
@@ -62,6 +62,11 @@ def response(error: Exception) -> Response:
     """`told`, as a response."""
     status, content, headers = told(error)
     return Response(content, status, headers, media_type="application/json")
+
+
+def verdict(problem: str | None) -> Response:
+    """The answer to a probe: 200, or 503 with what is wrong."""
+    return Response(b"", 200) if problem is None else response(Unavailable(problem))
 
 
 async def handler(request: Any, error: Exception) -> Response:

@@ -13,6 +13,8 @@ class Internal:
     """The router's word on one request; the defaults are those of a request without a router."""
 
     request_id: str | None = None
+    attempt: str = ""
+    """Which of the router's attempts at this request it is."""
     created: int | None = None
     seed: int | None = None
     source: Source | None = None
@@ -58,6 +60,7 @@ def read(signed: bool, role: Role, headers: Mapping[str, str]) -> Internal:
         raise InvalidRequest(f"x-pds-role is {given}, this engine's role is {role}")
     return Internal(
         request_id=headers.get("x-pds-request-id"),
+        attempt=headers.get("x-pds-attempt", ""),
         created=_number(headers, "x-pds-created"),
         seed=_number(headers, "x-pds-seed"),
         source=_source(headers) if role == "decode" else None,

@@ -41,6 +41,8 @@ class Job:
     """Events of so many first tokens are another's to send, or were sent before."""
     echoes: tuple[str, ...] = field(default=())
     """Per choice, the prompt's text that goes before the output."""
+    prompt_logprobs: int | None = None
+    """How many of the likeliest are told beside each token of the prompt; None: neither."""
 
 
 def check_model(name: str | None, config: EngineConfig) -> None:
@@ -61,8 +63,6 @@ def text_prompts(
         raise InvalidRequest("suffix is not served", param="suffix")
     if body.best_of is not None and body.best_of > (body.n or 1):
         raise InvalidRequest("best_of above n is not served", param="best_of")
-    if body.echo and body.logprobs is not None:
-        raise InvalidRequest("echo together with logprobs is not served", param="echo")
     prompt = body.prompt
     texts = [prompt] if isinstance(prompt, str) else [p for p in prompt if isinstance(p, str)]
     if texts:
@@ -136,7 +136,10 @@ def make(
             param="n" if copies > 1 else "prompt",
         )
     id = internal.request_id or f"{'chatcmpl' if chat else 'cmpl'}-{secrets.token_hex(12)}"
+    name = f"{id}.{internal.attempt}" if internal.attempt else id
     wanted = body.seed if internal.seed is None else internal.seed
+    limit = config.http.request_timeout
+    deadline = None if limit is None else time.time() + limit
     seed = (secrets.randbits(63) if wanted is None else wanted) & (2**63 - 1)
     stop_ids = _stop_ids(body, tokenizer)
     submits: list[Submit] = []
@@ -145,12 +148,13 @@ def make(
         for copy in range(copies):
             submits.append(
                 Submit(
-                    request_id=id if count == 1 else f"{id}#{len(submits)}",
+                    request_id=name if count == 1 else f"{name}#{len(submits)}",
                     prompt_ids=tuple(prompt),
                     output_ids=resumed,
                     sampling=_sampling(body, room, stop_ids, tokenizer.vocabulary, copy),
                     seed=seed,
                     priority=body.priority or 0,
+                    deadline=deadline,
                     role_hint=config.role,
                     source=internal.source,
                 )
@@ -180,6 +184,7 @@ def make(
         first_only=config.role == "prefill",
         muted=(len(resumed) + (config.role == "decode")) if stream else 0,
         echoes=tuple(tokenizer.decode(p) for p in prompts for _ in range(copies)) if echo else (),
+        prompt_logprobs=body.prompt_logprobs,
     )
 
 
@@ -244,6 +249,7 @@ def _sampling(
         min_tokens=body.min_tokens or 0,
         logprobs=_logprobs(body),
         choice=choice,
+        prompt_logprobs=_prompt_logprobs(body),
     )
 
 
@@ -253,6 +259,16 @@ def _logprobs(body: CompletionRequest | ChatRequest) -> int | None:
     if body.top_logprobs and not body.logprobs:
         raise InvalidRequest("top_logprobs needs logprobs: true", param="top_logprobs")
     return (body.top_logprobs or 0) if body.logprobs else None
+
+
+def _prompt_logprobs(body: CompletionRequest | ChatRequest) -> int | None:
+    """Asked for by name, or by the scores of an answer that begins with its prompt."""
+    asked = body.prompt_logprobs
+    if asked is not None and body.stream:
+        raise InvalidRequest("prompt_logprobs is not served with stream", param="prompt_logprobs")
+    if isinstance(body, CompletionRequest) and body.echo and body.logprobs is not None:
+        return max(asked or 0, body.logprobs)
+    return asked
 
 
 def _bias(given: dict[str, Any], vocabulary: int) -> dict[int, float]:

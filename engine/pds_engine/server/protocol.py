@@ -60,6 +60,7 @@ class Common(Body):
     logit_bias: dict[str, Any] | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
+    prompt_logprobs: int | None = Field(None, ge=0, le=20)
     priority: int | None = Field(None, ge=-(2**31), lt=2**31)
     user: str | None = None
     pds_resume: Resume | None = None

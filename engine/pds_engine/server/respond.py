@@ -10,7 +10,7 @@ from starlette.types import Receive, Scope, Send
 
 from pds_engine.errors import PdsError
 from pds_engine.messages import Failed, Token
-from pds_engine.server.answers import DONE, Answer, server_sent
+from pds_engine.server.answers import DONE, Answer, broken_off, server_sent
 from pds_engine.server.engine import Engine
 from pds_engine.server.errors import RequestFailed, told
 from pds_engine.server.inbox import ClientGone, Inbox
@@ -31,7 +31,6 @@ async def respond(engine: Engine, job: Job, answer: Answer, request: Request) ->
     Raises:
         PdsError: it failed before anything was sent.
     """
-    await engine.released(job.submits)
     run = Run(engine, job, answer, request)
     try:
         first = await run.next()
@@ -136,8 +135,8 @@ class Stream(Response):
         except ClientGone:
             _log.info("the client left", extra={"request_id": run.job.id})
         except PdsError as error:
-            # The status is out; OpenAI's clients raise on an error event. No [DONE] follows.
-            content = b"data: %s\n\n" % told(error)[1]
+            status, error_object, _ = told(error)  # the status is out; no [DONE] follows
+            content = broken_off(run.job, status, error_object)
             await send({"type": "http.response.body", "body": content})
         finally:
             run.close()

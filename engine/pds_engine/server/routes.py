@@ -17,7 +17,7 @@ from pds_engine.server.answers import Answer
 from pds_engine.server.chat import ChatAnswer
 from pds_engine.server.completion import CompletionAnswer
 from pds_engine.server.engine import Engine
-from pds_engine.server.errors import response
+from pds_engine.server.errors import response, verdict
 from pds_engine.server.inbox import ClientGone
 from pds_engine.server.job import Job
 from pds_engine.server.respond import respond
@@ -164,10 +164,10 @@ class Routes:
         error = engine.error.message if engine.error else None
         age = engine.clock() - engine.state_at
         timeout = self._config.scheduler.step_timeout
-        return _verdict(state.sick(engine.state, age, timeout, error))
+        return verdict(state.sick(engine.state, age, timeout, error))
 
     async def readyz(self, request: Request) -> Response:
-        return _verdict(self._unready())
+        return verdict(self._unready())
 
     async def metrics(self, request: Request) -> Response:
         return Response(self._engine.metrics.text(), media_type=CONTENT_TYPE_LATEST)
@@ -249,12 +249,6 @@ class Routes:
 
 def _json(value: object) -> Response:
     return Response(msgspec.json.encode(value), media_type="application/json")
-
-
-def _verdict(problem: str | None) -> Response:
-    if problem is None:
-        return Response(b"", 200)
-    return response(Unavailable(problem))
 
 
 async def _off_loop(size: int, work: Callable[[], R]) -> R:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from msgspec import structs
+
 from pds_engine.errors import ProtocolError
 from pds_engine.messages import Token
 from pds_engine.server.job import Job
@@ -14,6 +16,8 @@ class Told(NamedTuple):
 
     choice: int
     event: Event
+    last: bool = False
+    """It comes of the choice's last token: only the end of the answer follows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,24 +68,27 @@ class Session:
             raise ProtocolError(
                 f"{token.request_id}: token {token.index} came where {state.count} was expected"
             )
-        after, events = emit(state, token.token, token.logprobs)
+        after, events = emit(state, token.token, token.logprobs, token.prompt_logprobs)
         self._states[choice] = after
         if token.index == len(self.job.submits[choice].output_ids):
             self._cached[choice] = token.cached_tokens
-        told = [] if token.index < self.job.muted else [Told(choice, event) for event in events]
         reason = "stop" if after.stopped is not None else token.finish_reason
+        last = reason is not None
+        events = [] if token.index < self.job.muted else events
+        told = [Told(choice, event, last) for event in events]
         if self.job.first_only:
             self._open.discard(choice)
             return told, False
         if reason is None:
             return told, False
         self._open.discard(choice)
-        told.append(Told(choice, finish(after, reason, self.job.eos_ids)))
+        told.append(Told(choice, finish(after, reason, self.job.eos_ids), last))
         return told, token.finish_reason is None
 
 
 def _replayed(job: Job, output_ids: tuple[int, ...]) -> State:
+    """The state behind these tokens, of which the client was told: the journal names them all."""
     state = State(job.rules)
     for id in output_ids:
         state, _ = emit(state, id)
-    return state
+    return structs.replace(state, ids=())

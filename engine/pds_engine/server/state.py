@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from msgspec import structs
+
 from pds_engine.config import EngineConfig
 from pds_engine.messages import KernelsProof, State
 
@@ -27,7 +29,8 @@ def unready(state: State | None, config: EngineConfig) -> str | None:
     ranks = config.parallelism.ranks
     joined = state.ranks_ready if state else 0
     if joined != ranks:
-        return f"{joined} of {ranks} ranks have joined"
+        missing = ", ".join(str(rank) for rank in state.missing) if state else ""
+        return f"{joined} of {ranks} ranks have joined{missing and f', missing: {missing}'}"
     if config.cache.warmup and not (state and state.kernels):
         return "the kernels are not proven warm"
     return None
@@ -51,6 +54,7 @@ def report(
         "revision": config.pod.revision,
         "incarnation": incarnation,
         "model": config.model.name,
+        "model_digest": known.model_digest,
         "max_model_len": config.max_model_len,
         "control": f"{config.pod.ip}:{config.http.control_port}",
         "kv_fingerprint": known.kv_fingerprint,
@@ -64,10 +68,14 @@ def report(
         "kv_used": known.kv_used,
         "kv_total": known.kv_total,
         "kv_quarantined": known.kv_quarantined,
+        "kv_cached": known.kv_cached,
+        "prefix_query_tokens": known.prefix_query_tokens,
+        "prefix_hit_tokens": known.prefix_hit_tokens,
         "steps_done": known.steps_done,
         "preemptions": known.preemptions,
         "draining": draining or known.draining,
         "kernels": _kernels(known),
+        "traffic": [structs.asdict(each) for each in known.traffic],
     }
 
 

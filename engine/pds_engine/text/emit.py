@@ -47,6 +47,8 @@ class Event(Struct, frozen=True):
     finish_reason: str | None = None
     stop_reason: str | int | None = None
     """The stop string, or the stop token other than the model's own, that ended the output."""
+    prompt: tuple[TokenLogprobs, ...] = ()
+    """With the first token, when asked for: the scores of the prompt's second token and on."""
 
 
 class State(Struct, frozen=True):
@@ -65,7 +67,10 @@ class State(Struct, frozen=True):
 
 
 def emit(
-    state: State, token: int, scores: TokenLogprobs | None = None
+    state: State,
+    token: int,
+    scores: TokenLogprobs | None = None,
+    prompt: tuple[TokenLogprobs, ...] = (),
 ) -> tuple[State, list[Event]]:
     """Take one output token in; at most one event comes of it.
 
@@ -91,7 +96,7 @@ def emit(
         release, held, matched = state.held + text, "", None
     ids = (*state.ids, token)
     told = bool(release or scored or state.count == 0)
-    event = Event(release, count, ids, scored, first=state.count == 0)
+    event = Event(release, count, ids, scored, first=state.count == 0, prompt=prompt)
     after = State(
         rules,
         count,

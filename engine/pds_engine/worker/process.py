@@ -1,9 +1,9 @@
-"""The process of one rank: executes the scheduler's orders strictly in the order they come."""
+"""The process of one rank: joins its group, loads its part of the model, and serves."""
 
 import logging
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import zmq
@@ -11,66 +11,51 @@ from pds_kernels.cache import Artefact, manifest_digest
 from pds_kernels.graph import load as load_graph
 
 from pds_engine.config import EngineConfig
-from pds_engine.errors import ConfigError, GroupError, PdsError, ProtocolError
+from pds_engine.errors import ConfigError, PdsError
 from pds_engine.keys import Keys
 from pds_engine.kv.layout import KvFormat, fingerprint, shard
 from pds_engine.kv.pool import KvPool
 from pds_engine.kv.transfer import TransferThread
-from pds_engine.messages import (
-    Admit,
-    AnyMessage,
-    CloseTransfer,
-    Expect,
-    Fault,
-    Forget,
-    Hello,
-    KernelsProof,
-    KvEndpoint,
-    OpenTransfer,
-    Push,
-    Ready,
-    Release,
-    StepPlan,
-    Welcome,
-)
+from pds_engine.messages import Fault, Hello, KernelsProof, Ready
 from pds_engine.models.checkpoint import digest
 from pds_engine.models.decoder import Decoder
 from pds_engine.models.loader import load
+from pds_engine.parallel.collectives import ALONE, Collectives
+from pds_engine.parallel.exchange import Exchange
+from pds_engine.parallel.groups import Groups, assemble
+from pds_engine.parallel.stage import Place, Stage
 from pds_engine.runner import graphs
 from pds_engine.runner.runner import Runner
 from pds_engine.spec import read_config
 from pds_engine.warmup import open_cache
 from pds_engine.wire import Link
+from pds_engine.worker.joining import join
+from pds_engine.worker.loop import Loop
 from pds_engine.worker.mailbox import Mailbox
+from pds_engine.worker.watchdog import Activity, Watchdog
 
 logger = logging.getLogger("pds.worker")
 
 
-class Transfers(Protocol):
-    """What the worker asks of kv.transfer.TransferThread."""
-
-    def endpoint(self) -> KvEndpoint: ...
-    def open(self, order: OpenTransfer) -> None: ...
-    def push(self, push: Push) -> None: ...
-    def close(self, order: CloseTransfer) -> None: ...
-    def expect(self, order: Expect) -> None: ...
-    def forget(self, order: Forget) -> None: ...
-    def stop(self) -> None: ...
-
-
 def run(config: EngineConfig, keys: Keys, scheduler: str, rank: int, incarnation: str) -> None:
-    """Load this rank's part, report Ready, and execute orders until the process is ended.
+    """Join the group, load this rank's part, report Ready, and execute orders until the process is
+    ended.
 
     Raises:
         ConfigError: the model or the layout cannot be served; told to launch by the exit status.
-        GroupError: the scheduler did not answer, or broke the protocol.
+        GroupError: the scheduler or another rank is gone, or broke the protocol.
     """
     torch.set_num_threads(config.threads)
     context = zmq.Context()
     link = Link(context, scheduler, keys)
+    activity = Activity(rank)
+    watchdog: Watchdog | None = None
     try:
-        _join(config, link, rank, incarnation)
-        _serve(config, keys, link, rank)
+        assembly, group = join(config, link, rank, incarnation)
+        hello = Hello(peer="watch", group=config.pod.group, incarnation=group, rank=rank)
+        watchdog = Watchdog(context, scheduler, keys, hello, activity)
+        watchdog.start()
+        _serve(config, keys, link, activity, assembly.rendezvous)
     except ConfigError:
         # The link is left to the process's end: a scheduler that lost it earlier would end first,
         # and launch reports the status of whoever ended first.
@@ -80,26 +65,27 @@ def run(config: EngineConfig, keys: Keys, scheduler: str, rank: int, incarnation
         code = error.code if isinstance(error, PdsError) else PdsError.code
         link.send(Fault(rank=rank, code=code, message=f"{type(error).__name__}: {error}"))
         link.close(linger_ms=1000)
+        if watchdog is not None:
+            watchdog.stop()
         context.term()
         raise
 
 
-def _join(config: EngineConfig, link: Link, rank: int, incarnation: str) -> None:
-    link.send(Hello(peer="worker", group=config.pod.group, incarnation=incarnation, rank=rank))
-    answer = link.receive(timeout=config.join_timeout)
-    if answer is None:
-        raise ProtocolError(f"the scheduler did not answer rank {rank} in {config.join_timeout} s")
-    if not isinstance(answer, Welcome) or answer.incarnation != incarnation:
-        raise ProtocolError(f"the scheduler answered Hello with {type(answer).__name__}")
-
-
-def _serve(config: EngineConfig, keys: Keys, link: Link, rank: int) -> None:
-    device = torch.device(_device(config))
-    decoder = load(config, rank, device)
+def _serve(
+    config: EngineConfig, keys: Keys, link: Link, activity: Activity, rendezvous: str
+) -> None:
+    rank, split = activity.rank, config.parallelism
+    device = _device(config, rank)
+    groups = assemble(config, rank, device, rendezvous)
+    shard = ALONE if groups.tp is None else Collectives(groups.tp, rank % split.tp, split.tp)
+    decoder = load(config, rank, device, shard)
     proof = use_graphs(config, decoder, device) if config.compile else None
     kv = kv_format(config, decoder)
     pages, pool = make_pool(config, decoder, kv, device)
     runner = Runner(config, decoder, [pool.layer(i) for i in range(len(decoder.part.layers))])
+    exchange = make_exchange(config, decoder, groups, rank, device)
+    activity.counts, activity.compiles = exchange.counts, lambda: runner.compiles
+    stage = Stage(Place(decoder.part.pp_rank, split.pp), runner, exchange)
     mailbox = Mailbox()
     transfers = TransferThread(pool, config.kv, rank, config.pod.ip, mailbox.put, keys)
     try:
@@ -110,22 +96,46 @@ def _serve(config: EngineConfig, keys: Keys, link: Link, rank: int) -> None:
                 kv_fingerprint=fingerprint(kv),
                 endpoint=transfers.endpoint(),
                 kernels=proof,
+                model_digest=kv.digest,
             )
         )
         logger.info("rank %d is ready with %d pages", rank, pages)
-        Loop(link, runner, transfers, mailbox).run()
+        reports = rank == split.ranks - split.tp
+        Loop(link, stage, runner, transfers, mailbox, activity, reports=reports).run(link)
     finally:
         transfers.stop()
         mailbox.close()
 
 
-def _device(config: EngineConfig) -> str:
+def make_exchange(
+    config: EngineConfig, decoder: Decoder, groups: Groups, rank: int, device: torch.device
+) -> Exchange:
+    """What carries this rank's hidden states and outputs."""
+    split = config.parallelism
+    bounds = config.scheduler
+    tokens = bounds.max_step_tokens or bounds.chunk_size + bounds.max_running
+    return Exchange(
+        groups,
+        split,
+        rank,
+        rows=tokens + split.tp,
+        width=decoder.spec.hidden,
+        dtype=decoder.dtype,
+        device=device,
+    )
+
+
+def _device(config: EngineConfig, rank: int) -> torch.device:
     available = torch.cuda.is_available()
     if config.device == "cuda" and not available:
         raise ConfigError(
             "device: cuda was asked for and there is none", hint="ask for a GPU, or device: cpu"
         )
-    return "cuda" if available and config.device != "cpu" else "cpu"
+    if not available or config.device == "cpu":
+        return torch.device("cpu")
+    device = torch.device("cuda", rank % config.parallelism.ranks_per_pod)
+    torch.cuda.set_device(device)
+    return device
 
 
 def kv_format(config: EngineConfig, decoder: Decoder) -> KvFormat:
@@ -194,68 +204,3 @@ def make_pool(
         )
     shared = "shm" in config.kv.backends
     return pages, KvPool(kv, held, pages + 1, str(device), shared=shared)
-
-
-class Loop:
-    """Takes orders from the link and reports from the mailbox as they come."""
-
-    def __init__(self, link: Link, runner: Runner, transfers: Transfers, mailbox: Mailbox) -> None:
-        self._link = link
-        self._runner = runner
-        self._transfers = transfers
-        self._mailbox = mailbox
-
-    def run(self) -> None:
-        """Never returns.
-
-        Raises:
-            GroupError: the scheduler or the transfer thread is gone, or an order was wrong.
-        """
-        poller = zmq.Poller()
-        poller.register(self._link.socket, zmq.POLLIN)
-        poller.register(self._link.monitor, zmq.POLLIN)
-        poller.register(self._mailbox.descriptor, zmq.POLLIN)
-        while True:
-            poller.poll()
-            self.turn()
-            if self._link.lost:
-                raise GroupError("the scheduler has closed its connection")
-
-    def turn(self) -> None:
-        """Handle all that is waiting; a transfer's report never waits for more than one order."""
-        while True:
-            for report in self._mailbox.take():
-                self._link.send(report)
-                if isinstance(report, Fault):
-                    raise GroupError(report.message)
-            order = self._link.receive()
-            if order is None:
-                return
-            self.handle(order)
-
-    def handle(self, order: AnyMessage) -> None:
-        """Execute one order.
-
-        Raises:
-            ProtocolError: it is none that a worker takes, or does not fit what the slots hold.
-        """
-        match order:
-            case StepPlan():
-                done = self._runner.execute(order)
-                for push in order.pushes:
-                    self._transfers.push(push)
-                self._link.send(done)
-            case Admit():
-                self._runner.admit(order)
-            case Release():
-                self._runner.release(order)
-            case OpenTransfer():
-                self._transfers.open(order)
-            case CloseTransfer():
-                self._transfers.close(order)
-            case Expect():
-                self._transfers.expect(order)
-            case Forget():
-                self._transfers.forget(order)
-            case _:
-                raise ProtocolError(f"a worker does not take {type(order).__name__}")

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from pds_operator.errors import SpecError
 from pds_operator.spec import EngineSpec, PDServingSpec, RoleSpec
 from pds_operator.spec.fields import Part
 
@@ -21,10 +20,15 @@ PLACES: dict[str, str] = {
     "kv_memory_bytes": "kv.memory_bytes",
     "kv_backends": "kv.backends",
     "chunk_size": "scheduler.chunk_size",
+    "chunked_prefill": "scheduler.chunked_prefill",
+    "dynamic_chunks": "scheduler.dynamic_chunks",
+    "preemption": "scheduler.preemption",
     "max_running": "scheduler.max_running",
     "max_waiting": "scheduler.max_waiting",
+    "prefix_cache": "scheduler.prefix_cache",
     "step_timeout_seconds": "scheduler.step_timeout",
     "join_timeout_seconds": "join_timeout",
+    "request_timeout_seconds": "http.request_timeout",
     "pipeline": "pipeline",
     "delayer": "delayer",
     "dp": "dp",
@@ -37,11 +41,7 @@ PLACES: dict[str, str] = {
 
 
 def engine_config(spec: PDServingSpec, role: str) -> Object:
-    """The file of `role`. What the spec leaves out is left to the engine's defaults.
-
-    Raises:
-        SpecError: the spec asks for what this version's engine does not have.
-    """
+    """The file of `role`. What the spec leaves out is left to the engine's defaults."""
     shape = spec.roles[role]
     warm = warms_up(spec)
     tree: Object = {
@@ -79,7 +79,7 @@ def warms_up(spec: PDServingSpec) -> bool:
 
 def _parallelism(shape: RoleSpec) -> Object:
     given = shape.parallelism
-    axes = {"pp": given.pp, "tp": given.tp, "dp": given.dp} if given else {}
+    axes = given.model_dump() if given else {}
     return _given({**axes, "ranks_per_pod": shape.ranks_per_pod})
 
 
@@ -99,10 +99,6 @@ def _cache(spec: PDServingSpec) -> Object:
 
 
 def _overlay(tree: Object, engine: EngineSpec) -> None:
-    if engine.dynamic:
-        raise SpecError(
-            "spec.engine.dynamic: this version's engine has no dynamic chunk size; set chunkSize"
-        )
     for field, place in PLACES.items():
         value = getattr(engine, field)
         if value is None:

@@ -10,7 +10,7 @@ import json
 from typing import Any
 
 from pds_operator import names, revision
-from pds_operator.build import config
+from pds_operator.build import config, gang
 from pds_operator.build.owner import Owner
 from pds_operator.build.volumes import CONFIG_FILE, pod_volumes
 from pds_operator.errors import SpecError
@@ -102,6 +102,9 @@ def pod(
     }
     if failures:
         metadata.setdefault("annotations", {})[names.FAILURES] = str(failures)
+    together = gang.of(data, role)
+    if together:
+        gang.mark(metadata, together, names.group_name(owner.name, role, group, attempt))
     spec |= {"hostname": name, "subdomain": names.ranks_service(owner.name)}
     if rank_pod == 0:
         spec["readinessGates"] = [{"conditionType": names.ROUTABLE}]
@@ -213,13 +216,17 @@ def _pod_spec(
         result["imagePullSecrets"] = [{"name": item.name} for item in spec.image_pull_secrets]
     if spec.service_account_name:
         result["serviceAccountName"] = spec.service_account_name
-    if scheduling and scheduling.scheduler_name:
-        result["schedulerName"] = scheduling.scheduler_name
+    if scheduling and (name := scheduling.scheduler_name or _scheduler(scheduling.gang)):
+        result["schedulerName"] = name
     if scheduling and scheduling.priority_class_name:
         result["priorityClassName"] = scheduling.priority_class_name
     if scheduling and scheduling.group_topology_key:
         result["affinity"] = _together(owner, role, scheduling.group_topology_key)
     return result
+
+
+def _scheduler(kind: str | None) -> str:
+    return gang.KINDS[kind].scheduler if kind in gang.KINDS else ""
 
 
 def _container(

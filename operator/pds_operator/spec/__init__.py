@@ -80,10 +80,6 @@ class EngineSpec(Part):
     model_config = part(
         rules(
             (
-                "!has(self.chunkSize) || !has(self.dynamic) || !self.dynamic",
-                "chunkSize and dynamic: true exclude each other",
-            ),
-            (
                 "!has(self.chunkSize) || !has(self.pageSize) || self.chunkSize >= self.pageSize",
                 "chunkSize must hold at least one page (pageSize)",
             ),
@@ -99,11 +95,17 @@ class EngineSpec(Part):
     ) = None
     """What a group offers for the hand-over; a pair takes the best that both offer."""
     chunk_size: Annotated[int, Field(ge=1, le=1048576)] | None = None
-    dynamic: bool | None = None
+    chunked_prefill: Literal["mixed", "separate"] | None = None
+    """A step holds chunks beside running requests, or the two kinds take turns."""
+    dynamic_chunks: bool | None = None
+    """Late chunks of a prompt are shorter, so that each takes as long as a first one."""
+    preemption: Literal["recompute", "none"] | None = None
     max_running: Annotated[int, Field(ge=1, le=4096)] | None = None
     max_waiting: Annotated[int, Field(ge=0, le=1000000)] | None = None
+    prefix_cache: bool | None = None
     step_timeout_seconds: Annotated[int, Field(ge=1, le=86400)] | None = None
     join_timeout_seconds: Annotated[int, Field(ge=1, le=86400)] | None = None
+    request_timeout_seconds: Annotated[int, Field(ge=1, le=86400)] | None = None
     pipeline: PipelineSpec | None = None
     delayer: DelayerSpec | None = None
     dp: DpSpec | None = None
@@ -117,9 +119,20 @@ class EngineSpec(Part):
 class Parallelism(Part):
     """Ranks of a group = pp·tp·dp; tp is the size of one attention group."""
 
+    model_config = part(
+        rule(
+            "!has(self.layers) || self.layers.size() == (has(self.pp) ? self.pp : 1)",
+            "layers must have one count for each of the pp stages",
+        )
+    )
     pp: Count | None = None
     tp: Count | None = None
     dp: Count | None = None
+    layers: (
+        Annotated[list[Annotated[int, Field(ge=1, le=1024)]], Field(min_length=1, max_length=64)]
+        | None
+    ) = None
+    """Layers of each stage; left out: so that the largest stage has the fewest parameters."""
 
 
 class Resources(Part):
@@ -255,15 +268,10 @@ class CompileCacheSpec(Part):
 
 
 class SchedulingSpec(Part):
-    model_config = part(
-        rule(
-            "!has(self.gang) || self.gang == 'none'",
-            "gang: this version schedules pods one by one; leave it out or say none",
-        )
-    )
     scheduler_name: Name | None = None
     priority_class_name: Name | None = None
     gang: Literal["none", "volcano", "coscheduling", "kai"] | None = None
+    """Groups of several pods get a PodGroup of that scheduler: all of them start, or none."""
     group_topology_key: Annotated[str, Field(min_length=1, max_length=317)] | None = None
     """All pods of a group run within one value of this node label."""
     schedule_timeout_seconds: Annotated[int, Field(ge=1, le=86400)] | None = None
@@ -280,12 +288,10 @@ class RolloutSpec(Part):
                 "maxSurge and maxUnavailable cannot both be zero: nothing could ever be replaced",
             ),
             (
-                "!has(self.paused) || !self.paused",
-                "paused: this version cannot pause a rollout; leave it out",
-            ),
-            (
-                "!has(self.partition) || self.partition == 0 || self.partition == '0%'",
-                "partition: this version cannot hold steps of a rollout back; leave it out",
+                "!has(self.progressDeadlineSeconds) || self.progressDeadlineSeconds == 0 || "
+                "self.progressDeadlineSeconds > "
+                "(has(self.minReadySeconds) ? self.minReadySeconds : 0)",
+                "progressDeadlineSeconds must be more than minReadySeconds",
             ),
         )
     )
@@ -294,12 +300,17 @@ class RolloutSpec(Part):
     max_unavailable: IntOrPercent | None = None
     """Groups of each role that may be missing; a percentage rounds down. Default: 0."""
     partition: IntOrPercent | None = None
+    """The last steps of a rollout, held back; a percentage of the steps rounds up. Default: 0."""
     paused: bool | None = None
+    """Stay at the step that is reached. Scaling and replacing dead groups go on."""
     drain_seconds: Annotated[int, Field(ge=0, le=86400)] | None = None
     """Default: 120."""
     min_ready_seconds: Seconds | None = None
+    """A new group counts when it has been ready for so long. Default: 0."""
     progress_deadline_seconds: Seconds | None = None
+    """A rollout that comes no nearer to its end for so long is told of. Default: 1800; 0: never."""
     auto_rollback: bool | None = None
+    """Go back to the last good revision when the new one shows to be bad. Default: true."""
     revision_history_limit: Annotated[int, Field(ge=0, le=1000)] | None = None
     """Default: 10."""
 

@@ -22,6 +22,27 @@ def test_llama_has_no_head_norms_and_derives_its_head_size(folder):
     assert (spec.qk_norm, spec.head_dim) == (False, 4)
 
 
+def test_qwen2_has_biases_and_no_head_norms(folder):
+    folder.configure(architectures=["Qwen2ForCausalLM"], sliding_window=32)
+    spec = check(folder.engine())
+    assert (spec.qk_norm, spec.qkv_bias, spec.window) == (False, True, None)
+
+
+@pytest.mark.parametrize(("window", "found"), [(None, None), (..., None), (64, 64), (4096, 4096)])
+def test_mistral_with_a_window_as_long_as_the_context(folder, window, found):
+    folder.configure(architectures=["MistralForCausalLM"], sliding_window=window)
+    spec = check(folder.engine())
+    assert (spec.qk_norm, spec.qkv_bias, spec.window) == (False, False, found)
+
+
+def test_a_window_shorter_than_the_context_is_refused(folder):
+    folder.configure(architectures=["MistralForCausalLM"], sliding_window=32)
+    with pytest.raises(ConfigError, match="above the model's sliding window of 32") as told:
+        check(folder.engine())
+    assert told.value.hint == "choose max_model_len ≤ 32"
+    check(folder.engine(max_model_len=32))
+
+
 @pytest.mark.parametrize("where", ["rope_parameters", "rope_scaling"])
 def test_both_spellings_of_llama3_positions(folder, where):
     scaling = {
@@ -63,12 +84,27 @@ def test_a_config_that_is_not_served(folder, keys, says):
     [
         ({"parallelism": {"pp": 3}}, "parallelism.pp 3 is above the model's 2 layers"),
         ({"parallelism": {"tp": 3}}, "parallelism.tp 3 does not divide the model's 4 attention"),
+        ({"parallelism": {"tp": 8}}, "parallelism.tp 8 does not divide the model's 4 attention"),
         ({"max_model_len": 65}, "max_model_len 65 is above the model's 64 positions"),
     ],
 )
 def test_a_layout_that_cannot_be(folder, keys, says):
     with pytest.raises(ConfigError, match=says):
         check(folder.engine(**keys))
+
+
+@pytest.mark.parametrize("tp", [1, 2, 4])
+def test_kv_heads_are_shared_out_or_copied(folder, tp):
+    check(folder.engine(parallelism={"tp": tp}))
+    folder.configure(num_attention_heads=12, num_key_value_heads=6, intermediate_size=24)
+    if tp < 4:
+        check(folder.engine(parallelism={"tp": tp}))
+        return
+    with pytest.raises(
+        ConfigError, match=r"parallelism\.tp 4 neither divides .* 6 KV heads"
+    ) as told:
+        check(folder.engine(parallelism={"tp": tp}))
+    assert "parallelism.tp" in told.value.hint
 
 
 def test_a_folder_that_is_not_there_and_a_file_that_is_not_json(folder, tmp_path):

@@ -258,7 +258,7 @@ async def router() -> AsyncIterator[Routers]:
             {"backends": [e.url for e in engines], "health": health, "port": 0, **options}
         )
         router = Router(config, key)
-        router.discovery.start()
+        await router.discovery.start()
         serving = server(router, "127.0.0.1", 0, 5)
         task = asyncio.create_task(serving.serve())
         await until(lambda: serving.started)

@@ -80,6 +80,8 @@ async def test_backends_says_what_each_one_is(engine, router):
         "routable": True,
         "reason": "routable",
         "circuit": "closed",
+        "requests": 0,
+        "failures": 0,
         "in_flight": 0,
         "outstanding_tokens": 0,
     }
@@ -371,8 +373,9 @@ async def refused(url):
 def test_it_imports_neither_torch_nor_the_engine():
     program = (
         "import sys, pds_engine.router.serve, pds_engine.router.cli\n"
-        "bad = {'torch', 'transformers', 'zmq', 'kubernetes', 'tokenizers'} & set(sys.modules)\n"
+        "bad = {'torch', 'transformers', 'zmq', 'tokenizers'} & set(sys.modules)\n"
         "apart = [f'pds_engine.{m}' for m in ('server', 'scheduler', 'worker')] + ['pds_kernels']\n"
+        "apart += ['kubernetes.aio.client.models.', 'kubernetes.aio.client.api.']\n"
         "bad |= {m for m in sys.modules if m.startswith(tuple(apart))}\n"
         "print(sorted(bad))"
     )

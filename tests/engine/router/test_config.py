@@ -20,9 +20,9 @@ def test_a_wrong_configuration_ends_with_78_and_names_the_key(tmp_path):
 
 def test_where_settings_come_from(tmp_path):
     config = tmp_path / "router.yaml"
-    config.write_text("namespace: file\nkubernetes: {host: file}\npolicy: powerOfTwo\n")
-    environ = {"PDS_NAMESPACE": "pod", "KUBERNETES_SERVICE_HOST": "10.0.0.1", "KUBECONFIG": ""}
+    config.write_text("namespace: file\nkubernetes: {kubeconfig: file}\npolicy: powerOfTwo\n")
+    environ = {"PDS_NAMESPACE": "pod", "KUBECONFIG": "/home/config", "PDS_LOG_LEVEL": ""}
     found = load(config, flags={"policy": "roundRobin", "port": None}, environ=environ)
-    assert (found.namespace, found.kubernetes.host, found.policy, found.port) == (
+    assert (found.namespace, str(found.kubernetes.kubeconfig), found.policy, found.port) == (
         "pod", "file", "roundRobin", 8000,
     )  # fmt: skip

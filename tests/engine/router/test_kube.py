@@ -10,9 +10,10 @@ from aiohttp import web
 from pds_engine.errors import ConfigError
 from pds_engine.router.app import Router
 from pds_engine.router.config import KubernetesConfig, RouterConfig
-from pds_engine.router.kube import Access, PodWatch, access, lines
+from pds_engine.router.kube import PodWatch
 
 KEY = b"k" * 32
+EXEC = "client.authentication.k8s.io/v1"
 
 
 async def until(holds, seconds=5.0):
@@ -60,6 +61,7 @@ class FakeApi:
         self.lists, self.asked = 0, []
         self.refuse = 0
         self.page = None
+        self.tokens, self.expired = [], ""
         self.open = asyncio.Queue()
 
     async def start(self):
@@ -73,6 +75,9 @@ class FakeApi:
 
     async def serve(self, request):
         assert request.query["labelSelector"]
+        self.tokens.append(request.headers["Authorization"])
+        if self.tokens[-1] == self.expired:
+            return web.json_response({"code": 401}, status=401)
         if self.refuse:
             return web.json_response({"code": self.refuse}, status=self.refuse)
         if "watch" not in request.query:
@@ -112,15 +117,27 @@ async def api():
     await server.stop()
 
 
+def kubeconfig(folder, server, **user):
+    tree = {
+        "current-context": "c",
+        "contexts": [{"name": "c", "context": {"cluster": "k", "user": "u"}}],
+        "clusters": [{"name": "k", "cluster": {"server": server}}],
+        "users": [{"name": "u", "user": user or {"token": "t"}}],
+    }
+    path = folder / "config"
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
 @pytest.fixture
-async def watching(api):
+async def watching(api, tmp_path):
     tasks = []
 
-    async def start():
+    async def start(**user):
         changes = []
-        watch = PodWatch(
-            Access(api.url, True, lambda: "token"), "ns", "a=b", lambda: changes.append(1)
-        )
+        access = KubernetesConfig(kubeconfig=kubeconfig(tmp_path, api.url, **user))
+        watch = PodWatch(access, "ns", "a=b,c in (d,e)", lambda: changes.append(1))
+        await watch.login()
         tasks.append(asyncio.create_task(watch.run()))
         await until(lambda: changes or watch.trouble)
         return watch
@@ -228,54 +245,74 @@ async def test_an_outage_keeps_what_was_known(api, watching):
     assert names(watch) == ["chat-d-0-0-0", "chat-p-0-0-0"]
 
 
-async def test_lines_may_be_longer_than_any_chunk():
-    async def chunks():
-        for chunk in (b"a", b"b\nc" + b"d" * 300_000, b"\n\ne\n", b"cut"):
-            yield chunk
+async def test_a_pod_of_a_megabyte_is_one_line_and_one_beyond_the_bound_is_listed(api, watching):
+    large = pod("chat-p-0-0-0", 101)
+    large["metadata"]["annotations"]["large"] = "x" * 1_000_000
+    larger = pod("chat-p-1-0-0", 102)
+    larger["metadata"]["annotations"]["large"] = "x" * 5_000_000
+    api.watches.append([event("ADDED", large), event("ADDED", larger)])
+    watch = await watching()
+    await until(lambda: names(watch) == ["chat-p-0-0-0"])
+    api.pods, api.version = [large, larger], 102
+    await api.open.get()
+    assert names(watch) == ["chat-p-0-0-0", "chat-p-1-0-0"]
+    assert (api.lists, api.asked) == (2, ["100", "102"])
 
-    assert [line async for line in lines(chunks())] == [b"ab", b"c" + b"d" * 300_000, b"e"]
+
+async def test_a_plugins_token_that_expired_is_asked_for_anew(api, watching, tmp_path):
+    """The plugin gives token-1, then token-2."""
+    (tmp_path / "count").write_text("")
+    script = f"""printf x >> {tmp_path}/count; n=$(wc -c < {tmp_path}/count)
+    echo '{{"apiVersion":"{EXEC}","kind":"ExecCredential","status":{{"token":"token-'$n'"}}}}'"""
+    api.expired = "Bearer token-1"
+    watch = await watching(exec={"apiVersion": EXEC, "command": "sh", "args": ["-c", script]})
+    await api.open.get()
+    assert api.tokens == ["Bearer token-1", "Bearer token-2", "Bearer token-2"]
+    assert watch.trouble == ""
 
 
-def test_a_kubeconfig_with_a_token(tmp_path):
-    tree = {
-        "current-context": "c",
-        "contexts": [{"name": "c", "context": {"cluster": "k", "user": "u"}}],
-        "clusters": [{"name": "k", "cluster": {"server": "http://127.0.0.1:1/"}}],
-        "users": [{"name": "u", "user": {"token": "t"}}],
-    }
+@pytest.mark.parametrize(
+    ("text", "context", "why"),
+    [
+        ("", None, "NoneType"),
+        ("{}", None, "current-context"),
+        ("current-context: [", None, "parsing a flow"),
+        (None, "other", "name other"),
+        (None, None, "current-context"),
+    ],
+    ids=["empty", "nothing chosen", "no YAML", "no such context", "no such file"],
+)
+async def test_a_kubeconfig_that_cannot_be_used_is_named(tmp_path, text, context, why):
     path = tmp_path / "config"
-    path.write_text(yaml.safe_dump(tree))
-    found = access(KubernetesConfig(kubeconfig=path))
-    assert (found.server, found.token()) == ("http://127.0.0.1:1", "t")
-    with pytest.raises(ConfigError, match="no entry named 'other'"):
-        access(KubernetesConfig(kubeconfig=path, context="other"))
-    tree["users"][0]["user"] = {"exec": {"command": "aws"}}
-    path.write_text(yaml.safe_dump(tree))
-    with pytest.raises(ConfigError, match="credential plugin"):
-        access(KubernetesConfig(kubeconfig=path))
+    if context:
+        kubeconfig(tmp_path, "https://127.0.0.1:1")
+    elif text is not None:
+        path.write_text(text)
+    watch = PodWatch(KubernetesConfig(kubeconfig=path, context=context), "ns", "a=b", list)
+    with pytest.raises(ConfigError, match=f"{path}.*{why}"):
+        await watch.login()
 
 
-def test_without_any_cluster_the_error_says_what_to_do(tmp_path):
+async def test_without_any_cluster_the_error_says_what_to_do(monkeypatch):
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     with pytest.raises(ConfigError, match="--backend"):
-        access(KubernetesConfig(account_dir=tmp_path))
+        await PodWatch(KubernetesConfig(), "ns", "a=b", list).login()
 
 
 @pytest.fixture
-async def discovering(api, monkeypatch):
+async def discovering(api, monkeypatch, tmp_path):
     """A router that follows the fake API server; its engines all listen on one port."""
     routers = []
 
     async def start(port):
         monkeypatch.setattr("pds_engine.router.pods.HTTP_PORT", port)
-        monkeypatch.setattr(
-            "pds_engine.router.discovery.access", lambda _: Access(api.url, True, lambda: None)
-        )
+        access = {"kubeconfig": kubeconfig(tmp_path, api.url)}
         health = {"interval": 0.05, "start_interval": 0.02, "timeout": 0.5}
         config = RouterConfig.model_validate(
-            {"namespace": "ns", "pdserving": "chat", "health": health}
+            {"namespace": "ns", "pdserving": "chat", "health": health, "kubernetes": access}
         )
         router = Router(config, KEY)
-        router.discovery.start()
+        await router.discovery.start()
         routers.append(router)
         return router
 

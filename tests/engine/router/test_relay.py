@@ -62,6 +62,7 @@ async def test_both_sides_get_the_same_body_and_one_set_of_signed_headers(engine
         assert seen.headers["traceparent"] == "00-1-2-01"
         assert seen.headers["x-pds-request-id"] == request_id
         assert seen.headers["x-pds-journal"] == "1"
+    assert at_p.headers["x-pds-attempt"] == at_d.headers["x-pds-attempt"] != ""
     assert at_p.headers["x-pds-seed"] == at_d.headers["x-pds-seed"]
     assert at_p.headers["x-pds-created"] == at_d.headers["x-pds-created"]
     assert (at_p.headers["x-pds-role"], at_d.headers["x-pds-role"]) == ("prefill", "decode")
@@ -204,6 +205,17 @@ async def test_a_4xx_is_the_clients_and_is_not_tried_again(engine, router):
     assert len(p.calls) + len(spare.calls) == 1
 
 
+async def test_a_request_whose_time_is_over_is_not_tried_again_and_nobodys_fault(engine, router):
+    late = refuses(504, "deadline_passed")
+    one, other = await engine("unified", script=late), await engine("unified", script=late)
+    running = await router(one, other)
+    async with running.http.post("/v1/chat/completions", json={"stream": True}) as response:
+        assert response.status == 504
+        assert (await response.json())["error"]["code"] == "deadline_passed"
+    assert len(one.calls) + len(other.calls) == 1
+    assert [backend.circuit.failures for backend in running.router.fleet] == [0, 0]
+
+
 async def test_a_busy_engines_429_is_passed_on_when_no_other_is_there(engine, router):
     running = await router(await engine("unified", script=refuses(429, retry_after="3")))
     async with running.http.post("/v1/chat/completions", json={"stream": True}) as response:
@@ -257,7 +269,8 @@ async def test_after_the_first_byte_a_refusal_becomes_an_error_event(engine, rou
         await asyncio.sleep(0.05)
         await refuses(503, "transfer_failed")(seen, stream)
 
-    running = await router(await engine("prefill"), await engine("decode", script=late))
+    pair = await engine("prefill"), await engine("decode", script=late)
+    running = await router(*pair, migrations=0)
     *whole, last = events(await running.stream())
     assert whole == [{"t": 1}]
     assert last["error"]["code"] == "transfer_failed"

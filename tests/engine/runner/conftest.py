@@ -1,17 +1,17 @@
 """A model of random weights, and the least scheduler that can drive a Runner by plans."""
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import transformers
 from pds_engine.config import EngineConfig
 from pds_engine.messages import Admit, Release, Row, Sampling, StepDone, StepPlan
 from pds_engine.models.loader import load
+from pds_engine.parallel.collectives import ALONE, Collectives
 from pds_engine.runner.runner import Runner
 
 GREEDY = Sampling(max_tokens=1, temperature=0.0)
@@ -25,8 +25,28 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def _save(kind: str, folder: Path, **options: Any) -> Path:
-    torch.manual_seed(7)
+LLAMA3_POSITIONS = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+MODELS: dict[str, dict[str, Any]] = {
+    "LlamaForCausalLM": {"rope_parameters": LLAMA3_POSITIONS},
+    "MistralForCausalLM": {"sliding_window": None, "vocab_size": 322},
+    "Qwen2ForCausalLM": {"vocab_size": 321},
+    "Qwen3ForCausalLM": {"tie_word_embeddings": True},
+}
+"""Each family that is served, and in what its test's model differs from the others'. Vocabularies
+of 321 and 322 tokens divide into neither two nor four shards."""
+
+
+def _save(architecture: str, folder: Path) -> Path:
+    import transformers
+
+    kind = architecture.removesuffix("ForCausalLM")
     config = getattr(transformers, f"{kind}Config")(
         **{
             "vocab_size": 320,
@@ -42,32 +62,38 @@ def _save(kind: str, folder: Path, **options: Any) -> Path:
             "bos_token_id": None,
             "pad_token_id": None,
         }
-        | options
+        | MODELS[architecture]
     )
-    model = getattr(transformers, f"{kind}ForCausalLM")(config)
+    torch.manual_seed(7)
+    model = getattr(transformers, architecture)(config)
     for name, weight in model.named_parameters():
         if "norm" in name:
             torch.nn.init.uniform_(weight, 0.5, 1.5)
+        elif name.endswith("bias"):
+            torch.nn.init.uniform_(weight, -1, 1)
     model.save_pretrained(folder)
     return folder
 
 
 @pytest.fixture(scope="session")
-def qwen3(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return _save("Qwen3", tmp_path_factory.mktemp("qwen3"), tie_word_embeddings=True)
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A folder of random weights for each family, by its architecture."""
+    return {name: _save(name, tmp_path_factory.mktemp(name)) for name in MODELS}
 
 
 @pytest.fixture(scope="session")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    scaling = {
-        "rope_type": "llama3",
-        "rope_theta": 10000.0,
-        "factor": 4.0,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 64,
-    }
-    return _save("Llama", tmp_path_factory.mktemp("llama"), rope_parameters=scaling)
+def qwen2(models: dict[str, Path]) -> Path:
+    return models["Qwen2ForCausalLM"]
+
+
+@pytest.fixture(scope="session")
+def qwen3(models: dict[str, Path]) -> Path:
+    return models["Qwen3ForCausalLM"]
+
+
+@pytest.fixture(scope="session")
+def llama(models: dict[str, Path]) -> Path:
+    return models["LlamaForCausalLM"]
 
 
 @dataclass
@@ -82,13 +108,21 @@ class Sequence_:
     computed: int = 0
     output: list[int] = field(default_factory=list)
     chances: list[Any] = field(default_factory=list)
+    prompt_chances: list[Any] = field(default_factory=list)
 
 
 class Driver:
     """Runs requests to their end: whole chunks beside decode rows, as the scheduler would plan."""
 
     def __init__(
-        self, path: Path, *, page_size: int = 16, pages: int = 400, poison: bool = True, **keys: Any
+        self,
+        path: Path,
+        *,
+        page_size: int = 16,
+        pages: int = 400,
+        poison: bool = True,
+        collectives: Collectives = ALONE,
+        **keys: Any,
     ) -> None:
         self.config = EngineConfig.model_validate(
             {
@@ -96,12 +130,13 @@ class Driver:
                 "max_model_len": 512,
                 "kv": {"page_size": page_size},
                 "scheduler": {"max_running": 16},
+                "parallelism": {"tp": collectives.size},
             }
             | keys
         )
-        decoder = load(self.config, 0, torch.device("cpu"))
-        spec = decoder.spec
-        shape = (pages + 1, spec.layers, 2, spec.kv_heads, page_size, spec.head_dim)
+        decoder = load(self.config, collectives.rank, torch.device("cpu"), collectives)
+        spec, kv_heads = decoder.spec, len(decoder.part.kv_heads)
+        shape = (pages + 1, spec.layers, 2, kv_heads, page_size, spec.head_dim)
         self.pool = torch.full(shape, float("nan") if poison else 0.0)
         self.pool[-1] = 0
         self.runner = Runner(
@@ -144,7 +179,8 @@ class Driver:
             **keys,
         )
         self.steps += 1
-        done = self.runner.execute(plan)
+        done = self.runner.execute(plan, None).done
+        assert done is not None
         assert done.step_id == plan.step_id
         return done
 
@@ -162,6 +198,8 @@ class Driver:
             length=length,
             new_pages=new,
             samples=end == total,
+            scores=request.sampling.prompt_logprobs is not None
+            and request.computed + 1 < len(request.prompt),
         )
 
     def run(
@@ -190,6 +228,9 @@ class Driver:
                 if left < 1:
                     break
             done = self.step(rows, padded)
+            scored = [r for r, row in zip(taken, rows, strict=True) if row.scores]
+            for request, chances in zip(scored, done.prompt_logprobs, strict=True):
+                request.prompt_chances.extend(chances)
             sampled = [r for r, row in zip(taken, rows, strict=True) if row.samples]
             for request, row in zip(taken, rows, strict=True):
                 request.computed += row.length
@@ -208,23 +249,18 @@ def driver() -> type[Driver]:
     return Driver
 
 
-Reference = Callable[[Path, Sequence[int], int], list[int]]
+class Reference:
+    """What transformers computes in float32."""
 
+    def __init__(self) -> None:
+        self._models: dict[Path, Any] = {}
 
-@pytest.fixture(scope="session")
-def reference() -> Reference:
-    """Greedy tokens of transformers in float32; refuses a prompt that ends in a near tie."""
-    models: dict[Path, Any] = {}
-
-    def tokens(path: Path, prompt: Sequence[int], count: int) -> list[int]:
-        if path not in models:
-            models[path] = transformers.AutoModelForCausalLM.from_pretrained(
-                path, dtype=torch.float32
-            ).eval()
+    def __call__(self, path: Path, prompt: Sequence[int], count: int) -> list[int]:
+        """Greedy tokens; refuses a prompt that ends in a near tie."""
         ids, found, cache = torch.tensor([list(prompt)]), [], None
         with torch.inference_mode():
             for _ in range(count):
-                out = models[path](ids, past_key_values=cache, use_cache=True)
+                out = self._model(path)(ids, past_key_values=cache, use_cache=True)
                 cache = out.past_key_values
                 best = out.logits[0, -1].topk(2)
                 assert best.values[0] - best.values[1] > 1e-4
@@ -232,4 +268,21 @@ def reference() -> Reference:
                 ids = torch.tensor([[found[-1]]])
         return found
 
-    return tokens
+    def logprobs(self, path: Path, tokens: Sequence[int]) -> torch.Tensor:
+        """Of all tokens that may follow each of `tokens`: [len(tokens), vocab]."""
+        with torch.inference_mode():
+            return self._model(path)(torch.tensor([list(tokens)])).logits[0].log_softmax(-1)
+
+    def _model(self, path: Path) -> Any:
+        import transformers
+
+        if path not in self._models:
+            self._models[path] = transformers.AutoModelForCausalLM.from_pretrained(
+                path, dtype=torch.float32
+            ).eval()
+        return self._models[path]
+
+
+@pytest.fixture(scope="session")
+def reference() -> Reference:
+    return Reference()

@@ -5,8 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 from pds_engine.config import EngineConfig
+from pds_engine.models.decoder import Decoder, Pieces
 from pds_engine.models.loader import load
 from pds_engine.models.registry import check
+from pds_engine.parallel.collectives import Alone
 from pds_engine.parallel.layout import part
 from pds_engine.runner import graphs
 from pds_kernels import graph as aot
@@ -15,12 +17,21 @@ from pds_kernels.cache import Cache
 CPU = torch.device("cpu")
 
 
-def configuration(folder, role: str, **bounds: int | None) -> EngineConfig:
+class Shard(Alone):
+    """One of several shards that never speak to each other: enough to load one."""
+
+    def __init__(self, rank: int, size: int) -> None:
+        self.rank = rank
+        self.size = size
+
+
+def configuration(folder, role: str, tp: int = 1, **bounds: int | None) -> EngineConfig:
     return EngineConfig.model_validate(
         {
             "model": {"path": folder, "dtype": "float32"},
             "role": role,
             "max_model_len": 128,
+            "parallelism": {"tp": tp},
             "scheduler": {"max_running": 8, "chunk_size": 32, **bounds},
         }
     )
@@ -44,30 +55,45 @@ def test_a_graph_holds_the_longest_step_of_its_configuration(qwen3):
     assert [graph.tokens for graph in planned(config)] == [(2, 131_072)] * 2
 
 
+def test_a_sharded_layer_is_three_pieces_the_same_on_every_rank(qwen3):
+    config = configuration(qwen3, "unified", tp=4)
+    spec = check(config)
+    plans = [graphs.plan(config, spec, part(spec, config.parallelism, r), CPU) for r in range(4)]
+    assert [graph.name for graph in plans[0]] == ["before", "project", "feed"]
+    assert [graph.varying for graph in plans[0]] == [(0, 1), (0,), (0, 1)]
+    keys = [[graph.key_inputs() for graph in plan] for plan in plans]
+    assert all(other == keys[0] for other in keys)
+    whole = {graph.key_inputs()["inputs"] for graph in planned(configuration(qwen3, "unified"))}
+    assert all(key["inputs"] not in whole for key in keys[0])
+
+
 @pytest.mark.slow
-def test_compiled_pieces_equal_eager_ones(qwen3, tmp_path):
-    config = configuration(qwen3, "decode")
-    decoder = load(config, 0, CPU)
-    plan = graphs.plan(config, decoder.spec, decoder.part, CPU)
+@pytest.mark.parametrize(("family", "tp"), [("qwen3", 1), ("qwen2", 2)])
+def test_compiled_pieces_equal_eager_ones(family, tp, request, tmp_path):
+    config = configuration(request.getfixturevalue(family), "decode", tp)
+    decoder = load(config, 0, CPU, Shard(0, tp))
     cache = Cache(tmp_path, b"key")
     loaded = {}
-    for graph in plan:
+    for graph in graphs.plan(config, decoder.spec, decoder.part, CPU):
         artefact = graphs.fetch(graph, cache, 300)
         assert artefact.built
         assert not graphs.fetch(replace(graph), cache, 300).built
         loaded[graph.name] = aot.load(artefact.folder)
     compiled = graphs.CompiledPieces(decoder.pieces.shape, loaded)
-    weights = decoder.weights.layers[1]
     with torch.inference_mode():
         for tokens in (1, 2, 5, 8):
-            x, rope = torch.randn(tokens, 64), decoder.rope[:tokens]
-            attended = torch.randn(tokens, 4 * 32)
-            for ours, theirs in zip(
-                (*compiled.before(x, rope, weights), compiled.after(x, attended, weights)),
-                (
-                    *decoder.pieces.before(x, rope, weights),
-                    decoder.pieces.after(x, attended, weights),
-                ),
-                strict=True,
-            ):
+            found, expected = (outputs(p, decoder, tokens) for p in (compiled, decoder.pieces))
+            for ours, theirs in zip(found, expected, strict=True):
                 torch.testing.assert_close(ours, theirs)
+
+
+def outputs(pieces: Pieces, decoder: Decoder, tokens: int) -> list[torch.Tensor]:
+    """All that the pieces of a layer give, for the same inputs at each call."""
+    torch.manual_seed(tokens)
+    weights, rope = decoder.weights.layers[1], decoder.rope[:tokens]
+    x, attended = torch.randn(tokens, 64), torch.randn(tokens, len(decoder.part.heads) * 32)
+    first = list(pieces.before(x, rope, weights))
+    if decoder.part.tp == 1:
+        return [*first, pieces.after(x, attended, weights)]
+    projected = pieces.project(attended, weights)
+    return [*first, projected, *pieces.feed(x, projected, weights)]

@@ -2,7 +2,9 @@
 
 import pytest
 import torch
-from pds_engine.runner.philox import gumbel, philox
+from pds_engine.runner.philox import Draws, philox
+
+CPU = torch.device("cpu")
 
 KNOWN = [
     ((0,) * 4, (0,) * 2, (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
@@ -22,14 +24,28 @@ def test_known_answers(counter, key, expected):
 
 
 def noise(seed: int = 5, choice: int = 0, index: int = 0, vocab: int = 10) -> torch.Tensor:
-    return gumbel([seed], [choice], [index], vocab, torch.device("cpu"))[0]
+    return Draws.of([seed], [choice], [index], CPU).gumbel(range(vocab))[0]
 
 
 def test_a_token_s_noise_does_not_depend_on_the_vocabulary_or_the_batch():
     assert torch.equal(noise(vocab=7), noise(vocab=1000)[:7])
-    batch = gumbel([9, 5, 5], [0, 0, 1], [3, 0, 0], 10, torch.device("cpu"))
+    batch = Draws.of([9, 5, 5], [0, 0, 1], [3, 0, 0], CPU).gumbel(range(10))
     assert torch.equal(batch[1], noise())
     assert torch.equal(batch[2], noise(choice=1))
+
+
+@pytest.mark.parametrize("ids", [range(50), range(3, 50), range(17, 18), range(36, 41)])
+def test_a_shard_s_noise_is_its_part_of_the_whole(ids):
+    draws = Draws.of([5, 8], [0, 2], [1, 1 << 20], CPU)
+    whole = draws.gumbel(range(60))
+    assert torch.equal(draws.gumbel(ids), whole[:, ids.start : ids.stop])
+    assert draws.gumbel(range(4, 4)).shape == (2, 0)
+
+
+def test_noise_of_chosen_ids():
+    draws = Draws.of([5, 8], [0, 2], [1, 1 << 20], CPU)
+    ids = torch.tensor([[7, 0, 59], [59, 58, 3]])
+    assert torch.equal(draws.gumbel_of(ids), draws.gumbel(range(60)).gather(1, ids))
 
 
 def test_each_part_of_the_key_matters():

@@ -5,11 +5,18 @@ import math
 import pytest
 import torch
 from pds_engine.messages import Admit, Sampling
+from pds_engine.parallel.collectives import ALONE, VocabShard
 from pds_engine.runner.batch import Batch
-from pds_engine.runner.sampling import draw, eligible, logprobs, penalise, sample
+from pds_engine.runner.candidates import nucleus
+from pds_engine.runner.sampling import choose as draw_freely
+from pds_engine.runner.sampling import draw, logprobs, penalise, sample
 from pds_engine.runner.tables import Slot, Tables
 
 VOCAB = 12
+
+
+def whole(logits: torch.Tensor) -> VocabShard:
+    return VocabShard(range(logits.shape[1]), logits.shape[1], ALONE)
 
 
 def options(**keys) -> Sampling:
@@ -32,7 +39,7 @@ def choose(logits: torch.Tensor, *requests: Admit, index: int = 0) -> list[int]:
         rows.append((slot(request.sampling, request.seed), index))
     slots = torch.arange(len(requests))
     batch = Batch(slots, slots, None, slots, slots, tuple(rows))
-    return sample(logits, batch, tables).tolist()
+    return sample(logits, batch, tables, whole(logits)).tolist()
 
 
 def admit(at: int, sampling: Sampling, prompt=(1,), output=(), seed=0) -> Admit:
@@ -70,10 +77,30 @@ def test_greedy_takes_the_lowest_id_of_a_tie():
         ({"top_k": 2, "top_p": 0.6}, {0}),
     ],
 )
-def test_eligible(keys, expected):
+def test_what_may_be_drawn(keys, expected):
     chances = torch.tensor([[0.5, 0.25, 0.15, 0.1]])
-    kept = eligible(chances.log(), [options(**keys)])
-    assert set(kept[0].nonzero().flatten().tolist()) == expected
+    allowed, covered = nucleus(chances.log(), None, [options(**keys)])
+    assert set(allowed[0].nonzero().flatten().tolist()) == expected
+    assert covered.tolist() == [True]
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected", "covered"),
+    [
+        ({"top_k": 2}, {0, 1}, True),
+        ({"top_k": 3}, {0, 1}, False),  # the third is not among the candidates
+        ({"top_p": 0.7}, {0, 1}, True),
+        ({"top_p": 0.8}, {0, 1}, False),  # they reach 0.75
+        ({"top_p": 0.8, "min_p": 0.4}, {0, 1}, False),  # a third one might be as likely
+        ({"top_p": 0.6, "min_p": 0.8}, {0}, True),  # min_p ends among the candidates
+        ({"top_p": 0.6, "top_k": 3}, {0, 1}, False),  # the third one's chance is not known
+    ],
+)
+def test_whether_the_candidates_are_all_that_may_be_drawn(keys, expected, covered):
+    candidates, total = torch.tensor([[0.5, 0.25]]).log(), torch.tensor([2.0]).double()
+    allowed, found = nucleus(candidates, total, [options(**keys)])
+    assert set(allowed[0].nonzero().flatten().tolist()) == expected
+    assert found.tolist() == [covered]
 
 
 def chi_square(drawn: torch.Tensor, chances: torch.Tensor) -> float:
@@ -86,7 +113,7 @@ def test_draws_follow_the_softmax_at_its_temperature():
     torch.manual_seed(1)
     logits, temperature, count = torch.randn(VOCAB), 0.7, 20_000
     rows = [(slot(options(temperature=temperature), seed=11), index) for index in range(count)]
-    drawn = draw(logits.expand(count, -1), rows)
+    drawn = draw_freely(logits.expand(count, -1), rows, whole(logits.unsqueeze(0)))
     # 11 degrees of freedom: above 31.3 once in a thousand seeds
     assert chi_square(drawn, (logits / temperature).softmax(-1)) < 31.3
 
@@ -94,7 +121,7 @@ def test_draws_follow_the_softmax_at_its_temperature():
 def test_draws_within_top_p_follow_what_is_left():
     chances = torch.tensor([0.4, 0.3, 0.2, 0.1])
     rows = [(slot(options(top_p=0.75), seed=seed), 0) for seed in range(8000)]
-    drawn = draw(chances.log().expand(8000, -1), rows)
+    drawn = draw(chances.log().expand(8000, -1), rows, whole(chances.unsqueeze(0)))
     assert int(drawn.max()) == 2
     assert chi_square(drawn, torch.tensor([0.4, 0.3, 0.2]) / 0.9) < 13.8  # 2 degrees, 1 in 1000
 
@@ -181,7 +208,7 @@ def test_logprobs_are_the_model_s_own():
         (slot(options()), 0),
         (slot(options(logprobs=0)), 0),
     ]
-    first, second, third = logprobs(logits, torch.tensor([2, 0, 0]), rows)
+    first, second, third = logprobs(logits, torch.tensor([2, 0, 0]), rows, whole(logits))
     total = math.log(math.exp(1) + math.exp(3) + math.exp(2))
     assert first.chosen == pytest.approx(2 - total)
     assert [token for token, _ in first.top] == [1, 2]

@@ -30,6 +30,20 @@ def test_pages_of_a_slot():
     assert tables.pages.unique().tolist() == [99]
 
 
+def test_what_another_stage_sampled_reaches_the_slots_that_still_hold_the_request():
+    tables = Tables(3, 4, 16, 50, 99, torch.device("cpu"), samples=False)
+    for slot in (0, 1, 2):
+        tables.admit(admit(slot))
+    tables.release(1, 1)
+    rows = [
+        Row(slot=s, gen=g, start=20, length=1, samples=True) for s, g in ((2, 1), (1, 1), (0, 2))
+    ]
+    tables.accept(rows, (7, 8, 9))
+    assert tables.last_token.tolist() == [0, 0, 7, 0]
+    tables.accept(rows[1:], (5, 6))
+    assert tables.last_token.tolist() == [0, 0, 7, 0]
+
+
 @pytest.mark.parametrize(
     ("order", "says"),
     [

@@ -3,12 +3,14 @@
 workers admit 0/1 [0,1]                  slot 0, generation 1, pages 0 and 1
 workers step 0: 0:0+16 1:40+1*(7) <- -1  slot 0 computes 16 tokens from 0; slot 1 one from 40, which
                                          samples (*) and needs new page 7; reads no step's token
+                                         (?: its prompt's log-probabilities are asked for)
 s token r 0=9 stop                       to server s: output 0 of request r is 9, and ends it
 """
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate, islice
 from typing import Any
 
 import pytest
@@ -59,7 +61,7 @@ def _ids(values: Sequence[int]) -> str:
 def _plan(plan: StepPlan) -> str:
     rows = []
     for row in plan.rows:
-        text = f"{row.slot}:{row.start}+{row.length}" + "*" * row.samples
+        text = f"{row.slot}:{row.start}+{row.length}" + "*" * row.samples + "?" * row.scores
         rows.append(text + (f"({','.join(map(str, row.new_pages))})" if row.new_pages else ""))
     line = f"step {plan.step_id}: {' '.join(rows)} <- {plan.depends_on}"
     line += " sends" if plan.expects_output else ""
@@ -79,7 +81,10 @@ SHOW: dict[type, Callable[[Any], str]] = {
     CloseTransfer: lambda m: f"close {m.transfer}",
     Expect: lambda m: f"expect {m.transfer}@{m.epoch} {_ids(m.pages)}",
     Forget: lambda m: f"forget {m.transfer}@{m.epoch}",
-    TransferOffer: lambda m: f"offer {m.transfer}@{m.epoch} {_ids(m.pages)}",
+    TransferOffer: lambda m: (
+        f"offer {m.transfer}@{m.epoch} {_ids(m.pages)}"
+        + (f" from {m.start_token}" if m.start_token else "")
+    ),
     Queued: lambda m: f"queued {' '.join(m.transfers)}",
     Refused: lambda m: f"refused {m.transfer} {m.code}",
     TransferDone: lambda m: f"done {m.transfer}@{m.epoch} {m.token} {m.finish_reason}",
@@ -153,10 +158,14 @@ class Bench:
     def plan(self) -> list[str]:
         return show(self.core.plan(self.now))
 
-    def done(self, step: int, *tokens: int) -> list[str]:
+    def done(self, step: int, *tokens: int, elapsed: float = 0.0) -> list[str]:
         """The step's result, and what is sent upon it, before the next plan."""
-        message = StepDone(step_id=step, tokens=tokens, logprobs=(), elapsed=0.0)
-        return self.handle(WORKERS, message)
+        return show(self.core.handle(*self.answer(step, *tokens, elapsed=elapsed)))
+
+    def answer(self, step: int, *tokens: int, elapsed: float = 0.0) -> tuple[Party, Message, float]:
+        """The step's result, as the core takes it."""
+        message = StepDone(step_id=step, tokens=tokens, logprobs=(), elapsed=elapsed)
+        return WORKERS, message, self.now
 
     def tick(self, now: float) -> list[str]:
         self.now = now
@@ -170,10 +179,11 @@ class Bench:
         return self.core.ledger.pool.free
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def bench() -> Callable[..., Bench]:
     def make(pages: int = 64, ranks: tuple[int, ...] = (), **bounds: Any) -> Bench:
         small = {"chunk_size": 32, "max_step_tokens": 40, "max_running": 4, "max_waiting": 4}
+        small["prefix_cache"] = False  # page numbers are those just freed, unless a test says so
         settings = Settings(**(small | bounds))
         return Bench(settings, ranks or (pages,) * settings.ranks)
 
@@ -211,11 +221,21 @@ class Worker:
     forgotten: set[tuple[str, int]] = field(default_factory=set)
 
     @staticmethod
-    def choose(tokens: Iterable[int]) -> int:
-        """What the fake model says after `tokens`: depends on each of them and its place."""
+    def key(before: int, token: int) -> int:
+        """What a token leaves in memory: it depends on all tokens before it, as real keys do."""
+        return (before * 31 + token + 1) % 1_000_003
+
+    @classmethod
+    def choose(cls, tokens: Iterable[int]) -> int:
+        """What the fake model says after `tokens`."""
+        return cls.speak(islice(accumulate(tokens, cls.key, initial=1), 1, None))
+
+    @staticmethod
+    def speak(keys: Iterable[int]) -> int:
+        """What it says when it reads `keys`: every one counts, and its place."""
         value = 1
-        for token in tokens:
-            value = (value * 31 + token + 1) % 1009
+        for key in keys:
+            value = (value * 31 + key) % 1009
         return value % 23
 
     def work(self) -> None:
@@ -259,14 +279,15 @@ class Worker:
             reads_a_step = row.start >= slot.given
             assert not reads_a_step or 0 <= slot.sampled_in <= plan.depends_on
             slot.pages += row.new_pages
-            for position in range(row.start, row.start + row.length):
-                page = slot.pages[position // PAGE]
-                self.memory[page, position % PAGE] = slot.tokens[position]
+            end = row.start + row.length
+            places = [(slot.pages[i // PAGE], i % PAGE) for i in range(end)]
+            before = self.memory.get(places[row.start - 1], -1) if row.start else 1
+            for position in range(row.start, end):
+                before = self.key(before, slot.tokens[position])
+                self.memory[places[position]] = before
             if row.samples:
-                end = row.start + row.length
                 assert end == len(slot.tokens), "sampled before the end of what is known"
-                read = (self.memory[slot.pages[i // PAGE], i % PAGE] for i in range(end))
-                tokens.append(self.choose(read))
+                tokens.append(self.speak(self.memory.get(place, -1) for place in places))
                 slot.tokens.append(tokens[-1])
                 slot.sampled_in = plan.step_id
         self.pushes.extend(
@@ -276,7 +297,12 @@ class Worker:
         )
         if self.rank == 0:
             self.reports.append(
-                StepDone(step_id=plan.step_id, tokens=tuple(tokens), logprobs=(), elapsed=0.0)
+                StepDone(
+                    step_id=plan.step_id,
+                    tokens=tuple(tokens),
+                    logprobs=(),
+                    elapsed=sum(row.length * (1 + 0.1 * row.start) for row in plan.rows),
+                )
             )
 
     def close_drained(self, give_up: bool = False) -> None:

@@ -11,6 +11,8 @@ from pds_engine.messages import (
     PeerGone,
     Queued,
     Refused,
+    Token,
+    TokenLogprobs,
     TransferDone,
     Welcome,
 )
@@ -73,6 +75,18 @@ def test_a_request_handed_over_decodes_at_once(d: Any) -> None:
     d.done(1, 7)
     assert d.done(2, 8) == ["s token r 3=8 length", "workers release 0/1 after 2"]
     assert d.free == 64
+
+
+def test_the_first_token_brings_the_prompt_s_logprobs(d: Any) -> None:
+    d.submit("r", 3, max_tokens=4, prompt_logprobs=0)
+    d.plan()
+    scores = (TokenLogprobs(-1.0, ()), TokenLogprobs(-2.0, ()))
+    record = TransferDone(
+        transfer="r", epoch=1, token=5, logprobs=None, cached_tokens=0, finish_reason=None,
+        prompt_logprobs=scores,
+    )  # fmt: skip
+    (token,) = (o.message for o in d.core.handle(P, record, d.now) if type(o.message) is Token)
+    assert token.prompt_logprobs == scores
 
 
 def test_the_page_of_the_first_token_comes_with_the_admission(d: Any) -> None:
@@ -241,3 +255,68 @@ def test_a_decode_group_needs_a_source(bench: Make) -> None:
         ),
     )
     assert lines == ["s failed x 400 invalid_request"]
+
+
+@pytest.fixture
+def warm(bench: Make) -> Any:
+    """A decode group whose cache holds a handed-over prompt of 47 tokens and 3 of its output."""
+    d = offered(bench(role="decode", prefix_cache=True))
+    assert d.core.state(0.0).kv_cached == 0
+    done(d, token=100)
+    d.plan()
+    for step in range(3):
+        d.done(step, 101 + step)
+        d.plan()
+    d.cancel("r")
+    d.done(3, 104)
+    d.done(4, 105)
+    assert (d.free, d.core.state(0.0).kv_cached) == (64, 3)
+    return d
+
+
+def test_only_what_follows_the_cached_prefix_is_offered(warm: Any) -> None:
+    answered = (*range(47), 100, 101, 102, 103)
+    warm.submit("r", (*answered, 9, 9), max_tokens=14)
+    assert warm.plan() == [
+        "workers expect r@2 [3]",
+        "p:8001 offer r@2 [3] from 48",
+    ]
+    assert warm.core.ledger.pool.available == 59  # one more page is promised
+    assert done(warm, epoch=2, cached_tokens=16)[-1] == "workers admit 0/2 [0,1,2,3]"
+
+
+def test_pages_are_not_found_before_they_are_in_place(bench: Make) -> None:
+    d = offered(bench(role="decode", prefix_cache=True))
+    d.submit("s", 47, max_tokens=9)
+    assert d.plan()[0] == "workers expect s@2 [3,4,5]"
+    done(d)
+    d.submit("t", 47, max_tokens=9)
+    assert d.plan()[0] == "workers expect t@3 [6]"
+
+
+def test_a_first_token_that_ends_the_request_leaves_its_prompt(bench: Make) -> None:
+    d = offered(bench(role="decode", prefix_cache=True))
+    done(d, finish_reason="stop")
+    assert (d.free, d.core.state(0.0).kv_cached) == (64, 2)
+
+
+def test_a_shared_page_is_never_in_quarantine(warm: Any) -> None:
+    warm.submit("r", 47, max_tokens=9)
+    warm.submit("other", 47, max_tokens=9)
+    assert warm.plan()[::2] == ["workers expect r@2 [3]", "workers expect other@3 [4]"]
+    warm.cancel("r")
+    pool = warm.core.ledger.pool
+    assert (quarantined(warm), pool.is_quarantined(3)) == (1, True)
+    assert [pool.references(page) for page in (0, 1)] == [1, 1]
+    warm.cancel("other")
+    assert (warm.free, pool.cache.idle) == (62, 3)
+    ack(warm, epoch=2)
+    warm.handle(P, AbortAck(transfer="other", epoch=3))
+    assert (warm.free, quarantined(warm)) == (64, 0)
+
+
+def test_a_refused_offer_gives_its_prefix_back(warm: Any) -> None:
+    warm.submit("r", 47, max_tokens=9)
+    warm.plan()
+    warm.handle(P, Refused(transfer="r", code="x", message="no"))
+    assert (warm.free, warm.core.state(0.0).kv_cached) == (64, 3)

@@ -10,6 +10,8 @@ from pds_engine.messages import (
     Drain,
     PushDone,
     PushFailed,
+    StepDone,
+    TokenLogprobs,
     TransferClosed,
 )
 from pds_engine.scheduler.party import WORKERS, Party
@@ -60,6 +62,21 @@ def test_chunks_are_pushed_as_they_are_computed(p: Any) -> None:
     assert (p.free, p.core.state(0.0).transfers_in_flight) == (64, 0)
 
 
+def test_prompt_logprobs_are_in_the_closing_record_too(p: Any) -> None:
+    """A whole answer is D's to give; an answer that streams has them from P."""
+    p.submit("r", 20, max_tokens=9, prompt_logprobs=0)
+    p.offer("r", 20, [7, 8])
+    assert p.plan()[-1] == "workers step 0: 0:0+20*? <- -1 push r [0,1]>[7,8] last"
+    scores = tuple(TokenLogprobs(-float(at), ()) for at in range(19))
+    done = StepDone(step_id=0, tokens=(5,), logprobs=(), elapsed=0.0, prompt_logprobs=(scores,))
+    (token, _) = p.core.handle(WORKERS, done, p.now)
+    assert token.message.prompt_logprobs == scores
+    (record, _) = p.core.handle(
+        WORKERS, PushDone(transfer="r", rank=0, bytes=1, seconds=0.1), p.now
+    )
+    assert record.message.prompt_logprobs == scores
+
+
 def test_the_push_may_be_done_before_its_step_is_reported(p: Any) -> None:
     start(p)
     p.done(0)
@@ -103,6 +120,76 @@ def test_pages_that_d_has_already_are_left_out(p: Any) -> None:
     ]
 
 
+def steps(lines: list[str]) -> list[str]:
+    return [line.removeprefix("workers ") for line in lines if "step" in line]
+
+
+@pytest.fixture
+def warm(bench: Make) -> Any:
+    """A prefill group whose cache holds the first two pages of the request to come."""
+    p = bench(role="prefill", prefix_cache=True)
+    p.submit("old", 40, max_tokens=9)
+    p.offer("old", 40, [1, 2, 3])
+    p.plan()
+    p.done(0)
+    p.done(1, 5)
+    pushed(p, "old")
+    closed(p, "old")
+    assert p.free == 64
+    return p
+
+
+def test_the_first_chunk_brings_the_pages_of_its_cached_prefix(warm: Any) -> None:
+    warm.submit("r", 80, max_tokens=9)
+    warm.offer("r", 80, [11, 12, 13, 14, 15])
+    assert steps(warm.plan()) == [
+        "step 2: 0:32+32 <- -1 push r [0,1,2,3]>[11,12,13,14]",
+        "step 3: 0:64+16* <- -1 push r [4]>[15] last",
+    ]
+    warm.done(2)
+    warm.done(3, 5)
+    assert (warm.free, warm.core.ledger.pool.references(0)) == (59, 1)  # a push still reads them
+    done = warm.core.handle(
+        WORKERS, PushDone(transfer="r", rank=0, bytes=1, seconds=0.1), warm.now
+    )[0].message
+    assert done.cached_tokens == 32
+    closed(warm, "r")
+    assert warm.free == 64
+
+
+@pytest.mark.parametrize(
+    ("start", "offered", "pushes"),
+    [
+        (16, [12, 13, 14, 15], ["[1,2,3]>[12,13,14]", "[4]>[15] last"]),
+        (32, [13, 14, 15], ["[2,3]>[13,14]", "[4]>[15] last"]),
+        (48, [14, 15], ["[3]>[14]", "[4]>[15] last"]),
+        (64, [15], ["[]>[]", "[4]>[15] last"]),
+    ],
+)
+def test_both_sides_have_a_prefix_of_their_own(
+    warm: Any, start: int, offered: list[int], pushes: list[str]
+) -> None:
+    warm.submit("r", 80, max_tokens=9)
+    warm.offer("r", 80, offered, start_token=start)
+    assert [line.split("push r ")[1] for line in steps(warm.plan())] == pushes
+
+
+def test_a_prefix_is_shared_by_two_requests_that_are_pushed_at_once(warm: Any) -> None:
+    for name, pages in (("a", [11, 12, 13]), ("b", [21, 22, 23])):
+        warm.submit(name, 40, max_tokens=9)
+        warm.offer(name, 40, pages)
+    (line,) = steps(warm.plan())
+    assert line.split(" push ")[1:] == ["a [0,1,2]>[11,12,13] last", "b [0,1,3]>[21,22,23] last"]
+    warm.done(2, 5, 5)
+    warm.cancel("a")
+    pushed(warm, "b")
+    closed(warm, "b")
+    assert warm.core.ledger.pool.references(0) == 1  # a's push may still read it
+    pushed(warm, "a")
+    closed(warm, "a")
+    assert warm.free == 64
+
+
 def test_an_offer_may_come_before_its_request(p: Any) -> None:
     assert p.offer("r", 5, [7]) == []
     assert p.submit("r", 5, max_tokens=9) == []
@@ -122,12 +209,18 @@ def test_different_prompts_are_refused(p: Any, first: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"kv_fingerprint": "other"}, {"start_token": 3}, {"start_token": 16}]
+    "wrong",
+    [{"kv_fingerprint": "other"}, {"start_token": 3}, {"start_token": 16}, {"start_token": -16}],
 )
 def test_offers_that_do_not_fit_are_refused(p: Any, wrong: dict[str, Any]) -> None:
     p.submit("r", 47, max_tokens=9)
     lines = p.offer("r", 47, [7, 8, 9], **wrong)
     assert lines == ["d refused r transfer_failed", "s failed r 503 transfer_failed"]
+
+
+def test_an_offer_of_nothing_is_refused(p: Any) -> None:
+    p.submit("r", 48, max_tokens=9)
+    assert p.offer("r", 48, [], start_token=48)[0] == "d refused r transfer_failed"
 
 
 def test_only_a_prefill_group_takes_offers(bench: Make) -> None:

@@ -64,7 +64,7 @@ def test_other_misuse() -> None:
     with pytest.raises(PdsError, match="page 0 is not in quarantine"):
         pool.readmit(pages)
     pool.share(pages)
-    with pytest.raises(PdsError, match="while another holds it"):
+    with pytest.raises(PdsError, match="while others may read it"):
         pool.quarantine(pages)
 
 

@@ -6,21 +6,24 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 import zmq
-from pds_engine.config import EngineConfig, KvConfig, PodConfig
+from pds_engine.config import EngineConfig
 from pds_engine.keys import Keys
 from pds_engine.messages import (
     Admit,
     AnyMessage,
+    Assemble,
     Fault,
     Hello,
     KvEndpoint,
     Message,
+    Progress,
     Ready,
     Sampling,
     State,
@@ -28,6 +31,7 @@ from pds_engine.messages import (
     StepPlan,
     Submit,
     Token,
+    Traffic,
     Welcome,
 )
 from pds_engine.scheduler.process import run
@@ -46,9 +50,11 @@ class Running:
     context: zmq.Context
     links: list[Link] = field(default_factory=list)
 
-    def join(self, peer: str, incarnation: str = "now", keys: Keys | None = None) -> Link:
+    def join(
+        self, peer: str, incarnation: str = "now", keys: Keys | None = None, rank: int = 0
+    ) -> Link:
         link = self.connect(keys or self.keys)
-        link.send(Hello(peer=peer, group="local", incarnation=incarnation, rank=0))
+        link.send(Hello(peer=peer, group="local", incarnation=incarnation, rank=rank))
         return link
 
     def connect(self, keys: Keys) -> Link:
@@ -63,12 +69,10 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@pytest.fixture
-def running() -> Iterator[Running]:
+@contextmanager
+def serving(**settings: Any) -> Iterator[Running]:
     keys, address = Keys.make(), f"tcp://127.0.0.1:{free_port()}"
-    config = EngineConfig(
-        role="unified", kv=KvConfig(page_size=16), pod=PodConfig(incarnation="now")
-    )
+    config = EngineConfig.model_validate({"pod": {"incarnation": "now"}, **settings})
     process = multiprocessing.get_context("spawn").Process(
         target=run, args=(config, keys, address, "now")
     )
@@ -84,6 +88,12 @@ def running() -> Iterator[Running]:
         process.kill()
         process.join()
         process.close()
+
+
+@pytest.fixture
+def running() -> Iterator[Running]:
+    with serving() as running:
+        yield running
 
 
 def await_message(link: Link, kind: type[M], such: Callable[[M], bool] = lambda _: True) -> M:
@@ -105,6 +115,7 @@ def test_a_request_from_submit_to_its_last_token(running: Running) -> None:
     server, worker = running.join("server"), running.join("worker")
     assert await_message(server, Welcome) == Welcome(incarnation="now")
     assert await_message(worker, Welcome) == Welcome(incarnation="now")
+    assert await_message(worker, Assemble).rendezvous == "127.0.0.1:8010"
     worker.send(ready())
     assert await_message(server, State, lambda state: state.ranks_ready == 1).kv_total == 64
 
@@ -151,6 +162,43 @@ def test_a_lost_server_takes_its_requests_along(running: Running) -> None:
     await_message(other, State, lambda state: state.in_flight == 0)
 
 
+def progress(rank: int) -> Progress:
+    told = {"done": -1, "step": 0, "doing": "compute", "peer": -1, "seconds": 1.0, "mailbox": 0}
+    return Progress(rank=rank, plans=(), traffic=Traffic(rank=rank, steps=rank + 5), **told)
+
+
+def test_ranks_assemble_once_all_are_there() -> None:
+    with serving(parallelism={"pp": 3}) as running:
+        server = running.join("server")
+        workers = [running.join("worker", rank=rank) for rank in (2, 0)]
+        for worker in workers:
+            await_message(worker, Welcome)
+        assert workers[0].receive(0) is None
+        workers.append(running.join("worker", rank=1))
+        assert len({await_message(worker, Assemble).rendezvous for worker in workers}) == 1
+        assert await_message(server, State).missing == (0, 1, 2)
+        workers[1].send(ready())
+        assert await_message(server, State, lambda state: state.ranks_ready == 1).missing == (1, 2)
+        watch = running.join("watch", rank=2)
+        await_message(watch, Welcome)
+        watch.send(progress(2))
+        assert await_message(server, State, lambda s: bool(s.traffic)).traffic[0].steps == 7
+        watch.close()  # the worker's own connection decides whether it is there
+        workers[2].close()
+        running.process.join(10)
+        assert running.process.exitcode == 1
+
+
+def test_a_rank_that_does_not_join_is_named(capfd: pytest.CaptureFixture[str]) -> None:
+    with serving(parallelism={"pp": 3}, join_timeout=3) as running:
+        for rank in (0, 2):
+            await_message(running.join("worker", rank=rank), Welcome)
+        running.process.join(10)
+        assert running.process.exitcode == 1
+    said = "rank 1 (stage 1) did not join in 3 s; 2 of 3 ranks are here"
+    assert said in capfd.readouterr().err
+
+
 def test_strangers_are_ignored(running: Running) -> None:
     stale = running.join("worker", incarnation="before")
     forger = running.join("server", keys=Keys.make())
@@ -161,6 +209,11 @@ def test_strangers_are_ignored(running: Running) -> None:
     assert stale.receive(0) is None
     assert forger.receive(0) is None
     assert mute.receive(0) is None
+
+
+def test_other_pods_hear_the_incarnation(running: Running) -> None:
+    for peer in ("worker", "server"):
+        assert await_message(running.join(peer, incarnation=""), Welcome).incarnation == "now"
 
 
 def test_the_scheduler_imports_no_torch() -> None:

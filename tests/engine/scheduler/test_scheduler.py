@@ -1,5 +1,6 @@
 """What one scheduler sends, line by line (conftest says how to read them)."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -28,6 +29,48 @@ def test_a_request_from_its_first_chunk_to_its_last_token(bench: Make) -> None:
     assert b.plan() == []  # all of its output is planned
     assert b.done(3, 9) == ["s token r 2=9 length", "workers release 0/1 after 3"]
     assert b.free == 64
+
+
+def prompt_scores(step: int, *rows: tuple[float, ...], token: int | None = None) -> StepDone:
+    scores = tuple(tuple(TokenLogprobs(value, ()) for value in row) for row in rows)
+    tokens = () if token is None else (token,)
+    return StepDone(step_id=step, tokens=tokens, logprobs=(), elapsed=0.0, prompt_logprobs=scores)
+
+
+def test_prompt_logprobs_go_with_the_first_token_and_no_stage_reads_them(bench: Make) -> None:
+    b = bench(pp=2)
+    b.submit("r", 70, max_tokens=9, prompt_logprobs=0)
+    assert b.plan() == [
+        "workers admit 0/1 [0,1,2,3,4]",
+        "workers step 0: 0:0+32? <- -1",  # a middle chunk sends no output, scored or not
+        "workers step 1: 0:32+32? <- -1",
+        "workers step 2: 0:64+6*? <- -1 sends",
+    ]
+    first = tuple(map(float, range(32)))
+    assert b.handle(WORKERS, prompt_scores(0, first)) == []
+    assert b.handle(WORKERS, prompt_scores(1, tuple(x + 32 for x in first))) == []
+    (told,) = b.core.handle(WORKERS, prompt_scores(2, first[:5], token=7), b.now)
+    values = [one.chosen for one in told.message.prompt_logprobs]
+    assert values == [*range(64), *range(5)]
+    b.plan()
+    (told,) = b.core.handle(WORKERS, StepDone(step_id=3, tokens=(8,), logprobs=(), elapsed=0.0), 1)
+    assert told.message.prompt_logprobs == ()
+
+
+def test_the_last_token_of_a_prompt_has_no_next_one_to_score(bench: Make) -> None:
+    b = bench()
+    b.submit("one", 1, max_tokens=1, prompt_logprobs=3)
+    assert b.plan()[1] == "workers step 0: 0:0+1* <- -1"
+    b.submit("resumed", 40, max_tokens=9, prompt_logprobs=3, output_ids=(5, 6))
+    assert b.plan()[1:] == ["workers step 1: 1:0+32 <- -1"]
+
+
+def test_scores_that_were_not_asked_for_end_the_group(bench: Make) -> None:
+    b = bench()
+    b.submit("r", 8, max_tokens=1)
+    b.plan()
+    with pytest.raises(ProtocolError, match="step 0 scores 0 prompts, its result has 1"):
+        b.handle(WORKERS, prompt_scores(0, (1.0,), token=3))
 
 
 def test_prompts_and_running_requests_share_a_step(bench: Make) -> None:
@@ -145,7 +188,7 @@ def test_without_the_skip_every_step_of_a_pipeline_sends(bench: Make) -> None:
     b.submit("r", 40, max_tokens=1)
     assert b.plan()[1:] == [
         "workers step 0: 0:0+32 <- -1 sends",
-        "workers step 1: 0:32+8* <- -1 sends",
+        "workers step 1: 0:32+8* <- 0 sends",
     ]
 
 
@@ -161,8 +204,8 @@ def test_requests_wait_in_order_for_pages(bench: Make) -> None:
     assert admitted == ["workers admit 0/2 [3,2,1]", "workers admit 1/1 [0]"]
 
 
-def test_growth_is_promised_before_a_request_is_taken_up(bench: Make) -> None:
-    b = bench(pages=6)
+def test_without_preemption_growth_is_promised_before_a_request_is_taken_up(bench: Make) -> None:
+    b = bench(pages=6, preemption=False)
     b.submit("a", 16, max_tokens=49)  # 4 pages in all
     b.submit("b", 16, max_tokens=33)  # 3
     assert [line for line in b.plan() if "admit" in line] == ["workers admit 0/1 [0]"]
@@ -226,8 +269,18 @@ def test_draining_takes_nothing_new_and_ends_what_is_late(bench: Make) -> None:
     assert b.submit("s", 5, max_tokens=1) == ["s failed s 503 unavailable"]
     assert b.done(0, 7) == ["s token r 0=7"]
     assert b.tick(109.9) == []
-    assert b.tick(110.0) == ["s failed r 503 unavailable", "workers release 0/1 after 1"]
+    assert b.tick(110.0) == ["s failed r 503 drained", "workers release 0/1 after 1"]
     assert (b.core.state(110.0).draining, b.core.state(110.0).in_flight) == (True, 0)
+
+
+def test_of_two_drains_the_earlier_deadline_counts(bench: Make) -> None:
+    b = bench()
+    b.submit("r", 5, max_tokens=9)
+    b.plan()
+    for seconds in (10, math.inf):
+        b.handle(SERVER, Drain(deadline_seconds=seconds))
+    assert b.tick(109.9) == []
+    assert b.tick(110.0)[0] == "s failed r 503 drained"
 
 
 def test_a_deadline_passed_fails_the_request(bench: Make) -> None:
@@ -281,12 +334,25 @@ def test_the_state_counts_what_is_there(bench: Make) -> None:
     assert (state.oldest_step_seconds, state.ranks_ready) == (0.5, 1)
 
 
+def test_a_pipeline_that_advances_is_not_timed_out(bench: Make) -> None:
+    b = bench(pp=2, step_timeout=60.0)
+    b.submit("long", 16 * 12, max_tokens=1)
+    for step in range(3):
+        b.plan()
+        b.now += 50.0
+        b.tick(b.now)
+        b.done(step)
+    assert b.core.state(b.now + 7).oldest_step_seconds == 7
+    with pytest.raises(StageTimeout, match=r"step 3 .* after 61.0 s"):
+        b.tick(b.now + 61)
+
+
 def test_what_fails_the_group(bench: Make) -> None:
     b = bench()
     with pytest.raises(RankLost, match="rank 0 failed: oom"):
         b.handle(WORKERS, Fault(rank=0, code="oom", message="no memory"))
     endpoint = KvEndpoint(rank=0, shard=b"", pages=1, backends={})
-    with pytest.raises(RankLost, match="rank 0 of 1 joined, unexpectedly"):
+    with pytest.raises(RankLost, match="rank 0 of 1 is ready, unexpectedly"):
         b.handle(WORKERS, Ready(rank=0, pages=1, kv_fingerprint="f", endpoint=endpoint))
     with pytest.raises(ProtocolError, match="step 3 is done, none was expected"):
         b.done(3)

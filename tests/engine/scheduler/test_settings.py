@@ -1,6 +1,7 @@
 import pytest
 from pds_engine.config import EngineConfig, KvConfig, ParallelConfig, SchedulerConfig
 from pds_engine.errors import ConfigError
+from pds_engine.messages import Role
 from pds_engine.scheduler.settings import Settings
 
 
@@ -10,6 +11,19 @@ def test_bounds_come_from_the_configuration() -> None:
     assert (settings.role, settings.ranks, settings.depth) == ("prefill", 4, 3)
     assert settings.max_step_tokens == 512 + 64
     assert [settings.pages_for(tokens) for tokens in (0, 1, 16, 17)] == [0, 1, 1, 2]
+
+
+def test_policies_come_from_the_configuration() -> None:
+    usual = Settings.of(EngineConfig())
+    assert (usual.separate, usual.dynamic_chunks, usual.recompute) == (False, False, True)
+    policies = SchedulerConfig(chunked_prefill="separate", dynamic_chunks=True, preemption="none")
+    chosen = Settings.of(EngineConfig(scheduler=policies))
+    assert (chosen.separate, chosen.dynamic_chunks, chosen.recompute) == (True, True, False)
+
+
+@pytest.mark.parametrize("role", ["prefill", "decode"])
+def test_only_a_unified_group_computes_anew(role: Role) -> None:
+    assert not Settings.of(EngineConfig(role=role)).recompute
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,5 @@
+import time
+
 import pytest
 from pds_engine.messages import Cancel, Submit, Token, TokenLogprobs
 
@@ -32,6 +34,14 @@ async def test_a_whole_completion(served, script, tokenizer):
     assert (submit.seed, submit.sampling.max_tokens, submit.sampling.temperature) == (7, 64, 0)
     assert submit.sampling.stop_token_ids == (EOS,)
     assert s.scheduler.of(Cancel) == []
+
+
+async def test_a_request_timeout_becomes_its_deadline(served, script):
+    async with served(script([EOS]), http={"request_timeout": 30}) as s:
+        begun = time.time()
+        await s.client.post("/v1/completions", json={"prompt": "a"})
+    (submit,) = s.scheduler.of(Submit)
+    assert begun + 30 <= submit.deadline <= time.time() + 30
 
 
 async def test_a_stream_says_the_same(served, script, tokenizer, read_events):
@@ -130,6 +140,69 @@ async def test_logprobs(served, tokenizer):
     ]
     assert chat["choices"][0]["logprobs"] == {"content": [{**top[0], "top_logprobs": top}] * 2}
     assert [submit.sampling.logprobs for submit in s.scheduler.of(Submit)] == [2, 2]
+
+
+def scored_prompt(id: int, other: int):
+    """A script: each prompt token but the first scores -1, and the likeliest one -0.5."""
+
+    def script(submit: Submit):
+        one = TokenLogprobs(-1.0, ((other, -0.5), (id, -1.0)))
+        yield Token(
+            request_id=submit.request_id,
+            index=0,
+            token=other,
+            logprobs=TokenLogprobs(-0.25, ((other, -0.25), (id, -2.0))),
+            prompt_logprobs=(one,) * (len(submit.prompt_ids) - 1),
+            finish_reason="length",
+        )
+
+    return script
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_echo_with_logprobs_begins_with_the_prompt_s(served, tokenizer, read_events, stream):
+    (seven,), (eight,) = tokenizer.encode("7"), tokenizer.encode("8")
+    async with served(scored_prompt(seven, eight)) as s:
+        body = {"prompt": [seven, seven, seven], "echo": True, "logprobs": 1, "max_tokens": 1}
+        answer = await s.client.post("/v1/completions", json={**body, "stream": stream})
+    told = [body["choices"][0] for body in read_events(answer.text)[:-1]] if stream else []
+    first = told[0] if stream else answer.json()["choices"][0]
+    assert first["text"] == "7778"
+    assert first["logprobs"] == {
+        "tokens": ["7", "7", "7", "8"],
+        "token_logprobs": [None, -1.0, -1.0, -0.25],
+        "top_logprobs": [None, {"8": -0.5}, {"8": -0.5}, {"8": -0.25, "7": -2.0}],
+        "text_offset": [0, 1, 2, 3],
+    }
+    assert "prompt_logprobs" not in first
+    (submit,) = s.scheduler.of(Submit)
+    assert (submit.sampling.logprobs, submit.sampling.prompt_logprobs) == (1, 1)
+    assert all(choice["logprobs"] is None for choice in told[1:])
+
+
+async def test_prompt_logprobs(served, tokenizer):
+    (seven,), (eight,) = tokenizer.encode("7"), tokenizer.encode("8")
+    async with served(scored_prompt(seven, eight)) as s:
+        body = {"prompt": [seven, seven], "prompt_logprobs": 1, "max_tokens": 1}
+        text = (await s.client.post("/v1/completions", json=body)).json()["choices"][0]
+        alone = (await s.client.post("/v1/completions", json={**body, "prompt": [7]})).json()
+        messages = [{"role": "user", "content": "a"}]
+        chat = await s.client.post(
+            "/v1/chat/completions", json={"messages": messages, "prompt_logprobs": 0}
+        )
+        none = await s.client.post(
+            "/v1/completions", json={**body, "prompt_logprobs": 1, "stream": True}
+        )
+    own = {"logprob": -1.0, "rank": None, "decoded_token": "7"}
+    likeliest = {"logprob": -0.5, "rank": 1, "decoded_token": "8"}
+    assert text["prompt_logprobs"] == [None, {str(seven): own, str(eight): likeliest}]
+    assert alone["choices"][0]["prompt_logprobs"] == [None]
+    first, *others = chat.json()["prompt_logprobs"]
+    assert first is None
+    assert len(others) == len(s.scheduler.of(Submit)[2].prompt_ids) - 1
+    assert all(len(entry) == 1 for entry in others)
+    assert none.status_code == 400
+    assert none.json()["error"]["param"] == "prompt_logprobs"
 
 
 async def test_sampling_is_passed_on(served, script):

@@ -1,7 +1,7 @@
 import pytest
 from msgspec.structs import replace
 from pds_engine.config import EngineConfig
-from pds_engine.messages import KernelsProof, State
+from pds_engine.messages import KernelsProof, State, Traffic
 from pds_engine.server.state import report, sick, unready
 
 IDLE = State(
@@ -44,7 +44,11 @@ PROOF = KernelsProof(manifest="m", compiled=1, reused=3, seconds=0.5)
     ("state", "warmup", "reason"),
     [
         (None, False, "0 of 2 ranks have joined"),
-        (replace(IDLE, ranks_ready=1), False, "1 of 2 ranks have joined"),
+        (
+            replace(IDLE, ranks_ready=1, missing=(1,)),
+            False,
+            "1 of 2 ranks have joined, missing: 1",
+        ),
         (replace(IDLE, ranks_ready=2), False, None),
         (replace(IDLE, ranks_ready=2), True, "the kernels are not proven warm"),
         (replace(IDLE, ranks_ready=2, kernels=PROOF), True, None),
@@ -61,7 +65,15 @@ def test_unready(state, warmup, reason):
 def test_report():
     config = EngineConfig.model_validate({"role": "prefill", "pod": {"ip": "10.1.2.3"}})
     said = report(
-        replace(RUNNING, kv_used=3, kernels=PROOF),
+        replace(
+            RUNNING,
+            kv_used=3,
+            kv_cached=5,
+            prefix_query_tokens=100,
+            prefix_hit_tokens=48,
+            kernels=PROOF,
+            traffic=(Traffic(rank=0, steps=3, hidden_sent=3),),
+        ),
         config,
         incarnation="inc",
         in_flight=2,
@@ -74,6 +86,7 @@ def test_report():
         "revision": "",
         "incarnation": "inc",
         "model": "default",
+        "model_digest": "",
         "max_model_len": 4096,
         "control": "10.1.2.3:8001",
         "kv_fingerprint": "f00d",
@@ -87,6 +100,9 @@ def test_report():
         "kv_used": 3,
         "kv_total": 8,
         "kv_quarantined": 0,
+        "kv_cached": 5,
+        "prefix_query_tokens": 100,
+        "prefix_hit_tokens": 48,
         "steps_done": 0,
         "preemptions": 0,
         "draining": True,
@@ -97,4 +113,15 @@ def test_report():
             "seconds": 0.5,
             "compiles_after_ready": 0,
         },
+        "traffic": [
+            {
+                "rank": 0,
+                "steps": 3,
+                "hidden_sent": 3,
+                "hidden_received": 0,
+                "outputs_expected": 0,
+                "outputs_sent": 0,
+                "outputs_received": 0,
+            }
+        ],
     }

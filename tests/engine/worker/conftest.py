@@ -1,13 +1,23 @@
-"""A small model on disk, and the keys of a group."""
+"""A small model on disk, the keys of a group, and whole groups of real processes."""
 
-from collections.abc import Iterator
+import json
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import transformers
+import zmq
 from pds_engine.config import EngineConfig
 from pds_engine.keys import Keys
+from pds_engine.messages import AnyMessage, Hello, Sampling, State, Submit, Token, Welcome
+from pds_engine.wire import Link
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +35,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         vocab_size=200,
         hidden_size=32,
         intermediate_size=64,
-        num_hidden_layers=2,
+        num_hidden_layers=4,
         num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=16,
@@ -37,7 +47,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def config(model: Path) -> EngineConfig:
     return EngineConfig.model_validate(
         {
@@ -52,3 +62,249 @@ def config(model: Path) -> EngineConfig:
 @pytest.fixture(scope="session")
 def keys() -> Keys:
     return Keys.make()
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+class Group:
+    """A scheduler and its workers as launch starts them, and a link in the API server's place.
+
+    Its standard error goes to the file `log`.
+    """
+
+    def __init__(self, config: EngineConfig, keys: Keys, folder: Path, name: str) -> None:
+        self.name, self.port = name, free_port()
+        self.ranks = config.parallelism.ranks
+        address = f"tcp://127.0.0.1:{self.port}"
+        keys.write(folder)
+        pod = config.pod.model_copy(update={"group": name})
+        http = config.http.model_copy(update={"rendezvous_port": free_port()})
+        (folder / "config.json").write_text(
+            config.model_copy(update={"pod": pod, "http": http}).model_dump_json()
+        )
+        launch = {"incarnation": name, "bind": address, "scheduler": address}
+        (folder / "launch.json").write_text(json.dumps(launch))
+        self.log = folder / "log"
+        kinds = [f"worker-{rank}" for rank in range(self.ranks)]
+        with self.log.open("wb") as log:
+            self.scheduler, *self.workers = (
+                subprocess.Popen(
+                    [sys.executable, "-m", "pds_engine.child", kind, str(folder)], stderr=log
+                )
+                for kind in ("scheduler", *kinds)
+            )
+        self.context = zmq.Context()
+        self.link = Link(self.context, address, keys)
+        self.link.send(Hello(peer="server", group=name, incarnation=name, rank=0))
+
+    def await_ready(self) -> None:
+        assert isinstance(self.receive(), Welcome)
+        self.await_state(lambda state: state.ranks_ready == self.ranks)
+
+    def receive(self, seconds: float = 60.0) -> AnyMessage:
+        message = self.link.receive(timeout=seconds)
+        if message is None:
+            raise TimeoutError(f"{self.name} said nothing: {self.log.read_text()}")
+        return message
+
+    def await_state(self, such: Callable[[State], bool]) -> State:
+        while True:
+            message = self.receive()
+            if isinstance(message, State) and such(message):
+                return message
+
+    def collect(self, *submits: Submit) -> dict[str, list[Token]]:
+        """Send them all at once, and receive every request's tokens up to its end."""
+        for submit in submits:
+            self.link.send(submit)
+        found: dict[str, list[Token]] = {submit.request_id: [] for submit in submits}
+        open_ = set(found)
+        while open_:
+            message = self.receive()
+            if isinstance(message, State):
+                continue
+            assert isinstance(message, Token), message
+            assert message.index == len(found[message.request_id])
+            found[message.request_id].append(message)
+            if message.finish_reason is not None:
+                open_.discard(message.request_id)
+        return found
+
+    def tokens(self, request_id: str, count: int) -> list[int]:
+        return [token.token for token in self.answer(request_id, count)]
+
+    def answer(self, request_id: str, count: int) -> list[Token]:
+        """The first `count` tokens of a request; others' are passed over."""
+        found: list[Token] = []
+        while len(found) < count:
+            message = self.receive()
+            if isinstance(message, State):
+                continue
+            assert isinstance(message, Token), message
+            if message.request_id == request_id:
+                found.append(message)
+        assert [token.index for token in found] == list(range(count))
+        return found
+
+    def ends(self, seconds: float) -> str:
+        """Wait until the scheduler has given the group up; what its processes said."""
+        assert self.scheduler.wait(seconds) == 1
+        return self.log.read_text()
+
+    def close(self) -> None:
+        self.link.close()
+        self.context.term()
+        for process in (*self.workers, self.scheduler):
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture
+def start(keys: Keys, tmp_path: Path) -> Iterator[Callable[..., Group]]:
+    """Starts groups for one test."""
+    groups: list[Group] = []
+
+    def begin(config: EngineConfig, name: str) -> Group:
+        folder = tmp_path / name
+        folder.mkdir()
+        groups.append(Group(config, keys, folder, name))
+        return groups[-1]
+
+    yield begin
+    for group in groups:
+        group.close()
+
+
+@pytest.fixture(scope="module")
+def running(
+    keys: Keys, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[EngineConfig], Group]]:
+    """A group of this configuration that is ready, started once for a module's tests."""
+    groups: dict[EngineConfig, Group] = {}
+
+    def get(config: EngineConfig) -> Group:
+        if config not in groups:
+            name = f"group-{len(groups)}"
+            groups[config] = Group(config, keys, tmp_path_factory.mktemp(name), name)
+            groups[config].await_ready()
+        return groups[config]
+
+    yield get
+    for group in groups.values():
+        group.close()
+
+
+@pytest.fixture(scope="module")
+def lone(
+    keys: Keys, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[EngineConfig], Group]]:
+    """A group of this configuration that is ready, and ends as soon as another is asked for."""
+    groups: dict[EngineConfig, Group] = {}
+    numbers = count()
+
+    def get(config: EngineConfig) -> Group:
+        if config not in groups:
+            while groups:
+                groups.popitem()[1].close()
+            name = f"lone-{next(numbers)}"
+            groups[config] = Group(config, keys, tmp_path_factory.mktemp(name), name)
+            groups[config].await_ready()
+        return groups[config]
+
+    yield get
+    for group in groups.values():
+        group.close()
+
+
+@pytest.fixture(scope="session")
+def shaped(config: EngineConfig) -> Callable[..., EngineConfig]:
+    """`config` with chunks of 32 tokens, and other keys by their dotted names."""
+
+    def make(**keys: Any) -> EngineConfig:
+        tree = config.model_dump()
+        tree["scheduler"]["chunk_size"] = 32
+        for name, value in keys.items():
+            *parents, last = name.split("__")
+            node = tree
+            for parent in parents:
+                node = node[parent]
+            node[last] = value
+        split = tree["parallelism"]
+        split["ranks_per_pod"] = split["pp"] * split["tp"]
+        return EngineConfig.model_validate(tree)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def loaded(model: Path) -> torch.nn.Module:
+    """The model in transformers, in float32."""
+    return transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+
+
+@pytest.fixture(scope="session")
+def logprobs(loaded: torch.nn.Module) -> Callable[[tuple[int, ...]], torch.Tensor]:
+    """Log-probabilities of transformers: row i tells what follows the first i + 1 of these ids."""
+
+    @cache
+    def of(ids: tuple[int, ...]) -> torch.Tensor:
+        with torch.inference_mode():
+            return loaded(torch.tensor([ids])).logits[0].log_softmax(-1)
+
+    return of
+
+
+@pytest.fixture(scope="session")
+def greedy(loaded: torch.nn.Module) -> Callable[[Sequence[int], int], list[int]]:
+    """Tokens of transformers in float32; refuses a prompt on which two scores nearly tie."""
+
+    def tokens(prompt: Sequence[int], count: int) -> list[int]:
+        ids, found, cache = torch.tensor([list(prompt)]), [], None
+        with torch.inference_mode():
+            for _ in range(count):
+                out = loaded(ids, past_key_values=cache, use_cache=True)
+                cache = out.past_key_values
+                best = out.logits[0, -1].topk(2)
+                assert best.values[0] - best.values[1] > 1e-4
+                found.append(int(best.indices[0]))
+                ids = torch.tensor([[found[-1]]])
+        return found
+
+    return tokens
+
+
+@pytest.fixture(scope="session")
+def prompt() -> Callable[[int, int], tuple[int, ...]]:
+    """Random token ids: a length and a seed."""
+
+    def make(length: int, seed: int) -> tuple[int, ...]:
+        source = torch.Generator().manual_seed(seed)
+        return tuple(torch.randint(0, 200, (length,), generator=source).tolist())
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def submit() -> Callable[..., Submit]:
+    """A request of `count` tokens; greedy unless `sampling` says more."""
+
+    def make(
+        request_id: str,
+        ids: Sequence[int],
+        count: int,
+        sampling: dict[str, Any] | None = None,
+        **keys: Any,
+    ) -> Submit:
+        options = {"temperature": 0.0, **(sampling or {})}
+        return Submit(
+            request_id=request_id,
+            prompt_ids=tuple(ids),
+            sampling=Sampling(max_tokens=count, **options),
+            seed=keys.pop("seed", 1),
+            **keys,
+        )
+
+    return make

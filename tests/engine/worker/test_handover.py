@@ -4,7 +4,6 @@ import time
 
 import pytest
 import torch
-import transformers
 import zmq
 from pds_engine.errors import ProtocolError
 from pds_engine.kv.transfer import TransferThread
@@ -25,9 +24,13 @@ from pds_engine.messages import (
     Welcome,
 )
 from pds_engine.models.loader import load
+from pds_engine.parallel.groups import Groups
+from pds_engine.parallel.stage import Place, Stage
 from pds_engine.runner.runner import Runner
+from pds_engine.worker.loop import Loop
 from pds_engine.worker.mailbox import Mailbox
-from pds_engine.worker.process import Loop, kv_format, make_pool
+from pds_engine.worker.process import kv_format, make_exchange, make_pool
+from pds_engine.worker.watchdog import Activity
 
 
 class Sent:
@@ -45,8 +48,9 @@ class Sent:
 
 class Rank:
     def __init__(self, config, keys, rank=0):
-        decoder = load(config, 0, torch.device("cpu"))
-        _, self.pool = make_pool(config, decoder, kv_format(config, decoder), torch.device("cpu"))
+        cpu = torch.device("cpu")
+        decoder = load(config, 0, cpu)
+        _, self.pool = make_pool(config, decoder, kv_format(config, decoder), cpu)
         self.pool.data.fill_(float("nan"))
         self.pool.data[-1] = 0
         layers = [self.pool.layer(i) for i in range(len(decoder.part.layers))]
@@ -55,7 +59,9 @@ class Rank:
             self.pool, config.kv, rank, "127.0.0.1", self.mailbox.put, keys
         )
         self.link = Sent()
-        self.loop = Loop(self.link, Runner(config, decoder, layers), self.transfers, self.mailbox)
+        runner = Runner(config, decoder, layers)
+        stage = Stage(Place(0, 1), runner, make_exchange(config, decoder, Groups(), 0, cpu))
+        self.loop = Loop(self.link, stage, runner, self.transfers, self.mailbox, Activity(rank))
 
     def give(self, *orders):
         self.link.orders.extend(orders)
@@ -101,20 +107,9 @@ def plan(step, row, *pushes):
     )
 
 
-def greedy(model, prompt, count):
-    reference = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-    ids = torch.tensor([prompt])
-    with torch.inference_mode():
-        for _ in range(count):
-            ids = torch.cat((ids, reference(ids).logits[:, -1:].argmax(-1)), dim=1)
-    return tuple(ids[0, len(prompt) :].tolist())
-
-
-def test_decode_goes_on_where_prefill_ended(pair, model):
+def test_decode_goes_on_where_prefill_ended(pair, greedy, prompt):
     prefill, decode = pair
-    prompt = tuple(
-        torch.randint(0, 200, (70,), generator=torch.Generator().manual_seed(4)).tolist()
-    )
+    prompt = prompt(70, 4)
     sampling = Sampling(max_tokens=4, temperature=0.0)
     here, there = (9, 3, 41, 22, 17), (50, 8, 30, 11, 2)
 
@@ -160,7 +155,7 @@ def test_decode_goes_on_where_prefill_ended(pair, model):
         *(plan(s, Row(slot=2, gen=7, start=70 + s, length=1, samples=True)) for s in range(3)),
     )
     tokens = [decode.wait(StepDone).tokens[0] for _ in range(3)]
-    assert (*done[2].tokens, *tokens) == greedy(model, prompt, 4)
+    assert [*done[2].tokens, *tokens] == greedy(prompt, 4)
 
 
 def test_forget_is_answered(pair):

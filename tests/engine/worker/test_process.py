@@ -9,6 +9,7 @@ import zmq
 from pds_engine.errors import EXIT_CONFIG
 from pds_engine.messages import (
     Admit,
+    Assemble,
     Fault,
     Hello,
     Ready,
@@ -46,14 +47,21 @@ class Scheduler:
         self.authority = Authority(self.context, keys)
         self.hub = Hub(self.context, "tcp://127.0.0.1:*", keys)
         self.worker = None
+        self.reports = []
+        """What the watchdog has told, on its own connection."""
         address = f"tcp://127.0.0.1:{self.hub.port}"
         self.process = subprocess.Popen([sys.executable, "-c", RUN, str(folder), address])
 
     def receive(self, seconds=60.0):
-        if not self.hub.socket.poll(seconds * 1000):
-            raise TimeoutError("the worker said nothing")
-        self.worker, message = self.hub.receive()
-        return message
+        """The next message of the worker's own connection."""
+        while True:
+            if not self.hub.socket.poll(seconds * 1000):
+                raise TimeoutError("the worker said nothing")
+            identity, message = self.hub.receive()
+            self.worker = self.worker or identity
+            if identity == self.worker:
+                return message
+            self.reports.append(message)
 
     def send(self, message):
         self.hub.send(self.worker, message)
@@ -90,6 +98,7 @@ def test_a_worker_s_life(scheduler, config):
         peer="worker", group=config.pod.group, incarnation="here", rank=0
     )
     scheduler.send(Welcome(incarnation="here"))
+    scheduler.send(Assemble(rendezvous="127.0.0.1:1"))
     ready = scheduler.receive()
     assert isinstance(ready, Ready)
     assert ready.pages == config.kv.pages
@@ -118,6 +127,15 @@ def test_a_worker_s_life(scheduler, config):
     assert [one.step_id for one in done] == [10, 11, 20, 21]
     assert [one.tokens for one in done[:2]] == [one.tokens for one in done[2:]]
 
+    while not any(getattr(report, "done", -1) == 21 for report in scheduler.reports):
+        if scheduler.hub.socket.poll(10_000):
+            scheduler.reports.append(scheduler.hub.receive()[1])
+    hello, *told = scheduler.reports
+    assert (hello.peer, hello.rank) == ("watch", 0)
+    assert (told[0].doing, told[-1].doing) == ("setup", "idle")
+    assert told[-1].traffic.steps == 4
+    assert told[-1].plans[-1] == "step 21: 1 rows, 1 tokens, depends on -1"
+
     scheduler.send(plan(30, Row(slot=0, gen=2, start=4, length=1, samples=True)))
     fault = scheduler.receive()
     assert isinstance(fault, Fault)
@@ -135,6 +153,7 @@ def test_a_wrong_setting_ends_it_with_the_status_of_configuration(config, keys, 
     try:
         assert isinstance(scheduler.receive(), Hello)
         scheduler.send(Welcome(incarnation="here"))
+        scheduler.send(Assemble(rendezvous="127.0.0.1:1"))
         begun = time.monotonic()
         assert scheduler.process.wait(30) == EXIT_CONFIG
         assert time.monotonic() - begun < 20

@@ -1,74 +1,139 @@
-"""Random lives of whole groups, with memory that shows every misplaced page.
+"""A scheduler with fake workers, and what must hold of it at every moment.
 
 Fake workers execute plans on fake pages and choose each token from what they read there, so that a
-page lost, shared, freed early or written late gives a wrong token. Pushes read P's pages when they
-are carried out and write D's then, as a network card would. Only one link's messages keep order.
+page lost, shared, freed early or written late gives a wrong token.
 """
 
-import random
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import pytest
-from pds_engine.errors import GroupError
 from pds_engine.messages import (
+    Admit,
     Cancel,
     Failed,
     KvEndpoint,
     Message,
-    PeerGone,
-    PushDone,
-    PushFailed,
     Ready,
-    Sampling,
-    Source,
+    StepPlan,
     Submit,
     Token,
-    Welcome,
 )
+from pds_engine.scheduler.lifecycle import Ledger
 from pds_engine.scheduler.party import WORKERS, Out, Party
+from pds_engine.scheduler.request import Request
 from pds_engine.scheduler.scheduler import Scheduler
 from pds_engine.scheduler.settings import Settings
 
-PAGE, PAGES, STOP = 4, 14, 3
-SERVER, PREFILL = Party("server", "s"), Party("prefill", "p")
-BOUNDS: dict[str, Any] = {
-    "page_size": PAGE,
-    "max_model_len": 40,
-    "max_running": 3,
-    "max_waiting": 4,
-    "chunk_size": 2 * PAGE,
-    "max_step_tokens": 2 * PAGE + 3,
-    "lease": 30.0,
-    "step_timeout": 1e9,
-}
+STOP = 3
+SERVER = Party("server", "s")
+
+
+def check(core: Scheduler) -> None:
+    """What must hold of a scheduler at every moment."""
+    settings, ledger, flight = core.settings, core.ledger, core.steps.in_flight
+    assert len(flight) <= settings.depth
+    for issued in flight:
+        assert sum(row.length for row in issued.plan.rows) <= settings.max_step_tokens
+        assert len({row.slot for row in issued.plan.rows}) == len(issued.plan.rows)
+    check_pages(core)
+    promised = sum(r.promised for r in ledger.requests.values())
+    assert (ledger.pool.promised, ledger.pool.available >= 0) == (promised, True)
+    fresh = [r for r in ledger.queue if r.gen < 0]  # those put back are bounded by the slots
+    assert len(fresh) + len(core.prefill.unoffered) <= settings.max_waiting
+    ranks = [request.rank for request in ledger.prefilling]
+    assert ranks == sorted(ranks)
+
+
+def check_pages(core: Scheduler) -> None:
+    """Every reference has its holder; what others read, or may come to, is not written."""
+    ledger, pool, cache = core.ledger, core.ledger.pool, core.ledger.pool.cache
+    transfers = [*core.prefill.transfers.values(), *core.prefill.closing.values()]
+    requests = {t.request for t in transfers if t.request is not None}
+    requests.update(ledger.requests.values(), *ledger._lingering.values())
+    held = Counter(page for request in requests for page in request.pages)
+    barred = [page for r in core.decode.barred.values() for page in r.pages]
+    assert held.keys().isdisjoint(barred)
+    held.update(barred)
+    for page in range(pool.total):
+        assert pool.references(page) == held[page], "a reference without a holder, or none"
+        assert held[page] < 2 or page in cache, "a page has two holders"
+        assert pool.is_quarantined(page) == (page in barred)
+        assert page not in barred or page not in cache
+    for request in requests:
+        assert not any(page in cache for page in request.pages[request.entered :])
+    assert sorted([*pool._blank, *cache._idle, *held]) == list(range(pool.total))
+    assert len(cache) == len(cache._digests)
+
+
+class Auditor:
+    """Watches one scheduler: what it orders, whom it puts back, and what must always hold."""
+
+    def __init__(self, core: Scheduler) -> None:
+        self.core = core
+        self.tables: dict[tuple[int, int], list[int]] = {}
+        """The pages of each slot and generation, as the workers are told."""
+        core.ledger.preempt = self.preempt  # type: ignore[method-assign]
+
+    def preempt(self, victim: Request) -> None:
+        """The last in order, never the first."""
+        ledger = self.core.ledger
+        ranks = [request.rank for request in (*ledger.prefilling, *ledger.decoding)]
+        assert min(ranks) < victim.rank == max(ranks)
+        Ledger.preempt(ledger, victim)
+
+    def order(self, message: Message) -> None:
+        if isinstance(message, Admit):
+            self.tables[message.slot, message.gen] = list(message.pages)
+        elif isinstance(message, StepPlan):
+            for row in message.rows:
+                self.tables[row.slot, row.gen] += row.new_pages
+
+    def check(self) -> None:
+        check(self.core)
+        self.check_writes()
+
+    def check_writes(self) -> None:
+        """No step in flight writes a page that is free, or another's."""
+        ledger, size = self.core.ledger, self.core.settings.page_size
+        holders = {p: (r.slot, r.gen) for r in ledger.requests.values() for p in r.pages}
+        for row in (row for issued in self.core.steps.in_flight for row in issued.plan.rows):
+            owner = row.slot, row.gen
+            written = slice(row.start // size, -(-(row.start + row.length) // size))
+            for page in self.tables[owner][written]:
+                assert ledger.pool.references(page), "a step writes a free page"
+                assert holders.get(page, owner) == owner, "a step writes another's page"
 
 
 @dataclass
 class Node:
     """A scheduler, its workers, and what its server was told."""
 
-    settings: Settings
     make_worker: Callable[[int], Any]
+    settings: Settings
+    pages: int
     core: Scheduler = field(init=False)
+    auditor: Auditor = field(init=False)
     workers: list[Any] = field(init=False)
     told: dict[str, list[int]] = field(default_factory=dict)
     """Output tokens of the requests that have not ended, by id."""
+    talks: deque[tuple[int, ...]] = field(default_factory=partial(deque, maxlen=4))
+    """Prompt and output of the last that ended."""
     ended: int = 0
     asked: dict[str, Submit] = field(default_factory=dict)
     to_peers: list[Out] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.core = Scheduler(self.settings, self.settings.role)
+        self.auditor = Auditor(self.core)
         self.workers = [self.make_worker(rank) for rank in range(self.settings.ranks)]
         for rank in range(self.settings.ranks):
-            endpoint = KvEndpoint(rank=rank, shard=b"", pages=PAGES, backends={})
-            self.handle(
-                WORKERS, Ready(rank=rank, pages=PAGES, kv_fingerprint="f", endpoint=endpoint), 0.0
-            )
+            endpoint = KvEndpoint(rank=rank, shard=b"", pages=self.pages, backends={})
+            ready = Ready(rank=rank, pages=self.pages, kv_fingerprint="f", endpoint=endpoint)
+            self.handle(WORKERS, ready, 0.0)
 
     def handle(self, sender: Party, message: Message, now: float) -> None:
         self.take(self.core.handle(sender, message, now))
@@ -76,6 +141,7 @@ class Node:
     def take(self, out: list[Out]) -> None:
         for item in out:
             if item.to == WORKERS:
+                self.auditor.order(item.message)
                 for worker in self.workers:
                     worker.orders.append(item.message)
             elif item.to == SERVER:
@@ -107,30 +173,12 @@ class Node:
             self.end(message.request_id)
 
     def end(self, name: str) -> None:
-        del self.told[name]
+        self.talks.append(self.asked[name].prompt_ids + tuple(self.told.pop(name)))
         self.ended += 1
 
     def cancel(self, name: str, now: float) -> None:
         self.end(name)
         self.handle(SERVER, Cancel(request_id=name), now)
-
-    def check(self) -> None:
-        """What must hold at every moment."""
-        core, settings = self.core, self.settings
-        ledger, flight = core.ledger, core.steps.in_flight
-        assert len(flight) <= settings.depth
-        for issued in flight:
-            assert sum(row.length for row in issued.plan.rows) <= settings.max_step_tokens
-            assert len({row.slot for row in issued.plan.rows}) == len(issued.plan.rows)
-        requests = set(ledger.requests.values()) | {r for s in flight for r in s.samplers}
-        held = [page for request in requests for page in request.pages]
-        held += [page for r in core.decode.barred.values() for page in r.pages]
-        assert len(held) == len(set(held)), "a page has two holders"
-        assert all(ledger.pool.references(page) == 1 for page in held)
-        assert not any(ledger.pool.is_quarantined(page) for r in requests for page in r.pages)
-        promised = sum(r.promised for r in ledger.requests.values())
-        assert (ledger.pool.promised, ledger.pool.available >= 0) == (promised, True)
-        assert len(ledger.queue) + len(core.prefill.unoffered) <= settings.max_waiting
 
     def check_idle(self) -> None:
         """What must hold when all has ended."""
@@ -140,261 +188,9 @@ class Node:
         assert (state.in_flight, state.running, transfers) == (0, 0, {})
         assert (state.kv_used, state.kv_quarantined, core.ledger.pool.promised) == (0, 0, 0)
         assert not any(worker.slots or worker.open for worker in self.workers)
-        assert not core.ledger._lingering
-
-
-class World:
-    """One unified group, or a prefill and a decode group; `rng` decides what happens to them."""
-
-    def __init__(
-        self,
-        make_worker: Callable[[int], Any],
-        rng: random.Random,
-        *,
-        pair: bool,
-        pp: int,
-        tp: int,
-        fenced: bool,
-        mishaps: float,
-    ) -> None:
-        self.rng = rng
-        self.mishaps = mishaps
-        """How many events in a hundred are a failure of some kind."""
-        roles = ("prefill", "decode") if pair else ("unified",)
-        self.nodes = [
-            Node(Settings(role=role, pp=pp, tp=tp, **BOUNDS), make_worker) for role in roles
-        ]
-        self.now = 0.0
-        self.count = 0
-        self.connection = 0
-        self.connected = self.welcomed = False
-        self.held: list[Message] = []
-        """What D has to say once P has welcomed it."""
-        self.to_p: deque[Message] = deque()
-        self.to_d: deque[Message] = deque()
-        self.buried = 0
-        """Epochs up to this one were offered to a pod that has ended."""
-        self.unnoticed: deque[Party] = deque()
-        """Connections that P has not yet seen end."""
-        for worker in self.nodes[-1].workers:
-            worker.fenced = fenced
-
-    @property
-    def pair(self) -> bool:
-        return len(self.nodes) == 2
-
-    @property
-    def decode(self) -> Party:
-        return Party("decode", str(self.connection))
-
-    def settle(self) -> None:
-        """Plan, and put what the schedulers say to each other on their links."""
-        for node in self.nodes:
-            node.take(node.core.plan(self.now))
-            out, node.to_peers = node.to_peers, []
-            for item in out:
-                if item.to == PREFILL:
-                    (self.to_p if self.welcomed else self.held).append(item.message)
-                elif item.to == self.decode and self.connected:
-                    self.to_d.append(item.message)
-
-    # ---- what can happen -----------------------------------------------------------------------
-
-    def live(self, events: int) -> None:
-        """Let so many things happen, and look at everything after each."""
-        for _ in range(events):
-            chance = self.rng.uniform(0, 100)
-            if chance < self.mishaps:
-                self.rng.choice(
-                    [
-                        self.cancel,
-                        self.lose_the_link,
-                        self.a_push_fails,
-                        self.a_drain_is_given_up,
-                        self.cancel,
-                        self.cancel,
-                    ]
-                )()
-            elif chance < self.mishaps + 8:
-                self.submit()
-            elif chance < self.mishaps + 10:
-                self.now += self.rng.choice([0.5, 2.0, 11.0])
-                self.tick()
-            elif found := self.events():
-                self.happen(*self.rng.choice(found))
-            for node in self.nodes:
-                node.check()
-
-    def end(self) -> None:
-        """Left alone, everything ends, and every page and slot comes back."""
-        self.quiesce()
-        if self.pair:
-            self.prefill_is_replaced()
-            self.settle()
-            self.quiesce()  # what had waited for pages in quarantine
-        for node in self.nodes:
-            node.check()
-            node.check_idle()
-
-    def quiesce(self) -> None:
-        """Until leases and deadlines have passed too."""
-        for _ in range(8):
-            while events := self.events():
-                self.happen(*self.rng.choice(events))
-            self.now += 11.0
-            self.tick()
-
-    def submit(self) -> None:
-        self.count += 1
-        rng, sides = self.rng, self.nodes
-        if rng.random() < 0.05:
-            sides = [rng.choice(self.nodes)]
-        prompt = tuple(rng.randrange(23) for _ in range(rng.randint(1, 20)))
-        deadline = self.now + 20.0 if rng.random() < 0.1 else None
-        max_tokens = rng.randint(1, 14)
-        for node in sides:
-            role = node.settings.role
-            node.submit(
-                Submit(
-                    request_id=f"r{self.count}",
-                    prompt_ids=prompt,
-                    sampling=Sampling(max_tokens=max_tokens, stop_token_ids=(STOP,)),
-                    seed=0,
-                    deadline=deadline,
-                    role_hint=role,
-                    source=Source(address="p", group="p") if role == "decode" else None,
-                ),
-                self.now,
-            )
-        self.settle()
-
-    def cancel(self) -> None:
-        node = self.rng.choice(self.nodes)
-        if node.told:
-            node.cancel(self.rng.choice(sorted(node.told)), self.now)
-            self.settle()
-
-    def lose_the_link(self) -> None:
-        """D sees it at once, P some time later."""
-        if not self.connected:
-            return
-        self.unnoticed.append(self.decode)
-        self.connected = self.welcomed = False
-        self.connection += 1
-        for lost in (self.to_p, self.to_d, self.held):
-            lost.clear()
-        decode = self.nodes[1]
-        decode.take(decode.core.lost(PREFILL, self.now))
-        self.settle()
-
-    def a_push_fails(self) -> None:
-        """What the rank has posted may still land."""
-        worker = self.rng.choice(self.nodes[0].workers)
-        if worker.pushes:
-            name = worker.pushes[-1][0].transfer
-            worker.reports.append(PushFailed(transfer=name, rank=worker.rank, message="reset"))
-
-    def a_drain_is_given_up(self) -> None:
-        self.rng.choice(self.nodes[0].workers).close_drained(give_up=True)
-
-    # ---- how it happens --------------------------------------------------------------------------
-
-    def events(self) -> list[tuple[str, int, int]]:
-        found = []
-        for at, node in enumerate(self.nodes):
-            for worker in node.workers:
-                for kind, queue in (
-                    ("work", worker.orders),
-                    ("report", worker.reports),
-                    ("push", worker.pushes),
-                ):
-                    if queue and (kind != "push" or self.is_expected(worker)):
-                        found.append((kind, at, worker.rank))
-        if self.to_p:
-            found.append(("to_p", 0, 0))
-        if self.to_d:
-            found.append(("to_d", 1, 0))
-        if self.held and not self.connected:
-            found.append(("connect", 0, 0))
-        if self.unnoticed:
-            found.append(("notice", 0, 0))
-        return found
-
-    def happen(self, kind: str, at: int, rank: int) -> None:
-        node = self.nodes[at]
-        worker = node.workers[rank]
-        if kind == "work":
-            worker.work()
-        elif kind == "report":
-            node.handle(WORKERS, worker.reports.popleft(), self.now)
-        elif kind == "push":
-            self.push(worker)
-        elif kind == "to_p":
-            node.handle(self.decode, self.to_p.popleft(), self.now)
-        elif kind == "to_d":
-            message = self.to_d.popleft()
-            node.handle(PREFILL, message, self.now)
-            if isinstance(message, Welcome):
-                self.welcomed = True
-                self.to_p.extend(self.held)
-                self.held.clear()
-        elif kind == "notice":
-            node.take(node.core.lost(self.unnoticed.popleft(), self.now))
-        else:
-            self.connected = True
-            self.to_d.append(Welcome(incarnation="prefill"))
-        self.settle()
-
-    def is_expected(self, worker: Any) -> bool:
-        """A fenced receiver lets a writer wait that comes before its Expect."""
-        receiver = self.nodes[1].workers[worker.rank]
-        push, epoch = worker.pushes[0]
-        known = receiver.expected | receiver.forgotten
-        return not receiver.fenced or epoch <= self.buried or (push.transfer, epoch) in known
-
-    def push(self, worker: Any) -> None:
-        """Carry one push out: read P's pages and write D's, as they are now."""
-        receiver = self.nodes[1].workers[worker.rank]
-        push, epoch = worker.pushes.popleft()
-        fenced_off = receiver.fenced and (push.transfer, epoch) in receiver.forgotten
-        if fenced_off or epoch <= self.buried:
-            worker.close_drained()
-            if push.transfer in worker.open:
-                worker.reports.append(
-                    PushFailed(transfer=push.transfer, rank=worker.rank, message="unexpected")
-                )
-            return
-        side = self.nodes[1].core.decode
-        live, barred = side.live.get(push.transfer), side.barred.get((push.transfer, epoch))
-        if live is not None and live.epoch == epoch:
-            allowed = set(live.request.pages)
-        else:
-            assert barred is not None, "a write lands after its pages were given back"
-            allowed = set(barred.pages)
-        assert allowed.issuperset(push.dst_pages), "a write lands in another's page"
-        for source, destination in zip(push.src_pages, push.dst_pages, strict=True):
-            for offset in range(PAGE):
-                receiver.memory[destination, offset] = worker.memory.get((source, offset), -1)
-        if push.last and push.transfer in worker.open:
-            worker.reports.append(
-                PushDone(transfer=push.transfer, rank=worker.rank, bytes=0, seconds=0.0)
-            )
-        worker.close_drained()
-
-    def tick(self) -> None:
-        for node in self.nodes:
-            try:
-                node.take(node.core.tick(self.now))
-            except GroupError:  # too much in quarantine
-                self.prefill_is_replaced()
-        self.settle()
-
-    def prefill_is_replaced(self) -> None:
-        """P's pod has ended: nothing offered to it is written. P goes on as its successor."""
-        self.buried = self.nodes[1].core.decode._epoch
-        self.nodes[1].handle(SERVER, PeerGone(incarnation="prefill"), self.now)
+        assert not (core.ledger._lingering or core.ledger.finishing or core.ledger.decoding)
 
 
 @pytest.fixture(scope="session")
-def world(fake_worker: Callable[[int], Any]) -> Callable[..., World]:
-    return partial(World, fake_worker)
+def node(fake_worker: Callable[[int], Any]) -> Callable[..., Node]:
+    return partial(Node, fake_worker)

@@ -1,0 +1,158 @@
+"""The process groups of a group's ranks: how they meet, and who talks to whom (engine.md §4).
+
+    hidden   rank t of stage r → rank t of stage r + 1: all ranks; NCCL has a communicator a pair
+    output   rank t of the last stage → rank t of the first: on the host, whatever the device
+    tp       the ranks of one stage
+
+Outputs go by gloo on GPUs too: their tokens are on the host at both ends (StepDone and the slot
+table's check need them there), and a receive that waits on the host takes no SM.
+"""
+
+import fcntl
+import os
+import socket
+import struct
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch._C._distributed_c10d import Store, TCPStore
+
+from pds_engine.config import EngineConfig, ParallelConfig
+from pds_engine.errors import RankLost
+from pds_engine.parallel.layout import rank_name
+
+_LEAST_TIMEOUT = 1800.0
+_STEPS = 10
+"""A gloo time-out closes the pair for good, so that it comes long after the watchdog's."""
+_SIOCGIFADDR = 0x8915
+
+
+@dataclass(frozen=True, slots=True)
+class Groups:
+    """This rank's process groups; None: it exchanges nothing of that kind."""
+
+    hidden: dist.ProcessGroup | None = None
+    output: dist.ProcessGroup | None = None
+    tp: dist.ProcessGroup | None = None
+
+
+def backend(device: torch.device) -> str:
+    """What moves tensors of `device` between ranks."""
+    return "nccl" if device.type == "cuda" else "gloo"
+
+
+def assemble(config: EngineConfig, rank: int, device: torch.device, rendezvous: str) -> Groups:
+    """Meet the other ranks at `rendezvous` (host:port, rank 0 opens it) and make all groups.
+
+    Raises:
+        RankLost: a rank has not come in join_timeout; it is named.
+    """
+    split = config.parallelism
+    if split.ranks == 1:
+        return Groups()
+    _use_interface(config.pod.ip)
+    store = _meet(rank, split, rendezvous, config.join_timeout)
+    seconds = max(_LEAST_TIMEOUT, _STEPS * config.scheduler.step_timeout)
+    timeout = timedelta(seconds=seconds)
+    dist.init_process_group(
+        backend(device), store=store, rank=rank, world_size=split.ranks, timeout=timeout
+    )
+    groups = _groups(rank, split, device, timeout)
+    _greet(groups, rank, split, device)
+    return groups
+
+
+def _meet(rank: int, split: ParallelConfig, rendezvous: str, seconds: float) -> Store:
+    """The store, once every rank has been there."""
+    host, _, port = rendezvous.rpartition(":")
+    patience = timedelta(seconds=seconds)
+    try:
+        store = TCPStore(
+            host,
+            int(port),
+            is_master=rank == 0,
+            wait_for_workers=False,
+            timeout=patience,
+            master_listen_fd=_listen(host, int(port)) if rank == 0 else None,
+        )
+    except (OSError, RuntimeError) as error:
+        raise RankLost(
+            f"{rank_name(0, split.tp)} has not opened the rendezvous at {rendezvous} "
+            f"in {seconds:g} s: {error}"
+        ) from error
+    store.set(f"here/{rank}", "1")
+    try:
+        store.wait([f"here/{other}" for other in range(split.ranks)], patience)
+    except RuntimeError as error:
+        absent = [r for r in range(split.ranks) if not store.check([f"here/{r}"])]
+        names = ", ".join(rank_name(r, split.tp) for r in absent)
+        raise RankLost(f"{names} did not come to the rendezvous in {seconds:g} s") from error
+    return store
+
+
+def _listen(host: str, port: int) -> int:
+    """The descriptor of a listener on this address alone: by itself the store listens on all."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family).detach()
+
+
+def _groups(rank: int, split: ParallelConfig, device: torch.device, timeout: timedelta) -> Groups:
+    """Every rank makes every group, in one order: making one is a collective of all."""
+    last = split.ranks - split.tp
+    output = tp = None
+    if split.pp > 1:
+        ends = [*range(split.tp), *range(last, split.ranks)]
+        output = dist.new_group(ends, timeout=timeout, backend="gloo")
+    if split.tp > 1:
+        for first in range(0, split.ranks, split.tp):
+            stage = list(range(first, first + split.tp))
+            made = dist.new_group(stage, timeout=timeout, backend=backend(device))
+            tp = made if rank in stage else tp
+    return Groups(
+        hidden=dist.group.WORLD if split.pp > 1 else None,
+        output=output if not split.tp <= rank < last else None,
+        tp=tp,
+    )
+
+
+def _greet(groups: Groups, rank: int, split: ParallelConfig, device: torch.device) -> None:
+    """Use every connection once, so that no step pays for making it (NCCL makes them late)."""
+    if groups.hidden is None:
+        return
+    greeting, last = torch.zeros(1, device=device), split.ranks - split.tp
+    if rank >= split.tp:
+        dist.recv(greeting, rank - split.tp, groups.hidden)
+    if rank < last:
+        dist.send(greeting, rank + split.tp, groups.hidden)
+    if groups.output is not None:
+        _greet_output(groups.output, rank, last)
+
+
+def _greet_output(group: dist.ProcessGroup, rank: int, last: int) -> None:
+    greeting: Tensor = torch.zeros(1, dtype=torch.int64)
+    if rank >= last:
+        dist.send(greeting, rank - last, group)
+    else:
+        dist.recv(greeting, rank + last, group)
+
+
+def _use_interface(address: str) -> None:
+    """Have gloo and NCCL listen where peers reach this pod, not where its host name points to."""
+    packed = socket.inet_pton(socket.AF_INET, address) if "." in address else b""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        for _, name in socket.if_nameindex():
+            if packed and _address_of(probe, name) == packed:
+                os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = name
+                return
+
+
+def _address_of(probe: socket.socket, interface: str) -> bytes:
+    """The first IPv4 address of an interface, 4 bytes; none when it has none (netdevice(7))."""
+    request = struct.pack("256s", interface.encode())
+    try:
+        return fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, request)[20:24]
+    except OSError:
+        return b""

@@ -1,0 +1,141 @@
+"""One stage's part of every step: what it waits for, what it sends, and in which order.
+
+A step is a coroutine that yields what it waits for; whoever drives it answers with what came. So
+the worker runs it on real transfers (parallel.exchange), the simulation on virtual ones, and model
+checking in every order there can be. No torch, no socket, no clock.
+
+    hidden states   stage r → r + 1, every step
+    outputs         last stage → first, for steps whose plan says expects_output, and no other
+
+Nothing is decided here: both ends of an exchange act on the same plan (engine.md §4).
+"""
+
+from collections import deque
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+from pds_engine.errors import ProtocolError
+from pds_engine.messages import StepDone, StepPlan
+
+H = TypeVar("H")
+"""Hidden states, in whatever form the runner has them."""
+W = TypeVar("W")
+"""What is waited for."""
+_Sent = TypeVar("_Sent", contravariant=True)
+_Wait = TypeVar("_Wait", covariant=True)
+
+BUFFERS = 2
+"""Hidden states that may be under way to the next stage at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a rank stands in its pipeline."""
+
+    stage: int
+    stages: int
+
+    @property
+    def first(self) -> bool:
+        return self.stage == 0
+
+    @property
+    def last(self) -> bool:
+        return self.stage == self.stages - 1
+
+    @property
+    def depth(self) -> int:
+        """Steps that the scheduler has in flight at most: one a stage, and one that waits."""
+        return self.stages + 1
+
+
+@dataclass(frozen=True, slots=True)
+class Computed(Generic[H]):
+    """What a stage makes of a step: hidden states for the next one, or the last one's result.
+
+    Every rank of the last stage has the result; the worker reports only its first rank's.
+    """
+
+    hidden: H | None = None
+    done: StepDone | None = None
+
+
+class StageRunner(Protocol[H]):
+    """The computation of one stage: runner.Runner, or the simulation's."""
+
+    def execute(self, plan: StepPlan, hidden: H | None) -> Computed[H]:
+        """Compute a step from the previous stage's hidden states; None on the first stage."""
+
+    def accept(self, plan: StepPlan, tokens: tuple[int, ...]) -> None:
+        """On the first stage: what `plan`'s sampling rows sampled, in order. Rows whose slot has
+        another generation by now are passed over."""
+
+
+class Exchange(Protocol[_Sent, _Wait]):
+    """Starts transfers between stages; a W is what is waited for. None of it blocks."""
+
+    def receive_hidden(self, plan: StepPlan) -> _Wait:
+        """Answered with the previous stage's hidden states of this step."""
+
+    def receive_output(self, plan: StepPlan) -> _Wait:
+        """Answered with the tokens of the plan's sampling rows; () when it has none."""
+
+    def send_hidden(self, plan: StepPlan, hidden: _Sent) -> _Wait:
+        """Answered when the buffer may be used again."""
+
+    def send_output(self, plan: StepPlan, tokens: tuple[int, ...]) -> _Wait:
+        """Answered when the buffer may be used again."""
+
+
+class Stage(Generic[H, W]):
+    """Runs the steps of one stage, one after another."""
+
+    def __init__(self, place: Place, runner: StageRunner[H], exchange: Exchange[H, W]) -> None:
+        self._place = place
+        self._runner = runner
+        self._exchange = exchange
+        self._expected: deque[tuple[StepPlan, W]] = deque()
+        """On the first stage: outputs that are on their way, by step."""
+        self._sent: deque[tuple[int, W]] = deque()
+
+    def step(self, plan: StepPlan) -> Generator[W, Any, StepDone | None]:
+        """Execute `plan`; on the last stage the result is its StepDone.
+
+        Raises:
+            ProtocolError: more outputs are under way than there can be steps in flight.
+        """
+        place = self._place
+        arriving = None if place.first else self._exchange.receive_hidden(plan)
+        if place.first and not place.last:
+            # Steps that far back are done, or the scheduler would not have issued this one.
+            yield from self._take_outputs(max(plan.depends_on, plan.step_id - place.depth))
+            if plan.expects_output:
+                self._expected.append((plan, self._exchange.receive_output(plan)))
+        hidden = None if arriving is None else (yield arriving)
+        computed = self._runner.execute(plan, hidden)
+        if computed.done is None:
+            yield from self._await_sent(plan.step_id - BUFFERS)
+            if computed.hidden is not None:
+                sending = self._exchange.send_hidden(plan, computed.hidden)
+                self._sent.append((plan.step_id, sending))
+        elif plan.expects_output:
+            yield from self._await_sent(plan.step_id - place.depth)
+            sending = self._exchange.send_output(plan, computed.done.tokens)
+            self._sent.append((plan.step_id, sending))
+            if len(self._sent) > place.depth:
+                raise ProtocolError(f"{len(self._sent)} outputs are under way at once")
+        return computed.done
+
+    def _take_outputs(self, until: int) -> Generator[W, Any, None]:
+        """Take the outputs of all steps up to `until` that send one, in order."""
+        while self._expected and self._expected[0][0].step_id <= until:
+            plan, arriving = self._expected.popleft()
+            tokens = yield arriving
+            if tokens:
+                self._runner.accept(plan, tokens)
+
+    def _await_sent(self, until: int) -> Generator[W, Any, None]:
+        """Wait until what was sent for steps up to `until` has left its buffers."""
+        while self._sent and self._sent[0][0] <= until:
+            yield self._sent.popleft()[1]

@@ -1,0 +1,24 @@
+"""The client's end of one call: where its answer goes, and whether it is still there."""
+
+from pds_engine.router.answers import Receive, Send
+from pds_engine.router.upstream import Signal
+
+
+class Client:
+    """`signal` is poked when anything happens that the call's task may wait for."""
+
+    def __init__(self, send: Send) -> None:
+        self.send = send
+        self.signal = Signal()
+        self.gone = False
+
+    async def watch(self, receive: Receive) -> None:
+        """Notice that it leaves."""
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        self.gone = True
+        self.signal.set()
+
+    async def give(self, data: bytes, *, more: bool) -> None:
+        """A part of the body."""
+        await self.send({"type": "http.response.body", "body": data, "more_body": more})

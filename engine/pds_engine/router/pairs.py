@@ -1,0 +1,75 @@
+"""What a call needs of the router: pairs to try, and notice of how that went."""
+
+import logging
+
+from pds_engine.errors import PdsError, Unavailable
+from pds_engine.router.attempt import Attempt, Failure
+from pds_engine.router.backends import EngineState, Fleet
+from pds_engine.router.call import STREAMED, Call
+from pds_engine.router.client import Client
+from pds_engine.router.config import RouterConfig
+from pds_engine.router.metrics import Metrics
+from pds_engine.router.policy import Pick
+
+logger = logging.getLogger(__name__)
+
+
+class Pairs:
+    """The groups as calls see them. `key` signs what they are told."""
+
+    def __init__(
+        self, config: RouterConfig, fleet: Fleet, key: bytes | None, metrics: Metrics
+    ) -> None:
+        self.config = config
+        self.fleet = fleet
+        self.metrics = metrics
+        self._key = key
+
+    def pick(self, call: Call, excluded: set[str], like: EngineState | None = None) -> Pick | None:
+        """The groups for the next attempt; with `like`, those that go on with what it began."""
+        if call.path in STREAMED:
+            return self.fleet.pick(call.affinity, excluded, like)
+        any_one = sorted(self.fleet.routable(excluded), key=lambda c: (c.outstanding, c.key))
+        return Pick(any_one[0].key) if any_one else None
+
+    def attempt(self, call: Call, pick: Pick, client: Client) -> Attempt:
+        """Ask them.
+
+        Raises:
+            Unavailable: this router cannot sign, and they ask for it.
+        """
+        if pick.decode is not None and self._key is None:
+            raise Unavailable(
+                "prefill and decode groups take signed requests only", hint="set keys_dir"
+            )
+        return Attempt(self.fleet, call, pick, self._key, client)
+
+    def nothing_ready(self) -> PdsError:
+        return Unavailable(self.fleet.shortage(), retry_after=1)
+
+    def failed(self, call: Call, failure: Failure, again: bool) -> None:
+        """An attempt came to nothing; `again`: another is made, or the stream goes on elsewhere."""
+        self.metrics.failed(failure.status, again)
+        logger.warning(
+            "an attempt failed",
+            extra={
+                "request_id": call.request_id,
+                "status": failure.status,
+                "backend": failure.blamed,
+                "again": again,
+                "answer": failure.body[:300].decode(errors="replace"),
+            },
+        )
+
+    def migrated(self, call: Call, failure: Failure, tokens: int, seconds: float) -> None:
+        """A stream that broke off goes on in another pair."""
+        self.metrics.migrated(failure.reason, seconds)
+        logger.warning(
+            "a stream goes on elsewhere",
+            extra={
+                "request_id": call.request_id,
+                "reason": failure.reason,
+                "tokens": tokens,
+                "seconds": round(seconds, 3),
+            },
+        )

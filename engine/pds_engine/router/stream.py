@@ -1,0 +1,144 @@
+"""One stream to one client: the bytes of a pair, and of others where that one breaks off.
+
+A stream is the prefill group's bytes up to its end of file, then the decode group's, which wait in
+their socket until then. What breaks it off (a connection lost, or an engine's word that it gives
+up) makes it migrate: the request goes to another pair with the tokens that the client has, which
+the journal names (`sse`), and the bytes of what follows them go on where the others ended.
+"""
+
+from time import monotonic
+
+from pds_engine.router.answers import Headers, error_event
+from pds_engine.router.attempt import Attempt, Failure, Side
+from pds_engine.router.backends import EngineState
+from pds_engine.router.call import Call, resumed
+from pds_engine.router.client import Client
+from pds_engine.router.forward import Forward
+from pds_engine.router.pairs import Pairs
+
+EVENT_STREAM: Headers = (
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+)
+LOOK_SECONDS = 1.0
+"""How long a stream waits for news of a group before it tries again all the same."""
+QUIET_SECONDS = 10.0
+"""How long a stream that waits says nothing: proxies close what is silent for longer."""
+WAITING = b": waiting\n\n"
+"""A comment, which clients pass over."""
+
+
+class Stream:
+    """The answer to `call`, from its first byte on."""
+
+    def __init__(self, pairs: Pairs, call: Call, client: Client) -> None:
+        self._pairs = pairs
+        self._call = call
+        self._client = client
+        self._forward = Forward(client.send, client.signal.set)
+        self._journal = self._forward.events.journal
+
+    async def run(self, attempt: Attempt) -> int:
+        """Forward it to its end; the status for the metrics: 200 but for streams that broke."""
+        like, left = attempt.last.backend.state, self._pairs.config.migrations
+        try:
+            while True:
+                failure = await self._give(attempt)
+                if self._client.gone:
+                    return 200
+                if failure is None:
+                    await self._client.give(self._forward.events.rest(), more=False)
+                    return 200
+                attempt.close()
+                self._forward.events.cut()
+                problem = self._stuck(failure, left)
+                self._pairs.failed(self._call, failure, again=not problem)
+                if not problem:
+                    left -= 1
+                    broke, next_ = monotonic(), await self._successor(failure, like)
+                    if isinstance(next_, Attempt):
+                        attempt = next_
+                        self._went_on(failure, monotonic() - broke)
+                        continue
+                    failure = next_
+                    problem = f"no other pair took it over in {monotonic() - broke:.0f} s"
+                await self._client.give(error_event(failure.body, problem), more=False)
+                return failure.status
+        finally:
+            attempt.close()
+
+    def _stuck(self, failure: Failure, left: int) -> str:
+        """Why the stream cannot go on elsewhere; "" when it can."""
+        if not failure.retry:
+            return "no other pair would do better"
+        if not self._journal.complete:
+            return "a stream of several choices cannot go on elsewhere"
+        if not left:
+            return f"it went on elsewhere {self._pairs.config.migrations} times already"
+        return ""
+
+    async def _successor(self, failure: Failure, like: EngineState | None) -> Attempt | Failure:
+        """Another pair that goes on, or why there is none; waits a while for one."""
+        call = resumed(self._call, self._journal.ids)
+        until = monotonic() + self._pairs.config.resume_seconds
+        spoke = monotonic()
+        excluded = {failure.blamed}
+        while True:
+            pick = self._pairs.pick(call, excluded, like)
+            if pick is None:
+                if (left := until - monotonic()) <= 0 or self._client.gone:
+                    return failure
+                excluded.clear()  # what refused may take it a little later
+                await self._pairs.fleet.news(min(left, LOOK_SECONDS))
+                if monotonic() - spoke >= QUIET_SECONDS:
+                    spoke = monotonic()
+                    await self._client.give(WAITING, more=True)
+                continue
+            attempt = self._pairs.attempt(call, pick, self._client)
+            try:
+                failed = await attempt.opened(surely=True)
+            except BaseException:
+                attempt.close()
+                raise
+            if failed is None:
+                return attempt
+            attempt.close()
+            self._pairs.failed(call, failed, again=failed.retry)
+            failure = failed
+            if not failed.retry:
+                return failed
+            excluded.add(failed.blamed)
+
+    def _went_on(self, failure: Failure, seconds: float) -> None:
+        if not self._client.gone:
+            self._pairs.migrated(self._call, failure, len(self._journal.ids), seconds)
+
+    async def _give(self, attempt: Attempt) -> Failure | None:
+        """An attempt's bytes to the client, side by side, up to their end."""
+        for side in attempt.sides:
+            failure = await self._side(attempt, side)
+            if self._client.gone:
+                return None
+            attempt.settle(side)
+            if failure is not None:
+                return failure
+        return None
+
+    async def _side(self, attempt: Attempt, side: Side) -> Failure | None:
+        reply, forward = side.reply, self._forward
+        while not self._client.gone:
+            if reply.status == 200 and reply.sink is None:
+                forward.pause = reply.pause
+                reply.pour(forward.push)
+            if forward.held:
+                await forward.flush()
+                reply.resume()
+                continue
+            attempt.collect()
+            if reply.over:
+                if forward.events.failed is not None:
+                    return attempt.gave_up(side, *forward.events.failed)
+                return attempt.failure_of(side)
+            await self._client.signal.wait()
+        return None

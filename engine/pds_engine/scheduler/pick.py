@@ -1,0 +1,86 @@
+"""Which rows the next step has.
+
+Who decodes: those planned longest ago, if their last token was sampled pp steps ago or is known.
+Who prefills: the first in order has every second turn, and those with least left have the others.
+So a short prompt waits for one chunk of a long one, not for all, and whoever comes meanwhile, a
+prompt is computed in no more than twice the chunks of those before it and its own.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import islice, takewhile
+
+from pds_engine.scheduler.lifecycle import Ledger
+from pds_engine.scheduler.preemption import with_pages
+from pds_engine.scheduler.prefill import Chunk, ChunkPolicy, next_chunks
+from pds_engine.scheduler.request import Request
+
+
+@dataclass(frozen=True, slots=True)
+class Picked:
+    """The rows of a step to be: running requests that decode one token, and slices of prompts."""
+
+    decodes: Sequence[Request]
+    chunks: Sequence[tuple[Request, Chunk]]
+
+    @property
+    def samplers(self) -> list[Request]:
+        """The requests that the step samples for, in row order."""
+        return [*self.decodes, *(request for request, chunk in self.chunks if chunk.samples)]
+
+
+@dataclass(slots=True)
+class Turns:
+    """What the steps so far say of the next one's."""
+
+    shortest: bool = False
+    """The next chunks go to those with least left; else to the first in order."""
+    decodes: bool = False
+    """Where a step holds one kind of rows: running requests are next."""
+
+    def took(self, picked: Picked) -> None:
+        """A step has these rows."""
+        if picked.chunks:
+            self.shortest = not self.shortest
+        self.decodes = bool(picked.chunks)
+
+
+def pick(ledger: Ledger, step_id: int, policy: ChunkPolicy, turns: Turns) -> Picked | None:
+    """The rows of step `step_id`, or None when nothing can be computed now.
+
+    A request whose last token is neither known nor sampled pp steps ago is planned only when
+    nothing else can be, in a step of such rows alone. A step takes at most ceil(running / pp)
+    decode rows, so that every stage has some, and none drags a chunk's pace. Where prompts are
+    computed apart, steps of the two kinds take turns, and those of decode rows take twice as many.
+
+    Running requests may be put back for the pages of these rows (preemption.py).
+    """
+    settings = ledger.settings
+    apart = settings.separate and bool(ledger.prefilling)
+    # Whoever computes its last token still counts: else the last of many that end together would
+    # be spread over ever smaller steps.
+    running = len(ledger.decoding) + len(ledger.finishing)
+    share = -(-running * (1 + apart) // settings.pp)
+    known = max(step_id - settings.pp, ledger.done)
+    oldest = list(
+        takewhile(lambda request: request.last_sample <= known, islice(ledger.decoding, share))
+    )
+    if apart and not turns.decodes:
+        oldest = []
+    decodes = with_pages(ledger, oldest)
+    room = min(policy.chunk_size, settings.max_step_tokens - len(decodes))
+    chunks = [] if apart and decodes else next_chunks(_in_turn(ledger, turns), room, policy)
+    if not decodes and not chunks:
+        decodes = with_pages(ledger, list(islice(ledger.decoding, share)))
+    return Picked(decodes, chunks) if decodes or chunks else None
+
+
+def _in_turn(ledger: Ledger, turns: Turns) -> Iterable[Request]:
+    if turns.shortest and len(ledger.prefilling) > 1:
+        return sorted(ledger.prefilling, key=_least_left)
+    return ledger.prefilling
+
+
+def _least_left(request: Request) -> tuple[int, int, int]:
+    priority, arrival = request.rank
+    return priority, request.context_len - request.computed, arrival

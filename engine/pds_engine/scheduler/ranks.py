@@ -1,0 +1,155 @@
+"""The workers of a group: who has joined, who is ready, and how far each has come."""
+
+from collections.abc import Iterable
+from functools import reduce
+
+from msgspec.structs import replace
+
+from pds_engine.errors import ProtocolError, RankLost
+from pds_engine.messages import Fault, KernelsProof, KvEndpoint, Progress, Ready, Traffic
+from pds_engine.parallel.layout import rank_name
+from pds_engine.parallel.watch import Heard, blame, describe
+from pds_engine.scheduler.settings import Settings
+
+
+class Ranks:
+    """Ranks 0 … settings.ranks-1. They join, assemble once all have joined, and become ready."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._joined: set[int] = set()
+        self._ready: dict[int, Ready] = {}
+        self._heard: dict[int, Heard] = {}
+        self._join_by: float | None = None
+
+    # ---- joining -------------------------------------------------------------------------------
+
+    def join(self, rank: int) -> bool:
+        """A rank has said Hello; returns whether it was the last one that was missing.
+
+        Raises:
+            RankLost: there is no such rank, or it was here already.
+        """
+        if rank in self._joined or not 0 <= rank < self._settings.ranks:
+            raise RankLost(f"rank {rank} of {self._settings.ranks} joined, unexpectedly")
+        self._joined.add(rank)
+        return len(self._joined) == self._settings.ranks
+
+    def ready(self, message: Ready) -> bool:
+        """A rank has loaded its weights; returns whether all have.
+
+        Raises:
+            RankLost: it was ready already.
+            ProtocolError: it holds another KV format than the others.
+        """
+        if message.rank in self._ready or not 0 <= message.rank < self._settings.ranks:
+            raise RankLost(f"rank {message.rank} of {self._settings.ranks} is ready, unexpectedly")
+        self._joined.add(message.rank)
+        self._ready[message.rank] = message
+        fingerprints = {rank.kv_fingerprint for rank in self._ready.values()}
+        if len(fingerprints) > 1:
+            raise ProtocolError(f"the ranks' KV formats differ: {sorted(fingerprints)}")
+        return self.all_ready
+
+    @property
+    def all_ready(self) -> bool:
+        return len(self._ready) == self._settings.ranks
+
+    @property
+    def count(self) -> int:
+        """Ranks that are ready."""
+        return len(self._ready)
+
+    @property
+    def missing(self) -> tuple[int, ...]:
+        """Ranks that are not ready."""
+        return tuple(rank for rank in range(self._settings.ranks) if rank not in self._ready)
+
+    def tick(self, now: float) -> None:
+        """See to the joining's deadline.
+
+        Raises:
+            RankLost: ranks have not said Hello in join_timeout; they are named.
+        """
+        if self._join_by is None:
+            self._join_by = now + self._settings.join_timeout
+        absent = [rank for rank in range(self._settings.ranks) if rank not in self._joined]
+        if absent and now >= self._join_by:
+            raise RankLost(
+                f"{self.names(absent)} did not join in {self._settings.join_timeout:g} s; "
+                f"{len(self._joined)} of {self._settings.ranks} ranks are here"
+            )
+
+    def names(self, ranks: Iterable[int]) -> str:
+        """What errors call them."""
+        if self._settings.ranks == 1:
+            return "rank 0"
+        return ", ".join(rank_name(rank, self._settings.tp) for rank in ranks)
+
+    # ---- what they have ------------------------------------------------------------------------
+
+    @property
+    def pages(self) -> int:
+        """Page ids are the group's: as many as the smallest pool has."""
+        return min(rank.pages for rank in self._ready.values())
+
+    @property
+    def endpoints(self) -> tuple[KvEndpoint, ...]:
+        return tuple(self._ready[rank].endpoint for rank in sorted(self._ready))
+
+    @property
+    def kv_fingerprint(self) -> str:
+        return self._ready[0].kv_fingerprint
+
+    @property
+    def model_digest(self) -> str:
+        return self._ready[0].model_digest if 0 in self._ready else ""
+
+    @property
+    def kernels(self) -> KernelsProof | None:
+        """All ranks' proof in one; None until every rank has given one.
+
+        The manifest is rank 0's, whose pod's warm-up the operator compares it with; compilations
+        are counted over all ranks.
+        """
+        proofs = [self._ready[rank].kernels for rank in sorted(self._ready)]
+        given = [proof for proof in proofs if proof is not None]
+        if not self.all_ready or len(given) < len(proofs):
+            return None
+        told = [heard.progress.compiles for heard in self._heard.values()]
+        return replace(reduce(_both, given), compiles_after_ready=sum(told))
+
+    # ---- what they do --------------------------------------------------------------------------
+
+    def fault(self, message: Fault) -> None:
+        """Raises: RankLost: always, with what the rank said."""
+        name = self.names([message.rank])
+        raise RankLost(f"{name} failed: {message.code}: {message.message}")
+
+    def progress(self, message: Progress, now: float) -> None:
+        """A rank's watchdog has reported."""
+        self._heard[message.rank] = Heard(message, now)
+
+    @property
+    def traffic(self) -> tuple[Traffic, ...]:
+        """Messages between stages, by rank; none of a single rank."""
+        if self._settings.pp == 1:
+            return ()
+        return tuple(self._heard[rank].progress.traffic for rank in sorted(self._heard))
+
+    def culprit(self, step: int, now: float) -> str:
+        """Who holds up `step`, the oldest in flight."""
+        return blame(self._heard, step, self._settings.ranks, self._settings.tp, now).why
+
+    def dump(self, now: float) -> list[str]:
+        """Every rank's state in a line of its own."""
+        return [describe(self._heard[rank], self._settings.tp, now) for rank in sorted(self._heard)]
+
+
+def _both(one: KernelsProof, other: KernelsProof) -> KernelsProof:
+    return replace(
+        one,
+        compiled=one.compiled + other.compiled,
+        reused=one.reused + other.reused,
+        seconds=max(one.seconds, other.seconds),
+    )

@@ -1,0 +1,56 @@
+"""uvicorn around an application, the metrics' port beside it, and how both end."""
+
+import signal
+
+import uvicorn
+from prometheus_client import CollectorRegistry, start_http_server
+from starlette.types import ASGIApp
+
+from pds_engine.config import HttpConfig
+from pds_engine.errors import ConfigError, GroupError
+from pds_engine.server.engine import Engine
+
+
+def listen(app: ASGIApp, http: HttpConfig, engine: Engine, registry: CollectorRegistry) -> None:
+    """Serve until SIGTERM, which lets the application drain, or until `engine` is lost.
+
+    Raises:
+        ConfigError: a port cannot be used.
+        GroupError: the application did not start.
+    """
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            host=http.host,
+            port=http.port,
+            loop="uvloop",
+            http="httptools",
+            lifespan="on",
+            log_config=None,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+        )
+    )
+
+    def end() -> None:
+        server.should_exit = True
+
+    engine.on_loss = end
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # uvicorn drains on these and then raises them anew, which would end us with a bad status.
+        signal.signal(number, lambda *_: None)
+    try:
+        metrics, thread = start_http_server(http.metrics_port, http.host, registry)
+    except OSError as error:
+        raise ConfigError(
+            f"http.metrics_port: cannot listen on {http.metrics_port}: {error}"
+        ) from error
+    try:
+        server.run()
+    finally:
+        metrics.shutdown()
+        metrics.server_close()
+        thread.join()
+    if engine.error is None and not server.started:
+        raise GroupError("the API server did not start; the log says why")

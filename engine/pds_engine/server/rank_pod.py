@@ -1,0 +1,134 @@
+"""The server of a pod that is not its group's leader: health, metrics, and the drain it begins.
+
+It follows the leader's scheduler as the API server does, and takes no requests. Such a pod is ready
+when its group is. SIGTERM drains the whole group: its ranks go on computing until nothing is left,
+and until the leader has ended, which may still be telling its clients the last tokens.
+"""
+
+import asyncio
+import math
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+
+import zmq.asyncio
+from fastapi import FastAPI, Request, Response
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from pds_engine import wire
+from pds_engine.config import EngineConfig
+from pds_engine.errors import GroupError
+from pds_engine.keys import Keys
+from pds_engine.server import state
+from pds_engine.server.engine import Engine
+from pds_engine.server.errors import verdict
+from pds_engine.server.listen import listen
+
+RELEASE_SECONDS = 10.0
+"""How long a drained group's leader may take to end before this pod ends without it."""
+_COUNTS = {
+    "steps": "Steps that it has begun.",
+    "hidden_sent": "Hidden states that it has sent.",
+    "hidden_received": "Hidden states that it has received.",
+    "outputs_sent": "Outputs that it has sent.",
+    "outputs_received": "Outputs that it has received.",
+}
+"""Fields of messages.Traffic."""
+
+
+class RankMetrics(Collector):
+    """What this pod's ranks do; all that is the group's is told by the leader alone."""
+
+    def __init__(self, engine: Engine, ranks: range) -> None:
+        self._engine = engine
+        self._ranks = ranks
+        self.registry = CollectorRegistry()
+        self.registry.register(self)
+
+    def collect(self) -> Iterable[Metric]:
+        """As of what the scheduler reported last."""
+        told = self._engine.state
+        ready = GaugeMetricFamily("pds_rank_ready", "1 once the rank has joined.", labels=["rank"])
+        for rank in self._ranks:
+            ready.add_metric([str(rank)], float(told is not None and rank not in told.missing))
+        yield ready
+        own = [each for each in told.traffic if each.rank in self._ranks] if told else []
+        for name, text in _COUNTS.items():
+            counted = CounterMetricFamily(f"pds_rank_{name}", text, labels=["rank"])
+            for each in own:
+                counted.add_metric([str(each.rank)], getattr(each, name))
+            yield counted
+
+
+def create_app(engine: Engine, config: EngineConfig, registry: CollectorRegistry) -> FastAPI:
+    """The application; it starts and stops `engine` with itself."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        # Beside what follows: the leader may come late, and SIGTERM need not wait for it.
+        joining = asyncio.create_task(_join(engine))
+        try:
+            yield
+            if joining.done() and engine.error is None:
+                # The pod's own grace is the deadline, unless the group has an earlier one.
+                engine.drain(math.inf)
+                if await engine.drained(None):
+                    await engine.ended(RELEASE_SECONDS)
+        finally:
+            joining.cancel()
+            await engine.stop()
+
+    async def healthz(request: Request) -> Response:
+        error = engine.error.message if engine.error else None
+        age = engine.clock() - engine.state_at
+        return verdict(state.sick(engine.state, age, config.scheduler.step_timeout, error))
+
+    async def readyz(request: Request) -> Response:
+        if engine.error is not None:
+            return verdict(engine.error.message)
+        return verdict(state.unready(engine.state, config))
+
+    async def told(request: Request) -> Response:
+        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+
+    app = FastAPI(lifespan=lifespan, openapi_url=None)
+    for path, route in (("/healthz", healthz), ("/readyz", readyz), ("/metrics", told)):
+        app.add_route(path, route, methods=["GET"])
+    return app
+
+
+async def _join(engine: Engine) -> None:
+    try:
+        await engine.start()
+    except GroupError as error:
+        engine.lose(error)
+
+
+def run(config: EngineConfig, keys: Keys, scheduler: str) -> None:
+    """Serve until SIGTERM, which drains the group, or until the group ends.
+
+    Args:
+        scheduler: the ZMQ address of the group's scheduler, in the leader's pod.
+
+    Raises:
+        ConfigError: a port cannot be used.
+        GroupError: the scheduler was lost before anybody asked for the end.
+    """
+    context = zmq.asyncio.Context()
+    engine = Engine(
+        lambda: wire.AsyncLink(context, scheduler, keys),
+        group=config.pod.group,
+        incarnation="",
+        capacity=0,
+        join_timeout=config.join_timeout,
+    )
+    first = config.pod.index * config.parallelism.ranks_per_pod
+    ranks = range(first, first + config.parallelism.ranks_per_pod)
+    registry = RankMetrics(engine, ranks).registry
+    try:
+        listen(create_app(engine, config, registry), config.http, engine, registry)
+    finally:
+        context.destroy(linger=0)
+    if engine.error is not None and not engine.draining:
+        raise engine.error

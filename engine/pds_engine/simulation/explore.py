@@ -1,0 +1,292 @@
+"""Every interleaving of what the stages wait for and send: model checking of the exchanges.
+
+A stage's coroutine is run alone, with an exchange that records: what it posts and waits for does
+not depend on what is in the messages, so that this script is all there is to know of it. A state is
+how far each stage is in its script, which steps are issued, and how many transfers of each channel
+have ended. From each state whatever can happen next does: the next step is issued, a stage goes on
+to where it waits next, or a transfer ends.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, product
+from typing import Literal, NamedTuple
+
+from pds_engine.errors import GroupError
+from pds_engine.messages import Row, StepDone, StepPlan
+from pds_engine.parallel.stage import BUFFERS, Computed, Exchange, Place, Stage, StageRunner
+
+Kind = Literal["begin", "send", "receive", "sent", "received", "end"]
+
+
+class Op(NamedTuple):
+    """Something that a stage does: to begin and to end a step, to post a transfer on a channel, or
+    to wait until its transfer number `number` there has left or come."""
+
+    kind: Kind
+    step: int
+    channel: int = -1
+    """Hidden states of stage r leave on channel r, outputs on the last stage's."""
+    number: int = -1
+
+
+class Violation(GroupError):
+    """Something that must never happen, and how it came about."""
+
+    code = "protocol_violation"
+
+
+class _Recorder:
+    """Exchange and runner of a stage that writes down what it does."""
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self.ops: list[Op] = []
+        self._posted: dict[tuple[str, int], int] = {}
+
+    def receive_hidden(self, plan: StepPlan) -> Op:
+        return self._post("receive", plan, self._place.stage - 1)
+
+    def receive_output(self, plan: StepPlan) -> Op:
+        return self._post("receive", plan, self._place.stages - 1)
+
+    def send_hidden(self, plan: StepPlan, hidden: int) -> Op:
+        return self._post("send", plan, self._place.stage)
+
+    def send_output(self, plan: StepPlan, tokens: tuple[int, ...]) -> Op:
+        return self._post("send", plan, self._place.stages - 1)
+
+    def execute(self, plan: StepPlan, hidden: int | None) -> Computed[int]:
+        if not self._place.last:
+            return Computed(hidden=0)
+        return Computed(done=StepDone(step_id=plan.step_id, tokens=(0,), logprobs=(), elapsed=0.0))
+
+    def accept(self, plan: StepPlan, tokens: tuple[int, ...]) -> None:
+        """Nothing waits for it."""
+
+    def _post(self, kind: Literal["send", "receive"], plan: StepPlan, channel: int) -> Op:
+        number = self._posted.get((kind, channel), 0)
+        self._posted[kind, channel] = number + 1
+        self.ops.append(Op(kind, plan.step_id, channel, number))
+        return Op("sent" if kind == "send" else "received", plan.step_id, channel, number)
+
+
+MakeStage = Callable[[Place, StageRunner[int], Exchange[int, Op]], Stage[int, Op]]
+
+
+def script(place: Place, plans: Sequence[StepPlan], make: MakeStage = Stage) -> list[Op]:
+    """All that a stage does for `plans`, in order."""
+    recorder = _Recorder(place)
+    stage = make(place, recorder, recorder)
+    for plan in plans:
+        recorder.ops.append(Op("begin", plan.step_id))
+        step, answer = stage.step(plan), None
+        while True:
+            try:
+                awaited = step.send(answer)
+            except StopIteration:
+                break
+            recorder.ops.append(awaited)
+            answer = (0,) if awaited.kind == "received" else None
+        recorder.ops.append(Op("end", plan.step_id))
+    return recorder.ops
+
+
+def sequences(steps: int) -> Iterator[tuple[StepPlan, ...]]:
+    """All sequences of so many plans: each sends its output or not, and depends on any earlier one
+    that does, or on none. More than the scheduler would ever plan."""
+    choices = [
+        [(sends, on) for sends in (False, True) for on in range(-1, at)] for at in range(steps)
+    ]
+    for chosen in product(*choices):
+        if all(on < 0 or chosen[on][0] for _, on in chosen):
+            yield tuple(plan(at, sends, on) for at, (sends, on) in enumerate(chosen))
+
+
+def plan(step_id: int, expects_output: bool, depends_on: int = -1) -> StepPlan:
+    """A step of one row; it samples if its output is expected."""
+    row = Row(slot=0, gen=1, start=0, length=1, samples=expects_output)
+    return StepPlan(
+        step_id=step_id,
+        rows=(row,),
+        expects_output=expects_output,
+        depends_on=depends_on,
+        padded_tokens=1,
+        padded_rows=1,
+    )
+
+
+Event = tuple[Literal["issue", "stage", "channel"], int]
+"""A step is issued, a stage goes on, or a channel's oldest transfer ends."""
+
+
+class State(NamedTuple):
+    issued: int
+    at: tuple[int, ...]
+    """Of each stage: its next op."""
+    over: tuple[int, ...]
+    """Of each channel: transfers that have ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class Protocol:
+    """What the stages of a pipeline may do, step after step.
+
+    `credits`: steps in flight at most. `rendezvous`: see simulation.wire.
+    """
+
+    scripts: tuple[tuple[Op, ...], ...]
+    steps: int
+    credits: int
+    rendezvous: bool
+
+    @classmethod
+    def of(
+        cls,
+        plans: Sequence[StepPlan],
+        stages: int,
+        credits: int,
+        *,
+        rendezvous: bool,
+        make: MakeStage = Stage,
+    ) -> "Protocol":
+        scripts = tuple(tuple(script(Place(r, stages), plans, make)) for r in range(stages))
+        return cls(scripts, len(plans), credits, rendezvous)
+
+    def explore(self) -> int:
+        """Go through all states; how many there are.
+
+        Raises:
+            Violation: some order of events leads to a deadlock, to a message that is left over, to
+                two steps that meet in one transfer, or to a buffer that is filled while it is read.
+        """
+        known = _Known(self.scripts)
+        nowhere = (0,) * len(self.scripts)
+        first = State(0, nowhere, nowhere)
+        came_from: dict[State, tuple[State, Event] | None] = {first: None}
+        unseen = deque([first])
+        while unseen:
+            state = unseen.popleft()
+            try:
+                following = list(self._next(state, known))
+                if not following:
+                    self._check_rest(state, known)
+            except Violation as violation:
+                raise Violation(f"{violation}, after {_story(state, came_from)}") from None
+            for event, reached in following:
+                if reached not in came_from:
+                    came_from[reached] = state, event
+                    unseen.append(reached)
+        return len(came_from)
+
+    def _next(self, state: State, known: "_Known") -> Iterator[tuple[Event, State]]:
+        issued, places, over = state
+        if issued < self.steps and issued - known.ended[places[-1]] < self.credits:
+            yield ("issue", issued), State(issued + 1, places, over)
+        for stage, at in enumerate(places):
+            ops = self.scripts[stage]
+            if at < len(ops) and self._enabled(ops[at], state):
+                if self.rendezvous:
+                    known.check_buffers(stage, at, over)
+                moved = (*places[:stage], known.until[stage][at], *places[stage + 1 :])
+                yield ("stage", stage), State(issued, moved, over)
+        for channel, count in enumerate(over):
+            if count < min(known.posted(places, channel)):
+                known.check_meeting(channel, count)
+                ended = (*over[:channel], count + 1, *over[channel + 1 :])
+                yield ("channel", channel), State(issued, places, ended)
+
+    def _enabled(self, op: Op, state: State) -> bool:
+        if op.kind == "begin":
+            return op.step < state.issued
+        if op.kind == "sent" and not self.rendezvous:
+            return True
+        return state.over[op.channel] > op.number
+
+    def _check_rest(self, state: State, known: "_Known") -> None:
+        stuck = [
+            f"stage {stage} waits for {ops[at]}"
+            for stage, (ops, at) in enumerate(zip(self.scripts, state.at, strict=True))
+            if at < len(ops)
+        ]
+        if stuck:
+            raise Violation(f"deadlock: {', '.join(stuck)}")
+        for channel in range(len(self.scripts)):
+            sent, received = known.posted(state.at, channel)
+            if sent != received:
+                raise Violation(f"channel {channel}: {sent} sends, {received} receives")
+
+
+class _Known:
+    """What follows from the scripts alone. Channel c leads from stage c to the one after it, the
+    last one to the first."""
+
+    def __init__(self, scripts: Sequence[Sequence[Op]]) -> None:
+        receivers = [*scripts[1:], scripts[0]]
+        self.sends = [_steps(ops, "send", c) for c, ops in enumerate(scripts)]
+        self.receives = [_steps(ops, "receive", c) for c, ops in enumerate(receivers)]
+        self._sent = [_before(ops, "send", c) for c, ops in enumerate(scripts)]
+        self._received = [_before(ops, "receive", c) for c, ops in enumerate(receivers)]
+        self.ended = _before(scripts[-1], "end", -1)
+        """Steps that the last stage has ended, by how far it is."""
+        self.until = [[_next_wait(ops, at) for at in range(len(ops))] for ops in scripts]
+        """Where a stage that goes on comes to its next wait."""
+        self._filled = [
+            [self._fills(ops[at : self.until[stage][at]], len(scripts)) for at in range(len(ops))]
+            for stage, ops in enumerate(scripts)
+        ]
+
+    def posted(self, places: Sequence[int], channel: int) -> tuple[int, int]:
+        """Sends and receives on the channel, by how far the stages are."""
+        receiver = (channel + 1) % len(places)
+        return self._sent[channel][places[channel]], self._received[channel][places[receiver]]
+
+    def check_buffers(self, stage: int, at: int, over: Sequence[int]) -> None:
+        """A send fills the buffer of its step; an earlier step's transfer may still read it."""
+        for channel, number, step in self._filled[stage][at]:
+            if over[channel] <= number:
+                earlier = self.sends[channel][number]
+                raise Violation(f"step {step} fills the buffer that step {earlier} is sent from")
+
+    def _fills(self, ops: Sequence[Op], stages: int) -> list[tuple[int, int, int]]:
+        """Channel and number of the transfers whose buffers `ops` fill again, and by which step."""
+        found = []
+        for op in ops:
+            if op.kind == "send":
+                last = op.channel == stages - 1
+                buffers = Place(stages - 1, stages).depth if last else BUFFERS
+                for number, earlier in enumerate(self.sends[op.channel][: op.number]):
+                    if (op.step - earlier) % buffers == 0:
+                        found.append((op.channel, number, op.step))
+        return found
+
+    def check_meeting(self, channel: int, number: int) -> None:
+        """Both ends of a transfer must mean the same step."""
+        sent, received = self.sends[channel][number], self.receives[channel][number]
+        if sent != received:
+            raise Violation(f"channel {channel}: step {sent} is sent, {received} is received")
+
+
+def _steps(ops: Sequence[Op], kind: Kind, channel: int) -> list[int]:
+    return [op.step for op in ops if (op.kind, op.channel) == (kind, channel)]
+
+
+def _before(ops: Sequence[Op], kind: Kind, channel: int) -> list[int]:
+    """How many such ops come before each place in `ops`, and before its end."""
+    found = ((op.kind, op.channel) == (kind, channel) for op in ops)
+    return list(accumulate(found, initial=0))
+
+
+def _next_wait(ops: Sequence[Op], at: int) -> int:
+    """The place after `at` where a stage may have to wait, or the end."""
+    waits = ("begin", "sent", "received")
+    return next((i for i in range(at + 1, len(ops)) if ops[i].kind in waits), len(ops))
+
+
+def _story(state: State, came_from: dict[State, tuple[State, Event] | None]) -> str:
+    events = []
+    while (step := came_from[state]) is not None:
+        state, (what, which) = step
+        events.append({"stage": f"stage {which} goes on"}.get(what, f"{what} {which}"))
+    return ", ".join(reversed(events)) or "nothing"

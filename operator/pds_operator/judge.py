@@ -1,0 +1,107 @@
+"""Whether a revision that is rolled out is bad, and what shows it. Pure.
+
+Judged is only what the spec asks for, while it takes the place of one that served. What is gone
+back to is never judged: there is no way from one bad revision to another.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from pds_operator.compiling import State, Warmup
+from pds_operator.fleet import Group, Phase
+from pds_operator.observed import NO_PROOF, Observed
+from pds_operator.progress import Progress, waits_for
+from pds_operator.target import Target
+
+CRASHES = 3
+"""Failures in a row of one group."""
+FAULTS = 5
+"""Failed requests, at the least."""
+FAULT_RATE = 0.2
+"""Failed requests of all; and more than twice the rate of the other revisions."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """Why a revision is bad: a reason, and what was seen."""
+
+    reason: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.message}"
+
+
+def evidence(
+    observed: Observed,
+    target: Target,
+    progress: Progress,
+    warmup: Warmup,
+    fleet: Iterable[Group],
+    now: float,
+) -> Evidence | None:
+    """What speaks against the target; the clearest first."""
+    if not target.rolling or target.fresh:
+        return None
+    if warmup.state is State.FAILED:
+        return Evidence("WarmupFailed", warmup.message)
+    own = [g for g in fleet if g.revision == target.digest and g.phase is not Phase.LEAVING]
+    return (
+        _warmup(own)
+        or _misconfigured(own)
+        or _crashes(own)
+        or _faults(observed, target)
+        or _late(observed, target, progress, own, now)
+    )
+
+
+def _warmup(own: list[Group]) -> Evidence | None:
+    for pod in (pod for group in own for pod in group.pods):
+        if pod.failed and pod.proof is not None and pod.proof.error not in ("", NO_PROOF):
+            return Evidence("WarmupFailed", f"{pod.name}: {pod.proof.error}")
+    return None
+
+
+def _misconfigured(own: list[Group]) -> Evidence | None:
+    for group in own:
+        culprit = group.culprit
+        if group.misconfigured and culprit is not None:
+            return Evidence("ConfigurationError", f"{culprit.name}: {culprit.message}")
+    return None
+
+
+def _crashes(own: list[Group]) -> Evidence | None:
+    for group in own:
+        culprit, failures = group.culprit, group.next_failures()
+        if culprit is not None and failures >= CRASHES:
+            code, told = culprit.exit_code, culprit.message.strip()[-500:]
+            text = f"{culprit.name} ended with exit code {code}, {failures} failures in a row"
+            return Evidence("CrashLoop", f"{text}: {told}")
+    return None
+
+
+def _faults(observed: Observed, target: Target) -> Evidence | None:
+    revisions = {pod.name: pod.revision for pod in observed.pods}
+    asked, failed = [0, 0], [0, 0]
+    for view in observed.routers:
+        for name, (requests, failures) in view.counts.items():
+            if name in revisions:
+                asked[revisions[name] == target.digest] += requests
+                failed[revisions[name] == target.digest] += failures
+    others = failed[False] / max(1, asked[False])
+    if failed[True] < FAULTS or failed[True] / max(1, asked[True]) <= max(FAULT_RATE, 2 * others):
+        return None
+    text = f"{failed[True]} of {asked[True]} requests to it failed"
+    return Evidence("ErrorRate", f"{text}, {failed[False]} of {asked[False]} to others")
+
+
+def _late(
+    observed: Observed, target: Target, progress: Progress, own: list[Group], now: float
+) -> Evidence | None:
+    """Never ready in time. Where nodes or quota are what is missing nothing speaks against it."""
+    starved = any(group.unscheduled for group in own) or any(
+        scope.startswith(("group/", "schedule/")) for scope in observed.failures
+    )
+    if not progress.overdue(now) or starved:
+        return None
+    return Evidence("ProgressDeadlineExceeded", waits_for(target, own))

@@ -1,0 +1,93 @@
+"""Everything but pods and revisions: made, applied again where it differs, or left alone. Pure."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from pds_operator import diff, names
+from pds_operator.actions import Apply, Create, Delete, MakeSecret, Problem, Round, object_scope
+from pds_operator.build import engine, router, shared
+from pds_operator.build.owner import Owner
+from pds_operator.desired import Desired
+from pds_operator.errors import SpecError
+from pds_operator.observed import Observed, seconds
+
+Object = dict[str, Any]
+
+CLAIM_PENDING_SECONDS = 60.0
+PRUNED = ("PodDisruptionBudget", "NetworkPolicy")
+"""Kinds of which an object that is no longer wanted is deleted."""
+
+
+def keep(round_: Round, observed: Observed, desired: Desired, now: float) -> None:
+    """Bring them to what is wanted."""
+    owner, spec, settings = desired.owner, desired.spec, desired.settings
+    _secret(round_, observed, owner)
+    pods = {role: shape.groups * shape.pods_per_group for role, shape in spec.roles.items()}
+    wanted = shared.objects(owner, spec, settings, pods)
+    try:
+        wanted += router.objects(owner, spec, settings)
+    except SpecError as error:
+        round_.problems.append(Problem(error.reason, error.message))
+    for obj in wanted:
+        ensure(round_, observed, obj, owner.uid)
+    named = {(obj["kind"], obj["metadata"]["name"]) for obj in wanted}
+    for (kind, name), live in observed.objects.items():
+        if kind in PRUNED and (kind, name) not in named and diff.ours(live, owner.uid):
+            scope = object_scope(live)
+            round_.actions.append(Delete(kind, name, live["metadata"]["uid"], scope))
+    _claim(round_, observed, owner, now)
+
+
+def _secret(round_: Round, observed: Observed, owner: Owner) -> None:
+    """Made once. When it is lost what runs still has the old keys, so no new ones are made."""
+    if observed.secret:
+        return
+    name = names.control_secret(owner.name)
+    if observed.pods or ("Deployment", names.router(owner.name)) in observed.objects:
+        text = (
+            f"the Secret {name} is gone, and running pods use its keys: restore it, or delete the "
+            f"Deployment {names.router(owner.name)} and all pods, to have everything made anew"
+        )
+        round_.problems.append(Problem("SecretMissing", text))
+    else:
+        round_.actions.append(MakeSecret(owner.metadata(name)))
+
+
+def ensure(round_: Round, observed: Observed, obj: Object, uid: str) -> None:
+    """Make it, apply it again, leave it alone, or say that it is somebody else's."""
+    wanted = diff.stamped(obj)
+    scope = object_scope(wanted)
+    live = observed.objects.get((wanted["kind"], wanted["metadata"]["name"]))
+    match diff.verdict(wanted, live, uid):
+        case diff.Verdict.CREATE:
+            round_.actions.append(Create(wanted, scope))
+        case diff.Verdict.APPLY if live is not None:
+            round_.actions.append(Apply(wanted, live["metadata"]["uid"], scope))
+        case diff.Verdict.FOREIGN:
+            text = f"{scope} exists and is not owned by this PDServing; it is left untouched"
+            round_.problems.append(Problem("NameTaken", text))
+        case _:
+            pass
+
+
+def _claim(round_: Round, observed: Observed, owner: Owner, now: float) -> None:
+    live = observed.objects.get(("PersistentVolumeClaim", names.cache_claim(owner.name)))
+    if live is None or (live.get("status") or {}).get("phase") != "Pending":
+        return
+    due = (seconds(live["metadata"].get("creationTimestamp")) or 0.0) + CLAIM_PENDING_SECONDS
+    if now < due:
+        round_.wake_at(due)
+        return
+    text = (
+        f"the claim {live['metadata']['name']} is not bound: its storage class must offer the "
+        "access mode (ReadWriteMany by default), or give spec.compileCache.volume another form"
+    )
+    round_.problems.append(Problem("CacheClaimPending", text))
+
+
+def config_maps(round_: Round, observed: Observed, desired: Desired, used: Iterable[str]) -> None:
+    """The ConfigMap of every revision that pods are, or will be, made from."""
+    for digest in sorted(set(used) & set(observed.revisions)):
+        stored = observed.revisions[digest]
+        wanted = engine.config_map(desired.owner, digest, stored.data)
+        ensure(round_, observed, wanted, desired.owner.uid)

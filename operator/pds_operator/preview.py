@@ -1,0 +1,100 @@
+"""What an edit would do, by the planner itself: `kubectl pds plan -f FILE`. Pure.
+
+From the counts of now every created group turns ready and every leaving one is gone by the next
+round. What cannot be foreseen (nodes, failures, long drains) is not in it.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from pds_operator import plan, rollout, scaling, spec
+from pds_operator import target as targets
+from pds_operator.actions import Round
+from pds_operator.build.owner import Owner
+from pds_operator.desired import Desired
+from pds_operator.fleet import groups
+from pds_operator.observed import Observed, Pod, Revision
+from pds_operator.revision import affecting, digest
+from pds_operator.rollout import Limits, Move, Role
+from pds_operator.settings import Settings
+
+Object = dict[str, Any]
+MOST = 10_000
+
+
+def preview(
+    name: str, raw: Object, pods: list[Pod], stored: Mapping[str, Revision], now: float
+) -> list[str]:
+    """Lines for people: the revision, and each round until nothing is left to do.
+
+    Raises:
+        SpecError: `raw` is no spec.
+    """
+    wanted = digest(raw)
+    new = Revision(wanted, 1 + max((r.number for r in stored.values()), default=0), "", {}, "", now)
+    known = {wanted: dataclasses.replace(new, data={"spec": affecting(raw)}), **stored}
+    fleet = groups(pods, _size)
+    desired = Desired(Owner(name, "", ""), 0, raw, spec.parse(raw), Settings())
+    target = targets.choose(Observed(revisions=known), wanted, fleet, now)
+    if target is None:
+        return []
+    desired = targets.effective(desired, target, fleet)
+    wants = scaling.scaled(desired.spec, desired.owner, Observed(), fleet)
+    desired = dataclasses.replace(desired, spec=wants)
+    limits = plan.limits(desired, target)
+    kept = target.good.digest if target.good and limits.holds else ""
+    roles = plan.counts(Round(), fleet, desired, target.digest, kept, now)
+    return [*_head(target, wanted in stored), *rounds(roles, limits)]
+
+
+def rounds(roles: Mapping[str, Role], limits: Limits) -> list[str]:
+    """Each round's creations and retirements, numbered, and where it ends."""
+    told: list[str] = []
+    for _ in range(MOST):
+        step = rollout.step(roles, limits)
+        said = [text for name, move in step.moves.items() for text in _said(name, move)]
+        if not said:
+            end = f"held at step {step.last} of {step.steps}" if step.held else "nothing left to do"
+            return [*told, end]
+        told.append(f"{len(told) + 1:3}. {', '.join(said)}")
+        roles = {name: _after(role, step.moves[name]) for name, role in roles.items()}
+    return told
+
+
+def _size(revision: str, role: str) -> int:
+    return 1  # a group of several pods is counted by those that are there
+
+
+def _head(target: targets.Target, stored: bool) -> list[str]:
+    if target.rejected is not None:
+        failed = f"revision {target.rejected.digest} has failed: {target.rejected.failed}"
+        return [failed, f"target   {target.digest}, the last good one"]
+    if target.good is None or target.settled:
+        return [f"target   {target.digest}" + ("" if stored else ", new")]
+    kind = "stored" if stored else "new"
+    return [f"target   {target.digest}, {kind}; {target.good.digest} served last"]
+
+
+def _said(name: str, move: Move) -> list[str]:
+    counts = (
+        ("create", move.create, "new"),
+        ("create", move.create_old, "old"),
+        ("drain", move.retire_old, "old"),
+        ("drain", move.retire_new, "new"),
+    )
+    return [f"{verb} {count} {age} {name}" for verb, count, age in counts if count]
+
+
+def _after(role: Role, move: Move) -> Role:
+    unready = role.old - role.old_ready
+    old = role.old - move.retire_old + move.create_old
+    new = role.new + move.create - move.retire_new
+    return dataclasses.replace(
+        role,
+        old=old,
+        old_ready=old - max(0, unready - move.retire_old),
+        new=new,
+        new_ready=new,
+        leaving=0,
+    )

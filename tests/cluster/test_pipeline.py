@@ -1,0 +1,278 @@
+"""A prefill group of two stages in two pods: its answers, what is told of it, and its losses.
+
+And a group of two shards in one pod. The times are printed (`pytest -rP`).
+"""
+
+import json
+import random
+import subprocess
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+from pds_cluster.testing import Cluster
+from pds_engine.text.tokenizer import Tokenizer
+from pds_operator.kubectl import app as kubectl_pds
+from reference import Reference
+from serving import MODEL, Object, Serving, manifest
+from streams import Outcome, ask, known
+from typer.testing import CliRunner
+from workers import LONG, Worker, amid_prefill, comes_back, leader, newest
+
+pytestmark = pytest.mark.cluster
+torch.set_num_threads(1)
+
+STEPS = 12
+TIE = 1e-4
+LENGTHS = (10, 127, 257, 700, 1800)
+"""Tokens of the prompts, chunks being of 128: the last goes through the stages in 15."""
+STEP_TIMEOUT = 5
+TOLD = 5.0
+"""Seconds within which a client hears that the group that answered it is dead."""
+COLD = 600
+RESOURCES = {"requests": {"cpu": "100m"}}
+PREFILL = {"replicas": 1, "parallelism": {"pp": 2}, "resources": RESOURCES}
+SPEC = {
+    "engine": {
+        "maxModelLen": 2048,
+        "chunkSize": 128,
+        "kvMemoryBytes": 64 << 20,
+        "stepTimeoutSeconds": STEP_TIMEOUT,
+        "prefixCache": False,  # the long prompt is computed whole every time
+    },
+    "prefill": PREFILL,
+}
+COMPILING = {"requests": {"cpu": "400m"}}
+"""More than other pods ask for: the shares of CPU follow from it while the machine is busy."""
+WARM = {
+    "volume": {"claim": {"size": "1Gi"}},
+    "warmup": {"enabled": True, "workers": 1, "timeoutSeconds": COLD},
+}
+
+
+@contextmanager
+def served(cluster: Cluster, namespace: str, name: str, **spec: Any) -> Iterator[Serving]:
+    """It serves within the block, and is gone after it."""
+    serving = Serving(cluster, namespace, manifest(name, **spec))
+    began = time.monotonic()
+    serving.apply()
+    serving.settled(COLD)
+    print(f"{name} serves {time.monotonic() - began:.0f} s after it was asked for")
+    yield serving
+    cluster.kubectl("-n", namespace, "delete", "pds", name, "--timeout=60s")
+
+
+@pytest.fixture(scope="module")
+def staged(operator: Cluster, namespace: str) -> Iterator[Serving]:
+    """Not compiled, so that it is soon there again after each of its losses."""
+    with served(operator, namespace, "staged", **SPEC) as serving:
+        yield serving
+
+
+@pytest.fixture
+def client() -> Iterator[httpx.Client]:
+    with httpx.Client() as made:
+        yield made
+
+
+def assert_equals_transformers(serving: Serving, client: httpx.Client) -> None:
+    """In float32, greedy, but from a step on at which the top two scores tie."""
+    reference, tokenizer = Reference(MODEL, torch.float32), Tokenizer(MODEL)
+    rng = random.Random("stages")
+    ids = {tokenizer.piece(id).decode(errors="replace"): id for id in range(tokenizer.vocabulary)}
+    del ids["\ufffd"]  # parts of characters, which the endpoint spells alike
+    equal = 0
+    for length in LENGTHS:
+        prompt = [rng.randrange(6, 1536) for _ in range(length)]
+        greedy = reference.generate(prompt, STEPS)
+        answer = serving.complete(client, prompt, max_tokens=STEPS, ignore_eos=True, logprobs=1)
+        assert answer.status_code == 200, answer.text
+        told = answer.json()["choices"][0]["logprobs"]["tokens"]
+        step = greedy.differs([ids.get(token, -1) for token in told])
+        assert step is None or greedy.leads[step] < TIE, (length, step, greedy.leads[step])
+        equal += step is None
+    print(f"{equal} of {len(LENGTHS)} prompts equal in {STEPS} tokens, the others differ at a tie")
+
+
+def test_both_pods_prove_that_they_are_warm(
+    operator: Cluster, own_namespace: str, client: httpx.Client
+) -> None:
+    roles = {
+        "prefill": {**PREFILL, "resources": COMPILING},
+        "decode": {"replicas": 1, "resources": COMPILING},
+    }
+    spec = {**SPEC, **roles, "compileCache": WARM}
+    with served(operator, own_namespace, "warm", **spec) as serving:
+        assert serving.complete(client, LONG["prompt"], max_tokens=2).status_code == 200
+        pods = newest(serving, "prefill")
+        proofs = [json.loads(proof(pod)) for pod in pods]
+        kernels = serving.state(pods[0])["kernels"]
+        assert [proof["manifest"] for proof in proofs] == [kernels["manifest"]] * 2
+        assert [proof["error"] for proof in proofs] == ["", ""]
+        graphs = proofs[0]["compiled"] + proofs[0]["reused"]
+        assert (kernels["compiled"], kernels["reused"]) == (0, 2 * graphs)  # of both ranks
+        assert kernels["compiles_after_ready"] == 0
+        condition = serving.conditions()["KernelsWarm"]
+        assert (condition["status"], condition["reason"]) == ("True", "Warm")
+
+
+def proof(pod: Object) -> str:
+    """The termination message of the warm-up of `pod`."""
+    (warmup,) = pod["status"]["initContainerStatuses"]
+    return str(warmup["state"]["terminated"]["message"])
+
+
+def test_answers_equal_transformers(staged: Serving, client: httpx.Client) -> None:
+    assert_equals_transformers(staged, client)
+    assert len(known(staged, at_least=4)) == 4
+
+
+def test_what_is_told_of_two_pods_is_true(staged: Serving, client: httpx.Client) -> None:
+    pods = newest(staged, "prefill")
+    assert [pod["metadata"]["name"] for pod in pods] == ["staged-p-0-0-0", "staged-p-0-0-1"]
+    assert staged.complete(client, LONG["prompt"], max_tokens=1).status_code == 200
+    state = staged.state(pods[0])
+    assert (state["ready"], state["ranks_ready"]) == (True, 2)
+    staged.until("the traffic is told", lambda: sent(staged, pods[0]), 5)
+    told = {key: staged.get()["status"]["prefill"][key] for key in ("desired", "ready", "summary")}
+    assert told == {"desired": 1, "ready": 1, "summary": "1/1"}
+    other = f"http://{pods[1]['status']['podIP']}"
+    assert client.get(f"{other}:8000/readyz").status_code == 200
+    assert client.get(f"{other}:8000/pds/state").status_code == 404
+    for metrics in (f"{other}:8000/metrics", f"{other}:9090/metrics"):
+        assert 'pds_rank_ready{rank="1"} 1.0' in client.get(metrics).text
+    rows = [line.split() for line in pds_status(staged).splitlines()]
+    group, *pods = [row for row in rows if row and row[0].startswith("staged-p-0-0-")]
+    assert (group[0], group[2:5]) == ("staged-p-0-0-0", ["0", "up", "yes"])
+    assert pods == [[f"staged-p-0-0-{rank_pod}", "Running"] for rank_pod in (0, 1)]
+
+
+def sent(serving: Serving, pod: Object) -> bool:
+    """Whether all that the first stage has sent has come to the second; role prefill sends back
+    nothing."""
+    first, second = serving.state(pod)["traffic"]
+    assert (second["outputs_sent"], first["outputs_received"]) == (0, 0)
+    return bool(first["hidden_sent"] == second["hidden_received"] >= 16)
+
+
+def pds_status(serving: Serving) -> str:
+    """What `kubectl pds status` prints."""
+    here = serving.cluster
+    env = {
+        "KUBECONFIG": str(here.kubeconfig),
+        "PATH": f"{Path(here.program).parent}:/usr/bin:/bin",
+    }
+    words = ["status", serving.name, "-n", serving.namespace, "--context", here.context]
+    done = CliRunner().invoke(kubectl_pds, words, env=env)
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+# ---- losses --------------------------------------------------------------------------------------
+
+
+def attempt(serving: Serving) -> int:
+    return int(leader(serving, "prefill")["metadata"]["labels"]["pdserving.io/attempt"])
+
+
+def loses(
+    serving: Serving, client: httpx.Client, hurt: Any, *, stays: bool = False
+) -> tuple[Outcome, float]:
+    """What a client gets whose long prompt is held half-way while `hurt` does its worst, and the
+    seconds until the group serves again, as the next attempt."""
+    pods, before = newest(serving, "prefill"), attempt(serving)
+    began: list[float] = []
+
+    def then(worker: Worker, asked: Future[Outcome]) -> None:
+        began.append(time.monotonic())
+        hurt(worker, pods)
+        if stays:
+            asked.result()
+
+    got = amid_prefill(
+        serving, pods[0], lambda: ask(serving.url, LONG, client=client), then, Worker(pods[1], 1)
+    )
+    back = comes_back(serving, "prefill", 0, before + 1, began[0], pods=2)
+    print(
+        f"ended {got.ended - began[0]:.1f} s after it, {got.error or 'whole'}; back in {back:.1f} s"
+    )
+    again = ask(serving.url, LONG, client=client)
+    assert not again.trouble
+    return got, got.ended - began[0]
+
+
+def why(serving: Serving) -> str:
+    """What the last Event about a failed group says."""
+    words = ("-n", serving.namespace, "get", "events", "-o", "json")
+    events = json.loads(serving.cluster.kubectl(*words))["items"]
+    about = [each for each in events if each["reason"] == "FailedGroupReplaced"]
+    return str(max(about, key=lambda each: each["metadata"]["creationTimestamp"])["message"])
+
+
+def test_a_killed_worker_of_the_other_pod_ends_the_group(
+    staged: Serving, client: httpx.Client
+) -> None:
+    got, seconds = loses(staged, client, lambda worker, _: worker.kill())
+    assert "HTTP 503" in got.error
+    assert seconds < TOLD
+    assert "rank 1 (stage 1)" in why(staged)
+
+
+def test_a_stopped_worker_is_named_by_the_watchdog(staged: Serving, client: httpx.Client) -> None:
+    name = leader(staged, "prefill")["metadata"]["name"]
+    with log(staged, name) as lines:
+        got, seconds = loses(staged, client, lambda *_: None, stays=True)
+        said = lines()
+    assert "HTTP 503" in got.error
+    assert seconds < STEP_TIMEOUT + TOLD
+    blamed = [line for line in said if "when it fell silent" in line]
+    assert any("rank 1 (stage 1)" in line for line in blamed), said
+    assert "rank 1 (stage 1)" in why(staged)
+
+
+@contextmanager
+def log(serving: Serving, pod: str) -> Iterator[Any]:
+    """The log of a pod's engine, which outlives the pod."""
+    words = ("-n", serving.namespace, "logs", "-f", pod, "-c", "engine", "--since=1s")
+    with subprocess.Popen(
+        serving.cluster.command(*words), stdout=subprocess.PIPE, text=True
+    ) as all_:
+        try:
+            yield lambda: all_.communicate(timeout=30)[0].splitlines()
+        finally:
+            all_.kill()
+
+
+def test_a_deleted_pod_drains_its_group(staged: Serving, client: httpx.Client) -> None:
+    def delete(worker: Worker, pods: list[Object]) -> None:
+        name = pods[1]["metadata"]["name"]
+        words = ("-n", staged.namespace, "delete", "pod", name, "--wait=false")
+        staged.cluster.kubectl(*words)
+
+    got, _ = loses(staged, client, delete)
+    assert not got.trouble
+
+
+# ---- shards --------------------------------------------------------------------------------------
+
+
+def test_two_shards_in_one_pod_answer(
+    operator: Cluster, own_namespace: str, client: httpx.Client
+) -> None:
+    shards = {
+        "replicas": 1,
+        "parallelism": {"tp": 2},
+        "ranksPerPod": 2,
+        "resources": RESOURCES,
+    }
+    spec = {"prefill": None, "decode": None, "unified": shards}
+    with served(operator, own_namespace, "shards", **spec) as serving:
+        (pod,) = serving.pods("unified")
+        assert serving.state(pod)["ranks_ready"] == 2
+        assert_equals_transformers(serving, client)

@@ -1,0 +1,53 @@
+"""Ranks of one stage as real processes that speak gloo on the loopback."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ONE_RANK = Path(__file__).parent / "one_rank.py"
+Ranks = Callable[..., list[Any]]
+
+
+@pytest.fixture
+def ranks(tmp_path: Path) -> Ranks:
+    """ranks(function, size, **options): what `function(collectives, **options)` gives on each rank.
+
+    The function is one of a file's top level, since each rank loads that file anew; options and
+    results are JSON. A rank that ends without a result has None for one.
+    """
+
+    def run(function: Callable[..., Any], size: int, **options: Any) -> list[Any]:
+        import torch.distributed as dist
+
+        store = dist.TCPStore(
+            "127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=60)
+        )
+        code = function.__code__
+        results = [tmp_path / f"rank-{rank}.json" for rank in range(size)]
+        children = [
+            subprocess.Popen(
+                [sys.executable, str(ONE_RANK), str(rank), str(size), str(store.port),
+                 code.co_filename, code.co_name, json.dumps(options), str(results[rank])],
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                stderr=subprocess.PIPE, text=True,
+            )
+            for rank in range(size)
+        ]  # fmt: skip
+        try:
+            said = [child.communicate(timeout=300)[1] for child in children]
+        finally:
+            for child in children:
+                child.kill()
+                child.wait()
+        for rank, text in enumerate(said):
+            print(f"rank {rank}:\n{text}", file=sys.stderr)
+        return [json.loads(path.read_text()) if path.exists() else None for path in results]
+
+    return run

@@ -1,0 +1,56 @@
+"""How layers are split over stages."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from pds_engine.config import ParallelConfig
+from pds_engine.models.registry import read_spec
+from pds_engine.parallel.layout import balanced, part, rank_name
+
+TINY = read_spec(Path(__file__).parents[3] / "examples" / "models" / "tiny")
+"""4 layers of 344,064 parameters each, with an embedding of 196,608."""
+LARGE = replace(
+    TINY, vocab=151936, hidden=1024, layers=28, heads=16, kv_heads=8, head_dim=128,
+    intermediate=3072,
+)  # fmt: skip
+"""As Qwen3 0.6B: the embedding weighs as much as ten layers."""
+
+
+@pytest.mark.parametrize(
+    ("spec", "stages", "layers"),
+    [
+        (TINY, 1, (4,)),
+        (TINY, 2, (2, 2)),
+        (TINY, 3, (1, 2, 1)),
+        (TINY, 4, (1, 1, 1, 1)),
+        (replace(TINY, layers=5), 2, (3, 2)),
+        (LARGE, 2, (14, 14)),
+        (LARGE, 3, (6, 16, 6)),
+        (LARGE, 4, (2, 12, 12, 2)),
+        (replace(LARGE, vocab=8), 4, (7, 7, 7, 7)),
+    ],
+)
+def test_the_largest_stage_is_as_small_as_can_be(spec, stages, layers):
+    assert balanced(spec, stages) == layers
+
+
+@pytest.mark.parametrize("tp", [1, 2])
+def test_parts_cover_the_layers_in_order(tp):
+    split = ParallelConfig(pp=3, tp=tp)
+    parts = [part(TINY, split, rank) for rank in range(3 * tp)]
+    assert [layer for each in parts[::tp] for layer in each.layers] == [0, 1, 2, 3]
+    assert [(each.embeds, each.samples) for each in parts[::tp]] == [
+        (True, False),
+        (False, False),
+        (False, True),
+    ]
+
+
+def test_a_given_split_wins():
+    split = ParallelConfig(pp=2, layers=(3, 1))
+    assert [part(TINY, split, rank).layers for rank in (0, 1)] == [range(3), range(3, 4)]
+
+
+def test_a_rank_is_named_with_its_stage():
+    assert [rank_name(rank, 2) for rank in (1, 2)] == ["rank 1 (stage 0)", "rank 2 (stage 1)"]

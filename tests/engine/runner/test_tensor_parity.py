@@ -1,0 +1,110 @@
+"""Every family gives what transformers gives, whole or split over ranks that are processes."""
+
+import importlib.util
+import random
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from pds_engine.messages import Sampling
+from pds_engine.models.registry import FAMILIES
+from pds_engine.parallel.collectives import ALONE, Collectives
+
+CONFTEST = Path(__file__).with_name("conftest.py")
+LENGTHS = (1, 15, 16, 33, 130)
+OUTPUT = 12
+EVERY = 1000
+"""More tokens than there are: `logprobs` then names all."""
+
+
+def prompts() -> list[list[int]]:
+    source = random.Random(4)
+    return [[source.randrange(3, 320) for _ in range(length)] for length in LENGTHS]
+
+
+def seeded() -> list[Sampling]:
+    kinds: list[dict[str, Any]] = [
+        {"temperature": 0.9},
+        {"top_p": 0.9},
+        {"top_k": 20, "temperature": 1.3},
+        {"min_p": 0.02, "presence_penalty": 0.8, "repetition_penalty": 1.2},
+        {"top_p": 0.99, "temperature": 3.0, "logit_bias": {5: 2.0, 319: 3.0}},
+    ]
+    return [Sampling(max_tokens=OUTPUT, **kind) for kind in kinds]
+
+
+def answers(collectives: Collectives, paths: dict[str, str]) -> dict[str, Any]:
+    """Per family: greedy tokens, the log-probability of every token at each, and seeded tokens."""
+    driver = helpers().Driver
+    greedy = Sampling(max_tokens=OUTPUT, temperature=0.0, logprobs=EVERY, prompt_logprobs=2)
+    found = {}
+    for name, path in paths.items():
+        runs = driver(Path(path), collectives=collectives)
+        # chunks of two pages, mixed with decode rows
+        first = runs.run(prompts(), greedy, chunk=32, budget=70)
+        second = runs.run(prompts(), seeded(), chunk=32, budget=70, seeds=range(5, 10))
+        found[name] = {
+            "greedy": [request.output for request in first],
+            "logprobs": [[sorted(c.top) for c in request.chances] for request in first],
+            "prompts": [[(c.chosen, c.top) for c in r.prompt_chances] for r in first],
+            "seeded": [request.output for request in second],
+        }
+    return found
+
+
+def helpers() -> ModuleType:
+    """conftest.py, which a rank's process has to load by itself."""
+    name = "runner_helpers"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, CONFTEST)
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+def test_every_family_is_compared(models):
+    assert set(models) == set(FAMILIES)
+
+
+def compare(found: dict[str, Any], models: dict[str, Path], reference: Any) -> None:
+    assert set(found) == set(FAMILIES)
+    for name, family in found.items():
+        for at, prompt in enumerate(prompts()):
+            output = family["greedy"][at]
+            assert output == reference(models[name], prompt, OUTPUT), (name, len(prompt))
+            expected = reference.logprobs(models[name], prompt + output[:-1])[len(prompt) - 1 :]
+            ours = torch.tensor(family["logprobs"][at])
+            assert torch.equal(ours[..., 0], torch.arange(len(expected[0])).expand(OUTPUT, -1))
+            torch.testing.assert_close(ours[..., 1], expected, atol=1e-4, rtol=0)
+            compare_prompt(family["prompts"][at], reference.logprobs(models[name], prompt), prompt)
+
+
+def compare_prompt(found: list[Any], expected: torch.Tensor, prompt: list[int]) -> None:
+    """`found`, as JSON has it, has each token's own and the two likeliest after its prefix."""
+    assert len(found) == len(prompt) - 1
+    for (chosen, top), scores, token in zip(found, expected[:-1], prompt[1:], strict=True):
+        values, ids = scores.topk(2)
+        assert [id for id, _ in top] == ids.tolist()
+        ours = torch.tensor([chosen, *(value for _, value in top)])
+        theirs = torch.stack((scores[token], *values))
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+
+
+def test_one_rank(models, reference):
+    compare(answers(ALONE, {name: str(path) for name, path in models.items()}), models, reference)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [2, 4])
+def test_shards(size, models, reference, ranks):
+    """There are two KV heads: each of four ranks has a copy of one, and one query head."""
+    paths = {name: str(path) for name, path in models.items()}
+    found = ranks(answers, size, paths=paths)
+    compare(found[0], models, reference)
+    alone = answers(ALONE, paths)
+    for family in FAMILIES:
+        assert found[0][family]["seeded"] == alone[family]["seeded"]
+    assert all(other == found[0] for other in found[1:])

@@ -1,0 +1,196 @@
+"""Model checking: in every interleaving, with both kinds of wires, the exchanges come out even."""
+
+from collections.abc import Callable, Generator, Sequence
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+from pds_engine.errors import GroupError
+from pds_engine.messages import StepDone, StepPlan
+from pds_engine.parallel import stage as stages_module
+from pds_engine.parallel.stage import Place, Stage
+from pds_engine.simulation.exchange import SimulatedExchange
+from pds_engine.simulation.explore import Op, Protocol, Violation, plan, script, sequences
+from pds_engine.simulation.worker import Worker
+
+CHAIN = [plan(0, True), *(plan(at, True, at - 1) for at in range(1, 8))]
+"""One request decodes: each step reads the token of the one before."""
+MIDDLE = [plan(at, False) for at in range(7)] + [plan(7, True)]
+"""A prompt in eight chunks."""
+MIXED = [plan(at, at % 3 == 0, (at - 4) // 3 * 3 if at > 3 else -1) for at in range(8)]
+"""Now and then a step samples, and a later one reads it."""
+
+
+def test_the_script_of_a_first_stage():
+    """It takes the output that a step depends on before it computes, and posts the receive of its
+    own first thing after; hidden states leave from two buffers."""
+    assert [
+        f"{op.kind} {op.step}" + (f" on {op.channel}" if op.channel >= 0 else "")
+        for op in script(Place(0, 2), [plan(0, True), plan(1, False), plan(2, False, 0)])
+    ] == [
+        "begin 0",
+        "receive 0 on 1",
+        "send 0 on 0",
+        "end 0",
+        "begin 1",
+        "send 1 on 0",
+        "end 1",
+        "begin 2",
+        "received 0 on 1",
+        "sent 0 on 0",
+        "send 2 on 0",
+        "end 2",
+    ]
+
+
+class Logged(Stage[Any, Any]):
+    """A stage in a simulated group that writes down what it posts and what it waits for."""
+
+    def __init__(self, place: Place, worker: Worker, exchange: SimulatedExchange) -> None:
+        super().__init__(place, worker, exchange)
+        self.ops: list[tuple[str, int, int]] = []
+        self._names: dict[Any, tuple[str, int, int]] = {}
+        before, after = place.stage - 1, place.stage
+        for name, kind, channel in (
+            ("receive_hidden", "receive", before),
+            ("receive_output", "receive", place.stages - 1),
+            ("send_hidden", "send", after),
+            ("send_output", "send", place.stages - 1),
+        ):
+            setattr(exchange, name, self._logged(getattr(exchange, name), kind, channel))
+
+    def _logged(self, post: Callable[..., Any], kind: str, channel: int) -> Callable[..., Any]:
+        def posted(plan: StepPlan, *content: Any) -> Any:
+            self.ops.append((kind, plan.step_id, channel))
+            signal = post(plan, *content)
+            awaited = {"send": "sent", "receive": "received"}[kind]
+            self._names[signal] = awaited, plan.step_id, channel
+            return signal
+
+        return posted
+
+    def step(self, plan: StepPlan) -> Generator[Any, Any, StepDone | None]:
+        self.ops.append(("begin", plan.step_id, -1))
+        step, answer = super().step(plan), None
+        while True:
+            try:
+                signal = step.send(answer)
+            except StopIteration as stop:
+                self.ops.append(("end", plan.step_id, -1))
+                done: StepDone | None = stop.value
+                return done
+            self.ops.append(self._names[signal])
+            answer = yield signal
+
+
+@pytest.mark.parametrize("skip_output", [True, False])
+@pytest.mark.parametrize("pp", [2, 3, 4])
+def test_a_stage_does_in_a_group_what_its_script_says(
+    simulate: Any, ask: Any, pp: int, skip_output: bool
+):
+    """What is explored is what happens: with true plans, tokens and times."""
+    stages: list[Logged] = []
+
+    def make(place: Place, worker: Worker, exchange: SimulatedExchange) -> Logged:
+        stages.append(Logged(place, worker, exchange))
+        return stages[-1]
+
+    group = simulate(pp=pp, skip_output=skip_output, make_stage=make)
+    for number, length in enumerate((3, 50, 17, 100)):
+        group.submit(ask(f"r{number}", length, 6), at=1.5 * number)
+    group.cancel("r1", at=9.5)
+    group.run()
+    for stage, logged in enumerate(stages):
+        said = [(op.kind, op.step, op.channel) for op in script(Place(stage, pp), group.plans)]
+        assert logged.ops == said
+
+
+@pytest.mark.parametrize("rendezvous", [True, False])
+@pytest.mark.parametrize("credits", [1, 2, 3])
+@pytest.mark.parametrize(("stages", "steps"), [(2, 4), (3, 4), (4, 4)])
+def test_all_plans_in_all_interleavings(stages: int, steps: int, credits: int, rendezvous: bool):
+    states = sum(
+        Protocol.of(plans, stages, credits, rendezvous=rendezvous).explore()
+        for plans in sequences(steps)
+    )
+    assert states > steps * 26
+
+
+@pytest.mark.parametrize("rendezvous", [True, False])
+@pytest.mark.parametrize("plans", [CHAIN, MIDDLE, MIXED], ids=["chain", "middle", "mixed"])
+@pytest.mark.parametrize("stages", [2, 3, 4])
+def test_long_sequences_at_full_depth(stages: int, plans: list[StepPlan], rendezvous: bool):
+    """Long enough for every buffer to come round."""
+    depth = Place(0, stages).depth
+    assert Protocol.of(plans, stages, depth, rendezvous=rendezvous).explore() > 100
+
+
+# ---- stages that are wrong, as others' were -------------------------------------------------
+
+
+def believing(where: Callable[[Place], bool], belief: Callable[[StepPlan], StepPlan]) -> Any:
+    """A stage that, where it stands there, takes a plan to be another."""
+
+    class Believer(Stage[int, Op]):
+        def step(self, plan: StepPlan) -> Generator[Op, Any, Any]:
+            return super().step(belief(plan) if where(self._place) else plan)
+
+    return Believer
+
+
+def first(place: Place) -> bool:
+    return place.first
+
+
+def last(place: Place) -> bool:
+    return place.last
+
+
+class Hasty(Stage[int, Op]):
+    """Fills a buffer without waiting for what it sent from it (vLLM #52015)."""
+
+    def _await_sent(self, until: int) -> Generator[Op, Any, None]:
+        return
+        yield
+
+
+def skips(plan: StepPlan) -> StepPlan:
+    return replace(plan, expects_output=False)
+
+
+def expects(plan: StepPlan) -> StepPlan:
+    return replace(plan, expects_output=True)
+
+
+def looks_back(plan: StepPlan) -> StepPlan:
+    """By what this rank knew a step ago (sglang #26148; vLLM #54260, #54270)."""
+    return replace(plan, expects_output=plan.step_id % 3 == 1)
+
+
+WRONG: dict[str, tuple[Any, Sequence[StepPlan], str]] = {
+    "receives what is never sent": (believing(last, skips), CHAIN, "deadlock"),
+    "sends what is never received": (believing(first, skips), MIXED, "sends, 0 receives|deadlock"),
+    "an empty step still receives": (believing(first, expects), MIXED, "is sent|deadlock|receives"),
+    "each end decides for itself": (believing(first, looks_back), MIXED, "is sent|deadlock"),
+    "a buffer is filled too early": (Hasty, MIDDLE, "fills the buffer"),
+    "an output's buffer is filled too early": (Hasty, CHAIN, "outputs are under way at once"),
+}
+
+
+@pytest.mark.parametrize("mistake", WRONG)
+def test_a_wrong_stage_is_found(mistake: str):
+    make, plans, found = WRONG[mistake]
+    with pytest.raises(GroupError, match=found):
+        Protocol.of(plans, 2, 3, rendezvous=True, make=make).explore()
+
+
+def test_one_buffer_more_than_there_is_is_found(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(stages_module, "BUFFERS", 3)
+    with pytest.raises(Violation, match="step 2 fills the buffer that step 0 is sent from"):
+        Protocol.of(MIDDLE, 2, 3, rendezvous=True).explore()
+
+
+def test_a_violation_tells_how_it_came_about():
+    make, plans, _ = WRONG["receives what is never sent"]
+    with pytest.raises(Violation, match=r"after issue 0, .*stage 0 goes on, "):
+        Protocol.of(plans, 2, 3, rendezvous=True, make=make).explore()

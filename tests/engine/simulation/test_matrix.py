@@ -1,0 +1,82 @@
+"""Tokens do not depend on layout, chunks, or what is switched on: all of it, exhaustively."""
+
+import random
+from collections.abc import Callable
+from itertools import product
+from typing import Any
+
+import pytest
+from pds_engine.messages import Submit
+from pds_engine.simulation import model
+from pds_engine.simulation.model import Answer
+
+SHARED = tuple(range(100, 148))
+"""A beginning that some prompts have in common: three pages."""
+
+
+LENGTHS = (1, 15, 16, 17, 32, 47, 127, 128, 129, 200, 257, 300)
+"""Around pages and chunks."""
+
+
+@pytest.fixture(scope="module")
+def requests(ask: Callable[..., Submit]) -> Callable[[bool], list[tuple[float, Submit]]]:
+    """Many chunked prompts and when they come; some come again later, as a talk's next turn."""
+
+    def make(logprobs: bool) -> list[tuple[float, Submit]]:
+        rng = random.Random(4)
+        asked = []
+        for number, length in enumerate(LENGTHS):
+            beginning = SHARED if number % 3 == 0 else ()
+            prompt = (*beginning, *rng.choices(range(50), k=300))[:length]
+            options = {
+                "max_tokens": rng.randint(1, 12),
+                "temperature": float(number % 2),
+                "repetition_penalty": 1.5 if number % 4 == 1 else 1.0,
+                "logprobs": 2 if logprobs else None,
+                "output_ids": (7, 8) if number == 5 else (),
+                "seed": number,
+            }
+            asked.append((float(number // 2), ask(f"r{number}", prompt, **options)))
+            if number % 4 == 3:
+                turn = ask(f"r{number}+", (*prompt, 1, 2, 3), **options)
+                asked.append((500.0, turn))
+        return asked
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def right(requests: Any) -> dict[bool, dict[str, Answer]]:
+    return {
+        logprobs: {
+            request.request_id: model.answer(request, 4) for _, request in requests(logprobs)
+        }
+        for logprobs in (False, True)
+    }
+
+
+AXES = {
+    "chunk_size": [16, 128, 512],
+    "async_scheduling": [True, False],
+    "skip_output": [True, False],
+    "prefix_cache": [True, False],
+}
+
+
+@pytest.mark.parametrize("logprobs", [False, True])
+@pytest.mark.parametrize("tp", [1, 2])
+@pytest.mark.parametrize("pp", [1, 2, 4])
+def test_tokens_are_the_models(
+    simulate: Any, requests: Any, right: Any, pp: int, tp: int, logprobs: bool
+):
+    for number, values in enumerate(product(*AXES.values())):
+        case = dict(zip(AXES, values, strict=True)) | {"rendezvous": number % 3 > 0}
+        group = simulate(pp=pp, tp=tp, pages=160, max_running=8, **case)
+        for at, request in requests(logprobs):
+            group.submit(request, at)
+        answers = group.run()
+        assert (group.core.ledger.prefix_hits > 0) == case["prefix_cache"]
+        for told in answers:
+            name = told.request.request_id
+            answer = Answer(tuple(told.tokens), tuple(told.logprobs))
+            assert answer == right[logprobs][name], (name, case)

@@ -1,0 +1,201 @@
+"""Real groups: a decode group is killed, or has to drain, and no client sees it."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from pds_engine import signing
+from pds_engine.keys import Keys
+
+MODEL = Path(__file__).parents[2] / "examples" / "models" / "tiny"
+ENGINE = (sys.executable, "-c", "from pds_engine.cli import main; main()")
+ROUTER = (sys.executable, "-m", "pds_engine.router", "serve")
+STREAMS: list[dict[str, Any]] = [
+    {"prompt": "The value of", "max_tokens": 300, "ignore_eos": True, "temperature": 0},
+    {"prompt": "a b c", "max_tokens": 250, "ignore_eos": True, "seed": 5, "temperature": 0.9},
+    {"prompt": "1 2", "max_tokens": 260, "ignore_eos": True, "temperature": 0, "logprobs": 1},
+    {"prompt": "x", "max_tokens": 280, "ignore_eos": True, "seed": 3, "presence_penalty": 1.5},
+]
+"""Greedy, seeded, scored and penalised: each says the same whenever it is asked."""
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+def until(probe: Callable[[], Any], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not probe():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+class Process:
+    """One that serves HTTP; its standard error goes to a file."""
+
+    def __init__(self, folder: Path, name: str, *words: str, port: int = 0) -> None:
+        self.port = port or free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.log = folder / f"{name}.log"
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [*words, "--port", str(self.port)],
+                stderr=log,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+            )
+
+    def get(self, path: str) -> httpx.Response:
+        return httpx.get(f"{self.url}{path}", timeout=5)
+
+    def ready(self) -> bool:
+        if self.process.poll() is not None:
+            raise AssertionError(self.log.read_text())
+        try:
+            return self.get("/readyz").status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def children(self) -> dict[str, int]:
+        """Process ids by kind."""
+        path = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        found = {}
+        for pid in path.read_text().split():
+            words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+            found[words[words.index("pds_engine.child") + 1]] = int(pid)
+        return found
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+class World:
+    """One prefill and two decode groups behind a router."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.keys = Keys.make()
+        self.keys.write(folder)
+        self.groups = {name: self.group(name) for name in ("prefill-0", "decode-0", "decode-1")}
+        for group in self.groups.values():
+            until(group.ready, 120)
+        backends = [word for g in self.groups.values() for word in ("--backend", g.url)]
+        self.router = Process(
+            folder, "router", *ROUTER, *backends, "--keys-dir", str(folder), "--metrics-port", "0"
+        )
+        until(self.router.ready, 30)
+        until(self.all_routable, 30)
+
+    def group(self, name: str, port: int = 0) -> Process:
+        role = name.partition("-")[0]
+        options = (
+            f"role={role}", f"pod.group={name}", f"http.keys_dir={self.folder}",
+            "http.metrics_port=0", "http.control_port=0", "http.rendezvous_port=0",
+            "kv.port_base=0", "kv.backends=[tcp]", "max_model_len=1024",
+        )  # fmt: skip
+        words = (word for option in options for word in ("--set", option))
+        model = ("--model", str(MODEL), "--dtype", "float32")
+        return Process(self.folder, name, *ENGINE, "serve", *model, *words, port=port)
+
+    def all_routable(self) -> bool:
+        return all(b["routable"] for b in self.router.get("/pds/backends").json()["backends"])
+
+    def busy(self, name: str) -> bool:
+        """Something of it decodes."""
+        return bool(self.groups[name].get("/pds/state").json()["running"])
+
+    def drain(self, name: str, seconds: float) -> None:
+        signed = signing.signed(self.keys.hmac, "POST", "/pds/drain", {}, int(time.time()) + 60)
+        url = f"{self.groups[name].url}/pds/drain"
+        httpx.post(url, json={"deadline_seconds": seconds}, headers=signed).raise_for_status()
+
+    def migrations(self) -> tuple[float, float]:
+        """How many, and the seconds that they took together."""
+        values = dict(line.rsplit(" ", 1) for line in self.router.get("/metrics").text.splitlines())
+        name = "pds_router_migration_seconds"
+        return float(values[f"{name}_count"]), float(values[f"{name}_sum"])
+
+    def stream(self, body: dict[str, Any]) -> list[Any]:
+        """The choices and usage of each event; an error, or a missing end, fails."""
+        told: list[Any] = []
+        whole = {**body, "stream": True, "stream_options": {"include_usage": True}}
+        with httpx.stream(
+            "POST", f"{self.router.url}/v1/completions", json=whole, timeout=90
+        ) as answer:
+            assert answer.status_code == 200, answer.read()
+            for line in answer.iter_lines():
+                if not line.startswith("data: {"):
+                    assert line in ("", "data: [DONE]")
+                    told += [line] if line else []
+                    continue
+                event = json.loads(line.removeprefix("data: "))
+                assert "error" not in event, event
+                if event["usage"]:
+                    event["usage"].pop("prompt_tokens_details")  # it is the last prefill group's
+                told.append((_rounded(event["choices"]), event["usage"]))
+        assert told[-1] == "data: [DONE]"
+        return told
+
+    def close(self) -> None:
+        for process in (self.router, *self.groups.values()):
+            process.end()
+
+
+def _rounded(choices: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Scores of recomputed keys differ in the last digits of float32."""
+    for choice in choices:
+        if scores := choice["logprobs"]:
+            scores["token_logprobs"] = [round(value, 3) for value in scores["token_logprobs"]]
+            scores["top_logprobs"] = [
+                {name: round(value, 3) for name, value in top.items()}
+                for top in scores["top_logprobs"]
+            ]
+    return choices
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    made = World(tmp_path_factory.mktemp("world"))
+    yield made
+    made.close()
+
+
+def unseen(world: World, name: str, end: Callable[[], None]) -> None:
+    """`end` comes over the group while it decodes; no stream is any different."""
+    with ThreadPoolExecutor(8) as pool:
+        right = list(pool.map(world.stream, STREAMS))
+        before, seconds_before = world.migrations()
+        asked = [pool.submit(world.stream, body) for body in STREAMS * 2]
+        until(lambda: world.busy(name), 30)
+        end()
+        assert [each.result() for each in asked] == right * 2
+    after, seconds = world.migrations()
+    moved, each = after - before, (seconds - seconds_before) / (after - before)
+    assert moved > 0
+    print(f"{name}: {moved:.0f} of {len(asked)} streams went on elsewhere, in {each:.2f} s each")
+
+
+def test_a_killed_worker_in_mid_stream_goes_unseen(world: World) -> None:
+    killed = world.groups["decode-0"]
+    unseen(world, "decode-0", lambda: os.kill(killed.children()["worker-0"], signal.SIGKILL))
+    assert killed.process.wait(10) == 1
+    world.groups["decode-0"] = world.group("decode-0", killed.port)
+    until(world.all_routable, 120)
+
+
+def test_a_forced_drain_in_mid_stream_goes_unseen(world: World) -> None:
+    """The last one here: its group takes nothing any more."""
+    unseen(world, "decode-1", lambda: world.drain("decode-1", 0.0))
+    state = world.groups["decode-1"].get("/pds/state").json()
+    assert (state["draining"], state["in_flight"], state["kv_used"]) == (True, 0, 0)

@@ -1,0 +1,167 @@
+"""The loop's order: orders one after another, and a transfer's report never behind two of them."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from pds_engine.errors import GroupError, ProtocolError
+from pds_engine.messages import (
+    Fault,
+    Forget,
+    Message,
+    Push,
+    PushDone,
+    Release,
+    Row,
+    StepDone,
+    StepPlan,
+    Welcome,
+)
+from pds_engine.worker.loop import Loop, drive
+from pds_engine.worker.mailbox import Mailbox
+from pds_engine.worker.watchdog import Activity
+
+DONE = PushDone(transfer="t", rank=0, bytes=1, seconds=0.0)
+
+
+@dataclass
+class Waiting:
+    """Something that a step waits for."""
+
+    answer: Any
+    doing: str = "hidden"
+    peer: int = 3
+    step: int = 0
+    seen: list[Any] = field(default_factory=list)
+    activity: Activity | None = None
+
+    def wait(self) -> Any:
+        if self.activity is not None:
+            told = self.activity.report()
+            self.seen.append((told.doing, told.peer, told.step))
+        return self.answer
+
+
+class World:
+    """Stands for all that a loop talks to; writes down in which order it does."""
+
+    def __init__(self, *orders: Message, reports: bool = True) -> None:
+        self.orders = list(orders)
+        self.log: list[str] = []
+        self.mailbox = Mailbox()
+        self.activity = Activity(0)
+        self.loop: Any = Loop(self, self, self, self, self.mailbox, self.activity, reports=reports)  # type: ignore[arg-type]
+
+    def send(self, message: Message) -> None:
+        self.log.append(f"send {type(message).__name__}")
+
+    def receive(self) -> Message | None:
+        return self.orders.pop(0) if self.orders else None
+
+    def step(self, plan: StepPlan) -> Any:
+        yield Waiting(None, step=plan.step_id)
+        self.log.append(f"step {plan.step_id}, {self.activity.report().mailbox} orders wait")
+        return StepDone(step_id=plan.step_id, tokens=(), logprobs=(), elapsed=0.0)
+
+    def settle(self) -> None:
+        self.log.append("settle")
+
+    def push(self, push: Push) -> None:
+        self.log.append(f"push {push.transfer}")
+
+    def release(self, order: Release) -> None:
+        self.log.append("release")
+        self.mailbox.put(DONE)
+
+    def forget(self, order: Forget) -> None:
+        self.log.append("forget")
+
+
+def plan(step: int, *pushes: Push) -> StepPlan:
+    return StepPlan(
+        step_id=step,
+        rows=(Row(slot=0, gen=1, start=0, length=5),),
+        expects_output=True,
+        depends_on=-1,
+        padded_tokens=5,
+        padded_rows=1,
+        pushes=pushes,
+    )
+
+
+PUSH = Push(transfer="t", src_pages=(), dst_pages=(), last=False)
+RELEASE = Release(slot=0, gen=1, after_step=0)
+
+
+def test_pages_are_pushed_when_they_are_computed_and_before_the_result_is_told() -> None:
+    world = World(plan(0, PUSH), plan(1))
+    world.loop.turn()
+    assert world.log == [
+        "step 0, 1 orders wait",
+        "settle",
+        "push t",
+        "send StepDone",
+        "step 1, 0 orders wait",
+        "send StepDone",
+    ]
+
+
+def test_other_ranks_than_the_first_of_the_last_stage_tell_no_result() -> None:
+    world = World(plan(0), reports=False)
+    world.loop.turn()
+    assert world.log == ["step 0, 0 orders wait"]
+
+
+def test_a_report_waits_for_one_order_at_most() -> None:
+    world = World(RELEASE, Forget(transfer="t", epoch=1), Forget(transfer="u", epoch=1))
+    world.loop.turn()
+    assert world.log == ["release", "send PushDone", "forget", "forget"]
+
+
+def test_a_fault_of_the_transfer_thread_ends_the_loop() -> None:
+    world = World(plan(0))
+    world.mailbox.put(Fault(rank=0, code="x", message="no more"))
+    with pytest.raises(GroupError, match="no more"):
+        world.loop.turn()
+    assert world.log == ["send Fault"]
+
+
+def test_what_is_no_order_is_refused() -> None:
+    with pytest.raises(ProtocolError, match="does not take Welcome"):
+        World(Welcome(incarnation="x")).loop.turn()
+
+
+def test_while_a_step_waits_its_rank_says_for_whom() -> None:
+    activity = Activity(0, clock=iter(range(100)).__next__)
+    first, second = (
+        Waiting(answer, step=7, activity=activity, doing=doing)
+        for answer, doing in (("h", "hidden"), (None, "sent"))
+    )
+
+    def step() -> Any:
+        got = yield first
+        assert activity.report().doing == "compute"
+        yield second
+        return got
+
+    activity.begin(plan(7))
+    assert drive(step(), activity) == "h"
+    assert (*first.seen, *second.seen) == (("hidden", 3, 7), ("sent", 3, 7))
+
+
+def test_a_report_tells_what_a_rank_has_come_to() -> None:
+    now = 0.0
+    activity = Activity(2, clock=lambda: now)
+    assert (activity.report().doing, activity.report().step) == ("setup", -1)
+    for step in range(6):
+        activity.begin(plan(step))
+        now += 1.0
+        told = activity.report()
+        assert (told.doing, told.step, told.done, told.seconds) == ("compute", step, step - 1, 1.0)
+        activity.end(plan(step))
+    told = activity.report()
+    assert (told.doing, told.done, told.seconds) == ("idle", 5, 0.0)
+    assert told.plans == tuple(
+        f"step {n}: 1 rows, 5 tokens, depends on -1, sends its output" for n in (2, 3, 4, 5)
+    )
+    assert (told.traffic.rank, told.traffic.steps, told.traffic.outputs_expected) == (2, 6, 6)

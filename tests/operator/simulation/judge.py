@@ -1,0 +1,281 @@
+"""What must hold at every instant, told from the world as it is and not as anybody sees it."""
+
+from collections import defaultdict
+from typing import Any
+
+from pds_operator import names, revision
+from pds_operator.observed import owner_uid, seconds
+from pds_operator.rollout import Limits
+from simulation.clock import Clock
+from simulation.kubelet import Kubelet, Running
+from simulation.operators import KEY, Operator
+from simulation.server import Server
+from simulation.serving import Router, Serving
+
+Object = dict[str, Any]
+Place = tuple[str, int]
+"""(role, index) of a group, whatever its attempt."""
+BLIND_SECONDS = 15.0
+"""For so long after a group was lost the operator may not know it, or carry out a round that it
+decided on before: watches lag, and writes time out."""
+PAIRS = {"prefill": "decode", "decode": "prefill", "unified": "unified"}
+
+
+class Violation(Exception):
+    """An invariant does not hold."""
+
+
+class Judge:
+    """Looks at every write before it takes place, and at every request."""
+
+    def __init__(
+        self, clock: Clock, server: Server, kubelet: Kubelet, serving: Serving, uid: str
+    ) -> None:
+        self._clock, self._server, self._kubelet = clock, server, kubelet
+        self._uid = uid
+        self.operators: dict[str, Operator] = {}
+        self.writes = 0
+        self.lost: list[tuple[float, str]] = []
+        """When a group was harmed by something else than the operator, and its role."""
+        self.troubled = False
+        """Groups were lost that have not been replaced yet: a request may find none."""
+        server.watched = self._write
+        kubelet.over = self._over  # type: ignore[method-assign]
+        serving.chosen = self._chosen  # type: ignore[method-assign]
+        serving.unserved = self._unserved  # type: ignore[method-assign]
+        self.lenient = False
+        """A spec that allows a role to be without a group has been asked for."""
+        self._served = False
+        self._groups: tuple[int, dict[tuple[str, int, int], list[Object]]] = (-1, {})
+        self._specs: dict[str, Object] = {}
+        self._stood: dict[str, dict[Place, str]] = {}
+
+    # Facts --------------------------------------------------------------------------------
+
+    def spec(self, operator: Operator) -> Object:
+        """The spec that the round of `operator` was planned for."""
+        return self._specs.get(operator.name, {})
+
+    def limits(self, spec: Object, role: str) -> tuple[int, int, int]:
+        """(wanted, surge, unavailable) groups of `role`."""
+        given = spec.get("rollout") or {}
+        want = spec[role].get("replicas", 1) if role in spec else 0
+        limits = Limits(given.get("maxSurge", 1), given.get("maxUnavailable", 0))
+        return (want, *limits.of(want))
+
+    def groups(self) -> dict[tuple[str, int, int], list[Object]]:
+        """Our engine pods by (role, index, attempt), as the API server has them."""
+        if self._groups[0] == self._server.version:
+            return self._groups[1]
+        found: dict[tuple[str, int, int], list[Object]] = defaultdict(list)
+        for (kind, _), obj in self._server.objects.items():
+            if kind == "Pod" and owner_uid(obj) == self._uid:
+                labels = obj["metadata"]["labels"]
+                if names.ATTEMPT in labels:
+                    place = (
+                        labels[names.ROLE],
+                        int(labels[names.GROUP_INDEX]),
+                        int(labels[names.ATTEMPT]),
+                    )
+                    found[place].append(obj)
+        self._groups = (self._server.version, found)
+        return found
+
+    def leader(self, pods: list[Object]) -> Running | None:
+        """The leader's process, while it runs."""
+        for obj in pods:
+            if obj["metadata"]["labels"].get(names.RANK_POD) == "0":
+                return self._kubelet.pods.get(obj["metadata"]["uid"])
+        return None
+
+    def serves(self, pods: list[Object]) -> bool:
+        """Routers send it requests: it is ready, routed to, and does not leave."""
+        leader = self.leader(pods)
+        return (
+            leader is not None
+            and leader.ready
+            and leader.gated
+            and not any(_leaves(pod) for pod in pods)
+        )
+
+    def serving(self, spec: Object) -> dict[str, set[Place]]:
+        """Groups that serve, by role: while there are old ones, new ones only as pairs."""
+        target = revision.digest(spec)
+        by_role: dict[str, set[Place]] = defaultdict(set)
+        new: dict[str, set[Place]] = defaultdict(set)
+        for (role, index, _), pods in self.groups().items():
+            if self.serves(pods):
+                own = pods[0]["metadata"]["labels"][names.REVISION]
+                (new if own == target else by_role)[role].add((role, index))
+        wanted = [role for role in names.ROLES if spec.get(role, {}).get("replicas")]
+        if not by_role or all(role in new for role in wanted):
+            for role, places in new.items():
+                by_role[role] |= places
+        return by_role
+
+    def _excused(self, role: str) -> int:
+        since = self._clock.now - BLIND_SECONDS
+        self.lost = [(at, whose) for at, whose in self.lost if at >= since]
+        return sum(whose in (role, PAIRS[role]) for _, whose in self.lost)
+
+    def begins(self, operator: Operator) -> None:
+        """A round of `operator` begins: what stands now is what its surge is told from."""
+        reconciler = operator.reconciler
+        parent = reconciler.store.parent(KEY) if reconciler else None
+        self._specs[operator.name] = parent["spec"] if parent else {}
+        self._stood[operator.name] = {
+            (role, index): pods[0]["metadata"]["labels"][names.REVISION]
+            for (role, index, _), pods in self.groups().items()
+            if not any(names.DRAINING in pod["metadata"]["labels"] for pod in pods)
+        }
+
+    # Writes -------------------------------------------------------------------------------
+
+    def _write(self, by: str, verb: str, wanted: Object, live: Object | None) -> None:
+        operator = self.operators.get(by)
+        if operator is None or wanted.get("kind") == "Lease":
+            return
+        kind = (live or wanted)["kind"]
+        name = wanted["metadata"].get("name") or (live or wanted)["metadata"].get("name", "")
+        self._clock.note(f"{by}: {verb} {kind} {name or wanted.get('reason', '')}")
+        self.writes += 1
+        self._may_write(operator)
+        if live is not None:
+            mine = live["kind"] == names.KIND or owner_uid(live) == self._uid
+            self._hold(mine, f"{verb} of {kind} {name}, which is not ours")
+        if kind == "Pod":
+            self._pod_write(operator, verb, wanted, live)
+
+    def _may_write(self, operator: Operator) -> None:
+        lease = self._server.find("Lease", "pds-operator")
+        if lease is not None:
+            spec = lease["spec"]
+            holder = spec["holderIdentity"] == operator.lease.identity
+            self._hold(holder, f"{operator.name} writes, and the lease is another's")
+
+    def _pod_write(
+        self, operator: Operator, verb: str, wanted: Object, live: Object | None
+    ) -> None:
+        if live is None:
+            self._created(operator, wanted)
+            return
+        labels = live["metadata"]["labels"]
+        place = labels[names.ROLE], int(labels[names.GROUP_INDEX]), int(labels[names.ATTEMPT])
+        pods = self.groups()[place]
+        if verb == "delete":
+            self._deleted(pods, live, wanted["grace"])
+        drains = names.DRAINING in wanted["metadata"].get("labels", {})
+        if (drains or verb == "delete") and self.serves(pods):
+            self._taken_away(operator, place[0], place[1])
+        if verb == "gate" and wanted["status"]["conditions"][0]["status"] == "True":
+            leader = self.leader(pods)
+            warm = leader is None or leader.ended or leader.warm
+            self._hold(bool(warm), f"{live['metadata']['name']} is routed to and was not warmed up")
+
+    def _created(self, operator: Operator, obj: Object) -> None:
+        labels = obj["metadata"]["labels"]
+        role, index = labels[names.ROLE], int(labels[names.GROUP_INDEX])
+        spec = self.spec(operator)
+        if int(labels[names.ATTEMPT]) or role not in spec:
+            return
+        want, surge, _ = self.limits(spec, role)
+        there = {index}
+        for (other, number, _), pods in self.groups().items():
+            if other == role and any(map(_runs, pods)) and not self._hopeless(pods, labels):
+                there.add(number)
+        old = {
+            place
+            for place, own in self._stood[operator.name].items()
+            if place[0] == role and own != labels[names.REVISION]
+        }
+        most = max(want, len(old)) + surge
+        self._hold(len(there) <= most, f"{len(there)} groups of {role}, and {most} at most")
+
+    def _hopeless(self, pods: list[Object], labels: Object) -> bool:
+        """Of another revision, and it never served: deleted at once, so the surge spares it."""
+        leader = self.leader(pods)
+        other = pods[0]["metadata"]["labels"][names.REVISION] != labels[names.REVISION]
+        return other and (leader is None or not leader.served)
+
+    def _deleted(self, pods: list[Object], live: Object, grace: int | None) -> None:
+        leader = self.leader(pods)
+        if leader is None or not leader.in_flight or leader.harmed or leader.stopping:
+            return
+        if grace is None:
+            return  # SIGTERM is a drain, and lasts as long as ours
+        text = live["metadata"].get("annotations", {}).get(names.DRAIN_DEADLINE)
+        over = text is not None and self._clock.now >= (seconds(text) or 0.0)
+        self._hold(over, f"{live['metadata']['name']} has requests, and its drain is not over")
+
+    def _taken_away(self, operator: Operator, role: str, index: int) -> None:
+        """A group that serves is drained by the operator: the role's floor must remain."""
+        spec = self.spec(operator)
+        target = revision.digest(spec)
+        want, _, unavailable = self.limits(spec, role)
+        serving = self.serving(spec).get(role, set())
+        there = len(serving | self._coming(role, target))
+        left = len(serving - {(role, index)})
+        floor = min(there, want) - unavailable - self._excused(role)
+        self._hold(left >= floor, f"{left} groups of {role} are left, and {floor} must be")
+
+    def _coming(self, role: str, target: str) -> set[Place]:
+        return {
+            (role, index)
+            for (other, index, _), pods in self.groups().items()
+            if other == role
+            and pods[0]["metadata"]["labels"][names.REVISION] == target
+            and not any(_leaves(pod) for pod in pods)
+        }
+
+    # Requests -----------------------------------------------------------------------------
+
+    def _over(self, pod: Running) -> None:
+        """A process ends."""
+        if pod.in_flight and not pod.harmed:
+            live = self._server.find("Pod", pod.name)
+            meta = live["metadata"] if live else {}
+            text = (meta.get("annotations") or {}).get(names.DRAIN_DEADLINE)
+            over = text is not None and self._clock.now >= (seconds(text) or 0.0)
+            late = self._clock.now >= meta.get("until", 0.0)
+            self._hold(over or late, f"{pod.name} ended with {pod.in_flight} requests")
+
+    def _chosen(self, pods: list[Running]) -> None:
+        self._served = True
+        self.troubled = self.troubled and not self._replaced()
+        kinds = {pod.fingerprint for pod in pods}
+        self._hold(len(kinds) == 1, f"a pair across KV formats: {[pod.name for pod in pods]}")
+        for pod in pods:
+            self._hold(bool(pod.warm), f"{pod.name} serves and was not warmed up")
+
+    def _replaced(self) -> bool:
+        """Every role has what is wanted of it, so that what was lost is lost no more."""
+        parent = self._server.get(names.KIND, "chat")
+        spec = parent["spec"]
+        serving = self.serving(spec)
+        roles = [role for role in names.ROLES if role in spec]
+        return not self.lost_lately() and all(
+            len(serving.get(role, ())) >= spec[role]["replicas"] for role in roles
+        )
+
+    def lost_lately(self) -> bool:
+        """Whether something was lost so lately that not everybody knows."""
+        return any(at > self._clock.now - BLIND_SECONDS for at, _ in self.lost)
+
+    def _unserved(self, router: Router) -> None:
+        excused = self.lenient or self.troubled or not self._served
+        self._hold(excused, f"{router.name} found no group for a request")
+
+    def _hold(self, true: bool, text: str) -> None:
+        if not true:
+            raise Violation(text)
+
+
+def _runs(pod: Object) -> bool:
+    """It holds its place on a node, and goes on to."""
+    failed = (pod.get("status") or {}).get("phase") == "Failed"
+    return not failed and "deletionTimestamp" not in pod["metadata"]
+
+
+def _leaves(pod: Object) -> bool:
+    meta = pod["metadata"]
+    return "deletionTimestamp" in meta or names.DRAINING in meta["labels"]

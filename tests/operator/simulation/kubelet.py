@@ -1,0 +1,302 @@
+"""A model of scheduler, kubelets and the node controller: the lives of engine pods."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from pds_operator import names
+from simulation.clock import Clock
+from simulation.server import Server
+
+Object = dict[str, Any]
+Group = tuple[str, int, int]
+"""(role, index, attempt)."""
+GRACE_OF_THE_LOST = 20.0
+
+
+@dataclass(slots=True)
+class Node:
+    name: str
+    slots: int
+    alive: bool = True
+    used: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Running:
+    """One engine pod as it is, whatever the API server was told of it."""
+
+    name: str
+    uid: str
+    group: Group
+    size: int
+    rank: int
+    revision: str
+    fingerprint: str
+    nature: str
+    """What its image does: "good", "exit78", "crash", "warmup" (fails), "never" (gets ready)."""
+    node: Node | None = None
+    ip: str = ""
+    warm: str = ""
+    """The manifest that its warm-up proved."""
+    loaded: bool = False
+    ready: bool = False
+    stopping: bool = False
+    ended: bool = False
+    gated: bool = False
+    """Ready as the kubelet last worked it out."""
+    served: bool = False
+    """It was routed to once."""
+    in_flight: int = 0
+    draining: bool = False
+    deadline: float = 0.0
+    """When an engine that was asked to drain ends what is left."""
+    harmed: bool = False
+    """Something else than the operator ended it, or a pod of its group."""
+
+
+class Kubelet:
+    """All nodes of the cluster."""
+
+    def __init__(self, clock: Clock, server: Server, nodes: list[Node]) -> None:
+        self._clock, self._server = clock, server
+        self.nodes = nodes
+        self.pods: dict[str, Running] = {}
+        """By uid: everything that exists, or is still running."""
+        self.compiled: set[str] = set()
+        """Revisions whose kernels are in the cache volume."""
+        self._waiting: list[Running] = []
+        self._addresses = 0
+        server.controllers.append(self._changed)
+
+    def of(self, group: Group) -> list[Running]:
+        return [pod for pod in self.pods.values() if pod.group == group]
+
+    def _changed(self, what: str, obj: Object, before: Object | None) -> None:
+        if obj["kind"] != "Pod" or names.RANK_POD not in (obj["metadata"].get("labels") or {}):
+            return
+        meta = obj["metadata"]
+        pod = self.pods.get(meta["uid"])
+        if what == "GONE":
+            if pod is not None:
+                self._end(pod)
+                self.pods.pop(pod.uid, None)
+        elif pod is None:
+            if before is None and names.ATTEMPT in meta["labels"] and not obj.get("status"):
+                self._admit(obj)
+        elif meta.get("deletionTimestamp") and not pod.stopping:
+            self._stop(pod, meta["until"] - self._clock.now)
+        elif meta.get("deletionTimestamp") and before is not None:
+            if before["metadata"].get("until") != meta["until"]:
+                self._clock.after(meta["until"] - self._clock.now, self._bury, pod)
+        elif pod.ready and _gate(obj) != pod.gated:
+            self._clock.after(self._clock.between(0.05, 0.5), self._work_out_ready, pod)
+
+    def _admit(self, obj: Object) -> None:
+        meta, labels = obj["metadata"], obj["metadata"]["labels"]
+        place = (labels[names.ROLE], int(labels[names.GROUP_INDEX]), int(labels[names.ATTEMPT]))
+        image = obj["spec"]["containers"][0]["image"]
+        pod = Running(
+            name=meta["name"],
+            uid=meta["uid"],
+            group=place,
+            size=2 if "pair" in image and place[0] == "prefill" else 1,
+            rank=int(labels[names.RANK_POD]),
+            revision=labels[names.REVISION],
+            fingerprint=labels[names.KV],
+            nature=image.rpartition("-")[2],
+        )
+        self.pods[pod.uid] = pod
+        self._clock.after(self._clock.between(0.05, 0.4), self._schedule, pod)
+
+    def _schedule(self, pod: Running) -> None:
+        live = self._live(pod)
+        if live is None or pod.ended or pod.node is not None:
+            return
+        free = [node for node in self.nodes if node.alive and node.used < node.slots]
+        if not free:
+            self._waiting.append(pod)
+            self._show(pod)
+            return
+        pod.node = min(free, key=lambda node: (node.used, node.name))
+        pod.node.used += 1
+        self._show(pod)
+        slow = 4.0 if pod.revision not in self.compiled else 1.0
+        self._clock.after(self._clock.between(0.5, 1.0) * slow, self._warmed, pod)
+
+    def _warmed(self, pod: Running) -> None:
+        if pod.ended or pod.stopping:
+            return
+        if pod.nature == "warmup":
+            self.fail(pod, 1, warmup=True)
+            return
+        self.compiled.add(pod.revision)
+        self._addresses += 1
+        pod.warm, pod.ip = (
+            f"m-{pod.revision}",
+            f"10.0.{self._addresses >> 8}.{self._addresses & 255}",
+        )
+        self._show(pod)
+        self._clock.after(self._clock.between(0.5, 3.0), self._load, pod)
+
+    def _load(self, pod: Running) -> None:
+        if pod.ended or pod.stopping:
+            return
+        if pod.nature in ("exit78", "crash"):
+            self.fail(pod, 78 if pod.nature == "exit78" else 1)
+            return
+        pod.loaded = True
+        self._show(pod)
+        group = self.of(pod.group)
+        whole = len(group) == pod.size and all(p.loaded and not p.ended for p in group)
+        if whole and pod.nature != "never":
+            for each in group:
+                each.ready = True
+                self._work_out_ready(each)
+
+    def _work_out_ready(self, pod: Running) -> None:
+        live = self._live(pod)
+        if live is None or pod.ended or pod.node is None or not pod.node.alive:
+            return
+        pod.gated = _gate(live)
+        pod.served = pod.served or pod.gated
+        self._show(pod)
+
+    def fail(self, pod: Running, code: int, *, warmup: bool = False) -> None:
+        """Its container ends by itself; the kubelet says so."""
+        if pod.ended:
+            return
+        if pod.loaded or not warmup:
+            self.harm(pod)
+        self._end(pod)
+        live = self._live(pod)
+        if live is None:
+            return
+        ended = {"exitCode": code, "finishedAt": self._clock.text(), "message": "it failed"}
+        container = {"name": "warmup" if warmup else "engine", "state": {"terminated": ended}}
+        status = {**self._status(pod, live), "phase": "Failed"}
+        status["initContainerStatuses" if warmup else "containerStatuses"] = [container]
+        self._server.put({**live, "status": status})
+
+    def harm(self, pod: Running) -> None:
+        """A rank that is lost takes its whole group along."""
+        for each in self.of(pod.group):
+            each.harmed = True
+            each.ready = False
+            each.in_flight = 0
+            if each is not pod and not each.ended and not each.stopping:
+                self._clock.after(self._clock.between(0.5, 2.0), self.fail, each, 1)
+
+    def lose(self, node: Node) -> None:
+        """A node vanishes: nothing on it answers; the control plane notices later."""
+        node.alive = False
+        lost = [pod for pod in self.pods.values() if pod.node is node]
+        for pod in lost:
+            self.harm(pod)
+            self._end(pod)
+            self._clock.after(self._clock.between(2.0, 4.0), self._not_ready, pod)
+            self._clock.after(self._clock.between(6.0, 9.0), self._evict, pod)
+        self._clock.after(GRACE_OF_THE_LOST, self._collect, lost)
+
+    def heal(self, node: Node) -> None:
+        """A node of that name joins, empty."""
+        if not node.alive:
+            node.alive, node.used = True, 0
+            self._retry()
+
+    def _not_ready(self, pod: Running) -> None:
+        live = self._live(pod)
+        if live is not None:
+            pod.gated = False
+            self._server.put({**live, "status": self._status(pod, live)})
+
+    def _evict(self, pod: Running) -> None:
+        live = self._live(pod)
+        if live is not None:
+            self._server.delete("nodes", "Pod", pod.name, pod.uid, None)
+
+    def _collect(self, lost: list[Running]) -> None:
+        for pod in lost:
+            live = self._live(pod)
+            if live is not None:
+                self._server.remove(live)
+
+    def _stop(self, pod: Running, grace: float) -> None:
+        """SIGTERM: a drain, for as long as the grace lasts."""
+        pod.stopping = True
+        if pod.node is None or not pod.node.alive:
+            return
+        pod.draining = True
+        if not pod.ready:
+            grace = min(grace, self._clock.between(0.2, 1.0))
+        self._clock.after(grace, self._bury, pod)
+        self.settle(pod)
+
+    def settle(self, pod: Running) -> None:
+        """One that stops is over when its last request is."""
+        if pod.stopping and not pod.in_flight:
+            self._clock.after(self._clock.between(0.1, 0.5), self._bury, pod)
+
+    def _bury(self, pod: Running) -> None:
+        if pod.node is not None and not pod.node.alive:
+            return
+        live = self._live(pod)
+        if live is not None:
+            self._server.remove(live)
+
+    def _end(self, pod: Running) -> None:
+        if pod.ended:
+            return
+        pod.ended, pod.ready = True, False
+        self.over(pod)
+        if pod.node is not None and pod.node.alive:
+            pod.node.used -= 1
+        self._retry()
+
+    def over(self, pod: Running) -> None:
+        """Told before a process ends with what it has; the judge's."""
+
+    def _retry(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for pod in waiting:
+            self._clock.after(self._clock.between(0.05, 0.4), self._schedule, pod)
+
+    def _live(self, pod: Running) -> Object | None:
+        live = self._server.find("Pod", pod.name)
+        return live if live is not None and live["metadata"]["uid"] == pod.uid else None
+
+    def _show(self, pod: Running) -> None:
+        live = self._live(pod)
+        if live is not None:
+            spec = {**live["spec"], "nodeName": pod.node.name} if pod.node else live["spec"]
+            self._server.put({**live, "spec": spec, "status": self._status(pod, live)})
+
+    def _status(self, pod: Running, live: Object) -> Object:
+        old = live.get("status") or {}
+        before = {item["type"]: item for item in old.get("conditions", [])}
+        told: dict[str, bool] = {"PodScheduled": pod.node is not None}
+        if pod.ip:
+            told["ContainersReady"] = pod.ready
+            told["Ready"] = pod.ready and (pod.rank != 0 or pod.gated)
+        conditions = [before[names.ROUTABLE]] if names.ROUTABLE in before else []
+        for kind, state in told.items():
+            known = before.get(kind)
+            text = "True" if state else "False"
+            if known is None or known["status"] != text:
+                known = {"type": kind, "status": text, "lastTransitionTime": self._clock.text()}
+                if kind == "PodScheduled" and not state:
+                    known["message"] = "0/3 nodes are available"
+            conditions.append(known)
+        status: Object = {"phase": "Running" if pod.ip else "Pending", "conditions": conditions}
+        if pod.warm:
+            proof = json.dumps({"manifest": pod.warm, "compiled": 1})
+            done = {"name": "warmup", "state": {"terminated": {"exitCode": 0, "message": proof}}}
+            status["initContainerStatuses"] = [done]
+            status["podIP"] = pod.ip
+            status["containerStatuses"] = [{"name": "engine", "started": pod.loaded}]
+        return status
+
+
+def _gate(obj: Object) -> bool:
+    conditions = (obj.get("status") or {}).get("conditions", [])
+    return any(c["type"] == names.ROUTABLE and c["status"] == "True" for c in conditions)

@@ -1,0 +1,96 @@
+"""Makes pure functions of the operator remember, for a thousand runs that ask them the same."""
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest import mock
+
+from pds_operator import diff, execute, keys, revision, spec
+from pds_operator.build import engine, router, shared
+from pds_operator.build.owner import Owner
+
+VALUES = frozenset({str, int, bool, Owner})
+"""Types of arguments that are compared by value; all others are known by identity."""
+
+
+def _remembering(function: Callable[..., Any], most: int = 10_000) -> Callable[..., Any]:
+    """`function`, which is pure. Arguments are held, so that no identity stands for two objects.
+
+    What it returns is shared: nobody changes objects of a simulated cluster in place.
+    """
+    known: dict[tuple[Any, ...], tuple[tuple[Any, ...], Any]] = {}
+
+    def key(arg: Any) -> Any:
+        if type(arg) is dict and all(type(value) is int for value in arg.values()):
+            return tuple(arg.items())
+        return id(arg)
+
+    def remembered(*args: Any) -> Any:
+        place = tuple([arg if type(arg) in VALUES else key(arg) for arg in args])
+        found = known.get(place)
+        if found is None:
+            if len(known) >= most:
+                known.clear()
+            known[place] = found = (args, function(*args))
+        result = found[1]
+        return [*result] if type(result) is list else result
+
+    return remembered
+
+
+def _digesting(function: Callable[..., str]) -> Callable[..., str]:
+    """`revision.digest`, which is asked for most: by the identity of the spec alone."""
+    known: dict[int, tuple[Any, str]] = {}
+
+    def digest(raw: Any) -> str:
+        found = known.get(id(raw))
+        if found is None:
+            known[id(raw)] = found = (raw, function(raw))
+        return found[1]
+
+    return digest
+
+
+def _rendering(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`engine.render`: one revision is one object, however many specs have it."""
+    known: dict[tuple[str, int], tuple[Any, Any]] = {}
+
+    def render(raw: Any, spec: Any, owner: Owner, settings: Any) -> Any:
+        place = (revision.digest(raw), id(settings))
+        found = known.get(place)
+        if found is None:
+            known[place] = found = (settings, function(raw, spec, owner, settings))
+        return found[1]
+
+    return render
+
+
+PURE: dict[tuple[Any, str], Callable[[Callable[..., Any]], Callable[..., Any]]] = {
+    (spec, "parse"): _remembering,
+    (revision, "digest"): _digesting,
+    (shared, "objects"): _remembering,
+    (router, "objects"): _remembering,
+    (diff, "stamped"): _remembering,
+    (diff, "verdict"): _remembering,
+    (engine, "render"): _rendering,
+    (engine, "config_map"): _remembering,
+    (engine, "controller_revision"): _remembering,
+    (engine, "pod"): _remembering,
+}
+
+
+@contextlib.contextmanager
+def remembering() -> Iterator[None]:
+    """Within it the operator's pure functions remember, keys are not random, and logs are off."""
+    same = keys.control_keys()
+    with contextlib.ExitStack() as stack:
+        for (module, name), remember in PURE.items():
+            wrapped = remember(getattr(module, name))
+            stack.enter_context(mock.patch.object(module, name, wrapped))
+        stack.enter_context(mock.patch.object(execute, "control_keys", return_value=same))
+        logging.disable(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            logging.disable(logging.NOTSET)

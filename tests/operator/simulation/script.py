@@ -1,0 +1,183 @@
+"""What happens to a cluster: users, faults, other people. Drawn by chance, one after another."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from pds_operator.cluster import FOLLOWED
+from simulation import specs
+from simulation.operators import Operator
+
+if TYPE_CHECKING:
+    from simulation.world import World
+
+Object = dict[str, Any]
+
+
+class Script:
+    """Plays a few events, and mends what it broke."""
+
+    def __init__(self, world: "World") -> None:
+        self._world = world
+        self._clock = world.clock
+        self._before = world.wish
+        self.played = 0
+
+    def play(self) -> None:
+        """All of it; afterwards nothing goes wrong any more."""
+        world, clock = self._world, self._clock
+        events: list[tuple[int, Callable[[], None]]] = [
+            (8, self._respec),
+            (2, self._revert),
+            (4, self._kill_operator),
+            (3, self._crash_pod),
+            (2, self._lose_node),
+            (2, self._delete_pod),
+            (2, self._delete_object),
+            (1, self._edit_object),
+            (2, self._break_watch),
+            (1, self._slow_watches),
+            (1, self._throttle),
+            (1, self._time_out),
+            (1, self._deafen),
+            (1, self._end_router),
+        ]
+        weights = [weight for weight, _ in events]
+        for _ in range(clock.random.randint(2, 6)):
+            [(_, event)] = clock.random.choices(events, weights)
+            self.played += 1
+            event()
+            world.until(clock.now + clock.random.expovariate(0.15))
+        self._mend()
+
+    def _mend(self) -> None:
+        world = self._world
+        self._calm()
+        if world.wish.nature != "good":
+            self._ask(dataclasses.replace(world.wish, nature="good"))
+        for node in world.nodes:
+            world.kubelet.heal(node)
+        for operator in world.operators:
+            if operator.reconciler is None:
+                operator.start()
+
+    def _calm(self) -> None:
+        fresh = type(self._world.trouble)()
+        for name, value in vars(fresh).items():
+            setattr(self._world.trouble, name, value)
+
+    def _ask(self, wish: specs.Wish) -> None:
+        self._before = self._world.wish
+        self._world.ask(wish)
+
+    def _respec(self) -> None:
+        self._ask(specs.changed(self._world.wish, self._clock.random))
+
+    def _revert(self) -> None:
+        self._ask(self._before)
+
+    # The operator ---------------------------------------------------------------------------
+
+    def _kill_operator(self) -> None:
+        operator = self._clock.random.choice(self._world.operators)
+        if operator.reconciler is not None:
+            # A moment at which it may be in the middle of a round.
+            self._clock.after(self._clock.between(0.0, 3.0), self._kill, operator)
+
+    def _kill(self, operator: Operator) -> None:
+        if operator.reconciler is not None:
+            operator.die()
+            self._clock.after(self._clock.between(0.5, 15.0), self._start, operator)
+
+    def _start(self, operator: Operator) -> None:
+        if operator.reconciler is None:
+            operator.start()
+
+    def _break_watch(self) -> None:
+        operator = self._clock.random.choice(self._world.operators)
+        operator.gap(self._clock.random.choice(FOLLOWED), self._clock.between(0.5, 6.0))
+
+    def _slow_watches(self) -> None:
+        self._trouble("lag", self._clock.between(0.5, 3.0))
+
+    def _throttle(self) -> None:
+        self._trouble("refusing", 0.3)
+
+    def _time_out(self) -> None:
+        self._trouble("timing_out", 0.1)
+
+    def _deafen(self) -> None:
+        self._trouble("deaf", 0.3)
+
+    def _trouble(self, name: str, value: float) -> None:
+        self._clock.note(f"trouble: {name} {value:.2f}")
+        setattr(self._world.trouble, name, value)
+
+    # Pods and nodes -------------------------------------------------------------------------
+
+    def _engines(self) -> list[Any]:
+        pods = self._world.kubelet.pods.values()
+        return [pod for pod in pods if not pod.ended and not pod.stopping]
+
+    def _harm(self, *pods: Any) -> None:
+        judge = self._world.judge
+        judge.troubled = True
+        for pod in pods:
+            judge.lost.append((self._clock.now, pod.group[0]))
+
+    def _crash_pod(self) -> None:
+        pods = [pod for pod in self._engines() if pod.node is not None]
+        if pods:
+            pod = self._clock.random.choice(pods)
+            self._clock.note(f"{pod.name} crashes")
+            self._harm(pod)
+            self._world.kubelet.fail(pod, 1)
+
+    def _lose_node(self) -> None:
+        alive = [node for node in self._world.nodes if node.alive]
+        if len(alive) > 2:
+            node = self._clock.random.choice(alive)
+            self._clock.note(f"{node.name} vanishes")
+            self._harm(*(pod for pod in self._world.kubelet.pods.values() if pod.node is node))
+            self._world.kubelet.lose(node)
+
+    def _delete_pod(self) -> None:
+        pods = self._engines()
+        if pods:
+            pod = self._clock.random.choice(pods)
+            self._clock.note(f"somebody deletes {pod.name}")
+            self._harm(pod)
+            self._world.server.delete("somebody", "Pod", pod.name, pod.uid, None)
+            if pod.size > 1:
+                self._world.kubelet.harm(pod)
+
+    def _end_router(self) -> None:
+        routers = list(self._world.serving.routers.values())
+        if routers:
+            self._world.judge.troubled = True
+            self._clock.note("somebody deletes a router pod")
+            self._world.serving.end(self._clock.random.choice(routers))
+
+    # Other objects --------------------------------------------------------------------------
+
+    def _others(self, *kinds: str) -> list[Object]:
+        objects = self._world.server.objects.items()
+        return [obj for (kind, _), obj in objects if kind in kinds]
+
+    def _delete_object(self) -> None:
+        kinds = ("Service", "ConfigMap", "RoleBinding", "PodDisruptionBudget", "NetworkPolicy")
+        found = self._others(*kinds)
+        if found:
+            obj = self._clock.random.choice(found)
+            meta = obj["metadata"]
+            self._clock.note(f"somebody deletes {obj['kind']} {meta['name']}")
+            self._world.server.delete("somebody", obj["kind"], meta["name"], meta["uid"], None)
+
+    def _edit_object(self) -> None:
+        found = self._others("Service", "PodDisruptionBudget", "NetworkPolicy")
+        if found:
+            obj = self._clock.random.choice(found)
+            self._clock.note(f"somebody edits {obj['kind']} {obj['metadata']['name']}")
+            spec = {**obj["spec"]}
+            spec.pop(self._clock.random.choice(sorted(spec)))
+            self._world.server.put({**obj, "spec": spec})

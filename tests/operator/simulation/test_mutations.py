@@ -1,0 +1,76 @@
+"""The simulator is only worth its while when it catches planners that are wrong on purpose."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from pds_operator import lifecycle, rollout
+from pds_operator.diff import Verdict
+from simulation import memory
+from simulation.memory import remembering
+from simulation.world import Failed, run
+
+WITHIN = 150
+"""Seeds by which each of them must have been caught."""
+
+
+def roles_seen_as(change: Callable[[rollout.Role], dict[str, int]]) -> Callable[..., Any]:
+    """`rollout.step`, told something else about the roles."""
+    step = rollout.step
+
+    def mutated(roles: Any, limits: Any) -> Any:
+        told = {
+            name: dataclasses.replace(role, **change(role))  # type: ignore[arg-type]
+            for name, role in roles.items()
+        }
+        return step(told, limits)
+
+    return mutated
+
+
+def deleted_at_once(round_: Any, terms: Any, group: Any, observed: Any, now: float) -> None:
+    scope = f"group/{group.role}/{group.index}"
+    lifecycle._delete(round_, group.pods, scope, lifecycle.BROKEN_GRACE)
+
+
+def run_all(seeds: range) -> None:
+    for seed in seeds:
+        run(seed)
+
+
+MUTATIONS = {
+    "the floor is ignored": (
+        (rollout, "step", roles_seen_as(lambda role: {"old_ready": role.old_ready + 9})),
+        "are left, and",
+    ),
+    "groups leave before there is a ready pair": (
+        (
+            rollout,
+            "step",
+            roles_seen_as(lambda role: {"new_ready": max(role.new_ready, min(1, role.new))}),
+        ),
+        "are left, and",
+    ),
+    "groups that leave are not counted in the surge": (
+        (rollout, "step", roles_seen_as(lambda role: {"leaving": 0})),
+        "at most",
+    ),
+    "a drain is not waited for": (
+        (lifecycle, "_leave", deleted_at_once),
+        "has requests, and its drain is not over",
+    ),
+    "everything is applied again in each round": (
+        (memory.diff, "verdict", lambda *_: Verdict.APPLY),
+        "writes at rest|no convergence",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_a_mutation_is_caught(name, monkeypatch):
+    (module, attribute, mutated), reason = MUTATIONS[name]
+    with remembering():
+        monkeypatch.setattr(module, attribute, mutated)
+        with pytest.raises(Failed, match=reason):
+            run_all(range(WITHIN))

@@ -1,0 +1,25 @@
+"""Whole clusters through random lives: the real reconcile and plan against models of the rest.
+
+`python tests/operator/simulate.py` runs more of them, and `--seed N --runs 1` one of them again.
+"""
+
+import pytest
+from simulation.memory import remembering
+from simulation.world import World, run
+
+SEEDS = range(400)
+
+
+@pytest.mark.slow
+def test_every_invariant_holds():
+    with remembering():
+        told = [run(seed) for seed in SEEDS]
+    assert sum(each.events for each in told) > 2 * len(told)
+    assert sum(each.served for each in told) > 10 * len(told)
+
+
+def test_a_run_is_the_same_again():
+    with remembering():
+        one, other = World(7), World(7)
+        assert one.run() == other.run()
+    assert one.clock.trace == other.clock.trace

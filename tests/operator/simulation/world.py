@@ -1,0 +1,168 @@
+"""One run: a cluster, its operators and their users, from a seed to its end."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from pds_operator import names, revision
+from pds_operator.settings import LeaseSettings, Settings
+from simulation import specs
+from simulation.clock import START, Clock
+from simulation.jobs import Jobs
+from simulation.judge import Judge, Violation
+from simulation.kubelet import Kubelet, Node
+from simulation.operators import KEY, Operator, Trouble
+from simulation.script import Script
+from simulation.server import Server
+from simulation.serving import Serving
+
+Object = dict[str, Any]
+UID = "uid-chat"
+CONVERGES_WITHIN = 1500.0
+"""Backoffs of groups and of refused writes are up to 300 s each."""
+SETTLES_WITHIN = 35.0
+"""Leaders are asked this seldom when nothing is under way: a last word on status."""
+QUIET = 45.0
+"""At rest nothing is written for so long."""
+SETTINGS = {
+    replicas: Settings(probe_seconds=3.0, lease=LeaseSettings(enabled=replicas > 1))
+    for replicas in (1, 2)
+}
+
+
+class Failed(Exception):
+    """A run that broke an invariant: the seed, what, and what led there."""
+
+    def __init__(self, seed: int, reason: str, trace: list[str]) -> None:
+        lines = "\n".join(trace)
+        super().__init__(f"seed {seed}: {reason}\n{lines}\nseed {seed}: {reason}")
+        self.seed, self.reason = seed, reason
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a run was about."""
+
+    seconds: float
+    rounds: int
+    writes: int
+    served: int
+    events: int
+
+
+class World:
+    """Everything of one run."""
+
+    def __init__(self, seed: int) -> None:
+        self.clock = Clock(seed)
+        self.server = Server(self.clock)
+        self.nodes = [Node(f"node-{number}", 7) for number in range(4)]
+        self.kubelet = Kubelet(self.clock, self.server, self.nodes)
+        self.serving = Serving(self.clock, self.server, self.kubelet)
+        Jobs(self.clock, self.server, self.kubelet)
+        self.judge = Judge(self.clock, self.server, self.kubelet, self.serving, UID)
+        self.trouble = Trouble()
+        self.wish = specs.first(self.clock.random)
+        replicas = 2 if self.clock.chance(0.4) else 1
+        self.operators = [
+            Operator(
+                f"operator-{n}",
+                self.clock,
+                self.server,
+                self.serving,
+                SETTINGS[replicas],
+                self.trouble,
+            )
+            for n in range(replicas)
+        ]
+        self.judge.operators = {operator.name: operator for operator in self.operators}
+        for operator in self.operators:
+            operator.begins = self.judge.begins  # type: ignore[method-assign]
+
+    def ask(self, wish: specs.Wish) -> None:
+        """The user writes the spec."""
+        self.clock.note(f"spec: {wish}")
+        if wish.lenient or self.wish.lenient:
+            self.judge.lenient = True
+        self.wish = wish
+        live = self.server.find(names.KIND, "chat") or {"metadata": {"generation": 0}}
+        meta = {"name": "chat", "namespace": KEY[0], "uid": UID, **live["metadata"]}
+        meta["generation"] += 1
+        kind = {"kind": names.KIND, "apiVersion": names.API_VERSION}
+        self.server.put({**live, **kind, "metadata": meta, "spec": specs.spec(wish)})
+
+    def run(self) -> Told:
+        """Raises Violation."""
+        clock = self.clock
+        self.ask(self.wish)
+        for operator in self.operators:
+            clock.after(clock.between(0.0, 1.0), operator.start)
+        self._converge("from nothing")
+        self.serving.request()
+        script = Script(self)
+        script.play()
+        self._converge("after the last fault")
+        self._rest()
+        return Told(
+            clock.now - START,
+            sum(operator.rounds for operator in self.operators),
+            self.judge.writes,
+            self.serving.served,
+            script.played,
+        )
+
+    def until(self, moment: float) -> None:
+        """Let things happen until then."""
+        reached = [False]
+        self.clock.after(moment - self.clock.now, lambda: reached.__setitem__(0, True))
+        while not reached[0]:
+            self.clock.step()
+
+    def _converge(self, what: str) -> None:
+        limit = self.clock.now + CONVERGES_WITHIN
+        while (missing := self.missing()) and self.clock.now < limit:
+            self.until(self.clock.now + 2.0)
+        if missing:
+            raise Violation(f"no convergence {what}: {missing}")
+
+    def _rest(self) -> None:
+        """A fixed point: a settled world costs no write."""
+        self.serving.open = False
+        self.until(self.clock.now + SETTLES_WITHIN)
+        before, rounds = self.judge.writes, sum(operator.rounds for operator in self.operators)
+        self.until(self.clock.now + QUIET)
+        if self.judge.writes != before:
+            raise Violation(f"{self.judge.writes - before} writes at rest")
+        if sum(operator.rounds for operator in self.operators) == rounds:
+            raise Violation("nobody looks any more")
+
+    def missing(self) -> str:
+        """What the cluster lacks of what is wanted; nothing at the end."""
+        spec = specs.spec(self.wish)
+        target = revision.digest(spec)
+        counts = dict.fromkeys((role for role in names.ROLES if role in spec), 0)
+        for (role, index, attempt), pods in self.judge.groups().items():
+            place = f"{role} group {index}, attempt {attempt}"
+            if pods[0]["metadata"]["labels"][names.REVISION] != target:
+                return f"{place} is of another revision"
+            if not self.judge.serves(pods):
+                return f"{place} does not serve"
+            counts[role] = counts.get(role, 0) + 1
+        for role, count in counts.items():
+            if count != (spec[role]["replicas"] if role in spec else 0):
+                return f"{count} groups of {role}"
+        status = (self.server.find(names.KIND, "chat") or {}).get("status") or {}
+        told = {item["type"]: item["status"] for item in status.get("conditions", [])}
+        whole = all(counts.values())
+        expected = {"Ready": str(whole), "Progressing": "False", "Degraded": "False"}
+        wrong = {kind: told.get(kind) for kind in expected if told.get(kind) != expected[kind]}
+        return f"conditions {wrong}" if wrong else ""
+
+
+def run(seed: int) -> Told:
+    """One run. Raises Failed."""
+    world = World(seed)
+    try:
+        return world.run()
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise Failed(seed, reason, list(world.clock.trace)) from error

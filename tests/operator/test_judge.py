@@ -1,0 +1,245 @@
+"""Revisions that show to be bad, and what becomes of them."""
+
+import pytest
+from pds_operator.actions import Say
+from pds_operator.observed import NO_PROOF, Failure, Proof
+from pds_operator.status import status
+from worlds import NOW, World, desired, digest, raw_spec
+
+GOOD = digest(raw_spec())
+BAD = raw_spec(image="engine:2")
+DEADLINE = 1800
+
+
+@pytest.fixture
+def world() -> World:
+    """A minute into the life of a good revision; a bad one has its first groups."""
+    world = World(raw_spec())
+    world.settle()
+    world.now += 60
+    world.raw = BAD
+    world.round()
+    world.round()
+    assert {"chat-p-2-0-0", "chat-d-1-0-0"} < set(world.pods)
+    return world
+
+
+def failed(world: World) -> str:
+    """Why the revision is given up in this round, if it is."""
+    world.round()
+    return world.revisions[digest(world.raw)].failed
+
+
+def problems(world: World) -> list[str]:
+    return [problem.reason for problem in world.plan().problems]
+
+
+def test_a_failed_warm_up(world):
+    world.fail("chat-d-1-0-0")
+    world.change("chat-d-1-0-0", proof=Proof("", error="graph decode: g++ failed"))
+    assert failed(world) == "WarmupFailed: chat-d-1-0-0: graph decode: g++ failed"
+
+
+def test_a_warm_up_that_was_killed_is_tried_again(world):
+    world.fail("chat-d-1-0-0", exit_code=137)
+    world.change("chat-d-1-0-0", proof=Proof("", error=NO_PROOF))
+    assert failed(world) == ""
+
+
+def test_a_configuration_that_cannot_work(world):
+    world.fail("chat-p-2-0-0", exit_code=78, message="model.path: cannot read")
+    assert failed(world) == "ConfigurationError: chat-p-2-0-0: model.path: cannot read"
+
+
+def test_three_failures_in_a_row(world):
+    for attempt in range(2):
+        world.fail(f"chat-p-2-{attempt}-0", message="CUDA error")
+        assert failed(world) == ""
+        world.now += 15
+        world.round()
+        world.bury()
+    world.fail("chat-p-2-2-0", message="CUDA error")
+    assert failed(world) == (
+        "CrashLoop: chat-p-2-2-0 ended with exit code 1, 3 failures in a row: CUDA error"
+    )
+
+
+def test_groups_that_are_not_ready_by_the_deadline(world):
+    for name in ("chat-p-2-0-0", "chat-d-1-0-0"):
+        world.change(name, scheduled=True, message="ImagePullBackOff: no such tag")
+    world.now += DEADLINE - 1
+    assert failed(world) == ""
+    world.now += 1
+    assert failed(world).startswith("ProgressDeadlineExceeded: chat-p-2-0-0: ImagePullBackOff: no")
+
+
+def test_a_lack_of_nodes_or_quota_speaks_against_no_revision(world):
+    world.now += DEADLINE
+    assert failed(world) == ""  # nobody has scheduled them yet
+    for name in ("chat-p-2-0-0", "chat-d-1-0-0"):
+        world.change(name, scheduled=True)
+    world.failures = {"group/prefill/3": Failure("QuotaExceeded", "gpus", 9, world.now + 300)}
+    assert failed(world) == ""
+    assert world.plan().overdue
+    world.failures = {}
+    assert failed(world)
+
+
+def test_routers_that_cannot_roll_to_the_new_image():
+    world = World(raw_spec())
+    world.settle()
+    world.now += 60
+    world.raw = BAD
+    world.round()
+    world.objects["Deployment", "chat-router"]["status"]["updatedReplicas"] = 0
+    world.now += DEADLINE
+    assert failed(world) == "ProgressDeadlineExceeded: no group of it could be made yet"
+    world.round()
+    [container] = world.objects["Deployment", "chat-router"]["spec"]["template"]["spec"][
+        "containers"
+    ]
+    assert container["image"] != "engine:2"
+
+
+@pytest.mark.parametrize(
+    ("new", "old", "bad"),
+    [
+        ((5, 5), (100, 0), True),
+        ((20, 5), (100, 0), True),
+        ((4, 4), (100, 0), False),  # too few to say
+        ((30, 5), (100, 0), False),  # a sixth
+        ((10, 6), (100, 40), False),  # the others do hardly better: it is not the revision
+    ],
+)
+def test_an_error_rate(world, new, old, bad):
+    world.counts = {"chat-d-1-0-0": new, "chat-d-0-0-0": old}
+    wanted = (
+        f"ErrorRate: {new[1]} of {new[0]} requests to it failed, {old[1]} of {old[0]} to others"
+    )
+    assert failed(world) == (wanted if bad else "")
+
+
+def test_what_has_failed_makes_room_for_what_was_good(world):
+    world.fail("chat-d-1-0-0", exit_code=78, message="no model")
+    decided = world.plan()
+    [event] = [item for item in decided.actions if isinstance(item, Say)]
+    assert event.warning
+    assert event.message == (
+        f"revision {digest(BAD)} is given up for {GOOD}: ConfigurationError: chat-d-1-0-0: no model"
+    )
+    world.settle()
+    assert {pod.revision for pod in world.pods.values()} == {GOOD}
+    assert len(world.pods) == 3
+    assert world.revisions[GOOD].served == world.revisions[GOOD].since > NOW + 60
+    [problem] = world.plan().problems
+    assert problem.reason == "RevisionFailed"
+    assert problem.message == (
+        f"revision {digest(BAD)} of the spec has failed, and {GOOD} serves in its place: "
+        "ConfigurationError: chat-d-1-0-0: no model; put the spec right, or: "
+        "kubectl pds retry chat"
+    )
+    assert world.raw == BAD
+
+
+def test_going_back_from_the_middle(world):
+    """Half of the groups are new when the first request fails."""
+    while "chat-p-1-0-0" not in world.pods or world.pods["chat-p-1-0-0"].revision == GOOD:
+        world.turn_ready()
+        world.round()
+        world.bury()
+    assert sorted(pod.revision == GOOD for pod in world.pods.values()) == [False] * 3 + [True] * 2
+    world.counts = {next(n for n, p in world.pods.items() if p.revision != GOOD): (9, 9)}
+    assert failed(world).startswith("ErrorRate")
+    told = status(world.observed(), desired(BAD), world.plan(), {}, world.now)
+    assert told["targetRevision"] == f"chat-{GOOD}"
+    [progress] = [item for item in told["conditions"] if item["type"] == "Progressing"]
+    assert (progress["status"], progress["reason"]) == ("True", "RollingBack")
+    world.settle()
+    assert {pod.revision for pod in world.pods.values()} == {GOOD}
+    assert sum(pod.ready for pod in world.pods.values()) == 3
+
+
+def test_what_is_gone_back_to_is_not_judged(world):
+    world.fail("chat-d-1-0-0", exit_code=78)
+    world.settle()
+    world.fail("chat-d-0-0-0", exit_code=78)
+    world.now += 10 * DEADLINE
+    world.settle()
+    assert world.revisions[GOOD].failed == ""
+    assert {pod.revision for pod in world.pods.values()} == {GOOD}
+
+
+def test_a_second_bad_revision_goes_back_to_the_good_one_and_not_to_the_first(world):
+    world.fail("chat-d-1-0-0", exit_code=78)
+    world.settle()
+    world.now += 60
+    world.raw = raw_spec(image="engine:3")
+    for _ in range(3):
+        world.round()
+    for name in [name for name, pod in world.pods.items() if pod.revision != GOOD]:
+        world.fail(name, exit_code=78)
+    world.settle()
+    assert {pod.revision for pod in world.pods.values()} == {GOOD}
+    world.now += 60
+    world.raw = BAD
+    world.settle()
+    assert {pod.revision for pod in world.pods.values()} == {GOOD}
+    assert sorted(bool(item.failed) for item in world.revisions.values()) == [False, True, True]
+
+
+def test_a_retry_tries_again_with_a_new_clock(world):
+    world.fail("chat-d-1-0-0", exit_code=78)
+    world.settle()
+    world.now += 10_000
+    obj = world.objects["ControllerRevision", f"chat-{digest(BAD)}"]
+    del obj["metadata"]["annotations"]["pdserving.io/failed"]
+    world.revisions[digest(BAD)] = world.stored(obj)
+    world.settle()
+    assert {pod.revision for pod in world.pods.values()} == {digest(BAD)}
+    assert world.revisions[digest(BAD)].since == NOW + 60 + 10_000
+
+
+def test_it_can_be_left_to_people(world):
+    world.raw = raw_spec(image="engine:2", rollout={"drainSeconds": 60, "autoRollback": False})
+    world.fail("chat-d-1-0-0", exit_code=78, message="no model")
+    assert failed(world) == ""
+    assert problems(world) == ["ConfigurationError", "RevisionFailing"]
+
+
+def test_a_paused_rollout_is_left_to_people(world):
+    world.raw = raw_spec(image="engine:2", rollout={"drainSeconds": 60, "paused": True})
+    world.fail("chat-d-1-0-0", exit_code=78)
+    assert failed(world) == ""
+
+
+def test_a_first_revision_has_nothing_to_go_back_to():
+    world = World(raw_spec())
+    world.round()
+    world.round()
+    world.fail("chat-d-0-0-0", exit_code=78)
+    world.now += 10 * DEADLINE
+    world.settle()
+    assert world.revisions[GOOD].failed == ""
+    assert problems(world) == ["ConfigurationError"]
+
+
+def test_what_once_stood_whole_is_not_judged_any_more():
+    world = World(raw_spec())
+    world.settle()
+    world.now += 60
+    world.raw = BAD
+    world.settle()
+    world.fail("chat-d-1-0-0", exit_code=78)
+    world.settle()
+    assert world.revisions[digest(BAD)].failed == ""
+
+
+def test_from_pairs_to_a_bad_unified_and_back(world):
+    world.raw = raw_spec(prefill=None, decode=None, unified={"replicas": 2})
+    for _ in range(3):
+        world.round()
+    world.fail("chat-u-0-0-0", exit_code=78)
+    world.settle()
+    roles = sorted(pod.role for pod in world.pods.values())
+    assert roles == ["decode", "prefill", "prefill"]
+    assert ("PodDisruptionBudget", "chat-prefill") in world.objects
