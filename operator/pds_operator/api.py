@@ -7,6 +7,7 @@ of its own each time.
 import asyncio
 import contextlib
 import json
+import re
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +25,8 @@ from pds_operator import errors, names
 
 Object = dict[str, Any]
 
-APPLY = "application/apply-patch+yaml"
+APPLY = "application/apply-patch+yaml; charset=utf-8"
+YAML = "application/yaml; charset=utf-8"
 MERGE = "application/merge-patch+json"
 WATCH_SECONDS = 290
 WATCH_TIMEOUT = aiohttp.ClientTimeout(sock_connect=10, sock_read=WATCH_SECONDS + 30)
@@ -131,12 +133,19 @@ class Api:
                 yield event
 
     async def create(self, obj: Object, *, dry_run: bool = False) -> Object:
-        """POST. Raises Conflict when the name is taken."""
+        """POST. Raises Conflict when the name is taken.
+
+        A ControllerRevision goes as YAML: its data is immutable byte by byte, and what the server
+        keeps of JSON is what it was sent, spaces and all, which no later patch of it writes back.
+        """
         kind, meta = kind_of(obj), obj["metadata"]
         params = {"fieldManager": MANAGER, **({"dryRun": "All"} if dry_run else {})}
         if not dry_run:
             self._count("create", kind)
         path = self._path(kind, meta["namespace"])
+        if kind == "ControllerRevision":
+            text = _yaml(obj)
+            return await self._call("POST", path, text, params=params, content_type=YAML)
         return await self._call("POST", path, obj, params=params)
 
     async def apply(self, obj: Object) -> Object:
@@ -146,7 +155,7 @@ class Api:
         return await self._call(
             "PATCH",
             self._path(kind, meta["namespace"], meta["name"]),
-            obj,
+            _yaml(obj),
             params={"fieldManager": MANAGER, "force": "true"},
             content_type=APPLY,
         )
@@ -206,7 +215,7 @@ class Api:
         return f"{resource.prefix}{inside}/{resource.plural}" + (f"/{name}" if name else "")
 
     async def _call(
-        self, method: str, path: str, body: Object | None = None, **more: Any
+        self, method: str, path: str, body: Object | str | None = None, **more: Any
     ) -> Object:
         async with await self._request(method, path, body, **more) as answer:
             told = json.loads(await answer.read() or b"{}")
@@ -216,7 +225,7 @@ class Api:
         self,
         method: str,
         path: str,
-        body: Object | None = None,
+        body: Object | str | None = None,
         *,
         params: Mapping[str, str] | None = None,
         content_type: str = "application/json",
@@ -264,6 +273,16 @@ async def login(found: Configuration | None = None) -> Configuration:
                 f"no service account and no kubeconfig ({error}): run in a pod, or set KUBECONFIG"
             ) from error
     return found
+
+
+UNPRINTABLE = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
+"""What JSON may hold as it is and YAML only escaped."""
+
+
+def _yaml(obj: Object) -> str:
+    """JSON that YAML reads the same: a pair of escaped surrogates is no character to YAML."""
+    text = json.dumps(obj, ensure_ascii=False, separators=(",", ": "))
+    return UNPRINTABLE.sub(lambda found: f"\\u{ord(found.group()):04x}", text)
 
 
 def _told(text: str) -> object:

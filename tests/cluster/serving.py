@@ -58,8 +58,8 @@ class Serving:
         return {c["type"]: c for c in self.get().get("status", {}).get("conditions", [])}
 
     def settled(self, timeout: float = 240) -> None:
-        """Wait until it is Ready and nothing of it is in progress, for the spec just applied."""
-        self.until("Ready and Complete", self._is_settled, timeout)
+        """Wait until it is Ready, not Progressing and not Degraded, for the spec just applied."""
+        self.until("Ready and at rest", self._is_settled, timeout)
 
     def until(self, what: str, probe: Callable[[], Any], timeout: float) -> Any:
         """The first true answer of `probe`; AssertionError with the conditions after `timeout`."""
@@ -78,6 +78,7 @@ class Serving:
             status.get("observedGeneration") == found["metadata"]["generation"]
             and conditions.get("Ready") == "True"
             and conditions.get("Progressing") == "False"
+            and conditions.get("Degraded") == "False"
         )
 
     @property

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +26,22 @@ def cluster() -> testing.Cluster:
 
 
 @pytest.fixture(scope="session")
-def definition(cluster: testing.Cluster) -> None:
-    """The tree's definition: the chart's, where its rules are the same."""
-    wanted = next(yaml.safe_load_all((ROOT / "crds/pdservings.yaml").read_text()))
+def definition(cluster: testing.Cluster) -> Iterator[None]:
+    """The tree's definitions: the chart's, where its rules are the same; else ours for a while."""
+    path = str(ROOT / "crds/pdservings.yaml")
+    wanted = next(yaml.safe_load_all(Path(path).read_text()))
     try:
         text = cluster.kubectl("get", "crd", "pdservings.pdserving.io", "-o", "json")
-        if _rules(json.loads(text)) == _rules(wanted):
-            return
+        found = _rules(json.loads(text))
     except ClusterError:
-        pass  # there is none yet
-    path = str(ROOT / "crds/pdservings.yaml")
-    cluster.kubectl("apply", "--server-side", "--force-conflicts", "-f", path)
-    cluster.wait("crd/pdservings.pdserving.io", "Established", "default")
+        found = None  # there is none yet
+    if found != _rules(wanted):
+        cluster.kubectl("apply", "--server-side", "--force-conflicts", "-f", path)
+        cluster.wait("crd/pdservings.pdserving.io", "Established", "default")
+    yield
+    if found is None:
+        # The chart refuses a definition that it did not make.
+        cluster.kubectl("delete", "--ignore-not-found", "-f", path)
 
 
 def _rules(node: Any) -> list[str]:

@@ -19,6 +19,16 @@ LEASE = {
 }
 LEASES = "/apis/coordination.k8s.io/v1/namespaces/team/leases"
 PODS = "/api/v1/namespaces/team/pods"
+REVISIONS = "/apis/apps/v1/namespaces/team/controllerrevisions"
+ODD = {"smile": "\U0001f600", "<&>": "\x7f\u2028\ufeff\x00", "one": [1, 1.5, None, True]}
+"""What JSON, YAML and Go each write in a way of their own."""
+REVISION = {
+    "apiVersion": "apps/v1",
+    "kind": "ControllerRevision",
+    "metadata": {"namespace": "team", "name": "it"},
+    "revision": 1,
+    "data": ODD,
+}
 
 
 class Server:
@@ -32,7 +42,8 @@ class Server:
 
     async def handle(self, request: web.Request) -> web.Response:
         text = await request.text()
-        body = json.loads(text) if text else None
+        read = yaml.safe_load if "yaml" in request.content_type else json.loads
+        body = read(text) if text else None
         query = dict(request.query)
         self.asked.append((request.method, request.path, query, request.content_type, body))
         self.tokens.append(request.headers.get("Authorization"))
@@ -85,6 +96,10 @@ GONE = {
             ("POST", LEASES, {**MANAGED, "dryRun": "All"}, "application/json", LEASE),
         ),
         (
+            lambda api: api.create(REVISION),
+            ("POST", REVISIONS, MANAGED, "application/yaml", REVISION),
+        ),
+        (
             lambda api: api.replace(LEASE),
             ("PUT", f"{LEASES}/it", {}, "application/json", LEASE),
         ),
@@ -123,7 +138,17 @@ GONE = {
             ("DELETE", f"{PODS}/it", {}, "application/json", GONE),
         ),
     ],
-    ids=["get", "create", "dry run", "replace", "apply", "merge", "strategic", "delete"],
+    ids=[
+        "get",
+        "create",
+        "dry run",
+        "revision",
+        "replace",
+        "apply",
+        "merge",
+        "strategic",
+        "delete",
+    ],
 )
 async def test_each_call_as_the_api_server_sees_it(server, api, call, asked):
     await call(api)

@@ -20,7 +20,10 @@ from typing import Any
 
 import pytest
 import yaml
+from kubernetes.aio.client import Configuration
+from kubernetes.aio.config import load_kube_config
 from pds_cluster import testing
+from pds_operator.api import Api
 
 pytestmark = pytest.mark.cluster
 
@@ -207,6 +210,36 @@ def test_a_killed_operator_goes_on_where_it_was(cluster, namespace, operator, ch
     eventually(lambda: operator.metrics()["pds_operator_rounds_total"] >= 3)
     assert listed(cluster, namespace, "pods") == pods
     assert operator.writes() == 0
+
+
+async def test_an_odd_revision_takes_annotations_and_an_odd_object_is_applied(cluster, namespace):
+    odd = {"smile": "\U0001f600", "<&>": "\x7f\u2028\ufeff", "b": [1, 1.5], "a": {}}
+    meta = {"name": "odd", "namespace": namespace}
+    revision = {
+        "apiVersion": "apps/v1",
+        "kind": "ControllerRevision",
+        "metadata": meta,
+        "revision": 1,
+        "data": odd,
+    }
+    settings = {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": meta,
+        "data": {"text": "".join(odd)},
+    }
+    configuration = Configuration()
+    await load_kube_config(str(cluster.kubeconfig), client_configuration=configuration)
+    async with Api(configuration) as api:
+        made = await api.create(revision)
+        assert made["data"] == odd
+        patch = {"metadata": {"uid": made["metadata"]["uid"], "annotations": {"a": "b"}}}
+        noted = await api.merge("ControllerRevision", namespace, "odd", patch)
+        assert (noted["data"], noted["metadata"]["annotations"]) == (odd, {"a": "b"})
+        assert (await api.apply(settings))["data"] == settings["data"]
+        for kind, obj in ("ControllerRevision", made), ("ConfigMap", settings):
+            live = await api.get(kind, namespace, obj["metadata"]["name"])
+            await api.delete(kind, namespace, "odd", live["metadata"]["uid"])
 
 
 def test_a_foreign_object_is_named_and_left_untouched(cluster, namespace, operator, chat):
