@@ -1,8 +1,8 @@
 """The real transfers between stages: torch.distributed, gloo or NCCL (engine.md §4).
 
 Both ends act on the same plan: who sends, who receives, how many rows, and the tag. A receive is
-posted when its plan is handled, never while idle. On NCCL that also enqueues it behind the previous
-step's compute, where it does not spin beside it.
+posted when its plan is known and the step before it begins to compute, never while idle; on NCCL
+after that computation, where it does not spin beside it.
 """
 
 from collections.abc import Callable

@@ -11,7 +11,7 @@ Nothing is decided here: both ends of an exchange act on the same plan (engine.m
 """
 
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -88,31 +88,61 @@ class Exchange(Protocol[_Sent, _Wait]):
         """Answered when the buffer may be used again."""
 
 
-class Stage(Generic[H, W]):
-    """Runs the steps of one stage, one after another."""
+Following = Callable[[], StepPlan | None]
 
-    def __init__(self, place: Place, runner: StageRunner[H], exchange: Exchange[H, W]) -> None:
+
+def _unknown() -> None:
+    return None
+
+
+class Stage(Generic[H, W]):
+    """Runs the steps of one stage, one after another.
+
+    Args:
+        ahead: a step's hidden states may be received while the step before it computes. Not by
+            NCCL, whose receives spin on an SM until they are answered (engine.md §4).
+    """
+
+    def __init__(
+        self,
+        place: Place,
+        runner: StageRunner[H],
+        exchange: Exchange[H, W],
+        *,
+        ahead: bool = True,
+    ) -> None:
         self._place = place
+        self._receives_ahead = ahead and not place.first
         self._runner = runner
         self._exchange = exchange
         self._expected: deque[tuple[StepPlan, W]] = deque()
         """On the first stage: outputs that are on their way, by step."""
         self._sent: deque[tuple[int, W]] = deque()
+        self._ahead: tuple[int, W] | None = None
+        """A step, and the receive that was posted for it while the one before it was executed."""
 
-    def step(self, plan: StepPlan) -> Generator[W, Any, StepDone | None]:
+    def step(
+        self, plan: StepPlan, following: Following = _unknown
+    ) -> Generator[W, Any, StepDone | None]:
         """Execute `plan`; on the last stage the result is its StepDone.
 
+        `following` gives the plan after it, once that has come: its hidden states may arrive while
+        this one computes. It is asked when this one's have.
+
         Raises:
-            ProtocolError: more outputs are under way than there can be steps in flight.
+            ProtocolError: more outputs are under way than there can be steps in flight, or
+                another plan comes than was said to follow.
         """
         place = self._place
-        arriving = None if place.first else self._exchange.receive_hidden(plan)
+        arriving = None if place.first else self._arriving(plan)
         if place.first and not place.last:
             # Steps that far back are done, or the scheduler would not have issued this one.
             yield from self._take_outputs(max(plan.depends_on, plan.step_id - place.depth))
             if plan.expects_output:
                 self._expected.append((plan, self._exchange.receive_output(plan)))
         hidden = None if arriving is None else (yield arriving)
+        if self._receives_ahead and (after := following()) is not None:
+            self._ahead = after.step_id, self._exchange.receive_hidden(after)
         computed = self._runner.execute(plan, hidden)
         if computed.done is None:
             yield from self._await_sent(plan.step_id - BUFFERS)
@@ -126,6 +156,15 @@ class Stage(Generic[H, W]):
             if len(self._sent) > place.depth:
                 raise ProtocolError(f"{len(self._sent)} outputs are under way at once")
         return computed.done
+
+    def _arriving(self, plan: StepPlan) -> W:
+        """The receive of this step's hidden states, posted now if it was not before."""
+        if self._ahead is None:
+            return self._exchange.receive_hidden(plan)
+        (step_id, arriving), self._ahead = self._ahead, None
+        if step_id != plan.step_id:
+            raise ProtocolError(f"step {plan.step_id} comes where {step_id} was to follow")
+        return arriving
 
     def _take_outputs(self, until: int) -> Generator[W, Any, None]:
         """Take the outputs of all steps up to `until` that send one, in order."""

@@ -4,19 +4,22 @@ A stage's coroutine is run alone, with an exchange that records: what it posts a
 not depend on what is in the messages, so that this script is all there is to know of it. A state is
 how far each stage is in its script, which steps are issued, and how many transfers of each channel
 have ended. From each state whatever can happen next does: the next step is issued, a stage goes on
-to where it waits next, or a transfer ends.
+to where it waits next, or a transfer ends. A plan may have come in time for a stage to post its
+receive ahead, or too late: both happen.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, product
-from typing import Literal, NamedTuple
+from functools import partial
+from itertools import accumulate, product, zip_longest
+from typing import Literal, NamedTuple, TypeVar
 
 from pds_engine.errors import GroupError
 from pds_engine.messages import Row, StepDone, StepPlan
 from pds_engine.parallel.stage import BUFFERS, Computed, Exchange, Place, Stage, StageRunner
 
+V = TypeVar("V")
 Kind = Literal["begin", "send", "receive", "sent", "received", "end"]
 
 
@@ -46,6 +49,11 @@ class _Recorder:
         self._posted: dict[tuple[str, int], int] = {}
 
     def receive_hidden(self, plan: StepPlan) -> Op:
+        earlier = plan.step_id - BUFFERS
+        if earlier >= 0 and Op("end", earlier) not in self.ops:
+            raise Violation(
+                f"step {plan.step_id} is received into the buffer that step {earlier} is read from"
+            )
         return self._post("receive", plan, self._place.stage - 1)
 
     def receive_output(self, plan: StepPlan) -> Op:
@@ -75,13 +83,19 @@ class _Recorder:
 MakeStage = Callable[[Place, StageRunner[int], Exchange[int, Op]], Stage[int, Op]]
 
 
-def script(place: Place, plans: Sequence[StepPlan], make: MakeStage = Stage) -> list[Op]:
-    """All that a stage does for `plans`, in order."""
+def script(
+    place: Place,
+    plans: Sequence[StepPlan],
+    make: MakeStage = Stage,
+    late: Container[int] = (),
+) -> list[Op]:
+    """All that a stage does for `plans`, in order; those `late` come after the step before."""
     recorder = _Recorder(place)
     stage = make(place, recorder, recorder)
-    for plan in plans:
+    for plan, after in zip_longest(plans, plans[1:]):
         recorder.ops.append(Op("begin", plan.step_id))
-        step, answer = stage.step(plan), None
+        following = None if after is None or after.step_id in late else after
+        step, answer = stage.step(plan, partial(_same, following)), None
         while True:
             try:
                 awaited = step.send(answer)
@@ -127,6 +141,9 @@ class State(NamedTuple):
     """Of each stage: its next op."""
     over: tuple[int, ...]
     """Of each channel: transfers that have ended."""
+    late: tuple[bool, ...]
+    """Of each stage: the next plan came too late to post its receive ahead, where the script does.
+    It is posted when that step begins."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +180,7 @@ class Protocol:
         """
         known = _Known(self.scripts)
         nowhere = (0,) * len(self.scripts)
-        first = State(0, nowhere, nowhere)
+        first = State(0, nowhere, nowhere, (False,) * len(self.scripts))
         came_from: dict[State, tuple[State, Event] | None] = {first: None}
         unseen = deque([first])
         while unseen:
@@ -181,21 +198,29 @@ class Protocol:
         return len(came_from)
 
     def _next(self, state: State, known: "_Known") -> Iterator[tuple[Event, State]]:
-        issued, places, over = state
+        issued, places, over, late = state
         if issued < self.steps and issued - known.ended[places[-1]] < self.credits:
-            yield ("issue", issued), State(issued + 1, places, over)
+            yield ("issue", issued), state._replace(issued=issued + 1)
         for stage, at in enumerate(places):
             ops = self.scripts[stage]
             if at < len(ops) and self._enabled(ops[at], state):
                 if self.rendezvous:
                     known.check_buffers(stage, at, over)
-                moved = (*places[:stage], known.until[stage][at], *places[stage + 1 :])
-                yield ("stage", stage), State(issued, moved, over)
+                moved = _put(places, stage, known.until[stage][at])
+                ahead = known.ahead[stage][at]
+                for is_late in self._lateness(ahead, ops[at], late[stage], issued):
+                    after = State(issued, moved, over, _put(late, stage, is_late))
+                    yield ("stage", stage), after
         for channel, count in enumerate(over):
-            if count < min(known.posted(places, channel)):
+            if count < min(known.posted(state, channel)):
                 known.check_meeting(channel, count)
-                ended = (*over[:channel], count + 1, *over[channel + 1 :])
-                yield ("channel", channel), State(issued, places, ended)
+                yield ("channel", channel), state._replace(over=_put(over, channel, count + 1))
+
+    def _lateness(self, ahead: int, op: Op, late: bool, issued: int) -> tuple[bool, ...]:
+        """Whether the receive of step `ahead`, if any, is still to be posted after `op`."""
+        if ahead >= 0:
+            return (True, False) if issued > ahead else (True,)
+        return (late and op.kind != "begin",)
 
     def _enabled(self, op: Op, state: State) -> bool:
         if op.kind == "begin":
@@ -213,7 +238,7 @@ class Protocol:
         if stuck:
             raise Violation(f"deadlock: {', '.join(stuck)}")
         for channel in range(len(self.scripts)):
-            sent, received = known.posted(state.at, channel)
+            sent, received = known.posted(state, channel)
             if sent != received:
                 raise Violation(f"channel {channel}: {sent} sends, {received} receives")
 
@@ -232,15 +257,21 @@ class _Known:
         """Steps that the last stage has ended, by how far it is."""
         self.until = [[_next_wait(ops, at) for at in range(len(ops))] for ops in scripts]
         """Where a stage that goes on comes to its next wait."""
+        self.ahead = [
+            [_ahead(ops, at, self.until[stage][at]) for at in range(len(ops))]
+            for stage, ops in enumerate(scripts)
+        ]
+        """The step whose receive it posts on the way, before that step begins; or -1."""
         self._filled = [
             [self._fills(ops[at : self.until[stage][at]], len(scripts)) for at in range(len(ops))]
             for stage, ops in enumerate(scripts)
         ]
 
-    def posted(self, places: Sequence[int], channel: int) -> tuple[int, int]:
+    def posted(self, state: State, channel: int) -> tuple[int, int]:
         """Sends and receives on the channel, by how far the stages are."""
-        receiver = (channel + 1) % len(places)
-        return self._sent[channel][places[channel]], self._received[channel][places[receiver]]
+        receiver = (channel + 1) % len(state.at)
+        received = self._received[channel][state.at[receiver]] - state.late[receiver]
+        return self._sent[channel][state.at[channel]], received
 
     def check_buffers(self, stage: int, at: int, over: Sequence[int]) -> None:
         """A send fills the buffer of its step; an earlier step's transfer may still read it."""
@@ -282,6 +313,21 @@ def _next_wait(ops: Sequence[Op], at: int) -> int:
     """The place after `at` where a stage may have to wait, or the end."""
     waits = ("begin", "sent", "received")
     return next((i for i in range(at + 1, len(ops)) if ops[i].kind in waits), len(ops))
+
+
+def _ahead(ops: Sequence[Op], at: int, until: int) -> int:
+    begun = max((op.step for op in ops[: at + 1] if op.kind == "begin"), default=-1)
+    return max(
+        (op.step for op in ops[at:until] if op.kind == "receive" and op.step > begun), default=-1
+    )
+
+
+def _put(values: tuple[V, ...], at: int, value: V) -> tuple[V, ...]:
+    return (*values[:at], value, *values[at + 1 :])
+
+
+def _same(value: V) -> V:
+    return value
 
 
 def _story(state: State, came_from: dict[State, tuple[State, Event] | None]) -> str:

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from pds_engine.errors import ProtocolError
 from pds_engine.messages import Admit, Message, Release, StepDone, StepPlan
-from pds_engine.parallel.stage import Computed, Place
+from pds_engine.parallel.stage import Computed, Following, Place
 from pds_engine.simulation.events import Action, Events, Signal
 from pds_engine.simulation.exchange import Hidden
 from pds_engine.simulation.runner import SimulatedRunner
@@ -21,7 +21,9 @@ StepTime = Callable[[int, int, int], float]
 class Stepper(Protocol):
     """parallel.stage.Stage, or a variant under test."""
 
-    def step(self, plan: StepPlan) -> Generator[Signal[Any], Any, StepDone | None]: ...
+    def step(
+        self, plan: StepPlan, following: Following
+    ) -> Generator[Signal[Any], Any, StepDone | None]: ...
 
 
 class Transfers(Protocol):
@@ -146,7 +148,7 @@ class Worker:
                     if self.stage is None:
                         raise ProtocolError(f"{self.name} has no stage to run")
                     self._plan = order
-                    self._step = self.stage.step(order)
+                    self._step = self.stage.step(order, self._following)
                     self._resume(None)
                 case Admit():
                     self.runner.admit(order)
@@ -156,6 +158,9 @@ class Worker:
                     self.transfers.order(order)
                 case _:
                     raise ProtocolError(f"a worker does not take {type(order).__name__}")
+
+    def _following(self) -> StepPlan | None:
+        return next((order for order in self._orders if isinstance(order, StepPlan)), None)
 
     def _resume(self, answer: Any) -> None:
         self.waits_for = None

@@ -110,8 +110,7 @@ class Loop:
                 self._link.send(report)
                 if isinstance(report, Fault):
                     raise GroupError(report.message)
-            while (order := self._link.receive()) is not None:
-                self._orders.append(order)
+            self._take_orders()
             if not self._orders:
                 return
             self.handle(self._orders.popleft())
@@ -141,9 +140,18 @@ class Loop:
             case _:
                 raise ProtocolError(f"a worker does not take {type(order).__name__}")
 
+    def _take_orders(self) -> None:
+        while (order := self._link.receive()) is not None:
+            self._orders.append(order)
+
+    def _following(self) -> StepPlan | None:
+        """The next step, if its plan has come."""
+        self._take_orders()
+        return next((order for order in self._orders if isinstance(order, StepPlan)), None)
+
     def _step(self, plan: StepPlan) -> None:
         self._activity.begin(plan)
-        done = drive(self._stage.step(plan), self._activity)
+        done = drive(self._stage.step(plan, self._following), self._activity)
         if plan.pushes:
             self._slots.settle()
         for push in plan.pushes:

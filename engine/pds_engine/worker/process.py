@@ -22,7 +22,7 @@ from pds_engine.models.decoder import Decoder
 from pds_engine.models.loader import load
 from pds_engine.parallel.collectives import ALONE, Collectives
 from pds_engine.parallel.exchange import Exchange
-from pds_engine.parallel.groups import Groups, assemble
+from pds_engine.parallel.groups import Groups, assemble, backend
 from pds_engine.parallel.stage import Place, Stage
 from pds_engine.runner import graphs
 from pds_engine.runner.runner import Runner
@@ -85,7 +85,8 @@ def _serve(
     runner = Runner(config, decoder, [pool.layer(i) for i in range(len(decoder.part.layers))])
     exchange = make_exchange(config, decoder, groups, rank, device)
     activity.counts, activity.compiles = exchange.counts, lambda: runner.compiles
-    stage = Stage(Place(decoder.part.pp_rank, split.pp), runner, exchange)
+    place = Place(decoder.part.pp_rank, split.pp)
+    stage = Stage(place, runner, exchange, ahead=backend(device) == "gloo")
     mailbox = Mailbox()
     transfers = TransferThread(pool, config.kv, rank, config.pod.ip, mailbox.put, keys)
     try:

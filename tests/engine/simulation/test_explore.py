@@ -1,6 +1,6 @@
 """Model checking: in every interleaving, with both kinds of wires, the exchanges come out even."""
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Container, Generator, Sequence
 from typing import Any
 
 import pytest
@@ -8,7 +8,8 @@ from msgspec.structs import replace
 from pds_engine.errors import GroupError
 from pds_engine.messages import StepDone, StepPlan
 from pds_engine.parallel import stage as stages_module
-from pds_engine.parallel.stage import Place, Stage
+from pds_engine.parallel.stage import Following, Place, Stage
+from pds_engine.simulation import explore as explore_module
 from pds_engine.simulation.exchange import SimulatedExchange
 from pds_engine.simulation.explore import Op, Protocol, Violation, plan, script, sequences
 from pds_engine.simulation.worker import Worker
@@ -21,13 +22,17 @@ MIXED = [plan(at, at % 3 == 0, (at - 4) // 3 * 3 if at > 3 else -1) for at in ra
 """Now and then a step samples, and a later one reads it."""
 
 
+def told(place: Place, plans: list[StepPlan], late: Container[int] = ()) -> list[str]:
+    return [
+        f"{op.kind} {op.step}" + (f" on {op.channel}" if op.channel >= 0 else "")
+        for op in script(place, plans, late=late)
+    ]
+
+
 def test_the_script_of_a_first_stage():
     """It takes the output that a step depends on before it computes, and posts the receive of its
     own first thing after; hidden states leave from two buffers."""
-    assert [
-        f"{op.kind} {op.step}" + (f" on {op.channel}" if op.channel >= 0 else "")
-        for op in script(Place(0, 2), [plan(0, True), plan(1, False), plan(2, False, 0)])
-    ] == [
+    assert told(Place(0, 2), [plan(0, True), plan(1, False), plan(2, False, 0)]) == [
         "begin 0",
         "receive 0 on 1",
         "send 0 on 0",
@@ -43,12 +48,41 @@ def test_the_script_of_a_first_stage():
     ]
 
 
+def test_the_script_of_a_last_stage():
+    """The next step's hidden states arrive while it computes, if its plan came in time."""
+    assert told(Place(1, 2), [plan(at, False) for at in range(3)], late={2}) == [
+        "begin 0",
+        "receive 0 on 0",
+        "received 0 on 0",
+        "receive 1 on 0",
+        "end 0",
+        "begin 1",
+        "received 1 on 0",
+        "end 1",
+        "begin 2",
+        "receive 2 on 0",
+        "received 2 on 0",
+        "end 2",
+    ]
+
+
+def test_a_stage_that_does_not_receive_ahead_posts_all_as_they_come():
+    def careful(*where: Any) -> Stage[Any, Any]:
+        return Stage(*where, ahead=False)
+
+    plans = [plan(at, True) for at in range(4)]
+    for stage in range(3):
+        place = Place(stage, 3)
+        assert script(place, plans, careful) == script(place, plans, late=range(4))
+
+
 class Logged(Stage[Any, Any]):
     """A stage in a simulated group that writes down what it posts and what it waits for."""
 
     def __init__(self, place: Place, worker: Worker, exchange: SimulatedExchange) -> None:
         super().__init__(place, worker, exchange)
         self.ops: list[tuple[str, int, int]] = []
+        self.late: set[int] = set()
         self._names: dict[Any, tuple[str, int, int]] = {}
         before, after = place.stage - 1, place.stage
         for name, kind, channel in (
@@ -69,9 +103,15 @@ class Logged(Stage[Any, Any]):
 
         return posted
 
-    def step(self, plan: StepPlan) -> Generator[Any, Any, StepDone | None]:
+    def step(self, plan: StepPlan, following: Following) -> Generator[Any, Any, StepDone | None]:
+        def asked() -> StepPlan | None:
+            after = following()
+            if after is None:
+                self.late.add(plan.step_id + 1)
+            return after
+
         self.ops.append(("begin", plan.step_id, -1))
-        step, answer = super().step(plan), None
+        step, answer = super().step(plan, asked), None
         while True:
             try:
                 signal = step.send(answer)
@@ -101,8 +141,9 @@ def test_a_stage_does_in_a_group_what_its_script_says(
     group.cancel("r1", at=9.5)
     group.run()
     for stage, logged in enumerate(stages):
-        said = [(op.kind, op.step, op.channel) for op in script(Place(stage, pp), group.plans)]
-        assert logged.ops == said
+        assert len(logged.late) < len(group.plans)
+        ops = script(Place(stage, pp), group.plans, late=logged.late)
+        assert logged.ops == [(op.kind, op.step, op.channel) for op in ops]
 
 
 @pytest.mark.parametrize("rendezvous", [True, False])
@@ -132,8 +173,8 @@ def believing(where: Callable[[Place], bool], belief: Callable[[StepPlan], StepP
     """A stage that, where it stands there, takes a plan to be another."""
 
     class Believer(Stage[int, Op]):
-        def step(self, plan: StepPlan) -> Generator[Op, Any, Any]:
-            return super().step(belief(plan) if where(self._place) else plan)
+        def step(self, plan: StepPlan, following: Following) -> Generator[Op, Any, Any]:
+            return super().step(belief(plan) if where(self._place) else plan, following)
 
     return Believer
 
@@ -188,6 +229,21 @@ def test_one_buffer_more_than_there_is_is_found(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(stages_module, "BUFFERS", 3)
     with pytest.raises(Violation, match="step 2 fills the buffer that step 0 is sent from"):
         Protocol.of(MIDDLE, 2, 3, rendezvous=True).explore()
+
+
+def test_one_buffer_less_than_there_is_is_found(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(explore_module, "BUFFERS", 1)
+    with pytest.raises(Violation, match="step 1 is received into the buffer that step 0 is read"):
+        Protocol.of(MIDDLE, 2, 3, rendezvous=True)
+
+
+def test_another_plan_than_was_said_to_follow_is_refused():
+    class Forgetful(Stage[int, Op]):
+        def step(self, plan: StepPlan, following: Following) -> Generator[Op, Any, Any]:
+            return super().step(plan, lambda: MIDDLE[0])
+
+    with pytest.raises(GroupError, match="step 1 comes where 0 was to follow"):
+        script(Place(1, 2), MIDDLE, Forgetful)
 
 
 def test_a_violation_tells_how_it_came_about():

@@ -8,7 +8,7 @@ from msgspec.structs import replace
 from pds_engine.errors import PdsError
 from pds_engine.messages import StepDone, StepPlan
 from pds_engine.parallel import stage as stages_module
-from pds_engine.parallel.stage import Place, Stage
+from pds_engine.parallel.stage import Following, Place, Stage
 from pds_engine.scheduler import steps as scheduler_steps
 from pds_engine.simulation.exchange import Hidden, SimulatedExchange
 from pds_engine.simulation.group import Group, MakeStage
@@ -26,9 +26,11 @@ def believing(belief: Belief, stage: int) -> MakeStage:
             super().__init__(place, worker, exchange)
             self._worker = worker
 
-        def step(self, plan: StepPlan) -> Generator[Any, Any, StepDone | None]:
+        def step(
+            self, plan: StepPlan, following: Following
+        ) -> Generator[Any, Any, StepDone | None]:
             wrong = self._place.stage == stage
-            return super().step(belief(plan, self._worker) if wrong else plan)
+            return super().step(belief(plan, self._worker) if wrong else plan, following)
 
     return Believer
 
@@ -106,7 +108,7 @@ def test_the_same_stage_that_goes_by_the_plan(simulate: Any, ask: Any):
 def test_a_buffer_filled_during_a_send(simulate: Any, ask: Any, monkeypatch: pytest.MonkeyPatch):
     """vLLM #52015: a stage that takes its buffers for free sooner than they are."""
     monkeypatch.setattr(stages_module, "BUFFERS", 3)
-    group = simulate(pp=3, step_time=lambda stage, tokens, context: (1.0, 9.0, 1.0)[stage])
+    group = simulate(pp=4, step_time=lambda stage, tokens, context: 9.0 if stage == 1 else 1.0)
     ask_all(group, ask)
     with pytest.raises(PdsError):
         group.run()

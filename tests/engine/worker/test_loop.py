@@ -17,6 +17,7 @@ from pds_engine.messages import (
     StepPlan,
     Welcome,
 )
+from pds_engine.parallel.stage import Following
 from pds_engine.worker.loop import Loop, drive
 from pds_engine.worker.mailbox import Mailbox
 from pds_engine.worker.watchdog import Activity
@@ -47,6 +48,9 @@ class World:
 
     def __init__(self, *orders: Message, reports: bool = True) -> None:
         self.orders = list(orders)
+        self.come_meanwhile: tuple[Message, ...] = ()
+        """Orders that come while the first step waits."""
+        self.followed: list[int | None] = []
         self.log: list[str] = []
         self.mailbox = Mailbox()
         self.activity = Activity(0)
@@ -58,8 +62,12 @@ class World:
     def receive(self) -> Message | None:
         return self.orders.pop(0) if self.orders else None
 
-    def step(self, plan: StepPlan) -> Any:
+    def step(self, plan: StepPlan, following: Following) -> Any:
         yield Waiting(None, step=plan.step_id)
+        self.orders += self.come_meanwhile
+        self.come_meanwhile = ()
+        after = following()
+        self.followed.append(after and after.step_id)
         self.log.append(f"step {plan.step_id}, {self.activity.report().mailbox} orders wait")
         return StepDone(step_id=plan.step_id, tokens=(), logprobs=(), elapsed=0.0)
 
@@ -103,6 +111,20 @@ def test_pages_are_pushed_when_they_are_computed_and_before_the_result_is_told()
         "send StepDone",
         "step 1, 0 orders wait",
         "send StepDone",
+    ]
+
+
+def test_a_step_that_waits_learns_which_one_follows() -> None:
+    """Even where other orders come before it; they keep their turn."""
+    world = World(plan(0), RELEASE)
+    world.come_meanwhile = (plan(1), plan(2))
+    world.loop.turn()
+    assert world.followed == [1, 2, None]
+    assert [line for line in world.log if "Done" not in line] == [
+        "step 0, 3 orders wait",
+        "release",
+        "step 1, 1 orders wait",
+        "step 2, 0 orders wait",
     ]
 
 
