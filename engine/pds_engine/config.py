@@ -40,7 +40,7 @@ class ParallelConfig(Section):
     dp: int = Field(1, ge=1)
     ranks_per_pod: int = Field(1, ge=1)
     layers: tuple[Annotated[int, Field(ge=1)], ...] | None = None
-    """Layers of each stage; None: so that the largest stage has the fewest parameters."""
+    """Layers of each stage; None: so that the largest one multiplies with the fewest parameters."""
 
     @property
     def ranks(self) -> int:

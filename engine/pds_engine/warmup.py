@@ -102,7 +102,7 @@ def _wanted(config: EngineConfig) -> tuple[Graph, ...]:
     spec = check(config)
     first = config.pod.index * config.parallelism.ranks_per_pod
     device = torch.device("cuda" if _on_cuda(config) else "cpu")
-    return graphs.plan(config, spec, part(spec, config.parallelism, first), device)
+    return graphs.plan(config, spec, part(spec, config.parallelism, first, config.role), device)
 
 
 def _on_cuda(config: EngineConfig) -> bool:

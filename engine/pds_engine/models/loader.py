@@ -45,7 +45,7 @@ def load(
         ConfigError: anything is missing, of another shape, or cannot be split so.
     """
     spec = check(config)
-    mine = part(spec, config.parallelism, rank)
+    mine = part(spec, config.parallelism, rank, config.role)
     if (collectives.rank, collectives.size) != (mine.tp_rank, mine.tp):
         raise ValueError(
             f"rank {rank} is shard {mine.tp_rank} of {mine.tp}, its collectives are those of "

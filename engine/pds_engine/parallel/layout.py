@@ -6,7 +6,7 @@ Rank r of a group is stage r // tp and shard r % tp (dp 1): the ranks of a stage
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pds_engine.config import ParallelConfig
+from pds_engine.config import ParallelConfig, Role
 from pds_engine.spec import DecoderSpec
 
 
@@ -40,7 +40,7 @@ def rank_name(rank: int, tp: int) -> str:
     return f"rank {rank} (stage {rank // tp})"
 
 
-def part(spec: DecoderSpec, split: ParallelConfig, rank: int) -> Part:
+def part(spec: DecoderSpec, split: ParallelConfig, rank: int, role: Role = "unified") -> Part:
     """The part of rank `rank`; `registry.check` has shown that the split is possible.
 
     KV heads are replicated when there are fewer of them than shards.
@@ -53,7 +53,7 @@ def part(spec: DecoderSpec, split: ParallelConfig, rank: int) -> Part:
         pp=split.pp,
         tp_rank=tp_rank,
         tp=split.tp,
-        layers=_range(split.layers or balanced(spec, split.pp), pp_rank),
+        layers=_range(split.layers or balanced(spec, split.pp, role), pp_rank),
         heads=_share(spec.heads, split.tp, tp_rank),
         kv_heads=_share(spec.kv_heads, split.tp // replicas, tp_rank // replicas),
         columns=_share(spec.intermediate, split.tp, tp_rank),
@@ -62,16 +62,16 @@ def part(spec: DecoderSpec, split: ParallelConfig, rank: int) -> Part:
     )
 
 
-def balanced(spec: DecoderSpec, stages: int) -> tuple[int, ...]:
+def balanced(spec: DecoderSpec, stages: int, role: Role) -> tuple[int, ...]:
     """Layers of each stage, so that the largest one has as few parameters as can be.
 
-    The first stage also has the embedding, and the last one the head (of the same size, whether or
-    not they are tied): both get fewer layers where the vocabulary is large.
+    Those count that every step multiplies with: the layers', and on role=decode the head's, so that
+    its last stage has fewer layers where the vocabulary is large. Chunks of a prompt pass the head
+    by, all but the last, and of the embedding a step reads a row a token.
     """
     layer = _layer_parameters(spec)
     held = [layer] * stages
-    held[0] += spec.vocab * spec.hidden
-    held[-1] += spec.vocab * spec.hidden
+    held[-1] += spec.vocab * spec.hidden * (role == "decode")
     counts = [1] * stages
     for _ in range(spec.layers - stages):
         # Layers are alike, so filling the emptiest stage each time leaves no better split.

@@ -9,30 +9,31 @@ from pds_engine.models.registry import read_spec
 from pds_engine.parallel.layout import balanced, part, rank_name
 
 TINY = read_spec(Path(__file__).parents[3] / "examples" / "models" / "tiny")
-"""4 layers of 344,064 parameters each, with an embedding of 196,608."""
+"""4 layers of 344,064 parameters each, with an embedding and a head of 196,608."""
 LARGE = replace(
     TINY, vocab=151936, hidden=1024, layers=28, heads=16, kv_heads=8, head_dim=128,
     intermediate=3072,
 )  # fmt: skip
-"""As Qwen3 0.6B: the embedding weighs as much as ten layers."""
+"""As Qwen3 0.6B: the head weighs as much as ten layers."""
 
 
 @pytest.mark.parametrize(
-    ("spec", "stages", "layers"),
+    ("spec", "role", "stages", "layers"),
     [
-        (TINY, 1, (4,)),
-        (TINY, 2, (2, 2)),
-        (TINY, 3, (1, 2, 1)),
-        (TINY, 4, (1, 1, 1, 1)),
-        (replace(TINY, layers=5), 2, (3, 2)),
-        (LARGE, 2, (14, 14)),
-        (LARGE, 3, (6, 16, 6)),
-        (LARGE, 4, (2, 12, 12, 2)),
-        (replace(LARGE, vocab=8), 4, (7, 7, 7, 7)),
+        (TINY, "unified", 1, (4,)),
+        (TINY, "prefill", 2, (2, 2)),
+        (TINY, "decode", 3, (2, 1, 1)),
+        (TINY, "decode", 4, (1, 1, 1, 1)),
+        (replace(TINY, layers=5), "decode", 2, (3, 2)),
+        (LARGE, "prefill", 2, (14, 14)),
+        (LARGE, "unified", 3, (10, 9, 9)),
+        (LARGE, "decode", 2, (19, 9)),
+        (LARGE, "decode", 3, (13, 12, 3)),
+        (replace(LARGE, vocab=8), "decode", 4, (7, 7, 7, 7)),
     ],
 )
-def test_the_largest_stage_is_as_small_as_can_be(spec, stages, layers):
-    assert balanced(spec, stages) == layers
+def test_the_largest_stage_is_as_small_as_can_be(spec, role, stages, layers):
+    assert balanced(spec, stages, role) == layers
 
 
 @pytest.mark.parametrize("tp", [1, 2])
