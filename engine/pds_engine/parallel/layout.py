@@ -6,7 +6,8 @@ Rank r of a group is stage r // tp and shard r % tp (dp 1): the ranks of a stage
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pds_engine.config import ParallelConfig, Role
+from pds_engine.config import ParallelConfig
+from pds_engine.messages import Role
 from pds_engine.spec import DecoderSpec
 
 
