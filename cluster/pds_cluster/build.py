@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pds_cluster.errors import ClusterError
-from pds_cluster.settings import CLUSTER_DIR, COREDNS, HELM, KUBERNETES, Settings, say
+from pds_cluster.settings import CLUSTER_DIR, COREDNS, HELM, KUBERNETES, KWOK, Settings, say
 from pds_cluster.shell import locked, run
 
 KUBE = (
@@ -59,6 +59,20 @@ def ensure(settings: Settings, names: Sequence[str] = PROGRAMS) -> Path:
         with locked(target.with_suffix(".lock")):
             _build(settings, target, names)
     return target
+
+
+def kwok(settings: Settings) -> Path:
+    """The program that stands in for kubelets, for benchmarks; built when it is first asked for."""
+    target = settings.cache / f"kwok-{KWOK}"
+    target.mkdir(parents=True, exist_ok=True)
+    with locked(target.with_suffix(".lock")):
+        if not (target / "kwok").exists():
+            making = target / "making"
+            making.mkdir(exist_ok=True)
+            module = f"sigs.k8s.io/kwok/cmd/kwok@{KWOK}"
+            _go_install("kwok", ["-ldflags", "-s -w", module], making, making)
+            (making / "kwok").replace(target / "kwok")
+    return target / "kwok"
 
 
 def missing(target: Path, names: Sequence[str] = PROGRAMS) -> list[str]:

@@ -114,8 +114,8 @@ def write_files(settings: Settings) -> None:
     # At its default of 50 requests a second the scheduler, not the API server, limits a burst.
     client = {
         "kubeconfig": str(settings.etc / "scheduler.kubeconfig"),
-        "qps": 200,
-        "burst": 400,
+        "qps": 1000,
+        "burst": 1000,
     }
     write_json(
         settings.etc / "scheduler.json",

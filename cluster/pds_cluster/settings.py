@@ -21,6 +21,7 @@ from pds_cluster.errors import ClusterError
 KUBERNETES = "v1.34.4"
 HELM = "v3.19.0"
 COREDNS = "v1.12.4"
+KWOK = "v0.7.0"
 
 UID = 65532  # whom pods run as; the images and the operator's pods agree on it
 DEV_IMAGE = "localhost/pds-dev:latest"
