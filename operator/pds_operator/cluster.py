@@ -177,7 +177,7 @@ async def follow(
             log.info("the watch of %s is too old; listing anew", kind)
         except errors.ApiError as error:
             log.warning("following %s: %s", kind, error.message)
-            await asyncio.sleep(pause)
+            await asyncio.sleep(max(pause, error.after))
         except TRANSIENT as error:
             log.warning("following %s: %s", kind, error or type(error).__name__)
             await asyncio.sleep(pause)

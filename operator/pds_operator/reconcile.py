@@ -131,6 +131,10 @@ class Reconciler:
             return await self.once(key, worker)
         except errors.NotLeading:
             return self._settings.lease.seconds
+        except errors.Throttled as error:
+            log.info("%s/%s: asked to wait %.0f s: %s", *key, error.after, error.message)
+            await asyncio.sleep(error.after)  # whatever changes meanwhile
+            return 0.0
         except errors.OperatorError as error:
             log.warning("%s/%s: %s", *key, error.message)
         except TRANSIENT as error:
