@@ -19,6 +19,8 @@ from pds_operator.observed import (
     WarmupPod,
     pod_facts,
     revision_facts,
+    unscheduled,
+    waiting,
     warmup_facts,
 )
 
@@ -51,6 +53,10 @@ class RouterPod:
     name: str
     ip: str
     ready: bool
+    waits: str = ""
+    """Why a container of it cannot start."""
+    unscheduled: str = ""
+    """What the scheduler says."""
 
 
 @dataclass(slots=True)
@@ -246,9 +252,12 @@ def _slim(obj: Object) -> Object:
 
 def _router_pod(obj: Object) -> RouterPod:
     status = obj.get("status") or {}
-    ready = any(
-        item["type"] == "Ready" and item["status"] == "True"
-        for item in status.get("conditions") or []
+    conditions = {item["type"]: item for item in status.get("conditions") or []}
+    ready = (conditions.get("Ready") or {}).get("status") == "True"
+    return RouterPod(
+        name=obj["metadata"]["name"],
+        ip=status.get("podIP", ""),
+        ready=ready and not obj["metadata"].get("deletionTimestamp"),
+        waits=waiting(status),
+        unscheduled=unscheduled(conditions.get("PodScheduled")),
     )
-    gone = bool(obj["metadata"].get("deletionTimestamp"))
-    return RouterPod(obj["metadata"]["name"], status.get("podIP", ""), ready and not gone)
