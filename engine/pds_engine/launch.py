@@ -167,7 +167,7 @@ class _Family:
         if kind == "server" and status == 0:
             return 0
         note = self._folder / "error.json"
-        if status == EXIT_CONFIG and note.exists():
+        if note.exists():  # whoever left it may not be the first to end: others notice, and end too
             said = json.loads(note.read_text())
             report(ConfigError(said["error"], hint=said["hint"]))
             return EXIT_CONFIG

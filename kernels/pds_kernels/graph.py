@@ -60,13 +60,18 @@ class Graph:
 
 @functools.cache
 def toolchain() -> Mapping[str, str]:
-    """The compilers and the processor: AOTInductor compiles for the machine it runs on."""
-    compiler = subprocess.run(
-        [os.environ.get("CXX", "g++"), "-dumpfullversion"],
-        check=True,
-        capture_output=True,
-        text=True,
-    )
+    """The compilers and the processor: AOTInductor compiles for the machine it runs on.
+
+    Raises:
+        RuntimeError: there is no C++ compiler, or it does not run.
+    """
+    name = os.environ.get("CXX", "g++")
+    try:
+        compiler = subprocess.run(
+            [name, "-dumpfullversion"], check=True, capture_output=True, text=True
+        )
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise RuntimeError(f"the C++ compiler {name} does not run: {error}") from error
     flags = [
         line
         for line in Path("/proc/cpuinfo").read_text().splitlines()

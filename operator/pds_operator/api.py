@@ -250,7 +250,8 @@ class Api:
                     await login(self._client.configuration)  # a plugin's tokens expire
                 response = await ask()
         except DynamicApiError as error:
-            raise errors.from_status(error.status, _told(error.body or "")) from error
+            asked = str((error.headers or {}).get("Retry-After") or "")
+            raise errors.from_status(error.status, _told(error.body or ""), asked) from error
         return response
 
 

@@ -19,6 +19,8 @@ from pds_operator.observed import (
     WarmupPod,
     pod_facts,
     revision_facts,
+    unscheduled,
+    waiting,
     warmup_facts,
 )
 
@@ -51,6 +53,10 @@ class RouterPod:
     name: str
     ip: str
     ready: bool
+    waits: str = ""
+    """Why a container of it cannot start."""
+    unscheduled: str = ""
+    """What the scheduler says."""
 
 
 @dataclass(slots=True)
@@ -177,7 +183,7 @@ async def follow(
             log.info("the watch of %s is too old; listing anew", kind)
         except errors.ApiError as error:
             log.warning("following %s: %s", kind, error.message)
-            await asyncio.sleep(pause)
+            await asyncio.sleep(max(pause, error.after))
         except TRANSIENT as error:
             log.warning("following %s: %s", kind, error or type(error).__name__)
             await asyncio.sleep(pause)
@@ -246,9 +252,12 @@ def _slim(obj: Object) -> Object:
 
 def _router_pod(obj: Object) -> RouterPod:
     status = obj.get("status") or {}
-    ready = any(
-        item["type"] == "Ready" and item["status"] == "True"
-        for item in status.get("conditions") or []
+    conditions = {item["type"]: item for item in status.get("conditions") or []}
+    ready = (conditions.get("Ready") or {}).get("status") == "True"
+    return RouterPod(
+        name=obj["metadata"]["name"],
+        ip=status.get("podIP", ""),
+        ready=ready and not obj["metadata"].get("deletionTimestamp"),
+        waits=waiting(status),
+        unscheduled=unscheduled(conditions.get("PodScheduled")),
     )
-    gone = bool(obj["metadata"].get("deletionTimestamp"))
-    return RouterPod(obj["metadata"]["name"], status.get("podIP", ""), ready and not gone)

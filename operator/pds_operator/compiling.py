@@ -44,6 +44,8 @@ class Warmup:
     message: str = ""
     ended: float = 0.0
     """When the Job did, or was given up, in Unix seconds: pods may be made since."""
+    waits: str = ""
+    """Why its pod cannot start, while it is RUNNING: no time-out of the warm-up's runs yet."""
 
     @property
     def holds(self) -> bool:
@@ -103,6 +105,9 @@ def _follow(
         told = [f"{pod.name}: {pod.error}" for pod in pods if pod.error]
         why = told[0] if told else f"Job {name}: {ended['Failed'].get('message', '')}"
         return Warmup(State.FAILED, why)
+    waits = next((f"{pod.name}: {pod.waits}" for pod in pods if pod.waits), "")
+    if waits:
+        return Warmup(State.RUNNING, f"the Job {name} cannot start: {waits}", waits=waits)
     if any(pod.scheduled for pod in pods):
         return Warmup(State.RUNNING, f"the Job {name} compiles")
     due = (seconds(live["metadata"].get("creationTimestamp")) or 0.0) + PENDING_SECONDS

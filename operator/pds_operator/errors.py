@@ -9,8 +9,12 @@ OperatorError             carries `reason` (CamelCase, for a condition) and `mes
     ├── Conflict          409: changed or vanished in between; the next round looks again
     ├── Gone              410: the watch must list anew
     ├── Missing           404
+    ├── Throttled         429, or 5xx with Retry-After: nothing was done; ask again when it says
     └── Refused           403 of a quota, a LimitRange or an ending namespace: wait, say so
 """
+
+LONGEST_WAIT = 60.0
+"""Seconds that a server may make us wait by Retry-After."""
 
 
 class OperatorError(Exception):
@@ -60,6 +64,9 @@ class ApiError(OperatorError):
 
     reason = "ApiError"
 
+    after = 0.0
+    """Seconds that the server asks to wait before the next call."""
+
     def __init__(self, status: int, api_reason: str, message: str) -> None:
         super().__init__(message)
         self.status = status
@@ -84,26 +91,39 @@ class Missing(ApiError):
     reason = "Missing"
 
 
+class Throttled(ApiError):
+    """429, or 5xx with Retry-After: the server has no room for the call now."""
+
+    reason = "Throttled"
+
+
 class Refused(ApiError):
     """403 by a quota, a LimitRange or an ending namespace: an input of the plan, not a fault."""
 
     reason = "Refused"
 
 
-def from_status(status: int, body: object) -> ApiError:
-    """The error for an answer ≥ 400; `body` is the decoded Status object, if it is one."""
+def from_status(status: int, body: object, retry_after: str = "") -> ApiError:
+    """The error for an answer ≥ 400.
+
+    `body` is the decoded Status object, if it is one; `retry_after` the header of that name.
+    """
     told = body if isinstance(body, dict) else {}
     api_reason = str(told.get("reason") or "")
     message = str(told.get("message") or f"HTTP {status}")
-    details = told.get("details")
-    causes = details.get("causes") if isinstance(details, dict) else None
+    details = told["details"] if isinstance(told.get("details"), dict) else {}
     if status == 403:
-        return _forbidden(status, api_reason, message, causes or [])
+        return _forbidden(status, api_reason, message, details.get("causes") or [])
+    asked = retry_after or str(details.get("retryAfterSeconds") or "")
+    if status == 429 or (status >= 500 and asked):
+        error = Throttled(status, api_reason, message)
+        error.after = min(float(asked), LONGEST_WAIT) if asked.isdecimal() else 1.0
+        return error
     kinds = {404: Missing, 409: Conflict, 410: Gone}
-    error = kinds.get(status, ApiError)(status, api_reason, message)
+    other = kinds.get(status, ApiError)(status, api_reason, message)
     if status == 422:
-        error.reason = "Invalid"
-    return error
+        other.reason = "Invalid"
+    return other
 
 
 def _forbidden(status: int, api_reason: str, message: str, causes: list[object]) -> ApiError:

@@ -84,6 +84,7 @@ class Executor:
 
         Raises:
             NotLeading: the lease is lost; what was not done yet is not done.
+            Throttled: the API server has no room; the same goes for what was not done yet.
         """
         refused: set[str] = set()
         done: set[str] = set()
@@ -103,6 +104,8 @@ class Executor:
                 log.info("%s: %s: %s", owner.name, action, error.message)
                 refused.add(action.scope)
                 again = True
+            except errors.Throttled:
+                raise  # the rest of the round would meet with the same
             except errors.OperatorError as error:
                 log.warning("%s: %s: %s", owner.name, action, error.message)
                 refused.add(action.scope)

@@ -51,8 +51,16 @@ def evidence(
         or _misconfigured(own)
         or _crashes(own)
         or _faults(observed, target)
-        or _late(observed, target, progress, own, now)
+        or _late(observed, target, progress, warmup, own, now)
     )
+
+
+def delay(observed: Observed, target: Target, fleet: Iterable[Group], warmup: Warmup) -> str:
+    """What the target waits for: its groups, or before them the warm-up's Job and the routers."""
+    before = [warmup.waits] if warmup.waits else []
+    routers = {**observed.routers_unscheduled, **observed.routers_waiting}
+    before += [f"{name}: {why[:300]}" for name, why in sorted(routers.items())]
+    return waits_for(target, fleet, before[:3])
 
 
 def _warmup(own: list[Group]) -> Evidence | None:
@@ -96,12 +104,19 @@ def _faults(observed: Observed, target: Target) -> Evidence | None:
 
 
 def _late(
-    observed: Observed, target: Target, progress: Progress, own: list[Group], now: float
+    observed: Observed,
+    target: Target,
+    progress: Progress,
+    warmup: Warmup,
+    own: list[Group],
+    now: float,
 ) -> Evidence | None:
     """Never ready in time. Where nodes or quota are what is missing nothing speaks against it."""
-    starved = any(group.unscheduled for group in own) or any(
-        scope.startswith(("group/", "schedule/")) for scope in observed.failures
+    starved = (
+        any(group.unscheduled for group in own)
+        or any(scope.startswith(("group/", "schedule/")) for scope in observed.failures)
+        or bool(observed.routers_unscheduled)
     )
     if not progress.overdue(now) or starved:
         return None
-    return Evidence("ProgressDeadlineExceeded", waits_for(target, own))
+    return Evidence("ProgressDeadlineExceeded", delay(observed, target, own, warmup))

@@ -50,11 +50,12 @@ class Lease:
         """Take and renew it for ever; `gained` is called whenever it becomes ours."""
         period = self._settings.lease.seconds / 5
         while self._settings.lease.enabled:
-            before = self.held
+            before, wait = self.held, period
             try:
                 await self.once()
             except errors.ApiError as error:
                 log.warning("lease: %s", error.message)
+                wait = max(period, error.after)
             except TRANSIENT as error:
                 log.warning("lease: %s", error or type(error).__name__)
             if self.held and not before:
@@ -62,7 +63,7 @@ class Lease:
                 gained()
             elif before and not self.held:
                 log.warning("this replica no longer leads")
-            await asyncio.sleep(period)
+            await asyncio.sleep(wait)
 
     async def release(self) -> None:
         """Give it back, so that the next one need not wait for the term to end."""

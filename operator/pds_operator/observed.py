@@ -83,6 +83,8 @@ class WarmupPod:
     scheduled: bool = False
     unscheduled: str = ""
     """What the scheduler says."""
+    waits: str = ""
+    """Why a container of it cannot start."""
     error: str = ""
     """Why a container of it failed."""
 
@@ -139,15 +141,6 @@ class Failure:
     until: float
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """The cache volume's claim."""
-
-    phase: str
-    created: float
-    event: str = ""
-
-
 @dataclass(frozen=True)
 class Observed:
     """Everything a round is decided on."""
@@ -161,6 +154,10 @@ class Observed:
     routers: tuple[RouterView, ...] = ()
     """Those that are ready and answered."""
     routers_ready: int = 0
+    routers_waiting: Mapping[str, str] = field(default_factory=dict)
+    """Why router pods cannot start, by name."""
+    routers_unscheduled: Mapping[str, str] = field(default_factory=dict)
+    """What the scheduler says of router pods that have no node."""
     warmups: tuple[WarmupPod, ...] = ()
     secret: bool = False
     failures: Mapping[str, Failure] = field(default_factory=dict)
@@ -225,7 +222,7 @@ def pod_facts(obj: Object) -> Pod | None:
         drain_deadline=seconds(annotations.get(names.DRAIN_DEADLINE)),
         failures=_number(annotations.get(names.FAILURES)),
         scheduled=_true(conditions.get("PodScheduled")),
-        unscheduled=_unscheduled(conditions.get("PodScheduled")),
+        unscheduled=unscheduled(conditions.get("PodScheduled")),
         started=bool(engine.get("started")),
         containers_ready=_true(conditions.get("ContainersReady")),
         ready=_true(conditions.get("Ready")),
@@ -234,7 +231,7 @@ def pod_facts(obj: Object) -> Pod | None:
         ip=status.get("podIP", ""),
         exit_code=ended.get("exitCode"),
         failed_at=seconds(ended.get("finishedAt")),
-        message=_told(ended) or _waiting(status) or status.get("message", ""),
+        message=_told(ended) or waiting(status) or status.get("message", ""),
         proof=proof(_container(status.get("initContainerStatuses"), "warmup")),
     )
 
@@ -255,8 +252,9 @@ def warmup_facts(obj: Object) -> WarmupPod:
         name=meta["name"],
         revision=(meta.get("labels") or {}).get(names.REVISION, ""),
         scheduled=_true(conditions.get("PodScheduled")),
-        unscheduled=_unscheduled(conditions.get("PodScheduled")),
-        error=error or _waiting(status),
+        unscheduled=unscheduled(conditions.get("PodScheduled")),
+        waits="" if error else waiting(status),
+        error=error,
     )
 
 
@@ -347,7 +345,8 @@ def _told(ended: Object) -> str:
     return f"{note['error']} ({note['hint']})" if note.get("hint") else str(note["error"])
 
 
-def _waiting(status: Object) -> str:
+def waiting(status: Object) -> str:
+    """Why a container of a pod cannot start; empty while it is on its way."""
     everything = (status.get("initContainerStatuses") or []) + (
         status.get("containerStatuses") or []
     )
@@ -366,7 +365,8 @@ def _since(condition: Object | None) -> float | None:
     return seconds(condition.get("lastTransitionTime")) if condition and _true(condition) else None
 
 
-def _unscheduled(condition: Object | None) -> str:
+def unscheduled(condition: Object | None) -> str:
+    """What the scheduler says in a pod's PodScheduled; empty once the pod has a node."""
     if condition is None or condition.get("status") != "False":
         return ""
     return str(condition.get("message") or condition.get("reason") or "unschedulable")

@@ -15,7 +15,7 @@ from pds_operator.build import engine
 from pds_operator.compiling import State, Warmup
 from pds_operator.desired import Desired
 from pds_operator.fleet import Group, Phase, groups
-from pds_operator.judge import evidence
+from pds_operator.judge import delay, evidence
 from pds_operator.observed import Observed, Revision, rfc3339
 from pds_operator.rollout import Limits, Role, Step
 from pds_operator.target import Target
@@ -108,7 +108,7 @@ def _judge(
     now: float,
 ) -> str:
     """Give up a revision that shows to be bad; why the rollout is overdue, if it is."""
-    busy = warmup.state is State.RUNNING
+    busy = warmup.state is State.RUNNING and not warmup.waits
     progress = progresses.progress(
         desired, target, step, fleet, compiling=busy, compiled=warmup.ended
     )
@@ -121,7 +121,8 @@ def _judge(
         text = f"revision {target.digest} is bad, and spec.rollout.autoRollback is false: {found}"
         round_.problems.append(Problem("RevisionFailing", text))
     if progress.overdue(now):
-        return f"no progress since {rfc3339(progress.since)}: {progresses.waits_for(target, fleet)}"
+        why = delay(observed, target, fleet, warmup)
+        return f"no progress since {rfc3339(progress.since)}: {why}"
     if progress.due is not None:
         round_.wake_at(progress.due)
     return ""

@@ -59,8 +59,11 @@ def progress(
     return Progress(since, since + limit if waiting and limit else None)
 
 
-def waits_for(target: Target, fleet: Iterable[Group]) -> str:
-    """What groups of the target that are not ready say of it."""
+def waits_for(target: Target, fleet: Iterable[Group], before: Iterable[str] = ()) -> str:
+    """What groups of the target that are not ready say of it.
+
+    `before` is what the first of them waits for.
+    """
     told = []
     for group in fleet:
         if group.revision == target.digest and group.phase is not Phase.LEAVING and not group.ready:
@@ -68,4 +71,4 @@ def waits_for(target: Target, fleet: Iterable[Group]) -> str:
             if pod is not None:
                 why = pod.unscheduled or pod.message or "not ready"
                 told.append(f"{pod.name}: {why[-300:]}")
-    return "; ".join(told[:3]) or "no group of it could be made yet"
+    return "; ".join(told[:3] or ["no group of it could be made yet", *before])

@@ -131,6 +131,10 @@ class Reconciler:
             return await self.once(key, worker)
         except errors.NotLeading:
             return self._settings.lease.seconds
+        except errors.Throttled as error:
+            log.info("%s/%s: asked to wait %.0f s: %s", *key, error.after, error.message)
+            await asyncio.sleep(error.after)  # whatever changes meanwhile
+            return 0.0
         except errors.OperatorError as error:
             log.warning("%s/%s: %s", *key, error.message)
         except TRANSIENT as error:
@@ -185,6 +189,7 @@ class Reconciler:
         await self._read_secret(owner, worker)
         await self._probe(owned, worker)
         now = self._clock()
+        routers = [router for router, _ in owned.routers.values()]
         draining = {pod.name for pod, _ in owned.pods.values() if pod.draining}
         fresh = 2 * self._settings.probe_seconds
         return Observed(
@@ -197,7 +202,11 @@ class Reconciler:
                 if name in owned.pods and now - at <= (fresh if name in draining else STATE_SECONDS)
             },
             routers=tuple(worker.views),
-            routers_ready=sum(router.ready for router, _ in owned.routers.values()),
+            routers_ready=sum(router.ready for router in routers),
+            routers_waiting={item.name: item.waits for item in routers if item.waits},
+            routers_unscheduled={
+                item.name: item.unscheduled for item in routers if item.unscheduled
+            },
             warmups=tuple(pod for pod, _ in owned.warmups.values()),
             secret=worker.secret[0],
             failures=dict(worker.ledger.failures),

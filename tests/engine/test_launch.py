@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -263,6 +264,18 @@ def test_what_can_be_told_is_refused_before_anything_starts(tree: dict, says: st
 
 def test_a_stage_of_several_shards_is_served() -> None:
     launch.check(EngineConfig.model_validate({"model": {"path": MODEL}, "parallelism": {"tp": 2}}))
+
+
+def test_weights_that_a_worker_cannot_load_end_with_78_and_a_note(tmp_path: Path) -> None:
+    """However soon the scheduler misses the worker, and ends before it."""
+    for path in MODEL.iterdir():
+        shutil.copyfile(path, tmp_path / path.name)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100_000])
+    broken = Group("--set", f"model.path={tmp_path}")
+    _, said = broken.process.communicate(timeout=90)
+    assert broken.process.returncode == 78
+    assert f"error: model.path: cannot read {weights}" in said
 
 
 def test_a_configuration_error_ends_with_78_and_a_note(tmp_path: Path) -> None:

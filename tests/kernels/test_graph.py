@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from pds_kernels.graph import Graph, build, load
+from pds_kernels.graph import Graph, build, load, toolchain
 
 
 def gated(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -39,3 +39,10 @@ def test_the_key_follows_shapes_and_source(tmp_path):
     assert base == graph((2, 64)).key_inputs()
     assert base != graph((2, 128)).key_inputs()
     assert base != graph((2, 64), width=16).key_inputs()
+
+
+@pytest.mark.parametrize("compiler", ["/bin/false", "no-such-compiler"])
+def test_a_compiler_that_does_not_run_is_named(compiler, monkeypatch):
+    monkeypatch.setenv("CXX", compiler)
+    with pytest.raises(RuntimeError, match=f"the C\\+\\+ compiler {compiler} does not run"):
+        toolchain.__wrapped__()

@@ -9,14 +9,16 @@ from typing import Any
 import pytest
 import yaml
 
-# worlds.py and fake_api.py are helpers of these tests alone; tests have no packages.
+# worlds.py, fake_api.py and running.py are helpers of these tests alone; tests have no packages.
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[2] / "cluster"))
 
 from pds_cluster import testing
 from pds_cluster.errors import ClusterError
+from running import eventually
 
 ROOT = Path(__file__).parents[2]
+OPERATORS = "app.kubernetes.io/part-of=pdserving,app.kubernetes.io/component=operator"
 
 
 @pytest.fixture(scope="session")
@@ -42,6 +44,25 @@ def definition(cluster: testing.Cluster) -> Iterator[None]:
     if found is None:
         # The chart refuses a definition that it did not make.
         cluster.kubectl("delete", "--ignore-not-found", "-f", path)
+
+
+@pytest.fixture(scope="module")
+def alone(cluster: testing.Cluster) -> Iterator[None]:
+    """No other operator: one that serves all namespaces would answer in ours too."""
+    text = cluster.kubectl("get", "deployments", "-A", "-l", OPERATORS, "-o", "json")
+    others = [
+        (item["metadata"]["namespace"], item["metadata"]["name"], item["spec"]["replicas"])
+        for item in json.loads(text)["items"]
+        if item["spec"]["replicas"]
+    ]
+    if others and not cluster.is_local:
+        pytest.skip(f"the operator {others[0][:2]} of your own cluster would answer too")
+    for space, name, _ in others:
+        cluster.kubectl("-n", space, "scale", "deployment", name, "--replicas=0")
+    eventually(lambda: not cluster.kubectl("get", "pods", "-A", "-l", OPERATORS, "-o", "name"))
+    yield
+    for space, name, replicas in others:
+        cluster.kubectl("-n", space, "scale", "deployment", name, f"--replicas={replicas}")
 
 
 def _rules(node: Any) -> list[str]:

@@ -38,6 +38,7 @@ class Server:
         self.asked: list[tuple[str, str, dict[str, str], str, object]] = []
         self.tokens: list[str | None] = []
         self.refuse: dict[str, tuple[int, str]] = {}
+        self.headers: dict[str, str] = {}
         self.url = ""
 
     async def handle(self, request: web.Request) -> web.Response:
@@ -48,7 +49,7 @@ class Server:
         self.asked.append((request.method, request.path, query, request.content_type, body))
         self.tokens.append(request.headers.get("Authorization"))
         status, told = self.refuse.get(self.tokens[-1] or "", (200, text or "{}"))
-        return web.Response(status=status, text=told)
+        return web.Response(status=status, text=told, headers=self.headers)
 
 
 @pytest.fixture
@@ -179,6 +180,33 @@ async def test_a_refusal_is_an_error_of_ours(server, api, status, text, kind, me
         await api.get("Lease", "team", "it")
     assert (type(caught.value), caught.value.message) == (kind, message)
     assert caught.value.status == status
+
+
+BUSY = '{"reason": "TooManyRequests", "details": {"retryAfterSeconds": 7}}'
+"""What the API server says while it reads its storage anew."""
+
+
+@pytest.mark.parametrize(
+    ("status", "text", "headers", "after"),
+    [
+        (429, "Too many requests, please try again later.", {"Retry-After": "3"}, 3),
+        (429, BUSY, {}, 7),
+        (429, BUSY, {"Retry-After": "2"}, 2),
+        (429, "", {}, 1),
+        (429, "", {"Retry-After": "Sat, 21 Nov 2026 19:00:00 GMT"}, 1),
+        (429, "", {"Retry-After": "86400"}, 60),
+        (503, "shutting down", {"Retry-After": "5"}, 5),
+        (504, '{"reason": "Timeout", "details": {"retryAfterSeconds": 4}}', {}, 4),
+    ],
+)
+async def test_a_server_without_room_says_how_long_to_wait(
+    server, api, status, text, headers, after
+):
+    server.refuse, server.headers = {"": (status, text)}, headers
+    with pytest.raises(errors.Throttled) as caught:
+        await api.replace(LEASE)
+    assert (caught.value.status, caught.value.after) == (status, after)
+    assert len(server.asked) == 1
 
 
 def plugin(server: Server, folder: Path) -> Path:

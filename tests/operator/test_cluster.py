@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 
 import pytest
 from aiohttp import web
@@ -35,11 +36,17 @@ class Server:
         self.version = 10
         self.watches: list[list[dict]] = []
         self.asked: list[dict[str, str]] = []
+        self.busy: list[str] = []
+        """Retry-After of the answers before all others, each of which is a 429."""
+        self.at: list[float] = []
         self.done = asyncio.Event()
         self.url = ""
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         self.asked.append(dict(request.query))
+        self.at.append(time.monotonic())
+        if self.busy:
+            return web.Response(status=429, headers={"Retry-After": self.busy.pop(0)})
         if "watch" not in request.query:
             body = {
                 "apiVersion": "v1",
@@ -118,6 +125,14 @@ async def test_gone_means_list_anew_and_drop_what_is_gone(server):
     assert [query.get("resourceVersion") for query in server.asked] == [None, "10", None, "50"]
 
 
+async def test_a_server_without_room_is_asked_again_when_it_says(server):
+    server.items, server.busy = [service("a", 5)], ["1"]
+    store, _ = await followed(server)
+    assert names(store) == {"a"}
+    assert [query.get("resourceVersion") for query in server.asked] == [None, None, "10"]
+    assert server.at[1] - server.at[0] >= 1
+
+
 async def test_items_of_a_list_know_what_they_are(server):
     item = service("a", 5)
     del item["kind"]
@@ -174,6 +189,7 @@ def test_older_than_what_is_known_is_ignored():
         (403, {"message": "maximum cpu usage per Pod is 1"}, errors.Refused, "LimitRange"),
         (403, {"message": "User cannot create"}, errors.ApiError, "Forbidden"),
         (422, {"message": "spec.x: Invalid"}, errors.ApiError, "Invalid"),
+        (429, None, errors.Throttled, "Throttled"),
         (500, None, errors.ApiError, "ApiError"),
     ],
 )

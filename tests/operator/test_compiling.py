@@ -85,6 +85,22 @@ def test_a_crash_after_the_first_pod_leaves_no_job_behind(world):
     assert f"delete job {JOB}" in world.round()
 
 
+def test_a_job_that_cannot_start_is_late_like_any_pod(world):
+    """Its image cannot be pulled: no time-out of the warm-up's runs."""
+    world.round()
+    world.warmups = pod(scheduled=True, waits="ErrImagePull: no such tag")
+    world.now = START + 1799
+    assert world.round() == []
+    told = f"the Job {JOB} cannot start: {JOB}-x: ErrImagePull: no such tag"
+    assert progressing(world)[1].startswith(told)
+    world.now = START + 1800
+    world.settle()
+    assert world.revisions[digest(NEW)].failed == (
+        f"ProgressDeadlineExceeded: no group of it could be made yet; "
+        f"{JOB}-x: ErrImagePull: no such tag"
+    )
+
+
 def test_a_job_that_failed_gives_the_revision_up(world):
     world.round()
     world.warmups = pod(scheduled=True, error="graph decode: g++ failed")
@@ -182,3 +198,12 @@ def ended(message: str, code: int = 1) -> dict:
 )
 def test_what_a_failed_warm_up_says(message, error):
     assert warmup_facts(ended(message)) == WarmupPod("w", "abc", error=error)
+
+
+def test_what_a_warm_up_without_its_image_says():
+    obj = ended("")
+    waiting = {"reason": "ImagePullBackOff", "message": "Back-off pulling image"}
+    obj["status"]["initContainerStatuses"][0]["state"] = {"waiting": waiting}
+    assert warmup_facts(obj) == WarmupPod(
+        "w", "abc", waits="ImagePullBackOff: Back-off pulling image"
+    )

@@ -93,7 +93,14 @@ def test_routers_that_cannot_roll_to_the_new_image():
     world.round()
     world.objects["Deployment", "chat-router"]["status"]["updatedReplicas"] = 0
     world.now += DEADLINE
-    assert failed(world) == "ProgressDeadlineExceeded: no group of it could be made yet"
+    world.routers_unscheduled = {"chat-router-x": "0/3 nodes are available"}
+    assert failed(world) == ""
+    world.routers_unscheduled = {}
+    world.routers_waiting = {"chat-router-x": "ErrImagePull: no such tag"}
+    assert failed(world) == (
+        "ProgressDeadlineExceeded: no group of it could be made yet; "
+        "chat-router-x: ErrImagePull: no such tag"
+    )
     world.round()
     [container] = world.objects["Deployment", "chat-router"]["spec"]["template"]["spec"][
         "containers"

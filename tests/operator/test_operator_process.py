@@ -5,117 +5,20 @@ to garbage collection.
 """
 
 import json
-import os
 import re
 import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Callable, Iterator
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from kubernetes.aio.client import Configuration
 from kubernetes.aio.config import load_kube_config
 from pds_cluster import testing
 from pds_operator.api import Api
+from running import CHAT, Operator, condition, eventually, listed
 
 pytestmark = pytest.mark.cluster
-
-NOWHERE = {"spec": {"nodeSelector": {"pdserving.io/test": "no-such-node"}}}
-OPERATORS = "app.kubernetes.io/part-of=pdserving,app.kubernetes.io/component=operator"
-CHAT = {
-    "apiVersion": "pdserving.io/v1alpha1",
-    "kind": "PDServing",
-    "metadata": {"name": "chat"},
-    "spec": {
-        "model": {"name": "tiny", "source": {"path": "/models/tiny"}},
-        "prefill": {"replicas": 2, "podTemplate": NOWHERE},
-        "decode": {"replicas": 1, "parallelism": {"pp": 2}, "podTemplate": NOWHERE},
-        "router": {"replicas": 1, "podTemplate": NOWHERE},
-    },
-}
-
-
-class Operator:
-    """`pds-operator run` for one namespace."""
-
-    def __init__(self, cluster: testing.Cluster, namespace: str, folder: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.log = folder / "operator.log"
-        self.config = folder / "settings.yaml"
-        settings = {
-            "namespaces": [namespace],
-            "namespace": namespace,
-            "livenessPort": self.port,
-            "lease": {"seconds": 5},
-        }
-        self.config.write_text(yaml.safe_dump(settings))
-        self.environment = {**os.environ, "KUBECONFIG": str(cluster.kubeconfig)}
-        self.process = self.start()
-
-    def start(self) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "pds_operator", "run", "--config", str(self.config)]
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=self.environment)
-        return self.process
-
-    def stop(self, how: int = signal.SIGTERM) -> int:
-        self.process.send_signal(how)
-        return self.process.wait(20)
-
-    def metrics(self) -> dict[str, float]:
-        url = f"http://127.0.0.1:{self.port}/metrics"
-        with urllib.request.urlopen(url, timeout=5) as answer:
-            text = answer.read().decode()
-        return {
-            name: float(value)
-            for name, value in re.findall(r"^(pds\S+) (\S+)$", text, re.MULTILINE)
-        }
-
-    def writes(self) -> float:
-        return sum(value for name, value in self.metrics().items() if "writes_total" in name)
-
-
-def eventually(check: Callable[[], Any], seconds: float = 60) -> Any:
-    """The first true value of `check`; what it raises is shown when the time is over."""
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            value = check()
-            if value:
-                return value
-        except (OSError, LookupError, HTTPException) as error:
-            value = error
-        if time.monotonic() > deadline:
-            pytest.fail(f"not within {seconds} s: {value!r}")
-        time.sleep(0.2)
-
-
-@pytest.fixture(scope="module")
-def alone(cluster: testing.Cluster) -> Iterator[None]:
-    """No other operator: one that serves all namespaces would answer in ours too."""
-    text = cluster.kubectl("get", "deployments", "-A", "-l", OPERATORS, "-o", "json")
-    others = [
-        (item["metadata"]["namespace"], item["metadata"]["name"], item["spec"]["replicas"])
-        for item in json.loads(text)["items"]
-        if item["spec"]["replicas"]
-    ]
-    if others and not cluster.is_local:
-        pytest.skip(f"the operator {others[0][:2]} of your own cluster would answer too")
-    for space, name, _ in others:
-        cluster.kubectl("-n", space, "scale", "deployment", name, "--replicas=0")
-    eventually(lambda: not cluster.kubectl("get", "pods", "-A", "-l", OPERATORS, "-o", "name"))
-    yield
-    for space, name, replicas in others:
-        cluster.kubectl("-n", space, "scale", "deployment", name, f"--replicas={replicas}")
 
 
 @pytest.fixture(scope="module")
@@ -137,18 +40,6 @@ def operator(cluster, namespace, tmp_path_factory) -> Iterator[Operator]:
 def chat(cluster, namespace, operator) -> Callable[[], dict[str, Any]]:
     cluster.apply(CHAT, namespace=namespace)
     return lambda: cluster.get("pdserving", "chat", namespace)
-
-
-def condition(pds: dict[str, Any], kind: str) -> dict[str, Any]:
-    [found] = [item for item in pds["status"]["conditions"] if item["type"] == kind]
-    return found
-
-
-def listed(cluster: testing.Cluster, namespace: str, kinds: str) -> list[str]:
-    text = cluster.kubectl(
-        "-n", namespace, "get", kinds, "-l", "pdserving.io/name=chat", "-o", "json"
-    )
-    return sorted(item["metadata"]["name"] for item in json.loads(text)["items"])
 
 
 def test_it_says_what_the_scheduler_says(chat):

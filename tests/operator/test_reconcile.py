@@ -1,5 +1,8 @@
 """Observe, plan, act, tell: with an API server and pods in memory."""
 
+import asyncio
+import time
+
 import pytest
 from fake_api import FakeApi
 from pds_operator import errors
@@ -181,6 +184,37 @@ async def test_a_lease_that_is_lost_in_a_round_ends_it_before_the_next_write():
     with pytest.raises(errors.NotLeading):
         await bench.round()
     assert bench.api.calls == ["create Secret chat-control"]
+
+
+async def test_a_server_without_room_ends_the_round_and_is_left_alone_for_a_while():
+    """No later call of the round either, nor the status: each would be refused."""
+    bench = Bench(probe_seconds=0.01)
+    busy = errors.Throttled(429, "TooManyRequests", "try again later")
+    busy.after = 0.3
+    asked: asyncio.Queue[float] = asyncio.Queue()
+
+    def refuse(verb, obj):
+        if obj["kind"] != "Service":
+            return None
+        asked.put_nowait(time.monotonic())
+        return busy if asked.qsize() == 1 else None
+
+    bench.api.refuse = refuse
+    with pytest.raises(errors.Throttled):
+        await bench.round()
+    assert bench.api.calls[-1] == "create Service chat-ranks"
+    assert "status" not in bench.api.one("PDServing", "chat")
+    await asked.get()
+    await bench.reconciler.start()
+    bench.reconciler.mark(KEY)
+    refused = await asked.get()
+    calls = list(bench.api.calls)
+    while time.monotonic() < refused + 0.25:
+        bench.reconciler.mark(KEY)  # whatever changes meanwhile
+        await asyncio.sleep(0.01)
+    assert bench.api.calls == calls
+    assert await asked.get() >= refused + 0.3
+    await bench.reconciler.stop()
 
 
 async def test_a_foreign_service_is_left_alone_and_named():

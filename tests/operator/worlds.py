@@ -69,6 +69,8 @@ class World:
         self.compiles = False
         """Warm-up Jobs take their time; else they end at once."""
         self.warmups: tuple[WarmupPod, ...] = ()
+        self.routers_waiting: dict[str, str] = {}
+        self.routers_unscheduled: dict[str, str] = {}
         self.counts: dict[str, tuple[int, int]] = {}
 
     def observed(self) -> Observed:
@@ -104,6 +106,8 @@ class World:
                 RouterView("r", {pod.name: routable(pod) for pod in leaders}, dict(self.counts)),
             ),
             routers_ready=1,
+            routers_waiting=self.routers_waiting,
+            routers_unscheduled=self.routers_unscheduled,
             warmups=self.warmups,
             secret=self.secret,
             failures=dict(self.failures),

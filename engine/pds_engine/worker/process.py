@@ -57,8 +57,8 @@ def run(config: EngineConfig, keys: Keys, scheduler: str, rank: int, incarnation
         watchdog.start()
         _serve(config, keys, link, activity, assembly.rendezvous)
     except ConfigError:
-        # The link is left to the process's end: a scheduler that lost it earlier would end first,
-        # and launch reports the status of whoever ended first.
+        # The link is left to the process's end: whoever loses it ends too, and what is wrong is
+        # written down before that.
         raise
     except Exception as error:
         logger.exception("rank %d failed", rank)
