@@ -259,4 +259,4 @@ class Reconciler:
             for kind, reason, message in status.transitions(before, told)
         ]
         await self._executor.carry_out(says, owner, worker.ledger, b"")
-        self.store.put_parent(written)
+        self.store.put_parent(written, told=True)
