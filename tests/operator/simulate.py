@@ -10,11 +10,13 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 
 from simulation.memory import remembering
 from simulation.world import Failed, Told, run
 
 BATCH = 50
+memory = ExitStack()
 
 
 def batch(seeds: range) -> tuple[list[Told], list[tuple[int, str, str]]]:
@@ -30,7 +32,7 @@ def batch(seeds: range) -> tuple[list[Told], list[tuple[int, str, str]]]:
 
 def begin() -> None:
     """A process begins, and remembers to its end."""
-    remembering().__enter__()
+    memory.enter_context(remembering())
 
 
 def batches(first: int, runs: int) -> Iterator[range]:

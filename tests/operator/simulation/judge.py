@@ -15,7 +15,7 @@ from simulation.serving import Router, Serving
 Object = dict[str, Any]
 Place = tuple[str, int]
 """(role, index) of a group, whatever its attempt."""
-BLIND_SECONDS = 15.0
+BLIND_SECONDS = 12.0
 """For so long after a group was lost the operator may not know it, or carry out a round that it
 decided on before: watches lag, and writes time out."""
 PAIRS = {"prefill": "decode", "decode": "prefill", "unified": "unified"}
@@ -183,12 +183,7 @@ class Judge:
         for (other, number, _), pods in self.groups().items():
             if other == role and any(map(_runs, pods)) and not self._hopeless(pods, labels):
                 there.add(number)
-        old = {
-            place
-            for place, own in self._stood[operator.name].items()
-            if place[0] == role and own != labels[names.REVISION]
-        }
-        most = max(want, len(old)) + surge
+        most = want + surge
         self._hold(len(there) <= most, f"{len(there)} groups of {role}, and {most} at most")
 
     def _hopeless(self, pods: list[Object], labels: Object) -> bool:
