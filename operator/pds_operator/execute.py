@@ -188,13 +188,26 @@ class Executor:
                 f"{kind} {meta['name']} exists and is not owned by this PDServing; it is left "
                 "untouched: rename one of the two"
             )
-        if names.NAME in (live["metadata"].get("labels") or {}):
+        own = {label for label in meta.get("labels") or {} if label.startswith(f"{names.GROUP}/")}
+        if own <= set(live["metadata"].get("labels") or {}):
             self._seen(live, kind)
-        elif kind not in ("Pod", "Secret"):
-            # Ours, but its labels were taken away, so that we do not see it.
-            uid = live["metadata"]["uid"]
-            sent = {**obj, "metadata": {**meta, "uid": uid}}
+        elif kind != "Secret":  # which is read by its name
+            await self._labelled(obj, live, owner)
+
+    async def _labelled(self, wanted: Object, live: Object, owner: Owner) -> None:
+        """Ours, but its labels were taken away, so that we do not see it: put them back.
+
+        A pod that is not what is wanted now is deleted: nobody can tell any more what it was for.
+        """
+        kind, meta, uid = wanted["kind"], wanted["metadata"], live["metadata"]["uid"]
+        if kind != "Pod":
+            sent = {**wanted, "metadata": {**meta, "uid": uid}}
             self._seen(await self._api.apply(sent), kind)
+        elif diff.covers(live["spec"], wanted["spec"]):
+            patch = {"metadata": {"uid": uid, "labels": meta["labels"]}}
+            self._seen(await self._api.merge(kind, owner.namespace, meta["name"], patch), kind)
+        else:
+            await self._delete(kind, owner.namespace, meta["name"], uid, None)
 
     async def _try_out(self, obj: Object) -> None:
         """Refuse a template that can never be; a full quota says nothing about it."""

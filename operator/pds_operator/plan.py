@@ -56,9 +56,8 @@ def plan(observed: Observed, desired: Desired, now: float) -> Plan:
     spec = scaling.scaled(desired.spec, desired.owner, observed, fleet)
     desired = replace(desired, spec=spec)
     objects.keep(round_, observed, desired, now)
-    if target is None:
-        targets.make(round_, observed, desired)
-    elif target.rejected is not None:
+    coming = target is None and targets.make(round_, observed, desired)
+    if target is not None and target.rejected is not None:
         round_.problems.append(_rejected(asked, target, target.rejected))
     terms = _terms(desired)
     limit = limits(desired, target)
@@ -71,7 +70,8 @@ def plan(observed: Observed, desired: Desired, now: float) -> Plan:
     for group in retired:
         lifecycle.retire(round_, terms, group, now)
     for group in fleet:
-        if group not in retired:
+        # What the coming target retires in the next round is not made again in this one.
+        if group not in retired and not (coming and group.hopeless):
             lifecycle.keep_up(round_, terms, group, observed, now)
     if target is not None:
         used = {group.revision for group in fleet} | {digest} | ({kept} - {""})
