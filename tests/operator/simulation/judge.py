@@ -48,7 +48,8 @@ class Judge:
         self._served = False
         self._groups: tuple[int, dict[tuple[str, int, int], list[Object]]] = (-1, {})
         self._specs: dict[str, Object] = {}
-        self._stood: dict[str, dict[Place, str]] = {}
+        self._serving: dict[str, set[str]] = {}
+        """By operator, the revisions that serve when its round begins."""
 
     # Facts --------------------------------------------------------------------------------
 
@@ -119,14 +120,14 @@ class Judge:
         return sum(whose in (role, PAIRS[role]) for _, whose in self.lost)
 
     def begins(self, operator: Operator) -> None:
-        """A round of `operator` begins: what stands now is what its surge is told from."""
+        """A round of `operator` begins: what it decides on is known now."""
         reconciler = operator.reconciler
         parent = reconciler.store.parent(KEY) if reconciler else None
         self._specs[operator.name] = parent["spec"] if parent else {}
-        self._stood[operator.name] = {
-            (role, index): pods[0]["metadata"]["labels"][names.REVISION]
-            for (role, index, _), pods in self.groups().items()
-            if not any(names.DRAINING in pod["metadata"]["labels"] for pod in pods)
+        self._serving[operator.name] = {
+            pods[0]["metadata"]["labels"][names.REVISION]
+            for pods in self.groups().values()
+            if self.serves(pods)
         }
 
     # Writes -------------------------------------------------------------------------------
@@ -183,8 +184,19 @@ class Judge:
         for (other, number, _), pods in self.groups().items():
             if other == role and any(map(_runs, pods)) and not self._hopeless(pods, labels):
                 there.add(number)
+        if self._held_back(operator, spec, labels):
+            raise Violation(f"{obj['metadata']['name']} is made, and the rollout is held")
         most = want + surge
         self._hold(len(there) <= most, f"{len(there)} groups of {role}, and {most} at most")
+
+    def _held_back(self, operator: Operator, spec: Object, labels: Object) -> bool:
+        """Nothing of the spec's revision may be made: another serves, and goes on to."""
+        given = spec["rollout"]
+        target = revision.digest(spec)
+        held = given.get("paused") or given.get("partition") == "100%"
+        if not held or labels[names.REVISION] != target:
+            return False
+        return bool(self._serving[operator.name] - {target})
 
     def _hopeless(self, pods: list[Object], labels: Object) -> bool:
         """Of another revision, and it never served: deleted at once, so the surge spares it."""

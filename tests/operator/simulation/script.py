@@ -1,6 +1,5 @@
 """What happens to a cluster: users, faults, other people. Drawn by chance, one after another."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -53,8 +52,8 @@ class Script:
     def _mend(self) -> None:
         world = self._world
         self._calm()
-        if world.wish.nature != "good":
-            self._ask(dataclasses.replace(world.wish, nature="good"))
+        if world.wish != specs.freed(world.wish):
+            self._ask(specs.freed(world.wish))
         for node in world.nodes:
             world.kubelet.heal(node)
         for operator in world.operators:

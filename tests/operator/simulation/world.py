@@ -55,7 +55,8 @@ class World:
     def __init__(self, seed: int) -> None:
         self.clock = Clock(seed)
         self.server = Server(self.clock)
-        self.nodes = [Node(f"node-{number}", 7) for number in range(4)]
+        slots = 7 if self.clock.chance(0.7) else 4  # where nodes are lost a surge waits
+        self.nodes = [Node(f"node-{number}", slots) for number in range(4)]
         self.kubelet = Kubelet(self.clock, self.server, self.nodes)
         self.serving = Serving(self.clock, self.server, self.kubelet)
         Jobs(self.clock, self.server, self.kubelet)
