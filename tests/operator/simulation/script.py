@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from pds_operator.cluster import FOLLOWED
 from simulation import specs
-from simulation.operators import Operator
+from simulation.operators import Operator, Trouble
 
 if TYPE_CHECKING:
     from simulation.world import World
@@ -61,7 +61,7 @@ class Script:
                 operator.start()
 
     def _calm(self) -> None:
-        fresh = type(self._world.trouble)()
+        fresh = Trouble(self._world.lag)
         for name, value in vars(fresh).items():
             setattr(self._world.trouble, name, value)
 
@@ -97,7 +97,7 @@ class Script:
         operator.gap(self._clock.random.choice(FOLLOWED), self._clock.between(0.5, 6.0))
 
     def _slow_watches(self) -> None:
-        self._trouble("lag", self._clock.between(0.5, 3.0))
+        self._trouble("lag", self._clock.between(1.0, 3.0))
 
     def _throttle(self) -> None:
         self._trouble("refusing", 0.3)

@@ -61,7 +61,8 @@ class World:
         self.serving = Serving(self.clock, self.server, self.kubelet)
         Jobs(self.clock, self.server, self.kubelet)
         self.judge = Judge(self.clock, self.server, self.kubelet, self.serving, UID)
-        self.trouble = Trouble()
+        self.lag = self.clock.random.choice([0.4, 0.8, 1.2])
+        self.trouble = Trouble(self.lag)
         self.wish = specs.first(self.clock.random)
         replicas = 2 if self.clock.chance(0.4) else 1
         self.operators = [
