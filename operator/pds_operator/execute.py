@@ -38,6 +38,9 @@ Object = dict[str, Any]
 
 log = logging.getLogger("pds_operator.execute")
 
+WAIT_COUNTS_SECONDS = 1200.0
+"""Above the time that a group may be scheduled in part: the next wait is longer than the last."""
+
 
 @dataclass(slots=True)
 class Ledger:
@@ -52,11 +55,15 @@ class Ledger:
         self.failures[scope] = Failure(reason, message, count, until)
 
     def settle(self, done: Iterable[str], planned: set[str], now: float) -> None:
-        """Forget what succeeded, and what is no longer asked for."""
+        """Forget what succeeded, and what is no longer asked for.
+
+        Nobody asks for a wait that ran out: it counts until there has been none for a while.
+        """
         for scope in done:
             self.failures.pop(scope, None)
         for scope, failure in list(self.failures.items()):
-            if failure.until <= now and scope not in planned and not scope.startswith("schedule/"):
+            kept = WAIT_COUNTS_SECONDS if scope.startswith("schedule/") else 0.0
+            if failure.until + kept <= now and scope not in planned:
                 del self.failures[scope]
 
 
@@ -97,7 +104,8 @@ class Executor:
                 raise errors.NotLeading("the lease is not ours; nothing was written")
             try:
                 await self._one(action, owner, ledger, key)
-                done.add(action.scope)
+                if not isinstance(action, Hold):
+                    done.add(action.scope)
             except (errors.Conflict, errors.Missing) as error:
                 # Changed or gone in between: the next round sees how it stands.
                 log.info("%s: %s: %s", owner.name, action, error.message)

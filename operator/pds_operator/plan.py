@@ -299,9 +299,15 @@ def _routers_settled(observed: Observed, desired: Desired) -> bool:
 
 
 def _allowed(round_: Round, observed: Observed, now: float) -> tuple[Action, ...]:
-    """Without what is held back; what holds it back is a problem to tell."""
+    """Without what is held back; what holds it back is a problem to tell.
+
+    So is what was refused and is tried again now, but not what nobody asks for any more.
+    """
+    asked = {item.scope for item in round_.actions}
     for scope, failure in observed.failures.items():
-        round_.problems.append(Problem(failure.reason, failure.message))
-        if observed.held(scope, now):
+        held = observed.held(scope, now)
+        if held or scope in asked:
+            round_.problems.append(Problem(failure.reason, failure.message))
+        if held:
             round_.wake_at(failure.until)
     return tuple(item for item in round_.actions if not observed.held(item.scope, now))

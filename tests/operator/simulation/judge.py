@@ -97,6 +97,7 @@ class Judge:
             and leader.ready
             and leader.gated
             and not any(_leaves(pod) for pod in pods)
+            and _seen(pods)
         )
 
     def serving(self, spec: Object) -> dict[str, set[Place]]:
@@ -182,10 +183,13 @@ class Judge:
         want, surge, _ = self.limits(spec, role)
         there = {index}
         for (other, number, _), pods in self.groups().items():
-            if other == role and any(map(_runs, pods)) and not self._hopeless(pods, labels):
+            counts = other == role and _seen(pods) and any(map(_runs, pods))
+            if counts and not self._hopeless(pods, labels):
                 there.add(number)
         if self._held_back(operator, spec, labels):
             raise Violation(f"{obj['metadata']['name']} is made, and the rollout is held")
+        if self._given_up(operator, labels[names.REVISION]):
+            raise Violation(f"{obj['metadata']['name']} is made of a revision that was given up")
         most = want + surge
         self._hold(len(there) <= most, f"{len(there)} groups of {role}, and {most} at most")
 
@@ -197,6 +201,14 @@ class Judge:
         if not held or labels[names.REVISION] != target:
             return False
         return bool(self._serving[operator.name] - {target})
+
+    def _given_up(self, operator: Operator, digest: str) -> bool:
+        """It knows that the revision is bad, and another serves."""
+        if operator.reconciler is None:
+            return False
+        known = operator.reconciler.store.owned(KEY).revisions("chat")
+        failed = {own for own, stored in known.items() if stored.failed}
+        return digest in failed and bool(self._serving[operator.name] - failed)
 
     def _hopeless(self, pods: list[Object], labels: Object) -> bool:
         """Of another revision, and it never served: deleted at once, so the surge spares it."""
@@ -281,6 +293,11 @@ def _runs(pod: Object) -> bool:
     """It holds its place on a node, and goes on to."""
     failed = (pod.get("status") or {}).get("phase") == "Failed"
     return not failed and "deletionTimestamp" not in pod["metadata"]
+
+
+def _seen(pods: list[Object]) -> bool:
+    """Nobody took away the labels by which operator and routers find it."""
+    return all(names.NAME in pod["metadata"]["labels"] for pod in pods)
 
 
 def _leaves(pod: Object) -> bool:

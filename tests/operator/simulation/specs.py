@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 Object = dict[str, Any]
+GIVEN_UP = ("exit78", "crash", "warmup")
+"""Natures of images that show to be bad before anything is routed to them."""
 
 
 @dataclass(frozen=True, slots=True)
