@@ -4,6 +4,7 @@ Level-triggered and without memory: the plan of a crashed round, made again, goe
 stopped.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -222,21 +223,35 @@ def limits(desired: Desired, target: Target | None) -> Limits:
 def _retired(fleet: list[Group], step: Step, digest: str, kept: str) -> list[Group]:
     """The groups that leave now: useless old ones, and what each role's move retires."""
     result: list[Group] = []
+    pairs = _pairs(fleet)
     for name, move in step.moves.items():
         staying = [g for g in fleet if g.role == name and g.phase is not Phase.LEAVING]
         old = [g for g in staying if g.revision != digest]
         new = [g for g in staying if g.revision == digest]
         result += [g for g in old if _useless(g, kept)]
-        result += _least_useful([g for g in old if not _useless(g, kept)], move.retire_old)
-        result += _least_useful(new, move.retire_new)
+        result += _least_useful([g for g in old if not _useless(g, kept)], move.retire_old, pairs)
+        result += _least_useful(new, move.retire_new, pairs)
     return result
 
 
-def _least_useful(candidates: list[Group], count: int) -> list[Group]:
-    """Unready ones before ready ones, then the highest index."""
+def _pairs(fleet: list[Group]) -> dict[str, int]:
+    """Ready pairs of each revision: those of two revisions may not work with each other."""
+    ready = Counter((group.revision, group.role) for group in fleet if group.ready)
+    return {
+        own: ready[own, "unified"] + min(ready[own, "prefill"], ready[own, "decode"])
+        for own in {group.revision for group in fleet}
+    }
+
+
+def _least_useful(candidates: list[Group], count: int, pairs: Mapping[str, int]) -> list[Group]:
+    """Unready ones before ready ones; of the revision with fewest pairs, in all roles the same."""
     order = {Phase.FAILED: 0, Phase.STARTING: 1, Phase.EVICTED: 2}
-    ranked = sorted(candidates, key=lambda g: (order.get(g.phase, 3), g.ready, -g.index))
-    return ranked[:count]
+
+    def rank(group: Group) -> tuple[int, bool, int, str, int]:
+        own = group.revision
+        return order.get(group.phase, 3), group.ready, pairs[own], own, -group.index
+
+    return sorted(candidates, key=rank)[:count]
 
 
 def _create(

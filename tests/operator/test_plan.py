@@ -228,16 +228,6 @@ def test_failures_in_a_row_wait_longer_each_time(world):
     assert waits == [0, 10, 20, 40, 80, 160, 300, 300]
 
 
-def test_what_the_next_revision_retires_is_not_made_again_before_it_comes(world):
-    world.change("chat-d-0-0-0", failures=2)
-    world.fail("chat-d-0-0-0")
-    world.now += 601
-    world.raw = raw_spec(image="engine:2")
-    [made] = [text for text in world.round() if not text.startswith("unroute")]
-    assert made.startswith("controllerrevision")
-    assert "drain chat-d-0-0-0" in world.round()
-
-
 def test_an_attempt_that_was_up_for_long_starts_from_nothing_again(world):
     world.change("chat-d-0-0-0", failures=5)
     world.now += 601
