@@ -95,14 +95,17 @@ class Store:
         found = self._parents.get(key)
         return found[0] if found else None
 
-    def put_parent(self, obj: Object) -> None:
-        """A PDServing was seen, or written."""
-        key, version = (obj["metadata"]["namespace"], obj["metadata"]["name"]), _version(obj)
+    def put_parent(self, obj: Object, *, told: bool = False) -> None:
+        """A PDServing was seen, or its status `told` by us: that alone is no reason to look."""
+        meta, version = obj["metadata"], _version(obj)
+        key = (meta["namespace"], meta["name"])
         known = self._parents.get(key)
-        same = known and known[0]["metadata"]["uid"] == obj["metadata"]["uid"]
+        same = known is not None and known[0]["metadata"]["uid"] == meta["uid"]
         if known is None or not same or version > known[1]:
             self._parents[key] = (_slim(obj), version)
-            self._changed(key)
+            generation = known[0]["metadata"].get("generation") if known else None
+            if not (told and same and generation == meta.get("generation")):
+                self._changed(key)
 
     def drop_parent(self, key: Key) -> None:
         """A PDServing is gone; what it owned goes as it is collected."""
@@ -110,22 +113,28 @@ class Store:
         self._changed(key)
 
     def put(self, obj: Object) -> None:
-        """An object was seen, or written by us. What is older than what we know is ignored."""
+        """An object was seen, or written by us. What is older than what we know is ignored.
+
+        What we have written comes back by the watch, and is no news then.
+        """
         key = _key(obj)
         if key is None:
             return
         owned, name, version = self._owned[key], obj["metadata"]["name"], _version(obj)
         if obj["kind"] != "Pod":
-            _put(owned.objects, (obj["kind"], name), _slim(obj), version)
+            news = _put(owned.objects, (obj["kind"], name), _slim(obj), version)
         else:
             facts = pod_facts(obj)
             if facts is not None:
-                _put(owned.pods, name, facts, version)
+                news = _put(owned.pods, name, facts, version)
             elif obj["metadata"]["labels"].get(names.ROLE) == "router":
-                _put(owned.routers, name, _router_pod(obj), version)
+                news = _put(owned.routers, name, _router_pod(obj), version)
             elif obj["metadata"]["labels"].get(names.ROLE) == "warmup":
-                _put(owned.warmups, name, warmup_facts(obj), version)
-        self._changed(key)
+                news = _put(owned.warmups, name, warmup_facts(obj), version)
+            else:  # somebody took away what told which pod it is
+                news = owned.pods.pop(name, None) is not None
+        if news:
+            self._changed(key)
 
     def drop(self, obj: Object) -> None:
         """An object is gone."""
@@ -224,10 +233,13 @@ async def follow_all(
         await ready()
 
 
-def _put(shelf: dict[Any, tuple[Any, int]], key: Any, value: Any, version: int) -> None:
+def _put(shelf: dict[Any, tuple[Any, int]], key: Any, value: Any, version: int) -> bool:
+    """Whether it is news."""
     known = shelf.get(key)
-    if known is None or version >= known[1]:
-        shelf[key] = (value, version)
+    if known is not None and version < known[1]:
+        return False
+    shelf[key] = (value, version)
+    return known is None or value != known[0]
 
 
 def _key(obj: Object) -> Key | None:

@@ -38,6 +38,9 @@ Object = dict[str, Any]
 
 log = logging.getLogger("pds_operator.execute")
 
+WAIT_COUNTS_SECONDS = 1200.0
+"""Above the time that a group may be scheduled in part: the next wait is longer than the last."""
+
 
 @dataclass(slots=True)
 class Ledger:
@@ -52,11 +55,15 @@ class Ledger:
         self.failures[scope] = Failure(reason, message, count, until)
 
     def settle(self, done: Iterable[str], planned: set[str], now: float) -> None:
-        """Forget what succeeded, and what is no longer asked for."""
+        """Forget what succeeded, and what is no longer asked for.
+
+        Nobody asks for a wait that ran out: it counts until there has been none for a while.
+        """
         for scope in done:
             self.failures.pop(scope, None)
         for scope, failure in list(self.failures.items()):
-            if failure.until <= now and scope not in planned and not scope.startswith("schedule/"):
+            kept = WAIT_COUNTS_SECONDS if scope.startswith("schedule/") else 0.0
+            if failure.until + kept <= now and scope not in planned:
                 del self.failures[scope]
 
 
@@ -98,7 +105,8 @@ class Executor:
                 raise errors.NotLeading("the lease is not ours; nothing was written")
             try:
                 await self._one(action, owner, ledger, key)
-                done.add(action.scope)
+                if not isinstance(action, Hold):
+                    done.add(action.scope)
             except (errors.Conflict, errors.Missing) as error:
                 # Changed or gone in between: the next round sees how it stands.
                 log.info("%s: %s: %s", owner.name, action, error.message)
@@ -191,13 +199,26 @@ class Executor:
                 f"{kind} {meta['name']} exists and is not owned by this PDServing; it is left "
                 "untouched: rename one of the two"
             )
-        if names.NAME in (live["metadata"].get("labels") or {}):
+        own = {label for label in meta.get("labels") or {} if label.startswith(f"{names.GROUP}/")}
+        if own <= set(live["metadata"].get("labels") or {}):
             self._seen(live, kind)
-        elif kind not in ("Pod", "Secret"):
-            # Ours, but its labels were taken away, so that we do not see it.
-            uid = live["metadata"]["uid"]
-            sent = {**obj, "metadata": {**meta, "uid": uid}}
+        elif kind != "Secret":  # which is read by its name
+            await self._labelled(obj, live, owner)
+
+    async def _labelled(self, wanted: Object, live: Object, owner: Owner) -> None:
+        """Ours, but its labels were taken away, so that we do not see it: put them back.
+
+        A pod that is not what is wanted now is deleted: nobody can tell any more what it was for.
+        """
+        kind, meta, uid = wanted["kind"], wanted["metadata"], live["metadata"]["uid"]
+        if kind != "Pod":
+            sent = {**wanted, "metadata": {**meta, "uid": uid}}
             self._seen(await self._api.apply(sent), kind)
+        elif diff.covers(live["spec"], wanted["spec"]):
+            patch = {"metadata": {"uid": uid, "labels": meta["labels"]}}
+            self._seen(await self._api.merge(kind, owner.namespace, meta["name"], patch), kind)
+        else:
+            await self._delete(kind, owner.namespace, meta["name"], uid, None)
 
     async def _try_out(self, obj: Object) -> None:
         """Refuse a template that can never be; a full quota says nothing about it."""

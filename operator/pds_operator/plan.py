@@ -4,6 +4,7 @@ Level-triggered and without memory: the plan of a crashed round, made again, goe
 stopped.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -56,9 +57,8 @@ def plan(observed: Observed, desired: Desired, now: float) -> Plan:
     spec = scaling.scaled(desired.spec, desired.owner, observed, fleet)
     desired = replace(desired, spec=spec)
     objects.keep(round_, observed, desired, now)
-    if target is None:
-        targets.make(round_, observed, desired)
-    elif target.rejected is not None:
+    coming = target is None and targets.make(round_, observed, desired)
+    if target is not None and target.rejected is not None:
         round_.problems.append(_rejected(asked, target, target.rejected))
     terms = _terms(desired)
     limit = limits(desired, target)
@@ -71,7 +71,8 @@ def plan(observed: Observed, desired: Desired, now: float) -> Plan:
     for group in retired:
         lifecycle.retire(round_, terms, group, now)
     for group in fleet:
-        if group not in retired:
+        # What the coming target retires in the next round is not made again in this one.
+        if group not in retired and not (coming and group.hopeless):
             lifecycle.keep_up(round_, terms, group, observed, now)
     if target is not None:
         used = {group.revision for group in fleet} | {digest} | ({kept} - {""})
@@ -223,21 +224,35 @@ def limits(desired: Desired, target: Target | None) -> Limits:
 def _retired(fleet: list[Group], step: Step, digest: str, kept: str) -> list[Group]:
     """The groups that leave now: useless old ones, and what each role's move retires."""
     result: list[Group] = []
+    pairs = _pairs(fleet)
     for name, move in step.moves.items():
         staying = [g for g in fleet if g.role == name and g.phase is not Phase.LEAVING]
         old = [g for g in staying if g.revision != digest]
         new = [g for g in staying if g.revision == digest]
         result += [g for g in old if _useless(g, kept)]
-        result += _least_useful([g for g in old if not _useless(g, kept)], move.retire_old)
-        result += _least_useful(new, move.retire_new)
+        result += _least_useful([g for g in old if not _useless(g, kept)], move.retire_old, pairs)
+        result += _least_useful(new, move.retire_new, pairs)
     return result
 
 
-def _least_useful(candidates: list[Group], count: int) -> list[Group]:
-    """Unready ones before ready ones, then the highest index."""
+def _pairs(fleet: list[Group]) -> dict[str, int]:
+    """Ready pairs of each revision: those of two revisions may not work with each other."""
+    ready = Counter((group.revision, group.role) for group in fleet if group.ready)
+    return {
+        own: ready[own, "unified"] + min(ready[own, "prefill"], ready[own, "decode"])
+        for own in {group.revision for group in fleet}
+    }
+
+
+def _least_useful(candidates: list[Group], count: int, pairs: Mapping[str, int]) -> list[Group]:
+    """Unready ones before ready ones; of the revision with fewest pairs, in all roles the same."""
     order = {Phase.FAILED: 0, Phase.STARTING: 1, Phase.EVICTED: 2}
-    ranked = sorted(candidates, key=lambda g: (order.get(g.phase, 3), g.ready, -g.index))
-    return ranked[:count]
+
+    def rank(group: Group) -> tuple[int, bool, int, str, int]:
+        own = group.revision
+        return order.get(group.phase, 3), group.ready, pairs[own], own, -group.index
+
+    return sorted(candidates, key=rank)[:count]
 
 
 def _create(
@@ -300,9 +315,15 @@ def _routers_settled(observed: Observed, desired: Desired) -> bool:
 
 
 def _allowed(round_: Round, observed: Observed, now: float) -> tuple[Action, ...]:
-    """Without what is held back; what holds it back is a problem to tell."""
+    """Without what is held back; what holds it back is a problem to tell.
+
+    So is what was refused and is tried again now, but not what nobody asks for any more.
+    """
+    asked = {item.scope for item in round_.actions}
     for scope, failure in observed.failures.items():
-        round_.problems.append(Problem(failure.reason, failure.message))
-        if observed.held(scope, now):
+        held = observed.held(scope, now)
+        if held or scope in asked:
+            round_.problems.append(Problem(failure.reason, failure.message))
+        if held:
             round_.wake_at(failure.until)
     return tuple(item for item in round_.actions if not observed.held(item.scope, now))

@@ -180,8 +180,9 @@ class Reconciler:
         waits = [self._settings.resync_seconds, probe if decided.unsettled else 10 * probe]
         if decided.wake is not None:
             waits.append(max(0.05, decided.wake - self._clock()))
+        now = self._clock()
         held = [failure.until for failure in worker.ledger.failures.values()]
-        waits += [max(0.05, until - self._clock()) for until in held]
+        waits += [until - now for until in held if until > now]
         return min(waits)
 
     async def _observe(self, key: Key, owner: Owner, worker: Worker) -> Observed:
@@ -268,4 +269,4 @@ class Reconciler:
             for kind, reason, message in status.transitions(before, told)
         ]
         await self._executor.carry_out(says, owner, worker.ledger, b"")
-        self.store.put_parent(written)
+        self.store.put_parent(written, told=True)

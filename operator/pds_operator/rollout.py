@@ -7,7 +7,8 @@ computation.
 K = the most groups any role has, old or wanted. Step k is reached when every role r has
 ceil(k·want_r/K) available new groups; then those of step k+1 may be created, and old groups may
 leave down to what step k still needs. Two bounds always hold:
-  - a role's groups, draining ones included, are at most max(want, old) + surge;
+  - a group is made only where its role then has, draining ones included, at most want + surge:
+    however many revisions a spec has gone through, what they left over makes room first;
   - a ready old group leaves only while ready ≥ min(groups, want) − unavailable remains.
 
 A rollout may be held: `partition` keeps back the last steps, `paused` stays at the step that is
@@ -135,7 +136,7 @@ def _move(role: Role, limits: Limits, at: _At) -> Move:
         missing = role.want - role.new
         return Move(create=max(0, min(missing, room)), retire_new=surplus)
     coming = min(role.want, _share(at.coming, role.want, at.steps))
-    room = max(role.want, role.old) + surge - role.old - role.new - role.leaving
+    room = role.want + surge - role.old - role.new - role.leaving
     create = max(0, min(coming - role.new, room))
     keep = min(_share(at.steps - at.reached, role.want, at.steps), role.want + surge - coming)
     create_old = 0

@@ -100,8 +100,8 @@ def _last_good(observed: Observed, target: Revision, fleet: list[Group]) -> Revi
     )
 
 
-def make(round_: Round, observed: Observed, desired: Desired) -> None:
-    """Store the revision of the spec; it is used from the next round on.
+def make(round_: Round, observed: Observed, desired: Desired) -> bool:
+    """Store the revision of the spec; whether it can be, and is the target in the next round.
 
     Another replica or version may store it before: pods come from what is stored.
     """
@@ -110,7 +110,7 @@ def make(round_: Round, observed: Observed, desired: Desired) -> None:
         data = engine.render(desired.raw, desired.spec, owner, desired.settings)
     except SpecError as error:
         round_.problems.append(Problem(error.reason, error.message))
-        return
+        return False
     scope = scope_of(digest)
     number = 1 + max((item.number for item in observed.revisions.values()), default=0)
     for role in data["roles"]:
@@ -118,6 +118,7 @@ def make(round_: Round, observed: Observed, desired: Desired) -> None:
     round_.actions.append(Create(engine.controller_revision(owner, digest, number, data), scope))
     said = f"revision {digest} (number {number}) is the target"
     round_.actions.append(Say("RevisionCreated", said, scope=scope))
+    return scope not in observed.failures
 
 
 def note(round_: Round, desired: Desired, target: Target, now: float, *, whole: bool) -> None:

@@ -10,23 +10,29 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 
 from simulation.memory import remembering
 from simulation.world import Failed, Told, run
 
-BATCH = 250
+BATCH = 50
+memory = ExitStack()
 
 
 def batch(seeds: range) -> tuple[list[Told], list[tuple[int, str, str]]]:
     """What the runs tell, and of those that failed (seed, reason, trace)."""
     told, failed = [], []
-    with remembering():
-        for seed in seeds:
-            try:
-                told.append(run(seed))
-            except Failed as error:
-                failed.append((seed, error.reason, str(error)))
+    for seed in seeds:
+        try:
+            told.append(run(seed))
+        except Failed as error:
+            failed.append((seed, error.reason, str(error)))
     return told, failed
+
+
+def begin() -> None:
+    """A process begins, and remembers to its end."""
+    memory.enter_context(remembering())
 
 
 def batches(first: int, runs: int) -> Iterator[range]:
@@ -42,7 +48,7 @@ def main() -> int:
     given = parser.parse_args()
     began, failures = time.perf_counter(), 0
     totals = dict.fromkeys((field.name for field in dataclasses.fields(Told)), 0.0)
-    with ProcessPoolExecutor(given.processes) as pool:
+    with ProcessPoolExecutor(given.processes, initializer=begin) as pool:
         for told, failed in pool.map(batch, batches(given.seed, given.runs)):
             for seed, reason, trace in failed:
                 print(f"seed {seed}: {reason}" if failures else trace, flush=True)

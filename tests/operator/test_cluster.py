@@ -173,6 +173,57 @@ def test_older_than_what_is_known_is_ignored():
     assert obj["spec"] == {"color": "new"}
 
 
+def pod(version: int, **status: object) -> dict:
+    obj = service("chat-p-0-0-0", version)
+    place = {"role": "prefill", "group": "0", "attempt": "0", "rank-pod": "0", "revision": "r"}
+    obj["metadata"]["labels"] |= {f"pdserving.io/{key}": value for key, value in place.items()}
+    return {**obj, "kind": "Pod", "status": status}
+
+
+def test_what_tells_nothing_new_is_no_reason_to_look():
+    changed: list = []
+    store = Store(changed.append)
+    store.put(service("a", 9, color="new"))
+    store.put(pod(10, phase="Pending"))
+    assert changed == [KEY, KEY]
+    store.put(service("a", 9, color="new"))  # our own write, come back by the watch
+    store.put(service("a", 8, color="old"))
+    store.put(pod(11, phase="Pending", hostIP="192.0.2.1"))  # of no interest
+    assert changed == [KEY, KEY]
+    store.put(pod(12, phase="Running"))
+    assert changed == [KEY, KEY, KEY]
+
+
+def test_a_pod_that_does_not_say_any_more_which_it_is_is_forgotten():
+    changed: list = []
+    store = Store(changed.append)
+    store.put(pod(10))
+    stripped = pod(11)
+    del stripped["metadata"]["labels"]["pdserving.io/rank-pod"]
+    store.put(stripped)
+    assert not store.owned(KEY).pods
+    assert changed == [KEY, KEY]
+
+
+def parent(version: int, generation: int, **status: object) -> dict:
+    meta = {"name": "chat", "namespace": "team", "uid": "u", "resourceVersion": str(version)}
+    return {"metadata": {**meta, "generation": generation}, "spec": {}, "status": status}
+
+
+def test_a_status_that_we_have_told_is_no_reason_to_look_but_a_new_spec_in_its_answer_is():
+    changed: list = []
+    store = Store(changed.append)
+    store.put_parent(parent(1, 1))
+    store.put_parent(parent(2, 1, ready="yes"), told=True)
+    store.put_parent(parent(2, 1, ready="yes"))  # the same by the watch
+    assert changed == [KEY]
+    assert store.parent(KEY)["status"] == {"ready": "yes"}
+    store.put_parent(parent(4, 2, ready="no"), told=True)
+    assert changed == [KEY, KEY]
+    store.put_parent(parent(5, 2, ready="a lie"))  # by somebody else
+    assert changed == [KEY, KEY, KEY]
+
+
 @pytest.mark.parametrize(
     ("status", "body", "kind", "reason"),
     [

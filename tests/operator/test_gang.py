@@ -8,7 +8,7 @@ import pytest
 import yaml
 from fake_api import FakeApi
 from pds_operator import errors, spec
-from pds_operator.actions import Create, Delete, Disband
+from pds_operator.actions import Create, Delete, Disband, Hold
 from pds_operator.build import engine, gang
 from pds_operator.cluster import Store
 from pds_operator.execute import Executor, Ledger
@@ -161,7 +161,7 @@ class Bench:
             self.api, Store(lambda key: None), Prober(), lambda: True, lambda: NOW
         )
 
-    async def do(self, *actions: Create | Disband) -> None:
+    async def do(self, *actions: Create | Disband | Hold) -> None:
         await self.executor.carry_out(actions, OWNER, self.ledger, b"")
 
 
@@ -175,6 +175,19 @@ async def test_made_twice_and_deleted_twice_is_the_same_as_once() -> None:
     assert bench.api.names("PodGroup") == ["chat-p-0-0"]
     await bench.do(GONE, GONE)
     assert bench.api.names("PodGroup") == []
+    assert not bench.ledger.failures
+
+
+async def test_a_wait_that_ran_out_holds_longer_each_time() -> None:
+    bench = Bench()
+    hold = Hold("schedule/prefill", "Unschedulable", "in part")
+    for count, seconds in ((1, 5), (2, 10), (3, 20)):
+        await bench.do(hold)
+        held = Failure("Unschedulable", "in part", count, NOW + seconds)
+        assert bench.ledger.failures == {"schedule/prefill": held}
+    bench.ledger.settle((), set(), NOW + 600)
+    assert bench.ledger.failures
+    bench.ledger.settle((), set(), NOW + 3600)
     assert not bench.ledger.failures
 
 

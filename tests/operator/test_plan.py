@@ -328,6 +328,13 @@ def test_what_was_refused_is_held_back_and_told(world):
     assert decided.wake == NOW + 5
 
 
+def test_what_was_refused_and_is_not_asked_for_any_more_is_not_told(world):
+    world.failures = {
+        "PodDisruptionBudget/chat-prefill": Failure("ApiUnreachable", "TimeoutError", 1, NOW - 1)
+    }
+    assert world.plan().problems == ()
+
+
 def test_a_lost_secret_is_told_and_not_made_again(world):
     world.secret = False
     assert world.plan().actions == ()

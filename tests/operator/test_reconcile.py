@@ -229,6 +229,38 @@ async def test_a_foreign_service_is_left_alone_and_named():
     assert "Service chat exists and is not owned by this PDServing" in message
 
 
+def strip(bench, kind, name):
+    """Somebody takes the labels away: a watch with a selector says that it is gone."""
+    obj = bench.api.one(kind, name)
+    bench.reconciler.store.drop(obj)
+    obj["metadata"]["labels"] = {"kept": "by somebody"}
+    return obj["metadata"]["uid"]
+
+
+async def test_labels_that_somebody_took_away_are_put_back(bench):
+    uid = strip(bench, "Pod", "chat-d-0-0-0")
+    service = strip(bench, "Service", "chat")
+    await bench.settle()
+    pod = bench.api.one("Pod", "chat-d-0-0-0")["metadata"]
+    assert pod["uid"] == uid
+    assert pod["labels"]["pdserving.io/role"] == "decode"
+    assert pod["labels"]["kept"] == "by somebody"
+    assert bench.api.one("Service", "chat")["metadata"]["uid"] == service
+    assert bench.condition("Degraded") == ("False", "AsExpected")
+    assert bench.status["decode"]["summary"] == "1/1"
+
+
+async def test_a_pod_that_lost_its_labels_and_is_of_another_revision_gives_its_place(bench):
+    uid = strip(bench, "Pod", "chat-d-0-0-0")
+    bench.parent["spec"]["image"] = "engine:2"
+    bench.parent["metadata"]["generation"] = 2
+    bench.api.put(bench.parent)
+    await bench.settle()
+    found = bench.api.one("Pod", "chat-d-0-0-0")
+    assert found["metadata"]["uid"] != uid
+    assert found["spec"]["containers"][0]["image"] == "engine:2"
+
+
 async def test_a_quota_is_a_condition_and_goes_away_with_it(bench):
     def full(verb, obj):
         if obj["kind"] == "Pod":

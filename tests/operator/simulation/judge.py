@@ -15,7 +15,7 @@ from simulation.serving import Router, Serving
 Object = dict[str, Any]
 Place = tuple[str, int]
 """(role, index) of a group, whatever its attempt."""
-BLIND_SECONDS = 15.0
+BLIND_SECONDS = 12.0
 """For so long after a group was lost the operator may not know it, or carry out a round that it
 decided on before: watches lag, and writes time out."""
 PAIRS = {"prefill": "decode", "decode": "prefill", "unified": "unified"}
@@ -48,7 +48,8 @@ class Judge:
         self._served = False
         self._groups: tuple[int, dict[tuple[str, int, int], list[Object]]] = (-1, {})
         self._specs: dict[str, Object] = {}
-        self._stood: dict[str, dict[Place, str]] = {}
+        self._serving: dict[str, set[str]] = {}
+        """By operator, the revisions that serve when its round begins."""
 
     # Facts --------------------------------------------------------------------------------
 
@@ -96,6 +97,7 @@ class Judge:
             and leader.ready
             and leader.gated
             and not any(_leaves(pod) for pod in pods)
+            and _seen(pods)
         )
 
     def serving(self, spec: Object) -> dict[str, set[Place]]:
@@ -119,14 +121,14 @@ class Judge:
         return sum(whose in (role, PAIRS[role]) for _, whose in self.lost)
 
     def begins(self, operator: Operator) -> None:
-        """A round of `operator` begins: what stands now is what its surge is told from."""
+        """A round of `operator` begins: what it decides on is known now."""
         reconciler = operator.reconciler
         parent = reconciler.store.parent(KEY) if reconciler else None
         self._specs[operator.name] = parent["spec"] if parent else {}
-        self._stood[operator.name] = {
-            (role, index): pods[0]["metadata"]["labels"][names.REVISION]
-            for (role, index, _), pods in self.groups().items()
-            if not any(names.DRAINING in pod["metadata"]["labels"] for pod in pods)
+        self._serving[operator.name] = {
+            pods[0]["metadata"]["labels"][names.REVISION]
+            for pods in self.groups().values()
+            if self.serves(pods)
         }
 
     # Writes -------------------------------------------------------------------------------
@@ -181,15 +183,32 @@ class Judge:
         want, surge, _ = self.limits(spec, role)
         there = {index}
         for (other, number, _), pods in self.groups().items():
-            if other == role and any(map(_runs, pods)) and not self._hopeless(pods, labels):
+            counts = other == role and _seen(pods) and any(map(_runs, pods))
+            if counts and not self._hopeless(pods, labels):
                 there.add(number)
-        old = {
-            place
-            for place, own in self._stood[operator.name].items()
-            if place[0] == role and own != labels[names.REVISION]
-        }
-        most = max(want, len(old)) + surge
+        if self._held_back(operator, spec, labels):
+            raise Violation(f"{obj['metadata']['name']} is made, and the rollout is held")
+        if self._given_up(operator, labels[names.REVISION]):
+            raise Violation(f"{obj['metadata']['name']} is made of a revision that was given up")
+        most = want + surge
         self._hold(len(there) <= most, f"{len(there)} groups of {role}, and {most} at most")
+
+    def _held_back(self, operator: Operator, spec: Object, labels: Object) -> bool:
+        """Nothing of the spec's revision may be made: another serves, and goes on to."""
+        given = spec["rollout"]
+        target = revision.digest(spec)
+        held = given.get("paused") or given.get("partition") == "100%"
+        if not held or labels[names.REVISION] != target:
+            return False
+        return bool(self._serving[operator.name] - {target})
+
+    def _given_up(self, operator: Operator, digest: str) -> bool:
+        """It knows that the revision is bad, and another serves."""
+        if operator.reconciler is None:
+            return False
+        known = operator.reconciler.store.owned(KEY).revisions("chat")
+        failed = {own for own, stored in known.items() if stored.failed}
+        return digest in failed and bool(self._serving[operator.name] - failed)
 
     def _hopeless(self, pods: list[Object], labels: Object) -> bool:
         """Of another revision, and it never served: deleted at once, so the surge spares it."""
@@ -274,6 +293,11 @@ def _runs(pod: Object) -> bool:
     """It holds its place on a node, and goes on to."""
     failed = (pod.get("status") or {}).get("phase") == "Failed"
     return not failed and "deletionTimestamp" not in pod["metadata"]
+
+
+def _seen(pods: list[Object]) -> bool:
+    """Nobody took away the labels by which operator and routers find it."""
+    return all(names.NAME in pod["metadata"]["labels"] for pod in pods)
 
 
 def _leaves(pod: Object) -> bool:

@@ -1,20 +1,23 @@
 """Makes pure functions of the operator remember, for a thousand runs that ask them the same."""
 
 import contextlib
+import gc
 import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
-from pds_operator import diff, execute, keys, revision, spec
-from pds_operator.build import engine, router, shared
+from pds_operator import cluster, diff, execute, fleet, keys, objects, revision, spec
+from pds_operator.build import engine, router, shared, warmup
 from pds_operator.build.owner import Owner
 
+MOST = 10_000
+"""Results that a function remembers."""
 VALUES = frozenset({str, int, bool, Owner})
 """Types of arguments that are compared by value; all others are known by identity."""
 
 
-def _remembering(function: Callable[..., Any], most: int = 10_000) -> Callable[..., Any]:
+def _remembering(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function`, which is pure. Arguments are held, so that no identity stands for two objects.
 
     What it returns is shared: nobody changes objects of a simulated cluster in place.
@@ -30,7 +33,7 @@ def _remembering(function: Callable[..., Any], most: int = 10_000) -> Callable[.
         place = tuple([arg if type(arg) in VALUES else key(arg) for arg in args])
         found = known.get(place)
         if found is None:
-            if len(known) >= most:
+            if len(known) >= MOST:
                 known.clear()
             known[place] = found = (args, function(*args))
         result = found[1]
@@ -66,13 +69,52 @@ def _rendering(function: Callable[..., Any]) -> Callable[..., Any]:
     return render
 
 
+def _ensuring(function: Callable[..., None]) -> Callable[..., None]:
+    """`objects.ensure`: what was left alone once is left alone again."""
+    known: dict[tuple[int, int, str], tuple[Any, Any]] = {}
+
+    def ensure(round_: Any, observed: Any, obj: Any, uid: str) -> None:
+        live = observed.objects.get((obj["kind"], obj["metadata"]["name"]))
+        place = id(obj), id(live), uid
+        if place in known:
+            return
+        before = len(round_.actions), len(round_.problems)
+        function(round_, observed, obj, uid)
+        if before == (len(round_.actions), len(round_.problems)):
+            if len(known) >= MOST:
+                known.clear()
+            known[place] = obj, live
+
+    return ensure
+
+
+def _grouping(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`fleet.Group`, by the identity of its pods: what it has worked out of them it keeps."""
+    known: dict[tuple[Any, ...], Any] = {}
+
+    def group(role: str, index: int, attempt: int, revision: str, size: int, *pods: Any) -> Any:
+        place = (size, *map(id, pods[0]), 0, *map(id, pods[1]))
+        found = known.get(place)
+        if found is None:
+            if len(known) >= MOST:
+                known.clear()
+            known[place] = found = function(role, index, attempt, revision, size, *pods)
+        return found
+
+    return group
+
+
 PURE: dict[tuple[Any, str], Callable[[Callable[..., Any]], Callable[..., Any]]] = {
     (spec, "parse"): _remembering,
     (revision, "digest"): _digesting,
     (shared, "objects"): _remembering,
     (router, "objects"): _remembering,
     (diff, "stamped"): _remembering,
-    (diff, "verdict"): _remembering,
+    (objects, "ensure"): _ensuring,
+    (fleet, "Group"): _grouping,
+    (cluster, "pod_facts"): _remembering,
+    (cluster, "revision_facts"): _remembering,
+    (warmup, "job"): _remembering,
     (engine, "render"): _rendering,
     (engine, "config_map"): _remembering,
     (engine, "controller_revision"): _remembering,
@@ -82,8 +124,12 @@ PURE: dict[tuple[Any, str], Callable[[Callable[..., Any]], Callable[..., Any]]] 
 
 @contextlib.contextmanager
 def remembering() -> Iterator[None]:
-    """Within it the operator's pure functions remember, keys are not random, and logs are off."""
-    same = keys.control_keys()
+    """Within it the operator's pure functions remember, keys are not random, and logs are off.
+
+    What is remembered is garbage to nobody, so that looking for garbage is put off, too.
+    """
+    same, threshold = keys.control_keys(), gc.get_threshold()
+    gc.set_threshold(200_000, 20, 20)
     with contextlib.ExitStack() as stack:
         for (module, name), remember in PURE.items():
             wrapped = remember(getattr(module, name))
@@ -94,3 +140,4 @@ def remembering() -> Iterator[None]:
             yield
         finally:
             logging.disable(logging.NOTSET)
+            gc.set_threshold(*threshold)

@@ -34,14 +34,14 @@ class Pause:
 class Trouble:
     """What goes wrong between the operator and others, and how slow they are."""
 
-    def __init__(self) -> None:
+    def __init__(self, lag: float) -> None:
         self.refusing = 0.0
         """Share of writes that are answered by 429."""
         self.timing_out = 0.0
         """Share of calls whose answer never comes, though some of them took effect."""
         self.deaf = 0.0
         """Share of questions to pods that are not answered."""
-        self.lag = 0.4
+        self.lag = lag
         """Watch events arrive within so many seconds, in order."""
 
 

@@ -4,9 +4,10 @@ import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from pds_operator import names
 from pds_operator.cluster import FOLLOWED
 from simulation import specs
-from simulation.operators import Operator
+from simulation.operators import Operator, Trouble
 
 if TYPE_CHECKING:
     from simulation.world import World
@@ -35,6 +36,8 @@ class Script:
             (2, self._delete_pod),
             (2, self._delete_object),
             (1, self._edit_object),
+            (2, self._hide_pod),
+            (1, self._hide_object),
             (2, self._break_watch),
             (1, self._slow_watches),
             (1, self._throttle),
@@ -53,16 +56,25 @@ class Script:
     def _mend(self) -> None:
         world = self._world
         self._calm()
-        if world.wish.nature != "good":
-            self._ask(dataclasses.replace(world.wish, nature="good"))
         for node in world.nodes:
             world.kubelet.heal(node)
+        for obj in self._others("Pod"):
+            if names.NAME not in obj["metadata"].get("labels", {names.NAME: ""}):
+                self._delete("Pod", obj)
         for operator in world.operators:
             if operator.reconciler is None:
                 operator.start()
+        freed = specs.freed(world.wish)
+        bad = dataclasses.replace(freed, nature=world.wish.nature)
+        if bad.nature in specs.GIVEN_UP and not world.judge.lenient:
+            if world.wish != bad:
+                self._ask(bad)
+            world.converge("back to the revision that served last", world.not_back)
+        if world.wish != freed:
+            self._ask(freed)
 
     def _calm(self) -> None:
-        fresh = type(self._world.trouble)()
+        fresh = Trouble(self._world.lag)
         for name, value in vars(fresh).items():
             setattr(self._world.trouble, name, value)
 
@@ -98,7 +110,7 @@ class Script:
         operator.gap(self._clock.random.choice(FOLLOWED), self._clock.between(0.5, 6.0))
 
     def _slow_watches(self) -> None:
-        self._trouble("lag", self._clock.between(0.5, 3.0))
+        self._trouble("lag", self._clock.between(1.0, 3.0))
 
     def _throttle(self) -> None:
         self._trouble("refusing", 0.3)
@@ -169,9 +181,32 @@ class Script:
         found = self._others(*kinds)
         if found:
             obj = self._clock.random.choice(found)
-            meta = obj["metadata"]
-            self._clock.note(f"somebody deletes {obj['kind']} {meta['name']}")
-            self._world.server.delete("somebody", obj["kind"], meta["name"], meta["uid"], None)
+            self._delete(obj["kind"], obj)
+
+    def _delete(self, kind: str, obj: Object) -> None:
+        meta = obj["metadata"]
+        self._clock.note(f"somebody deletes {kind} {meta['name']}")
+        self._world.server.delete("somebody", kind, meta["name"], meta["uid"], None)
+
+    def _hide_pod(self) -> None:
+        """The first attempt of a group of one pod: of others nobody knows any more what they are."""
+        pods = [pod for pod in self._engines() if pod.size == 1 and not pod.group[2]]
+        if pods:
+            pod = self._clock.random.choice(pods)
+            live = self._world.server.find("Pod", pod.name)
+            if live is not None and names.NAME in live["metadata"]["labels"]:
+                self._harm(pod)
+                self._hide(live)
+
+    def _hide_object(self) -> None:
+        found = self._others("Service", "PodDisruptionBudget", "ControllerRevision")
+        found = [obj for obj in found if names.NAME in obj["metadata"]["labels"]]
+        if found:
+            self._hide(self._clock.random.choice(found))
+
+    def _hide(self, live: Object) -> None:
+        self._clock.note(f"somebody takes the labels of {live['kind']} {live['metadata']['name']}")
+        self._world.server.hide(live)
 
     def _edit_object(self) -> None:
         found = self._others("Service", "PodDisruptionBudget", "NetworkPolicy")

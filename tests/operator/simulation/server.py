@@ -8,7 +8,7 @@ import base64
 from collections.abc import Callable
 from typing import Any
 
-from pds_operator import errors
+from pds_operator import errors, names
 from simulation.clock import Clock
 
 Object = dict[str, Any]
@@ -140,6 +140,18 @@ class Server:
         meta.setdefault("creationTimestamp", self._clock.text())
         meta.setdefault("generation", 1)
         return self._put({**obj, "metadata": meta})
+
+    def hide(self, live: Object) -> None:
+        """Somebody takes away the label that watches select by: they say that it is gone."""
+        self.version += 1
+        meta = {**live["metadata"], "resourceVersion": str(self.version)}
+        labels = {key: value for key, value in meta["labels"].items() if key != names.NAME}
+        made = {**live, "metadata": {**meta, "labels": labels}}
+        self.objects[live["kind"], meta["name"]] = made
+        for watcher in list(self.watchers):
+            watcher("GONE", {**live, "metadata": meta})
+        for controller in self.controllers:
+            controller("PUT", made, live)
 
     def _put(self, obj: Object) -> Object:
         """`obj` has metadata of its own, which takes the new version."""

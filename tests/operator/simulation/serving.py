@@ -58,6 +58,10 @@ def _containers_ready(pod: Object) -> bool:
     return any(c["type"] == "ContainersReady" and c["status"] == "True" for c in conditions)
 
 
+def _selected(pod: Object | None) -> bool:
+    return pod is not None and names.NAME in pod["metadata"]["labels"]
+
+
 def _leaves(pod: Object) -> bool:
     meta = pod["metadata"]
     return bool(
@@ -86,9 +90,10 @@ class Serving:
             self._clock.after(self._clock.between(0.1, 0.4), self._keep_up)
         elif obj["kind"] == "Pod":
             labels = obj["metadata"].get("labels") or {}
-            if names.ATTEMPT in labels and names.NAME in labels and names.RANK_POD in labels:
-                for router in self.routers.values():
-                    self._tell(router, what, obj)
+            if names.ATTEMPT in labels and names.RANK_POD in labels:
+                seen = names.NAME in labels
+                for router in self.routers.values() if seen or _selected(before) else ():
+                    self._tell(router, what if seen else "GONE", obj)
             elif what == "GONE" and obj["metadata"]["uid"] in self.routers:
                 self.routers.pop(obj["metadata"]["uid"])
                 self._clock.after(self._clock.between(0.1, 0.4), self._keep_up)
@@ -140,7 +145,7 @@ class Serving:
         router = Router(name, uid, template, f"10.1.0.{self._made}")
         self.routers[uid] = router
         for pod in self._server.all("Pod"):
-            if names.ATTEMPT in pod["metadata"]["labels"]:
+            if names.ATTEMPT in pod["metadata"]["labels"] and _selected(pod):
                 self._hear(router, "PUT", pod)
         for engine in self._kubelet.pods.values():
             self._learn(router, engine)

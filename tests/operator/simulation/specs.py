@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 Object = dict[str, Any]
+GIVEN_UP = ("exit78", "crash", "warmup")
+"""Natures of images that show to be bad before anything is routed to them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,8 @@ class Wish:
     unavailable: int | str = 0
     min_ready: int = 0
     drain: int = 8
+    partition: int | str = 0
+    paused: bool = False
 
     @property
     def lenient(self) -> bool:
@@ -61,6 +65,8 @@ def spec(wish: Wish) -> Object:
             "maxSurge": wish.surge,
             "maxUnavailable": wish.unavailable,
             "minReadySeconds": wish.min_ready,
+            **({"partition": wish.partition} if wish.partition else {}),
+            **({"paused": True} if wish.paused else {}),
         },
         **roles,
     }
@@ -99,6 +105,14 @@ def changed(wish: Wish, chance: random.Random) -> Wish:
             {**another, "decode": 0},
             {"nature": chance.choice(["exit78", "crash", "warmup", "never"])},
             {"unified": not wish.unified, "paired": False},
+            {**another, "paused": True},
+            {**another, "partition": chance.choice([1, "50%", "100%"])},
+            {"paused": not wish.paused},
         ]
     )
     return dataclasses.replace(wish, **{"nature": "good", **more})
+
+
+def freed(wish: Wish) -> Wish:
+    """`wish` with nothing that keeps its rollout from its end."""
+    return dataclasses.replace(wish, nature="good", partition=0, paused=False)

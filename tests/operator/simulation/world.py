@@ -1,5 +1,6 @@
 """One run: a cluster, its operators and their users, from a seed to its end."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,12 +56,14 @@ class World:
     def __init__(self, seed: int) -> None:
         self.clock = Clock(seed)
         self.server = Server(self.clock)
-        self.nodes = [Node(f"node-{number}", 7) for number in range(4)]
+        slots = 7 if self.clock.chance(0.7) else 4  # where nodes are lost a surge waits
+        self.nodes = [Node(f"node-{number}", slots) for number in range(4)]
         self.kubelet = Kubelet(self.clock, self.server, self.nodes)
         self.serving = Serving(self.clock, self.server, self.kubelet)
         Jobs(self.clock, self.server, self.kubelet)
         self.judge = Judge(self.clock, self.server, self.kubelet, self.serving, UID)
-        self.trouble = Trouble()
+        self.lag = self.clock.random.choice([0.4, 0.8, 1.2])
+        self.trouble = Trouble(self.lag)
         self.wish = specs.first(self.clock.random)
         replicas = 2 if self.clock.chance(0.4) else 1
         self.operators = [
@@ -96,11 +99,11 @@ class World:
         self.ask(self.wish)
         for operator in self.operators:
             clock.after(clock.between(0.0, 1.0), operator.start)
-        self._converge("from nothing")
+        self.converge("from nothing", self.missing)
         self.serving.request()
         script = Script(self)
         script.play()
-        self._converge("after the last fault")
+        self.converge("after the last fault", self.missing)
         self._rest()
         return Told(
             clock.now - START,
@@ -117,12 +120,13 @@ class World:
         while not reached[0]:
             self.clock.step()
 
-    def _converge(self, what: str) -> None:
+    def converge(self, what: str, missing: Callable[[], str]) -> None:
+        """Until nothing is `missing`. Raises Violation."""
         limit = self.clock.now + CONVERGES_WITHIN
-        while (missing := self.missing()) and self.clock.now < limit:
+        while (found := missing()) and self.clock.now < limit:
             self.until(self.clock.now + 2.0)
-        if missing:
-            raise Violation(f"no convergence {what}: {missing}")
+        if found:
+            raise Violation(f"no convergence {what}: {found}")
 
     def _rest(self) -> None:
         """A fixed point: a settled world costs no write."""
@@ -150,10 +154,33 @@ class World:
         for role, count in counts.items():
             if count != (spec[role]["replicas"] if role in spec else 0):
                 return f"{count} groups of {role}"
+        return self._told(ready=all(counts.values()), degraded=False)
+
+    def not_back(self) -> str:
+        """What the cluster lacks of a revision that served, when that of the spec is bad."""
+        bad = revision.digest(specs.spec(self.wish))
+        stored = {
+            obj["metadata"]["name"].removeprefix("chat-"): obj["metadata"].get("annotations") or {}
+            for obj in self.server.all("ControllerRevision")
+        }
+        if names.FAILED not in stored.get(bad, ()):
+            good = [own for own in stored if own != bad and names.SERVED in stored[own]]
+            return f"revision {bad} is not given up" if good else ""
+        kinds, roles = set(), set()
+        for (role, index, attempt), pods in self.judge.groups().items():
+            kinds.add(pods[0]["metadata"]["labels"][names.REVISION])
+            roles.add(role)
+            if not self.judge.serves(pods):
+                return f"{role} group {index}, attempt {attempt} does not serve"
+        if bad in kinds or len(kinds) != 1 or roles not in ({"unified"}, {"prefill", "decode"}):
+            return f"there are {roles} of revisions {kinds}"
+        return self._told(ready=True, degraded=True)
+
+    def _told(self, *, ready: bool, degraded: bool) -> str:
+        """What the conditions should be and are not."""
         status = (self.server.find(names.KIND, "chat") or {}).get("status") or {}
         told = {item["type"]: item["status"] for item in status.get("conditions", [])}
-        whole = all(counts.values())
-        expected = {"Ready": str(whole), "Progressing": "False", "Degraded": "False"}
+        expected = {"Ready": str(ready), "Progressing": "False", "Degraded": str(degraded)}
         wrong = {kind: told.get(kind) for kind in expected if told.get(kind) != expected[kind]}
         return f"conditions {wrong}" if wrong else ""
 
