@@ -3,10 +3,12 @@
 A refusal ends its scope for this round and is kept as a Failure, an input of the next plan.
 """
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 from pds_operator import api, diff, errors, names
@@ -35,6 +37,9 @@ from pds_operator.observed import Failure, rfc3339
 from pds_operator.probe import Prober
 
 Object = dict[str, Any]
+
+LANES = 16
+"""Posts under way at once for one PDServing."""
 
 log = logging.getLogger("pds_operator.execute")
 
@@ -67,6 +72,16 @@ class Ledger:
                 del self.failures[scope]
 
 
+@dataclass(slots=True)
+class Outcome:
+    """What has become of a round's actions so far, by scope."""
+
+    planned: set[str] = field(default_factory=set)
+    done: set[str] = field(default_factory=set)
+    refused: set[str] = field(default_factory=set)
+    again: bool = False
+
+
 class Executor:
     """Writes, for one PDServing after another."""
 
@@ -89,44 +104,58 @@ class Executor:
     ) -> bool:
         """All of one round; whether something is worth another look at once.
 
+        New pods and Events, of which there may be a thousand, are posted side by side; everything
+        else is done one after another.
+
         Raises:
             NotLeading: the lease is lost; what was not done yet is not done.
             Throttled: the API server has no room; the same goes for what was not done yet.
         """
-        refused: set[str] = set()
-        done: set[str] = set()
-        planned: set[str] = set()
-        again = False
+        outcome = Outcome()
+        for together, wave in groupby(actions, _side_by_side):
+            ended = await asyncio.gather(
+                *(
+                    self._lane(lane, outcome, owner, ledger, key)
+                    for lane in _lanes(wave, LANES if together else 1)
+                ),
+                return_exceptions=True,
+            )
+            for error in filter(None, ended):
+                raise error
+        ledger.settle(outcome.done - outcome.refused, outcome.planned, self._clock())
+        return outcome.again
+
+    async def _lane(
+        self, actions: Iterable[Action], outcome: Outcome, owner: Owner, ledger: Ledger, key: bytes
+    ) -> None:
         for action in actions:
-            planned.add(action.scope)
-            if action.scope in refused:
+            outcome.planned.add(action.scope)
+            if action.scope in outcome.refused:
                 continue
             if not self._leads():
                 raise errors.NotLeading("the lease is not ours; nothing was written")
             try:
                 await self._one(action, owner, ledger, key)
                 if not isinstance(action, Hold):
-                    done.add(action.scope)
+                    outcome.done.add(action.scope)
             except (errors.Conflict, errors.Missing) as error:
                 # Changed or gone in between: the next round sees how it stands.
                 log.info("%s: %s: %s", owner.name, action, error.message)
-                refused.add(action.scope)
-                again = True
+                outcome.refused.add(action.scope)
+                outcome.again = True
             except errors.Throttled:
                 raise  # the rest of the round would meet with the same
             except errors.OperatorError as error:
                 log.warning("%s: %s: %s", owner.name, action, error.message)
-                refused.add(action.scope)
+                outcome.refused.add(action.scope)
                 ledger.refuse(
                     action.scope, error.reason, f"{action}: {error.message}", self._clock()
                 )
             except TRANSIENT as error:
                 told = str(error) or type(error).__name__
                 log.warning("%s: %s: %s", owner.name, action, told)
-                refused.add(action.scope)
+                outcome.refused.add(action.scope)
                 ledger.refuse(action.scope, "ApiUnreachable", told, self._clock())
-        ledger.settle(done - refused, planned, self._clock())
-        return again
 
     async def _one(self, action: Action, owner: Owner, ledger: Ledger, key: bytes) -> None:
         if not isinstance(action, Say):
@@ -302,3 +331,19 @@ class Executor:
         obj.setdefault("kind", kind)
         if kind not in ("Secret", "Event", gang.KIND):  # which are not followed
             self._store.put(obj)
+
+
+def _side_by_side(action: Action) -> bool:
+    return isinstance(action, Say) or (isinstance(action, Create) and action.obj["kind"] == "Pod")
+
+
+def _lanes(actions: Iterable[Action], count: int) -> list[list[Action]]:
+    """At most `count` of them. Actions of one scope share one, in order: a refusal ends them."""
+    lanes: list[list[Action]] = []
+    lane_of: dict[str, int] = {}
+    for action in actions:
+        at = lane_of.setdefault(action.scope, len(lane_of) % count)
+        if at == len(lanes):
+            lanes.append([])
+        lanes[at].append(action)
+    return lanes

@@ -189,7 +189,7 @@ class Script:
         self._world.server.delete("somebody", kind, meta["name"], meta["uid"], None)
 
     def _hide_pod(self) -> None:
-        """The first attempt of a group of one pod: of others nobody knows any more what they are."""
+        """The first attempt of a group of one pod: what others are nobody knows any more."""
         pods = [pod for pod in self._engines() if pod.size == 1 and not pod.group[2]]
         if pods:
             pod = self._clock.random.choice(pods)
