@@ -51,7 +51,7 @@ class Judge:
         self._groups: tuple[int, dict[tuple[str, int, int], list[Object]]] = (-1, {})
         self._specs: dict[str, Object] = {}
         self._serving: dict[str, set[str]] = {}
-        """By operator, the revisions that serve when its round begins."""
+        """By operator, the revisions that serve when its round for a held spec begins."""
 
     # Facts --------------------------------------------------------------------------------
 
@@ -147,7 +147,12 @@ class Judge:
         parent = reconciler.store.parent(KEY) if reconciler else None
         self._specs[operator.name] = parent["spec"] if parent else {}
         self._blind[operator.name] = self._clock.now, self._unheard(operator)
-        self._serving[operator.name] = {
+        if parent is not None and _held(parent["spec"]):
+            self._serving[operator.name] = self._serving_now()
+
+    def _serving_now(self) -> set[str]:
+        """The revisions that serve."""
+        return {
             pods[0]["metadata"]["labels"][names.REVISION]
             for pods in self.groups().values()
             if self.serves(pods)
@@ -217,17 +222,15 @@ class Judge:
 
     def _held_back(self, operator: Operator, spec: Object, labels: Object) -> bool:
         """Nothing of the spec's revision may be made: another serves, and goes on to."""
-        given = spec["rollout"]
         target = revision.digest(spec)
-        held = given.get("paused") or given.get("partition") == "100%"
-        if not held or labels[names.REVISION] != target:
+        if not _held(spec) or labels[names.REVISION] != target:
             return False
         return bool(self._serving[operator.name] - {target})
 
     def _given_up(self, operator: Operator, digest: str) -> bool:
         """It knows that the revision is bad, and another serves."""
         failed = self._failed(operator)
-        return digest in failed and bool(self._serving[operator.name] - failed)
+        return digest in failed and bool(self._serving_now() - failed)
 
     def _failed(self, operator: Operator) -> set[str]:
         if operator.reconciler is None:
@@ -321,6 +324,12 @@ def _runs(pod: Object) -> bool:
     """It holds its place on a node, and goes on to."""
     failed = (pod.get("status") or {}).get("phase") == "Failed"
     return not failed and "deletionTimestamp" not in pod["metadata"]
+
+
+def _held(spec: Object) -> bool:
+    """No step may be taken."""
+    given = spec["rollout"]
+    return bool(given.get("paused")) or given.get("partition") == "100%"
 
 
 def _seen(pods: list[Object]) -> bool:
