@@ -5,6 +5,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 CLUSTER := PYTHONPATH=cluster $(PY) -m pds_cluster
 PYTHON ?= python3
+RUNS ?= 20000
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -37,6 +38,9 @@ unit: $(VENV)/.ready  ## the tests that need no cluster
 	@$(CLUSTER) helm > /dev/null
 	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -q -m 'not cluster and not gpu'
 
+simulate: $(VENV)/.ready  ## the operator's cluster through 20,000 random lives
+	OMP_NUM_THREADS=1 $(PY) tests/operator/simulate.py --runs $(RUNS) --processes $$(nproc)
+
 # A process a file: what one leaves behind in Python cannot fail the next.
 e2e: $(VENV)/.ready cluster-up  ## the tests on the local Kubernetes
 	@failed=; for file in $$(grep -lE 'mark\.cluster' tests/cluster/test_*.py tests/operator/test_*.py); do \
@@ -57,4 +61,4 @@ cluster-down: $(VENV)/.ready  ## stop it and leave nothing behind
 clean:  ## the environment and caches of this checkout
 	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 
-.PHONY: help venv demo test check unit e2e gen cluster-up cluster-down clean
+.PHONY: help venv demo test check unit simulate e2e gen cluster-up cluster-down clean

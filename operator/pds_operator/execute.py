@@ -6,7 +6,7 @@ A refusal ends its scope for this round and is kept as a Failure, an input of th
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
@@ -38,6 +38,8 @@ from pds_operator.probe import Prober
 
 Object = dict[str, Any]
 
+Together = Callable[..., Awaitable[list[Any]]]
+"""As `asyncio.gather`."""
 LANES = 16
 """Posts under way at once for one PDServing."""
 
@@ -92,12 +94,14 @@ class Executor:
         prober: Prober,
         leads: Callable[[], bool],
         clock: Callable[[], float] = time.time,
+        together: Together = asyncio.gather,
     ) -> None:
         self._api = api
         self._store = store
         self._prober = prober
         self._leads = leads
         self._clock = clock
+        self._together = together
 
     async def carry_out(
         self, actions: Iterable[Action], owner: Owner, ledger: Ledger, key: bytes
@@ -113,7 +117,7 @@ class Executor:
         """
         outcome = Outcome()
         for together, wave in groupby(actions, _side_by_side):
-            ended = await asyncio.gather(
+            ended = await self._together(
                 *(
                     self._lane(lane, outcome, owner, ledger, key)
                     for lane in _lanes(wave, LANES if together else 1)

@@ -17,7 +17,7 @@ from pds_operator.actions import MakeSecret, Problem, Say
 from pds_operator.api import TRANSIENT, Api
 from pds_operator.build.owner import Owner
 from pds_operator.cluster import Key, Owned, Store
-from pds_operator.execute import Executor, Ledger
+from pds_operator.execute import Executor, Ledger, Together
 from pds_operator.observed import EngineState, Observed, RouterView
 from pds_operator.plan import Desired, Plan, plan
 from pds_operator.probe import Prober
@@ -59,6 +59,7 @@ class Reconciler:
         settings: Settings,
         leads: Callable[[], bool] = lambda: True,
         clock: Callable[[], float] = time.time,
+        together: Together = asyncio.gather,
     ) -> None:
         self._api = api
         self._prober = prober
@@ -70,7 +71,7 @@ class Reconciler:
         self._running = False
         self.store = Store(self.mark)
         self.rounds = 0
-        self._executor = Executor(api, self.store, prober, leads, clock)
+        self._executor = Executor(api, self.store, prober, leads, clock, together)
 
     def mark(self, key: Key) -> None:
         """Something of `key` changed."""

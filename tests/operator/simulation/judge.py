@@ -1,6 +1,7 @@
 """What must hold at every instant, told from the world as it is and not as anybody sees it."""
 
 from collections import defaultdict
+from collections.abc import Iterable
 from typing import Any
 
 from pds_operator import names, revision
@@ -15,9 +16,8 @@ from simulation.serving import Router, Serving
 Object = dict[str, Any]
 Place = tuple[str, int]
 """(role, index) of a group, whatever its attempt."""
-BLIND_SECONDS = 12.0
-"""For so long after a group was lost the operator may not know it, or carry out a round that it
-decided on before: watches lag, and writes time out."""
+UNHEARD_SECONDS = 12.0
+"""Everybody has heard of a loss by then: a node is missed within 4 s, a watch breaks off for 6."""
 PAIRS = {"prefill": "decode", "decode": "prefill", "unified": "unified"}
 
 
@@ -35,8 +35,10 @@ class Judge:
         self._uid = uid
         self.operators: dict[str, Operator] = {}
         self.writes = 0
-        self.lost: list[tuple[float, str]] = []
-        """When a group was harmed by something else than the operator, and its role."""
+        self._lost: list[tuple[float, Running]] = []
+        """When a pod was harmed by something else than the operator."""
+        self._blind: dict[str, tuple[float, list[Running]]] = {}
+        """By operator, when its round began, and the losses that it had not heard of then."""
         self.troubled = False
         """Groups were lost that have not been replaced yet: a request may find none."""
         server.watched = self._write
@@ -49,7 +51,7 @@ class Judge:
         self._groups: tuple[int, dict[tuple[str, int, int], list[Object]]] = (-1, {})
         self._specs: dict[str, Object] = {}
         self._serving: dict[str, set[str]] = {}
-        """By operator, the revisions that serve when its round begins."""
+        """By operator, the revisions that serve when its round for a held spec begins."""
 
     # Facts --------------------------------------------------------------------------------
 
@@ -115,17 +117,42 @@ class Judge:
                 by_role[role] |= places
         return by_role
 
-    def _excused(self, role: str) -> int:
-        since = self._clock.now - BLIND_SECONDS
-        self.lost = [(at, whose) for at, whose in self.lost if at >= since]
-        return sum(whose in (role, PAIRS[role]) for _, whose in self.lost)
+    def harmed(self, pods: Iterable[Running]) -> None:
+        """By something else than the operator: a request may find no group for a while."""
+        self.troubled = True
+        self._lost += [(self._clock.now, pod) for pod in pods]
+
+    def _excused(self, operator: Operator, role: str) -> int:
+        """Losses that this round of `operator` was decided on without."""
+        began, blind = self._blind[operator.name]
+        later = [pod for at, pod in self._lost if at >= began]
+        return sum(pod.group[0] in (role, PAIRS[role]) for pod in [*blind, *later])
+
+    def _unheard(self, operator: Operator) -> list[Running]:
+        """Lost pods that are well for all that `operator` knows."""
+        if operator.reconciler is None:
+            return []
+        self._lost = [(at, pod) for at, pod in self._lost if at > self._clock.now - 60.0]
+        known = operator.reconciler.store.owned(KEY).pods
+        facts = [(pod, known[pod.name][0]) for _, pod in self._lost if pod.name in known]
+        return [
+            pod
+            for pod, told in facts
+            if told.uid == pod.uid and told.ready and not (told.failed or told.deleting)
+        ]
 
     def begins(self, operator: Operator) -> None:
         """A round of `operator` begins: what it decides on is known now."""
         reconciler = operator.reconciler
         parent = reconciler.store.parent(KEY) if reconciler else None
         self._specs[operator.name] = parent["spec"] if parent else {}
-        self._serving[operator.name] = {
+        self._blind[operator.name] = self._clock.now, self._unheard(operator)
+        if parent is not None and _held(parent["spec"]):
+            self._serving[operator.name] = self._serving_now()
+
+    def _serving_now(self) -> set[str]:
+        """The revisions that serve."""
+        return {
             pods[0]["metadata"]["labels"][names.REVISION]
             for pods in self.groups().values()
             if self.serves(pods)
@@ -195,20 +222,21 @@ class Judge:
 
     def _held_back(self, operator: Operator, spec: Object, labels: Object) -> bool:
         """Nothing of the spec's revision may be made: another serves, and goes on to."""
-        given = spec["rollout"]
         target = revision.digest(spec)
-        held = given.get("paused") or given.get("partition") == "100%"
-        if not held or labels[names.REVISION] != target:
+        if not _held(spec) or labels[names.REVISION] != target:
             return False
         return bool(self._serving[operator.name] - {target})
 
     def _given_up(self, operator: Operator, digest: str) -> bool:
         """It knows that the revision is bad, and another serves."""
+        failed = self._failed(operator)
+        return digest in failed and bool(self._serving_now() - failed)
+
+    def _failed(self, operator: Operator) -> set[str]:
         if operator.reconciler is None:
-            return False
+            return set()
         known = operator.reconciler.store.owned(KEY).revisions("chat")
-        failed = {own for own, stored in known.items() if stored.failed}
-        return digest in failed and bool(self._serving[operator.name] - failed)
+        return {own for own, stored in known.items() if stored.failed}
 
     def _hopeless(self, pods: list[Object], labels: Object) -> bool:
         """Of another revision, and it never served: deleted at once, so the surge spares it."""
@@ -230,11 +258,14 @@ class Judge:
         """A group that serves is drained by the operator: the role's floor must remain."""
         spec = self.spec(operator)
         target = revision.digest(spec)
+        both = {"unified", "prefill"} <= {other for other, _, _ in self.groups()}
+        if both and target in self._failed(operator):
+            return  # back to a revision of other roles: nobody knows how many groups it had
         want, _, unavailable = self.limits(spec, role)
         serving = self.serving(spec).get(role, set())
         there = len(serving | self._coming(role, target))
         left = len(serving - {(role, index)})
-        floor = min(there, want) - unavailable - self._excused(role)
+        floor = min(there, want) - unavailable - self._excused(operator, role)
         self._hold(left >= floor, f"{left} groups of {role} are left, and {floor} must be")
 
     def _coming(self, role: str, target: str) -> set[Place]:
@@ -278,7 +309,7 @@ class Judge:
 
     def lost_lately(self) -> bool:
         """Whether something was lost so lately that not everybody knows."""
-        return any(at > self._clock.now - BLIND_SECONDS for at, _ in self.lost)
+        return any(at > self._clock.now - UNHEARD_SECONDS for at, _ in self._lost)
 
     def _unserved(self, router: Router) -> None:
         excused = self.lenient or self.troubled or not self._served
@@ -293,6 +324,12 @@ def _runs(pod: Object) -> bool:
     """It holds its place on a node, and goes on to."""
     failed = (pod.get("status") or {}).get("phase") == "Failed"
     return not failed and "deletionTimestamp" not in pod["metadata"]
+
+
+def _held(spec: Object) -> bool:
+    """No step may be taken."""
+    given = spec["rollout"]
+    return bool(given.get("paused")) or given.get("partition") == "100%"
 
 
 def _seen(pods: list[Object]) -> bool:

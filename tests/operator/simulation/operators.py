@@ -4,6 +4,7 @@ Every call of it pauses first. At a pause the world goes on, another replica act
 dies: then the coroutine is closed, and what it had not done yet is never done.
 """
 
+import types
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any
 
@@ -29,6 +30,33 @@ class Pause:
 
     def __await__(self) -> Generator[float, None, None]:
         yield self.seconds
+
+
+@types.coroutine
+def together(
+    *works: Coroutine[Any, Any, Any], return_exceptions: bool
+) -> Generator[float, None, list[Any]]:
+    """As `asyncio.gather`: each goes on when its own pause is over, the one asked first before."""
+    ended: list[Any] = [None] * len(works)
+    due = dict.fromkeys(range(len(works)), 0.0)
+    now = 0.0
+    try:
+        while due:
+            at = min(due, key=due.__getitem__)
+            if due[at] > now:
+                yield due[at] - now
+                now = due[at]
+            try:
+                due[at] = now + works[at].send(None)
+            except StopIteration:
+                del due[at]
+            except Exception as error:
+                ended[at] = error
+                del due[at]
+    finally:
+        for work in works:
+            work.close()
+    return ended
 
 
 class Trouble:
@@ -167,6 +195,7 @@ class Operator:
             self._settings,
             lambda: self.lease.held,
             lambda: clock.now,
+            together,
         )
         self._heard, self._listed_at, self._due = {}, {}, None
         for obj in self._server.objects.values():

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from pds_operator import names
+from pds_operator import names, revision
 from pds_operator.cluster import FOLLOWED
 from simulation import specs
 from simulation.operators import Operator, Trouble
@@ -131,18 +131,12 @@ class Script:
         pods = self._world.kubelet.pods.values()
         return [pod for pod in pods if not pod.ended and not pod.stopping]
 
-    def _harm(self, *pods: Any) -> None:
-        judge = self._world.judge
-        judge.troubled = True
-        for pod in pods:
-            judge.lost.append((self._clock.now, pod.group[0]))
-
     def _crash_pod(self) -> None:
         pods = [pod for pod in self._engines() if pod.node is not None]
         if pods:
             pod = self._clock.random.choice(pods)
             self._clock.note(f"{pod.name} crashes")
-            self._harm(pod)
+            self._world.judge.harmed([pod])
             self._world.kubelet.fail(pod, 1)
 
     def _lose_node(self) -> None:
@@ -150,15 +144,16 @@ class Script:
         if len(alive) > 2:
             node = self._clock.random.choice(alive)
             self._clock.note(f"{node.name} vanishes")
-            self._harm(*(pod for pod in self._world.kubelet.pods.values() if pod.node is node))
-            self._world.kubelet.lose(node)
+            kubelet = self._world.kubelet
+            self._world.judge.harmed(pod for pod in kubelet.pods.values() if pod.node is node)
+            kubelet.lose(node)
 
     def _delete_pod(self) -> None:
         pods = self._engines()
         if pods:
             pod = self._clock.random.choice(pods)
             self._clock.note(f"somebody deletes {pod.name}")
-            self._harm(pod)
+            self._world.judge.harmed([pod])
             self._world.server.delete("somebody", "Pod", pod.name, pod.uid, None)
             if pod.size > 1:
                 self._world.kubelet.harm(pod)
@@ -189,17 +184,19 @@ class Script:
         self._world.server.delete("somebody", kind, meta["name"], meta["uid"], None)
 
     def _hide_pod(self) -> None:
-        """The first attempt of a group of one pod: what others are nobody knows any more."""
+        """The first attempt of a group of one pod: others cannot be told any more."""
         pods = [pod for pod in self._engines() if pod.size == 1 and not pod.group[2]]
         if pods:
             pod = self._clock.random.choice(pods)
             live = self._world.server.find("Pod", pod.name)
             if live is not None and names.NAME in live["metadata"]["labels"]:
-                self._harm(pod)
+                self._world.judge.harmed([pod])
                 self._hide(live)
 
     def _hide_object(self) -> None:
-        found = self._others("Service", "PodDisruptionBudget", "ControllerRevision")
+        target = names.revision("chat", revision.digest(specs.spec(self._world.wish)))
+        found = self._others("Service", "PodDisruptionBudget", "NetworkPolicy")
+        found += [o for o in self._others("ControllerRevision") if o["metadata"]["name"] == target]
         found = [obj for obj in found if names.NAME in obj["metadata"]["labels"]]
         if found:
             self._hide(self._clock.random.choice(found))

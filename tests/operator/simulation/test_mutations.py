@@ -5,8 +5,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from pds_operator import lifecycle, rollout
+from pds_operator import lifecycle, plan, rollout
 from pds_operator.diff import Verdict
+from pds_operator.plan import limits
 from simulation import memory
 from simulation.memory import remembering
 from simulation.world import Failed, run
@@ -55,6 +56,10 @@ MUTATIONS = {
     "groups that leave are not counted in the surge": (
         (rollout, "step", roles_seen_as(lambda role: {"leaving": 0})),
         "at most",
+    ),
+    "a held rollout goes on": (
+        (plan, "limits", lambda desired, target: limits(desired, None)),
+        "the rollout is held",
     ),
     "a drain is not waited for": (
         (lifecycle, "_leave", deleted_at_once),
