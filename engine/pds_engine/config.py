@@ -84,8 +84,9 @@ class SchedulerConfig(Section):
     dynamic_chunks: bool = False
     """Make late chunks of a long prompt shorter, so that each takes as long as a first one."""
     preemption: Literal["recompute", "none"] = "recompute"
-    """On role=unified: take requests up before the pages of their full growth are free, and put the
-    last of them back when pages run out. none: every request has its full growth set aside."""
+    """Take requests up before the pages of their full growth are free, and when pages run out put
+    the last of them back (role=unified), or out to go on in another group (role=decode: streams
+    that a router can resume). none: every request has its full growth set aside."""
     prefix_cache: bool = True
     """Keep the pages of finished requests for later ones that begin with the same tokens."""
     step_timeout: float = Field(60.0, gt=0)

@@ -13,7 +13,8 @@ PdsError
 │   ├── DeadlinePassed   504, the request was not done in the time it was given
 │   ├── Overloaded       429, a queue's bound is reached; `retry_after` in seconds
 │   └── Unavailable      503, draining, not ready, or no backend to answer
-│       └── Drained        503, given up at a drain's deadline
+│       ├── Drained        503, given up at a drain's deadline
+│       └── Preempted      503, put out for want of KV pages
 └── GroupError         a rank, stage or peer failed: the request may be retried elsewhere
     ├── ProtocolError    a message out of order, of a foreign incarnation, or malformed
     ├── RankLost         names the rank that died or fell silent
@@ -142,6 +143,12 @@ class Drained(Unavailable):
     """A drain's deadline has passed: what is left goes on in another group."""
 
     code = "drained"
+
+
+class Preempted(Unavailable):
+    """A decode group had no page for the next token: the stream goes on elsewhere, or later."""
+
+    code = "preempted"
 
 
 class GroupError(PdsError):

@@ -1,4 +1,4 @@
-"""Real groups: a decode group is killed, or has to drain, and no client sees it."""
+"""Real groups: a decode group runs out of pages, is killed, or has to drain: no client sees it."""
 
 import json
 import os
@@ -80,6 +80,10 @@ class Process:
         self.process.wait()
 
 
+PAGES = 80
+"""Of each decode group: four of these streams have room in it, five do not."""
+
+
 class World:
     """One prefill and two decode groups behind a router."""
 
@@ -87,13 +91,18 @@ class World:
         self.folder = folder
         self.keys = Keys.make()
         self.keys.write(folder)
-        self.groups = {name: self.group(name) for name in ("prefill-0", "decode-0", "decode-1")}
+        self.groups: dict[str, Process] = {}
+        self.processes: list[Process] = []
+        """All that were begun, the killed ones too."""
+
+    def start(self) -> None:
+        for name in ("prefill-0", "decode-0", "decode-1"):
+            self.groups[name] = self.group(name)
         for group in self.groups.values():
             until(group.ready, 120)
         backends = [word for g in self.groups.values() for word in ("--backend", g.url)]
-        self.router = Process(
-            folder, "router", *ROUTER, *backends, "--keys-dir", str(folder), "--metrics-port", "0"
-        )
+        options = ("--keys-dir", str(self.folder), "--metrics-port", "0")
+        self.router = self.begin("router", *ROUTER, *backends, *options)
         until(self.router.ready, 30)
         until(self.all_routable, 30)
 
@@ -103,10 +112,15 @@ class World:
             f"role={role}", f"pod.group={name}", f"http.keys_dir={self.folder}",
             "http.metrics_port=0", "http.control_port=0", "http.rendezvous_port=0",
             "kv.port_base=0", "kv.backends=[tcp]", "max_model_len=1024",
+            *([f"kv.pages={PAGES}"] if role == "decode" else []),
         )  # fmt: skip
         words = (word for option in options for word in ("--set", option))
         model = ("--model", str(MODEL), "--dtype", "float32")
-        return Process(self.folder, name, *ENGINE, "serve", *model, *words, port=port)
+        return self.begin(name, *ENGINE, "serve", *model, *words, port=port)
+
+    def begin(self, name: str, *words: str, port: int = 0) -> Process:
+        self.processes.append(Process(self.folder, name, *words, port=port))
+        return self.processes[-1]
 
     def all_routable(self) -> bool:
         return all(b["routable"] for b in self.router.get("/pds/backends").json()["backends"])
@@ -120,11 +134,31 @@ class World:
         url = f"{self.groups[name].url}/pds/drain"
         httpx.post(url, json={"deadline_seconds": seconds}, headers=signed).raise_for_status()
 
-    def migrations(self) -> tuple[float, float]:
-        """How many, and the seconds that they took together."""
-        values = dict(line.rsplit(" ", 1) for line in self.router.get("/metrics").text.splitlines())
-        name = "pds_router_migration_seconds"
-        return float(values[f"{name}_count"]), float(values[f"{name}_sum"])
+    def preemptions(self) -> int:
+        """Of both decode groups together."""
+        states = [self.groups[f"decode-{at}"].get("/pds/state").json() for at in range(2)]
+        return sum(state["preemptions"] for state in states)
+
+    def metrics(self) -> dict[str, str]:
+        return dict(line.rsplit(" ", 1) for line in self.router.get("/metrics").text.splitlines())
+
+    def migrations(self) -> dict[str, int]:
+        """How many, by why."""
+        name = "pds_router_migrations_total"
+        return {
+            key.split('"')[1]: int(float(value))
+            for key, value in self.metrics().items()
+            if key.startswith(name)
+        }
+
+    def moved(self) -> int:
+        """Streams that went on elsewhere, but for those that were put out for want of pages."""
+        return sum(count for why, count in self.migrations().items() if why != "preempted")
+
+    def seconds(self) -> float:
+        """From the break of a stream to its next token, on average."""
+        values, name = self.metrics(), "pds_router_migration_seconds"
+        return float(values[f"{name}_sum"]) / float(values[f"{name}_count"])
 
     def stream(self, body: dict[str, Any]) -> list[Any]:
         """The choices and usage of each event; an error, or a missing end, fails."""
@@ -148,7 +182,7 @@ class World:
         return told
 
     def close(self) -> None:
-        for process in (self.router, *self.groups.values()):
+        for process in self.processes:
             process.end()
 
 
@@ -167,23 +201,41 @@ def _rounded(choices: list[dict[str, Any]]) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     made = World(tmp_path_factory.mktemp("world"))
-    yield made
-    made.close()
+    try:
+        made.start()
+        yield made
+    finally:
+        made.close()
 
 
 def unseen(world: World, name: str, end: Callable[[], None]) -> None:
     """`end` comes over the group while it decodes; no stream is any different."""
     with ThreadPoolExecutor(8) as pool:
         right = list(pool.map(world.stream, STREAMS))
-        before, seconds_before = world.migrations()
+        before = world.moved()
         asked = [pool.submit(world.stream, body) for body in STREAMS * 2]
         until(lambda: world.busy(name), 30)
         end()
         assert [each.result() for each in asked] == right * 2
-    after, seconds = world.migrations()
-    moved, each = after - before, (seconds - seconds_before) / (after - before)
+    moved = world.moved() - before
     assert moved > 0
-    print(f"{name}: {moved:.0f} of {len(asked)} streams went on elsewhere, in {each:.2f} s each")
+    each = world.seconds()
+    print(f"{name}: {moved} of {len(asked)} streams went on elsewhere, in {each:.2f} s each so far")
+
+
+def test_streams_that_are_put_out_for_want_of_pages_go_unseen(world: World) -> None:
+    """The first one here: nothing has failed yet, and nothing does."""
+    with ThreadPoolExecutor(12) as pool:
+        right = list(pool.map(world.stream, STREAMS))
+        assert world.preemptions() == 0
+        assert list(pool.map(world.stream, STREAMS * 3)) == right * 3
+    count, metrics = world.preemptions(), world.metrics()
+    assert world.migrations() == {"preempted": count}
+    assert count > 0
+    assert not any(name.startswith("pds_router_failed_attempts_total") for name in metrics)
+    backends = world.router.get("/pds/backends").json()["backends"]
+    assert [(each["failures"], each["routable"]) for each in backends] == [(0, True)] * 3
+    print(f"{count} times put out among 12 streams, back in {world.seconds():.2f} s each")
 
 
 def test_a_killed_worker_in_mid_stream_goes_unseen(world: World) -> None:

@@ -55,6 +55,11 @@ class Submit(Message, frozen=True, kw_only=True):
     """Seconds since the epoch; None: none."""
     role_hint: Role = "unified"
     source: Source | None = None
+    since: float | None = None
+    """When its client asked, in seconds since the epoch, as the router knows: its age, wherever it
+    goes on. None: now."""
+    resumable: bool = False
+    """Somebody goes on with it elsewhere when it fails as Preempted: a router with a journal."""
 
 
 class Cancel(Message, frozen=True, kw_only=True):

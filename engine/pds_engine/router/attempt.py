@@ -5,7 +5,7 @@ import secrets
 from dataclasses import dataclass, field
 from time import time
 
-from pds_engine.errors import Drained, TransferFailed, Unavailable
+from pds_engine.errors import Drained, Overloaded, Preempted, TransferFailed, Unavailable
 from pds_engine.messages import Role
 from pds_engine.router.answers import JSON, error_body
 from pds_engine.router.backends import Backend, Fleet
@@ -18,6 +18,8 @@ from pds_engine.signing import signed
 SIGNATURE_SECONDS = 60
 RETRIED = frozenset({408, 429, 500, 502, 503})
 """Answers of a group that another group may do better. 504 says that the request's time is over."""
+ROOM = frozenset({Overloaded.code, Preempted.code, Unavailable.code})
+"""What a group says that has no room just now."""
 FAULTS = frozenset({500, 502})
 """Answers that count against the group's circuit; 429 and 503 only say that it is busy."""
 
@@ -31,11 +33,21 @@ class Failure:
     blamed: str
     headers: tuple[tuple[bytes, bytes], ...] = ()
     reason: str = "failed"
-    """lost, drained or failed: what a migration is counted under."""
+    """lost, drained, preempted or failed: what a migration is counted under."""
 
     @property
     def retry(self) -> bool:
         return self.status in RETRIED
+
+    @property
+    def preempted(self) -> bool:
+        """A decode group had no page left: nobody's fault, and no reason to give up."""
+        return self.reason == Preempted.code
+
+    @property
+    def busy(self) -> bool:
+        """A group is there, and says that it has no room just now."""
+        return self.reason != "lost" and _code(self.body) in ROOM
 
 
 @dataclass(slots=True)
@@ -211,11 +223,12 @@ def internal_headers(call: Call, role: Role, peer: Backend | None, attempt: str)
 
 
 def _reason(body: bytes) -> str:
-    return "drained" if _code(body) == Drained.code else "failed"
+    code = _code(body)
+    return code if code in (Drained.code, Preempted.code) else "failed"
 
 
-def _code(body: bytes) -> object:
+def _code(body: bytes) -> str:
     try:
-        return json.loads(body)["error"]["code"]
+        return str(json.loads(body)["error"]["code"])
     except (ValueError, KeyError, TypeError):
-        return None
+        return ""

@@ -70,7 +70,7 @@ class RouterConfig(Section):
     attempts: int = Field(3, ge=1, le=10)
     """Pairs that are tried before the first byte of an answer."""
     migrations: int = Field(3, ge=0, le=10)
-    """How often a stream may break off and go on in another pair."""
+    """How often a stream may break off and go on in another pair; preemptions do not count."""
     resume_seconds: float = Field(120.0, ge=0)
     """How long such a stream waits for a pair: a group that crashed comes back in that time."""
     connect_timeout: float = Field(2.0, gt=0)

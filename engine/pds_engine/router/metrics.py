@@ -53,7 +53,7 @@ class Metrics:
 
         self._migrations = Counter(
             "pds_router_migrations",
-            "Streams that broke off and went on elsewhere, by why: lost, drained or failed",
+            "Streams that went on elsewhere, by why: lost, drained, preempted or failed",
             ["reason"],
             registry=self._registry,
         )

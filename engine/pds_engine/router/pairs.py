@@ -48,7 +48,12 @@ class Pairs:
         return Unavailable(self.fleet.shortage(), retry_after=1)
 
     def failed(self, call: Call, failure: Failure, again: bool) -> None:
-        """An attempt came to nothing; `again`: another is made, or the stream goes on elsewhere."""
+        """An attempt came to nothing; `again`: another is made, or the stream goes on elsewhere.
+
+        A preempted one did not fail: `migrated` counts it.
+        """
+        if failure.preempted and again:
+            return
         self.metrics.failed(failure.status, again)
         logger.warning(
             "an attempt failed",
@@ -64,7 +69,8 @@ class Pairs:
     def migrated(self, call: Call, failure: Failure, tokens: int, seconds: float) -> None:
         """A stream that broke off goes on in another pair."""
         self.metrics.migrated(failure.reason, seconds)
-        logger.warning(
+        logger.log(
+            logging.INFO if failure.preempted else logging.WARNING,
             "a stream goes on elsewhere",
             extra={
                 "request_id": call.request_id,

@@ -55,7 +55,7 @@ class Stream:
                 problem = self._stuck(failure, left)
                 self._pairs.failed(self._call, failure, again=not problem)
                 if not problem:
-                    left -= 1
+                    left -= not failure.preempted
                     broke, next_ = monotonic(), await self._successor(failure, like)
                     if isinstance(next_, Attempt):
                         attempt = next_
@@ -74,18 +74,26 @@ class Stream:
             return "no other pair would do better"
         if not self._journal.complete:
             return "a stream of several choices cannot go on elsewhere"
-        if not left:
+        if not left and not failure.preempted:
             return f"it went on elsewhere {self._pairs.config.migrations} times already"
         return ""
 
     async def _successor(self, failure: Failure, like: EngineState | None) -> Attempt | Failure:
-        """Another pair that goes on, or why there is none; waits a while for one."""
+        """Another pair that goes on, or why there is none; waits a while for one.
+
+        What was preempted goes back where it was put out if there is no other place, and waits for
+        room as long as there are groups.
+        """
         call = resumed(self._call, self._journal.ids)
-        until = monotonic() + self._pairs.config.resume_seconds
+        seconds, preempted = self._pairs.config.resume_seconds, failure.preempted
+        until = monotonic() + seconds
         spoke = monotonic()
         excluded = {failure.blamed}
         while True:
             pick = self._pairs.pick(call, excluded, like)
+            if pick is None and failure.preempted and excluded:
+                excluded.clear()
+                continue
             if pick is None:
                 if (left := until - monotonic()) <= 0 or self._client.gone:
                     return failure
@@ -108,6 +116,8 @@ class Stream:
             failure = failed
             if not failed.retry:
                 return failed
+            if preempted and failed.busy:
+                until = monotonic() + seconds
             excluded.add(failed.blamed)
 
     def _went_on(self, failure: Failure, seconds: float) -> None:

@@ -11,9 +11,10 @@ from collections.abc import Iterable
 from itertools import islice
 from operator import attrgetter
 
+from pds_engine.errors import Preempted
 from pds_engine.messages import Admit, Release
 from pds_engine.scheduler.pages import PagePool
-from pds_engine.scheduler.party import WORKERS, Outbox
+from pds_engine.scheduler.party import WORKERS, Outbox, failure
 from pds_engine.scheduler.prefill import Chunk
 from pds_engine.scheduler.prefix import lengthen
 from pds_engine.scheduler.queue import WaitingQueue
@@ -22,16 +23,21 @@ from pds_engine.scheduler.settings import Settings
 from pds_engine.scheduler.slots import Slots
 
 RETIRED = frozenset({Phase.ENDED, Phase.PREEMPTED})
+GROWTH_RESERVE = 2
+"""Pages that a decode group leaves over for each request that may be put out, as far as it may want
+them. With one, twice as many are put out for the same work done; with four, few are, and a tenth
+less runs (docs/engine.md §3)."""
+NO_PAGE = "the decode group has no KV page left for its next token"
 _RANK = attrgetter("rank")
 
 
 class Ledger:
     """All requests by phase, and the pages and slots that they hold.
 
-    Without preemption a request is taken up only with the pages of its full growth promised, in the
-    queue's order: so every running request can always finish, and no two wait for each other's
-    pages. With it (Settings.recompute) the pages of what is known suffice; preemption.py says why
-    all finish then.
+    A request that must not be preempted is taken up only with the pages of its full growth
+    promised, in the queue's order: so it can always finish, and no two wait for each other's pages.
+    For others (Settings.elastic) the pages of what is known suffice; preemption.py says why all
+    finish then.
     """
 
     def __init__(self, settings: Settings, out: Outbox) -> None:
@@ -48,6 +54,8 @@ class Ledger:
         """Those with output left to plan, the one planned longest ago first."""
         self.finishing: set[Request] = set()
         """Those whose last token is being computed: they end without another page."""
+        self.growing: set[Request] = set()
+        """Those taken up that may be preempted: they find the pages of their growth as they go."""
         self.preemptions = 0
         self.done = -1
         """The last step that is done."""
@@ -67,14 +75,13 @@ class Ledger:
     def fits(self, request: Request) -> bool:
         """Whether a slot is there, and the pages that it is to be taken up with.
 
-        Pages of its prefix that others hold cost nothing; idle ones cost what blank ones do. With
-        preemption a page for each running request is left over, for their next tokens: else what
-        was put back would come back at once, at their cost.
+        Pages of its prefix that others hold cost nothing; idle ones cost what blank ones do. A
+        reserve is left over for the growth of what runs: else what was put back would come back at
+        once, at its cost.
         """
         if not self.slots.free:
             return False
-        spare = self.running if self.settings.recompute else 0
-        missing = self._wanted(request) + spare - self.pool.available
+        missing = self._wanted(request) + self._reserve() - self.pool.available
         if missing <= 0:
             return True
         if missing > len(self.pool.cache) - self.pool.cache.idle:
@@ -95,6 +102,9 @@ class Ledger:
         request.promised = self._wanted(request) - len(prefix)
         self.pool.promise(request.promised)
         request.slot, request.gen = self.slots.acquire()
+        if self.elastic(request):
+            request.most = growth(request.submit, self.settings)
+            self.growing.add(request)
         self._take_up_to(request, request.context_len)
 
     def start(self, request: Request) -> None:
@@ -116,9 +126,13 @@ class Ledger:
         """Whether the request's next token needs a page that it does not hold."""
         return request.computed == len(request.pages) * self.settings.page_size
 
+    def elastic(self, request: Request) -> bool:
+        """Whether it may be preempted, and so is taken up before its full growth has pages."""
+        return self.settings.elastic(request.submit.resumable)
+
     def grow(self, request: Request) -> tuple[int, ...]:
-        """One more page for the request: a promised one, or with preemption a free one."""
-        if self.settings.recompute:
+        """One more page for the request: a promised one, or where it is elastic a free one."""
+        if not request.promised and self.elastic(request):
             self.pool.promise(1)
             request.promised += 1
         grown = self.pool.take(1)
@@ -127,7 +141,8 @@ class Ledger:
         return grown
 
     def preempt(self, request: Request) -> None:
-        """Put a running request back to the queue, once its last issued step is done.
+        """Put a running request back to the queue, or out of the group on role=decode, once its
+        last issued step is done.
 
         The tokens of its steps in flight are still its own: it is told of them as they come.
         """
@@ -181,9 +196,13 @@ class Ledger:
         if not request.transferring and request.pages:
             self.pool.release(request.pages)
             request.pages = []
-        if request.phase is Phase.PREEMPTED:
+        if request.phase is Phase.PREEMPTED and self.settings.recompute:
             request.restart()
             self.queue.push(request)
+        elif request.phase is Phase.PREEMPTED:
+            del self.requests[request.id]
+            request.phase = Phase.ENDED
+            self.out.put(request.server, failure(request.id, Preempted(NO_PAGE)))
 
     def remember(self, request: Request, tokens: int) -> None:
         """Its first `tokens` tokens are known and their keys are in place: others may read them.
@@ -223,6 +242,7 @@ class Ledger:
     def _retire(self, request: Request, phase: Phase) -> None:
         """No step will name it any more; workers forget it after the last one that does."""
         self._leave(request)
+        self.growing.discard(request)
         lingers = request.phase in RETIRED
         request.phase = phase
         self.pool.withdraw(request.promised)
@@ -247,10 +267,22 @@ class Ledger:
             self.decoding.remove(request)
 
     def _wanted(self, request: Request) -> int:
-        """Pages that are set aside for a request when it is taken up."""
+        """Pages that are set aside for a request when it is taken up.
+
+        On role=decode that of the first token's keys is among them, which comes with the others.
+        """
         if self.settings.recompute:
             return self.settings.pages_for(request.context_len)
-        return growth(request.submit, self.settings)
+        most = growth(request.submit, self.settings)
+        if not self.elastic(request):
+            return most
+        return min(self.settings.pages_for(request.context_len + 1), most)
+
+    def _reserve(self) -> int:
+        """Pages that are left over when a request is taken up, for the growth of what runs."""
+        if self.settings.recompute:
+            return self.running
+        return sum(min(GROWTH_RESERVE, r.most - len(r.pages) - r.promised) for r in self.growing)
 
     def _take_up_to(self, request: Request, tokens: int) -> None:
         missing = self.settings.pages_for(tokens) - len(request.pages)

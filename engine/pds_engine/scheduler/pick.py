@@ -8,7 +8,7 @@ prompt is computed in no more than twice the chunks of those before it and its o
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import islice, takewhile
+from itertools import takewhile
 
 from pds_engine.scheduler.lifecycle import Ledger
 from pds_engine.scheduler.preemption import with_pages
@@ -62,16 +62,12 @@ def pick(ledger: Ledger, step_id: int, policy: ChunkPolicy, turns: Turns) -> Pic
     running = len(ledger.decoding) + len(ledger.finishing)
     share = -(-running * (1 + apart) // settings.pp)
     known = max(step_id - settings.pp, ledger.done)
-    oldest = list(
-        takewhile(lambda request: request.last_sample <= known, islice(ledger.decoding, share))
-    )
-    if apart and not turns.decodes:
-        oldest = []
-    decodes = with_pages(ledger, oldest)
+    due = takewhile(lambda request: request.last_sample <= known, ledger.decoding)
+    decodes = [] if apart and not turns.decodes else with_pages(ledger, due, share)
     room = min(policy.chunk_size, settings.max_step_tokens - len(decodes))
     chunks = [] if apart and decodes else next_chunks(_in_turn(ledger, turns), room, policy)
     if not decodes and not chunks:
-        decodes = with_pages(ledger, list(islice(ledger.decoding, share)))
+        decodes = with_pages(ledger, ledger.decoding, share)
     return Picked(decodes, chunks) if decodes or chunks else None
 
 
@@ -81,6 +77,6 @@ def _in_turn(ledger: Ledger, turns: Turns) -> Iterable[Request]:
     return ledger.prefilling
 
 
-def _least_left(request: Request) -> tuple[int, int, int]:
-    priority, arrival = request.rank
-    return priority, request.context_len - request.computed, arrival
+def _least_left(request: Request) -> tuple[int, int, float, int]:
+    priority, since, arrival = request.rank
+    return priority, request.context_len - request.computed, since, arrival

@@ -14,7 +14,7 @@ class WaitingQueue:
     """
 
     def __init__(self) -> None:
-        self._heap: list[tuple[int, int, Request]] = []
+        self._heap: list[tuple[int, float, int, Request]] = []
         self._members: dict[int, Request] = {}
 
     def __len__(self) -> int:
@@ -31,7 +31,7 @@ class WaitingQueue:
     def first(self) -> Request | None:
         """The request that is served next, left in its place."""
         while self._heap:
-            _, arrival, request = self._heap[0]
+            _, _, arrival, request = self._heap[0]
             if arrival in self._members:
                 return request
             heapq.heappop(self._heap)
@@ -43,8 +43,8 @@ class WaitingQueue:
         The first one's goes at once: preempted, it may come back to the same place.
         """
         self._members.pop(request.arrival, None)
-        if self._heap and self._heap[0][1] == request.arrival:
+        if self._heap and self._heap[0][2] == request.arrival:
             heapq.heappop(self._heap)
         if len(self._heap) > 2 * len(self._members) + 64:
-            self._heap = [entry for entry in self._heap if entry[1] in self._members]
+            self._heap = [entry for entry in self._heap if entry[2] in self._members]
             heapq.heapify(self._heap)

@@ -56,6 +56,8 @@ class Request:
     pages: list[int] = field(default_factory=list)
     promised: int = 0
     """Pages set aside for its growth."""
+    most: int = 0
+    """Pages that it will ever hold here, where it is taken up before they are there."""
     last_step: int = -1
     """The last issued step that names it."""
     last_sample: int = -1
@@ -68,12 +70,16 @@ class Request:
     """Of the prompt's second token and those after it, until they go with the first output."""
     prompt_len: int = field(init=False)
     max_tokens: int = field(init=False)
+    since: float = field(init=False)
+    """When its client asked; no later than it arrived, whatever the router's clock says."""
 
     def __post_init__(self) -> None:
         self.outputs = list(self.submit.output_ids)
         self.given = self.planned = len(self.outputs)
         self.prompt_len = len(self.submit.prompt_ids)
         self.max_tokens = self.submit.sampling.max_tokens
+        asked = self.submit.since
+        self.since = self.arrived if asked is None else min(asked, self.arrived)
 
     @property
     def id(self) -> str:
@@ -94,9 +100,12 @@ class Request:
         return taken
 
     @property
-    def rank(self) -> tuple[int, int]:
-        """Its place in the order of service: by priority, then first come first served."""
-        return self.submit.priority, self.arrival
+    def rank(self) -> tuple[int, float, int]:
+        """Its place in the order of service: by priority, then first come first served.
+
+        What went on elsewhere comes with its age, and was there before those that came meanwhile.
+        """
+        return self.submit.priority, self.since, self.arrival
 
     @property
     def context(self) -> tuple[int, ...]:

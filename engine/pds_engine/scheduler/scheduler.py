@@ -272,7 +272,8 @@ class Scheduler:
         if (misfit := unfit(message, self.settings, self.ledger.pool.total)) is not None:
             return misfit
         at_once = waiting == 0 and self.ledger.slots.free > 0
-        if waiting >= self.settings.max_waiting and not at_once:
+        begun = bool(message.output_ids)  # its client has a part of the answer
+        if waiting >= self.settings.max_waiting and not at_once and not begun:
             return Overloaded(f"{waiting} requests are waiting already", retry_after=RETRY_AFTER)
         return None
 

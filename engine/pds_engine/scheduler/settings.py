@@ -47,11 +47,16 @@ class Settings:
 
     @property
     def recompute(self) -> bool:
-        """Running requests may be put back to the queue, and are computed anew.
-
-        On role=prefill nothing grows while it runs; on role=decode nothing is computed anew.
-        """
+        """Running requests may be put back to the queue, and are computed anew."""
         return self.preemption and self.role == "unified"
+
+    def elastic(self, resumable: bool) -> bool:
+        """Whether a request is taken up before the pages of its full growth are there.
+
+        It may then be put back (role=unified), or put out where somebody goes on with it
+        (role=decode: nothing is computed anew). On role=prefill nothing grows while it runs.
+        """
+        return self.preemption and (self.role == "unified" or (self.role == "decode" and resumable))
 
     def pages_for(self, tokens: int) -> int:
         """Pages that hold `tokens` tokens."""

@@ -142,6 +142,8 @@ def make(
     deadline = None if limit is None else time.time() + limit
     seed = (secrets.randbits(63) if wanted is None else wanted) & (2**63 - 1)
     stop_ids = _stop_ids(body, tokenizer)
+    stream = bool(body.stream)
+    journal = internal.journal and stream and count == 1
     submits: list[Submit] = []
     for prompt in prompts:
         room = _room(prompt, body, tokenizer, config, "messages" if chat else "prompt")
@@ -157,9 +159,10 @@ def make(
                     deadline=deadline,
                     role_hint=config.role,
                     source=internal.source,
+                    since=internal.created,
+                    resumable=journal,
                 )
             )
-    stream = bool(body.stream)
     options = body.stream_options
     echo = isinstance(body, CompletionRequest) and bool(body.echo)
     return Job(
@@ -180,7 +183,7 @@ def make(
         prompt_tokens=sum(map(len, prompts)),
         stream=stream,
         include_usage=bool(options and options.include_usage),
-        journal=internal.journal and stream and count == 1,
+        journal=journal,
         first_only=config.role == "prefill",
         muted=(len(resumed) + (config.role == "decode")) if stream else 0,
         echoes=tuple(tokenizer.decode(p) for p in prompts for _ in range(copies)) if echo else (),

@@ -73,13 +73,16 @@ class Run:
         if self._failed is not None:
             raise self._failed
         events: list[Told] = []
+        came = False
         for choice, message in await self._inbox.take():
             if isinstance(message, Failed):
                 self.engine.close(message.request_id, cancel=False)
                 self._failed = RequestFailed(message)
                 break
+            came = True
             events += self._feed(choice, message)
-        if self._failed is not None and not events:
+        told = events or (came and self.job.journal)  # tokens that release nothing were told too
+        if self._failed is not None and not told:
             raise self._failed
         return events  # what came before a failure is told before it
 

@@ -16,6 +16,9 @@ from pds_engine.simulation.group import ENDPOINT, Group, Machine, Told
 from pds_engine.simulation.transfers import SimulatedTransfers
 from pds_engine.simulation.wire import Delay, Line
 
+AGAIN = "+"
+"""Ends the name of a request that goes on: each attempt has its own, as the router's have."""
+
 
 @dataclass(slots=True)
 class _Link:
@@ -31,7 +34,8 @@ class _Link:
 class Cluster:
     """Any number of groups; requests name the pair that serves them.
 
-    `copy` is what a push of pages takes.
+    What a decode group puts out goes on, with all its tokens, through the same prefill group in the
+    next decode group, as the router has it. `copy` is what a push of pages takes.
     """
 
     def __init__(self, events: Events, copy: Delay) -> None:
@@ -63,11 +67,14 @@ class Cluster:
             made.append(transfers)
         speak = self._answer if settings.role == "prefill" else self._offer
         group.to_peers = partial(speak, index)
+        if settings.role == "decode":
+            group.put_out = partial(self._go_on, index)
         return group
 
     def submit(self, request: Submit, prefill: int = 0, decode: int = 0, at: float = 0.0) -> None:
         """A client asks a pair: both sides at once, as the router does."""
         source = Source(address=str(prefill), group=self.prefill[prefill].name)
+        request = replace(request, since=at if request.since is None else request.since)
         self.prefill[prefill].submit(replace(request, role_hint="prefill"), at)
         self.decode[decode].submit(replace(request, role_hint="decode", source=source), at)
 
@@ -83,6 +90,28 @@ class Cluster:
         if faults:
             raise PdsError("; ".join(faults))
         return list(chain.from_iterable(group.told.values() for group in self.decode))
+
+    def answer(self, name: str) -> tuple[int, ...]:
+        """All tokens that the client of this request was told of by decode groups."""
+        told = [each for group in self.decode for each in group.told.values()]
+        mine = [each for each in told if each.request.request_id.rstrip(AGAIN) == name]
+        mine.sort(key=lambda each: len(each.request.request_id))
+        return tuple(token for each in mine for token in each.tokens)
+
+    def _go_on(self, decode: int, told: Told) -> None:
+        request, source = told.request, told.request.source
+        if source is None:
+            raise PdsError(f"{request.request_id} was decoded without a prefill group")
+        self.submit(
+            replace(
+                request,
+                request_id=request.request_id + AGAIN,
+                output_ids=(*request.output_ids, *told.tokens),
+            ),
+            int(source.address),
+            (decode + 1) % len(self.decode),
+            self.events.now,
+        )
 
     # ---- between schedulers --------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from pds_engine.errors import PdsError, ProtocolError
+from pds_engine.errors import PdsError, Preempted, ProtocolError
 from pds_engine.messages import (
     Cancel,
     Failed,
@@ -105,6 +105,8 @@ class Group:
         self.told: dict[str, Told] = {}
         self.to_peers: Callable[[Out], None] | None = None
         """Takes what is for another group's scheduler."""
+        self.put_out: Callable[[Told], None] | None = None
+        """Goes on elsewhere with a request that was preempted here."""
         self.hidden: list[list[HiddenWire]] = [
             [self._wire(f"hidden states {stage}/{shard}") for shard in range(settings.tp)]
             for stage in range(settings.pp - 1)
@@ -197,6 +199,8 @@ class Group:
         if isinstance(message, Failed):
             told.failed = message
             told.over = True
+            if message.code == Preempted.code and self.put_out is not None:
+                self.put_out(told)
             return
         if message.index != len(told.request.output_ids) + len(told.tokens):
             raise ProtocolError(f"{message.request_id} was sent output {message.index} out of turn")

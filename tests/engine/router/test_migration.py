@@ -281,6 +281,52 @@ async def test_a_stream_moves_a_bounded_number_of_times(engine, router):
     assert migrations(running, "lost") == 2
 
 
+def failures(running):
+    text = running.router.metrics.text().decode()
+    return [line for line in text.splitlines() if line.startswith("pds_router_failed_attempts_")]
+
+
+@pytest.mark.parametrize("pairs", [1, 2])
+async def test_what_is_preempted_goes_on_however_often_and_is_nobody_s_fault(engine, router, pairs):
+    """In the same group when there is no other; it counts neither as a move nor as a failure."""
+    p = await engine("prefill", script=speaks)
+    full = [await engine("decode", script=breaks(0, "preempted", times=20)) for _ in range(pairs)]
+    running = await router(p, *full, migrations=0, health={"open_after": 1})
+    assert await running.stream() == WHOLE
+    assert migrations(running, "preempted") == 20 * pairs
+    assert failures(running) == []
+    for backend in running.router.fleet:
+        assert (backend.failures, backend.circuit.failures) == (0, 0)
+        assert not running.router.fleet.reason(backend)
+    calls = [call for each in full for call in each.calls]
+    assert len({call.headers["x-pds-created"] for call in calls}) == 1
+    if pairs > 1:
+        assert all(each.calls for each in full)
+
+
+async def test_what_is_preempted_waits_for_room_as_long_as_there_are_groups(engine, router):
+    waits = []
+
+    async def has_no_room_at_first(seen, stream):
+        if len(only.calls) == 1:
+            await stream.head()
+            await stream.put(b': pds failed 503 {"error": {"code": "preempted"}}\n\n')
+            stream.end()
+        elif len(waits) < 4:
+            waits.append(seen)
+            await asyncio.sleep(0.05)
+            await stream.json(429, {"error": {"message": "full", "code": "overloaded"}})
+        else:
+            await speaks(seen, stream)
+
+    p = await engine("prefill", script=speaks)
+    only = await engine("decode", script=has_no_room_at_first)
+    running = await router(p, only, resume_seconds=0.1)
+    assert await running.stream() == WHOLE
+    assert len(waits) == 4
+    assert migrations(running, "preempted") == 1
+
+
 async def test_without_a_journal_the_stream_ends_with_an_error(engine, router):
     async def several_choices(seen, stream):
         await stream.head()

@@ -127,7 +127,8 @@ class Bench:
         ids = tuple(range(prompt)) if isinstance(prompt, int) else tuple(prompt)
         hint = self.settings.role
         source = Source(address=P.name, group="p") if hint == "decode" else None
-        about = {k: more.pop(k) for k in ("priority", "deadline", "output_ids") if k in more}
+        named = ("priority", "deadline", "output_ids", "since", "resumable")
+        about = {name: more.pop(name) for name in named if name in more}
         message = Submit(
             request_id=name,
             prompt_ids=ids,

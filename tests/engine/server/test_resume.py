@@ -140,3 +140,30 @@ async def test_replayed_tokens_are_not_in_the_journal_again(served, tokenizer, k
     events.feed(await ask(served, says(ids), key, "unified", C, body))
     assert events.journal.complete
     assert list(events.journal.ids) == ids[:-1]
+
+
+async def test_what_is_put_out_with_its_first_token_is_a_stream_already(served, key):
+    """The router has the first token from P: an error in place of a stream would lose it."""
+
+    def put_out(submit: Submit):
+        assert (submit.resumable, submit.since) == (True, 1_700_000_000)
+        yield Token(request_id=submit.request_id, index=0, token=300)
+        yield Failed(request_id=submit.request_id, code="preempted", message="full", status=503)
+
+    body = {"prompt": "a", "stream": True}
+    events = Events()
+    assert events.feed(await ask(served, put_out, key, "decode", C, body)) == b""
+    assert events.failed is not None
+    assert (events.failed[0], b'"code":"preempted"' in events.failed[1]) == (503, True)
+
+
+@pytest.mark.parametrize("more", [{"n": 2, "stream": True}, {}])
+async def test_what_cannot_be_resumed_says_so(served, key, more):
+    seen = []
+
+    def script(submit: Submit):
+        seen.append(submit.resumable)
+        yield Token(request_id=submit.request_id, index=0, token=300, finish_reason="stop")
+
+    await ask(served, script, key, "unified", C, {"prompt": "a", **more})
+    assert not any(seen)

@@ -32,7 +32,9 @@ def ask() -> Callable[..., Submit]:
         name: str, prompt: int | Sequence[int], max_tokens: int = 1, *, seed: int = 1, **more: Any
     ) -> Submit:
         given = {
-            key: more.pop(key) for key in ("output_ids", "role_hint", "priority") if key in more
+            key: more.pop(key)
+            for key in ("output_ids", "role_hint", "priority", "resumable")
+            if key in more
         }
         return Submit(
             request_id=name,

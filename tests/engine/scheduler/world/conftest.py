@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from pds_engine.messages import (
     Admit,
     Cancel,
@@ -42,8 +43,10 @@ def check(core: Scheduler) -> None:
     check_pages(core)
     promised = sum(r.promised for r in ledger.requests.values())
     assert (ledger.pool.promised, ledger.pool.available >= 0) == (promised, True)
-    fresh = [r for r in ledger.queue if r.gen < 0]  # those put back are bounded by the slots
-    assert len(fresh) + len(core.prefill.unoffered) <= settings.max_waiting
+    waiting = [*ledger.queue, *core.prefill.unoffered.values()]
+    fresh = [r for r in waiting if r.gen < 0 and not r.submit.output_ids]  # others had a slot once
+    assert len(fresh) <= settings.max_waiting
+    assert all(r.slot >= 0 and not r.promised > 1 for r in ledger.growing)
     ranks = [request.rank for request in ledger.prefilling]
     assert ranks == sorted(ranks)
 
@@ -79,10 +82,11 @@ class Auditor:
         core.ledger.preempt = self.preempt  # type: ignore[method-assign]
 
     def preempt(self, victim: Request) -> None:
-        """The last in order, never the first."""
+        """The last in order of those that may be, never the first of all."""
         ledger = self.core.ledger
-        ranks = [request.rank for request in (*ledger.prefilling, *ledger.decoding)]
-        assert min(ranks) < victim.rank == max(ranks)
+        running = [*ledger.prefilling, *ledger.decoding]
+        assert victim.rank > min(request.rank for request in running)
+        assert victim.rank == max(r.rank for r in running if r in ledger.growing)
         Ledger.preempt(ledger, victim)
 
     def order(self, message: Message) -> None:
@@ -124,6 +128,8 @@ class Node:
     """Prompt and output of the last that ended."""
     ended: int = 0
     asked: dict[str, Submit] = field(default_factory=dict)
+    put_out: list[Submit] = field(default_factory=list)
+    """What goes on elsewhere: the requests, with all tokens so far."""
     to_peers: list[Out] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -151,7 +157,7 @@ class Node:
 
     def submit(self, message: Submit, now: float) -> None:
         assert message.request_id not in self.told
-        self.told[message.request_id] = []
+        self.told[message.request_id] = list(message.output_ids)
         self.asked[message.request_id] = message
         self.handle(SERVER, message, now)
 
@@ -159,6 +165,11 @@ class Node:
         assert isinstance(message, Token | Failed)
         outputs = self.told[message.request_id]  # a KeyError: told of what had ended
         over = isinstance(message, Failed)
+        if isinstance(message, Failed) and message.code == "preempted":
+            asked = self.asked[message.request_id]
+            assert asked.resumable
+            assert outputs, "put out before its first token"
+            self.put_out.append(replace(asked, output_ids=tuple(outputs)))
         if isinstance(message, Token):
             asked = self.asked[message.request_id]
             assert message.index == len(outputs), "a token twice, or one left out"
@@ -184,6 +195,7 @@ class Node:
         """What must hold when all has ended."""
         core, state = self.core, self.core.state(0.0)
         assert not self.told, f"{sorted(self.told)} never ended"
+        assert not self.put_out
         transfers = core.prefill.transfers | core.prefill.closing | core.decode.live
         assert (state.in_flight, state.running, transfers) == (0, 0, {})
         assert (state.kv_used, state.kv_quarantined, core.ledger.pool.promised) == (0, 0, 0)

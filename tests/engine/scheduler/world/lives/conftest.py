@@ -6,11 +6,12 @@ one link's messages keep order.
 
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from pds_engine.errors import GroupError
 from pds_engine.messages import (
     Message,
@@ -55,12 +56,15 @@ class World:
         pages: int = 14,
         prompt: int = 26,
         output: int = 14,
+        resumable: float = 0.0,
         **bounds: Any,
     ) -> None:
         self.rng = rng
         self.mishaps = mishaps
         """How many events in a hundred are a failure of some kind."""
         self.longest = prompt, output
+        self.resumable = resumable
+        """The share of requests with which a router goes on, when D puts them out."""
         roles = ("prefill", "decode") if pair else ("unified",)
         self.nodes = [
             make_node(Settings(role=role, pp=pp, tp=tp, **(BOUNDS | bounds)), pages)
@@ -93,6 +97,7 @@ class World:
 
     def settle(self) -> None:
         """Plan, and put what the schedulers say to each other on their links."""
+        self.go_on()
         for node in self.nodes:
             node.take(node.core.plan(self.now))
             out, node.to_peers = node.to_peers, []
@@ -137,8 +142,10 @@ class World:
             node.check_idle()
 
     def quiesce(self) -> None:
-        """Until leases and deadlines have passed too."""
-        for _ in range(8):
+        """Until leases and deadlines have passed too, of one after the other if need be."""
+        for rest in range(200):
+            if rest > 8 and not any(node.core.state(self.now).in_flight for node in self.nodes):
+                return
             while events := self.events():
                 self.happen(*self.rng.choice(events))
             self.now += 11.0
@@ -153,22 +160,33 @@ class World:
         deadline = self.now + 20.0 if rng.random() < 0.1 else None
         priority = rng.choice((0, 0, 0, -1, 1))
         max_tokens = rng.randint(1, self.longest[1])
+        asked = Submit(
+            request_id=f"r{self.count}",
+            prompt_ids=prompt,
+            sampling=Sampling(max_tokens=max_tokens, stop_token_ids=(STOP,)),
+            seed=0,
+            priority=priority,
+            deadline=deadline,
+            since=self.now,
+            resumable=self.resumable > 0 and rng.random() < self.resumable,
+        )
+        self.ask(asked, sides)
+        self.settle()
+
+    def ask(self, asked: Submit, sides: Sequence[Any]) -> None:
         for node in sides:
             role = node.settings.role
-            node.submit(
-                Submit(
-                    request_id=f"r{self.count}",
-                    prompt_ids=prompt,
-                    sampling=Sampling(max_tokens=max_tokens, stop_token_ids=(STOP,)),
-                    seed=0,
-                    priority=priority,
-                    deadline=deadline,
-                    role_hint=role,
-                    source=Source(address="p", group="p") if role == "decode" else None,
-                ),
-                self.now,
-            )
-        self.settle()
+            source = Source(address="p", group="p") if role == "decode" else None
+            node.submit(replace(asked, role_hint=role, source=source), self.now)
+
+    def go_on(self) -> None:
+        """What D has put out comes back through P, by another name, as the router has it."""
+        decode = self.nodes[-1]
+        while decode.put_out:
+            again, decode.put_out = decode.put_out, []
+            for asked in again:
+                name = asked.request_id
+                self.ask(replace(asked, request_id=f"{name}+"), self.nodes)
 
     def words(self, count: int) -> tuple[int, ...]:
         return tuple(self.rng.randrange(23) for _ in range(count))

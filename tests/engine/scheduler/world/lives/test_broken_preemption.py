@@ -98,3 +98,31 @@ def test_a_broken_rule_is_noticed(
     broken(monkeypatch)
     with pytest.raises((AssertionError, LookupError, PdsError)):
         live()
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        pages_return_at_once,
+        tokens_on_their_way_are_dropped,
+        the_first_in_order_is_the_victim,
+        nobody_is_the_victim,
+    ],
+)
+def test_a_broken_rule_is_noticed_on_a_decode_group(
+    world: Any, monkeypatch: pytest.MonkeyPatch, broken: Callable[[pytest.MonkeyPatch], None]
+) -> None:
+    """What its token's step is told after counts for less here: it would be computed again."""
+
+    def live() -> None:
+        for seed in range(40):
+            rng, pp = random.Random(seed), 1 + seed % 4
+            more = {"fenced": True, "mishaps": 1.0, "resumable": 0.8}
+            shape = {**SHORT_OF_PAGES, "prompt": 3, "output": 33}
+            life = world(rng, pair=True, pp=pp, tp=1, **more, **shape)
+            life.live(events=1000)
+            life.end()
+
+    broken(monkeypatch)
+    with pytest.raises((AssertionError, LookupError, PdsError)):
+        live()

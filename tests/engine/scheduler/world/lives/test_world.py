@@ -59,6 +59,33 @@ def test_such_groups_do_run_short(world: Any) -> None:
     assert preempted > ended // 10
 
 
+PUT_OUT: dict[str, Any] = {
+    **SHORT_OF_PAGES, "pair": True, "resumable": 0.8, "pages": 9, "prompt": 3, "output": 33
+}  # fmt: skip
+"""A decode group short of pages, whose requests mostly have a router that goes on with them."""
+
+
+@pytest.mark.parametrize("fenced", [True, False])
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(**SHAPES, pages=st.integers(9, 13))
+def test_a_pair_short_of_pages(world: Any, fenced: bool, seed: int, **shape: Any) -> None:
+    life = world(random.Random(seed), fenced=fenced, **PUT_OUT | shape)
+    life.live(events=800)
+    life.end()
+
+
+def test_such_decode_groups_do_run_short(world: Any) -> None:
+    put_out = 0
+    for seed in range(8):
+        life = world(
+            random.Random(seed), pp=1 + seed % 4, tp=1, fenced=True, mishaps=0.0, **PUT_OUT
+        )
+        life.live(events=1500)
+        life.end()
+        put_out += life.nodes[1].core.ledger.preemptions
+    assert put_out > 5  # of about a hundred that decode at all
+
+
 @pytest.mark.parametrize("fenced", [True, False])
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(**SHAPES)
