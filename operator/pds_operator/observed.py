@@ -109,6 +109,20 @@ class RouterView:
     routable: Mapping[str, bool]
     counts: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     """Requests sent to each leader pod and those that failed by its fault, since it is known."""
+    uids: Mapping[str, str] = field(default_factory=dict)
+    """By leader pod, where the router tells."""
+
+    def of(self, uids: Mapping[str, str]) -> "RouterView":
+        """What it says of the pods of these names and uids; earlier ones had the same names."""
+        own = {name for name, uid in uids.items() if self.uids.get(name, uid) == uid}
+        own &= set(self.routable)
+        if len(own) == len(self.routable):
+            return self
+        return RouterView(
+            self.pod,
+            {name: good for name, good in self.routable.items() if name in own},
+            {name: count for name, count in self.counts.items() if name in own},
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,6 +313,7 @@ def router_view(pod: str, told: Object) -> RouterView:
             str(item.get("pod")): (int(item.get("requests") or 0), int(item.get("failures") or 0))
             for item in backends
         },
+        {str(item["pod"]): str(item["uid"]) for item in backends if item.get("uid")},
     )
 
 

@@ -42,8 +42,11 @@ class Worker:
     since: float | None = None
     """When it became dirty, by the monotonic clock."""
     ledger: Ledger = field(default_factory=Ledger)
-    states: dict[str, tuple[EngineState, float]] = field(default_factory=dict)
+    states: dict[str, tuple[EngineState, float, str]] = field(default_factory=dict)
+    """By leader: its last answer, when that came, and its uid. A name may be another pod's soon."""
     views: list[RouterView] = field(default_factory=list)
+    asked: dict[str, str] = field(default_factory=dict)
+    """The uids of the pods that there were when routers were asked."""
     probed: float = 0.0
     secret: tuple[bool, bytes, float] = (False, b"", 0.0)
     """(it is there and ours, its HMAC key, when it was read)."""
@@ -194,16 +197,19 @@ class Reconciler:
         routers = [router for router, _ in owned.routers.values()]
         draining = {pod.name for pod, _ in owned.pods.values() if pod.draining}
         fresh = 2 * self._settings.probe_seconds
+        uids = {name: pod.uid for name, (pod, _) in owned.pods.items()}
+        same = {name: uid for name, uid in uids.items() if worker.asked.get(name) == uid}
         return Observed(
             pods=tuple(pod for pod, _ in owned.pods.values()),
             revisions=owned.revisions(owner.name),
             objects={place: obj for place, (obj, _) in owned.objects.items()},
             states={
                 name: state
-                for name, (state, at) in worker.states.items()
-                if name in owned.pods and now - at <= (fresh if name in draining else STATE_SECONDS)
+                for name, (state, at, uid) in worker.states.items()
+                if uids.get(name) == uid
+                and now - at <= (fresh if name in draining else STATE_SECONDS)
             },
-            routers=tuple(worker.views),
+            routers=tuple(view.of(same) for view in worker.views),
             routers_ready=sum(router.ready for router in routers),
             routers_waiting={item.name: item.waits for item in routers if item.waits},
             routers_unscheduled={
@@ -242,11 +248,11 @@ class Reconciler:
             if pod.leader and pod.started and pod.ip and not pod.failed
         ]
         routers = [(pod.name, pod.ip) for pod, _ in owned.routers.values() if pod.ready and pod.ip]
-        key = worker.secret[1]
+        key, uids = worker.secret[1], {name: pod.uid for name, (pod, _) in owned.pods.items()}
         states, views = await self._prober.look(leaders, routers, key)
         worker.probed = self._clock()
-        worker.views = views
-        worker.states |= {name: (state, worker.probed) for name, state in states.items()}
+        worker.views, worker.asked = views, uids
+        worker.states |= {n: (state, worker.probed, uids[n]) for n, state in states.items()}
         for name in set(worker.states) - set(owned.pods):
             del worker.states[name]
 

@@ -229,6 +229,29 @@ async def test_a_foreign_service_is_left_alone_and_named():
     assert "Service chat exists and is not owned by this PDServing" in message
 
 
+async def test_what_a_pod_said_is_not_believed_of_the_next_one_of_its_name():
+    bench = Bench(probe_seconds=10)
+    await bench.settle()
+    old = bench.api.one("Pod", "chat-d-0-0-0")
+    bench.pods.drained.add(old["status"]["podIP"])
+
+    async def nobody(routers, key):
+        return [RouterView(pod, {}) for pod, _ in routers]
+
+    bench.pods.views = nobody
+    bench.now += 10
+    await bench.round()  # it drains, has nothing left, and no router would choose it
+    drain = {"pdserving.io/draining": "true"}
+    meta = {**old["metadata"], "uid": "uid-next", "labels": old["metadata"]["labels"] | drain}
+    meta["annotations"] = {"pdserving.io/drain-deadline": "2100-01-01T00:00:00Z"}
+    bench.api.put({**old, "metadata": meta})
+    _, calls = await bench.round()
+    assert "delete Pod chat-d-0-0-0" not in calls
+    bench.now += 10
+    _, calls = await bench.round()
+    assert "delete Pod chat-d-0-0-0" in calls
+
+
 def strip(bench, kind, name):
     """Somebody takes the labels away: a watch with a selector says that it is gone."""
     obj = bench.api.one(kind, name)

@@ -110,6 +110,7 @@ class Router:
         state = backend.state
         return {
             "pod": backend.found.pod,
+            "uid": backend.found.key,
             "group": backend.group,
             "role": state.role if state else None,
             "incarnation": (state and state.incarnation) or None,

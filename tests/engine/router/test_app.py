@@ -71,6 +71,7 @@ async def test_backends_says_what_each_one_is(engine, router):
     by_port = {int(b["url"].rpartition(":")[2]): b for b in told["backends"]}
     assert by_port[p.port] == {
         "pod": f"127.0.0.1:{p.port}",
+        "uid": f"127.0.0.1:{p.port}",
         "group": f"prefill-{p.port}",
         "role": "prefill",
         "incarnation": f"inc-{p.port}",

@@ -188,7 +188,11 @@ class Serving:
         """What the routers that can be reached answer."""
         by_name = {router.name: router for router in self.routers.values() if router.ready}
         return [
-            RouterView(name, {pod: good for pod, (_, good) in by_name[name].backends().items()})
+            RouterView(
+                name,
+                {pod: good for pod, (_, good) in by_name[name].backends().items()},
+                uids={pod: uid for pod, (uid, _) in by_name[name].backends().items()},
+            )
             for name, _ in routers
             if name in by_name
         ]

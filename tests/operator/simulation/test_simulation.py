@@ -1,13 +1,13 @@
 """Whole clusters through random lives: the real reconcile and plan against models of the rest.
 
-`python tests/operator/simulate.py` runs more of them, and `--seed N --runs 1` one of them again.
+`make simulate` runs 20,000; `python tests/operator/simulate.py --seed N --runs 1` one again.
 """
 
 import pytest
 from simulation.memory import remembering
 from simulation.world import World, run
 
-SEEDS = range(400)
+SEEDS = range(100)
 
 
 @pytest.mark.slow
