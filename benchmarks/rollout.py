@@ -113,11 +113,12 @@ def roll(serving: Serving, role: str, first: list[Object]) -> None:
     """One pod in, one pod out, until all of a role are replaced."""
     here = ("-n", serving.namespace)
     wanted = [pod for pod in first if pod["metadata"]["labels"]["pdserving.io/role"] == role]
-    for old, made in zip(serving.pods(role), map(plain, wanted), strict=True):
+    there = [pod for pod in serving.pods(role) if "deletionTimestamp" not in pod["metadata"]]
+    for old, made in zip(there, map(plain, wanted), strict=True):
         serving.cluster.apply(made, namespace=serving.namespace)
         new = f"pod/{made['metadata']['name']}"
         serving.cluster.kubectl(
-            *here, "wait", "--for=condition=Ready", new, "--timeout=300s", timeout=310
+            *here, "wait", "--for=condition=Ready", new, "--timeout=600s", timeout=610
         )
         name = old["metadata"]["name"]
         serving.cluster.kubectl(*here, "delete", "pod", name, f"--grace-period={GRACE}")

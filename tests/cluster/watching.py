@@ -35,6 +35,7 @@ class Attempt:
     """Unix seconds."""
     request_id: str
     prefill: str
+    """The UID of its leader: a name may come again."""
     decode: str
 
 
@@ -55,16 +56,17 @@ class Watch:
 
     serving: Serving
     pods: dict[str, Object] = field(default_factory=dict)
-    """Each pod as it was last."""
+    """Each pod as it was last, by UID."""
     ready_at: dict[str, float] = field(default_factory=dict)
-    """When a pod's containers were ready for the first time, in Unix seconds."""
+    """When a pod's containers were ready for the first time, in Unix seconds, by UID."""
     counts: list[Counts] = field(default_factory=list)
     states: dict[str, Object] = field(default_factory=dict)
-    """The last `/pds/state` of each pod while it was ready."""
+    """The last `/pds/state` of each pod that was ready, by UID."""
     logs: list[str] = field(default_factory=list)
     own: Object = field(default_factory=dict)
     """The PDServing as it was last."""
     _alive: dict[str, Object] = field(default_factory=dict)
+    _followed: set[str] = field(default_factory=set)
     _stop: threading.Event = field(default_factory=threading.Event)
     _children: list[subprocess.Popen[str]] = field(default_factory=list)
     _threads: list[threading.Thread] = field(default_factory=list)
@@ -74,7 +76,8 @@ class Watch:
         newest = self.serving.get()["metadata"]["generation"]
 
         def done() -> bool:
-            return bool(self.own["metadata"]["generation"] >= newest and is_settled(self.own))
+            fresh = self.own and self.own["metadata"]["generation"] >= newest
+            return bool(fresh) and is_settled(self.own)
 
         self.serving.until("Ready and at rest", done, timeout)
 
@@ -82,12 +85,24 @@ class Watch:
 
     def attempts(self) -> list[Attempt]:
         """Every attempt of every router so far, in order."""
-        lines = [json.loads(line) for line in list(self.logs) if ATTEMPT in line]
-        found = [
-            Attempt(_unix(line["time"]), line["request_id"], line["prefill"], line["decode"])
-            for line in lines
-        ]
+        found = []
+        for line in list(self.logs):
+            if ATTEMPT in line:
+                told = json.loads(line)
+                at = _unix(told["time"])
+                both = (self._uid(told[role], at) for role in ROLES)
+                found.append(Attempt(at, told["request_id"], *both))
         return sorted(found, key=lambda attempt: attempt.at)
+
+    def _uid(self, name: str, at: float) -> str:
+        """Of the pod that has or had that name at that time."""
+        metas = [pod["metadata"] for pod in self.pods.values()]
+        made = {
+            _unix(meta["creationTimestamp"]): str(meta["uid"])
+            for meta in metas
+            if meta["name"] == name
+        }
+        return made[max(moment for moment in made if moment <= at)]
 
     def kv(self, pod: str) -> str:
         """The fingerprint that an engine reported itself."""
@@ -121,7 +136,7 @@ class Watch:
         }
 
     def proof(self, pod: str) -> Object:
-        """What the warm-up of `pod` wrote to its termination message; empty without one."""
+        """What the warm-up of that pod wrote to its termination message; empty without one."""
         for container in self.pods[pod]["status"].get("initContainerStatuses", []):
             if ended := container["state"].get("terminated"):
                 told: Object = json.loads(ended["message"])
@@ -149,26 +164,27 @@ class Watch:
             child.wait(timeout=10)
 
     def _itself(self, child: subprocess.Popen[str]) -> None:
-        for event in _objects(child):
-            self.own = event["object"]
+        for line in child.stdout or ():
+            self.own = json.loads(line)["object"]
 
     def _changes(self, child: subprocess.Popen[str]) -> None:
-        for event in _objects(child):
+        for line in child.stdout or ():
+            event = json.loads(line)
             pod = event["object"]
-            name, labels = pod["metadata"]["name"], pod["metadata"]["labels"]
-            role = labels.get("pdserving.io/role", "")
+            uid, role = pod["metadata"]["uid"], pod["metadata"]["labels"]["pdserving.io/role"]
             if role == "router":
-                if name not in self.pods and _condition(pod, "Ready"):
-                    self.pods[name] = pod
-                    self._thread(self._log, self._kubectl("logs", "-f", f"pod/{name}"))
+                if uid not in self._followed and _condition(pod, "Ready"):
+                    self._followed.add(uid)
+                    name = f"pod/{pod['metadata']['name']}"
+                    self._thread(self._log, self._kubectl("logs", "-f", name))
                 continue
             if role not in ROLES:
                 continue
-            self.pods[name] = self._alive[name] = pod
+            self.pods[uid] = self._alive[uid] = pod
             if since := _condition(pod, "ContainersReady"):
-                self.ready_at.setdefault(name, since)
+                self.ready_at.setdefault(uid, since)
             if event["type"] == "DELETED":
-                del self._alive[name]
+                del self._alive[uid]
             self.counts.append(self._count(role))
 
     def _count(self, role: str) -> Counts:
@@ -182,15 +198,14 @@ class Watch:
         return Counts(role, sum(bool(_condition(pod, "Ready")) for pod in staying), len(own))
 
     def _log(self, child: subprocess.Popen[str]) -> None:
-        if child.stdout is not None:
-            self.logs.extend(line for line in child.stdout)
+        self.logs.extend(child.stdout or ())
 
     def _ask(self) -> None:
         while not self._stop.wait(0.5):
-            for name, pod in list(self._alive.items()):
-                if name in self.ready_at:
+            for uid, pod in list(self._alive.items()):
+                if uid in self.ready_at:
                     with suppress(OSError):
-                        self.states[name] = self.serving.state(pod)
+                        self.states[uid] = self.serving.state(pod)
 
     def _kubectl(self, *words: str) -> subprocess.Popen[str]:
         command = self.serving.cluster.command("-n", self.serving.namespace, *words)
@@ -220,17 +235,6 @@ def is_warm(kernels: Object, proof: Object) -> bool:
     compiled = kernels.get("compiled", 0) + kernels.get("compiles_after_ready", 0)
     manifest = kernels.get("manifest")
     return bool(manifest) and manifest == proof.get("manifest") and not compiled
-
-
-def _objects(child: subprocess.Popen[str]) -> Iterator[Object]:
-    """kubectl prints one after the other, each ending with a line of a brace alone."""
-    lines: list[str] = []
-    for line in child.stdout or ():
-        lines.append(line)
-        if line == "}\n":
-            found: Object = json.loads("".join(lines))
-            lines.clear()
-            yield found
 
 
 def _condition(pod: Object, kind: str) -> float:
