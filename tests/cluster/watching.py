@@ -7,6 +7,7 @@ pods each request went to, and every engine is asked for its `/pds/state` twice 
 import json
 import subprocess
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -65,6 +66,7 @@ class Watch:
     logs: list[str] = field(default_factory=list)
     own: Object = field(default_factory=dict)
     """The PDServing as it was last."""
+    began: float = field(default_factory=time.time)
     _alive: dict[str, Object] = field(default_factory=dict)
     _followed: set[str] = field(default_factory=set)
     _stop: threading.Event = field(default_factory=threading.Event)
@@ -84,12 +86,11 @@ class Watch:
     # ---- what it comes to ------------------------------------------------------------------------
 
     def attempts(self) -> list[Attempt]:
-        """Every attempt of every router so far, in order."""
+        """Every attempt of every router since the watch began, in order."""
         found = []
-        for line in list(self.logs):
-            if ATTEMPT in line:
-                told = json.loads(line)
-                at = _unix(told["time"])
+        for told in [json.loads(line) for line in list(self.logs) if ATTEMPT in line]:
+            at = _unix(told["time"])
+            if at >= self.began:
                 both = (self._uid(told[role], at) for role in ROLES)
                 found.append(Attempt(at, told["request_id"], *both))
         return sorted(found, key=lambda attempt: attempt.at)
