@@ -93,7 +93,8 @@ async def _leave(router: Router, main: Server, leaving: asyncio.Event, now: asyn
     if not now.is_set():
         for listening in main.servers:
             listening.close()
-        await _within(drain, _at_rest(router, main, now))
+        # What comes behind the last of the old streams may last as long as they may.
+        await _within(2 * drain, _at_rest(router, main, now))
     main.should_exit = True
     await now.wait()
     main.force_exit = True
