@@ -126,3 +126,10 @@ def ensure(settings: Settings) -> None:
         run("ctr", "--address", socket, "--namespace", "k8s.io", "images", "import", path)
         path.unlink()
     stamp.write_text(json.dumps({"key": key}))
+
+
+def tag(settings: Settings, name: str, also: str) -> None:
+    """Give an image that containerd has another name, as a new tag of it would."""
+    socket = settings.containerd_socket
+    words = ("--address", socket, "--namespace", "k8s.io", "images", "tag", "--force")
+    run("ctr", *words, name, also)

@@ -14,7 +14,8 @@ import pytest
 
 from pds_cluster import own, status, volumes
 from pds_cluster.errors import ClusterError
-from pds_cluster.settings import Settings, load
+from pds_cluster.local_values import write_local_values
+from pds_cluster.settings import TREE, Settings, load
 from pds_cluster.shell import locked, run
 
 
@@ -94,6 +95,23 @@ class Cluster:
                 yield int(line.split("->")[0].rpartition(":")[2])
             finally:
                 child.terminate()
+
+
+def install(cluster: Cluster) -> None:
+    """This tree's chart, as `make demo` installs it; pods run the working tree.
+
+    Raises:
+        ClusterError: it is a cluster of the user's own, which mounts no working tree.
+    """
+    if not cluster.is_local:
+        raise ClusterError("only the local cluster runs the working tree", "`make cluster-up`")
+    run(
+        cluster.settings.bin / "helm", f"--kubeconfig={cluster.kubeconfig}", "upgrade", "--install",
+        "pdserving", TREE / "charts" / "pdserving",
+        "--namespace=pds-system", "--create-namespace", "--wait", "--timeout=180s",
+        f"--values={write_local_values(cluster.settings)}",
+        timeout=200,
+    )  # fmt: skip
 
 
 def find(settings: Settings) -> Cluster:

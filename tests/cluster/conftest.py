@@ -15,8 +15,6 @@ sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[2] / "cluster"))
 
 from pds_cluster import testing
-from pds_cluster.local_values import write_local_values
-from pds_cluster.shell import run
 
 
 @pytest.fixture(scope="session")
@@ -44,12 +42,5 @@ def operator(cluster: testing.Cluster) -> testing.Cluster:
     """The cluster with this tree's chart installed, as `make demo` installs it."""
     if not cluster.is_local:
         pytest.skip("these tests run the working tree, which only the local cluster mounts")
-    helm = str(cluster.settings.bin / "helm")
-    chart = str(Path(__file__).parents[2] / "charts" / "pdserving")
-    run(
-        helm, f"--kubeconfig={cluster.kubeconfig}", "upgrade", "--install", "pdserving", chart,
-        "--namespace=pds-system", "--create-namespace", "--wait", "--timeout=180s",
-        f"--values={write_local_values(cluster.settings)}",
-        timeout=200,
-    )  # fmt: skip
+    testing.install(cluster)
     return cluster

@@ -34,6 +34,18 @@ def manifest(name: str, **spec: Any) -> Object:
     }
 
 
+def is_settled(found: Object) -> bool:
+    """Ready, not Progressing and not Degraded, for its newest spec."""
+    status = found.get("status", {})
+    conditions = {c["type"]: c["status"] for c in status.get("conditions", [])}
+    return (
+        status.get("observedGeneration") == found["metadata"]["generation"]
+        and conditions.get("Ready") == "True"
+        and conditions.get("Progressing") == "False"
+        and conditions.get("Degraded") == "False"
+    )
+
+
 @dataclass
 class Serving:
     """One PDServing in one namespace."""
@@ -71,15 +83,7 @@ class Serving:
         raise AssertionError(f"not {what} within {timeout} s: {json.dumps(self.conditions())}")
 
     def _is_settled(self) -> bool:
-        found = self.get()
-        status = found.get("status", {})
-        conditions = {c["type"]: c["status"] for c in status.get("conditions", [])}
-        return (
-            status.get("observedGeneration") == found["metadata"]["generation"]
-            and conditions.get("Ready") == "True"
-            and conditions.get("Progressing") == "False"
-            and conditions.get("Degraded") == "False"
-        )
+        return is_settled(self.get())
 
     @property
     def url(self) -> str:

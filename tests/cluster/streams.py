@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import statistics
 import sys
 import threading
 import time
@@ -26,10 +27,11 @@ class Question:
 
     messages: tuple[dict[str, str], ...]
     answer: str
+    max_tokens: int = 80
 
     @property
     def body(self) -> Body:
-        return {"messages": list(self.messages), "max_tokens": 80}
+        return {"messages": list(self.messages), "max_tokens": self.max_tokens}
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,15 @@ class Outcome:
     text: str
     error: str = ""
     wanted: str | None = None
+    first: float | None = None
+    """When the first of the text came."""
+    request_id: str = ""
+    """As the router names it."""
+
+    @property
+    def ttft(self) -> float | None:
+        """Seconds to the first of the text; None where none came."""
+        return None if self.first is None else self.first - self.began
 
     @property
     def seconds(self) -> float:
@@ -56,6 +67,34 @@ class Outcome:
         return ""
 
 
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of time in which requests began, in monotonic seconds."""
+
+    name: str
+    began: float
+    ended: float
+
+    def of(self, outcomes: list[Outcome]) -> list[Outcome]:
+        """Those that began in it."""
+        return [each for each in outcomes if self.began <= each.began < self.ended]
+
+    def told(self, outcomes: list[Outcome]) -> str:
+        """A line about them."""
+        own = self.of(outcomes)
+        return (
+            f"{self.name}: {self.ended - self.began:.0f} s, {len(own)} requests, "
+            f"{sum(bool(each.error) for each in own)} failed, time to the first token "
+            f"p50 {ttft(own, 50):.2f} s, p99 {ttft(own, 99):.2f} s"
+        )
+
+
+def ttft(outcomes: list[Outcome], percentile: int) -> float:
+    """Of the seconds to the first token; two answers at the least."""
+    times = [each.ttft for each in outcomes if each.ttft is not None]
+    return statistics.quantiles(times, n=100)[percentile - 1]
+
+
 def ask(
     url: str,
     body: Body,
@@ -66,9 +105,10 @@ def ask(
 ) -> Outcome:
     """Stream a chat or a completion to its end."""
     began = time.monotonic()
-    text, error = "", ""
+    text, error, first, request_id = "", "", None, ""
     try:
         with opened(url, body, client, timeout) as answer:
+            request_id = answer.headers.get("x-request-id", "")
             if answer.status_code != 200:
                 error = f"HTTP {answer.status_code}: {answer.read().decode()}"
             else:
@@ -76,11 +116,12 @@ def ask(
                 for last in data_of(answer):
                     if last != "[DONE]":
                         text += text_of(last)
+                        first = first or (time.monotonic() if text else None)
                 if last != "[DONE]":
                     error = f"the stream ended with {last}"
     except httpx.HTTPError as broken:
         error = f"{type(broken).__name__}: {broken}"
-    return Outcome(began, time.monotonic(), text, error, wanted)
+    return Outcome(began, time.monotonic(), text, error, wanted, first, request_id)
 
 
 @contextmanager
@@ -119,10 +160,24 @@ def known(serving: Serving, at_least: int, sizes: tuple[int, ...] = (128, 300)) 
     drawn = [
         tasks.draw("recall", seed, sizes[seed % len(sizes)], 4) for seed in range(2 * at_least)
     ]
+    return _right(
+        serving, [Question(tuple(task.messages), task.answer) for task in drawn], at_least
+    )
+
+
+def copies(serving: Serving, at_least: int, words: int) -> list[Question]:
+    """Such questions with long answers: a text of so many words, to be said again."""
+    tasks = _tasks()
+    drawn = [tasks.draw("copy", seed, None, words) for seed in range(2 * at_least)]
+    asked = [Question(tuple(task.messages), task.answer, 4 * words) for task in drawn]
+    return _right(serving, asked, at_least)
+
+
+def _right(serving: Serving, drawn: list[Question], at_least: int) -> list[Question]:
+    """The first so many that are answered right."""
     found: list[Question] = []
     with httpx.Client() as client:
-        for task in drawn:
-            question = Question(tuple(task.messages), task.answer)
+        for question in drawn:
             told = ask(serving.url, question.body, wanted=question.answer, client=client)
             if told.error:
                 raise AssertionError(f"the quiet endpoint fails: {told.error}")
@@ -169,9 +224,18 @@ class Crowd:
 
 @contextmanager
 def crowd(
-    url: str, questions: list[Question], *, clients: int, at_most: int = 300, seconds: float = 240
+    url: str,
+    questions: list[Question],
+    *,
+    clients: int,
+    at_most: int = 300,
+    seconds: float = 240,
+    pause: float = 0,
 ) -> Iterator[Crowd]:
-    """`clients` of them, each with a connection of its own, bounded in count and time."""
+    """`clients` of them, each with a connection of its own, bounded in count and time.
+
+    `pause`: seconds that one waits after a failure.
+    """
     people, turns, deadline = Crowd(clients), count(), time.monotonic() + seconds
 
     def one() -> None:
@@ -182,6 +246,8 @@ def crowd(
                 question = questions[next(turns) % len(questions)]
                 got = ask(url, question.body, wanted=question.answer, client=client)
                 people.outcomes.append(got)
+                if got.error:
+                    people.stop.wait(pause)
 
     with ThreadPoolExecutor(clients) as pool:
         running = [pool.submit(one) for _ in range(clients)]

@@ -75,7 +75,7 @@ class RouterConfig(Section):
     """How long such a stream waits for a pair: a group that crashed comes back in that time."""
     connect_timeout: float = Field(2.0, gt=0)
     drain_seconds: float = Field(120.0, ge=0)
-    """How long open streams may last after SIGTERM."""
+    """How long open streams may last after SIGTERM; what comes behind them, as long again."""
     linger_seconds: float = Field(5.0, ge=0)
     """How long new requests are accepted after SIGTERM: endpoints lag behind."""
     seed: int = 0

@@ -42,7 +42,16 @@ class Pairs:
             raise Unavailable(
                 "prefill and decode groups take signed requests only", hint="set keys_dir"
             )
+        if logger.isEnabledFor(logging.DEBUG):
+            self._tell(call, pick)
         return Attempt(self.fleet, call, pick, self._key, client)
+
+    def _tell(self, call: Call, pick: Pick) -> None:
+        """Which pods a request goes to, for whoever asks afterwards."""
+        pods = {"prefill": self.fleet[pick.prefill].found.pod}
+        if pick.decode is not None:
+            pods["decode"] = self.fleet[pick.decode].found.pod
+        logger.debug("an attempt begins", extra={"request_id": call.request_id, **pods})
 
     def nothing_ready(self) -> PdsError:
         return Unavailable(self.fleet.shortage(), retry_after=1)

@@ -29,6 +29,12 @@ class Relay:
         self._pairs = Pairs(config, fleet, key, metrics)
         self._metrics = metrics
         self.in_flight = 0
+        self._ended = monotonic()
+
+    @property
+    def idle_seconds(self) -> float:
+        """How long no call has been under way."""
+        return 0.0 if self.in_flight else monotonic() - self._ended
 
     def admit(self) -> None:
         """Check the bound on open requests before a body is read.
@@ -53,6 +59,7 @@ class Relay:
             await exchange.run()
         finally:
             self.in_flight -= 1
+            self._ended = monotonic()
             watcher.cancel()
             self._metrics.ended(call.path, exchange.status, monotonic() - exchange.began)
 

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import signal
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from typing import Any
 
 import uvicorn
@@ -14,6 +14,10 @@ from pds_engine.router.config import RouterConfig
 from pds_engine.signing import read_key
 
 logger = logging.getLogger(__name__)
+LOOK_SECONDS = 0.1
+"""Between two looks at whether a router that leaves is at rest."""
+CANCEL_SECONDS = 1
+"""For what is cut at the very end."""
 
 
 class Server(uvicorn.Server):
@@ -48,15 +52,15 @@ def server(app: Any, host: str, port: int, drain_seconds: float) -> Server:
 
 async def serve(config: RouterConfig) -> None:
     """Serve until SIGTERM or SIGINT, then leave in good order (operator.md §5): not ready at once,
-    new requests for `linger_seconds` more, and the streams' end. A second signal ends it now.
+    new connections for `linger_seconds` more, and the streams' end. A second signal ends it now.
 
     Raises:
         ConfigError: keys or backends cannot be found.
     """
     router = Router(config, read_key(config.keys_dir) if config.keys_dir else None)
-    servers = [server(router, config.host, config.port, config.drain_seconds)]
+    servers = [server(router, config.host, config.port, CANCEL_SECONDS)]
     if config.metrics_port is not None:
-        servers.append(server(router.observed, config.host, config.metrics_port, 1))
+        servers.append(server(router.observed, config.host, config.metrics_port, CANCEL_SECONDS))
     await router.discovery.start()
     loop = asyncio.get_running_loop()
     leaving, now = asyncio.Event(), asyncio.Event()
@@ -70,7 +74,7 @@ async def serve(config: RouterConfig) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
     main, *others = [loop.create_task(each.serve()) for each in servers]
-    leave = loop.create_task(_leave(servers[0], leaving, now, config.linger_seconds))
+    leave = loop.create_task(_leave(router, servers[0], leaving, now))
     try:
         await main
     finally:
@@ -81,12 +85,37 @@ async def serve(config: RouterConfig) -> None:
         await router.discovery.close()
 
 
-async def _leave(main: Server, leaving: asyncio.Event, now: asyncio.Event, linger: float) -> None:
+async def _leave(router: Router, main: Server, leaving: asyncio.Event, now: asyncio.Event) -> None:
     await leaving.wait()
+    linger, drain = router.config.linger_seconds, router.config.drain_seconds
     logger.info("leaving: new requests are taken for a while", extra={"linger_seconds": linger})
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(linger):
-            await now.wait()
+    await _within(linger, now.wait())
+    if not now.is_set():
+        for listening in main.servers:
+            listening.close()
+        # What comes behind the last of the old streams may last as long as they may.
+        await _within(2 * drain, _at_rest(router, main, now))
     main.should_exit = True
     await now.wait()
     main.force_exit = True
+
+
+async def _at_rest(router: Router, main: Server, now: asyncio.Event) -> None:
+    """Until no connection is left, or no call has come for `linger_seconds`.
+
+    The client of a stream that began before the signal was not told that its connection closes,
+    and may send its next request on it: closing right behind the stream would cut that one. It is
+    answered, with `Connection: close` (as nginx's keepalive_min_timeout has it).
+    """
+    linger = router.config.linger_seconds
+    while main.server_state.connections and router.relay.idle_seconds < linger:
+        await _within(LOOK_SECONDS, now.wait())
+        if now.is_set():
+            return
+
+
+async def _within(seconds: float, work: Coroutine[Any, Any, object]) -> None:
+    """Wait for it, and for so long at the most."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await work

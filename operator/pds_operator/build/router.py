@@ -199,7 +199,8 @@ def _pod_spec(owner: Owner, spec: PDServingSpec, settings: Settings) -> Object:
         "serviceAccountName": names.router(owner.name),
         "automountServiceAccountToken": True,
         "enableServiceLinks": False,
-        "terminationGracePeriodSeconds": drain_seconds(spec) + LINGER_SECONDS + 5,
+        # A stream, and one behind it on the same connection (pds_engine.router.serve).
+        "terminationGracePeriodSeconds": 2 * drain_seconds(spec) + LINGER_SECONDS + 5,
         "securityContext": pod_security(),
         "containers": [
             {

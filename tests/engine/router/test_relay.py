@@ -359,3 +359,13 @@ async def test_an_open_circuit_lets_one_trial_through(engine, router):
     await running.settled(1)
     assert await running.stream() == HELLO
     assert next(iter(running.router.fleet)).circuit.failures == 0
+
+
+async def test_a_debug_log_tells_which_pair_each_attempt_goes_to(engine, router, caplog):
+    p, d = await engine("prefill"), await engine("decode")
+    running = await router(p, d)
+    with caplog.at_level("DEBUG", "pds_engine.router.pairs"):
+        assert await running.stream() == HELLO
+    (told,) = caplog.records
+    assert told.request_id.startswith("chatcmpl-")
+    assert (told.prefill, told.decode) == (f"127.0.0.1:{p.port}", f"127.0.0.1:{d.port}")

@@ -1,0 +1,145 @@
+"""Upgrades under load that nobody notices: another image and engine setting, another dtype, undo.
+
+Eight clients stream from before the first edit until after the last. Counts are asserted; times to
+the first token are printed (`pytest -rP`).
+"""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from pds_cluster import image
+from pds_cluster.settings import DEV_IMAGE
+from pds_cluster.testing import Cluster
+from pds_operator.kubectl import app as kubectl_pds
+from reference import Reference
+from serving import MODEL, Object, Serving, manifest
+from streams import Crowd, Outcome, Phase, Question, copies, crowd, known
+from typer.testing import CliRunner
+from watching import DEBUG, ROLES, Watch, watching
+
+pytestmark = pytest.mark.cluster
+torch.set_num_threads(1)
+
+CLIENTS = 8
+SETTLED = 900.0
+"""Seconds for one rollout: two graphs by g++, on two cores that the clients share."""
+SURE = 0.5
+"""By this much the best token of a bfloat16 answer leads the second at each step."""
+NEXT = "localhost/pds-dev:next"
+SPEC: Object = {
+    "router": {"replicas": 1, "podTemplate": DEBUG, "resources": {"requests": {"cpu": "50m"}}},
+    "compileCache": {
+        "volume": {"claim": {"size": "1Gi"}},
+        "warmup": {"enabled": True, "workers": 2, "timeoutSeconds": 600},
+    },
+    "rollout": {"maxSurge": 1, "maxUnavailable": 0, "drainSeconds": 60},
+}
+
+
+@dataclass(frozen=True)
+class Story:
+    """What the clients got, what the watch saw, and when."""
+
+    outcomes: list[Outcome]
+    watch: Watch
+    phases: list[Phase]
+
+
+def sure(question: Question, reference: Reference) -> bool:
+    """transformers gives this very answer in bfloat16, with no step at which it wavers."""
+    ids = [*reference.ids(question.answer), reference.tokenizer.eos_token_id]
+    greedy = reference.follow(reference.chat(list(question.messages)), ids)
+    return greedy.differs(ids) is None and min(greedy.leads) >= SURE
+
+
+@pytest.fixture(scope="module")
+def story(operator: Cluster, namespace: str) -> Story:
+    image.tag(operator.settings, DEV_IMAGE, NEXT)
+    operator.wait("sa/default", "jsonpath={.metadata.name}=default", namespace)
+    serving = Serving(operator, namespace, manifest("rolled", **SPEC))
+    serving.apply()
+    serving.settled(SETTLED)
+    reference = Reference(MODEL, torch.bfloat16)
+    drawn = [*known(serving, at_least=16), *copies(serving, at_least=8, words=100)]
+    asked = [each for each in drawn if sure(each, reference)]
+    assert len(asked) >= 12
+    spec, phases = serving.object["spec"], []
+    with (
+        watching(serving) as watch,
+        crowd(serving.url, asked, clients=CLIENTS, at_most=5000, seconds=4 * SETTLED) as clients,
+    ):
+        phases.append(quiet(clients))
+        engine = {**spec["engine"], "chunkSize": 64}
+        phases.append(rolled("image and chunkSize", watch, image=NEXT, engine=engine))
+        model = {**spec["model"], "dtype": "bfloat16"}
+        phases.append(rolled("dtype", watch, model=model))
+        phases.append(undone(watch))
+        clients.goes_on()
+    return Story(clients.outcomes, watch, phases)
+
+
+def quiet(clients: Crowd) -> Phase:
+    """Before any edit: enough requests for a 99th percentile."""
+    began = time.monotonic()
+    while len(clients.outcomes) < 25 * CLIENTS:
+        clients.goes_on()
+    return Phase("before", began, time.monotonic())
+
+
+def rolled(name: str, watch: Watch, **spec: Object | str) -> Phase:
+    began = time.monotonic()
+    watch.serving.apply(**spec)
+    watch.settled(SETTLED)
+    return Phase(name, began, time.monotonic())
+
+
+def undone(watch: Watch) -> Phase:
+    """`kubectl pds undo`."""
+    began, serving = time.monotonic(), watch.serving
+    here = serving.cluster
+    env = {"KUBECONFIG": str(here.kubeconfig), "PATH": f"{Path(here.program).parent}:/usr/bin:/bin"}
+    words = ["undo", serving.name, "-n", serving.namespace, "--context", here.context]
+    done = CliRunner().invoke(kubectl_pds, words, env=env)
+    assert done.exit_code == 0, done.output
+    watch.settled(SETTLED)
+    return Phase("undo", began, time.monotonic())
+
+
+def test_no_request_fails_and_no_answer_is_wrong(story: Story) -> None:
+    for phase in story.phases:
+        print(phase.told(story.outcomes))
+    assert [each.trouble for each in story.outcomes if each.trouble] == []
+    assert all(len(phase.of(story.outcomes)) >= CLIENTS for phase in story.phases)
+
+
+def test_every_request_is_accounted_for(story: Story) -> None:
+    """What follows is about all of them: the routers' logs name each one."""
+    sent = {each.request_id for each in story.watch.attempts()}
+    assert {each.request_id for each in story.outcomes} <= sent
+    assert len({story.watch.revision(each.decode) for each in story.watch.attempts()}) == 3
+
+
+def test_no_request_meets_a_cold_engine(story: Story) -> None:
+    assert story.watch.early() == []
+    assert story.watch.unproven() == {}
+    assert len(story.watch.states) >= 4 * len(ROLES)
+
+
+def test_no_pair_is_of_two_kv_formats(story: Story) -> None:
+    pairs = story.watch.pairs()
+    print(
+        *(f"{prefill} -> {decode}: {count}" for (prefill, decode), count in pairs.items()), sep="\n"
+    )
+    assert story.watch.mixed() == []
+    assert len(pairs) == 2
+
+
+def test_both_floors_and_the_surge_hold_at_every_event(story: Story) -> None:
+    for role in ROLES:
+        seen = [counts for counts in story.watch.counts if counts.role == role][1:]
+        print(role, len(seen), "events, at least", min(each.ready for each in seen), "ready")
+        assert min(each.ready for each in seen) >= 1
+        assert max(each.pods for each in seen) <= 2
