@@ -16,6 +16,7 @@ from simulation.memory import remembering
 from simulation.world import Failed, Told, run
 
 BATCH = 50
+TELL = 1_000
 memory = ExitStack()
 
 
@@ -46,7 +47,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="the first run's seed")
     parser.add_argument("--processes", type=int, default=1)
     given = parser.parse_args()
-    began, failures = time.perf_counter(), 0
+    began, failures, done = time.perf_counter(), 0, 0
     totals = dict.fromkeys((field.name for field in dataclasses.fields(Told)), 0.0)
     with ProcessPoolExecutor(given.processes, initializer=begin) as pool:
         for told, failed in pool.map(batch, batches(given.seed, given.runs)):
@@ -55,6 +56,9 @@ def main() -> int:
                 failures += 1
             for name in totals:
                 totals[name] += sum(getattr(each, name) for each in told)
+            done += len(told) + len(failed)
+            if done % TELL == 0:
+                print(f"{done} runs, {failures} failed", file=sys.stderr, flush=True)
     took = time.perf_counter() - began
     print(f"{given.runs} runs, {failures} failed, {took:.0f} s, {given.runs / took:.0f} a second")
     print(", ".join(f"{value:.0f} {name}" for name, value in totals.items()))
