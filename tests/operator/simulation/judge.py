@@ -102,8 +102,11 @@ class Judge:
             and _seen(pods)
         )
 
-    def serving(self, spec: Object) -> dict[str, set[Place]]:
-        """Groups that serve, by role: while there are old ones, new ones only as pairs."""
+    def serving(self, spec: Object, missed: Iterable[str] = ()) -> dict[str, set[Place]]:
+        """Groups that serve, by role: while there are old ones, new ones only as pairs.
+
+        A role that is `missed` counts as there: its loss may take all new ones of the other along.
+        """
         target = revision.digest(spec)
         by_role: dict[str, set[Place]] = defaultdict(set)
         new: dict[str, set[Place]] = defaultdict(set)
@@ -112,7 +115,7 @@ class Judge:
                 own = pods[0]["metadata"]["labels"][names.REVISION]
                 (new if own == target else by_role)[role].add((role, index))
         wanted = [role for role in names.ROLES if spec.get(role, {}).get("replicas")]
-        if not by_role or all(role in new for role in wanted):
+        if not by_role or all(role in new or role in missed for role in wanted):
             for role, places in new.items():
                 by_role[role] |= places
         return by_role
@@ -122,11 +125,11 @@ class Judge:
         self.troubled = True
         self._lost += [(self._clock.now, pod) for pod in pods]
 
-    def _excused(self, operator: Operator, role: str) -> int:
-        """Losses that this round of `operator` was decided on without."""
+    def _missed(self, operator: Operator) -> list[str]:
+        """Roles of the losses that this round of `operator` was decided on without."""
         began, blind = self._blind[operator.name]
         later = [pod for at, pod in self._lost if at >= began]
-        return sum(pod.group[0] in (role, PAIRS[role]) for pod in [*blind, *later])
+        return [pod.group[0] for pod in [*blind, *later]]
 
     def _unheard(self, operator: Operator) -> list[Running]:
         """Lost pods that are well for all that `operator` knows."""
@@ -262,10 +265,11 @@ class Judge:
         if both and target in self._failed(operator):
             return  # back to a revision of other roles: nobody knows how many groups it had
         want, _, unavailable = self.limits(spec, role)
-        serving = self.serving(spec).get(role, set())
+        missed = self._missed(operator)
+        serving = self.serving(spec, missed).get(role, set())
         there = len(serving | self._coming(role, target))
         left = len(serving - {(role, index)})
-        floor = min(there, want) - unavailable - self._excused(operator, role)
+        floor = min(there, want) - unavailable - sum(r in (role, PAIRS[role]) for r in missed)
         self._hold(left >= floor, f"{left} groups of {role} are left, and {floor} must be")
 
     def _coming(self, role: str, target: str) -> set[Place]:
