@@ -99,8 +99,9 @@ class Serving:
         return items
 
     def state(self, pod: Object) -> Object:
-        """`/pds/state` of an engine's leader."""
-        with urllib.request.urlopen(f"http://{pod['status']['podIP']}:8000/pds/state") as answer:
+        """`/pds/state` of an engine's leader. Raises OSError where it is silent."""
+        url = f"http://{pod['status']['podIP']}:8000/pds/state"
+        with urllib.request.urlopen(url, timeout=10) as answer:
             state: Object = json.load(answer)
             return state
 

@@ -204,7 +204,8 @@ class Watch:
     def _ask(self) -> None:
         while not self._stop.wait(0.5):
             for uid, pod in list(self._alive.items()):
-                if uid in self.ready_at:
+                leaves = "deletionTimestamp" in pod["metadata"]
+                if uid in self.ready_at and not (leaves and uid in self.states):
                     with suppress(OSError):
                         self.states[uid] = self.serving.state(pod)
 
