@@ -4,7 +4,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from pds_engine.simulation.group import Group
+from pds_engine.messages import Sampling, Submit
+from pds_engine.scheduler.settings import Settings
+from pds_engine.simulation.cluster import Cluster
+from pds_engine.simulation.events import Events
+from pds_engine.simulation.group import Group, Machine
 
 CHUNK = 16
 
@@ -45,6 +49,31 @@ def test_a_prompt_of_256k_in_chunks_of_8k(
     assert len(group.plans) == 32 + max_tokens - 1
     assert len(told.tokens) == max_tokens
     assert [len(wire.sent) for wire in group.outputs] == [outputs]
+
+
+def test_a_prefill_group_sends_no_output_at_all():
+    """Of the same prompt: its first token leaves the group with the hand-over."""
+    cluster = Cluster(Events(), lambda: 0.1)
+    for role, pp in (("prefill", 2), ("decode", 1)):
+        settings = Settings(
+            role=role,
+            pp=pp,
+            page_size=256,
+            chunk_size=8192,
+            max_step_tokens=8192 + 80,
+            max_model_len=1 << 19,
+            step_timeout=float("inf"),
+        )
+        cluster.add(settings, Machine(pages=1100, layers=2))
+    sampling = Sampling(max_tokens=4)
+    cluster.submit(
+        Submit(request_id="r", prompt_ids=tuple(range(262144)), sampling=sampling, seed=1)
+    )
+    (told,) = cluster.run()
+    (group,) = cluster.prefill
+    assert (len(group.plans), len(told.tokens)) == (32, 4)
+    check_both_ends(group)
+    assert [len(wire.sent) for wire in group.outputs] == [0]
 
 
 def alone(**about: Any) -> Callable[[Group, Any], None]:
