@@ -162,7 +162,7 @@ class Watch:
         for thread in self._threads:
             thread.join(timeout=10)
         for child in self._children:
-            child.wait(timeout=10)
+            child.communicate(timeout=10)  # closes its pipe
 
     def _itself(self, child: subprocess.Popen[str]) -> None:
         for line in child.stdout or ():
