@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
@@ -99,11 +100,17 @@ def assert_true_at_the_end(last: Look, wanted: dict[str, int]) -> None:
     assert last.row == ("scaled", "tiny", *summaries, "True", "Complete")
 
 
-def test_scaling_under_load_fails_no_request(operator: Cluster, own_namespace: str) -> None:
+@pytest.fixture(scope="module")
+def serving(operator: Cluster, namespace: str) -> Serving:
+    """Two prefill groups and one decode group."""
     prefill = {"replicas": 2, "resources": {"requests": {"cpu": "100m"}}}
-    serving = Serving(operator, own_namespace, manifest("scaled", prefill=prefill))
+    serving = Serving(operator, namespace, manifest("scaled", prefill=prefill))
     serving.apply()
     serving.settled()
+    return serving
+
+
+def test_scaling_under_load_fails_no_request(serving: Serving) -> None:
     wanted = {"prefill": 2, "decode": 1}
     questions = known(serving, at_least=6)
     with crowd(serving.url, questions, clients=4, seconds=600) as clients:
@@ -126,6 +133,40 @@ def test_scaling_under_load_fails_no_request(operator: Cluster, own_namespace: s
     print(f"{len(clients.outcomes)} requests, {len(clients.troubles)} failed")
     assert not clients.troubles
     assert len(clients.outcomes) >= 4 * len(STEPS)
+
+
+def evict(serving: Serving, pod: str) -> None:
+    """As `kubectl drain` does with each pod of a node: the eviction, which PDBs may refuse."""
+    meta = {"name": pod, "namespace": serving.namespace}
+    body = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": meta}
+    path = f"/api/v1/namespaces/{serving.namespace}/pods/{pod}/eviction"
+    serving.cluster.kubectl("create", "--raw", path, "-f", "-", stdin=json.dumps(body))
+
+
+def delete(serving: Serving, pod: str) -> None:
+    serving.cluster.kubectl("-n", serving.namespace, "delete", "pod", pod, "--wait=false")
+
+
+@pytest.mark.parametrize("leave", [evict, delete])
+def test_a_pod_that_must_leave_ends_its_streams_first(
+    serving: Serving, leave: Callable[[Serving, str], None]
+) -> None:
+    """SIGTERM is a drain, whoever sends it; the replacement does not wait for its end."""
+    serving.apply(decode={**serving.object["spec"]["decode"], "replicas": 2})
+    serving.settled()
+    with crowd(serving.url, known(serving, at_least=6), clients=4, seconds=300) as clients:
+        clients.goes_on()
+        leaving, stays = (pod["metadata"]["name"] for pod in serving.pods("decode"))
+        leave(serving, leaving)
+
+        def replaced() -> bool:
+            names = {pod["metadata"]["name"] for pod in serving.pods("decode")}
+            return leaving not in names and stays in names and look(serving).ready["decode"] == 2
+
+        serving.until(f"{leaving} is replaced", replaced, 120)
+        clients.goes_on()
+    print(f"{len(clients.outcomes)} requests, {len(clients.troubles)} failed")
+    assert not clients.troubles
 
 
 def test_kubectl_scales_a_role_whose_replicas_are_left_out(
