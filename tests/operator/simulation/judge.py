@@ -8,7 +8,7 @@ from pds_operator import names, revision
 from pds_operator.observed import owner_uid, seconds
 from pds_operator.rollout import Limits
 from simulation.clock import Clock
-from simulation.kubelet import Kubelet, Running
+from simulation.kubelet import Kubelet, Running, gate
 from simulation.operators import KEY, Operator
 from simulation.server import Server
 from simulation.serving import Router, Serving
@@ -92,12 +92,15 @@ class Judge:
         return None
 
     def serves(self, pods: list[Object]) -> bool:
-        """Routers send it requests: it is ready, routed to, and does not leave."""
+        """Routers send it requests: it is ready, routed to, and does not leave.
+
+        They do from before its gate is set; the kubelet's Ready follows the gate, late.
+        """
         leader = self.leader(pods)
         return (
             leader is not None
             and leader.ready
-            and leader.gated
+            and (leader.gated or any(gate(pod) for pod in pods))
             and not any(_leaves(pod) for pod in pods)
             and _seen(pods)
         )
@@ -267,6 +270,8 @@ class Judge:
         want, _, unavailable = self.limits(spec, role)
         missed = self._missed(operator)
         serving = self.serving(spec, missed).get(role, set())
+        if (role, index) not in serving:
+            return  # a new one without a new one of the other role serves nobody yet
         there = len(serving | self._coming(role, target))
         left = len(serving - {(role, index)})
         floor = min(there, want) - unavailable - sum(r in (role, PAIRS[role]) for r in missed)

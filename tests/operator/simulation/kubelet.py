@@ -89,7 +89,7 @@ class Kubelet:
         elif meta.get("deletionTimestamp") and before is not None:
             if before["metadata"].get("until") != meta["until"]:
                 self._clock.after(meta["until"] - self._clock.now, self._bury, pod)
-        elif pod.ready and _gate(obj) != pod.gated:
+        elif pod.ready and gate(obj) != pod.gated:
             self._clock.after(self._clock.between(0.05, 0.5), self._work_out_ready, pod)
 
     def _admit(self, obj: Object) -> None:
@@ -158,7 +158,7 @@ class Kubelet:
         live = self._live(pod)
         if live is None or pod.ended or pod.node is None or not pod.node.alive:
             return
-        pod.gated = _gate(live)
+        pod.gated = gate(live)
         pod.served = pod.served or pod.gated
         self._show(pod)
 
@@ -297,6 +297,6 @@ class Kubelet:
         return status
 
 
-def _gate(obj: Object) -> bool:
+def gate(obj: Object) -> bool:
     conditions = (obj.get("status") or {}).get("conditions", [])
     return any(c["type"] == names.ROUTABLE and c["status"] == "True" for c in conditions)
