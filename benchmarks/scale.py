@@ -70,10 +70,8 @@ def serve(config: str, report: Path) -> None:
         calls[what] = calls.get(what, 0) + 1
         return await request(self, method, path, *more, **options)
 
-    vars_of = {Store: {"put": stamped}, Api: {"_request": counted}}
-    for kind, methods in vars_of.items():
-        for name, method in methods.items():
-            setattr(kind, name, method)
+    setattr(Store, "put", stamped)  # noqa: B010
+    setattr(Api, "_request", counted)  # noqa: B010
     sys.argv = ["pds-operator", "run", "--config", config, "--log-level", "warning"]
     try:
         cli.main()
@@ -238,7 +236,7 @@ def metrics(running: Operator) -> tuple[float, float]:
     return rounds, sum(float(value) for name, value in lines if "writes_total" in name)
 
 
-async def rest(running: Operator, objects: int) -> dict[str, float]:
+async def rest(running: Operator) -> dict[str, float]:
     """What it does once nothing happens any more."""
     rounds, writes = metrics(running)
     quiet = time.monotonic()
@@ -284,7 +282,7 @@ async def measure(
             task.cancel()
             with suppress(asyncio.CancelledError):
                 await task
-        quiet = await rest(running, asked.objects)
+        quiet = await rest(running)
     return result | {"cpu_s": round(used - before, 2), "peak_mb": round(peak, 1), "rest": quiet}
 
 
