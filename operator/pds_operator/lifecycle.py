@@ -3,7 +3,7 @@
 `plan` decides how many groups of which revision there are to be; here each of them is kept up.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from pds_operator import names
@@ -41,15 +41,20 @@ class Terms:
     probe_seconds: float
 
 
-def create(round_: Round, terms: Terms, revision: Revision, role: str, index: int) -> None:
-    """The first attempt of a new group."""
+def create(
+    round_: Round, terms: Terms, revision: Revision, role: str, indices: Sequence[int]
+) -> None:
+    """The first attempts of new groups. One Event tells of all: a thousand would cost as much as
+    the pods."""
     size = engine.pods_per_group(revision.data, role)
-    _create_pods(round_, terms, revision, role, index, 0, range(size), failures=0)
+    for index in indices:
+        _create_pods(round_, terms, revision, role, index, 0, range(size), failures=0)
+    which = f"group {indices[0]}" if len(indices) == 1 else f"groups {', '.join(map(str, indices))}"
     round_.actions.append(
         Say(
             "GroupCreated",
-            f"created {role} group {index} of revision {revision.digest} ({size} pods)",
-            scope=group_scope(role, index),
+            f"created {role} {which} of revision {revision.digest} ({size} pods each)",
+            scope=group_scope(role, indices[0]),
         )
     )
 

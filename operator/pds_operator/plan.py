@@ -7,6 +7,7 @@ stopped.
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from itertools import count, islice
 
 from pds_operator import compiling, lifecycle, names, objects, rollout, scaling
 from pds_operator import progress as progresses
@@ -267,11 +268,7 @@ def _create(
     *,
     hold_new: bool,
 ) -> None:
-    """Start what this step allows, one group of a role at a time.
-
-    The next is made when this one is scheduled: groups that each hold a part of what they need,
-    waiting for the rest, would wait for ever.
-    """
+    """Start what this step allows, and no more than nodes seem to be there for."""
     staying = [group for group in fleet if group not in retired]
     rolling = any(group.revision != target.digest for group in staying)
     if rolling and not _routers_settled(observed, desired):
@@ -281,10 +278,15 @@ def _create(
         source = _source(target, move, hold_new=hold_new)
         if source is None or name not in source.data.get("roles", {}):
             continue
-        if not observed.held(f"schedule/{name}", now) and not _unscheduled(own):
-            taken = {group.index for group in fleet if group.role == name}
-            index = next(free for free in range(len(taken) + 1) if free not in taken)
-            lifecycle.create(round_, _terms(desired), source, name, index)
+        if observed.held(f"schedule/{name}", now):
+            continue
+        allowed = _may_start(own, engine.pods_per_group(source.data, name))
+        wanted = move.create if source is target.revision else move.create_old
+        taken = {group.index for group in fleet if group.role == name}
+        free = (index for index in count() if index not in taken)
+        indices = list(islice(free, min(wanted, allowed)))
+        if indices:
+            lifecycle.create(round_, _terms(desired), source, name, indices)
 
 
 def _source(target: Target, move: rollout.Move, *, hold_new: bool) -> Revision | None:
@@ -294,10 +296,24 @@ def _source(target: Target, move: rollout.Move, *, hold_new: bool) -> Revision |
     return target.good if move.create_old else None
 
 
-def _unscheduled(own: list[Group]) -> bool:
-    return any(
-        group.phase is Phase.STARTING and (group.missing or group.unscheduled) for group in own
-    )
+def _may_start(own: list[Group], pods: int) -> int:
+    """How many groups of so many pods a role may begin now, beside those that wait for nodes.
+
+    Of several pods, one at a time: groups that each hold a part of what they need, waiting for the
+    rest, would wait for ever. Of one pod, as many as have found nodes (as ReplicaSets do: slow
+    start), until the scheduler says that there is none.
+    """
+    waiting = [
+        group
+        for group in own
+        if group.phase is Phase.STARTING and (group.missing or group.unscheduled)
+    ]
+    if pods > 1 or any(group.size > 1 for group in waiting):
+        return 0 if waiting else 1
+    if any(pod.unscheduled for group in waiting for pod in group.unscheduled):
+        return 0
+    placed = len(own) - len(waiting)
+    return max(0, max(1, placed) - len(waiting))
 
 
 def _routers_settled(observed: Observed, desired: Desired) -> bool:

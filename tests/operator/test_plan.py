@@ -3,7 +3,7 @@
 import dataclasses
 
 import pytest
-from pds_operator.actions import Delete, MakeSecret, Problem
+from pds_operator.actions import Delete, MakeSecret, Problem, Say
 from pds_operator.observed import Failure
 from pds_operator.plan import plan
 from worlds import NOW, OWNER, World, desired, digest, raw_spec
@@ -291,6 +291,57 @@ def test_one_unscheduled_group_of_a_role_at_a_time():
     assert names(world) == ["chat-d-0-0-0", "chat-p-0-0-0"]
     world.change("chat-p-0-0-0", unscheduled="0/1 nodes are available")
     assert problems(world) == ["Unschedulable"]
+
+
+def prefills(world: World) -> list[str]:
+    return [name for name in world.pods if "-p-" in name]
+
+
+def test_groups_of_one_pod_begin_in_ones_twos_and_fours_while_nodes_are_found():
+    world = World(raw_spec(prefill={"replicas": 12}))
+    made = []
+    for _ in range(7):
+        made.append(sum("chat-p-" in action for action in world.round() if "route" not in action))
+        world.turn_ready()
+    assert made == [0, 1, 1, 2, 4, 4, 0]
+
+
+def test_a_node_that_is_not_found_ends_that():
+    world = World(raw_spec(prefill={"replicas": 12}))
+    for _ in range(4):
+        world.round()
+        world.turn_ready()
+    world.unschedulable = True
+    assert len(prefills(world)) == 4
+    world.round()
+    assert len(prefills(world)) == 8
+    world.change(prefills(world)[-1], unscheduled="0/9 nodes are available")
+    for _ in range(3):
+        world.round()
+    assert len(prefills(world)) == 8
+
+
+def test_one_event_tells_of_all_groups_that_begin():
+    world = World(raw_spec(prefill={"replicas": 12}))
+    for _ in range(4):
+        world.round()
+        world.turn_ready()
+    [said] = [
+        action.message
+        for action in world.plan().actions
+        if isinstance(action, Say) and action.reason == "GroupCreated"
+    ]
+    assert said.startswith("created prefill groups 4, 5, 6, 7 of revision")
+
+
+def test_groups_of_several_pods_begin_one_at_a_time():
+    world = World(raw_spec(prefill={"replicas": 3, "parallelism": {"pp": 2}}))
+    made = []
+    for _ in range(5):
+        world.round()
+        made.append(len(prefills(world)))
+        world.turn_ready()
+    assert made == [0, 2, 4, 6, 6]
 
 
 def test_a_group_scheduled_in_part_gives_up_what_it_holds():

@@ -45,6 +45,11 @@ class Failure:
         return self.reason == Preempted.code
 
     @property
+    def turned_away(self) -> bool:
+        """A group that drains or is not ready began nothing: asking it was no attempt."""
+        return self.reason != "lost" and _code(self.body) == Unavailable.code
+
+    @property
     def busy(self) -> bool:
         """A group is there, and says that it has no room just now."""
         return self.reason != "lost" and _code(self.body) in ROOM

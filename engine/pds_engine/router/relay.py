@@ -81,7 +81,8 @@ class _Exchange:
     async def run(self) -> None:
         excluded: set[str] = set()
         failure: Failure | None = None
-        for left in reversed(range(self._pairs.config.attempts)):
+        left = self._pairs.config.attempts
+        while left:
             pick = self._pairs.pick(self._call, excluded)
             if pick is None:
                 break
@@ -97,6 +98,7 @@ class _Exchange:
                     return
             finally:
                 attempt.close()
+            left -= not failure.turned_away
             self._pairs.failed(self._call, failure, again=failure.retry and left > 0)
             if not failure.retry:
                 break

@@ -241,6 +241,16 @@ async def test_a_failed_transfer_blames_the_side_that_did_not_report_it(engine, 
         assert await running.stream() == HELLO
 
 
+async def test_groups_that_take_nothing_new_are_no_attempts(engine, router):
+    """As many as drain at once; what fails otherwise ends the attempts."""
+    drain = [await engine("unified", script=refuses(503, "unavailable")) for _ in range(5)]
+    good = await engine("unified")
+    running = await router(*drain, good, attempts=1)
+    for _ in range(6):
+        assert await running.stream() == HELLO
+    assert len(good.calls) == 6
+
+
 async def test_an_engine_that_refuses_our_signature_is_our_fault(engine, router):
     running = await router(await engine("unified", script=refuses(403, "forbidden")), attempts=1)
     async with running.http.post("/v1/chat/completions", json={"stream": True}) as response:

@@ -234,10 +234,7 @@ class Serving:
         router = ready[self._clock.random.randrange(len(ready))]
         router.turn += 1
         left_out: set[str] = set()
-        for _ in range(4):
-            chosen = pick(self._candidates(router, left_out), Ask("leastTokens", router.turn))
-            if chosen is None:
-                break
+        while chosen := pick(self._candidates(router, left_out), Ask("leastTokens", router.turn)):
             uids = [chosen.prefill, *([chosen.decode] if chosen.decode else [])]
             pods = [self._kubelet.pods.get(uid) for uid in uids]
             silent = [
