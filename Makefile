@@ -5,7 +5,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 CLUSTER := PYTHONPATH=cluster $(PY) -m pds_cluster
 PYTHON ?= python3
-RUNS ?= 10000
+RUNS ?= 20000
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -38,7 +38,7 @@ unit: $(VENV)/.ready  ## the tests that need no cluster
 	@$(CLUSTER) helm > /dev/null
 	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -q -m 'not cluster and not gpu'
 
-simulate: $(VENV)/.ready  ## the operator's cluster through 10,000 random lives
+simulate: $(VENV)/.ready  ## the operator's cluster through 20,000 random lives
 	OMP_NUM_THREADS=1 $(PY) tests/operator/simulate.py --runs $(RUNS) --processes $$(nproc)
 
 # A process a file: what one leaves behind in Python cannot fail the next.

@@ -8,9 +8,10 @@ pods' addresses (on loopback), so that every look at an engine is one that fails
 operator's sees what becomes of the pods.
 
 `value`: s from `kubectl apply` of the PDServings until the API server has all pods; `bound_s`
-and `ready_s` until all are on a node, and Ready. `lag_ms`: from before a patch of a pod
-until it is in the operator's store, ten times a second meanwhile. `rest`: what the operator does in
-ten seconds in which nothing happens; each PDServing is looked at by then, and nothing is written.
+and `ready_s` until all are on a node, and Ready. `plain`: the same of as many such pods that a bare
+client posts: what the machine's control plane can do. `lag_ms`: from before a patch of a pod until
+it is in the operator's store, ten times a second meanwhile. `rest`: what the operator does in ten
+seconds in which nothing happens; each PDServing is looked at by then, and nothing is written.
 """
 
 import argparse
@@ -35,6 +36,7 @@ from kubernetes.aio.client import Configuration
 from kubernetes.aio.config import load_kube_config
 from pds_cluster import build, testing
 from pds_cluster.settings import load
+from pds_cluster.shell import wait_for
 from pds_operator import cli, names
 from pds_operator.api import Api
 from pds_operator.cluster import Store
@@ -95,6 +97,11 @@ class Operator:
         ticks = os.sysconf("SC_CLK_TCK")
         return (int(stat[11]) + int(stat[12])) / ticks, int(peak.split()[1]) / 1000
 
+    def told(self) -> str:
+        """Its metrics; nothing while it starts."""
+        words = ["curl", "-s", f"http://127.0.0.1:{self.port}/metrics"]
+        return subprocess.run(words, check=False, capture_output=True, text=True).stdout
+
     def stop(self) -> dict[str, Any]:
         self.process.send_signal(signal.SIGTERM)
         self.process.wait(30)
@@ -111,7 +118,9 @@ def operator(cluster: testing.Cluster, namespace: str, folder: Path) -> Iterator
     words = [sys.executable, __file__, "--serve", str(config), str(report)]
     with subprocess.Popen(words, env=environment) as process:
         try:
-            yield Operator(process, 18081, report)
+            running = Operator(process, 18081, report)
+            wait_for("the operator to lead", lambda: "pds_operator_leads 1" in running.told(), 60)
+            yield running
         finally:
             if process.poll() is None:
                 process.kill()
@@ -141,13 +150,15 @@ def kwok(cluster: testing.Cluster, nodes: int, folder: Path) -> Iterator[int]:
     words = [
         *(str(program), f"--kubeconfig={cluster.kubeconfig}", "--manage-all-nodes=false"),
         "--manage-nodes-with-label-selector=type=kwok",
-        *("--cidr=127.100.0.1/16", "--node-ip=127.0.0.1"),
+        *("--cidr=127.100.0.1/16", "--node-ip=127.0.0.1", "--node-lease-duration-seconds=40"),
     ]
     with (folder / "kwok.log").open("wb") as log:
         process = subprocess.Popen(words, stdout=log, stderr=log)
     try:
         selector = ("-l", "type=kwok")
         cluster.kubectl("wait", "node", *selector, "--for=condition=Ready", "--timeout=60s")
+        tainted = ("get", "node", *selector, "-o", "jsonpath={.items[*].spec.taints}")
+        wait_for("the nodes' taints to go", lambda: not cluster.kubectl(*tainted), 60)
         yield process.pid
     finally:
         cluster.kubectl("delete", "node", "-l", "type=kwok", "--wait=false")
@@ -211,6 +222,44 @@ async def until(seen: dict[str, float], count: int, begun: float) -> float:
     return round(sorted(seen.values())[count - 1] - begun, 2)
 
 
+def bare(pod: Object, name: str, namespace: str) -> Object:
+    """A pod such as `pod`, which nobody owns."""
+    spec = {key: value for key, value in pod["spec"].items() if key != "nodeName"}
+    spec |= {"hostname": name, "serviceAccountName": "default", "serviceAccount": "default"}
+    metadata = {"name": name, "namespace": namespace, "labels": pod["metadata"]["labels"]}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
+
+
+async def plainly(
+    cluster: testing.Cluster, pod: Object, namespace: str, count: int
+) -> dict[str, float]:
+    """Post `count` pods, 50 at a time."""
+    async with await connect(cluster) as api:
+        seen = Seen()
+        watching = asyncio.create_task(watch(api, namespace, seen))
+        pods = iter([bare(pod, f"plain-{number}", namespace) for number in range(count)])
+
+        async def post() -> None:
+            for each in pods:
+                await api.create(each)
+
+        begun = time.monotonic()
+        await asyncio.gather(*(post() for _ in range(50)))
+        result = {
+            "created_s": await until(seen.created, count, begun),
+            "bound_s": await until(seen.bound, count, begun),
+            "ready_s": await until(seen.ready, count, begun),
+        }
+        watching.cancel()
+    return result
+
+
+async def connect(cluster: testing.Cluster) -> Api:
+    configuration = Configuration()
+    await load_kube_config(str(cluster.kubeconfig), client_configuration=configuration)
+    return Api(configuration)
+
+
 def serving(number: int, pods: int) -> Object:
     somewhere = {"spec": {"nodeSelector": KWOK_NODE}}
     prefill = pods * 3 // 5
@@ -229,9 +278,7 @@ def serving(number: int, pods: int) -> Object:
 
 def metrics(running: Operator) -> tuple[float, float]:
     """(rounds, writes) so far."""
-    words = ["curl", "-sf", f"http://127.0.0.1:{running.port}/metrics"]
-    text = subprocess.run(words, check=True, capture_output=True, text=True).stdout
-    lines = [line.split(" ") for line in text.splitlines() if not line.startswith("#")]
+    lines = [line.split(" ") for line in running.told().splitlines() if not line.startswith("#")]
     rounds = sum(float(value) for name, value in lines if name == "pds_operator_rounds_total")
     return rounds, sum(float(value) for name, value in lines if "writes_total" in name)
 
@@ -258,9 +305,7 @@ async def rest(running: Operator) -> dict[str, float]:
 async def measure(
     asked: argparse.Namespace, cluster: testing.Cluster, running: Operator, namespace: str
 ) -> dict[str, Any]:
-    configuration = Configuration()
-    await load_kube_config(str(cluster.kubeconfig), client_configuration=configuration)
-    async with Api(configuration) as api:
+    async with await connect(cluster) as api:
         seen = Seen()
         tasks = [
             asyncio.create_task(watch(api, namespace, seen)),
@@ -286,6 +331,15 @@ async def measure(
     return result | {"cpu_s": round(used - before, 2), "peak_mb": round(peak, 1), "rest": quiet}
 
 
+def swept(cluster: testing.Cluster, namespace: str) -> None:
+    """Without what makes pods, and then without pods: at once, as no kubelet runs them."""
+    cluster.kubectl("-n", namespace, "delete", "pds", "--all", "--cascade=orphan")
+    cluster.kubectl("-n", namespace, "delete", "deployments", "--all", "--cascade=orphan")
+    for kind in ("/apis/apps/v1", "replicasets"), ("/api/v1", "pods"):
+        path = f"{kind[0]}/namespaces/{namespace}/{kind[1]}?gracePeriodSeconds=0"
+        cluster.kubectl("delete", "--raw", path)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--serve", nargs=2, help=argparse.SUPPRESS)
@@ -297,6 +351,7 @@ def main() -> None:
     if asked.serve:
         serve(asked.serve[0], Path(asked.serve[1]))
         return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # with all that the end of a run does
     if asked.quick:
         asked.pods, asked.nodes = 100, 10
     cluster = testing.find(load())
@@ -304,10 +359,20 @@ def main() -> None:
     cluster.kubectl("apply", "--server-side", "--force-conflicts", "-f", definitions)
     with tempfile.TemporaryDirectory() as text, cluster.namespace() as namespace:
         folder = Path(text)
-        with kwok(cluster, asked.nodes, folder), operator(cluster, namespace, folder) as running:
-            result = asyncio.run(measure(asked, cluster, running, namespace))
-            told = running.stop()
-            cluster.kubectl("-n", namespace, "delete", "pds", "--all")
+        with kwok(cluster, asked.nodes, folder):
+            try:
+                with operator(cluster, namespace, folder) as running:
+                    result = asyncio.run(measure(asked, cluster, running, namespace))
+                    told = running.stop()
+                text = cluster.kubectl(
+                    "-n", namespace, "get", "pod", "chat-0-p-0-0-0", "-o", "json"
+                )
+                swept(cluster, namespace)
+                result["plain"] = asyncio.run(
+                    plainly(cluster, json.loads(text), namespace, asked.pods)
+                )
+            finally:
+                swept(cluster, namespace)
     lags = sorted(told["lags"])
     line = {
         "name": "scale",

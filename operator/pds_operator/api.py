@@ -29,6 +29,8 @@ APPLY = "application/apply-patch+yaml; charset=utf-8"
 YAML = "application/yaml; charset=utf-8"
 MERGE = "application/merge-patch+json"
 WATCH_SECONDS = 290
+END_SECONDS = 5
+"""Until a watch that told an error has ended."""
 WATCH_TIMEOUT = aiohttp.ClientTimeout(sock_connect=10, sock_read=WATCH_SECONDS + 30)
 TIMEOUT = aiohttp.ClientTimeout(total=30)
 MANAGER = names.MANAGER
@@ -129,6 +131,8 @@ class Api:
                 event = json.loads(line)
                 if event["type"] == "ERROR":
                     status = event["object"]
+                    with contextlib.suppress(TimeoutError):  # to its end: the connection is whole
+                        await asyncio.wait_for(answer.content.read(), END_SECONDS)
                     raise errors.from_status(int(status.get("code") or 500), status)
                 yield event
 

@@ -41,22 +41,41 @@ class Terms:
     probe_seconds: float
 
 
-def create(
-    round_: Round, terms: Terms, revision: Revision, role: str, indices: Sequence[int]
-) -> None:
-    """The first attempts of new groups. One Event tells of all: a thousand would cost as much as
-    the pods."""
-    size = engine.pods_per_group(revision.data, role)
-    for index in indices:
-        _create_pods(round_, terms, revision, role, index, 0, range(size), failures=0)
-    which = f"group {indices[0]}" if len(indices) == 1 else f"groups {', '.join(map(str, indices))}"
-    round_.actions.append(
-        Say(
-            "GroupCreated",
-            f"created {role} {which} of revision {revision.digest} ({size} pods each)",
-            scope=group_scope(role, indices[0]),
-        )
-    )
+@dataclass(frozen=True, slots=True)
+class Start:
+    """A group that is to begin."""
+
+    revision: Revision
+    role: str
+    index: int
+
+
+def create(round_: Round, terms: Terms, starts: Sequence[Start]) -> None:
+    """The first attempts of new groups, in this order.
+
+    One Event tells of all that a role begins: one for each would cost as much as the pods.
+    """
+    told: dict[tuple[str, str], list[int]] = {}
+    for start in starts:
+        role, data = start.role, start.revision.data
+        size = engine.pods_per_group(data, role)
+        _create_pods(round_, terms, start.revision, role, start.index, 0, range(size), failures=0)
+        told.setdefault((role, start.revision.digest), []).append(start.index)
+    for (role, digest), indices in told.items():
+        which = "group" if len(indices) == 1 else "groups"
+        text = f"created {role} {which} {_spans(indices)} of revision {digest}"
+        round_.actions.append(Say("GroupCreated", text, scope=group_scope(role, indices[0])))
+
+
+def _spans(numbers: Iterable[int]) -> str:
+    """As people write them: 0-3, 5."""
+    spans: list[list[int]] = []
+    for number in sorted(numbers):
+        if spans and number == spans[-1][-1] + 1:
+            spans[-1] = [spans[-1][0], number]
+        else:
+            spans.append([number])
+    return ", ".join("-".join(map(str, span)) for span in spans)
 
 
 def keep_up(round_: Round, terms: Terms, group: Group, observed: Observed, now: float) -> None:

@@ -17,6 +17,8 @@ GROUP_INDEX: Final = f"{GROUP}/group"
 ATTEMPT: Final = f"{GROUP}/attempt"
 RANK_POD: Final = f"{GROUP}/rank-pod"
 REVISION: Final = f"{GROUP}/revision"
+MEETING_POINT: Final = f"{GROUP}/meeting-point"
+"""On leaders of groups of several pods: the others find it by its name."""
 KV: Final = f"{GROUP}/kv"
 DRAINING: Final = f"{GROUP}/draining"
 

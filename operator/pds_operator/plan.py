@@ -268,11 +268,12 @@ def _create(
     *,
     hold_new: bool,
 ) -> None:
-    """Start what this step allows, and no more than nodes seem to be there for."""
+    """Start what this step allows, the roles by turns: where nodes run out, each has its share."""
     staying = [group for group in fleet if group not in retired]
     rolling = any(group.revision != target.digest for group in staying)
     if rolling and not _routers_settled(observed, desired):
         return
+    starts: list[tuple[float, lifecycle.Start]] = []
     for name, move in step.moves.items():
         own = [group for group in staying if group.role == name]
         source = _source(target, move, hold_new=hold_new)
@@ -280,13 +281,16 @@ def _create(
             continue
         if observed.held(f"schedule/{name}", now):
             continue
-        allowed = _may_start(own, engine.pods_per_group(source.data, name))
         wanted = move.create if source is target.revision else move.create_old
         taken = {group.index for group in fleet if group.role == name}
         free = (index for index in count() if index not in taken)
-        indices = list(islice(free, min(wanted, allowed)))
-        if indices:
-            lifecycle.create(round_, _terms(desired), source, name, indices)
+        allowed = _may_start(own, wanted, engine.pods_per_group(source.data, name))
+        starts += [
+            (turn / allowed, lifecycle.Start(source, name, index))
+            for turn, index in enumerate(islice(free, allowed))
+        ]
+    starts.sort(key=lambda item: item[0])
+    lifecycle.create(round_, _terms(desired), [start for _, start in starts])
 
 
 def _source(target: Target, move: rollout.Move, *, hold_new: bool) -> Revision | None:
@@ -296,24 +300,21 @@ def _source(target: Target, move: rollout.Move, *, hold_new: bool) -> Revision |
     return target.good if move.create_old else None
 
 
-def _may_start(own: list[Group], pods: int) -> int:
-    """How many groups of so many pods a role may begin now, beside those that wait for nodes.
+def _may_start(own: list[Group], wanted: int, pods: int) -> int:
+    """How many of the `wanted` groups, of so many pods each, a role may begin now.
 
-    Of several pods, one at a time: groups that each hold a part of what they need, waiting for the
-    rest, would wait for ever. Of one pod, as many as have found nodes (as ReplicaSets do: slow
-    start), until the scheduler says that there is none.
+    Of one pod, all: what waits for a node is what a cluster's autoscaler goes by. Of several, the
+    next when this one is scheduled: groups that each hold a part of what they need, waiting for
+    the rest, would wait for ever.
     """
     waiting = [
         group
         for group in own
         if group.phase is Phase.STARTING and (group.missing or group.unscheduled)
     ]
-    if pods > 1 or any(group.size > 1 for group in waiting):
-        return 0 if waiting else 1
-    if any(pod.unscheduled for group in waiting for pod in group.unscheduled):
-        return 0
-    placed = len(own) - len(waiting)
-    return max(0, max(1, placed) - len(waiting))
+    if pods == 1 and all(group.size == 1 for group in waiting):
+        return wanted
+    return 0 if waiting else min(wanted, 1)
 
 
 def _routers_settled(observed: Observed, desired: Desired) -> bool:

@@ -27,8 +27,10 @@ Object = dict[str, Any]
 
 log = logging.getLogger("pds_operator.reconcile")
 
-SETTLE_SECONDS = 0.02
-"""Changes come in bursts: one look for all of one."""
+SETTLE_SECONDS, SETTLE_MOST = 0.02, 1.0
+"""Changes come in bursts: one look for all of one. At least and at most."""
+SETTLE_TIMES = 20
+"""In between, so many times as long as the last plan took, which grows with the pods."""
 STATE_SECONDS = 30.0
 """How long a leader's last answer stands for status, when it does not answer just now."""
 SECRET_SECONDS = 60.0
@@ -41,6 +43,8 @@ class Worker:
     dirty: asyncio.Event = field(default_factory=asyncio.Event)
     since: float | None = None
     """When it became dirty, by the monotonic clock."""
+    thought: float = 0.0
+    """Seconds that the last round took to plan."""
     ledger: Ledger = field(default_factory=Ledger)
     states: dict[str, tuple[EngineState, float, str]] = field(default_factory=dict)
     """By leader: its last answer, when that came, and its uid. A name may be another pod's soon."""
@@ -119,7 +123,8 @@ class Reconciler:
             while self.store.parent(key) is not None:
                 try:
                     await asyncio.wait_for(worker.dirty.wait(), wait)
-                    await asyncio.sleep(SETTLE_SECONDS)
+                    settle = max(SETTLE_SECONDS, SETTLE_TIMES * worker.thought)
+                    await asyncio.sleep(min(SETTLE_MOST, settle))
                 except TimeoutError:
                     log.debug("%s/%s: a wake-up is due", *key)
                 worker.dirty.clear()
@@ -169,7 +174,9 @@ class Reconciler:
             return self._settings.resync_seconds
         desired = Desired(owner, generation, parent["spec"], wanted, self._settings)
         observed = await self._observe(key, owner, worker)
+        began = time.monotonic()
         decided = plan(observed, desired, self._clock())
+        worker.thought = time.monotonic() - began
         again = await self._executor.carry_out(
             decided.actions, owner, worker.ledger, worker.secret[1]
         )

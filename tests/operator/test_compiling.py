@@ -150,7 +150,7 @@ def test_nothing_is_compiled_first_where_nothing_would_be_shared(cache):
 
 
 def test_a_first_start_compiles_in_its_own_pods():
-    assert World(OLD).settle()[1] == ["chat-p-0-0-0", "chat-d-0-0-0"]
+    assert World(OLD).settle()[1] == ["chat-p-0-0-0", "chat-d-0-0-0", "chat-p-1-0-0"]
 
 
 def test_the_job_warms_up_what_each_pod_of_a_group_runs():

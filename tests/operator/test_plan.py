@@ -30,9 +30,8 @@ def test_first_start():
     world = World(raw_spec())
     assert world.settle() == [
         [f"controllerrevision chat-{REVISION}"],
-        ["chat-p-0-0-0", "chat-d-0-0-0"],
-        ["route chat-p-0-0-0", "route chat-d-0-0-0", "chat-p-1-0-0"],
-        ["route chat-p-1-0-0"],
+        ["chat-p-0-0-0", "chat-d-0-0-0", "chat-p-1-0-0"],
+        ["route chat-p-0-0-0", "route chat-p-1-0-0", "route chat-d-0-0-0"],
     ]
 
 
@@ -182,10 +181,13 @@ def test_a_new_spec_replaces_groups_that_never_served_at_once():
         [
             "drain chat-p-0-0-0",
             "delete pod chat-p-0-0-0",
+            "drain chat-p-1-0-0",
+            "delete pod chat-p-1-0-0",
             "drain chat-d-0-0-0",
             "delete pod chat-d-0-0-0",
-            "chat-p-1-0-0",
+            "chat-p-2-0-0",
             "chat-d-1-0-0",
+            "chat-p-3-0-0",
         ],
     ]
 
@@ -283,55 +285,43 @@ def test_a_group_that_was_made_in_part_is_completed():
     assert world.round() == ["chat-p-0-0-1"]
 
 
-def test_one_unscheduled_group_of_a_role_at_a_time():
+def test_groups_that_find_no_node_wait_and_the_scheduler_is_quoted():
     world = World(raw_spec())
     world.unschedulable = True
     for _ in range(5):
         world.round()
-    assert names(world) == ["chat-d-0-0-0", "chat-p-0-0-0"]
     world.change("chat-p-0-0-0", unscheduled="0/1 nodes are available")
     assert problems(world) == ["Unschedulable"]
+    assert not world.plan_writes()
 
 
 def prefills(world: World) -> list[str]:
     return [name for name in world.pods if "-p-" in name]
 
 
-def test_groups_of_one_pod_begin_in_ones_twos_and_fours_while_nodes_are_found():
-    world = World(raw_spec(prefill={"replicas": 12}))
-    made = []
-    for _ in range(7):
-        made.append(sum("chat-p-" in action for action in world.round() if "route" not in action))
-        world.turn_ready()
-    assert made == [0, 1, 1, 2, 4, 4, 0]
-
-
-def test_a_node_that_is_not_found_ends_that():
-    world = World(raw_spec(prefill={"replicas": 12}))
-    for _ in range(4):
-        world.round()
-        world.turn_ready()
+def test_groups_of_one_pod_begin_at_once_the_roles_by_turns():
+    world = World(raw_spec(prefill={"replicas": 4}, decode={"replicas": 2}))
     world.unschedulable = True
-    assert len(prefills(world)) == 4
     world.round()
-    assert len(prefills(world)) == 8
-    world.change(prefills(world)[-1], unscheduled="0/9 nodes are available")
-    for _ in range(3):
-        world.round()
-    assert len(prefills(world)) == 8
+    world.round()
+    made = [name.split("-")[1:3] for name in world.pods if name.startswith("chat-")]
+    assert made == [["p", "0"], ["d", "0"], ["p", "1"], ["p", "2"], ["d", "1"], ["p", "3"]]
+    assert not world.plan_writes()
 
 
-def test_one_event_tells_of_all_groups_that_begin():
-    world = World(raw_spec(prefill={"replicas": 12}))
-    for _ in range(4):
-        world.round()
-        world.turn_ready()
-    [said] = [
-        action.message
-        for action in world.plan().actions
-        if isinstance(action, Say) and action.reason == "GroupCreated"
-    ]
-    assert said.startswith("created prefill groups 4, 5, 6, 7 of revision")
+def test_one_event_tells_of_all_groups_of_a_role_that_begin():
+    world = World(raw_spec(prefill={"replicas": 6}))
+    world.round()
+
+    def said() -> list[str]:
+        found = [item for item in world.plan().actions if isinstance(item, Say)]
+        return [item.message.split(" of ")[0] for item in found]
+
+    assert said() == ["created prefill groups 0-5", "created decode group 0"]
+    world.round()
+    for lost in (2, 3, 5):
+        del world.pods[f"chat-p-{lost}-0-0"]
+    assert said() == ["created prefill groups 2-3, 5"]
 
 
 def test_groups_of_several_pods_begin_one_at_a_time():

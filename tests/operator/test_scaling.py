@@ -38,9 +38,8 @@ def test_the_child_is_made_with_one_group_and_told_what_there_is(world: World) -
 def test_scaling_the_child_scales_its_role(world: World) -> None:
     child(world)["spec"]["replicas"] = 3
     assert world.settle() == [
-        ["chat-d-1-0-0"],
-        ["route chat-d-1-0-0", "chat-d-2-0-0"],
-        ["route chat-d-2-0-0"],
+        ["chat-d-1-0-0", "chat-d-2-0-0"],
+        ["route chat-d-1-0-0", "route chat-d-2-0-0"],
     ]
     assert child(world)["status"]["readyReplicas"] == 3
     child(world)["spec"]["replicas"] = 1

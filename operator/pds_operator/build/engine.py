@@ -106,6 +106,8 @@ def pod(
     if together:
         gang.mark(metadata, together, names.group_name(owner.name, role, group, attempt))
     spec |= {"hostname": name, "subdomain": names.ranks_service(owner.name)}
+    if rank_pod == 0 and pods_per_group(data, role) > 1:
+        metadata["labels"][names.MEETING_POINT] = "true"
     if rank_pod == 0:
         spec["readinessGates"] = [{"conditionType": names.ROUTABLE}]
     place = {

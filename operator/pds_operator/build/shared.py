@@ -12,7 +12,10 @@ Object = dict[str, Any]
 
 
 def ranks_service(owner: Owner) -> Object:
-    """Headless, with addresses before readiness: ranks must meet before they are Ready."""
+    """Headless, with addresses before readiness: ranks must meet before they are Ready.
+
+    Of those alone that others look for: each pod more would have all addresses written anew.
+    """
     return {
         "apiVersion": "v1",
         "kind": "Service",
@@ -20,7 +23,7 @@ def ranks_service(owner: Owner) -> Object:
         "spec": {
             "clusterIP": "None",
             "publishNotReadyAddresses": True,
-            "selector": {names.NAME: owner.name},
+            "selector": {names.NAME: owner.name, names.MEETING_POINT: "true"},
             "ports": [
                 {
                     "name": "http",
