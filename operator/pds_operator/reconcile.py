@@ -36,6 +36,11 @@ STATE_SECONDS = 30.0
 SECRET_SECONDS = 60.0
 
 
+def settle(thought: float) -> float:
+    """Seconds from a change to the next round, where the last plan took `thought` seconds."""
+    return min(SETTLE_MOST, max(SETTLE_SECONDS, SETTLE_TIMES * thought))
+
+
 @dataclass(slots=True)
 class Worker:
     """What is kept for one PDServing."""
@@ -123,8 +128,7 @@ class Reconciler:
             while self.store.parent(key) is not None:
                 try:
                     await asyncio.wait_for(worker.dirty.wait(), wait)
-                    settle = max(SETTLE_SECONDS, SETTLE_TIMES * worker.thought)
-                    await asyncio.sleep(min(SETTLE_MOST, settle))
+                    await asyncio.sleep(settle(worker.thought))
                 except TimeoutError:
                     log.debug("%s/%s: a wake-up is due", *key)
                 worker.dirty.clear()

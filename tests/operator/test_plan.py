@@ -421,3 +421,12 @@ def test_from_unified_to_pairs_serves_throughout():
     flat = [text for told in rounds for text in told]
     assert flat.index("route chat-d-0-0-0") < flat.index("drain chat-u-0-0-0")
     assert names(world) == ["chat-d-0-0-0", "chat-p-0-0-0", "chat-p-1-0-0"]
+
+
+def test_a_group_whose_gate_is_open_may_be_ready_unheard():
+    world = World(raw_spec(decode={"replicas": 3}))
+    world.settle()
+    world.change("chat-d-0-0-0", ready=False, routable=False)
+    world.change("chat-d-2-0-0", ready=False)
+    world.raw = raw_spec(decode={"replicas": 2})
+    assert "drain chat-d-0-0-0" in world.round()

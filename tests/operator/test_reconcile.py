@@ -7,11 +7,15 @@ import pytest
 from fake_api import FakeApi
 from pds_operator import errors
 from pds_operator.observed import EngineState, RouterView
-from pds_operator.reconcile import Reconciler
+from pds_operator.reconcile import Reconciler, settle
 from pds_operator.settings import Settings
 from worlds import NOW, raw_spec
 
 KEY = ("team", "chat")
+
+
+def test_a_plan_that_takes_long_is_made_less_often():
+    assert [settle(seconds) for seconds in (0.0, 0.0005, 0.01, 3.0)] == [0.02, 0.02, 0.2, 1.0]
 
 
 class FakePods:
