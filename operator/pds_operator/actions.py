@@ -72,6 +72,17 @@ class Annotate:
 
 
 @dataclass(frozen=True, slots=True)
+class Recover:
+    """Put back the labels without which a ControllerRevision of ours is not seen."""
+
+    metadata: Object
+    scope: str
+
+    def __str__(self) -> str:
+        return f"recover {self.metadata['name']}"
+
+
+@dataclass(frozen=True, slots=True)
 class MarkDraining:
     """Label a pod so that no router chooses it, and its group is not replaced."""
 
@@ -180,6 +191,7 @@ Action = (
     | MakeSecret
     | TryOut
     | Annotate
+    | Recover
     | MarkDraining
     | AskDrain
     | SetGate

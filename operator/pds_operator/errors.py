@@ -53,6 +53,12 @@ class NameTaken(OperatorError):
     reason = "NameTaken"
 
 
+class RevisionMissing(OperatorError):
+    """Pods run what was made from a revision that is not stored any more."""
+
+    reason = "RevisionMissing"
+
+
 class GangUnknown(OperatorError):
     """The cluster lacks the kind by which a gang scheduler is told which pods belong together."""
 

@@ -23,6 +23,7 @@ from pds_operator.actions import (
     Hold,
     MakeSecret,
     MarkDraining,
+    Recover,
     Say,
     SetGate,
     TellScale,
@@ -186,6 +187,8 @@ class Executor:
             case Annotate(kind=kind, name=name, uid=uid, annotations=notes):
                 patch = {"metadata": {"uid": uid, "annotations": notes}}
                 self._seen(await self._api.merge(kind, owner.namespace, name, patch), kind)
+            case Recover(metadata=metadata):
+                await self._recover(metadata, owner)
             case MarkDraining():
                 await self._mark(action, owner)
             case AskDrain(ip=ip, seconds=seconds):
@@ -252,6 +255,17 @@ class Executor:
             self._seen(await self._api.merge(kind, owner.namespace, meta["name"], patch), kind)
         else:
             await self._delete(kind, owner.namespace, meta["name"], uid, None)
+
+    async def _recover(self, metadata: Object, owner: Owner) -> None:
+        kind, name = "ControllerRevision", metadata["name"]
+        try:
+            live = await self._api.get(kind, owner.namespace, name)
+        except errors.Missing:
+            live = {"metadata": {}}
+        if not diff.ours(live, owner.uid):
+            raise errors.RevisionMissing(f"pods run what {kind} {name} says, and it is gone")
+        patch = {"metadata": {"uid": live["metadata"]["uid"], "labels": metadata["labels"]}}
+        self._seen(await self._api.merge(kind, owner.namespace, name, patch), kind)
 
     async def _try_out(self, obj: Object) -> None:
         """Refuse a template that can never be; a full quota says nothing about it."""

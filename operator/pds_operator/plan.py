@@ -59,6 +59,7 @@ def plan(observed: Observed, desired: Desired, now: float) -> Plan:
     desired = replace(desired, spec=spec)
     objects.keep(round_, observed, desired, now)
     coming = target is None and targets.make(round_, observed, desired)
+    moving = None if targets.recover(round_, observed, asked, fleet) else target
     if target is not None and target.rejected is not None:
         round_.problems.append(_rejected(asked, target, target.rejected))
     terms = _terms(desired)
@@ -68,21 +69,21 @@ def plan(observed: Observed, desired: Desired, now: float) -> Plan:
     digest = target.digest if target else desired.digest
     roles = counts(round_, fleet, desired, digest, kept, now)
     step = rollout.step(roles, limit)
-    retired = _retired(fleet, step, target.digest, kept) if target else []
+    retired = _retired(fleet, step, moving.digest, kept) if moving else []
     for group in retired:
         lifecycle.retire(round_, terms, group, now)
     for group in fleet:
         # What the coming target retires in the next round is not made again in this one.
         if group not in retired and not (coming and group.hopeless):
             lifecycle.keep_up(round_, terms, group, observed, now)
-    if target is not None:
+    if moving is not None:
         used = {group.revision for group in fleet} | {digest} | ({kept} - {""})
         objects.config_maps(round_, observed, desired, used)
-        warmup = compiling.first(round_, observed, desired, target, step, fleet, now)
+        warmup = compiling.first(round_, observed, desired, moving, step, fleet, now)
         held = warmup.holds
-        _create(round_, observed, desired, target, fleet, retired, step, now, hold_new=held)
-        overdue = _judge(round_, observed, desired, target, step, fleet, warmup, now)
-        targets.note(round_, desired, target, now, whole=_whole(fleet, roles, digest))
+        _create(round_, observed, desired, moving, fleet, retired, step, now, hold_new=held)
+        overdue = _judge(round_, observed, desired, moving, step, fleet, warmup, now)
+        targets.note(round_, desired, moving, now, whole=_whole(fleet, roles, digest))
     targets.prune(round_, observed, asked, target)
     return Plan(
         actions=_allowed(round_, observed, now),

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 from pds_operator import diff, names, spec
 from pds_operator import revision as revisions
-from pds_operator.actions import Annotate, Create, Delete, Problem, Round, Say, TryOut
+from pds_operator.actions import Annotate, Create, Delete, Problem, Recover, Round, Say, TryOut
 from pds_operator.actions import revision_scope as scope_of
 from pds_operator.build import engine
 from pds_operator.desired import Desired
-from pds_operator.errors import SpecError
+from pds_operator.errors import RevisionMissing, SpecError
 from pds_operator.fleet import Group
 from pds_operator.observed import Observed, Revision, rfc3339
 
@@ -98,6 +98,21 @@ def _last_good(observed: Observed, target: Revision, fleet: list[Group]) -> Revi
     return max(
         known, key=lambda item: (item.served or 0.0, ready[item.digest], item.number), default=None
     )
+
+
+def recover(round_: Round, observed: Observed, desired: Desired, fleet: list[Group]) -> bool:
+    """Look for revisions that groups run and that we do not see: somebody took their labels.
+
+    Whether one may yet be found: it may be what served last, so that nothing is brought out now.
+    """
+    unseen = {group.revision for group in fleet} - set(observed.revisions) - {desired.digest}
+    undecided = False
+    for digest in sorted(unseen):
+        metadata = desired.owner.metadata(names.revision(desired.owner.name, digest))
+        round_.actions.append(Recover(metadata, scope_of(digest)))
+        failure = observed.failures.get(scope_of(digest))
+        undecided = undecided or failure is None or failure.reason != RevisionMissing.reason
+    return undecided
 
 
 def make(round_: Round, observed: Observed, desired: Desired) -> bool:

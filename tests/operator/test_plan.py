@@ -430,3 +430,27 @@ def test_a_group_whose_gate_is_open_may_be_ready_unheard():
     world.change("chat-d-2-0-0", ready=False)
     world.raw = raw_spec(decode={"replicas": 2})
     assert "drain chat-d-0-0-0" in world.round()
+
+
+def test_the_revision_that_serves_is_recovered_before_anything_is_brought_out():
+    """Somebody took its labels, and so we do not see what there is to hold on to."""
+    world = World(raw_spec())
+    world.settle()
+    del world.revisions[REVISION]
+    world.raw = raw_spec(image="engine:2", rollout={"paused": True})
+    world.round()
+    assert REVISION in world.revisions
+    assert not any("chat-" in action for told in world.settle() for action in told)
+
+
+def test_a_revision_that_is_gone_holds_up_nothing():
+    world = World(raw_spec())
+    world.settle()
+    del world.revisions[REVISION]
+    del world.objects["ControllerRevision", f"chat-{REVISION}"]
+    world.raw = raw_spec(image="engine:2")
+    world.round()
+    world.round()
+    assert problems(world) == ["RevisionMissing"]
+    world.settle()
+    assert {pod.revision for pod in world.pods.values()} == {digest(world.raw)}

@@ -277,6 +277,33 @@ async def test_labels_that_somebody_took_away_are_put_back(bench):
     assert bench.status["decode"]["summary"] == "1/1"
 
 
+async def test_the_revision_that_served_is_found_again_by_what_runs_of_it(bench):
+    name = next(name for kind, _, name in bench.api.objects if kind == "ControllerRevision")
+    uid = strip(bench, "ControllerRevision", name)
+    bench.parent["spec"] |= {"image": "engine:2", "rollout": {"paused": True}}
+    bench.parent["metadata"]["generation"] = 2
+    bench.api.put(bench.parent)
+    _, calls = await bench.round()
+    assert f"patch ControllerRevision {name}" in calls
+    assert bench.api.one("ControllerRevision", name)["metadata"]["uid"] == uid
+    await bench.settle()
+    image = bench.api.one("Pod", "chat-d-0-0-0")["spec"]["containers"][0].get("image")
+    assert image != "engine:2"
+
+
+async def test_a_revision_that_somebody_deleted_is_told(bench):
+    [name] = [name for kind, _, name in bench.api.objects if kind == "ControllerRevision"]
+    live = bench.api.one("ControllerRevision", name)
+    bench.api.objects = {key: obj for key, obj in bench.api.objects.items() if obj is not live}
+    bench.reconciler.store.drop(live)
+    bench.parent["spec"] |= {"image": "engine:2", "rollout": {"paused": True}}
+    bench.parent["metadata"]["generation"] = 2
+    bench.api.put(bench.parent)
+    for _ in range(2):
+        await bench.round()
+    assert bench.condition("Degraded") == ("True", "RevisionMissing")
+
+
 async def test_a_pod_that_lost_its_labels_and_is_of_another_revision_gives_its_place(bench):
     uid = strip(bench, "Pod", "chat-d-0-0-0")
     bench.parent["spec"]["image"] = "engine:2"

@@ -11,13 +11,16 @@ from pds_operator.actions import (
     Delete,
     MakeSecret,
     MarkDraining,
+    Recover,
     Say,
     SetGate,
     TellScale,
 )
 from pds_operator.build.owner import Owner
+from pds_operator.errors import RevisionMissing
 from pds_operator.observed import (
     EngineState,
+    Failure,
     Observed,
     Pod,
     Revision,
@@ -229,6 +232,13 @@ class World:
                 obj["metadata"]["annotations"] = {k: v for k, v in kept.items() if v is not None}
                 stored = revision_facts(obj, OWNER.name)
                 self.revisions[stored.digest] = stored
+            case Recover(metadata={"name": name}, scope=scope):
+                if ("ControllerRevision", name) in self.objects:
+                    stored = revision_facts(self.objects["ControllerRevision", name], OWNER.name)
+                    self.revisions[stored.digest] = stored
+                    self.failures.pop(scope, None)
+                else:
+                    self.failures[scope] = Failure(RevisionMissing.reason, name, 1, self.now + 5)
             case MarkDraining(pod=name, deadline=deadline):
                 self.change(name, draining=True, drain_deadline=deadline)
             case TellScale(name=name, status=status):
