@@ -26,10 +26,12 @@ CHAT = {
     "spec": {
         "model": {"name": "tiny", "source": {"path": "/models/tiny"}},
         "prefill": {"replicas": 2, "podTemplate": NOWHERE},
-        "decode": {"replicas": 1, "parallelism": {"pp": 2}, "podTemplate": NOWHERE},
+        "decode": {"replicas": 2, "parallelism": {"pp": 2}, "podTemplate": NOWHERE},
         "router": {"replicas": 1, "podTemplate": NOWHERE},
     },
 }
+CHAT_PODS = 4
+"""Of its engines, where no node is found: both prefill groups, and one of decode."""
 
 
 class Operator:

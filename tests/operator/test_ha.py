@@ -19,7 +19,7 @@ from kubernetes.aio.config import load_kube_config
 from pds_cluster import processes, testing
 from pds_operator import errors
 from pds_operator.api import Api
-from running import CHAT, Operator, condition, eventually, listed
+from running import CHAT, CHAT_PODS, Operator, condition, eventually, listed
 
 pytestmark = pytest.mark.cluster
 
@@ -52,7 +52,7 @@ def replicas(cluster, namespace, tmp_path_factory) -> Iterator[list[Operator]]:
 @pytest.fixture(scope="module")
 def chat(cluster, namespace, replicas) -> Callable[[], dict[str, Any]]:
     cluster.apply(CHAT, namespace=namespace)
-    eventually(lambda: len(engines(cluster, namespace)) == 3)
+    eventually(lambda: len(engines(cluster, namespace)) == CHAT_PODS)
     return lambda: cluster.get("pdserving", "chat", namespace)
 
 

@@ -53,12 +53,13 @@ def test_it_says_what_the_scheduler_says(chat):
     assert chat()["status"]["prefill"]["summary"] == "0/2"
 
 
-def test_it_made_everything_once_and_one_unscheduled_group_of_each_role(cluster, namespace, chat):
+def test_it_made_everything_once_and_of_groups_of_several_pods_one(cluster, namespace, chat):
     pods = listed(cluster, namespace, "pods")
     assert [name for name in pods if "router" not in name] == [
         "chat-d-0-0-0",
         "chat-d-0-0-1",
         "chat-p-0-0-0",
+        "chat-p-1-0-0",
     ]
     assert listed(cluster, namespace, "services") == ["chat", "chat-ranks"]
     assert listed(cluster, namespace, "poddisruptionbudgets") == ["chat-decode", "chat-prefill"]

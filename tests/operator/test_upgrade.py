@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from pds_cluster import testing
-from running import CHAT, Operator, eventually, listed
+from running import CHAT, CHAT_PODS, Operator, eventually, listed
 
 pytestmark = pytest.mark.cluster
 
@@ -60,7 +60,7 @@ def rounds(operator: Operator, count: int) -> None:
 def test_a_new_operator_and_new_defaults_restart_no_pod(cluster, namespace, tmp_path):
     operator = Operator(cluster, namespace, tmp_path)
     cluster.apply(CHAT, namespace=namespace)
-    before = eventually(lambda: len(found := engines(cluster, namespace)) == 3 and found)
+    before = eventually(lambda: len(found := engines(cluster, namespace)) == CHAT_PODS and found)
     eventually(operator.metrics)
     rounds(operator, 1)
     revisions = listed(cluster, namespace, "controllerrevisions")
