@@ -249,14 +249,15 @@ def _pairs(fleet: list[Group]) -> dict[str, int]:
 def _least_useful(candidates: list[Group], count: int, pairs: Mapping[str, int]) -> list[Group]:
     """Unready ones before ready ones; of the revision with fewest pairs, in all roles the same.
 
-    Of unready ones those first whose gate is closed: one of an open gate may be ready unheard.
+    Of unready ones those last that run and whose gate is open: they may be ready unheard.
     """
     order = {Phase.FAILED: 0, Phase.STARTING: 1, Phase.EVICTED: 2}
 
     def rank(group: Group) -> tuple[int, bool, bool, int, str, int]:
         phase, own = order.get(group.phase, 3), group.revision
         gate = bool(group.leader and group.leader.routable)
-        return phase, group.ready, gate, pairs[own], own, -group.index
+        nearly = gate and all(pod.containers_ready for pod in group.pods)
+        return phase, group.ready, nearly, pairs[own], own, -group.index
 
     return sorted(candidates, key=rank)[:count]
 

@@ -423,10 +423,11 @@ def test_from_unified_to_pairs_serves_throughout():
     assert names(world) == ["chat-d-0-0-0", "chat-p-0-0-0", "chat-p-1-0-0"]
 
 
-def test_a_group_whose_gate_is_open_may_be_ready_unheard():
+@pytest.mark.parametrize("fault", ["routable", "containers_ready"])
+def test_a_group_that_runs_and_whose_gate_is_open_may_be_ready_unheard(fault):
     world = World(raw_spec(decode={"replicas": 3}))
     world.settle()
-    world.change("chat-d-0-0-0", ready=False, routable=False)
+    world.change("chat-d-0-0-0", ready=False, **{fault: False})
     world.change("chat-d-2-0-0", ready=False)
     world.raw = raw_spec(decode={"replicas": 2})
     assert "drain chat-d-0-0-0" in world.round()
