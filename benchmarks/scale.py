@@ -98,7 +98,7 @@ class Operator:
         return (int(stat[11]) + int(stat[12])) / ticks, int(peak.split()[1]) / 1000
 
     def told(self) -> str:
-        """Its metrics; nothing while it starts."""
+        """Its metrics; nothing while it does not answer."""
         words = ["curl", "-s", f"http://127.0.0.1:{self.port}/metrics"]
         return subprocess.run(words, check=False, capture_output=True, text=True).stdout
 
@@ -278,7 +278,10 @@ def serving(number: int, pods: int) -> Object:
 
 def metrics(running: Operator) -> tuple[float, float]:
     """(rounds, writes) so far."""
-    lines = [line.split(" ") for line in running.told().splitlines() if not line.startswith("#")]
+    told = running.told()
+    if not told:
+        raise RuntimeError("the operator does not answer: what it does at rest is not known")
+    lines = [line.split(" ") for line in told.splitlines() if not line.startswith("#")]
     rounds = sum(float(value) for name, value in lines if name == "pds_operator_rounds_total")
     return rounds, sum(float(value) for name, value in lines if "writes_total" in name)
 
@@ -364,13 +367,9 @@ def main() -> None:
                 with operator(cluster, namespace, folder) as running:
                     result = asyncio.run(measure(asked, cluster, running, namespace))
                     told = running.stop()
-                text = cluster.kubectl(
-                    "-n", namespace, "get", "pod", "chat-0-p-0-0-0", "-o", "json"
-                )
+                pod = cluster.get("pod", "chat-0-p-0-0-0", namespace)
                 swept(cluster, namespace)
-                result["plain"] = asyncio.run(
-                    plainly(cluster, json.loads(text), namespace, asked.pods)
-                )
+                result["plain"] = asyncio.run(plainly(cluster, pod, namespace, asked.pods))
             finally:
                 swept(cluster, namespace)
     lags = sorted(told["lags"])
