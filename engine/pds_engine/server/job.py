@@ -12,6 +12,7 @@ from pds_engine.messages import Sampling, Submit
 from pds_engine.server.headers import Internal
 from pds_engine.server.protocol import ChatRequest, Common, CompletionRequest, Templated
 from pds_engine.text.emit import Rules
+from pds_engine.text.stops import Stops
 from pds_engine.text.tokenizer import Tokenizer
 
 DEFAULT_MAX_TOKENS = 16
@@ -165,6 +166,7 @@ def make(
             )
     options = body.stream_options
     echo = isinstance(body, CompletionRequest) and bool(body.echo)
+    echoes = [tokenizer.decode(prompt) for prompt in prompts] if echo else []
     return Job(
         id=id,
         created=internal.created or int(time.time()),
@@ -172,7 +174,7 @@ def make(
         submits=tuple(submits),
         rules=Rules(
             tokenizer=tokenizer,
-            stops=_stops(body),
+            stops=Stops(_stops(body)),
             stop_ids=frozenset(stop_ids),
             min_tokens=body.min_tokens or 0,
             include_stop=bool(body.include_stop_str_in_output),
@@ -186,7 +188,7 @@ def make(
         journal=journal,
         first_only=config.role == "prefill",
         muted=(len(resumed) + (config.role == "decode")) if stream else 0,
-        echoes=tuple(tokenizer.decode(p) for p in prompts for _ in range(copies)) if echo else (),
+        echoes=tuple(echo for echo in echoes for _ in range(copies)),
         prompt_logprobs=body.prompt_logprobs,
     )
 
