@@ -2,7 +2,7 @@
 
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -109,10 +109,27 @@ def chat_prompt(body: Templated, tokenizer: Tokenizer, max_model_len: int) -> li
 def encode(
     text: str, tokenizer: Tokenizer, max_model_len: int, param: str, special: bool
 ) -> list[int]:
-    """Ids of a prompt; one that cannot fit is refused before the tokenizer works on it."""
+    """Ids of a prompt; one that cannot fit is refused before the tokenizer works on it.
+
+    Raises:
+        TooLong: they are more than `max_model_len`.
+    """
     if len(text) > max_model_len * tokenizer.longest:
-        raise TooLong(f"the prompt's {len(text)} characters cannot fit the context", param=param)
-    return tokenizer.encode(text, special=special)
+        raise TooLong(
+            f"the text's {len(text)} characters cannot fit the context of {max_model_len} tokens",
+            param=param,
+        )
+    found = tokenizer.encoding(text, special=special)
+    check_length(found, max_model_len, param)
+    return list(found.ids)
+
+
+def check_length(tokens: Sized, max_model_len: int, param: str) -> None:
+    """Raises TooLong when they are more than the context holds."""
+    if len(tokens) > max_model_len:
+        raise TooLong(
+            f"{param}: {len(tokens)} tokens exceed the context of {max_model_len}", param=param
+        )
 
 
 def make(

@@ -61,7 +61,9 @@ def test_nothing_follows_a_stop_string():
 
 
 def test_a_stop_string_can_be_kept():
-    _, events = told(State(rules(stops=Stops(("two",)), include_stop=True)), TINY.encode("one two 3"))
+    _, events = told(
+        State(rules(stops=Stops(("two",)), include_stop=True)), TINY.encode("one two 3")
+    )
     assert "".join(event.text for event in events) == "one two"
 
 
