@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from free import free_port
 from pds_engine import launch
 from pds_engine.config import EngineConfig
 from pds_engine.errors import ConfigError
@@ -27,8 +27,7 @@ class Group:
     """One `pds-engine serve` of the tiny model."""
 
     def __init__(self, *options: str) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            port = probe.getsockname()[1]
+        port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         self.process = subprocess.Popen(
             [*ENGINE, "serve", "--model", str(MODEL), "--dtype", "float32", "--port", str(port),
@@ -163,11 +162,6 @@ def test_the_loss_of_a_stage_in_mid_prefill_is_named_and_told(
     said = staged.process.stderr.read() if staged.process.stderr else ""
     assert "rank 1 (stage 1)" in said
     assert ("when it fell silent" in said) == (number == signal.SIGSTOP)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture

@@ -1,10 +1,10 @@
 """The ranks' meeting: who does not come is named. (What the groups carry: worker/test_pipeline.)"""
 
-import socket
 from pathlib import Path
 
 import pytest
 import torch
+from free import free_port
 from pds_engine.config import EngineConfig
 from pds_engine.errors import RankLost
 from pds_engine.parallel.groups import Groups, assemble, backend
@@ -20,8 +20,7 @@ def config(pp: int) -> EngineConfig:
 
 @pytest.fixture
 def rendezvous() -> str:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return f"127.0.0.1:{probe.getsockname()[1]}"
+    return f"127.0.0.1:{free_port()}"
 
 
 def test_the_ranks_that_do_not_come_are_named(rendezvous: str) -> None:
