@@ -131,6 +131,11 @@ class Fleet:
     def __getitem__(self, key: str) -> Backend:
         return self._backends[key]
 
+    @property
+    def longest(self) -> int | None:
+        """The tokens that the longest context of any group holds; None: none has told."""
+        return max((b.state.max_model_len or 0 for b in self if b.state), default=0) or None
+
     def sync(self, found: Iterable[Found]) -> tuple[list[Backend], list[Backend]]:
         """Take over what discovery sees. Returns the new backends and the gone ones."""
         now = {each.key: each for each in found}

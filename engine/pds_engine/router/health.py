@@ -10,7 +10,8 @@ import msgspec
 from pds_engine.router.backends import Backend, EngineState, Fleet
 from pds_engine.router.circuit import Circuit
 from pds_engine.router.config import HealthConfig
-from pds_engine.router.upstream import BackendLost, whole
+from pds_engine.router.exchange import whole
+from pds_engine.router.upstream import BackendLost
 
 logger = logging.getLogger(__name__)
 _decoder = msgspec.json.Decoder(EngineState)
