@@ -48,7 +48,7 @@ class Failure:
     died: bool = False
     """The group died or fell silent with the request, and may have died of it."""
     untaken: bool = False
-    """It did not reach the group, or not beyond its door: nothing came of it there."""
+    """It reached no group of the pair, or not beyond its door: nothing came of it."""
 
     @property
     def retry(self) -> bool:
@@ -216,9 +216,9 @@ class Attempt:
     def _lost(self, side: Side, error: BackendLost) -> Failure:
         lost = Unavailable(f"the {side.role} group was lost: {error}", hint="ask again")
         headers = (JSON, (b"retry-after", b"1"))
-        sent = side.reply.sent
-        key = side.backend.found.key
-        return Failure(503, error_body(lost), key, headers, "lost", died=sent, untaken=not sent)
+        untaken = not any(each.reply.sent for each in self.sides)
+        died, key = side.reply.sent, side.backend.found.key
+        return Failure(503, error_body(lost), key, headers, "lost", died=died, untaken=untaken)
 
     def _refused(self, side: Side) -> Failure:
         reply, body = side.reply, bytes(side.body)
