@@ -5,20 +5,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from pds_engine.errors import GroupError, ProtocolError, RankLost, RequestError, StageTimeout
-from pds_engine.messages import (
-    Drain,
-    Fault,
-    KvEndpoint,
-    Ready,
-    StepDone,
-    Submit,
-    TokenLogprobs,
-    Welcome,
-)
-from pds_engine.scheduler.admission import unfit
+from pds_engine.errors import GroupError, ProtocolError, RankLost, StageTimeout
+from pds_engine.messages import Drain, Fault, KvEndpoint, Ready, StepDone, TokenLogprobs, Welcome
 from pds_engine.scheduler.party import WORKERS, Party
-from pds_engine.scheduler.settings import Settings
 
 SERVER = Party("server", "s")
 Make = Callable[..., Any]
@@ -40,28 +29,6 @@ def test_a_request_from_its_first_chunk_to_its_last_token(bench: Make) -> None:
     assert b.plan() == []  # all of its output is planned
     assert b.done(3, 9) == ["s token r 2=9 length", "workers release 0/1 after 3"]
     assert b.free == 64
-
-
-def test_what_goes_wrong_with_one_submit_ends_that_request(
-    bench: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def broken(message: Submit, settings: Settings, pages: int) -> RequestError | None:
-        if message.request_id == "bad":
-            raise ZeroDivisionError("a fault of ours")
-        return unfit(message, settings, pages)
-
-    monkeypatch.setattr("pds_engine.scheduler.scheduler.unfit", broken)
-    b = bench()
-    b.submit("before", 5, max_tokens=9)
-    assert b.submit("bad", 5, max_tokens=9) == ["s failed bad 500 internal_error"]
-    assert "a fault of ours" in caplog.text
-    assert b.cancel("bad") == []
-    assert b.submit("after", 5, max_tokens=9) == []
-    assert b.plan()[:3] == [
-        "workers admit 0/1 [0]",
-        "workers admit 1/1 [1]",
-        "workers step 0: 0:0+5* 1:0+5* <- -1",
-    ]
 
 
 def prompt_scores(step: int, *rows: tuple[float, ...], token: int | None = None) -> StepDone:
