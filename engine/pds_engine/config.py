@@ -125,7 +125,7 @@ class HttpConfig(Section):
     rendezvous_port: int = Field(8010, ge=0, le=65535)
     """Where rank 0 opens the store at which a group of several ranks meets; 0: any free port."""
     max_body_bytes: int = Field(8 << 20, ge=1024)
-    request_timeout: float | None = Field(None, gt=0)
+    request_timeout: float | None = Field(None, gt=0, le=1e9)
     """Seconds that a request may take in all; then it ends with 504. None: any time."""
     keys_dir: Path | None = None
     """server.key, server.pub, client.key, client.pub (CURVE, z85) and hmac.key (hex).

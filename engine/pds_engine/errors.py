@@ -11,10 +11,12 @@ PdsError
 │   ├── BodyTimeout      408, the body did not come in time
 │   ├── BodyTooLarge     413
 │   ├── DeadlinePassed   504, the request was not done in the time it was given
+│   ├── Unexpected       500, a fault of ours while this one request was handled
 │   ├── Overloaded       429, a queue's bound is reached; `retry_after` in seconds
 │   └── Unavailable      503, draining, not ready, or no backend to answer
 │       ├── Drained        503, given up at a drain's deadline
-│       └── Preempted      503, put out for want of KV pages
+│       ├── Preempted      503, put out for want of KV pages
+│       └── GroupFailed    503, the group failed while the request was with it
 └── GroupError         a rank, stage or peer failed: the request may be retried elsewhere
     ├── ProtocolError    a message out of order, of a foreign incarnation, or malformed
     ├── RankLost         names the rank that died or fell silent
@@ -123,6 +125,14 @@ class DeadlinePassed(RequestError):
     kind = "timeout_error"
 
 
+class Unexpected(RequestError):
+    """A fault of ours while one request was handled, which ends that request alone."""
+
+    code = PdsError.code
+    status = 500
+    kind = "server_error"
+
+
 class Overloaded(RequestError):
     """A queue's bound is reached; ask again after `retry_after` seconds."""
 
@@ -149,6 +159,13 @@ class Preempted(Unavailable):
     """A decode group had no page for the next token: the stream goes on elsewhere, or later."""
 
     code = "preempted"
+
+
+class GroupFailed(Unavailable):
+    """The group failed while the request was with it, and may have failed of it: whoever sends it
+    on counts that as an attempt. `unavailable` says that nothing was begun."""
+
+    code = "group_failed"
 
 
 class GroupError(PdsError):

@@ -28,8 +28,30 @@ _SILENCE_MS = 15_000
 """A connection that is silent for so long is lost: its other end's machine has gone or stopped."""
 
 
+def encode(message: Message) -> bytes:
+    """`message` as MessagePack.
+
+    Raises:
+        Unsendable: a number of more than 64 bits, a lone surrogate, or a value of no known type.
+    """
+    try:
+        return _encoder.encode(message)
+    except (OverflowError, TypeError, ValueError, RecursionError) as error:
+        name = type(message).__name__
+        raise Unsendable(f"no {name} can carry a value of this one: {error}") from error
+
+
+def decode(frame: bytes) -> AnyMessage:
+    """The message of one frame. Raises msgspec's DecodeError or ValidationError."""
+    return _decoder.decode(frame)
+
+
 class PeerUnknown(GroupError):
     """No connection of that identity: the peer has gone."""
+
+
+class Unsendable(ProtocolError):
+    """A message holds what MessagePack cannot: it was not sent, and took no number."""
 
 
 class Unreadable(ProtocolError):
@@ -50,8 +72,15 @@ class _Numbers:
         self.received = 0
 
     def pack(self, *messages: Message) -> list[bytes]:
+        """One envelope. A message that cannot be encoded takes no number: its receiver would miss
+        it, and take the connection for broken.
+
+        Raises:
+            Unsendable: the envelope was not made.
+        """
+        encoded = [encode(message) for message in messages]
         self.sent += 1
-        return [self.sent.to_bytes(8, "big"), *map(_encoder.encode, messages)]
+        return [self.sent.to_bytes(8, "big"), *encoded]
 
     def unpack(self, frames: list[bytes]) -> list[AnyMessage]:
         """The messages of one envelope; none for a probe."""
@@ -64,7 +93,7 @@ class _Numbers:
         if number != self.received:
             raise ProtocolError(f"message {number} came where {self.received} was expected")
         try:
-            return [_decoder.decode(frame) for frame in frames[1:]]
+            return [decode(frame) for frame in frames[1:]]
         except (DecodeError, ValidationError) as error:
             raise ProtocolError(f"an unreadable message: {error}") from error
 
@@ -131,6 +160,7 @@ class Hub:
 
         Raises:
             PeerUnknown: that connection is gone.
+            Unsendable: nothing was sent.
         """
         self._put(identity, self._numbers.setdefault(identity, _Numbers()).pack(*messages))
 
@@ -183,6 +213,7 @@ class Link:
         return self._lost
 
     def send(self, message: Message) -> None:
+        """Raises Unsendable when nothing was sent."""
         self.socket.send_multipart(self._numbers.pack(message))
 
     def receive(self, timeout: float | None = 0) -> AnyMessage | None:
@@ -213,6 +244,7 @@ class AsyncLink:
         _dealer(self._socket, address, keys)
 
     async def send(self, message: Message) -> None:
+        """Raises Unsendable when nothing was sent."""
         await self._socket.send_multipart(self._numbers.pack(message))
 
     async def receive(self) -> AnyMessage:

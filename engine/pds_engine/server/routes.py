@@ -1,6 +1,7 @@
 """The routes of the API server: each reads, asks the pure modules, and answers."""
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable
 from importlib.metadata import version
@@ -21,12 +22,14 @@ from pds_engine.server.errors import response, verdict
 from pds_engine.server.inbox import ClientGone
 from pds_engine.server.job import Job
 from pds_engine.server.respond import respond
+from pds_engine.server.strict import Body
 from pds_engine.text.tokenizer import Tokenizer
 
-B = TypeVar("B", bound=protocol.Body)
+B = TypeVar("B", bound=Body)
 R = TypeVar("R")
 Route = Callable[[Request], Awaitable[Response]]
 
+_log = logging.getLogger("pds.server")
 _THREAD_FROM = 16 * 1024
 """Bytes of body from which tokenizing leaves the event loop to other requests."""
 _CLIENT_GONE = 499
@@ -208,6 +211,9 @@ class Routes:
             except ClientGone:
                 answer = Response(status_code=_CLIENT_GONE)
             except PdsError as error:
+                answer = response(error)
+            except Exception as error:  # a fault of ours is this request's end, and nobody else's
+                _log.exception("%s failed", path)
                 answer = response(error)
             self._engine.metrics.requests.labels(path, answer.status_code).inc()
             return answer
