@@ -41,6 +41,7 @@ from pds_engine.kv.transfer import TransferThread
 from pds_engine.kv.transfer.base import decode_offer
 from pds_engine.kv.transfer.choose import choose
 from pds_engine.messages import CloseTransfer, Expect, KvEndpoint, OpenTransfer, Push, PushDone
+from pds_engine.ports import KvAddress
 
 SIZES = {"64KiB": 1 << 16, "1MiB": 1 << 20, "16MiB": 16 << 20, "128MiB": 128 << 20}
 PAGE_SIZE = 16
@@ -84,9 +85,9 @@ class Rank:
             head_dim=dim,
         )
         self._pool = KvPool(kv, shard(kv, layers=(0, layers)), pages)
-        config = KvConfig.model_validate({"backends": backends, "port_base": 0})
+        config = KvConfig.model_validate({"backends": backends})
         self._thread = TransferThread(
-            self._pool, config, 0, self._host, self._events.put, self._keys
+            self._pool, config, 0, KvAddress(self._host), self._events.put, self._keys
         )
         return base64.b64encode(msgspec.msgpack.encode(self._thread.endpoint())).decode()
 
