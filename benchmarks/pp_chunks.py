@@ -72,6 +72,7 @@ class FixedRunner:
     """In runner.Runner's place: a step takes a fixed time, and makes hidden states of its size."""
 
     compiles = 0
+    unneeded = 0
 
     def __init__(self, seconds: float, model: FixedModel) -> None:
         self._seconds = seconds

@@ -86,6 +86,7 @@ def _serve(
     runner = Runner(config, decoder, [pool.layer(i) for i in range(len(decoder.part.layers))])
     exchange = make_exchange(config, decoder, groups, rank, device)
     activity.counts, activity.compiles = exchange.counts, lambda: runner.compiles
+    activity.unneeded = lambda: runner.unneeded
     place = Place(decoder.part.pp_rank, split.pp)
     stage = Stage(place, runner, exchange, ahead=backend(device) == "gloo")
     mailbox, at = Mailbox(), kv_address(config, rank)
