@@ -77,10 +77,10 @@ class Runner:
                 come.
         """
         begun, part = time.perf_counter(), self._decoder.part
-        if part.embeds:
-            self._reads.check(plan)
         self._copy(plan.copies)
         batch = build(plan, self._tables, plan.padded_tokens)
+        if part.embeds:
+            self._reads.check(plan)
         if part.embeds:
             hidden = self._decoder.embed(batch.tokens)
         elif hidden is None:

@@ -84,10 +84,10 @@ class SimulatedRunner:
     # ---- parallel.stage.StageRunner ------------------------------------------------------------
 
     def execute(self, plan: StepPlan, hidden: Hidden | None) -> Computed[Hidden]:
-        if self._place.first:
-            self.reads.check(plan)
         self._copy(plan.copies)
         slots = [self._take(row) for row in plan.rows]
+        if self._place.first:
+            self.reads.check(plan)
         inputs = self._embed(plan, slots) if self._place.first else self._given(plan, hidden)
         computed = tuple(
             self._compute(row, slot, values)
