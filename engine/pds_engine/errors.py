@@ -21,6 +21,7 @@ PdsError
     ├── ProtocolError    a message out of order, of a foreign incarnation, or malformed
     ├── RankLost         names the rank that died or fell silent
     ├── StageTimeout     names the stage, its last step and its mailbox depths
+    ├── PortTaken        another process has a port that is ours: names it and what it is for
     └── TransferFailed   a hand-over was refused, aborted, or lost its peer
 """
 
@@ -190,6 +191,12 @@ class StageTimeout(GroupError):
     """A stage made no progress on a step within step_timeout."""
 
     code = "stage_timeout"
+
+
+class PortTaken(GroupError):
+    """A port is in use. No setting is wrong: the group is made again, and may find it free."""
+
+    code = "port_taken"
 
 
 class TransferFailed(GroupError):

@@ -18,7 +18,9 @@ from zmq.auth.thread import ThreadAuthenticator
 
 from pds_engine.errors import GroupError, ProtocolError
 from pds_engine.keys import Keys
+from pds_engine.listening import refusal
 from pds_engine.messages import AnyMessage, Message
+from pds_engine.ports import CONTROL
 
 _encoder = Encoder()
 _decoder: Decoder[AnyMessage] = Decoder(AnyMessage)
@@ -130,7 +132,13 @@ class Hub:
         self.socket.curve_server = True
         self.socket.curve_secretkey = keys.server_secret
         self.socket.curve_publickey = keys.server_public
-        self.socket.bind(address)
+        host, _, port = address.removeprefix("tcp://").rpartition(":")
+        try:
+            self.socket.bind(address)
+        except zmq.ZMQError as error:
+            self.socket.close(linger=0)
+            failed = OSError(error.errno, str(error))
+            raise refusal(failed, host, int(port), CONTROL) from error
 
     @property
     def port(self) -> int:

@@ -272,6 +272,26 @@ def test_weights_that_a_worker_cannot_load_end_with_78_and_a_note(tmp_path: Path
     assert f"error: model.path: cannot read {weights}" in said
 
 
+@pytest.mark.parametrize(
+    ("key", "use"),
+    [
+        ("http.port", "HTTP"),
+        ("http.metrics_port", "metrics"),
+        ("http.control_port", "control (the scheduler)"),
+        ("kv.port_base", "KV channels"),
+    ],
+)
+def test_a_port_in_use_is_named_and_is_no_configuration_error(key: str, use: str) -> None:
+    """78 would never be tried again, and whoever has the port may be gone in a second."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        group = Group("--set", f"{key}={port}")
+        _, said = group.process.communicate(timeout=60)
+    assert group.process.returncode == 1
+    assert f"cannot listen on 127.0.0.1:{port}, the port of {use}: Address already in use" in said
+    assert key in said
+
+
 def test_a_configuration_error_ends_with_78_and_a_note(tmp_path: Path) -> None:
     config = tmp_path / "engine.json"
     config.write_text(json.dumps({"model": {"path": str(MODEL)}, "max_modle_len": 5}))
