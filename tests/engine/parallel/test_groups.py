@@ -1,5 +1,6 @@
 """The ranks' meeting: who does not come is named. (What the groups carry: worker/test_pipeline.)"""
 
+import socket
 from pathlib import Path
 
 import pytest
