@@ -13,8 +13,9 @@ from msgspec import Meta, Raw
 
 from pds_engine.errors import InvalidRequest, TooLong
 from pds_engine.server import protocol
+from pds_engine.server.strict import Body
 
-B = TypeVar("B", bound=protocol.Body)
+B = TypeVar("B", bound=Body)
 
 FROM = 16 * 1024
 """Bytes from which a body is read in this manner."""
@@ -86,10 +87,10 @@ def has_messages(data: bytes) -> bool:
     return _fields(protocol.TokenizeChat, data).get("messages", b"null") != b"null"
 
 
-_shapes: dict[type[protocol.Body], msgspec.json.Decoder[Any]] = {}
+_shapes: dict[type[Body], msgspec.json.Decoder[Any]] = {}
 
 
-def _fields(kind: type[protocol.Body], data: bytes) -> dict[str, bytes]:
+def _fields(kind: type[Body], data: bytes) -> dict[str, bytes]:
     """The fields of a body that `kind` knows, as they came."""
     decoder = _shapes.get(kind)
     if decoder is None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from pds_engine.errors import PdsError
 from pds_engine.messages import Failed, Token
@@ -139,11 +139,18 @@ class Stream(Response):
         except ClientGone:
             _log.info("the client left", extra={"request_id": run.job.id})
         except PdsError as error:
-            status, error_object, _ = told(error)  # the status is out; no [DONE] follows
-            content = broken_off(run.job, status, error_object)
-            await send({"type": "http.response.body", "body": content})
+            await send(self._broken(error))
+        except Exception as error:  # a fault of ours ends this stream, and says so
+            _log.exception("a stream failed", extra={"request_id": run.job.id})
+            await send(self._broken(error))
         finally:
             run.close()
+
+    def _broken(self, error: Exception) -> Message:
+        """The last event, in place of the status that is out; no [DONE] follows."""
+        status, error_object, _ = told(error)
+        content = broken_off(self._run.job, status, error_object)
+        return {"type": "http.response.body", "body": content}
 
     def _spelt(self, events: list[Told]) -> bytes:
         job, answer = self._run.job, self._run.answer

@@ -1,5 +1,6 @@
 """The routes of the API server: each reads, asks the pure modules, and answers."""
 
+import logging
 import time
 from collections.abc import Awaitable, Callable
 from importlib.metadata import version
@@ -22,11 +23,13 @@ from pds_engine.server.job import Job
 from pds_engine.server.lanes import Lanes
 from pds_engine.server.respond import respond
 from pds_engine.server.session import Session
+from pds_engine.server.strict import Body
 from pds_engine.text.tokenizer import Tokenizer
 
-B = TypeVar("B", bound=protocol.Body)
+B = TypeVar("B", bound=Body)
 Route = Callable[[Request], Awaitable[Response]]
 
+_log = logging.getLogger("pds.server")
 _CLIENT_GONE = 499
 """Seen in metrics alone (nginx's number): nobody reads the answer."""
 
@@ -222,6 +225,9 @@ class Routes:
             except ClientGone:
                 answer = Response(status_code=_CLIENT_GONE)
             except PdsError as error:
+                answer = response(error)
+            except Exception as error:  # a fault of ours is this request's end, and nobody else's
+                _log.exception("%s failed", path)
                 answer = response(error)
             self._engine.metrics.requests.labels(path, answer.status_code).inc()
             return answer

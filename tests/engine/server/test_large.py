@@ -12,6 +12,7 @@ from pds_engine.errors import InvalidRequest, Overloaded, TooLong
 from pds_engine.messages import Submit
 from pds_engine.server import large, protocol
 from pds_engine.server.lanes import Lane
+from pds_engine.server.strict import Body
 
 MB8 = (8 << 20) - 1024
 C, H, T, D = "/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"
@@ -123,7 +124,7 @@ PADDED = {"unknown": "x" * large.FROM}
         (protocol.DetokenizeRequest, {"tokens": [1, 2]}),
     ],
 )
-def test_a_large_body_reads_as_a_small_one(kind: type[protocol.Body], body: dict[str, Any]):
+def test_a_large_body_reads_as_a_small_one(kind: type[Body], body: dict[str, Any]):
     small = protocol.parse(kind, json.dumps(body).encode())
     for options in ({}, {"ensure_ascii": False}, {"indent": 3}):
         data = json.dumps(body | PADDED, **options).encode()
@@ -147,7 +148,7 @@ def test_a_large_body_reads_as_a_small_one(kind: type[protocol.Body], body: dict
         (protocol.ChatRequest, {"messages": [{"role": "u"}], "tools": [5]}, "tools"),
     ],
 )
-def test_wrong_fields_of_large_bodies_are_named(kind: type[protocol.Body], body: Any, param: str):
+def test_wrong_fields_of_large_bodies_are_named(kind: type[Body], body: Any, param: str):
     with pytest.raises(InvalidRequest) as caught:
         large.parse(kind, json.dumps(body | PADDED).encode(), LIMITS)
     assert caught.value.param == param
