@@ -84,6 +84,8 @@ def parse(kind: type[B], data: bytes, limits: Limits) -> B:
 
 def has_messages(data: bytes) -> bool:
     """Whether a body of /tokenize is a chat's. Raises InvalidRequest when it is not an object."""
+    if len(data) <= FROM:
+        return protocol.has_messages(data)
     return _fields(protocol.TokenizeChat, data).get("messages", b"null") != b"null"
 
 
