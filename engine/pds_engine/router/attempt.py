@@ -5,7 +5,7 @@ import secrets
 from dataclasses import dataclass, field
 from time import time
 
-from pds_engine.errors import Drained, Overloaded, Preempted, TransferFailed, Unavailable
+from pds_engine.errors import Drained, NotFinite, Overloaded, Preempted, TransferFailed, Unavailable
 from pds_engine.messages import Role
 from pds_engine.router.answers import JSON, error_body
 from pds_engine.router.backends import Backend, Fleet
@@ -21,7 +21,8 @@ RETRIED = frozenset({408, 429, 500, 502, 503})
 ROOM = frozenset({Overloaded.code, Preempted.code, Unavailable.code})
 """What a group says that has no room just now."""
 FAULTS = frozenset({500, 502})
-"""Answers that count against the group's circuit; 429 and 503 only say that it is busy."""
+"""Answers that count against the group's circuit; 429 and 503 only say that it is busy. Not so
+NotFinite: a prompt that no group can answer would else close them all to everybody."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +72,10 @@ class Side:
     @property
     def healthy(self) -> bool | None:
         """What this exchange says of the backend (Fleet.end)."""
-        if self.reply.error is not None or self.reply.status in FAULTS:
+        if self.reply.error is not None:
             return False
+        if self.reply.status in FAULTS:
+            return None if _code(bytes(self.body)) == NotFinite.code else False
         if self.gave_up:
             return None
         return True if self.reply.ended and self.reply.status == 200 else None

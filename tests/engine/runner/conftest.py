@@ -1,7 +1,8 @@
 """A model of random weights, and the least scheduler that can drive a Runner by plans."""
 
+import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from pds_engine.messages import Admit, Release, Row, Sampling, StepDone, StepPla
 from pds_engine.models.loader import load
 from pds_engine.parallel.collectives import ALONE, Collectives
 from pds_engine.runner.runner import Runner
+from safetensors.torch import load_file, save_file
 
 GREEDY = Sampling(max_tokens=1, temperature=0.0)
 
@@ -96,6 +98,54 @@ def llama(models: dict[str, Path]) -> Path:
     return models["LlamaForCausalLM"]
 
 
+Edit = Callable[[dict[str, torch.Tensor]], Any]
+
+
+@pytest.fixture
+def variant(models: dict[str, Path], tmp_path: Path) -> Callable[..., Path]:
+    """A family's model with keys of its configuration and tensors changed; a key that is `...` is
+    left out. What save_pretrained would never write can be had only so."""
+
+    def make(architecture: str, edit: Edit = lambda tensors: None, **keys: Any) -> Path:
+        config = json.loads((models[architecture] / "config.json").read_text()) | keys
+        kept = {key: value for key, value in config.items() if value is not ...}
+        (tmp_path / "config.json").write_text(json.dumps(kept))
+        tensors = load_file(models[architecture] / "model.safetensors")
+        edit(tensors)
+        save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+        return tmp_path
+
+    return make
+
+
+POISON = 5
+
+
+@pytest.fixture
+def poison() -> int:
+    """A token on which the `overflowing` model has no answer."""
+    return POISON
+
+
+@pytest.fixture
+def overflowing(variant: Callable[..., Path]) -> Path:
+    """Finite weights whose numbers overflow where `poison` is among the tokens, and else never."""
+    return variant("LlamaForCausalLM", _overflow)
+
+
+def _overflow(tensors: dict[str, torch.Tensor]) -> None:
+    """The last dimension of the first layer's input is POISON's alone; the MLP multiplies it by the
+    largest of numbers, up and down."""
+    huge, first = 3e38, "model.layers.0."
+    embedding = tensors["model.embed_tokens.weight"]
+    embedding[:, -1] = 0
+    embedding[POISON, -1] = 1
+    tensors[f"{first}self_attn.o_proj.weight"][-1] = 0
+    tensors[f"{first}mlp.gate_proj.weight"][:, -1] = huge
+    up = tensors[f"{first}mlp.up_proj.weight"]
+    up[::2, -1], up[1::2, -1] = huge, -huge
+
+
 @dataclass
 class Sequence_:
     """One request on its way: what a scheduler knows of it."""
@@ -109,6 +159,8 @@ class Sequence_:
     output: list[int] = field(default_factory=list)
     chances: list[Any] = field(default_factory=list)
     prompt_chances: list[Any] = field(default_factory=list)
+    unsound: list[int] = field(default_factory=list)
+    """Places in `output` that mean nothing, by the runner's own word."""
 
 
 class Driver:
@@ -234,7 +286,10 @@ class Driver:
             sampled = [r for r, row in zip(taken, rows, strict=True) if row.samples]
             for request, row in zip(taken, rows, strict=True):
                 request.computed += row.length
-            for request, token, chance in zip(sampled, done.tokens, done.logprobs, strict=True):
+            results = zip(sampled, done.tokens, done.logprobs, strict=True)
+            for place, (request, token, chance) in enumerate(results):
+                if place in done.unsound:
+                    request.unsound.append(len(request.output))
                 request.output.append(token)
                 request.chances.append(chance)
         for request in requests:
