@@ -118,32 +118,10 @@ def variant(models: dict[str, Path], tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
-POISON = 5
-
-
 @pytest.fixture
-def poison() -> int:
-    """A token on which the `overflowing` model has no answer."""
-    return POISON
-
-
-@pytest.fixture
-def overflowing(variant: Callable[..., Path]) -> Path:
+def overflowing(variant: Callable[..., Path], overflow: Edit) -> Path:
     """Finite weights whose numbers overflow where `poison` is among the tokens, and else never."""
-    return variant("LlamaForCausalLM", _overflow)
-
-
-def _overflow(tensors: dict[str, torch.Tensor]) -> None:
-    """The last dimension of the first layer's input is POISON's alone; the MLP multiplies it by the
-    largest of numbers, up and down."""
-    huge, first = 3e38, "model.layers.0."
-    embedding = tensors["model.embed_tokens.weight"]
-    embedding[:, -1] = 0
-    embedding[POISON, -1] = 1
-    tensors[f"{first}self_attn.o_proj.weight"][-1] = 0
-    tensors[f"{first}mlp.gate_proj.weight"][:, -1] = huge
-    up = tensors[f"{first}mlp.up_proj.weight"]
-    up[::2, -1], up[1::2, -1] = huge, -huge
+    return variant("LlamaForCausalLM", overflow)
 
 
 @dataclass
