@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[2] / "cluster"))
 
 from pds_cluster import testing
+from pds_cluster.testing import pytest_runtest_makereport as pytest_runtest_makereport
 
 
 @pytest.fixture(scope="session")
