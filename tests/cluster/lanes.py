@@ -5,10 +5,12 @@
     .venv/bin/python tests/cluster/lanes.py faults ha  parts whose names hold one of these words
 
 Much of a cluster test is waiting: for drains, deadlines, leases. Two lanes fill two cores with it.
-The first has the engines; the second takes the API server away and ends operators, which no test
-beside it would live through, hence an instance of its own: it is made and deleted here. With
-PDS_CONTEXT the lanes run one after the other, on that cluster. A part is one pytest process: what
-one leaves behind in Python cannot fail the next, and its files share a PDServing where they can.
+One lane takes the API server away, the other kills operators, which no test beside it would live
+through, hence a second instance: it is made and deleted here. With PDS_CONTEXT the lanes run one
+after the other, on that cluster.
+
+A part is one pytest process: what one leaves behind in Python cannot fail the next, and its files
+share a PDServing where they can.
 """
 
 import argparse
@@ -30,18 +32,13 @@ WITHOUT = ("-p", "no:schemathesis", "-p", "no:hypothesispytest")
 """Plugins that no cluster test needs: four seconds of a core at the start of each part."""
 Part = tuple[str, ...]
 """Files of one process."""
-ENGINES: tuple[Part, ...] = (
-    (
-        "cluster/test_serving.py",
-        "cluster/test_answers.py",
-        "cluster/test_sizes.py",
-        "cluster/test_scaling.py",
-        "cluster/test_migration.py",
-    ),
-    ("cluster/test_faults.py",),
+ROLLOUTS: tuple[Part, ...] = (
     ("cluster/test_warmup.py", "cluster/test_rollout.py", "cluster/test_pipeline.py"),
+    ("cluster/test_rollback.py",),
+    ("cluster/test_operator_killed.py",),
 )
-CONTROL: tuple[Part, ...] = (
+"""On the instance that is up."""
+OTHERS: tuple[Part, ...] = (
     (
         "operator/test_crd_cel.py",
         "operator/test_operator_process.py",
@@ -50,9 +47,16 @@ CONTROL: tuple[Part, ...] = (
     ),
     ("cluster/test_cluster_lifecycle.py", "cluster/test_cluster_teardown.py"),
     ("cluster/test_refusals.py",),
-    ("cluster/test_rollback.py",),
-    ("cluster/test_operator_killed.py",),
+    (
+        "cluster/test_serving.py",
+        "cluster/test_answers.py",
+        "cluster/test_sizes.py",
+        "cluster/test_scaling.py",
+        "cluster/test_migration.py",
+    ),
+    ("cluster/test_faults.py",),
 )
+"""On a second one. The first part needs a cluster without our chart, or takes its operator away."""
 
 
 @dataclass(frozen=True)
@@ -136,10 +140,10 @@ def lanes(chosen: list[str], marks: str, stop: threading.Event) -> list[Lane]:
         )
 
     if "PDS_CONTEXT" in here:
-        return [Lane("yours", of(ENGINES + CONTROL), here, marks, stop)]
+        return [Lane("yours", of(ROLLOUTS + OTHERS), here, marks, stop)]
     return [
-        Lane("engines", of(ENGINES), here, marks, stop),
-        Lane("control", of(CONTROL), second, marks, stop, owned=True),
+        Lane("rollouts", of(ROLLOUTS), here, marks, stop),
+        Lane("others", of(OTHERS), second, marks, stop, owned=True),
     ]
 
 

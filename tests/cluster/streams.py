@@ -18,7 +18,7 @@ from serving import ROOT, Serving
 
 TIMEOUT = 60.0
 """Seconds that a client waits for the next byte."""
-REST = 0.2
+REST = 0.5
 """Seconds between an answer and the next question, where load is not the subject: clients that
 never rest take both cores, and all that starts meanwhile takes twice as long."""
 Body = dict[str, Any]
