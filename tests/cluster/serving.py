@@ -70,7 +70,9 @@ class Serving:
     def row(self) -> list[str]:
         """As `kubectl get pds` prints it: NAME MODEL PREFILL DECODE READY ROLLOUT …"""
         table = self.cluster.read(self._path, "application/json;as=Table;g=meta.k8s.io;v=v1")
-        return [str(cell) for cell in table["rows"][0]["cells"]]
+        columns = zip(table["columnDefinitions"], table["rows"][0]["cells"], strict=True)
+        # The others are for -o wide.
+        return [str(cell) for column, cell in columns if not column["priority"]]
 
     @property
     def _path(self) -> str:
