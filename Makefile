@@ -55,12 +55,11 @@ simulate: $(VENV)/.ready  ## the operator's cluster through 20,000 random lives
 simulate-briefly: $(VENV)/.ready  ## as many of them as three minutes hold on one core
 	OMP_NUM_THREADS=1 $(PY) tests/operator/simulate.py --seconds 180
 
-# A process a file: what one leaves behind in Python cannot fail the next.
-e2e: $(VENV)/.ready cluster-up  ## the tests on the local Kubernetes
-	@failed=; for file in $$(grep -lE 'mark\.cluster' tests/cluster/test_*.py tests/operator/test_*.py); do \
-	  echo "== $$file"; \
-	  OMP_NUM_THREADS=1 $(VENV)/bin/pytest -q -m cluster $$file || failed="$$failed $$file"; \
-	done; test -z "$$failed" || { echo "failed:$$failed" >&2; exit 1; }
+e2e: $(VENV)/.ready cluster-up  ## the tests on the local Kubernetes, but for the long ones
+	$(PY) tests/cluster/lanes.py
+
+e2e-all: $(VENV)/.ready cluster-up  ## all tests on the local Kubernetes
+	$(PY) tests/cluster/lanes.py --soak
 
 gen: $(VENV)/.ready  ## files generated from code: the CRD
 	$(VENV)/bin/pds-operator crd > crds/pdservings.yaml
@@ -75,4 +74,4 @@ cluster-down: $(VENV)/.ready  ## stop it and leave nothing behind
 clean:  ## the environment and caches of this checkout
 	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 
-.PHONY: help venv demo test test-all soak check unit simulate simulate-briefly e2e gen cluster-up cluster-down clean
+.PHONY: help venv demo test test-all soak check unit simulate simulate-briefly e2e e2e-all gen cluster-up cluster-down clean
