@@ -176,7 +176,9 @@ def main() -> int:
     marks = "cluster" if asked.soak else "cluster and not soak"
     stop = threading.Event()
     LOGS.mkdir(parents=True, exist_ok=True)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # Both end it in order; pytest too, which would ignore SIGINT where a shell's `&` did so first.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     began, both = time.monotonic(), lanes(asked.words, marks, stop)
     with ThreadPoolExecutor(len(both)) as pool:
         running = [pool.submit(lane.run) for lane in both]
