@@ -197,6 +197,8 @@ class Engine:
                 if (message := link.waiting()) is None:
                     break
                 self._arrived(message)
+            else:
+                await asyncio.sleep(0)  # a wait for what is there already gives nobody a turn
 
     def _arrived(self, message: AnyMessage) -> None:
         match message:

@@ -2,7 +2,7 @@
 
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ from pds_engine.messages.bounds import BIAS, MAX_BIASED, SEED_BITS
 from pds_engine.server.headers import Internal
 from pds_engine.server.protocol import ChatRequest, Common, CompletionRequest, Templated
 from pds_engine.text.emit import Rules
+from pds_engine.text.stops import Stops
 from pds_engine.text.tokenizer import Tokenizer
 
 DEFAULT_MAX_TOKENS = 16
@@ -110,10 +111,27 @@ def chat_prompt(body: Templated, tokenizer: Tokenizer, max_model_len: int) -> li
 def encode(
     text: str, tokenizer: Tokenizer, max_model_len: int, param: str, special: bool
 ) -> list[int]:
-    """Ids of a prompt; one that cannot fit is refused before the tokenizer works on it."""
+    """Ids of a prompt; one that cannot fit is refused before the tokenizer works on it.
+
+    Raises:
+        TooLong: they are more than `max_model_len`.
+    """
     if len(text) > max_model_len * tokenizer.longest:
-        raise TooLong(f"the prompt's {len(text)} characters cannot fit the context", param=param)
-    return tokenizer.encode(text, special=special)
+        raise TooLong(
+            f"the text's {len(text)} characters cannot fit the context of {max_model_len} tokens",
+            param=param,
+        )
+    found = tokenizer.encoding(text, special=special)
+    check_length(found, max_model_len, param)
+    return list(found.ids)
+
+
+def check_length(tokens: Sized, max_model_len: int, param: str) -> None:
+    """Raises TooLong when they are more than the context holds."""
+    if len(tokens) > max_model_len:
+        raise TooLong(
+            f"{param}: {len(tokens)} tokens exceed the context of {max_model_len}", param=param
+        )
 
 
 def make(
@@ -168,6 +186,7 @@ def make(
             )
     options = body.stream_options
     echo = isinstance(body, CompletionRequest) and bool(body.echo)
+    echoes = [tokenizer.decode(prompt) for prompt in prompts] if echo else []
     return Job(
         id=id,
         created=internal.created or int(time.time()),
@@ -175,7 +194,7 @@ def make(
         submits=tuple(submits),
         rules=Rules(
             tokenizer=tokenizer,
-            stops=_stops(body),
+            stops=Stops(_stops(body)),
             stop_ids=frozenset(stop_ids),
             min_tokens=body.min_tokens or 0,
             include_stop=bool(body.include_stop_str_in_output),
@@ -189,7 +208,7 @@ def make(
         journal=journal,
         first_only=config.role == "prefill",
         muted=(len(resumed) + (config.role == "decode")) if stream else 0,
-        echoes=tuple(tokenizer.decode(p) for p in prompts for _ in range(copies)) if echo else (),
+        echoes=tuple(echo for echo in echoes for _ in range(copies)),
         prompt_logprobs=body.prompt_logprobs,
     )
 

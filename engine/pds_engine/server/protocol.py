@@ -130,10 +130,6 @@ class TokenizeChat(Templated):
     return_token_strs: bool | None = None
 
 
-class _Either(Body):
-    messages: Any = None
-
-
 class DetokenizeRequest(Body):
     model: str | None = None
     tokens: Many[TokenId]
@@ -157,11 +153,6 @@ def parse(kind: type[T], data: bytes) -> T:
         return kind.model_validate_json(data)
     except ValidationError as error:
         raise _explained(error) from error
-
-
-def has_messages(data: bytes) -> bool:
-    """Whether a body of /tokenize is a chat's. Raises InvalidRequest when it is not an object."""
-    return parse(_Either, data).messages is not None
 
 
 _TAG = re.compile(r"^(str|int|float|bool|dict|TextPart|Message)$|\W")

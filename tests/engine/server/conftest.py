@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -160,6 +161,40 @@ async def serve(
             while engine.state is None:  # noqa: ASYNC110  the fake reports at once
                 await asyncio.sleep(0)
         yield Served(client, scheduler, engine, config)
+
+
+class Turns:
+    """A task and a thread that count their turns: what keeps the loop, or the lock, keeps them."""
+
+    def __init__(self) -> None:
+        self.loop = 0
+        self.thread = 0
+        self._stop = threading.Event()
+        self._counter = threading.Thread(target=self._count, daemon=True)
+
+    async def __aenter__(self) -> "Turns":
+        self._counter.start()
+        self._task = asyncio.create_task(self._tick())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._stop.set()
+        self._task.cancel()
+        self._counter.join()
+
+    async def _tick(self) -> None:
+        while True:
+            self.loop += 1
+            await asyncio.sleep(0)
+
+    def _count(self) -> None:
+        while not self._stop.wait(0.001):
+            self.thread += 1
+
+
+@pytest.fixture
+def turns() -> type[Turns]:
+    return Turns
 
 
 @pytest.fixture(scope="session")
