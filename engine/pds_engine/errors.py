@@ -13,6 +13,7 @@ PdsError
 │   ├── DeadlinePassed   504, the request was not done in the time it was given
 │   ├── Unexpected       500, a fault of ours while this one request was handled
 │   ├── Overloaded       429, a queue's bound is reached; `retry_after` in seconds
+│   ├── NotFinite        500, the model's own numbers have no finite value for this request
 │   └── Unavailable      503, draining, not ready, or no backend to answer
 │       ├── Drained        503, given up at a drain's deadline
 │       ├── Preempted      503, put out for want of KV pages
@@ -140,6 +141,17 @@ class Overloaded(RequestError):
     code = "overloaded"
     status = 429
     kind = "rate_limit_error"
+
+
+class NotFinite(RequestError):
+    """The model computed NaN or infinity for this request: no token can be chosen.
+
+    It says nothing of the group: the same weights give the same numbers in any other.
+    """
+
+    code = "not_finite"
+    status = 500
+    kind = "server_error"
 
 
 class Unavailable(RequestError):

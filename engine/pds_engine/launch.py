@@ -28,8 +28,7 @@ from pds_engine import log, ports
 from pds_engine.config import EngineConfig
 from pds_engine.errors import EXIT_CONFIG, ConfigError, PdsError, PortTaken
 from pds_engine.keys import Keys
-from pds_engine.models import registry
-from pds_engine.models.files import weight_files
+from pds_engine.models import registry, tensors
 from pds_engine.parallel.layout import rank_name
 
 EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
@@ -63,8 +62,7 @@ def check(config: EngineConfig) -> None:
     Raises:
         ConfigError: names the field and the cure.
     """
-    registry.check(config)
-    weight_files(config.model.path)
+    tensors.contents(config.model.path, registry.check(config))
     ports.plan(config)
     if config.parallelism.dp > 1:
         raise ConfigError(

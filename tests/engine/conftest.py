@@ -53,3 +53,32 @@ def ranks(tmp_path: Path) -> Ranks:
         return [json.loads(path.read_text()) if path.exists() else None for path in results]
 
     return run
+
+
+POISON = 5
+
+
+@pytest.fixture
+def poison() -> int:
+    """A token on which a model has no answer once `overflow` has changed its weights."""
+    return POISON
+
+
+@pytest.fixture
+def overflow() -> Callable[[dict[str, Any]], None]:
+    """Changes a model's tensors: finite still, but its numbers overflow where `poison` is among the
+    tokens, and else never."""
+
+    def edit(tensors: dict[str, Any]) -> None:
+        # The last dimension of the first layer's input is POISON's alone; the MLP multiplies it by
+        # the largest of numbers, up and down.
+        huge, first = 3e38, "model.layers.0."
+        embedding = tensors["model.embed_tokens.weight"]
+        embedding[:, -1] = 0
+        embedding[POISON, -1] = 1
+        tensors[f"{first}self_attn.o_proj.weight"][-1] = 0
+        tensors[f"{first}mlp.gate_proj.weight"][:, -1] = huge
+        up = tensors[f"{first}mlp.up_proj.weight"]
+        up[::2, -1], up[1::2, -1] = huge, -huge
+
+    return edit

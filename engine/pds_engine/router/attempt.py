@@ -8,6 +8,7 @@ from time import time
 from pds_engine.errors import (
     Drained,
     GroupFailed,
+    NotFinite,
     Overloaded,
     Preempted,
     TransferFailed,
@@ -32,7 +33,8 @@ UNOFFERED = "no decode group has offered pages"
 """How messages begin by which engines of the release before say `unavailable` of work that they had
 taken in. Ours have codes of their own for that."""
 FAULTS = frozenset({500, 502})
-"""Answers that count against the group's circuit; 429 and 503 only say that it is busy."""
+"""Answers that count against the group's circuit; 429 and 503 only say that it is busy. Not so
+NotFinite: a prompt that no group can answer would else close them all to everybody."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +101,10 @@ class Side:
     @property
     def healthy(self) -> bool | None:
         """What this exchange says of the backend (Fleet.end)."""
-        if self.reply.error is not None or self.reply.status in FAULTS or self.died:
+        if self.reply.error is not None or self.died:
             return False
+        if self.reply.status in FAULTS:
+            return None if _code(bytes(self.body)) == NotFinite.code else False
         if self.gave_up:
             return None
         return True if self.reply.ended and self.reply.status == 200 else None

@@ -14,7 +14,7 @@ from pds_engine.models.decoder import Decoder
 from pds_engine.parallel.reads import Reads
 from pds_engine.parallel.stage import Computed
 from pds_engine.runner.batch import Batch, build
-from pds_engine.runner.sampling import logprobs, sample
+from pds_engine.runner.sampling import UNSOUND, logprobs, sample
 from pds_engine.runner.scoring import prompt_logprobs
 from pds_engine.runner.tables import Tables
 
@@ -86,7 +86,7 @@ class Runner:
         elif hidden is None:
             raise ProtocolError(f"step {plan.step_id} came without hidden states")
         hidden = self._decoder.forward(hidden, batch.positions, batch.attention, self._kv)
-        tokens, chances = self._sample(hidden, batch) if part.samples else ((), ())
+        found, chances = self._sample(hidden, batch) if part.samples else ([], ())
         if part.embeds and part.samples:
             self._reads.sampled(plan)
         self._done = plan.step_id
@@ -97,8 +97,9 @@ class Runner:
         return Computed(
             done=StepDone(
                 step_id=plan.step_id,
-                tokens=tokens,
+                tokens=tuple(max(token, 0) for token in found),
                 logprobs=chances,
+                unsound=tuple(at for at, token in enumerate(found) if token == UNSOUND),
                 prompt_logprobs=prompts,
                 elapsed=time.perf_counter() - begun,
             )
@@ -116,14 +117,15 @@ class Runner:
 
     def _sample(
         self, hidden: Tensor, batch: Batch
-    ) -> tuple[tuple[int, ...], tuple[TokenLogprobs | None, ...]]:
+    ) -> tuple[list[int], tuple[TokenLogprobs | None, ...]]:
         if not batch.samples:
-            return (), ()
+            return [], ()
         logits = self._decoder.logits(hidden[batch.sampled])
         tokens = sample(logits, batch, self._tables, self._decoder.vocab)
-        self._tables.sampled(batch.slots, tokens)
+        # Steps in flight go on from any token there is: their results are of no account.
+        self._tables.sampled(batch.slots, tokens.clamp(min=0))
         chances = logprobs(logits, tokens, batch.samples, self._decoder.vocab)
-        return tuple(tokens.tolist()), chances
+        return tokens.tolist(), chances
 
     def _copy(self, copies: Sequence[tuple[int, int]]) -> None:
         for source, destination in copies:

@@ -13,6 +13,7 @@ from pds_engine.errors import (
     DeadlinePassed,
     Drained,
     InvalidRequest,
+    NotFinite,
     Overloaded,
     PdsError,
     ProtocolError,
@@ -63,6 +64,8 @@ RETRY_AFTER = 1
 """Seconds that a client is asked to wait when the queue is full."""
 JOIN_RETRY_AFTER = 5
 """Seconds that a client is asked to wait while workers load their weights."""
+NO_FINITE = "the model's scores for the next token are no finite numbers"
+NO_FINITE_HINT = "another prompt may do; model.dtype bfloat16 or float32 holds larger numbers"
 
 
 class Scheduler:
@@ -224,8 +227,13 @@ class Scheduler:
     def _step_done(self, message: StepDone, now: float) -> None:
         samplers = self.steps.finish(message, now)
         logprobs = message.logprobs or (None,) * len(samplers)
-        for request, token, scores in zip(samplers, message.tokens, logprobs, strict=True):
+        results = zip(samplers, message.tokens, logprobs, strict=True)
+        for place, (request, token, scores) in enumerate(results):
             if request.phase is Phase.ENDED:
+                continue
+            if place in message.unsound:
+                self.ledger.disown(request)
+                self._fail(request, NotFinite(NO_FINITE, hint=NO_FINITE_HINT), now)
                 continue
             index = len(request.outputs)
             request.outputs.append(token)
