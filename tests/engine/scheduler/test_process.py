@@ -109,7 +109,7 @@ def test_a_request_from_submit_to_its_last_token(running: Running) -> None:
     server, worker = running.join("server"), running.join("worker")
     assert await_message(server, Welcome) == Welcome(incarnation="now")
     assert await_message(worker, Welcome) == Welcome(incarnation="now")
-    assert await_message(worker, Assemble).rendezvous == "127.0.0.1:8010"
+    assert await_message(worker, Assemble).rendezvous == "127.0.0.1:8090"
     worker.send(ready())
     assert await_message(server, State, lambda state: state.ranks_ready == 1).kv_total == 64
 
