@@ -156,8 +156,8 @@ def test_the_loss_of_a_stage_in_mid_prefill_is_named_and_told(
     with ThreadPoolExecutor(1) as client:
         answer = client.submit(staged.complete, prompt=[5] * 3900, **short)
         until(lambda: done() > before + 3, 10)
-        os.kill(children["worker-1"], number)
         assert done() < before + 200
+        os.kill(children["worker-1"], number)  # its group may be gone a moment later
         assert answer.result().status_code == 503
     assert staged.process.wait(10) == 1
     said = staged.process.stderr.read() if staged.process.stderr else ""
