@@ -6,6 +6,8 @@ PY := $(VENV)/bin/python
 CLUSTER := PYTHONPATH=cluster $(PY) -m pds_cluster
 PYTHON ?= python3
 RUNS ?= 20000
+WORKERS ?= 2
+PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/pytest -q -n $(WORKERS) --dist worksteal
 
 help:  ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -36,17 +38,28 @@ check: $(VENV)/.ready  ## ruff, mypy --strict, import contracts, generated files
 
 unit: $(VENV)/.ready  ## the tests that need no cluster
 	@$(CLUSTER) helm > /dev/null
-	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -q -m 'not cluster and not gpu'
+	$(PYTEST) -m 'not cluster and not gpu and not soak'
+
+test-all: check  ## all tests there are, whole matrices and soaks among them
+	@$(CLUSTER) helm > /dev/null
+	$(PYTEST) -m 'not cluster and not gpu'
+	$(MAKE) soak e2e-all
+
+soak: $(VENV)/.ready simulate  ## the operator's lives, schedules of stages, layouts at random
+	$(PY) -m pds_engine.simulation.schedules
+	PDS_PARITY_SAMPLE=40 OMP_NUM_THREADS=1 $(VENV)/bin/pytest -q -s tests/engine/worker/test_parity.py
 
 simulate: $(VENV)/.ready  ## the operator's cluster through 20,000 random lives
 	OMP_NUM_THREADS=1 $(PY) tests/operator/simulate.py --runs $(RUNS) --processes $$(nproc)
 
-# A process a file: what one leaves behind in Python cannot fail the next.
-e2e: $(VENV)/.ready cluster-up  ## the tests on the local Kubernetes
-	@failed=; for file in $$(grep -lE 'mark\.cluster' tests/cluster/test_*.py tests/operator/test_*.py); do \
-	  echo "== $$file"; \
-	  OMP_NUM_THREADS=1 $(VENV)/bin/pytest -q -m cluster $$file || failed="$$failed $$file"; \
-	done; test -z "$$failed" || { echo "failed:$$failed" >&2; exit 1; }
+simulate-briefly: $(VENV)/.ready  ## as many of them as three minutes hold on one core
+	OMP_NUM_THREADS=1 $(PY) tests/operator/simulate.py --seconds 180
+
+e2e: $(VENV)/.ready cluster-up  ## the tests on the local Kubernetes, but for the long ones
+	$(PY) tests/cluster/lanes.py
+
+e2e-all: $(VENV)/.ready cluster-up  ## all tests on the local Kubernetes
+	$(PY) tests/cluster/lanes.py --soak
 
 gen: $(VENV)/.ready  ## files generated from code: the CRD
 	$(VENV)/bin/pds-operator crd > crds/pdservings.yaml
@@ -61,4 +74,4 @@ cluster-down: $(VENV)/.ready  ## stop it and leave nothing behind
 clean:  ## the environment and caches of this checkout
 	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 
-.PHONY: help venv demo test check unit simulate e2e gen cluster-up cluster-down clean
+.PHONY: help venv demo test test-all soak check unit simulate simulate-briefly e2e e2e-all gen cluster-up cluster-down clean

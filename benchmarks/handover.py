@@ -32,7 +32,8 @@ from typing import Any
 
 import msgspec
 import torch
-import yaml
+from common import doing
+from common.pods import Place, real_pods
 from pds_engine.config import KvConfig
 from pds_engine.keys import Keys
 from pds_engine.kv.layout import KvFormat, shard
@@ -41,6 +42,7 @@ from pds_engine.kv.transfer import TransferThread
 from pds_engine.kv.transfer.base import decode_offer
 from pds_engine.kv.transfer.choose import choose
 from pds_engine.messages import CloseTransfer, Expect, KvEndpoint, OpenTransfer, Push, PushDone
+from pds_engine.ports import KvAddress
 
 SIZES = {"64KiB": 1 << 16, "1MiB": 1 << 20, "16MiB": 16 << 20, "128MiB": 128 << 20}
 PAGE_SIZE = 16
@@ -50,9 +52,6 @@ BLOCKS = (4, 4, 64)
 """Layers, KV heads, head_dim of pages of 64 KiB."""
 BACKENDS = ("tcp", "nixl")
 FIGURES = ("ms", "gbps", "cpu_s_per_gb")
-
-Place = tuple[list[str], str]
-"""How a command is started there, and the address."""
 
 
 # ---- one side: a process that obeys lines of JSON ------------------------------------------------
@@ -84,9 +83,9 @@ class Rank:
             head_dim=dim,
         )
         self._pool = KvPool(kv, shard(kv, layers=(0, layers)), pages)
-        config = KvConfig.model_validate({"backends": backends, "port_base": 0})
+        config = KvConfig.model_validate({"backends": backends})
         self._thread = TransferThread(
-            self._pool, config, 0, self._host, self._events.put, self._keys
+            self._pool, config, 0, KvAddress(self._host), self._events.put, self._keys
         )
         return base64.b64encode(msgspec.msgpack.encode(self._thread.endpoint())).decode()
 
@@ -166,50 +165,7 @@ class Process:
             self._process.wait()
 
 
-# ---- two pods ------------------------------------------------------------------------------------
-
-
-@contextmanager
-def real_pods(values: Path) -> Iterator[list[Place]]:
-    """Two pods of the current cluster, removed at the end."""
-    tree = yaml.safe_load(values.read_text())
-    image, defaults = tree["image"], tree["podDefaults"]
-    names = [f"handover-{os.getpid()}-{side}" for side in "ab"]
-    container = {
-        "name": "rank",
-        "image": f"{image['repository']}:{image['tag']}",
-        "imagePullPolicy": image["pullPolicy"],
-        "command": ["sleep", "3600"],
-        "env": defaults["env"],
-        "resources": {"requests": {"cpu": "400m"}},  # without, a busy node starves them
-        "volumeMounts": defaults["volumeMounts"],
-    }
-    spec = {
-        "containers": [container],
-        "volumes": defaults["volumes"],
-        "restartPolicy": "Never",
-        "terminationGracePeriodSeconds": 0,
-    }
-    try:
-        for name in names:
-            pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec}
-            _kubectl("apply", "-f", "-", text=json.dumps(pod))
-        for name in names:
-            _kubectl("wait", "--for=condition=Ready", f"pod/{name}", "--timeout=120s")
-        address = "jsonpath={.status.podIP}"
-        yield [
-            (["kubectl", "exec", "-i", name, "--"], _kubectl("get", "pod", name, "-o", address))
-            for name in names
-        ]
-    finally:
-        _kubectl("delete", "pod", "--ignore-not-found", "--wait=false", *names)
-
-
-def _kubectl(*arguments: str, text: str = "") -> str:
-    done = subprocess.run(
-        ["kubectl", *arguments], input=text, check=True, stdout=subprocess.PIPE, text=True
-    )
-    return done.stdout.strip()
+# ---- two places ----------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -367,7 +323,10 @@ def main() -> None:
     if options.serve:
         serve(*options.serve)
         return
-    with real_pods(options.pods) if options.pods else namespaces(options.loopback) as places:
+    with (
+        doing("transfers between two processes", 300 if options.quick else 3600),
+        real_pods(options.pods) if options.pods else namespaces(options.loopback) as places,
+    ):
         found = measure(places, options.quick)
         apart = "pods" if options.pods else "network namespaces over veth"
         between = apart if places[0][0] else "loopback"

@@ -30,6 +30,7 @@ from typing import Any, Self
 
 import torch
 import zmq
+from common import doing
 from pds_engine.config import EngineConfig
 from pds_engine.keys import Keys
 from pds_engine.messages import (
@@ -72,6 +73,7 @@ class FixedRunner:
     """In runner.Runner's place: a step takes a fixed time, and makes hidden states of its size."""
 
     compiles = 0
+    unneeded = 0
 
     def __init__(self, seconds: float, model: FixedModel) -> None:
         self._seconds = seconds
@@ -279,12 +281,14 @@ def main() -> None:
         return
     if asked.quick:
         asked.chunks, asked.repeat = 8, 1
+    with doing(f"{asked.chunks} chunks on {asked.stages} stages", 600 if asked.quick else 3600):
+        found = measure(asked)
     result = {
         "name": "pp_chunks",
         "unit": "× (old time / new time)",
         "better": "higher",
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}",
-        **measure(asked),
+        **found,
         "stages": asked.stages,
         "chunks": asked.chunks,
         "hidden_mib": asked.chunk_size * asked.hidden * 2 / (1 << 20),

@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from common import ROOT, doing, say
 
-ROOT = Path(__file__).parent.parent
 ENGINE = (sys.executable, "-c", "from pds_engine.cli import main; main()")
 CHUNK = 128
 START_SECONDS = 120.0
@@ -99,6 +99,7 @@ def serving(model: Path, *options: str) -> Iterator[Group]:
     process = subprocess.Popen([*command, "--port", str(port), *flags, *options])
     group = Group(f"http://127.0.0.1:{port}")
     try:
+        say(f"waiting for a group to start (at most {START_SECONDS:g} s)")
         deadline = time.monotonic() + START_SECONDS
         while not group.ready():
             if process.poll() is not None or time.monotonic() > deadline:
@@ -171,7 +172,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="within a minute on two cores")
     parser.add_argument("--model", type=Path, default=ROOT / "examples" / "models" / "tiny")
     options = parser.parse_args()
-    print(json.dumps(measure(options.model, options.quick)))
+    with doing("long prompts on two groups of two stages", 300 if options.quick else 3600):
+        found = measure(options.model, options.quick)
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -36,14 +36,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "cluster"), str(ROOT / "tests" / "cluster")]
-
-from pds_cluster import image, testing  # noqa: E402
-from pds_cluster.settings import DEV_IMAGE, load  # noqa: E402
-from serving import Object, Serving, manifest  # noqa: E402
-from streams import Crowd, Outcome, Phase, Question, copies, crowd, known, ttft  # noqa: E402
-from watching import DEBUG, ROLES, Watch, watching  # noqa: E402
+from common import doing, say
+from common.clusters import find
+from pds_cluster import image, testing
+from pds_cluster.settings import DEV_IMAGE
+from serving import Object, Serving, manifest
+from streams import Crowd, Outcome, Phase, Question, copies, crowd, known, ttft
+from watching import DEBUG, ROLES, Watch, watching
 
 CLIENTS = 8
 GRACE = 5
@@ -80,6 +79,7 @@ def changed(old: Object) -> Object:
 def before(clients: Crowd, quick: bool) -> Phase:
     """Nothing happens but requests."""
     began, wanted = time.monotonic(), len(clients.outcomes) + (10 if quick else 40) * CLIENTS
+    say(f"waiting for {wanted} answers before anything changes")
     while len(clients.outcomes) < wanted:
         clients.stop.wait(0.1)
     return Phase("before", began, time.monotonic())
@@ -87,6 +87,7 @@ def before(clients: Crowd, quick: bool) -> Phase:
 
 def ours(watch: Watch, clients: Crowd) -> Phase:
     """The operator's rollout, to its end."""
+    say(f"waiting for the operator's rollout (at most {SETTLED:g} s)")
     began = time.monotonic()
     watch.serving.apply(**changed(watch.serving.object["spec"]))
     watch.settled(SETTLED)
@@ -100,6 +101,7 @@ def ours(watch: Watch, clients: Crowd) -> Phase:
 
 def theirs(serving: Serving, first: list[Object], clients: Crowd) -> Phase:
     """Back to pods like `first`, each role on its own."""
+    say("waiting for the same as Deployments (at most 600 s a pod)")
     began = time.monotonic()
     with ThreadPoolExecutor(len(ROLES)) as pool:
         for done in [pool.submit(roll, serving, role, first) for role in ROLES]:
@@ -271,6 +273,18 @@ def measure(cluster: testing.Cluster, namespace: str, quick: bool) -> Object:
     return result | {"baseline_mixed_pairs": len(watch.mixed())}
 
 
+def run(cluster: testing.Cluster, quick: bool) -> Object:
+    with doing("installing the chart", 240):
+        testing.install(cluster)
+    image.tag(cluster.settings, DEV_IMAGE, NEXT)
+    try:
+        with cluster.namespace() as namespace:
+            cluster.wait("sa/default", "jsonpath={.metadata.name}=default", namespace)
+            return measure(cluster, namespace, quick)
+    finally:
+        cluster.kubectl(*OPERATOR, "--replicas=1")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="fewer groups, no warm-up")
@@ -279,15 +293,9 @@ def main() -> None:
     if options.plain_router:
         serve_plainly(options.plain_router)
         return
-    cluster = testing.find(load())
-    testing.install(cluster)
-    image.tag(cluster.settings, DEV_IMAGE, NEXT)
-    try:
-        with cluster.namespace() as namespace:
-            cluster.wait("sa/default", "jsonpath={.metadata.name}=default", namespace)
-            told = measure(cluster, namespace, options.quick)
-    finally:
-        cluster.kubectl(*OPERATOR, "--replicas=1")
+    cluster = find()
+    with doing("a rollout, and the same as Deployments", 1800 if options.quick else 7200):
+        told = run(cluster, options.quick)
     print(
         json.dumps(
             {

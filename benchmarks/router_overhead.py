@@ -27,6 +27,8 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from common import doing
+
 PEER_US, PEER_PD_MS, PLAIN_US = 31.0, 0.48, 38.0
 """sglang-router 0.3.2 and the plain relay, as measured once on one machine of 2 cores."""
 STREAMS = 16
@@ -315,7 +317,9 @@ def main() -> None:
     elif options.plain:
         plain(*options.plain)
     else:
-        print(json.dumps(measure(options)))
+        with doing("streams through the router and beside it", 600 if options.quick else 3600):
+            found = measure(options)
+        print(json.dumps(found))
 
 
 def measure(options: argparse.Namespace) -> dict[str, object]:

@@ -2,6 +2,8 @@
 
     make cluster-up; python benchmarks/scale.py [--quick] [--pods 1000] [--nodes 100] [--objects 10]
 
+On a cluster without another operator (that of `make demo` is one): the run ends where it finds one.
+
 The local cluster's API server, controllers and scheduler, the operator as a process of its own, and
 nodes whose kubelet is KWOK's: it says of each pod that it runs and is ready. Nothing answers at the
 pods' addresses (on loopback), so that every look at an engine is one that fails. A watch beside the
@@ -32,20 +34,21 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from common import ROOT, doing, say
+from common.clusters import KWOK_NODE, alone, find, kwok
 from kubernetes.aio.client import Configuration
 from kubernetes.aio.config import load_kube_config
-from pds_cluster import build, testing
-from pds_cluster.settings import load
+from pds_cluster import testing
 from pds_cluster.shell import wait_for
 from pds_operator import cli, names
 from pds_operator.api import Api
 from pds_operator.cluster import Store
 
-ROOT = Path(__file__).parents[1]
 STAMP = "pdserving.io/benchmark-stamp"
-KWOK_NODE = {"type": "kwok"}
 WITHIN = 180.0
-"""Seconds until a run that gets nowhere is given up."""
+"""Seconds until pods that get nowhere are given up."""
+BOUND = 1200.0
+"""Seconds that a whole run may take."""
 
 Object = dict[str, Any]
 
@@ -119,54 +122,12 @@ def operator(cluster: testing.Cluster, namespace: str, folder: Path) -> Iterator
     with subprocess.Popen(words, env=environment) as process:
         try:
             running = Operator(process, 18081, report)
+            say("waiting for the operator to lead (at most 60 s)")
             wait_for("the operator to lead", lambda: "pds_operator_leads 1" in running.told(), 60)
             yield running
         finally:
             if process.poll() is None:
                 process.kill()
-
-
-# ---- nodes that are not there --------------------------------------------------------------------
-
-
-@contextmanager
-def kwok(cluster: testing.Cluster, nodes: int, folder: Path) -> Iterator[int]:
-    """So many nodes, kept by KWOK; yields its pid."""
-    program = build.kwok(load())
-    items = [
-        {
-            "apiVersion": "v1",
-            "kind": "Node",
-            "metadata": {
-                "name": f"kwok-{number}",
-                "labels": KWOK_NODE,
-                "annotations": {"kwok.x-k8s.io/node": "fake"},
-            },
-            "status": {"capacity": CAPACITY, "allocatable": CAPACITY},
-        }
-        for number in range(nodes)
-    ]
-    cluster.apply(*items, namespace="default")
-    words = [
-        *(str(program), f"--kubeconfig={cluster.kubeconfig}", "--manage-all-nodes=false"),
-        "--manage-nodes-with-label-selector=type=kwok",
-        *("--cidr=127.100.0.1/16", "--node-ip=127.0.0.1", "--node-lease-duration-seconds=40"),
-    ]
-    with (folder / "kwok.log").open("wb") as log:
-        process = subprocess.Popen(words, stdout=log, stderr=log)
-    try:
-        selector = ("-l", "type=kwok")
-        cluster.kubectl("wait", "node", *selector, "--for=condition=Ready", "--timeout=60s")
-        tainted = ("get", "node", *selector, "-o", "jsonpath={.items[*].spec.taints}")
-        wait_for("the nodes' taints to go", lambda: not cluster.kubectl(*tainted), 60)
-        yield process.pid
-    finally:
-        cluster.kubectl("delete", "node", "-l", "type=kwok", "--wait=false")
-        process.terminate()
-        process.wait(10)
-
-
-CAPACITY = {"cpu": "64", "memory": "256Gi", "pods": "110"}
 
 
 # ---- what becomes of the pods --------------------------------------------------------------------
@@ -212,12 +173,13 @@ async def stamp(api: Api, namespace: str, seen: Seen) -> None:
             await api.merge("Pod", namespace, name, patch)
 
 
-async def until(seen: dict[str, float], count: int, begun: float) -> float:
-    """Seconds from `begun` until so many were seen."""
+async def until(what: str, seen: dict[str, float], count: int, begun: float) -> float:
+    """Seconds from `begun` until so many were seen to be `what`."""
+    say(f"waiting for {count} pods to be {what} (at most {WITHIN:g} s)")
     deadline = begun + WITHIN
     while len(seen) < count:
         if time.monotonic() > deadline:
-            raise TimeoutError(f"{len(seen)} of {count} pods after {WITHIN} s")
+            raise SystemExit(f"error: {len(seen)} of {count} pods are {what} after {WITHIN:g} s")
         await asyncio.sleep(0.05)
     return round(sorted(seen.values())[count - 1] - begun, 2)
 
@@ -246,9 +208,9 @@ async def plainly(
         begun = time.monotonic()
         await asyncio.gather(*(post() for _ in range(50)))
         result = {
-            "created_s": await until(seen.created, count, begun),
-            "bound_s": await until(seen.bound, count, begun),
-            "ready_s": await until(seen.ready, count, begun),
+            "created_s": await until("created", seen.created, count, begun),
+            "bound_s": await until("on a node", seen.bound, count, begun),
+            "ready_s": await until("Ready", seen.ready, count, begun),
         }
         watching.cancel()
     return result
@@ -288,6 +250,7 @@ def metrics(running: Operator) -> tuple[float, float]:
 
 async def rest(running: Operator) -> dict[str, float]:
     """What it does once nothing happens any more."""
+    say("looking at what the operator does at rest, for ten seconds in which nothing is written")
     rounds, writes = metrics(running)
     quiet = time.monotonic()
     while time.monotonic() < quiet + 10:
@@ -321,9 +284,9 @@ async def measure(
         await asyncio.to_thread(cluster.apply, *objects, namespace=namespace)
         count = each * asked.objects
         result = {
-            "value": await until(seen.created, count, begun),
-            "bound_s": await until(seen.bound, count, begun),
-            "ready_s": await until(seen.ready, count, begun),
+            "value": await until("created", seen.created, count, begun),
+            "bound_s": await until("on a node", seen.bound, count, begun),
+            "ready_s": await until("Ready", seen.ready, count, begun),
         }
         used, peak = running.used()
         for task in tasks:
@@ -343,21 +306,10 @@ def swept(cluster: testing.Cluster, namespace: str) -> None:
         cluster.kubectl("delete", "--raw", path)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--serve", nargs=2, help=argparse.SUPPRESS)
-    parser.add_argument("--quick", action="store_true", help="100 pods on 10 nodes")
-    parser.add_argument("--pods", type=int, default=1000)
-    parser.add_argument("--nodes", type=int, default=100)
-    parser.add_argument("--objects", type=int, default=10, help="PDServings that share the pods")
-    asked = parser.parse_args()
-    if asked.serve:
-        serve(asked.serve[0], Path(asked.serve[1]))
-        return
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # with all that the end of a run does
-    if asked.quick:
-        asked.pods, asked.nodes = 100, 10
-    cluster = testing.find(load())
+def run(
+    asked: argparse.Namespace, cluster: testing.Cluster
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The figures, and what the operator told at its end."""
     definitions = str(ROOT / "crds" / "pdservings.yaml")
     cluster.kubectl("apply", "--server-side", "--force-conflicts", "-f", definitions)
     with tempfile.TemporaryDirectory() as text, cluster.namespace() as namespace:
@@ -372,6 +324,27 @@ def main() -> None:
                 result["plain"] = asyncio.run(plainly(cluster, pod, namespace, asked.pods))
             finally:
                 swept(cluster, namespace)
+    return result, told
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--serve", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--quick", action="store_true", help="100 pods on 10 nodes")
+    parser.add_argument("--pods", type=int, default=1000)
+    parser.add_argument("--nodes", type=int, default=100)
+    parser.add_argument("--objects", type=int, default=10, help="PDServings that share the pods")
+    asked = parser.parse_args()
+    if asked.serve:
+        serve(asked.serve[0], Path(asked.serve[1]))
+        return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # with all that the end of a run does
+    if asked.quick:
+        asked.pods, asked.nodes = 100, 10
+    cluster = find()
+    alone(cluster)
+    with doing(f"{asked.pods} pods on {asked.nodes} nodes", BOUND):
+        result, told = run(asked, cluster)
     lags = sorted(told["lags"])
     line = {
         "name": "scale",

@@ -36,6 +36,12 @@ def ensure(settings: Settings) -> None:
         there = (ROOT / "cgroup.controllers").read_text().split()
         words = " ".join(f"+{name}" for name in V2_CONTROLLERS if name in there)
         (ROOT / "cgroup.subtree_control").write_text(words)
+    # Else all pods together weigh as much as one process beside them. The kubelet gives kubepods,
+    # which is within, as much.
+    name, one = ("cpu.weight", 100) if is_v2() else ("cpu.shares", 1024)
+    for folder in folders(settings):
+        if (folder / name).exists():
+            (folder / name).write_text(str(one * (os.cpu_count() or 1)))
 
 
 def members(settings: Settings) -> set[int]:

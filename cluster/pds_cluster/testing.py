@@ -1,22 +1,31 @@
 """What tests (and only tests) use to talk to a cluster: the local one, or one of the user's own."""
 
+import atexit
 import json
 import os
 import subprocess
-from collections.abc import Iterator
+import urllib.error
+import urllib.request
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
-from pds_cluster import own, status, volumes
+from pds_cluster import diagnosis, own, status, volumes
 from pds_cluster.errors import ClusterError
 from pds_cluster.local_values import write_local_values
 from pds_cluster.settings import TREE, Settings, load
 from pds_cluster.shell import locked, run
+
+SYSTEM = "pds-system"
+"""Where the chart's operator is."""
+_in_use: dict[str, "Cluster"] = {}
+"""The clusters by the namespaces that tests use right now."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +64,39 @@ class Cluster:
         )
         return found
 
+    def read(self, path: str, accept: str = "application/json") -> dict[str, Any]:
+        """What a GET of `path` answers: for looks again and again, each of which would cost a
+        kubectl a tenth of a second of a core. Raises ClusterError with the server's complaint.
+        """
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        request = urllib.request.Request(f"{self._proxied}{path}", headers={"Accept": accept})
+        try:
+            with opener.open(request, timeout=30) as answer:
+                found: dict[str, Any] = json.load(answer)
+                return found
+        except urllib.error.HTTPError as error:
+            with error:
+                raise ClusterError(f"GET {path}: {error.code}", error.read().decode()) from error
+        except OSError as error:
+            raise ClusterError(f"GET {path}: {error}") from error
+
+    @cached_property
+    def _proxied(self) -> str:
+        """Where a `kubectl proxy` listens, which ends with this process."""
+        words = self.command("proxy", "--port=0")
+        child = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+
+        def end() -> None:
+            child.terminate()
+            child.communicate()
+
+        atexit.register(end)
+        line = child.stdout.readline() if child.stdout else ""
+        host, found, port = line.strip().rpartition(":")
+        if not found:
+            raise ClusterError("`kubectl proxy` has not started", line)
+        return f"http://{host.split()[-1]}:{port}"
+
     def wait(self, what: str, condition: str, namespace: str, timeout: int = 60) -> None:
         """`kubectl wait`, as in wait("pod/a", "Ready", …) or wait("pvc/a", "jsonpath=…", …)."""
         word = condition if "=" in condition else f"condition={condition}"
@@ -73,9 +115,11 @@ class Cluster:
                 volumes.ensure(self.settings)
         name = f"test-{uuid4().hex[:8]}"
         self.kubectl("create", "namespace", name)
+        _in_use[name] = self
         try:
             yield name
         finally:
+            del _in_use[name]
             # Marked first, so that nobody makes new pods in it; then the pods, without their
             # grace, which is not under test any more. The rest the API server does on its own.
             self.kubectl("delete", "namespace", name, "--wait=false")
@@ -108,7 +152,7 @@ def install(cluster: Cluster) -> None:
     run(
         cluster.settings.bin / "helm", f"--kubeconfig={cluster.kubeconfig}", "upgrade", "--install",
         "pdserving", TREE / "charts" / "pdserving",
-        "--namespace=pds-system", "--create-namespace", "--wait", "--timeout=180s",
+        f"--namespace={SYSTEM}", "--create-namespace", "--wait", "--timeout=180s",
         f"--values={write_local_values(cluster.settings)}",
         timeout=200,
     )  # fmt: skip
@@ -134,3 +178,29 @@ def required() -> Cluster:
         if os.environ.get("PDS_REQUIRE_CLUSTER"):
             pytest.fail(message)
         pytest.skip(message)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """For a conftest to import: a test that fails shows what its namespaces hold, and ours.
+
+    A fixture that fails does so in each test that asks for it, by one exception: it is told once.
+    """
+    report = yield
+    error = call.excinfo.value if call.excinfo else None
+    if report.failed and error is not item.config.stash.get(_TOLD, None):
+        item.config.stash[_TOLD] = error
+        report.sections += sections()
+    return report
+
+
+_TOLD = pytest.StashKey[BaseException | None]()
+
+
+def sections() -> list[tuple[str, str]]:
+    """A heading and what is to be told, for each namespace in use and the operator's."""
+    spaces = list(_in_use.items())
+    spaces += [(SYSTEM, cluster) for _, cluster in spaces[:1]]
+    return [(f"namespace {name}", diagnosis.told(cluster, name)) for name, cluster in spaces]

@@ -13,7 +13,7 @@ from rich.table import Table
 from pds_engine import config as configuration
 from pds_engine import launch
 from pds_engine.config import EngineConfig
-from pds_engine.errors import EXIT_CONFIG, ConfigError
+from pds_engine.errors import EXIT_CONFIG, ConfigError, PdsError
 
 app = typer.Typer(
     help="The engine of PDServing.", no_args_is_help=True, pretty_exceptions_enable=False
@@ -30,12 +30,13 @@ KeysPath = Annotated[
 
 
 def main() -> None:
-    """Entry point: a configuration error ends with status 78 and its cure, without a traceback."""
+    """Entry point: a configuration error ends with status 78, any other of ours with 1; both tell
+    their cure, without a traceback."""
     try:
         app()
-    except ConfigError as error:
+    except PdsError as error:
         launch.report(error)
-        sys.exit(EXIT_CONFIG)
+        sys.exit(EXIT_CONFIG if isinstance(error, ConfigError) else 1)
 
 
 @app.command()

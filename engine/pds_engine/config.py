@@ -64,8 +64,9 @@ class KvConfig(Section):
     memory_bytes: int = Field(256 << 20, ge=1 << 20)
     backends: tuple[Literal["nixl", "tcp", "shm"], ...] = ("nixl", "tcp")
     """What this group offers for the hand-over; the pair takes the best that both offer."""
-    port_base: int = Field(8011, ge=0, le=65000)
-    """Rank r listens on port_base + r; 0: any free port."""
+    port_base: int = Field(8100, ge=0, le=65000)
+    """The pod's rank i listens on port_base + i, its UCX on one of 8 ports from
+    port_base + 100 + 8·i on; 0: any free port."""
     lease_seconds: float = Field(30.0, gt=0)
     """D frees the pages of an offer that P has not renewed for so long."""
 
@@ -122,10 +123,11 @@ class HttpConfig(Section):
     port: int = Field(8000, ge=0, le=65535)
     metrics_port: int = Field(9090, ge=0, le=65535)
     control_port: int = Field(8001, ge=0, le=65535)
-    rendezvous_port: int = Field(8010, ge=0, le=65535)
+    """The scheduler of dp rank d listens on control_port + d; 0: any free port."""
+    rendezvous_port: int = Field(8090, ge=0, le=65535)
     """Where rank 0 opens the store at which a group of several ranks meets; 0: any free port."""
     max_body_bytes: int = Field(8 << 20, ge=1024)
-    request_timeout: float | None = Field(None, gt=0)
+    request_timeout: float | None = Field(None, gt=0, le=1e9)
     """Seconds that a request may take in all; then it ends with 504. None: any time."""
     keys_dir: Path | None = None
     """server.key, server.pub, client.key, client.pub (CURVE, z85) and hmac.key (hex).

@@ -11,14 +11,18 @@ PdsError
 │   ├── BodyTimeout      408, the body did not come in time
 │   ├── BodyTooLarge     413
 │   ├── DeadlinePassed   504, the request was not done in the time it was given
+│   ├── Unexpected       500, a fault of ours while this one request was handled
 │   ├── Overloaded       429, a queue's bound is reached; `retry_after` in seconds
+│   ├── NotFinite        500, the model's own numbers have no finite value for this request
 │   └── Unavailable      503, draining, not ready, or no backend to answer
 │       ├── Drained        503, given up at a drain's deadline
-│       └── Preempted      503, put out for want of KV pages
+│       ├── Preempted      503, put out for want of KV pages
+│       └── GroupFailed    503, the group failed while the request was with it
 └── GroupError         a rank, stage or peer failed: the request may be retried elsewhere
     ├── ProtocolError    a message out of order, of a foreign incarnation, or malformed
     ├── RankLost         names the rank that died or fell silent
     ├── StageTimeout     names the stage, its last step and its mailbox depths
+    ├── PortTaken        another process has a port that is ours: names it and what it is for
     └── TransferFailed   a hand-over was refused, aborted, or lost its peer
 """
 
@@ -123,12 +127,31 @@ class DeadlinePassed(RequestError):
     kind = "timeout_error"
 
 
+class Unexpected(RequestError):
+    """A fault of ours while one request was handled, which ends that request alone."""
+
+    code = PdsError.code
+    status = 500
+    kind = "server_error"
+
+
 class Overloaded(RequestError):
     """A queue's bound is reached; ask again after `retry_after` seconds."""
 
     code = "overloaded"
     status = 429
     kind = "rate_limit_error"
+
+
+class NotFinite(RequestError):
+    """The model computed NaN or infinity for this request: no token can be chosen.
+
+    It says nothing of the group: the same weights give the same numbers in any other.
+    """
+
+    code = "not_finite"
+    status = 500
+    kind = "server_error"
 
 
 class Unavailable(RequestError):
@@ -149,6 +172,13 @@ class Preempted(Unavailable):
     """A decode group had no page for the next token: the stream goes on elsewhere, or later."""
 
     code = "preempted"
+
+
+class GroupFailed(Unavailable):
+    """The group failed while the request was with it, and may have failed of it: whoever sends it
+    on counts that as an attempt. `unavailable` says that nothing was begun."""
+
+    code = "group_failed"
 
 
 class GroupError(PdsError):
@@ -173,6 +203,12 @@ class StageTimeout(GroupError):
     """A stage made no progress on a step within step_timeout."""
 
     code = "stage_timeout"
+
+
+class PortTaken(GroupError):
+    """A port is in use. No setting is wrong: the group is made again, and may find it free."""
+
+    code = "port_taken"
 
 
 class TransferFailed(GroupError):

@@ -19,16 +19,16 @@ import sys
 import tempfile
 import time
 import uuid
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
-from pds_engine import log
+from pds_engine import log, ports
 from pds_engine.config import EngineConfig
-from pds_engine.errors import EXIT_CONFIG, ConfigError
+from pds_engine.errors import EXIT_CONFIG, ConfigError, PdsError, PortTaken
 from pds_engine.keys import Keys
-from pds_engine.models import registry
-from pds_engine.models.files import weight_files
+from pds_engine.models import registry, tensors
 from pds_engine.parallel.layout import rank_name
 
 EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
@@ -44,6 +44,7 @@ def serve(config: EngineConfig) -> int:
 
     Raises:
         ConfigError: the configuration cannot work; nothing was started.
+        PortTaken: no port is free.
     """
     log.configure(config.log_level)
     check(config)
@@ -61,8 +62,8 @@ def check(config: EngineConfig) -> None:
     Raises:
         ConfigError: names the field and the cure.
     """
-    registry.check(config)
-    weight_files(config.model.path)
+    tensors.contents(config.model.path, registry.check(config))
+    ports.plan(config)
     if config.parallelism.dp > 1:
         raise ConfigError(
             f"parallelism.dp: {config.parallelism.dp} is more than this version serves",
@@ -70,8 +71,8 @@ def check(config: EngineConfig) -> None:
         )
 
 
-def report(error: ConfigError) -> None:
-    """Tell the operator and the reader of logs why this container must not be retried as it is."""
+def report(error: PdsError) -> None:
+    """Tell the operator and the reader of logs why this container ends."""
     note = {"error": error.message, "hint": error.hint}
     print(f"error: {error}", file=sys.stderr)
     _tell(note)
@@ -87,8 +88,9 @@ def _prepare(config: EngineConfig, folder: Path) -> None:
     """Lay out what the children read: configuration, keys, and where the scheduler is."""
     keys = Keys.read(config.http.keys_dir) if config.http.keys_dir else Keys.make()
     keys.write(folder)
-    port = config.http.control_port or _free_port()
-    meeting = config.http.rendezvous_port or _free_port()
+    free = _free_ports(config)
+    port = config.http.control_port or next(free)
+    meeting = config.http.rendezvous_port or next(free)
     http = config.http.model_copy(update={"control_port": port, "rendezvous_port": meeting})
     (folder / "config.json").write_text(config.model_copy(update={"http": http}).model_dump_json())
     launch = {
@@ -100,17 +102,21 @@ def _prepare(config: EngineConfig, folder: Path) -> None:
     (folder / "launch.json").write_text(json.dumps(launch))
 
 
-def _free_port() -> int:
-    """A port that nobody listens on, and that no connection will be given before we do.
+def _free_ports(config: EngineConfig) -> Iterator[int]:
+    """Ports that nobody listens on, that no connection will be given before we do, and that the
+    pod has no other use for.
 
     Raises:
-        ConfigError: there is none.
+        PortTaken: there is none.
     """
+    planned = {port for lane in ports.plan(config).lanes for port in lane.ports}
     lowest, _ = map(int, EPHEMERAL.read_text().split())
     for port in random.sample(range(10_000, lowest), 100):
+        if port in planned:
+            continue
         with suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            return port
-    raise ConfigError("no port is free", hint="set http.control_port and http.rendezvous_port")
+            yield port
+    raise PortTaken("no port is free", hint="set http.control_port and http.rendezvous_port")
 
 
 class _Family:

@@ -20,6 +20,7 @@ from pds_engine import log
 from pds_engine.config import EngineConfig
 from pds_engine.errors import ConfigError
 from pds_engine.keys import Keys
+from pds_engine.models import tensors
 from pds_engine.models.registry import check
 from pds_engine.parallel.layout import part
 from pds_engine.runner import graphs
@@ -38,6 +39,7 @@ def run(config: EngineConfig) -> int:
     log.configure(config.log_level)
     if config.cache.path is None:
         raise ConfigError("cache.path is not set", hint="give the mount point of the compile cache")
+    tensors.contents(config.model.path, check(config))  # nothing is compiled in vain
     started = time.monotonic()
     try:
         manifest, problem = warm(config)

@@ -18,7 +18,9 @@ from zmq.auth.thread import ThreadAuthenticator
 
 from pds_engine.errors import GroupError, ProtocolError
 from pds_engine.keys import Keys
+from pds_engine.listening import refusal
 from pds_engine.messages import AnyMessage, Message
+from pds_engine.ports import CONTROL
 
 _encoder = Encoder()
 _decoder: Decoder[AnyMessage] = Decoder(AnyMessage)
@@ -28,8 +30,30 @@ _SILENCE_MS = 15_000
 """A connection that is silent for so long is lost: its other end's machine has gone or stopped."""
 
 
+def encode(message: Message) -> bytes:
+    """`message` as MessagePack.
+
+    Raises:
+        Unsendable: a number of more than 64 bits, a lone surrogate, or a value of no known type.
+    """
+    try:
+        return _encoder.encode(message)
+    except (OverflowError, TypeError, ValueError, RecursionError) as error:
+        name = type(message).__name__
+        raise Unsendable(f"no {name} can carry a value of this one: {error}") from error
+
+
+def decode(frame: bytes) -> AnyMessage:
+    """The message of one frame. Raises msgspec's DecodeError or ValidationError."""
+    return _decoder.decode(frame)
+
+
 class PeerUnknown(GroupError):
     """No connection of that identity: the peer has gone."""
+
+
+class Unsendable(ProtocolError):
+    """A message holds what MessagePack cannot: it was not sent, and took no number."""
 
 
 class Unreadable(ProtocolError):
@@ -50,8 +74,15 @@ class _Numbers:
         self.received = 0
 
     def pack(self, *messages: Message) -> list[bytes]:
+        """One envelope. A message that cannot be encoded takes no number: its receiver would miss
+        it, and take the connection for broken.
+
+        Raises:
+            Unsendable: the envelope was not made.
+        """
+        encoded = [encode(message) for message in messages]
         self.sent += 1
-        return [self.sent.to_bytes(8, "big"), *map(_encoder.encode, messages)]
+        return [self.sent.to_bytes(8, "big"), *encoded]
 
     def unpack(self, frames: list[bytes]) -> list[AnyMessage]:
         """The messages of one envelope; none for a probe."""
@@ -64,7 +95,7 @@ class _Numbers:
         if number != self.received:
             raise ProtocolError(f"message {number} came where {self.received} was expected")
         try:
-            return [_decoder.decode(frame) for frame in frames[1:]]
+            return [decode(frame) for frame in frames[1:]]
         except (DecodeError, ValidationError) as error:
             raise ProtocolError(f"an unreadable message: {error}") from error
 
@@ -101,7 +132,13 @@ class Hub:
         self.socket.curve_server = True
         self.socket.curve_secretkey = keys.server_secret
         self.socket.curve_publickey = keys.server_public
-        self.socket.bind(address)
+        host, _, port = address.removeprefix("tcp://").rpartition(":")
+        try:
+            self.socket.bind(address)
+        except zmq.ZMQError as error:
+            self.socket.close(linger=0)
+            failed = OSError(error.errno, str(error))
+            raise refusal(failed, host, int(port), CONTROL) from error
 
     @property
     def port(self) -> int:
@@ -131,6 +168,7 @@ class Hub:
 
         Raises:
             PeerUnknown: that connection is gone.
+            Unsendable: nothing was sent.
         """
         self._put(identity, self._numbers.setdefault(identity, _Numbers()).pack(*messages))
 
@@ -183,6 +221,7 @@ class Link:
         return self._lost
 
     def send(self, message: Message) -> None:
+        """Raises Unsendable when nothing was sent."""
         self.socket.send_multipart(self._numbers.pack(message))
 
     def receive(self, timeout: float | None = 0) -> AnyMessage | None:
@@ -213,6 +252,7 @@ class AsyncLink:
         _dealer(self._socket, address, keys)
 
     async def send(self, message: Message) -> None:
+        """Raises Unsendable when nothing was sent."""
         await self._socket.send_multipart(self._numbers.pack(message))
 
     async def receive(self) -> AnyMessage:

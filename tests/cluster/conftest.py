@@ -15,6 +15,20 @@ sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[2] / "cluster"))
 
 from pds_cluster import testing
+from pds_cluster.testing import pytest_runtest_makereport as pytest_runtest_makereport
+from serving import Object, Serving, manifest
+from watching import DEBUG
+
+COLD = 600
+"""Seconds: two graphs by g++, on two cores that other work shares."""
+COMPILED: Object = {
+    "router": {"replicas": 1, "podTemplate": DEBUG, "resources": {"requests": {"cpu": "50m"}}},
+    "compileCache": {
+        "volume": {"claim": {"size": "1Gi"}},
+        "warmup": {"enabled": True, "workers": 2, "timeoutSeconds": COLD},
+    },
+    "rollout": {"maxSurge": 1, "maxUnavailable": 0, "drainSeconds": 60},
+}
 
 
 @pytest.fixture(scope="session")
@@ -44,3 +58,29 @@ def operator(cluster: testing.Cluster) -> testing.Cluster:
         pytest.skip("these tests run the working tree, which only the local cluster mounts")
     testing.install(cluster)
     return cluster
+
+
+@pytest.fixture(scope="session")
+def chat(operator: testing.Cluster) -> Iterator[Serving]:
+    """One PDServing of a pair, eager, that all files of a process share.
+
+    Each asks for the replicas it needs by `sized`, and leaves no request behind.
+    """
+    with operator.namespace() as name:
+        serving = Serving(operator, name, manifest("chat"))
+        serving.apply()
+        serving.settled()
+        yield serving
+
+
+@pytest.fixture(scope="session")
+def compiled(operator: testing.Cluster) -> Iterator[Serving]:
+    """One PDServing of a pair that runs compiled graphs: its files share one warm cache.
+
+    Its groups are the first of it when the first test gets it.
+    """
+    with operator.namespace() as name:
+        serving = Serving(operator, name, manifest("compiled", **COMPILED))
+        serving.apply()
+        serving.settled(COLD)
+        yield serving

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 from pds_cluster.testing import Cluster
@@ -64,10 +65,28 @@ class Serving:
         self.cluster.apply(self.object, namespace=self.namespace)
 
     def get(self) -> Object:
-        return self.cluster.get("pds", self.name, self.namespace)
+        return self.cluster.read(self._path)
+
+    def row(self) -> list[str]:
+        """As `kubectl get pds` prints it: NAME MODEL PREFILL DECODE READY ROLLOUT …"""
+        table = self.cluster.read(self._path, "application/json;as=Table;g=meta.k8s.io;v=v1")
+        columns = zip(table["columnDefinitions"], table["rows"][0]["cells"], strict=True)
+        # The others are for -o wide.
+        return [str(cell) for column, cell in columns if not column["priority"]]
+
+    @property
+    def _path(self) -> str:
+        spaces = "/apis/pdserving.io/v1alpha1/namespaces"
+        return f"{spaces}/{self.namespace}/pdservings/{self.name}"
 
     def conditions(self) -> dict[str, Object]:
         return {c["type"]: c for c in self.get().get("status", {}).get("conditions", [])}
+
+    def sized(self, **replicas: int) -> None:
+        """So many groups of the roles, which serve when this returns."""
+        spec = self.object["spec"]
+        self.apply(**{role: {**spec[role], "replicas": n} for role, n in replicas.items()})
+        self.settled()
 
     def settled(self, timeout: float = 240) -> None:
         """Wait until it is Ready, not Progressing and not Degraded, for the spec just applied."""
@@ -88,14 +107,15 @@ class Serving:
     @property
     def url(self) -> str:
         """The endpoint, by its Service address: routed from this machine on the local cluster."""
-        service = self.cluster.get("svc", self.name, self.namespace)["spec"]
+        path = f"/api/v1/namespaces/{self.namespace}/services/{self.name}"
+        service = self.cluster.read(path)["spec"]
         return f"http://{service['clusterIP']}:{service['ports'][0]['port']}"
 
     def pods(self, role: str) -> list[Object]:
         """The pods of a role, those being deleted too."""
-        selector = f"pdserving.io/name={self.name},pdserving.io/role={role}"
-        words = ("-n", self.namespace, "get", "pods", "-l", selector, "-o", "json")
-        items: list[Object] = json.loads(self.cluster.kubectl(*words))["items"]
+        selector = quote(f"pdserving.io/name={self.name},pdserving.io/role={role}")
+        path = f"/api/v1/namespaces/{self.namespace}/pods?labelSelector={selector}"
+        items: list[Object] = self.cluster.read(path)["items"]
         return items
 
     def state(self, pod: Object) -> Object:

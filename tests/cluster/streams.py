@@ -18,6 +18,9 @@ from serving import ROOT, Serving
 
 TIMEOUT = 60.0
 """Seconds that a client waits for the next byte."""
+REST = 0.5
+"""Seconds between an answer and the next question, where load is not the subject: clients that
+never rest take both cores, and all that starts meanwhile takes twice as long."""
 Body = dict[str, Any]
 
 
@@ -231,10 +234,11 @@ def crowd(
     at_most: int = 300,
     seconds: float = 240,
     pause: float = 0,
+    rest: float = 0,
 ) -> Iterator[Crowd]:
     """`clients` of them, each with a connection of its own, bounded in count and time.
 
-    `pause`: seconds that one waits after a failure.
+    `pause`: seconds that one waits after a failure; `rest`: after an answer.
     """
     people, turns, deadline = Crowd(clients), count(), time.monotonic() + seconds
 
@@ -246,8 +250,7 @@ def crowd(
                 question = questions[next(turns) % len(questions)]
                 got = ask(url, question.body, wanted=question.answer, client=client)
                 people.outcomes.append(got)
-                if got.error:
-                    people.stop.wait(pause)
+                people.stop.wait(pause if got.error else rest)
 
     with ThreadPoolExecutor(clients) as pool:
         running = [pool.submit(one) for _ in range(clients)]

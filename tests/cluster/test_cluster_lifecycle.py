@@ -204,7 +204,9 @@ def _exists(path: str) -> dict[str, Any]:
     return {"exec": {"command": ["test", "-s", path]}, "periodSeconds": 1}
 
 
-def test_a_volume_is_usable_again_once_its_claim_is_gone(cluster: Cluster) -> None:
+def test_a_volume_is_usable_again_once_its_claim_is_gone(
+    cluster: Cluster, own_namespace: str
+) -> None:
     """And it is empty then: nothing of its former user is left."""
     claim = {
         "apiVersion": "v1",
@@ -218,14 +220,13 @@ def test_a_volume_is_usable_again_once_its_claim_is_gone(cluster: Cluster) -> No
     volume = {"name": "again", "persistentVolumeClaim": {"claimName": "again"}}
     where = {"volumeMounts": [{"name": "again", "mountPath": "/again"}]}
     user = container("user", "echo mine > /again/secret", **where)
-    with cluster.namespace() as name:
-        cluster.apply(
-            claim, pod("user", user, volumes=[volume], restartPolicy="Never"), namespace=name
-        )
-        cluster.wait("pod/user", "jsonpath={.status.phase}=Succeeded", name)
-        used = cluster.get("pvc", "again", name)["spec"]["volumeName"]
-        folder = cluster.settings.volumes / used
-        assert (folder / "secret").read_text() == "mine\n"
+    asked = pod("user", user, volumes=[volume], restartPolicy="Never")
+    cluster.apply(claim, asked, namespace=own_namespace)
+    cluster.wait("pod/user", "jsonpath={.status.phase}=Succeeded", own_namespace)
+    used = cluster.get("pvc", "again", own_namespace)["spec"]["volumeName"]
+    folder = cluster.settings.volumes / used
+    assert (folder / "secret").read_text() == "mine\n"
+    cluster.kubectl("-n", own_namespace, "delete", "pod/user", "pvc/again", "--wait=false")
     released = ("wait", f"pv/{used}", "--for=jsonpath={.status.phase}=Released", "--timeout=60s")
     cluster.kubectl(*released)
     with cluster.namespace():  # wipes what is Released
@@ -246,5 +247,5 @@ def test_up_again_is_quick_and_restarts_nothing(cluster: Cluster, namespace: str
     seconds = time.monotonic() - started
     after = {path.name: path.read_text() for path in (cluster.settings.run / "pids").iterdir()}
     assert after == before
-    assert seconds < 10  # 0.4 s on an idle machine
+    assert seconds < 15  # as long as from nothing; 0.4 on an idle machine
     assert cluster.get("pod", web, namespace)["status"]["containerStatuses"][0]["restartCount"] == 0

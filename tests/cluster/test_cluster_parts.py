@@ -10,7 +10,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from pds_cluster import addons, build, image, mounts, node, packages, processes, volumes
+from pds_cluster import addons, build, cgroups, image, mounts, node, packages, processes, volumes
 from pds_cluster.errors import ClusterError
 from pds_cluster.settings import load
 
@@ -152,3 +152,20 @@ def test_mounts_below_a_folder_come_innermost_first():
     assert found[-1] == "/sys"
     assert mounts.is_mounted(Path("/proc"))
     assert not mounts.is_mounted(Path("/proc/self"))
+
+
+@pytest.mark.parametrize(
+    ("there", "file", "each"),
+    [
+        ("cgroup.controllers", "pds-x/cpu.weight", 100),
+        ("cpu/cgroup.procs", "cpu/pds-x/cpu.shares", 1024),
+    ],
+    ids=["v2", "v1"],
+)
+def test_pods_weigh_as_much_as_the_cores_they_share(tmp_path, monkeypatch, there, file, each):
+    for path in (tmp_path / there, tmp_path / file):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("")
+    monkeypatch.setattr(cgroups, "ROOT", tmp_path)
+    cgroups.ensure(load({"PDS_CLUSTER_NAME": "x"}))
+    assert int((tmp_path / file).read_text()) == each * (os.cpu_count() or 1)

@@ -11,17 +11,22 @@ import pytest
 from pds_cluster.errors import ClusterError
 from pds_cluster.testing import Cluster
 from serving import Serving, manifest
-from streams import Body, Outcome, ask, crowd, data_of, known, opened, text_of
+from streams import REST, Body, Outcome, ask, crowd, data_of, known, opened, text_of
 from workers import BACK, LONG, Worker, amid_prefill, comes_back, leader
 
 pytestmark = pytest.mark.cluster
 
-TOLD = 5.0
-"""Seconds within which a client hears that what answered it is dead."""
-ANSWERED = 20.0
-"""Seconds within which another group has answered in its place, from the beginning."""
-FREED = 15.0
-"""Seconds within which no page is held for a request that has ended."""
+LEASE = 30.0
+"""Seconds after which a hand-over ends because nobody renews it. What is asserted of times here is
+that nothing waits for it; how quick it is otherwise is printed, as it depends on the machine."""
+TOLD = LEASE / 2
+"""A client hears that what answered it is dead."""
+ANSWERED = LEASE - 5
+"""Another group has answered in its place, from the beginning."""
+FREED = LEASE - 10
+"""No page is held for a request that has ended."""
+ON_ITS_WAY = 3.0
+"""Seconds after which nothing comes any more that a killed process had sent."""
 PATIENCE = 4.0
 """Seconds after which the impatient client of one test leaves."""
 
@@ -193,7 +198,7 @@ def test_a_stream_waits_for_its_killed_decode_worker(served: Serving, client: ht
         events = data_of(answer)
         told = [next(events) for _ in range(5)]
         killed = worker.kill()
-        while len(told) < 10 or time.monotonic() - killed < TOLD:  # what was on its way
+        while len(told) < 10 or time.monotonic() - killed < ON_ITS_WAY:
             told.append(next(events))
         went_on = time.monotonic() - killed
         told += events
@@ -211,7 +216,7 @@ def test_clients_do_not_notice_that_the_operator_is_gone(served: Serving) -> Non
     mine = "app.kubernetes.io/name=pdserving"
     before = {role: leader(served, role)["metadata"]["uid"] for role in ("prefill", "decode")}
     questions = known(served, at_least=4)
-    with crowd(served.url, questions, clients=2) as clients:
+    with crowd(served.url, questions, clients=2, rest=REST) as clients:
         clients.goes_on()
         pods = served.cluster.kubectl(*here, "get", "pods", "-l", mine, "-o", "name").split()
         deleted = time.monotonic()

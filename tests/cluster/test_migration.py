@@ -7,10 +7,9 @@ from itertools import pairwise
 
 import httpx
 import pytest
-from pds_cluster.testing import Cluster
-from serving import Serving, manifest
+from serving import Serving
 from streams import Body, Outcome, ask, data_of, known, opened, text_of
-from workers import BACK, Worker, leader
+from workers import Worker, comes_back, label
 
 pytestmark = pytest.mark.cluster
 
@@ -19,13 +18,9 @@ LONG: Body = {"max_tokens": 60, "ignore_eos": True, "skip_special_tokens": False
 
 
 @pytest.fixture(scope="module")
-def served(operator: Cluster, namespace: str) -> Serving:
-    operator.wait("sa/default", "jsonpath={.metadata.name}=default", namespace)
-    spec = manifest("moved", decode={"replicas": 2, "resources": {"requests": {"cpu": "100m"}}})
-    serving = Serving(operator, namespace, spec)
-    serving.apply()
-    serving.settled()
-    return serving
+def served(chat: Serving) -> Serving:
+    chat.sized(prefill=1, decode=2)
+    return chat
 
 
 def watched(serving: Serving, body: Body) -> tuple[str, float]:
@@ -57,7 +52,8 @@ def test_a_killed_decode_worker_under_load_fails_no_request(served: Serving) -> 
     long = [(body, watched(served, body)[0]) for body in prompts]
     tasks = [(question.body, question.answer) for question in known(served, at_least=4)]
     questions = [pair for both in zip(long, tasks, strict=True) for pair in both]
-    victim = leader(served, "decode", 1)
+    _, victim = served.pods("decode")
+    before = sum(moved(served).values())
     outcomes: list[Outcome] = []
 
     def one(client: int) -> None:
@@ -77,8 +73,9 @@ def test_a_killed_decode_worker_under_load_fails_no_request(served: Serving) -> 
         silence = max(each.result()[1] for each in beside)
     took = time.monotonic() - killed
     troubles = [outcome.trouble for outcome in outcomes if outcome.trouble]
-    served.until("both groups back", lambda: both_back(served), BACK)
-    back = time.monotonic() - killed
+    back = comes_back(
+        served, "decode", label(victim, "group"), label(victim, "attempt") + 1, killed
+    )
     print(f"{len(troubles)} of {len(outcomes)} requests failed, {sum(moved(served).values()):.0f}")
     print(f"  streams went on elsewhere ({moved(served)}); the longest silence beside them was")
     print(
@@ -86,11 +83,4 @@ def test_a_killed_decode_worker_under_load_fails_no_request(served: Serving) -> 
     )
     assert troubles == []
     assert len(outcomes) == CLIENTS * EACH
-    assert sum(moved(served).values()) >= 2
-
-
-def both_back(serving: Serving) -> bool:
-    pods = {pod["metadata"]["name"] for pod in serving.pods("decode")}
-    return pods == {f"{serving.name}-d-0-0-0", f"{serving.name}-d-1-1-0"} and all(
-        state["ready"] for state in serving.states("decode")
-    )
+    assert sum(moved(served).values()) >= before + 2

@@ -1,4 +1,4 @@
-"""The operator killed at twenty random moments of one rollout: the end is as if it had lived.
+"""The operator killed at random moments of one rollout: the end is as if it had lived.
 
 Three replicas, of which the one that leads is killed each time (SIGKILL: it gives nothing back),
 and a watch that keeps every event of every pod, by which the bounds are audited afterwards.
@@ -20,24 +20,25 @@ from pathlib import Path
 import pytest
 from pds_cluster.testing import Cluster
 from serving import Object, Serving, manifest
-from streams import crowd, known
+from streams import REST, crowd, known
 
 pytestmark = pytest.mark.cluster
 
-KILLS = 20
 SEED = 20
 TERM = 3
 """Of the Lease, in seconds: how long nobody leads after each kill."""
 LONGEST = 2.5
 """Seconds that an operator leads before it is killed, at most: some are killed at once."""
-STEADY = 45
-"""minReadySeconds, so that the rollout takes longer than all the kills on a quiet machine too."""
+STEADY = 2.5
+"""minReadySeconds for each kill, so that the rollout takes longer than all the kills on a quiet
+machine too."""
 GROUPS = 2
 """Of each role."""
 ROLES = ("prefill", "decode")
 SURGE = 1
 UNAVAILABLE = 0
 OURS = ("-n", "pds-system")
+LEASE = "/apis/coordination.k8s.io/v1/namespaces/pds-system/leases/pdserving"
 OWNED = (
     "pods,services,configmaps,secrets,poddisruptionbudgets,deployments,controllerrevisions.apps,"
     "networkpolicies,serviceaccounts,rolebindings,persistentvolumeclaims,jobs"
@@ -97,7 +98,7 @@ class Killer:
     def _leader(self) -> str:
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
-            lease = self.cluster.get("lease", "pdserving", OURS[1])["spec"]
+            lease = self.cluster.read(LEASE)["spec"]
             holder = str(lease.get("holderIdentity") or "")
             if holder and holder != self.last:
                 return holder
@@ -205,18 +206,26 @@ def revisions(served: Serving) -> Counter[str]:
     )
 
 
-def test_a_rollout_whose_operator_is_killed_twenty_times(served: Serving, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kills", "chunk"), [(8, 64), pytest.param(20, 96, marks=pytest.mark.soak)]
+)
+def test_a_rollout_whose_operator_is_killed_again_and_again(
+    served: Serving, tmp_path: Path, kills: int, chunk: int
+) -> None:
     before, log, killer = shape(served), tmp_path / "pods.json", Killer(served.cluster)
     old = {pod["metadata"]["uid"] for role in ROLES for pod in served.pods(role)}
     questions = known(served, at_least=4)
-    with crowd(served.url, questions, clients=2, seconds=600) as clients, watched(served, log):
+    with (
+        crowd(served.url, questions, clients=2, seconds=600, rest=REST) as clients,
+        watched(served, log),
+    ):
         clients.goes_on()
         began = time.monotonic()
         served.apply(
-            engine={**served.object["spec"]["engine"], "chunkSize": 64},
-            rollout={**served.object["spec"]["rollout"], "minReadySeconds": STEADY},
+            engine={**served.object["spec"]["engine"], "chunkSize": chunk},
+            rollout={**served.object["spec"]["rollout"], "minReadySeconds": int(STEADY * kills)},
         )
-        for _ in range(KILLS):
+        for _ in range(kills):
             killer.kill()
         assert served.conditions()["Progressing"]["status"] == "True", "it ended before"
         served.settled(300)
@@ -229,7 +238,7 @@ def test_a_rollout_whose_operator_is_killed_twenty_times(served: Serving, tmp_pa
         audit.see(kind, pod)
     new = {uid: name for uid, name in audit.made.items() if uid not in old}
     print(
-        f"{KILLS} kills in {killer.moments[-1] - killer.moments[0]:.0f} s of a rollout of "
+        f"{kills} kills in {killer.moments[-1] - killer.moments[0]:.0f} s of a rollout of "
         f"{seconds:.0f} s; {len(clients.outcomes)} requests, none failed"
     )
     print(f"  groups at most {dict(audit.most)}, ready at least {audit.least} as one was taken out")

@@ -23,7 +23,7 @@ from reference import Reference
 from serving import MODEL, Object, Serving, manifest
 from streams import Outcome, ask, known
 from typer.testing import CliRunner
-from workers import LONG, Worker, amid_prefill, comes_back, leader, newest
+from workers import LONG, Worker, amid_prefill, comes_back, label, leader, newest
 
 pytestmark = pytest.mark.cluster
 torch.set_num_threads(1)
@@ -33,8 +33,9 @@ TIE = 1e-4
 LENGTHS = (10, 127, 257, 700, 1800)
 """Tokens of the prompts, chunks being of 128: the last goes through the stages in 15."""
 STEP_TIMEOUT = 5
-TOLD = 5.0
-"""Seconds within which a client hears that the group that answered it is dead."""
+TOLD = 15.0
+"""Seconds within which a client hears that the group that answered it is dead: half of what a
+hand-over that nobody renews would take."""
 COLD = 600
 RESOURCES = {"requests": {"cpu": "100m"}}
 PREFILL = {"replicas": 1, "parallelism": {"pp": 2}, "resources": RESOURCES}
@@ -47,12 +48,6 @@ SPEC = {
         "prefixCache": False,  # the long prompt is computed whole every time
     },
     "prefill": PREFILL,
-}
-COMPILING = {"requests": {"cpu": "400m"}}
-"""More than other pods ask for: the shares of CPU follow from it while the machine is busy."""
-WARM = {
-    "volume": {"claim": {"size": "1Gi"}},
-    "warmup": {"enabled": True, "workers": 1, "timeoutSeconds": COLD},
 }
 
 
@@ -100,26 +95,21 @@ def assert_equals_transformers(serving: Serving, client: httpx.Client) -> None:
     print(f"{equal} of {len(LENGTHS)} prompts equal in {STEPS} tokens, the others differ at a tie")
 
 
-def test_both_pods_prove_that_they_are_warm(
-    operator: Cluster, own_namespace: str, client: httpx.Client
-) -> None:
-    roles = {
-        "prefill": {**PREFILL, "resources": COMPILING},
-        "decode": {"replicas": 1, "resources": COMPILING},
-    }
-    spec = {**SPEC, **roles, "compileCache": WARM}
-    with served(operator, own_namespace, "warm", **spec) as serving:
-        assert serving.complete(client, LONG["prompt"], max_tokens=2).status_code == 200
-        pods = newest(serving, "prefill")
-        proofs = [json.loads(proof(pod)) for pod in pods]
-        kernels = serving.state(pods[0])["kernels"]
-        assert [proof["manifest"] for proof in proofs] == [kernels["manifest"]] * 2
-        assert [proof["error"] for proof in proofs] == ["", ""]
-        graphs = proofs[0]["compiled"] + proofs[0]["reused"]
-        assert (kernels["compiled"], kernels["reused"]) == (0, 2 * graphs)  # of both ranks
-        assert kernels["compiles_after_ready"] == 0
-        condition = serving.conditions()["KernelsWarm"]
-        assert (condition["status"], condition["reason"]) == ("True", "Warm")
+def test_both_pods_prove_that_they_are_warm(compiled: Serving, client: httpx.Client) -> None:
+    """A group of one pod becomes one of two, by a rollout: stages run the graphs that are there."""
+    compiled.apply(prefill=PREFILL)
+    compiled.settled(COLD)
+    assert compiled.complete(client, LONG["prompt"], max_tokens=2).status_code == 200
+    pods = newest(compiled, "prefill", max(label(p, "group") for p in compiled.pods("prefill")))
+    proofs = [json.loads(proof(pod)) for pod in pods]
+    kernels = compiled.state(pods[0])["kernels"]
+    assert [proof["manifest"] for proof in proofs] == [kernels["manifest"]] * 2
+    assert [proof["error"] for proof in proofs] == ["", ""]
+    graphs = proofs[0]["compiled"] + proofs[0]["reused"]
+    assert (kernels["compiled"], kernels["reused"]) == (0, 2 * graphs)  # of both ranks
+    assert kernels["compiles_after_ready"] == 0
+    condition = compiled.conditions()["KernelsWarm"]
+    assert (condition["status"], condition["reason"]) == ("True", "Warm")
 
 
 def proof(pod: Object) -> str:
@@ -233,7 +223,10 @@ def test_a_stopped_worker_is_named_by_the_watchdog(staged: Serving, client: http
     assert seconds < STEP_TIMEOUT + TOLD
     blamed = [line for line in said if "when it fell silent" in line]
     assert any("rank 1 (stage 1)" in line for line in blamed), said
-    assert "rank 1 (stage 1)" in why(staged)
+    # Of the two pods that end for it, the Event tells of the first that the kubelet saw ended:
+    # the leader, which names the rank, or the other, which has lost the leader.
+    told = why(staged)
+    assert "rank 1 (stage 1)" in told or "the connection to the scheduler has ended" in told
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import pds_engine.server.job
 import pytest
 from pds_cluster.testing import Cluster
 from serving import MODEL, Object, Serving, manifest
-from streams import Question, crowd, known
+from streams import REST, Question, crowd, known
 
 pytestmark = pytest.mark.cluster
 
@@ -81,7 +81,7 @@ def mounted(source: Path, path: str) -> Object:
 def unharmed(served: Serving, questions: list[Question]) -> Iterator[None]:
     """Clients that ask all the while, of whom none fails; the same groups serve at the end."""
     good, before = served.object, groups(served)
-    with crowd(served.url, questions, clients=CLIENTS) as clients:
+    with crowd(served.url, questions, clients=CLIENTS, rest=REST) as clients:
         clients.goes_on()
         try:
             yield

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import pytest
 from pds_cluster.testing import Cluster
 from serving import Object, Serving, manifest
-from streams import crowd, known
+from streams import REST, crowd, known
 
 pytestmark = pytest.mark.cluster
 
 ROLES = ("prefill", "decode")
-LAG = 5.0
-"""Seconds by which the status may be behind the pods."""
+LAG = 10.0
+"""Seconds by which the status may be behind the pods, on two busy cores."""
 STEPS = [("prefill", 3), ("prefill", 1), ("decode", 2)]
 
 
@@ -39,14 +39,10 @@ class Look:
 
 
 def look(serving: Serving) -> Look:
-    here = ("-n", serving.namespace, "get")
-    row = serving.cluster.kubectl(*here, "pds", serving.name, "--no-headers").split()
-    items = json.loads(serving.cluster.kubectl(*here, "pds,pods", "-o", "json"))["items"]
-    (own,) = [item for item in items if item["kind"] == "PDServing"]
-    pods = [item for item in items if item["kind"] == "Pod"]
+    row, own = serving.row(), serving.get()
     ready, draining = {}, {}
     for role in ROLES:
-        of_role = [p for p in pods if p["metadata"]["labels"].get("pdserving.io/role") == role]
+        of_role = serving.pods(role)
         leaving = ["pdserving.io/draining" in p["metadata"]["labels"] for p in of_role]
         stays = [p for p, leaves in zip(of_role, leaving, strict=True) if not leaves]
         ready[role] = sum(map(is_ready, stays))
@@ -73,6 +69,7 @@ def scaled(serving: Serving, role: str, replicas: int, timeout: float = 240) -> 
     deadline = time.monotonic() + timeout
     while not looks[1:] or not looks[-1].settled:
         assert time.monotonic() < deadline, looks[-1]
+        time.sleep(0.1)
         looks.append(look(serving))
     # The row of a look is read just before the rest: only the next one is of a settled object.
     return [*looks, look(serving)]
@@ -101,23 +98,20 @@ def assert_true_at_the_end(last: Look, wanted: dict[str, int]) -> None:
         assert {key: told[key] for key in expected} == expected
         assert (last.ready[role], last.draining[role]) == (count, 0)
     summaries = tuple(f"{count}/{count}" for count in wanted.values())
-    assert last.row == ("scaled", "tiny", *summaries, "True", "Complete")
+    assert last.row == ("chat", "tiny", *summaries, "True", "Complete")
 
 
 @pytest.fixture(scope="module")
-def serving(operator: Cluster, namespace: str) -> Serving:
+def serving(chat: Serving) -> Serving:
     """Two prefill groups and one decode group."""
-    prefill = {"replicas": 2, "resources": {"requests": {"cpu": "100m"}}}
-    serving = Serving(operator, namespace, manifest("scaled", prefill=prefill))
-    serving.apply()
-    serving.settled()
-    return serving
+    chat.sized(prefill=2, decode=1)
+    return chat
 
 
 def test_scaling_under_load_fails_no_request(serving: Serving) -> None:
     wanted = {"prefill": 2, "decode": 1}
     questions = known(serving, at_least=6)
-    with crowd(serving.url, questions, clients=4, seconds=600) as clients:
+    with crowd(serving.url, questions, clients=4, seconds=600, rest=REST) as clients:
         clients.goes_on()
         for role, replicas in STEPS:
             before, done = wanted[role], len(clients.outcomes)
@@ -156,9 +150,9 @@ def test_a_pod_that_must_leave_ends_its_streams_first(
     serving: Serving, leave: Callable[[Serving, str], None]
 ) -> None:
     """SIGTERM is a drain, whoever sends it; the replacement does not wait for its end."""
-    serving.apply(decode={**serving.object["spec"]["decode"], "replicas": 2})
-    serving.settled()
-    with crowd(serving.url, known(serving, at_least=6), clients=4, seconds=300) as clients:
+    serving.sized(decode=2)
+    questions = known(serving, at_least=6)
+    with crowd(serving.url, questions, clients=4, seconds=300, rest=REST) as clients:
         clients.goes_on()
         leaving, stays = (pod["metadata"]["name"] for pod in serving.pods("decode"))
         leave(serving, leaving)

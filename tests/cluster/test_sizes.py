@@ -17,8 +17,7 @@ from pathlib import Path
 import httpx
 import pytest
 from pds_cluster import cgroups, processes
-from pds_cluster.testing import Cluster
-from serving import MODEL, Serving, manifest
+from serving import MODEL, Serving
 
 MB = 1 << 20
 CONTROL_LIMIT = 150 * MB
@@ -28,14 +27,10 @@ START_LIMIT = 60
 
 
 @pytest.fixture(scope="module")
-def served(operator: Cluster, namespace: str) -> Serving:
+def served(chat: Serving) -> Serving:
     """As many groups as the demonstration has."""
-    small = {"requests": {"cpu": "50m"}}
-    spec = {"prefill": {"replicas": 2, "resources": small}}
-    serving = Serving(operator, namespace, manifest("sizes", **spec))
-    serving.apply()
-    serving.settled()
-    return serving
+    chat.sized(prefill=2, decode=1)
+    return chat
 
 
 @pytest.mark.cluster

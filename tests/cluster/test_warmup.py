@@ -1,7 +1,7 @@
-"""Warm-up on the shared volume: the first pod of a revision compiles, the second finds it all.
+"""Warm-up on the shared volume: the first pods of a revision compile, the next finds it all.
 
-The seconds from creation to Ready of both are printed side by side (`pytest -rP`). They are not
-asserted: what is, is that the second compiled nothing.
+The seconds from creation to Ready are printed side by side (`pytest -rP`). They are not asserted:
+what is, is that each graph was compiled once, and that the next pod compiled nothing.
 """
 
 import json
@@ -9,32 +9,12 @@ from datetime import datetime
 
 import httpx
 import pytest
-from pds_cluster.testing import Cluster
-from serving import Object, Serving, manifest
+from serving import Object, Serving
 
 pytestmark = pytest.mark.cluster
 
-COLD = 600
-"""Seconds: two graphs by g++, on two cores that other work shares."""
-RESOURCES = {"requests": {"cpu": "400m"}}
-"""More than other tests ask for: the shares of CPU follow from it while the machine is busy."""
-SPEC = {
-    "prefill": None,
-    "decode": None,
-    "unified": {"replicas": 1, "resources": RESOURCES},
-    "compileCache": {
-        "volume": {"claim": {"size": "1Gi"}},
-        "warmup": {"enabled": True, "workers": 2, "timeoutSeconds": COLD},
-    },
-}
-
-
-@pytest.fixture(scope="module")
-def warmed(operator: Cluster, namespace: str) -> Serving:
-    serving = Serving(operator, namespace, manifest("warm", **SPEC))
-    serving.apply()
-    serving.settled(COLD)
-    return serving
+GRAPHS = 2
+"""Of every rank, whatever its role and its layers."""
 
 
 def proof(pod: Object) -> Object:
@@ -52,22 +32,31 @@ def start_seconds(pod: Object) -> float:
     return (datetime.fromisoformat(ended) - datetime.fromisoformat(begun)).total_seconds()
 
 
-def test_the_first_pod_proves_what_it_compiled(warmed: Serving) -> None:
-    (pod,) = warmed.pods("unified")
-    told, kernels = proof(pod), warmed.state(pod)["kernels"]
-    assert (told["compiled"], told["reused"], told["error"]) == (2, 0, "")
-    assert told["manifest"] == kernels["manifest"]
-    assert (kernels["compiled"], kernels["reused"]) == (0, 2)  # by the engine, after the warm-up
-    condition = warmed.conditions()["KernelsWarm"]
+def test_the_first_pods_prove_what_they_compiled(compiled: Serving) -> None:
+    """Both at once, on one volume: each graph is compiled by one of them."""
+    pods = [*compiled.pods("prefill"), *compiled.pods("decode")]
+    told, kernels = [proof(pod) for pod in pods], [compiled.state(pod)["kernels"] for pod in pods]
+    assert [each["error"] for each in told] == ["", ""]
+    assert [each["compiled"] + each["reused"] for each in told] == [GRAPHS, GRAPHS]
+    assert sum(each["compiled"] for each in told) == GRAPHS
+    assert [each["manifest"] for each in told] == [each["manifest"] for each in kernels]
+    # By the engines, after the warm-up.
+    assert [(each["compiled"], each["reused"]) for each in kernels] == [(0, GRAPHS)] * 2
+    assert_warm(compiled)
+    message = compiled.conditions()["KernelsWarm"]["message"]
+    assert f"{GRAPHS} artefacts compiled, {GRAPHS} reused" in message
+
+
+def assert_warm(serving: Serving) -> None:
+    condition = serving.conditions()["KernelsWarm"]
     assert (condition["status"], condition["reason"]) == ("True", "Warm")
-    assert "2 artefacts compiled, 0 reused" in condition["message"]
 
 
-def test_compiled_graphs_answer_without_compiling(warmed: Serving) -> None:
+def test_compiled_graphs_answer_without_compiling(compiled: Serving) -> None:
     known = "The value of fig is 12. The value of plum is 47. What is the value of plum?"
-    with httpx.Client(base_url=warmed.url, timeout=120) as client:
+    with httpx.Client(base_url=compiled.url, timeout=120) as client:
         for tokens in (1, 300):  # a step of one token, and a prompt of several chunks
-            answer = warmed.complete(client, [20] * tokens, max_tokens=4)
+            answer = compiled.complete(client, [20] * tokens, max_tokens=4)
             assert answer.status_code == 200, answer.text
         said = client.post(
             "/v1/chat/completions",
@@ -78,24 +67,23 @@ def test_compiled_graphs_answer_without_compiling(warmed: Serving) -> None:
             },
         ).json()
     assert "47" in said["choices"][0]["message"]["content"]
-    assert warmed.states("unified")[0]["kernels"]["compiles_after_ready"] == 0
-    assert warmed.conditions()["KernelsWarm"]["status"] == "True"
+    for state in (*compiled.states("prefill"), *compiled.states("decode")):
+        assert state["kernels"]["compiles_after_ready"] == 0
+    assert_warm(compiled)
 
 
-def test_the_second_pod_of_a_revision_compiles_nothing(warmed: Serving) -> None:
-    warmed.apply(unified={"replicas": 2, "resources": RESOURCES})
-    warmed.settled()
-    cold, warm = sorted(warmed.pods("unified"), key=lambda pod: str(pod["metadata"]["name"]))
+def test_the_next_pod_of_a_revision_compiles_nothing(compiled: Serving) -> None:
+    compiled.sized(prefill=2)
+    cold, warm = sorted(compiled.pods("prefill"), key=lambda pod: str(pod["metadata"]["name"]))
     assert (
         warm["metadata"]["labels"]["pdserving.io/revision"]
         == (cold["metadata"]["labels"]["pdserving.io/revision"])
     )
-    told, kernels = proof(warm), warmed.state(warm)["kernels"]
-    assert (told["compiled"], told["reused"], told["error"]) == (0, 2, "")
+    told, kernels = proof(warm), compiled.state(warm)["kernels"]
+    assert (told["compiled"], told["reused"], told["error"]) == (0, GRAPHS, "")
     assert told["manifest"] == kernels["manifest"] == proof(cold)["manifest"]
     assert (kernels["compiled"], kernels["compiles_after_ready"]) == (0, 0)
-    condition = warmed.conditions()["KernelsWarm"]
-    assert (condition["status"], condition["reason"]) == ("True", "Warm")
+    assert_warm(compiled)
     for name, pod in (("cold", cold), ("warm", warm)):
         print(
             f"{name}: Ready {start_seconds(pod):.0f} s after creation, of which its warm-up took "

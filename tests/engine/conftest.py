@@ -1,8 +1,6 @@
 """Ranks of one stage as real processes that speak gloo on the loopback."""
 
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Callable
 from datetime import timedelta
@@ -11,7 +9,11 @@ from typing import Any
 
 import pytest
 
-ONE_RANK = Path(__file__).parent / "one_rank.py"
+# forked.py is a helper of these tests alone; tests have no packages.
+sys.path.insert(0, str(Path(__file__).parent))
+
+from forked import Forked, one_rank
+
 Ranks = Callable[..., list[Any]]
 
 
@@ -31,23 +33,52 @@ def ranks(tmp_path: Path) -> Ranks:
         )
         code = function.__code__
         results = [tmp_path / f"rank-{rank}.json" for rank in range(size)]
+        logs = [tmp_path / f"rank-{rank}.log" for rank in range(size)]
         children = [
-            subprocess.Popen(
-                [sys.executable, str(ONE_RANK), str(rank), str(size), str(store.port),
-                 code.co_filename, code.co_name, json.dumps(options), str(results[rank])],
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
-                stderr=subprocess.PIPE, text=True,
+            Forked(
+                logs[rank], one_rank, rank, size, store.port,
+                code.co_filename, code.co_name, json.dumps(options), str(results[rank]),
             )
             for rank in range(size)
         ]  # fmt: skip
         try:
-            said = [child.communicate(timeout=300)[1] for child in children]
+            for child in children:
+                child.wait(300)
         finally:
             for child in children:
                 child.kill()
                 child.wait()
-        for rank, text in enumerate(said):
-            print(f"rank {rank}:\n{text}", file=sys.stderr)
+        for rank, log in enumerate(logs):
+            print(f"rank {rank}:\n{log.read_text()}", file=sys.stderr)
         return [json.loads(path.read_text()) if path.exists() else None for path in results]
 
     return run
+
+
+POISON = 5
+
+
+@pytest.fixture
+def poison() -> int:
+    """A token on which a model has no answer once `overflow` has changed its weights."""
+    return POISON
+
+
+@pytest.fixture
+def overflow() -> Callable[[dict[str, Any]], None]:
+    """Changes a model's tensors: finite still, but its numbers overflow where `poison` is among the
+    tokens, and else never."""
+
+    def edit(tensors: dict[str, Any]) -> None:
+        # The last dimension of the first layer's input is POISON's alone; the MLP multiplies it by
+        # the largest of numbers, up and down.
+        huge, first = 3e38, "model.layers.0."
+        embedding = tensors["model.embed_tokens.weight"]
+        embedding[:, -1] = 0
+        embedding[POISON, -1] = 1
+        tensors[f"{first}self_attn.o_proj.weight"][-1] = 0
+        tensors[f"{first}mlp.gate_proj.weight"][:, -1] = huge
+        up = tensors[f"{first}mlp.up_proj.weight"]
+        up[::2, -1], up[1::2, -1] = huge, -huge
+
+    return edit

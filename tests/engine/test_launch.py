@@ -14,6 +14,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from free import free_port
 from pds_engine import launch
 from pds_engine.config import EngineConfig
 from pds_engine.errors import ConfigError
@@ -27,8 +28,7 @@ class Group:
     """One `pds-engine serve` of the tiny model."""
 
     def __init__(self, *options: str) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            port = probe.getsockname()[1]
+        port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         self.process = subprocess.Popen(
             [*ENGINE, "serve", "--model", str(MODEL), "--dtype", "float32", "--port", str(port),
@@ -165,11 +165,6 @@ def test_the_loss_of_a_stage_in_mid_prefill_is_named_and_told(
     assert ("when it fell silent" in said) == (number == signal.SIGSTOP)
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture
 def pods(tmp_path: Path) -> Iterator[list[Group]]:
     """The leader's pod and that of the second stage, each with an incarnation of its own."""
@@ -276,6 +271,26 @@ def test_weights_that_a_worker_cannot_load_end_with_78_and_a_note(tmp_path: Path
     _, said = broken.process.communicate(timeout=90)
     assert broken.process.returncode == 78
     assert f"error: model.path: cannot read {weights}" in said
+
+
+@pytest.mark.parametrize(
+    ("key", "use"),
+    [
+        ("http.port", "HTTP"),
+        ("http.metrics_port", "metrics"),
+        ("http.control_port", "control (the scheduler)"),
+        ("kv.port_base", "KV channels"),
+    ],
+)
+def test_a_port_in_use_is_named_and_is_no_configuration_error(key: str, use: str) -> None:
+    """78 would never be tried again, and whoever has the port may be gone in a second."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        group = Group("--set", f"{key}={port}")
+        _, said = group.process.communicate(timeout=60)
+    assert group.process.returncode == 1
+    assert f"cannot listen on 127.0.0.1:{port}, the port of {use}: Address already in use" in said
+    assert key in said
 
 
 def test_a_configuration_error_ends_with_78_and_a_note(tmp_path: Path) -> None:

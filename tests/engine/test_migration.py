@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
+from free import free_port
 from pds_engine import signing
 from pds_engine.keys import Keys
 
@@ -27,11 +27,6 @@ STREAMS: list[dict[str, Any]] = [
     {"prompt": "x", "max_tokens": 280, "ignore_eos": True, "seed": 3, "presence_penalty": 1.5},
 ]
 """Greedy, seeded, scored and penalised: each says the same whenever it is asked."""
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
 
 
 def until(probe: Callable[[], Any], seconds: float) -> None:

@@ -18,6 +18,7 @@ def graph(tokens: tuple[int, int], width: int = 8) -> Graph:
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 def test_one_package_serves_every_number_of_tokens(tmp_path):
     build(graph((2, 64)), tmp_path)
     compiled = load(tmp_path)

@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "cluster"))
 
 from pds_cluster import testing
 from pds_cluster.errors import ClusterError
+from pds_cluster.testing import pytest_runtest_makereport as pytest_runtest_makereport
 from running import eventually
 
 ROOT = Path(__file__).parents[2]

@@ -145,6 +145,18 @@ CASES = [
         "ranksPerPod must divide",
     ),
     (
+        "as many data-parallel ranks as a leader has control ports",
+        changed("decode", {"parallelism": {"dp": 64}}),
+        changed("decode", {"parallelism": {"dp": 65}}),
+        "less than or equal to 64",
+    ),
+    (
+        "as many ranks as a pod has KV ports",
+        changed("decode", {"parallelism": {"pp": 2, "tp": 64}, "ranksPerPod": 64}),
+        changed("decode", {"parallelism": {"pp": 2, "tp": 65}, "ranksPerPod": 65}),
+        "less than or equal to 64",
+    ),
+    (
         "layers of every stage",
         changed("prefill", {"parallelism": {"pp": 2, "layers": [3, 1]}}),
         changed("prefill", {"parallelism": {"pp": 2, "layers": [4]}}),

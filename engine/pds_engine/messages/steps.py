@@ -72,6 +72,8 @@ class StepDone(Message, frozen=True, kw_only=True):
 
     They travel to the scheduler alone: no stage reads them, so no output exchange comes of them.
     """
+    unsound: tuple[int, ...] = ()
+    """Which of `tokens`, by place, mean nothing: the model's scores were not finite there."""
     elapsed: float
     """Seconds from the step's launch to its result, on the last stage."""
 

@@ -15,7 +15,9 @@ class Traffic(Struct, frozen=True, array_like=True, kw_only=True):
     """Messages between stages since the rank was ready, counted by one rank.
 
     `outputs_expected` counts the plans that say expects_output: on the first stage it is what was
-    or will be received, on the last one what was sent.
+    or will be received, on the last one what was sent. `outputs_unneeded`, on the first stage: of
+    those received, how many no step has read; the tokens of requests that ended or were cancelled
+    meanwhile, and nothing else unless plans send too much.
     """
 
     rank: int
@@ -25,6 +27,7 @@ class Traffic(Struct, frozen=True, array_like=True, kw_only=True):
     outputs_expected: int = 0
     outputs_sent: int = 0
     outputs_received: int = 0
+    outputs_unneeded: int = 0
 
 
 class Progress(Message, frozen=True, kw_only=True):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from pds_engine.errors import ConfigError
 from pds_engine.models.files import weight_files
+from pds_engine.models.headers import Stored
 
 _SAMPLES = 64
 _SAMPLE_BYTES = 4096
@@ -20,23 +22,21 @@ _COSMETIC = ("transformers_version", "torch_dtype", "dtype", "use_cache", "_name
 
 
 class Checkpoint:
-    """The open safetensors files of a model folder; a context manager.
+    """The open safetensors files of what `tensors.contents` found; a context manager.
 
     Raises:
-        ConfigError: there are none, or one is missing or unreadable.
+        ConfigError: one is unreadable.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.files = weight_files(folder)
+    def __init__(self, contents: Mapping[str, Stored]) -> None:
+        self._contents = contents
         self._stack = ExitStack()
-        self._where: dict[str, tuple[Any, Path]] = {}
-        for path in self.files:
+        self._opened: dict[Path, Any] = {}
+        for path in sorted({stored.path for stored in contents.values()}):
             try:
-                opened = self._stack.enter_context(safe_open(path, framework="pt"))
+                self._opened[path] = self._stack.enter_context(safe_open(path, framework="pt"))
             except (OSError, SafetensorError) as error:
                 raise ConfigError(f"model.path: cannot read {path}: {error}") from error
-            self._where.update(dict.fromkeys(opened.keys(), (opened, path)))
 
     def __enter__(self) -> Self:
         return self
@@ -45,34 +45,47 @@ class Checkpoint:
         self._stack.close()
 
     def __contains__(self, name: str) -> bool:
-        return name in self._where
+        return name in self._contents
 
     def read(
-        self, name: str, shape: tuple[int, ...], dim: int = 0, part: range | None = None
+        self, name: str, dtype: torch.dtype, dim: int = 0, part: range | None = None
     ) -> Tensor:
-        """Tensor `name`, of whole shape `shape`; only `part` of its dimension `dim` is read.
+        """Tensor `name` in `dtype`; only `part` of its dimension `dim` is read.
 
         Raises:
-            ConfigError: there is no such tensor, or it has another shape.
+            ConfigError: some of what is read is not a finite number, or has none in `dtype`.
         """
-        if name not in self._where:
-            raise ConfigError(f"model.path: {self.folder} has no tensor {name}")
-        opened, path = self._where[name]
-        stored = opened.get_slice(name)
-        if tuple(stored.get_shape()) != shape:
-            raise ConfigError(
-                f"model.path: {name} in {path} has shape {tuple(stored.get_shape())}, "
-                f"config.json says {shape}"
-            )
+        path = self._contents[name].path
+        opened = self._opened[path]
         if part is None:
             tensor = opened.get_tensor(name)
         elif dim == 0:
-            tensor = stored[part.start : part.stop]
+            tensor = opened.get_slice(name)[part.start : part.stop]
         else:
-            tensor = stored[:, part.start : part.stop]
-        if not isinstance(tensor, Tensor) or not torch.is_floating_point(tensor):
-            raise ConfigError(f"model.path: {name} in {path} is not a floating-point tensor")
-        return tensor
+            tensor = opened.get_slice(name)[:, part.start : part.stop]
+        rounded: Tensor = tensor.to(dtype)
+        if finite(rounded):
+            return rounded
+        if finite(tensor):
+            raise ConfigError(
+                f"model.path: {name} in {path} has values too large for {dtype}",
+                hint="set model.dtype to bfloat16 or float32",
+            )
+        raise ConfigError(
+            f"model.path: {name} in {path} holds values that are no finite numbers",
+            hint="the checkpoint is damaged, or its training diverged: take another",
+        )
+
+
+def finite(tensor: Tensor) -> bool:
+    """Whether there is neither NaN nor infinity in it, by one pass over it: both show in extremes.
+
+    A tensor without elements is finite.
+    """
+    if not tensor.numel():
+        return True
+    least, most = tensor.aminmax()
+    return bool(least.isfinite() & most.isfinite())
 
 
 def digest(folder: Path, config: dict[str, Any]) -> str:

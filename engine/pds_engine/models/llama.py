@@ -1,9 +1,5 @@
 """Llama 2 and 3, and whatever names itself LlamaForCausalLM."""
 
-from pds_engine.spec import DecoderSpec, Json, dense
+from pds_engine.spec import Family
 
-ARCHITECTURE = "LlamaForCausalLM"
-
-
-def spec(config: Json) -> DecoderSpec:
-    return dense(config, ARCHITECTURE)
+FAMILY = Family(architecture="LlamaForCausalLM", model_type="llama")

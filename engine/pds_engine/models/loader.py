@@ -9,6 +9,7 @@ from pds_engine.layers import rope
 from pds_engine.models.checkpoint import Checkpoint
 from pds_engine.models.decoder import Decoder, LayerWeights, Weights
 from pds_engine.models.registry import check
+from pds_engine.models.tensors import EMBEDDING, HEAD, NORM, contents
 from pds_engine.parallel.collectives import ALONE, Collectives
 from pds_engine.parallel.layout import Part, part
 from pds_engine.spec import DecoderSpec
@@ -53,7 +54,7 @@ def load(
         )
     stored = DTYPES[config.model.dtype]
     dtype = compute_dtype(stored, device)
-    with Checkpoint(config.model.path) as checkpoint:
+    with Checkpoint(contents(config.model.path, spec)) as checkpoint:
         weights = _Reader(checkpoint, spec, mine, stored, dtype, device).weights()
     table = rope.table(spec.rope, spec.head_dim, config.max_model_len, device)
     return Decoder(spec, mine, weights, table, dtype, collectives)
@@ -77,59 +78,52 @@ class _Reader:
         self._device = device
 
     def weights(self) -> Weights:
-        spec, mine = self._spec, self._part
-        embedding = head = norm = None
-        if mine.embeds or (mine.samples and spec.tied):
-            embedding = self._vocabulary("model.embed_tokens.weight")
+        mine, checkpoint = self._part, self._checkpoint
+        embedding = self._vocabulary(EMBEDDING, HEAD) if mine.embeds else None
+        head = norm = None
         if mine.samples:
-            head = embedding if spec.tied else self._vocabulary("lm_head.weight")
-            norm = self._read("model.norm.weight", (spec.hidden,))
+            both = EMBEDDING in checkpoint and HEAD in checkpoint
+            if both or embedding is None:
+                head = self._vocabulary(HEAD, EMBEDDING)
+            if head is None or (embedding is not None and torch.equal(head, embedding)):
+                head = embedding
+            norm = self._read(NORM)
         layers = tuple(self._layer(f"model.layers.{index}.") for index in mine.layers)
-        return Weights(layers, embedding if mine.embeds else None, norm, head)
+        return Weights(layers, embedding, norm, head)
 
-    def _vocabulary(self, name: str) -> Tensor:
-        """This shard's rows of an embedding, with zeros up to as many as all shards have."""
+    def _vocabulary(self, name: str, tied: str) -> Tensor:
+        """This shard's rows of an embedding, with zeros up to as many as all shards have.
+
+        `tied` is the tensor that a checkpoint has in its place where both are one.
+        """
         mine = self._part
-        rows = self._read(name, (self._spec.vocab, self._spec.hidden), 0, mine.vocab)
+        rows = self._read(name if name in self._checkpoint else tied, 0, mine.vocab)
         missing = mine.vocab_rows - len(rows)
         return F.pad(rows, (0, 0, 0, missing)) if missing else rows
 
     def _layer(self, name: str) -> LayerWeights:
-        spec, hidden = self._spec, self._spec.hidden
-        heads = self._heads(self._part.heads)
-        mlp, columns = (spec.intermediate, hidden), self._part.columns
-
-        def rows(tensor: str) -> Tensor:
-            return self._read(f"{name}{tensor}.weight", mlp, 0, columns)
-
+        spec = self._spec
+        heads, columns = self._heads(self._part.heads), self._part.columns
+        gate_up = [
+            self._read(f"{name}mlp.{part}_proj.weight", 0, columns) for part in ("gate", "up")
+        ]
         return LayerWeights(
-            input_norm=self._read(f"{name}input_layernorm.weight", (hidden,)),
-            qkv=self._qkv(name, "weight", (hidden,)),
-            qkv_bias=self._qkv(name, "bias", ()) if spec.qkv_bias else self._none(),
+            input_norm=self._read(f"{name}input_layernorm.weight"),
+            qkv=self._qkv(name, "weight"),
+            qkv_bias=self._qkv(name, "bias") if spec.qkv_bias else self._none(),
             qk_norm=self._qk_norm(name) if spec.qk_norm else self._none(),
-            out=self._read(
-                f"{name}self_attn.o_proj.weight", (hidden, spec.heads * spec.head_dim), 1, heads
-            ),
-            post_norm=self._read(f"{name}post_attention_layernorm.weight", (hidden,)),
-            gate_up=torch.cat((rows("mlp.gate_proj"), rows("mlp.up_proj"))),
-            down=self._read(f"{name}mlp.down_proj.weight", mlp[::-1], 1, columns),
+            out=self._read(f"{name}self_attn.o_proj.weight", 1, heads),
+            post_norm=self._read(f"{name}post_attention_layernorm.weight"),
+            gate_up=torch.cat(gate_up),
+            down=self._read(f"{name}mlp.down_proj.weight", 1, columns),
         )
 
-    def _qkv(self, name: str, kind: str, tail: tuple[int, ...]) -> Tensor:
+    def _qkv(self, name: str, kind: str) -> Tensor:
         """Weights or biases of the three projections, this shard's heads of each."""
-        spec, mine = self._spec, self._part
+        mine = self._part
         parts = [
-            self._read(
-                f"{name}self_attn.{letter}_proj.{kind}",
-                (count * spec.head_dim, *tail),
-                0,
-                self._heads(heads),
-            )
-            for letter, count, heads in (
-                ("q", spec.heads, mine.heads),
-                ("k", spec.kv_heads, mine.kv_heads),
-                ("v", spec.kv_heads, mine.kv_heads),
-            )
+            self._read(f"{name}self_attn.{letter}_proj.{kind}", 0, self._heads(heads))
+            for letter, heads in (("q", mine.heads), ("k", mine.kv_heads), ("v", mine.kv_heads))
         ]
         return torch.cat(parts)
 
@@ -137,9 +131,7 @@ class _Reader:
         return torch.empty(0, dtype=self._dtype, device=self._device)
 
     def _qk_norm(self, name: str) -> Tensor:
-        shape = (self._spec.head_dim,)
-        q = self._read(f"{name}self_attn.q_norm.weight", shape)
-        k = self._read(f"{name}self_attn.k_norm.weight", shape)
+        q, k = (self._read(f"{name}self_attn.{letter}_norm.weight") for letter in "qk")
         counts = len(self._part.heads), len(self._part.kv_heads)
         return torch.cat([w.expand(n, -1) for w, n in zip((q, k), counts, strict=True)])
 
@@ -147,8 +139,6 @@ class _Reader:
         """The rows of a projection that make these heads."""
         return range(heads.start * self._spec.head_dim, heads.stop * self._spec.head_dim)
 
-    def _read(
-        self, name: str, shape: tuple[int, ...], dim: int = 0, wanted: range | None = None
-    ) -> Tensor:
-        tensor = self._checkpoint.read(name, shape, dim, wanted)
-        return tensor.to(self._stored).to(self._device, self._dtype).contiguous()
+    def _read(self, name: str, dim: int = 0, wanted: range | None = None) -> Tensor:
+        tensor = self._checkpoint.read(name, self._stored, dim, wanted)
+        return tensor.to(self._device, self._dtype).contiguous()

@@ -1,9 +1,11 @@
 """Qwen2 and Qwen2.5, dense: Llama with biases on queries, keys and values."""
 
-from pds_engine.spec import DecoderSpec, Json, dense
+from pds_engine.spec import Family
 
-ARCHITECTURE = "Qwen2ForCausalLM"
-
-
-def spec(config: Json) -> DecoderSpec:
-    return dense(config, ARCHITECTURE, qkv_bias=True)
+FAMILY = Family(
+    architecture="Qwen2ForCausalLM",
+    model_type="qwen2",
+    qkv_bias=True,
+    kv_heads=32,
+    window_needs_switch=True,
+)

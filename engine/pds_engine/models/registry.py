@@ -1,15 +1,15 @@
 """Which architectures are served, and whether a layout suits one. No torch: launch asks first."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from pds_engine.config import EngineConfig
 from pds_engine.errors import ConfigError
-from pds_engine.models import llama, mistral, qwen2, qwen3
-from pds_engine.spec import DecoderSpec, Json, read_config
+from pds_engine.models import llama, mistral, options, quantized, qwen2, qwen3
+from pds_engine.spec import DecoderSpec, Family, dense, read_config
 
-FAMILIES: Mapping[str, Callable[[Json], DecoderSpec]] = {
-    module.ARCHITECTURE: module.spec for module in (llama, mistral, qwen2, qwen3)
+FAMILIES: Mapping[str, Family] = {
+    module.FAMILY.architecture: module.FAMILY for module in (llama, mistral, qwen2, qwen3)
 }
 
 
@@ -17,13 +17,19 @@ def read_spec(folder: Path) -> DecoderSpec:
     """The spec of the model in `folder`.
 
     Raises:
-        ConfigError: no such model, an unknown architecture, or an option that is not supported.
+        ConfigError: no such model, an unknown architecture, a quantized model, or an option that is
+            not supported.
     """
     config = read_config(folder)
+    quantized.check(folder, config)
     named = config.get("architectures") or []
+    if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
+        raise ConfigError(f"config.json: architectures must be a list of names, got {named!r}")
     for architecture in named:
         if architecture in FAMILIES:
-            return FAMILIES[architecture](config)
+            family = FAMILIES[architecture]
+            options.check(config, family)
+            return dense(config, family)
     raise ConfigError(
         f"model.path: {folder} holds a model of unknown architecture {', '.join(named) or 'none'}",
         hint=f"known: {', '.join(FAMILIES)}",

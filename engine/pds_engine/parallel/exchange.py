@@ -6,7 +6,7 @@ after that computation, where it does not spin beside it.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Generic, TypeVar
 
 import torch
@@ -68,8 +68,9 @@ class Counts:
     outputs_sent: int = 0
     outputs_received: int = 0
 
-    def traffic(self) -> Traffic:
-        return Traffic(**{name: getattr(self, name) for name in Traffic.__struct_fields__})
+    def traffic(self, unneeded: int) -> Traffic:
+        """`unneeded`: outputs that the runner has not read."""
+        return Traffic(**asdict(self), outputs_unneeded=unneeded)
 
 
 @dataclass(slots=True)

@@ -22,7 +22,9 @@ from torch._C._distributed_c10d import Store, TCPStore
 
 from pds_engine.config import EngineConfig, ParallelConfig
 from pds_engine.errors import RankLost
+from pds_engine.listening import listener
 from pds_engine.parallel.layout import rank_name
+from pds_engine.ports import RENDEZVOUS
 
 _LEAST_TIMEOUT = 1800.0
 _STEPS = 10
@@ -49,6 +51,7 @@ def assemble(config: EngineConfig, rank: int, device: torch.device, rendezvous: 
 
     Raises:
         RankLost: a rank has not come in join_timeout; it is named.
+        PortTaken: another process has the rendezvous' port.
     """
     split = config.parallelism
     if split.ranks == 1:
@@ -69,6 +72,8 @@ def _meet(rank: int, split: ParallelConfig, rendezvous: str, seconds: float) -> 
     """The store, once every rank has been there."""
     host, _, port = rendezvous.rpartition(":")
     patience = timedelta(seconds=seconds)
+    # By itself the store listens on all addresses.
+    ours = listener(host, int(port), RENDEZVOUS).detach() if rank == 0 else None
     try:
         store = TCPStore(
             host,
@@ -76,7 +81,7 @@ def _meet(rank: int, split: ParallelConfig, rendezvous: str, seconds: float) -> 
             is_master=rank == 0,
             wait_for_workers=False,
             timeout=patience,
-            master_listen_fd=_listen(host, int(port)) if rank == 0 else None,
+            master_listen_fd=ours,
         )
     except (OSError, RuntimeError) as error:
         raise RankLost(
@@ -91,12 +96,6 @@ def _meet(rank: int, split: ParallelConfig, rendezvous: str, seconds: float) -> 
         names = ", ".join(rank_name(r, split.tp) for r in absent)
         raise RankLost(f"{names} did not come to the rendezvous in {seconds:g} s") from error
     return store
-
-
-def _listen(host: str, port: int) -> int:
-    """The descriptor of a listener on this address alone: by itself the store listens on all."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host, port), family=family).detach()
 
 
 def _groups(rank: int, split: ParallelConfig, device: torch.device, timeout: timedelta) -> Groups:

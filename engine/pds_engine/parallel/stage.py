@@ -68,8 +68,8 @@ class StageRunner(Protocol[H]):
         """Compute a step from the previous stage's hidden states; None on the first stage."""
 
     def accept(self, plan: StepPlan, tokens: tuple[int, ...]) -> None:
-        """On the first stage: what `plan`'s sampling rows sampled, in order. Rows whose slot has
-        another generation by now are passed over."""
+        """On the first stage: what `plan`'s sampling rows sampled, in order; () if it has none.
+        Rows whose slot has another generation by now are passed over."""
 
 
 class Exchange(Protocol[_Sent, _Wait]):
@@ -170,9 +170,7 @@ class Stage(Generic[H, W]):
         """Take the outputs of all steps up to `until` that send one, in order."""
         while self._expected and self._expected[0][0].step_id <= until:
             plan, arriving = self._expected.popleft()
-            tokens = yield arriving
-            if tokens:
-                self._runner.accept(plan, tokens)
+            self._runner.accept(plan, (yield arriving))
 
     def _await_sent(self, until: int) -> Generator[W, Any, None]:
         """Wait until what was sent for steps up to `until` has left its buffers."""

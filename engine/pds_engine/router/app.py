@@ -96,7 +96,8 @@ class Router:
             seconds = self.config.body_timeout
             raise BodyTimeout(f"the body did not come within {seconds:g} seconds") from error
         if path in STREAMED:
-            return read_call(path, headers, body, now=time(), policy=self.config.policy)
+            policy, longest = self.config.policy, self.fleet.longest
+            return read_call(path, headers, body, now=time(), policy=policy, longest=longest)
         return plain_call(scope["method"], path, headers, body, now=time())
 
     async def observed(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:

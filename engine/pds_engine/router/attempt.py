@@ -5,7 +5,15 @@ import secrets
 from dataclasses import dataclass, field
 from time import time
 
-from pds_engine.errors import Drained, Overloaded, Preempted, TransferFailed, Unavailable
+from pds_engine.errors import (
+    Drained,
+    GroupFailed,
+    NotFinite,
+    Overloaded,
+    Preempted,
+    TransferFailed,
+    Unavailable,
+)
 from pds_engine.messages import Role
 from pds_engine.router.answers import JSON, error_body
 from pds_engine.router.backends import Backend, Fleet
@@ -18,10 +26,15 @@ from pds_engine.signing import signed
 SIGNATURE_SECONDS = 60
 RETRIED = frozenset({408, 429, 500, 502, 503})
 """Answers of a group that another group may do better. 504 says that the request's time is over."""
-ROOM = frozenset({Overloaded.code, Preempted.code, Unavailable.code})
-"""What a group says that has no room just now."""
+ROOM = frozenset({Overloaded.code, Preempted.code})
+"""What a group says, besides turning away, that has no room just now."""
+DIED = "the group has failed"
+UNOFFERED = "no decode group has offered pages"
+"""How messages begin by which engines of the release before say `unavailable` of work that they had
+taken in. Ours have codes of their own for that."""
 FAULTS = frozenset({500, 502})
-"""Answers that count against the group's circuit; 429 and 503 only say that it is busy."""
+"""Answers that count against the group's circuit; 429 and 503 only say that it is busy. Not so
+NotFinite: a prompt that no group can answer would else close them all to everybody."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +47,10 @@ class Failure:
     headers: tuple[tuple[bytes, bytes], ...] = ()
     reason: str = "failed"
     """lost, drained, preempted or failed: what a migration is counted under."""
+    died: bool = False
+    """The group died or fell silent with the request, and may have died of it."""
+    untaken: bool = False
+    """It reached no group of the pair, or not beyond its door: nothing came of it."""
 
     @property
     def retry(self) -> bool:
@@ -47,12 +64,23 @@ class Failure:
     @property
     def turned_away(self) -> bool:
         """A group that drains or is not ready began nothing: asking it was no attempt."""
-        return self.reason != "lost" and _code(self.body) == Unavailable.code
+        code, message = _error(self.body)
+        return self._heard and code == Unavailable.code and not message.startswith(UNOFFERED)
 
     @property
     def busy(self) -> bool:
         """A group is there, and says that it has no room just now."""
-        return self.reason != "lost" and _code(self.body) in ROOM
+        return self.turned_away or (self._heard and _code(self.body) in ROOM)
+
+    @property
+    def begun(self) -> bool:
+        """A group may have failed of the request itself: another is asked so often and no more."""
+        return not (self.untaken or self.busy or self.reason == Drained.code)
+
+    @property
+    def _heard(self) -> bool:
+        """The answer is the group's own, and no epitaph."""
+        return self.reason != "lost" and not self.died
 
 
 @dataclass(slots=True)
@@ -67,12 +95,16 @@ class Side:
     settled: bool = False
     gave_up: bool = False
     """The group ended the stream before its end, by its own word."""
+    died: bool = False
+    """Its own word was that it has failed."""
 
     @property
     def healthy(self) -> bool | None:
         """What this exchange says of the backend (Fleet.end)."""
-        if self.reply.error is not None or self.reply.status in FAULTS:
+        if self.reply.error is not None or self.died:
             return False
+        if self.reply.status in FAULTS:
+            return None if _code(bytes(self.body)) == NotFinite.code else False
         if self.gave_up:
             return None
         return True if self.reply.ended and self.reply.status == 200 else None
@@ -141,7 +173,7 @@ class Attempt:
     def gave_up(self, side: Side, status: int, body: bytes) -> Failure:
         """What it comes to that the stream of `side` ended with such an error."""
         side.gave_up = True
-        return Failure(status, body, self._blamed(side, body), (JSON,), _reason(body))
+        return self._told(side, status, body, (JSON,))
 
     def answering(self, surely: bool = False) -> bool:
         """There is something to give to the client."""
@@ -188,15 +220,27 @@ class Attempt:
     def _lost(self, side: Side, error: BackendLost) -> Failure:
         lost = Unavailable(f"the {side.role} group was lost: {error}", hint="ask again")
         headers = (JSON, (b"retry-after", b"1"))
-        return Failure(503, error_body(lost), side.backend.found.key, headers, "lost")
+        untaken = not any(each.reply.sent for each in self.sides)
+        died, key = side.reply.sent, side.backend.found.key
+        return Failure(503, error_body(lost), key, headers, "lost", died=died, untaken=untaken)
 
     def _refused(self, side: Side) -> Failure:
         reply, body = side.reply, bytes(side.body)
         if reply.status in (401, 403):  # the client's key was good here: our own was not
             error = Unavailable(f"the {side.role} group refuses the router's signature")
-            return Failure(502, error_body(error), side.backend.found.key, (JSON,))
+            key = side.backend.found.key
+            return Failure(502, error_body(error), key, (JSON,), untaken=True)
         kept = tuple((n, v) for n, v in reply.headers.items() if n in _KEPT)
-        return Failure(reply.status, body, self._blamed(side, body), kept, _reason(body))
+        return self._told(side, reply.status, body, kept)
+
+    def _told(
+        self, side: Side, status: int, body: bytes, headers: tuple[tuple[bytes, bytes], ...]
+    ) -> Failure:
+        """What the group of `side` said in place of an answer."""
+        side.died = _died(body)
+        return Failure(
+            status, body, self._blamed(side, body), headers, _reason(body), died=side.died
+        )
 
     def _blamed(self, side: Side, body: bytes) -> str:
         if _code(body) == TransferFailed.code:  # whoever says so means the other side
@@ -232,8 +276,21 @@ def _reason(body: bytes) -> str:
     return code if code in (Drained.code, Preempted.code) else "failed"
 
 
+def _died(body: bytes) -> bool:
+    """The group has failed, and the request with it."""
+    code, message = _error(body)
+    former = code == Unavailable.code and message.startswith(DIED)
+    return code == GroupFailed.code or former
+
+
 def _code(body: bytes) -> str:
+    return _error(body)[0]
+
+
+def _error(body: bytes) -> tuple[str, str]:
+    """Code and message of an error object; empty where it is none."""
     try:
-        return str(json.loads(body)["error"]["code"])
-    except (ValueError, KeyError, TypeError):
-        return ""
+        error = json.loads(body)["error"]
+        return str(error["code"]), str(error.get("message", ""))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return "", ""

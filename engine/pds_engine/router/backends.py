@@ -76,6 +76,8 @@ class Backend:
     """Why the last look at /pds/state failed; "" when it did not."""
     missed: int = 0
     answered_at: float = 0.0
+    suspected: bool = False
+    """A request failed by its fault, and it has not answered a look since: others go first."""
     circuit: Circuit = field(default_factory=Circuit)
     in_flight: int = 0
     outstanding: int = 0
@@ -131,6 +133,11 @@ class Fleet:
     def __getitem__(self, key: str) -> Backend:
         return self._backends[key]
 
+    @property
+    def longest(self) -> int | None:
+        """The tokens that the longest context of any group holds; None: none has told."""
+        return max((b.state.max_model_len or 0 for b in self if b.state), default=0) or None
+
     def sync(self, found: Iterable[Found]) -> tuple[list[Backend], list[Backend]]:
         """Take over what discovery sees. Returns the new backends and the gone ones."""
         now = {each.key: each for each in found}
@@ -181,10 +188,18 @@ class Fleet:
     def pick(
         self, affinity: bytes, excluded: Iterable[str] = (), like: EngineState | None = None
     ) -> Pick | None:
-        """The groups for the next request, or for one that `like` began."""
+        """The groups for the next request, or for one that `like` began.
+
+        A suspected group may be dead already, and a dead one has the least load of all: a new
+        request goes there if there is no other, and a stream waits until it has answered.
+        """
         self._turn += 1
         ask = Ask(self._config.policy, self._turn, self._config.seed, affinity)
-        return pick(self.routable(excluded, like), ask)
+        suspects = [key for key, backend in self._backends.items() if backend.suspected]
+        found = pick(self.routable([*excluded, *suspects], like), ask)
+        if found is None and suspects and like is None:
+            return pick(self.routable(excluded), ask)
+        return found
 
     def shortage(self) -> str:
         """Why nothing can be picked, in the words of a 503."""
@@ -211,4 +226,5 @@ class Fleet:
             backend.circuit = circuit.spared(backend.circuit)
         else:
             backend.failures += 1
+            backend.suspected = True
             backend.circuit = circuit.failed(backend.circuit, monotonic(), self.limits)

@@ -4,10 +4,10 @@ import hashlib
 import math
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import msgspec
 
+from pds_engine.asked import Asked, asked
 from pds_engine.errors import InvalidRequest
 from pds_engine.router.config import Policy
 
@@ -25,16 +25,34 @@ STREAMED = {"/v1/chat/completions": "chatcmpl", "/v1/completions": "cmpl"}
 """The routes that take a pair, and what their response ids begin with."""
 
 
+_PLAIN_BYTES = 64
+"""A field's value of more bytes is none that the engine takes, so it is not even decoded here."""
+LONGEST = 1 << 20
+"""Tokens of a context, where no engine has told its own yet."""
+
+
 class _Peek(msgspec.Struct):
-    stream: Any = False
-    max_tokens: Any = None
-    max_completion_tokens: Any = None
-    n: Any = 1
-    seed: Any = None
-    user: Any = None
-    pds_resume: Any = None
+    """Fields as they stand in the body: whatever is there, reading them costs next to nothing."""
+
+    stream: msgspec.Raw = msgspec.Raw()
+    max_tokens: msgspec.Raw = msgspec.Raw()
+    max_completion_tokens: msgspec.Raw = msgspec.Raw()
+    n: msgspec.Raw = msgspec.Raw()
+    seed: msgspec.Raw = msgspec.Raw()
+    user: msgspec.Raw = msgspec.Raw()
+    pds_resume: msgspec.Raw = msgspec.Raw()
     prompt: msgspec.Raw = msgspec.Raw()
     messages: msgspec.Raw = msgspec.Raw()
+
+    def asked(self, path: str) -> Asked:
+        chat = STREAMED[path] == "chatcmpl"
+        return asked(
+            stream=_plain(self.stream),
+            n=_plain(self.n),
+            max_tokens=_plain(self.max_tokens),
+            max_completion_tokens=_plain(self.max_completion_tokens) if chat else None,
+            seed=_plain(self.seed),
+        )
 
 
 _decoder = msgspec.json.Decoder(_Peek)
@@ -64,8 +82,11 @@ def read_call(
     *,
     now: float,
     policy: Policy = "leastTokens",
+    longest: int | None = None,
 ) -> Call:
     """A POST to one of STREAMED. What is not checked here, the engine checks.
+
+    longest: the tokens that any group's context holds; no request can cost more a choice.
 
     Raises:
         InvalidRequest: the body is not a JSON object.
@@ -74,11 +95,11 @@ def read_call(
         peek = _decoder.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidRequest(f"the body is not a JSON object: {error}") from error
-    if peek.pds_resume is not None:
+    if peek.pds_resume and bytes(peek.pds_resume) != b"null":
         raise InvalidRequest("pds_resume is for the router alone", param="pds_resume")
     kept = tuple((name, value) for name, value in headers if name in FORWARDED)
-    choices = peek.n if _natural(peek.n) else 1
-    bound = next((b for b in (peek.max_completion_tokens, peek.max_tokens) if _natural(b)), None)
+    wants = peek.asked(path)
+    bound = DEFAULT_OUTPUT if wants.max_tokens is None else wants.max_tokens
     return Call(
         method="POST",
         path=path,
@@ -86,10 +107,10 @@ def read_call(
         headers=kept,
         request_id=f"{STREAMED[path]}-{secrets.token_hex(16)}",
         created=int(now),
-        seed=peek.seed if _natural(peek.seed) else secrets.randbits(31),
-        stream=peek.stream is True,
+        seed=secrets.randbits(31) if wants.seed is None else wants.seed,
+        stream=wants.stream,
         prompt_tokens=math.ceil(len(peek.prompt or peek.messages) / BYTES_PER_TOKEN),
-        output_tokens=(DEFAULT_OUTPUT if bound is None else bound) * choices,
+        output_tokens=min(bound, longest or LONGEST) * wants.choices,
         affinity=_affinity(policy, peek, dict(headers)),
     )
 
@@ -122,9 +143,7 @@ def plain_call(
 
 def _affinity(policy: Policy, peek: _Peek, headers: Mapping[bytes, bytes]) -> bytes:
     if policy == "session":
-        session = headers.get(b"x-session-id") or (
-            peek.user.encode() if isinstance(peek.user, str) else b""
-        )
+        session = headers.get(b"x-session-id") or _text(peek.user)
         return hashlib.blake2b(session, digest_size=16).digest() if session else b""
     if policy == "prefixAware":
         start = bytes(peek.prompt or peek.messages)[:AFFINITY_BYTES]
@@ -132,5 +151,18 @@ def _affinity(policy: Policy, peek: _Peek, headers: Mapping[bytes, bytes]) -> by
     return b""
 
 
-def _natural(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+def _plain(raw: msgspec.Raw) -> object:
+    """A number or a constant; None for anything else, which the engine refuses by name."""
+    if not raw or len(raw) > _PLAIN_BYTES:
+        return None
+    try:
+        return msgspec.json.decode(raw, type=int | float | bool | None)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+
+
+def _text(raw: msgspec.Raw) -> bytes:
+    try:
+        return msgspec.json.decode(raw, type=str).encode() if raw else b""
+    except (msgspec.DecodeError, UnicodeError):
+        return b""

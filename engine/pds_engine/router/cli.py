@@ -9,7 +9,7 @@ import typer
 import uvloop
 
 from pds_engine import log
-from pds_engine.errors import EXIT_CONFIG, ConfigError
+from pds_engine.errors import EXIT_CONFIG, ConfigError, PdsError
 from pds_engine.router.config import load
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
@@ -60,9 +60,9 @@ def serve(
 
 
 def main() -> None:
-    """Entry point; a configuration error ends with status 78."""
+    """Entry point; a configuration error ends with status 78, any other of ours with 1."""
     try:
         app()
-    except ConfigError as error:
+    except PdsError as error:
         print(f"pds-router: {error}", file=sys.stderr)
-        sys.exit(EXIT_CONFIG)
+        sys.exit(EXIT_CONFIG if isinstance(error, ConfigError) else 1)

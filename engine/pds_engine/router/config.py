@@ -68,9 +68,11 @@ class RouterConfig(Section):
     max_in_flight: int = Field(1024, ge=1)
     """Requests open at once; beyond it the answer is 429."""
     attempts: int = Field(3, ge=1, le=10)
-    """Pairs that are tried before the first byte of an answer."""
+    """Pairs that may fail with a request before the first byte of its answer: one that turns it
+    away, or that no connection reaches, does not count, and is not asked again."""
     migrations: int = Field(3, ge=0, le=10)
-    """How often a stream may break off and go on in another pair; preemptions do not count."""
+    """How often a stream may break off and go on in another pair, those counted that fail while
+    they take it over; preemptions do not count."""
     resume_seconds: float = Field(120.0, ge=0)
     """How long such a stream waits for a pair: a group that crashed comes back in that time."""
     connect_timeout: float = Field(2.0, gt=0)

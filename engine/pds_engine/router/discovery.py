@@ -11,10 +11,11 @@ from urllib.parse import urlsplit
 from pds_engine.errors import ConfigError
 from pds_engine.router.backends import Backend, Fleet, Found
 from pds_engine.router.config import RouterConfig
+from pds_engine.router.exchange import whole
 from pds_engine.router.health import Health
 from pds_engine.router.kube import PodWatch
 from pds_engine.router.pods import LABEL, GroupKey, Pod, ended_groups, found, group_of
-from pds_engine.router.upstream import BackendLost, whole
+from pds_engine.router.upstream import BackendLost
 from pds_engine.signing import signed
 
 logger = logging.getLogger(__name__)

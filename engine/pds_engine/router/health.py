@@ -10,7 +10,8 @@ import msgspec
 from pds_engine.router.backends import Backend, EngineState, Fleet
 from pds_engine.router.circuit import Circuit
 from pds_engine.router.config import HealthConfig
-from pds_engine.router.upstream import BackendLost, whole
+from pds_engine.router.exchange import whole
+from pds_engine.router.upstream import BackendLost
 
 logger = logging.getLogger(__name__)
 _decoder = msgspec.json.Decoder(EngineState)
@@ -47,9 +48,9 @@ class Health:
     async def _look_on(self, backend: Backend) -> None:
         backend.answered_at = monotonic()
         while True:
-            before = self._fleet.reason(backend)
+            before = self._fleet.reason(backend), backend.suspected
             await look(backend, self._config)
-            if self._fleet.reason(backend) != before:
+            if (self._fleet.reason(backend), backend.suspected) != before:
                 self._fleet.tell()
             silent = monotonic() - backend.answered_at
             if silent > self._config.lost_after and backend.in_flight:
@@ -78,5 +79,6 @@ async def look(backend: Backend, config: HealthConfig) -> None:
         backend.circuit = Circuit()  # another process: the old one's failures are not its own
     backend.state = state
     backend.missed = 0
+    backend.suspected = False
     backend.trouble = ""
     backend.answered_at = monotonic()

@@ -1,6 +1,7 @@
 """The router's metrics: one series per backend, made of the fleet's own numbers when asked for."""
 
 from collections.abc import Callable, Iterator
+from typing import Literal
 
 from prometheus_client import (
     CollectorRegistry,
@@ -14,6 +15,8 @@ from prometheus_client.registry import Collector
 
 from pds_engine.router.backends import Fleet
 
+Phase = Literal["opening", "streaming", "resuming"]
+"""Of a request: until the first byte of its answer, behind it, and between two pairs."""
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
 
@@ -34,6 +37,13 @@ class Metrics:
             "pds_router_failed_attempts",
             "Attempts at a pair that failed, by status and whether another was made",
             ["status", "again"],
+            registry=self._registry,
+        )
+        self._deaths = Counter(
+            "pds_router_group_deaths",
+            "Requests during which a group died or fell silent, once for each, by phase: "
+            "opening, streaming or resuming",
+            ["phase"],
             registry=self._registry,
         )
         self._first = Histogram(
@@ -67,6 +77,9 @@ class Metrics:
     def migrated(self, reason: str, seconds: float) -> None:
         self._migrations.labels(reason).inc()
         self._migration.observe(seconds)
+
+    def died(self, phase: Phase) -> None:
+        self._deaths.labels(phase).inc()
 
     def ended(self, route: str, status: int, seconds: float) -> None:
         self._requests.labels(route, str(status)).inc()

@@ -8,7 +8,7 @@ from pds_engine.router.backends import EngineState, Fleet
 from pds_engine.router.call import STREAMED, Call
 from pds_engine.router.client import Client
 from pds_engine.router.config import RouterConfig
-from pds_engine.router.metrics import Metrics
+from pds_engine.router.metrics import Metrics, Phase
 from pds_engine.router.policy import Pick
 
 logger = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ class Pairs:
     def nothing_ready(self) -> PdsError:
         return Unavailable(self.fleet.shortage(), retry_after=1)
 
-    def failed(self, call: Call, failure: Failure, again: bool) -> None:
+    def failed(self, call: Call, failure: Failure, phase: Phase, again: bool) -> None:
         """An attempt came to nothing; `again`: another is made, or the stream goes on elsewhere.
 
         A preempted one did not fail: `migrated` counts it.
@@ -64,6 +64,8 @@ class Pairs:
         if failure.preempted and again:
             return
         self.metrics.failed(failure.status, again)
+        if failure.died:
+            self.metrics.died(phase)
         logger.warning(
             "an attempt failed",
             extra={
@@ -72,6 +74,18 @@ class Pairs:
                 "backend": failure.blamed,
                 "again": again,
                 "answer": failure.body[:300].decode(errors="replace"),
+            },
+        )
+
+    def spent(self, call: Call, failure: Failure, pairs: int) -> None:
+        """As many pairs as are allowed failed with the request: it is sent on no more."""
+        logger.error(
+            "a request is given up: it may be what groups fail of",
+            extra={
+                "request_id": call.request_id,
+                "pairs": pairs,
+                "died": failure.died,
+                "backend": failure.blamed,
             },
         )
 

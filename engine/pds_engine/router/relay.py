@@ -98,10 +98,13 @@ class _Exchange:
                     return
             finally:
                 attempt.close()
-            left -= not failure.turned_away
-            self._pairs.failed(self._call, failure, again=failure.retry and left > 0)
+            left -= not (failure.turned_away or failure.untaken)
+            again = failure.retry and left > 0
+            self._pairs.failed(self._call, failure, "opening", again)
             if not failure.retry:
                 break
+            if not left and failure.begun:
+                self._pairs.spent(self._call, failure, self._pairs.config.attempts)
             excluded.add(failure.blamed)
         if failure is None:
             await self._error(self._pairs.nothing_ready())

@@ -9,6 +9,8 @@ from typing import Any
 
 import uvicorn
 
+from pds_engine.listening import bound
+from pds_engine.ports import Use
 from pds_engine.router.app import Router
 from pds_engine.router.config import RouterConfig
 from pds_engine.signing import read_key
@@ -16,6 +18,7 @@ from pds_engine.signing import read_key
 logger = logging.getLogger(__name__)
 LOOK_SECONDS = 0.1
 """Between two looks at whether a router that leaves is at rest."""
+HTTP, METRICS = Use("HTTP", "port"), Use("metrics", "metrics_port")
 CANCEL_SECONDS = 1
 """For what is cut at the very end."""
 
@@ -55,12 +58,15 @@ async def serve(config: RouterConfig) -> None:
     new connections for `linger_seconds` more, and the streams' end. A second signal ends it now.
 
     Raises:
-        ConfigError: keys or backends cannot be found.
+        ConfigError: keys or backends cannot be found, or an address is not this machine's.
+        PortTaken: another process has a port.
     """
     router = Router(config, read_key(config.keys_dir) if config.keys_dir else None)
     servers = [server(router, config.host, config.port, CANCEL_SECONDS)]
+    ours = [bound(config.host, config.port, HTTP)]
     if config.metrics_port is not None:
         servers.append(server(router.observed, config.host, config.metrics_port, CANCEL_SECONDS))
+        ours.append(bound(config.host, config.metrics_port, METRICS))
     await router.discovery.start()
     loop = asyncio.get_running_loop()
     leaving, now = asyncio.Event(), asyncio.Event()
@@ -73,7 +79,9 @@ async def serve(config: RouterConfig) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
-    main, *others = [loop.create_task(each.serve()) for each in servers]
+    main, *others = [
+        loop.create_task(each.serve(at)) for each, at in zip(servers, ours, strict=True)
+    ]
     leave = loop.create_task(_leave(router, servers[0], leaving, now))
     try:
         await main

@@ -38,10 +38,14 @@ class Stream:
         self._client = client
         self._forward = Forward(client.send, client.signal.set)
         self._journal = self._forward.events.journal
+        self._left = pairs.config.migrations
+        """How often it may still go on elsewhere."""
+        self._spent = ""
+        """Why no pair may be asked any more; "" while one may."""
 
     async def run(self, attempt: Attempt) -> int:
         """Forward it to its end; the status for the metrics: 200 but for streams that broke."""
-        like, left = attempt.last.backend.state, self._pairs.config.migrations
+        like = attempt.last.backend.state
         try:
             while True:
                 failure = await self._give(attempt)
@@ -52,37 +56,47 @@ class Stream:
                     return 200
                 attempt.close()
                 self._forward.events.cut()
-                problem = self._stuck(failure, left)
-                self._pairs.failed(self._call, failure, again=not problem)
+                problem = self._stuck(failure)
+                self._pairs.failed(self._call, failure, "streaming", again=not problem)
                 if not problem:
-                    left -= not failure.preempted
+                    self._left -= not failure.preempted
                     broke, next_ = monotonic(), await self._successor(failure, like)
+                    seconds = monotonic() - broke
                     if isinstance(next_, Attempt):
                         attempt = next_
-                        self._went_on(failure, monotonic() - broke)
+                        self._went_on(failure, seconds)
                         continue
                     failure = next_
-                    problem = f"no other pair took it over in {monotonic() - broke:.0f} s"
+                    problem = self._spent or f"no other pair took it over in {seconds:.0f} s"
                 await self._client.give(error_event(failure.body, problem), more=False)
                 return failure.status
         finally:
             attempt.close()
 
-    def _stuck(self, failure: Failure, left: int) -> str:
+    def _stuck(self, failure: Failure) -> str:
         """Why the stream cannot go on elsewhere; "" when it can."""
         if not failure.retry:
             return "no other pair would do better"
         if not self._journal.complete:
             return "a stream of several choices cannot go on elsewhere"
-        if not left and not failure.preempted:
-            return f"it went on elsewhere {self._pairs.config.migrations} times already"
+        if not self._left and not failure.preempted:
+            return self._give_up(failure)
         return ""
+
+    def _give_up(self, failure: Failure) -> str:
+        """As many pairs broke off with it as may: the words for its client."""
+        bound = self._pairs.config.migrations
+        if failure.begun:
+            self._pairs.spent(self._call, failure, bound + 1)
+        self._spent = f"it went on elsewhere {bound} times already"
+        return self._spent
 
     async def _successor(self, failure: Failure, like: EngineState | None) -> Attempt | Failure:
         """Another pair that goes on, or why there is none; waits a while for one.
 
         What was preempted goes back where it was put out if there is no other place, and waits for
-        room as long as there are groups.
+        room as long as there are groups. A pair that fails with it counts like a move: it may be
+        what groups fail of. One that could not be reached, or has no room, does not.
         """
         call = resumed(self._call, self._journal.ids)
         seconds, preempted = self._pairs.config.resume_seconds, failure.preempted
@@ -112,10 +126,15 @@ class Stream:
             if failed is None:
                 return attempt
             attempt.close()
-            self._pairs.failed(call, failed, again=failed.retry)
+            again = failed.retry and (self._left > 0 or not failed.begun)
+            self._pairs.failed(call, failed, "resuming", again)
             failure = failed
             if not failed.retry:
                 return failed
+            if not again:
+                self._give_up(failed)
+                return failed
+            self._left -= failed.begun
             if preempted and failed.busy:
                 until = monotonic() + seconds
             excluded.add(failed.blamed)

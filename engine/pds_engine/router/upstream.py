@@ -44,6 +44,7 @@ class Reply:
         "headers",
         "poke",
         "request",
+        "sent",
         "sink",
         "status",
     )
@@ -57,6 +58,8 @@ class Reply:
         self.headers: dict[bytes, bytes] = {}
         self.ended = False
         self.error: BackendLost | None = None
+        self.sent = False
+        """The request went out to the backend, which may have begun with it."""
         self._upstream = upstream
         self._connection: _Connection | None = None
         self._parts: list[bytes] = []
@@ -264,6 +267,7 @@ class _Connection(asyncio.Protocol):
         self._bytes = 0
         self._framed = False
         self._parser = httptools.HttpResponseParser(self)
+        reply.sent = True
         reply.attach(self)
         if self._transport is not None:
             self._transport.write(reply.request)
@@ -354,46 +358,3 @@ class _Connection(asyncio.Protocol):
 
 def _nothing() -> None:
     """The poke of a reply that nobody reads."""
-
-
-class Signal:
-    """One waiter, poked from callbacks: `wait` returns if `set` was called since the last."""
-
-    __slots__ = ("_set", "_waiter")
-
-    def __init__(self) -> None:
-        self._set = False
-        self._waiter: asyncio.Future[None] | None = None
-
-    def set(self) -> None:
-        self._set = True
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    async def wait(self) -> None:
-        if not self._set:
-            self._waiter = asyncio.get_running_loop().create_future()
-            await self._waiter
-        self._set = False
-
-
-async def whole(
-    upstream: Upstream, method: str, path: str, headers: Headers = (), body: bytes = b""
-) -> tuple[int, bytes]:
-    """One exchange from end to end: status and body.
-
-    Raises:
-        BackendLost: it did not come to its end.
-    """
-    signal = Signal()
-    reply = upstream.request(method, path, headers, body, poke=signal.set)
-    parts = []
-    try:
-        while not reply.over:
-            await signal.wait()
-            parts.append(reply.take())
-    finally:
-        reply.close()
-    if reply.error is not None:
-        raise reply.error
-    return reply.status, b"".join([*parts, reply.take()])

@@ -19,8 +19,9 @@ _SIGN = 0x7FFFFFFF
 
 def pack(scores: Tensor, first: int) -> Tensor:
     """[R, V] float32, of ids first, first + 1 … → [R, V] int64 that rise with score, then fall
-    with id."""
-    bits = (scores + 0.0).view(torch.int32)  # -0.0 becomes 0.0: they are equal
+    with id. NaN of either sign is above all, as it is for max and sort."""
+    sound = torch.where(scores.isnan(), torch.nan, scores + 0.0)  # -0.0 becomes 0.0: they are equal
+    bits = sound.view(torch.int32)
     rising = bits ^ ((bits >> 31) & _SIGN)  # negative floats fall as their bits rise
     ids = torch.arange(first, first + scores.shape[1], device=scores.device)
     return (rising.long() << 32) | (_WORD - ids)

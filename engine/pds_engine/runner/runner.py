@@ -11,9 +11,10 @@ from pds_engine.config import EngineConfig
 from pds_engine.errors import ProtocolError
 from pds_engine.messages import Admit, Release, StepDone, StepPlan, TokenLogprobs
 from pds_engine.models.decoder import Decoder
+from pds_engine.parallel.reads import Reads
 from pds_engine.parallel.stage import Computed
 from pds_engine.runner.batch import Batch, build
-from pds_engine.runner.sampling import logprobs, sample
+from pds_engine.runner.sampling import UNSOUND, logprobs, sample
 from pds_engine.runner.scoring import prompt_logprobs
 from pds_engine.runner.tables import Tables
 
@@ -43,12 +44,14 @@ class Runner:
             device=keys.device,
             samples=decoder.part.samples,
         )
+        self._reads = Reads()
         self._done = -1
         self._warm = graph.builds()
         self._releases: list[Release] = []
 
     def admit(self, order: Admit) -> None:
         self._tables.admit(order)
+        self._reads.admit(order)
 
     def release(self, order: Release) -> None:
         """Free the slot, at once or when `order.after_step` is done."""
@@ -60,22 +63,32 @@ class Runner:
         """Kernels that this process has compiled since it was ready."""
         return graph.builds() - self._warm
 
+    @property
+    def unneeded(self) -> int:
+        """On the first of several stages: outputs that came, and that no step read."""
+        return self._reads.unneeded
+
     @torch.inference_mode()
     def execute(self, plan: StepPlan, hidden: Tensor | None) -> Computed[Tensor]:
         """Compute this stage's part of a step: hidden states [T, hidden], at last a result.
 
         Raises:
-            ProtocolError: the plan does not fit what the slots hold.
+            ProtocolError: the plan does not fit what the slots hold, or reads a token that has not
+                come.
         """
         begun, part = time.perf_counter(), self._decoder.part
         self._copy(plan.copies)
         batch = build(plan, self._tables, plan.padded_tokens)
         if part.embeds:
+            self._reads.check(plan)
+        if part.embeds:
             hidden = self._decoder.embed(batch.tokens)
         elif hidden is None:
             raise ProtocolError(f"step {plan.step_id} came without hidden states")
         hidden = self._decoder.forward(hidden, batch.positions, batch.attention, self._kv)
-        tokens, chances = self._sample(hidden, batch) if part.samples else ((), ())
+        found, chances = self._sample(hidden, batch) if part.samples else ([], ())
+        if part.embeds and part.samples:
+            self._reads.sampled(plan)
         self._done = plan.step_id
         self._free()
         if not part.samples:
@@ -84,8 +97,9 @@ class Runner:
         return Computed(
             done=StepDone(
                 step_id=plan.step_id,
-                tokens=tokens,
+                tokens=tuple(max(token, 0) for token in found),
                 logprobs=chances,
+                unsound=tuple(at for at, token in enumerate(found) if token == UNSOUND),
                 prompt_logprobs=prompts,
                 elapsed=time.perf_counter() - begun,
             )
@@ -94,6 +108,7 @@ class Runner:
     def accept(self, plan: StepPlan, tokens: tuple[int, ...]) -> None:
         """On the first of several stages: what the last one sampled for the plan's rows."""
         self._tables.accept([row for row in plan.rows if row.samples], tokens)
+        self._reads.accept(plan)
 
     def settle(self) -> None:
         """Wait until all that was begun is computed: another thread is about to read the pages."""
@@ -102,14 +117,15 @@ class Runner:
 
     def _sample(
         self, hidden: Tensor, batch: Batch
-    ) -> tuple[tuple[int, ...], tuple[TokenLogprobs | None, ...]]:
+    ) -> tuple[list[int], tuple[TokenLogprobs | None, ...]]:
         if not batch.samples:
-            return (), ()
+            return [], ()
         logits = self._decoder.logits(hidden[batch.sampled])
         tokens = sample(logits, batch, self._tables, self._decoder.vocab)
-        self._tables.sampled(batch.slots, tokens)
+        # Steps in flight go on from any token there is: their results are of no account.
+        self._tables.sampled(batch.slots, tokens.clamp(min=0))
         chances = logprobs(logits, tokens, batch.samples, self._decoder.vocab)
-        return tuple(tokens.tolist()), chances
+        return tokens.tolist(), chances
 
     def _copy(self, copies: Sequence[tuple[int, int]]) -> None:
         for source, destination in copies:
@@ -122,6 +138,7 @@ class Runner:
         for order in self._releases:
             if order.after_step <= self._done:
                 self._tables.release(order.slot, order.gen)
+                self._reads.release(order.slot)
             else:
                 waiting.append(order)
         self._releases = waiting

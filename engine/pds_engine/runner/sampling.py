@@ -32,6 +32,9 @@ from pds_engine.runner.tables import Slot, Tables, penalised
 Rows = Sequence[tuple[Slot, int]]
 """Sampling rows: the slot's host part, and the index in the output that the token will have."""
 
+UNSOUND = -1
+"""In a token's place where the row's best score is not finite: NaN or infinity, which any NaN among
+the scores makes it. All that the ranks choose by shows it, so it costs no exchange of its own."""
 _COLD = 1e-5
 """Temperatures below this are greedy."""
 _CANDIDATES = 256
@@ -39,7 +42,8 @@ _CANDIDATES = 256
 
 
 def sample(logits: Tensor, batch: Batch, tables: Tables, vocab: VocabShard) -> Tensor:
-    """The next token of each sampling row: [R, V] float32 → [R] int64, the same on all ranks."""
+    """The next token of each sampling row, or UNSOUND: [R, V] float32 → [R] int64, the same on all
+    ranks."""
     rows = batch.samples
     if any(_adjusted(slot.sampling) for slot, _ in rows):
         logits = adjust(logits.clone(), batch, tables, vocab)
@@ -117,12 +121,13 @@ def choose(logits: Tensor, rows: Rows, vocab: VocabShard) -> Tensor:
         values = values.double()
         values[hot], columns[hot] = _noisy(own, [rows[at] for at in hot], vocab).max(-1)
     ids = columns + vocab.ids.start
-    if vocab.ranks.size == 1:
-        return ids
-    pairs = torch.stack((values.double(), ids.double()), dim=-1)
-    values, found = vocab.ranks.gather(pairs).unbind(-1)
-    # The first of equals is the lowest rank's, so the lowest id; a double holds any id exactly.
-    return found.gather(0, values.argmax(0, keepdim=True))[0].long()
+    if vocab.ranks.size > 1:
+        pairs = torch.stack((values.double(), ids.double()), dim=-1)
+        values, found = vocab.ranks.gather(pairs).unbind(-1)
+        # The first of equals is the lowest rank's, so the lowest id; a double holds any id exactly.
+        best = values.argmax(0, keepdim=True)
+        values, ids = values.gather(0, best)[0], found.gather(0, best)[0].long()
+    return ids.masked_fill(~values.isfinite(), UNSOUND)
 
 
 def _noisy(logits: Tensor, rows: Rows, vocab: VocabShard) -> Tensor:
@@ -141,7 +146,8 @@ def draw(
 ) -> Tensor:
     """One draw per row at its temperature, within its min_p, top_k and top_p: [R] int64.
 
-    candidates: the likeliest tokens that are looked at first; None: all, of a single rank.
+    candidates: the likeliest tokens that are looked at first; None: all, of a single rank. UNSOUND
+    stands for a draw that there is not.
     """
     options = [slot.sampling for slot, _ in rows]
     scores = logits / column([option.temperature for option in options], logits)
@@ -160,15 +166,13 @@ def draw(
     tokens = ids.gather(1, place).squeeze(1)
     # Each rank has computed the same; should ranks ever round differently, rank 0's word counts.
     tokens = vocab.ranks.broadcast(tokens.masked_fill(~covered, -1))
-    if total is None:
-        return tokens
-    left = [at for at, token in enumerate(tokens.tolist()) if token < 0]
+    left = [] if total is None else [at for at, t in enumerate(tokens.tolist()) if t < 0]
     if left:
         whole = vocab.ranks.gather(logits[left]).movedim(0, 1).flatten(1)
         alone = VocabShard(range(every), every, ALONE)
         found = draw(whole, [rows[at] for at in left], alone, None)
         tokens[left] = vocab.ranks.broadcast(found)
-    return tokens
+    return tokens.masked_fill(~likely[:, 0].isfinite(), UNSOUND)
 
 
 def _draws(rows: Rows, device: torch.device) -> Draws:

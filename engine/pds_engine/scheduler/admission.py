@@ -2,12 +2,15 @@
 
 from pds_engine.errors import InvalidRequest, RequestError, TooLong
 from pds_engine.messages import Submit
+from pds_engine.messages.bounds import outside
 from pds_engine.scheduler.request import growth
 from pds_engine.scheduler.settings import Settings
 
 
 def unfit(message: Submit, settings: Settings, pages: int) -> RequestError | None:
     """Why a group with a pool of `pages` could never serve `message`; None when it could."""
+    if (wrong := outside(message)) is not None:
+        return InvalidRequest(wrong[1], param=wrong[0])
     role, wanted, prompt = settings.role, message.sampling.max_tokens, len(message.prompt_ids)
     if message.role_hint != role or (role == "decode" and message.source is None):
         return InvalidRequest(

@@ -10,7 +10,7 @@ The pages of a barred reservation are quarantined: the prefill side may still wr
 
 from dataclasses import dataclass, field
 
-from pds_engine.errors import GroupError, PdsError, TransferFailed
+from pds_engine.errors import GroupError, NotFinite, PdsError, TransferFailed
 from pds_engine.messages import (
     Abort,
     AbortAck,
@@ -137,7 +137,9 @@ class DecodeSide:
         """No rank of the prefill side posts anything more; drained, the pages are safe."""
         reservation = self._live(prefill, message.transfer, message.epoch)
         if reservation is not None:
-            error = TransferFailed(f"given up by the prefill side: {message.message}")
+            error: PdsError = TransferFailed(f"given up by the prefill side: {message.message}")
+            if message.code == NotFinite.code:  # the transfer is not to blame, nor is P
+                error = NotFinite(message.message)
             if message.drained:
                 self._forget(reservation)
             else:

@@ -262,7 +262,8 @@ class PrefillSide:
         """Renew the leases of all offers, and let go of what waited too long for its other half."""
         lease = self._ledger.settings.lease
         for request in [r for r in self.unoffered.values() if now - r.arrived >= lease]:
-            self._end(request, Unavailable("no decode group has offered pages for this request"))
+            # Silent with the request, so not Unavailable: that says that nobody began anything.
+            self._end(request, TransferFailed("no decode group has offered pages for it in time"))
         for transfer in [t for t in self.transfers.values() if t.stage is Stage.KEPT]:
             if now - transfer.since >= lease:
                 del self.transfers[transfer.offer.transfer]

@@ -218,6 +218,11 @@ class Ledger:
             self.pool.enter(chain[index], request.pages[index])
         request.entered = full
 
+    def disown(self, request: Request) -> None:
+        """What its pages hold gave no sound result: nobody is to find them in the prefix cache."""
+        for page in request.pages[: request.entered]:
+            self.pool.cache.forget(page)
+
     def detach(self, request: Request) -> tuple[int, ...]:
         """Take the pages of a request that a peer may write out of its hands.
 

@@ -78,6 +78,12 @@ class PrefixCache:
         """Nobody references the cached page any more: it is the last one to be evicted."""
         self._idle[page] = None
 
+    def forget(self, page: int) -> None:
+        """Nobody is to find this page again, which somebody references; cached or not."""
+        digest = self._digests.pop(page, None)
+        if digest is not None:
+            del self._pages[digest]
+
     def evict(self) -> int:
         """The page idle for longest, which is no longer cached."""
         page, _ = self._idle.popitem(last=False)

@@ -7,6 +7,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -72,21 +73,22 @@ def run(config: EngineConfig, keys: Keys, bind: str, incarnation: str) -> None:
 
     Raises:
         ConfigError: bounds that no prompt could live with.
+        PortTaken: another process has the port of `bind`.
         GroupError: a worker failed or was lost, or a message of this group's own was wrong.
     """
     settings = Settings.of(config)
     context = zmq.Context()
     authority = Authority(context, keys)
-    hub = Hub(context, bind, keys)
-    # Rank 0 is in this pod, whose address every rank reaches.
-    rendezvous = f"{config.pod.ip}:{config.http.rendezvous_port}"
-    core = Scheduler(settings, incarnation)
-    edge = Edge(context, hub, keys, core, config.pod.group, incarnation, rendezvous)
-    log.info("scheduler bound", extra={"address": bind, "role": settings.role})
     try:
-        edge.serve()
+        hub = Hub(context, bind, keys)
+        log.info("scheduler bound", extra={"address": bind, "role": settings.role})
+        # Rank 0 is in this pod, whose address every rank reaches.
+        rendezvous = f"{config.pod.ip}:{config.http.rendezvous_port}"
+        core = Scheduler(settings, incarnation)
+        edge = Edge(context, hub, keys, core, config.pod.group, incarnation, rendezvous)
+        with closing(edge):
+            edge.serve()
     finally:
-        edge.close()
         authority.close()
         context.term()
 

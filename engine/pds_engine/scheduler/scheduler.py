@@ -4,6 +4,7 @@
 leases and deadlines. Errors of the group (GroupError) are raised: the group then restarts as one.
 """
 
+import logging
 import math
 from collections.abc import Callable
 from typing import Any
@@ -12,12 +13,14 @@ from pds_engine.errors import (
     DeadlinePassed,
     Drained,
     InvalidRequest,
+    NotFinite,
     Overloaded,
     PdsError,
     ProtocolError,
     StageTimeout,
     TransferFailed,
     Unavailable,
+    Unexpected,
 )
 from pds_engine.messages import (
     Abort,
@@ -55,10 +58,14 @@ from pds_engine.scheduler.request import Phase, Request
 from pds_engine.scheduler.settings import Settings
 from pds_engine.scheduler.steps import Steps
 
+log = logging.getLogger(__name__)
+
 RETRY_AFTER = 1
 """Seconds that a client is asked to wait when the queue is full."""
 JOIN_RETRY_AFTER = 5
 """Seconds that a client is asked to wait while workers load their weights."""
+NO_FINITE = "the model's scores for the next token are no finite numbers"
+NO_FINITE_HINT = "another prompt may do; model.dtype bfloat16 or float32 holds larger numbers"
 
 
 class Scheduler:
@@ -220,8 +227,13 @@ class Scheduler:
     def _step_done(self, message: StepDone, now: float) -> None:
         samplers = self.steps.finish(message, now)
         logprobs = message.logprobs or (None,) * len(samplers)
-        for request, token, scores in zip(samplers, message.tokens, logprobs, strict=True):
+        results = zip(samplers, message.tokens, logprobs, strict=True)
+        for place, (request, token, scores) in enumerate(results):
             if request.phase is Phase.ENDED:
+                continue
+            if place in message.unsound:
+                self.ledger.disown(request)
+                self._fail(request, NotFinite(NO_FINITE, hint=NO_FINITE_HINT), now)
                 continue
             index = len(request.outputs)
             request.outputs.append(token)
@@ -250,17 +262,25 @@ class Scheduler:
     # ---- requests -----------------------------------------------------------------------------
 
     def _submit(self, server: Party, message: Submit, now: float) -> None:
-        problem = self._refusal(message)
-        if problem is not None:
-            self._out.put(server, failure(message.request_id, problem))
+        request = self._considered(server, message, now)
+        if isinstance(request, PdsError):
+            self._out.put(server, failure(message.request_id, request))
             return
-        request = Request(message, server, self._arrivals, now)
         self._arrivals += 1
         self.ledger.requests[request.id] = request
         if message.role_hint == "prefill":
             self.prefill.submit(request)
         else:
             self.ledger.queue.push(request)
+
+    def _considered(self, server: Party, message: Submit, now: float) -> Request | PdsError:
+        """The request that `message` comes to, or why there is none. Nothing is changed yet, so
+        that whatever goes wrong here ends this request alone."""
+        try:
+            return self._refusal(message) or Request(message, server, self._arrivals, now)
+        except Exception:
+            log.exception("the request %s could not be considered", message.request_id)
+            return Unexpected("an internal error; the scheduler's log has it")
 
     def _refusal(self, message: Submit) -> PdsError | None:
         """Why this request is not taken up now, or never could be."""

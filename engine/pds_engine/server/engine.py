@@ -7,7 +7,15 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Protocol
 
-from pds_engine.errors import GroupError, Overloaded, ProtocolError, Unavailable
+from pds_engine.errors import (
+    Drained,
+    GroupError,
+    GroupFailed,
+    InvalidRequest,
+    Overloaded,
+    ProtocolError,
+    Unavailable,
+)
 from pds_engine.messages import (
     AnyMessage,
     Cancel,
@@ -23,6 +31,7 @@ from pds_engine.messages import (
 )
 from pds_engine.metrics import Metrics
 from pds_engine.server.inbox import Inbox
+from pds_engine.wire import Unsendable
 
 INBOX_BOUND = 8192
 """Tokens that may wait for a client that does not read, per HTTP request."""
@@ -32,7 +41,7 @@ _log = logging.getLogger("pds.server")
 
 
 class SchedulerLink(Protocol):
-    """What `wire.AsyncLink` is to the engine."""
+    """What `wire.AsyncLink` is to the engine. `send` raises Unsendable when nothing was sent."""
 
     async def send(self, message: Message) -> None: ...
     async def receive(self) -> AnyMessage: ...
@@ -107,7 +116,7 @@ class Engine:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._fail_all(Unavailable("the server is stopping"))
+        self._fail_all(Drained("the server is stopping, ask another"))
         if self._link is not None:
             self._link.close()
 
@@ -124,7 +133,7 @@ class Engine:
             Overloaded: `capacity` would be exceeded.
         """
         if self.error is not None:
-            raise Unavailable(f"the group has failed: {self.error}", retry_after=1)
+            raise Unavailable(f"this group takes nothing more: {self.error}", retry_after=1)
         if self.draining:
             raise Unavailable("this engine is draining", retry_after=1)
         if len(self._open) + len(submits) > self._capacity:
@@ -188,6 +197,8 @@ class Engine:
                 if (message := link.waiting()) is None:
                     break
                 self._arrived(message)
+            else:
+                await asyncio.sleep(0)  # a wait for what is there already gives nobody a turn
 
     def _arrived(self, message: AnyMessage) -> None:
         match message:
@@ -206,7 +217,19 @@ class Engine:
     async def _send(self) -> None:
         link = self._linked()
         while True:
-            await link.send(await self._outbox.get())
+            message = await self._outbox.get()
+            try:
+                await link.send(message)
+            except Unsendable as error:
+                self._unsent(message, error)
+
+    def _unsent(self, message: Message, error: Unsendable) -> None:
+        """A message could not be made: whoever asked for it fails, and nobody else."""
+        _log.error("a message was not sent: %s", error)
+        if isinstance(message, Submit) and message.request_id in self._open:
+            inbox, _ = self._open[message.request_id]
+            self.close(message.request_id, cancel=False)
+            inbox.fail(InvalidRequest(f"the request cannot be worked on: {error.message}"))
 
     async def _watch(self) -> None:
         await self._linked().lost()
@@ -232,7 +255,7 @@ class Engine:
             return
         self.error = error
         _log.error("the scheduler is lost: %s", error)
-        self._fail_all(Unavailable(f"the group has failed: {error}", retry_after=1))
+        self._fail_all(GroupFailed(f"the group has failed: {error}", retry_after=1))
         self._changed.set()
         self.on_loss()
 

@@ -4,8 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pds_engine import signing
+from pds_engine.asked import seed_bits
 from pds_engine.errors import Forbidden, InvalidRequest
 from pds_engine.messages import Role, Source
+from pds_engine.messages.bounds import TIME, Bound
+
+_ANY = Bound(0, 10**20)
+"""Of a seed, whose lowest bits count."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,29 +62,38 @@ def read(signed: bool, role: Role, headers: Mapping[str, str]) -> Internal:
         return Internal()
     given = headers.get("x-pds-role", "unified")
     if given != role:
-        raise InvalidRequest(f"x-pds-role is {given}, this engine's role is {role}")
+        raise InvalidRequest(
+            f"x-pds-role is {given[:32]}, this engine's role is {role}", param="x-pds-role"
+        )
     return Internal(
         request_id=headers.get("x-pds-request-id"),
         attempt=headers.get("x-pds-attempt", ""),
-        created=_number(headers, "x-pds-created"),
-        seed=_number(headers, "x-pds-seed"),
+        created=_number(headers, "x-pds-created", TIME),
+        seed=seed_bits(_number(headers, "x-pds-seed", _ANY)),
         source=_source(headers) if role == "decode" else None,
         journal=headers.get("x-pds-journal") == "1",
         signed=True,
     )
 
 
-def _number(headers: Mapping[str, str], name: str) -> int | None:
+def _number(headers: Mapping[str, str], name: str, bound: Bound) -> int | None:
     text = headers.get(name)
     if text is None:
         return None
-    if not text.isascii() or not text.isdecimal() or len(text) > 20:
-        raise InvalidRequest(f"{name} is not a whole number")
+    whole = text.isascii() and text.isdecimal() and len(text) <= 20
+    if not whole or not bound.holds(int(text)):
+        raise InvalidRequest(
+            f"{name} is no whole number from {bound.least} to {bound.most}", param=name
+        )
     return int(text)
 
 
 def _source(headers: Mapping[str, str]) -> Source:
     address, group = headers.get("x-pds-peer"), headers.get("x-pds-peer-group")
-    if not address or not group or not address.rpartition(":")[2].isdecimal():
-        raise InvalidRequest("a decode request needs x-pds-peer (host:port) and x-pds-peer-group")
+    port = address.rpartition(":")[2] if address and group else ""
+    numbered = port.isascii() and port.isdecimal() and len(port) <= 5
+    if not address or not group or not numbered or not 0 < int(port) < 2**16:
+        raise InvalidRequest(
+            "a decode request needs x-pds-peer (host:port) and x-pds-peer-group", param="x-pds-peer"
+        )
     return Source(address=address, group=group)

@@ -7,6 +7,8 @@ from pds_engine.errors import PdsError
 from pds_engine.messages import Failed, Token
 
 Arrival = tuple[int, Token | Failed]
+SLICE = 64
+"""Arrivals that one request works off before others have their turn: a few milliseconds."""
 
 
 class ClientGone(PdsError):
@@ -44,16 +46,18 @@ class Inbox:
         self._ready.set()
 
     async def take(self) -> list[Arrival]:
-        """All that came since the last call; waits while there is nothing.
+        """What came since the last call, at most SLICE; waits while there is nothing.
 
         Raises:
             ClientGone, ClientSlow, Unavailable: as given to `fail`.
         """
+        if self._arrivals:
+            await asyncio.sleep(0)  # a wait for what is there already gives nobody a turn
         await self._ready.wait()
-        self._ready.clear()
         if self._error is not None:
-            self._ready.set()
             raise self._error
-        arrivals = list(self._arrivals)
-        self._arrivals.clear()
+        count = min(SLICE, len(self._arrivals))
+        arrivals = [self._arrivals.popleft() for _ in range(count)]
+        if not self._arrivals:
+            self._ready.clear()
         return arrivals

@@ -2,16 +2,19 @@
 
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass, field
 from typing import Any
 
+from pds_engine.asked import asked
 from pds_engine.config import EngineConfig
 from pds_engine.errors import InvalidRequest, TooLong, UnknownModel
 from pds_engine.messages import Sampling, Submit
+from pds_engine.messages.bounds import BIAS, MAX_BIASED, SEED_BITS
 from pds_engine.server.headers import Internal
 from pds_engine.server.protocol import ChatRequest, Common, CompletionRequest, Templated
 from pds_engine.text.emit import Rules
+from pds_engine.text.stops import Stops
 from pds_engine.text.tokenizer import Tokenizer
 
 DEFAULT_MAX_TOKENS = 16
@@ -108,10 +111,27 @@ def chat_prompt(body: Templated, tokenizer: Tokenizer, max_model_len: int) -> li
 def encode(
     text: str, tokenizer: Tokenizer, max_model_len: int, param: str, special: bool
 ) -> list[int]:
-    """Ids of a prompt; one that cannot fit is refused before the tokenizer works on it."""
+    """Ids of a prompt; one that cannot fit is refused before the tokenizer works on it.
+
+    Raises:
+        TooLong: they are more than `max_model_len`.
+    """
     if len(text) > max_model_len * tokenizer.longest:
-        raise TooLong(f"the prompt's {len(text)} characters cannot fit the context", param=param)
-    return tokenizer.encode(text, special=special)
+        raise TooLong(
+            f"the text's {len(text)} characters cannot fit the context of {max_model_len} tokens",
+            param=param,
+        )
+    found = tokenizer.encoding(text, special=special)
+    check_length(found, max_model_len, param)
+    return list(found.ids)
+
+
+def check_length(tokens: Sized, max_model_len: int, param: str) -> None:
+    """Raises TooLong when they are more than the context holds."""
+    if len(tokens) > max_model_len:
+        raise TooLong(
+            f"{param}: {len(tokens)} tokens exceed the context of {max_model_len}", param=param
+        )
 
 
 def make(
@@ -128,7 +148,8 @@ def make(
     """
     chat = isinstance(body, ChatRequest)
     resumed = _resumed(body, prompts, tokenizer, internal)
-    copies = body.n or 1
+    wants = asked(stream=body.stream, n=body.n, seed=body.seed)
+    copies = wants.choices
     count = len(prompts) * copies
     if count > config.scheduler.max_running + config.scheduler.max_waiting:
         raise InvalidRequest(
@@ -137,12 +158,12 @@ def make(
         )
     id = internal.request_id or f"{'chatcmpl' if chat else 'cmpl'}-{secrets.token_hex(12)}"
     name = f"{id}.{internal.attempt}" if internal.attempt else id
-    wanted = body.seed if internal.seed is None else internal.seed
+    given = wants.seed if internal.seed is None else internal.seed
     limit = config.http.request_timeout
     deadline = None if limit is None else time.time() + limit
-    seed = (secrets.randbits(63) if wanted is None else wanted) & (2**63 - 1)
+    seed = secrets.randbits(SEED_BITS) if given is None else given
     stop_ids = _stop_ids(body, tokenizer)
-    stream = bool(body.stream)
+    stream = wants.stream
     journal = internal.journal and stream and count == 1
     submits: list[Submit] = []
     for prompt in prompts:
@@ -165,6 +186,7 @@ def make(
             )
     options = body.stream_options
     echo = isinstance(body, CompletionRequest) and bool(body.echo)
+    echoes = [tokenizer.decode(prompt) for prompt in prompts] if echo else []
     return Job(
         id=id,
         created=internal.created or int(time.time()),
@@ -172,7 +194,7 @@ def make(
         submits=tuple(submits),
         rules=Rules(
             tokenizer=tokenizer,
-            stops=_stops(body),
+            stops=Stops(_stops(body)),
             stop_ids=frozenset(stop_ids),
             min_tokens=body.min_tokens or 0,
             include_stop=bool(body.include_stop_str_in_output),
@@ -186,7 +208,7 @@ def make(
         journal=journal,
         first_only=config.role == "prefill",
         muted=(len(resumed) + (config.role == "decode")) if stream else 0,
-        echoes=tuple(tokenizer.decode(p) for p in prompts for _ in range(copies)) if echo else (),
+        echoes=tuple(echo for echo in echoes for _ in range(copies)),
         prompt_logprobs=body.prompt_logprobs,
     )
 
@@ -275,13 +297,13 @@ def _prompt_logprobs(body: CompletionRequest | ChatRequest) -> int | None:
 
 
 def _bias(given: dict[str, Any], vocabulary: int) -> dict[int, float]:
-    if len(given) > 1024:
-        raise InvalidRequest("logit_bias names more than 1024 tokens", param="logit_bias")
+    if len(given) > MAX_BIASED:
+        raise InvalidRequest(f"logit_bias names more than {MAX_BIASED} tokens", param="logit_bias")
     bias: dict[int, float] = {}
     for key, value in given.items():
         if not (key.isascii() and key.isdecimal() and len(key) < 10 and int(key) < vocabulary):
             raise InvalidRequest(f"logit_bias: {key[:32]!r} is no token id", param="logit_bias")
-        if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > 100:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not BIAS.holds(value):
             raise InvalidRequest(
                 f"logit_bias[{key}] is not a number from -100 to 100", param="logit_bias"
             )

@@ -7,7 +7,9 @@ from prometheus_client import CollectorRegistry, start_http_server
 from starlette.types import ASGIApp
 
 from pds_engine.config import HttpConfig
-from pds_engine.errors import ConfigError, GroupError
+from pds_engine.errors import GroupError
+from pds_engine.listening import bound, refusal
+from pds_engine.ports import HTTP, METRICS
 from pds_engine.server.engine import Engine
 
 
@@ -15,6 +17,7 @@ def listen(app: ASGIApp, http: HttpConfig, engine: Engine, registry: CollectorRe
     """Serve until SIGTERM, which lets the application drain, or until `engine` is lost.
 
     Raises:
+        PortTaken: another process has a port.
         ConfigError: a port cannot be used.
         GroupError: the application did not start.
     """
@@ -40,14 +43,20 @@ def listen(app: ASGIApp, http: HttpConfig, engine: Engine, registry: CollectorRe
     for number in (signal.SIGTERM, signal.SIGINT):
         # uvicorn drains on these and then raises them anew, which would end us with a bad status.
         signal.signal(number, lambda *_: None)
+    ours = bound(http.host, http.port, HTTP)
     try:
         metrics, thread = start_http_server(http.metrics_port, http.host, registry)
     except OSError as error:
-        raise ConfigError(
-            f"http.metrics_port: cannot listen on {http.metrics_port}: {error}"
-        ) from error
+        for each in ours:
+            each.close()
+        raise refusal(error, http.host, http.metrics_port, METRICS) from error
     try:
-        server.run()
+        server.run(ours)
+    except OSError as error:
+        if server.started:
+            raise
+        # It was free when we bound it, and another began to listen before us.
+        raise refusal(error, http.host, http.port, HTTP) from error
     finally:
         metrics.shutdown()
         metrics.server_close()

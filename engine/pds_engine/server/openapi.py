@@ -13,9 +13,10 @@ import msgspec
 from pydantic.json_schema import models_json_schema
 
 from pds_engine.server import protocol
+from pds_engine.server.strict import Body
 
 _REF = "#/components/schemas/"
-_BODIES: Mapping[str, tuple[type[protocol.Body], ...]] = {
+_BODIES: Mapping[str, tuple[type[Body], ...]] = {
     "/v1/completions": (protocol.CompletionRequest,),
     "/v1/chat/completions": (protocol.ChatRequest,),
     "/tokenize": (protocol.TokenizeText, protocol.TokenizeChat),

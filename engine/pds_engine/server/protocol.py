@@ -1,30 +1,37 @@
 """The bodies that clients send: OpenAI's completions and chat completions, with vLLM's additions.
 
-Types are strict ("5" is no integer); unknown fields are ignored, as both do; null means the
-default. Bounds that need the model (vocabulary, context) are checked by `job`.
+Types are strict ("5" is no integer); null means the default. Fields that nobody knows are ignored,
+as both do; known ones that would change the answer and are not served are refused (`unserved`).
+Bounds that need the model (vocabulary, context) are checked by `job`.
 """
 
 import re
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 
 from pds_engine.errors import InvalidRequest
+from pds_engine.messages.bounds import (
+    INT32_MAX,
+    MAX_CHOICES,
+    MAX_LOGPROBS,
+    MAX_STOP_IDS,
+    REPETITION,
+)
+from pds_engine.server.strict import Body
+from pds_engine.server.unserved import Templating, Unserved, UnservedOfChat, UnservedOfText
 
 T = TypeVar("T", bound="Body")
 Item = TypeVar("Item")
 Many = Annotated[list[Item], Field(fail_fast=True)]
 """A list that is refused at its first wrong item: a body of 8 MB can hold millions of them."""
-TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+TokenId = Annotated[int, Field(ge=0, le=INT32_MAX)]
+Tokens = Annotated[int, Field(ge=1, le=INT32_MAX)]
+"""A number of tokens; what the context has room for is less, and checked with the prompt."""
+Chance = Annotated[float, Field(ge=0, le=1)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
+Likeliest = Annotated[int, Field(ge=0, le=MAX_LOGPROBS)]
 StopText = Annotated[str, Field(min_length=1, max_length=1024)]
-MAX_CHOICES = 128
-
-
-class Body(BaseModel):
-    model_config = ConfigDict(
-        strict=True, extra="ignore", allow_inf_nan=False, hide_input_in_errors=True
-    )
 
 
 class StreamOptions(Body):
@@ -37,41 +44,47 @@ class Resume(Body):
     output_ids: Many[TokenId]
 
 
-class Common(Body):
+class ResponseFormat(Body):
+    type: Literal["text"]
+
+
+class Common(Unserved):
     """What completions and chat completions share."""
 
     model: str | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: int | None = Field(None, ge=1, le=MAX_CHOICES)
-    max_tokens: int | None = Field(None, ge=1)
-    min_tokens: int | None = Field(None, ge=0)
+    max_tokens: Tokens | None = None
+    min_tokens: int | None = Field(None, ge=0, le=INT32_MAX)
     temperature: float | None = Field(None, ge=0, le=2)
-    top_p: float | None = Field(None, ge=0, le=1)
-    top_k: int | None = Field(None, ge=-1)
-    min_p: float | None = Field(None, ge=0, le=1)
+    top_p: Chance | None = None
+    top_k: int | None = Field(None, ge=-1, le=INT32_MAX)
+    """-1 and 0: all."""
+    min_p: Chance | None = None
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     stop: StopText | Annotated[Many[StopText], Field(max_length=16)] | None = None
-    stop_token_ids: Many[TokenId] | None = Field(None, max_length=128)
+    stop_token_ids: Many[TokenId] | None = Field(None, max_length=MAX_STOP_IDS)
     include_stop_str_in_output: bool | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    repetition_penalty: float | None = Field(None, gt=0, le=2)
+    repetition_penalty: float | None = Field(None, ge=REPETITION.least, le=REPETITION.most)
     logit_bias: dict[str, Any] | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
-    prompt_logprobs: int | None = Field(None, ge=0, le=20)
+    prompt_logprobs: Likeliest | None = None
     priority: int | None = Field(None, ge=-(2**31), lt=2**31)
     user: str | None = None
+    response_format: ResponseFormat | None = None
     pds_resume: Resume | None = None
 
 
-class CompletionRequest(Common):
+class CompletionRequest(UnservedOfText, Common):
     prompt: str | Many[str] | Many[TokenId] | Many[Many[TokenId]]
-    logprobs: int | None = Field(None, ge=0, le=20)
+    logprobs: Likeliest | None = None
     echo: bool | None = None
     suffix: str | None = None
-    best_of: int | None = Field(None, ge=1)
+    best_of: int | None = Field(None, ge=1, le=MAX_CHOICES)
     add_special_tokens: bool | None = None
 
 
@@ -87,11 +100,7 @@ class Message(Body):
     content: str | Many[TextPart] | None = None
 
 
-class ResponseFormat(Body):
-    type: Literal["text"]
-
-
-class Templated(Body):
+class Templated(Templating):
     """What makes a prompt of messages."""
 
     messages: Many[Message] = Field(min_length=1)
@@ -102,11 +111,10 @@ class Templated(Body):
     add_special_tokens: bool | None = None
 
 
-class ChatRequest(Templated, Common):
-    max_completion_tokens: int | None = Field(None, ge=1)
+class ChatRequest(UnservedOfChat, Templated, Common):
+    max_completion_tokens: Tokens | None = None
     logprobs: bool | None = None
-    top_logprobs: int | None = Field(None, ge=0, le=20)
-    response_format: ResponseFormat | None = None
+    top_logprobs: Likeliest | None = None
     tool_choice: Literal["none", "auto"] | None = None
 
 
@@ -120,10 +128,6 @@ class TokenizeText(Body):
 class TokenizeChat(Templated):
     model: str | None = None
     return_token_strs: bool | None = None
-
-
-class _Either(Body):
-    messages: Any = None
 
 
 class DetokenizeRequest(Body):
@@ -149,11 +153,6 @@ def parse(kind: type[T], data: bytes) -> T:
         return kind.model_validate_json(data)
     except ValidationError as error:
         raise _explained(error) from error
-
-
-def has_messages(data: bytes) -> bool:
-    """Whether a body of /tokenize is a chat's. Raises InvalidRequest when it is not an object."""
-    return parse(_Either, data).messages is not None
 
 
 _TAG = re.compile(r"^(str|int|float|bool|dict|TextPart|Message)$|\W")

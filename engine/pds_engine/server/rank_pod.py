@@ -33,6 +33,7 @@ _COUNTS = {
     "hidden_received": "Hidden states that it has received.",
     "outputs_sent": "Outputs that it has sent.",
     "outputs_received": "Outputs that it has received.",
+    "outputs_unneeded": "Outputs that it has received, and of which no step read a token.",
 }
 """Fields of messages.Traffic."""
 

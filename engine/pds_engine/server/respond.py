@@ -2,11 +2,11 @@
 
 import asyncio
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from pds_engine.errors import PdsError
 from pds_engine.messages import Failed, Token
@@ -14,9 +14,10 @@ from pds_engine.server.answers import DONE, Answer, broken_off, server_sent
 from pds_engine.server.engine import Engine
 from pds_engine.server.errors import RequestFailed, told
 from pds_engine.server.inbox import ClientGone, Inbox
-from pds_engine.server.job import Job
 from pds_engine.server.session import Session, Told
 
+_LONG = 256
+"""Tokens to tell, the prompt's with their scores included, from which JSON is made off the loop."""
 _log = logging.getLogger("pds.server")
 _HEADERS = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -25,13 +26,13 @@ _HEADERS = (
 )
 
 
-async def respond(engine: Engine, job: Job, answer: Answer, request: Request) -> Response:
+async def respond(engine: Engine, session: Session, answer: Answer, request: Request) -> Response:
     """Run a job and answer it. A stream's status is known with its first token.
 
     Raises:
         PdsError: it failed before anything was sent.
     """
-    run = Run(engine, job, answer, request)
+    run, job = Run(engine, session, answer, request), session.job
     try:
         first = await run.next()
         if job.stream:
@@ -45,16 +46,16 @@ async def respond(engine: Engine, job: Job, answer: Answer, request: Request) ->
     run.close()
     if job.first_only:
         return Response(b"")
-    content = answer.body(events, run.session.usage())
+    content = await _made(events, lambda told: answer.body(told, session.usage()))
     return Response(content, media_type="application/json")
 
 
 class Run:
     """One job at work, from its submission until `close`."""
 
-    def __init__(self, engine: Engine, job: Job, answer: Answer, request: Request) -> None:
-        self.engine, self.job, self.answer = engine, job, answer
-        self.session = Session(job)
+    def __init__(self, engine: Engine, session: Session, answer: Answer, request: Request) -> None:
+        self.engine, self.session, self.answer = engine, session, answer
+        self.job = job = session.job
         self.path = request.url.path
         self._started = engine.clock()
         self._last_at = [self._started] * len(job.submits)
@@ -64,7 +65,7 @@ class Run:
         engine.metrics.prompt_tokens.inc(job.prompt_tokens)
 
     async def next(self) -> list[Told]:
-        """The events of all tokens that have come.
+        """The events of tokens that have come: of a slice of them, where many have.
 
         Raises:
             RequestFailed: the scheduler gave a choice up, and with it the request.
@@ -129,7 +130,7 @@ class Stream(Response):
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             events = self._first
             while True:
-                if data := b"".join(self._spelt(events)):
+                if data := await _made(events, self._spelt):
                     await send({"type": "http.response.body", "body": data, "more_body": True})
                 if run.session.done:
                     break
@@ -138,15 +139,22 @@ class Stream(Response):
         except ClientGone:
             _log.info("the client left", extra={"request_id": run.job.id})
         except PdsError as error:
-            status, error_object, _ = told(error)  # the status is out; no [DONE] follows
-            content = broken_off(run.job, status, error_object)
-            await send({"type": "http.response.body", "body": content})
+            await send(self._broken(error))
+        except Exception as error:  # a fault of ours ends this stream, and says so
+            _log.exception("a stream failed", extra={"request_id": run.job.id})
+            await send(self._broken(error))
         finally:
             run.close()
 
-    def _spelt(self, events: list[Told]) -> Iterator[bytes]:
+    def _broken(self, error: Exception) -> Message:
+        """The last event, in place of the status that is out; no [DONE] follows."""
+        status, error_object, _ = told(error)
+        content = broken_off(self._run.job, status, error_object)
+        return {"type": "http.response.body", "body": content}
+
+    def _spelt(self, events: list[Told]) -> bytes:
         job, answer = self._run.job, self._run.answer
-        return (server_sent(job, told, answer.chunk(told)) for told in events)
+        return b"".join(server_sent(job, told, answer.chunk(told)) for told in events)
 
     def _end(self) -> bytes:
         run = self._run
@@ -155,6 +163,12 @@ class Stream(Response):
         if not run.job.include_usage:
             return DONE
         return b"data: %s\n\n%s" % (run.answer.usage(run.session.usage()), DONE)
+
+
+async def _made(events: list[Told], make: Callable[[list[Told]], bytes]) -> bytes:
+    """The bytes of `events`."""
+    size = sum(1 + len(told.event.prompt) for told in events)
+    return await asyncio.to_thread(make, events) if size > _LONG else make(events)
 
 
 async def _watch(receive: Receive, inbox: Inbox) -> None:

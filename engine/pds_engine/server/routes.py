@@ -1,6 +1,6 @@
 """The routes of the API server: each reads, asks the pure modules, and answers."""
 
-import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable
 from importlib.metadata import version
@@ -12,7 +12,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from pds_engine.config import EngineConfig
 from pds_engine.errors import Forbidden, Overloaded, PdsError, Unavailable
-from pds_engine.server import body, headers, job, openapi, protocol, state
+from pds_engine.server import body, headers, job, large, openapi, protocol, state
 from pds_engine.server.answers import Answer
 from pds_engine.server.chat import ChatAnswer
 from pds_engine.server.completion import CompletionAnswer
@@ -20,15 +20,16 @@ from pds_engine.server.engine import Engine
 from pds_engine.server.errors import response, verdict
 from pds_engine.server.inbox import ClientGone
 from pds_engine.server.job import Job
+from pds_engine.server.lanes import Lanes
 from pds_engine.server.respond import respond
+from pds_engine.server.session import Session
+from pds_engine.server.strict import Body
 from pds_engine.text.tokenizer import Tokenizer
 
-B = TypeVar("B", bound=protocol.Body)
-R = TypeVar("R")
+B = TypeVar("B", bound=Body)
 Route = Callable[[Request], Awaitable[Response]]
 
-_THREAD_FROM = 16 * 1024
-"""Bytes of body from which tokenizing leaves the event loop to other requests."""
+_log = logging.getLogger("pds.server")
 _CLIENT_GONE = 499
 """Seen in metrics alone (nginx's number): nobody reads the answer."""
 
@@ -47,6 +48,12 @@ class Routes:
         self._config = config
         self._tokenizer = tokenizer
         self._key = key
+        self._lanes = Lanes()
+        self._limits = large.Limits(
+            tokens=config.max_model_len,
+            characters=config.max_model_len * tokenizer.longest,
+            prompts=config.scheduler.max_running + config.scheduler.max_waiting,
+        )
         self._busy = 0
         self._created = int(time.time())
 
@@ -95,16 +102,16 @@ class Routes:
         answer: Callable[[Job], Answer],
     ) -> Response:
         internal = headers.read(self._signed(request), self._config.role, request.headers)
-        limit = self._config.scheduler.max_running + self._config.scheduler.max_waiting
+        limit = self._limits.prompts
         if self._busy >= limit:
             raise Overloaded(f"{limit} requests are being read or answered", retry_after=1)
         self._busy += 1
         try:
             data = await self._body(request)
-            work = await _off_loop(len(data), lambda: prepare(data, internal))
+            session = await self._lanes.read(len(data), lambda: Session(prepare(data, internal)))
             if (problem := self._unready()) is not None:
                 raise Unavailable(problem, retry_after=1)
-            return await respond(self._engine, work, answer(work), request)
+            return await respond(self._engine, session, answer(session.job), request)
         finally:
             self._busy -= 1
 
@@ -121,26 +128,36 @@ class Routes:
     # ---- vLLM's -----------------------------------------------------------------------------
 
     async def tokenize(self, request: Request) -> Response:
-        data = await self._body(request)
-        return _json(await _off_loop(len(data), lambda: self._tokenized(data)))
+        return await self._answered(request, self._tokenized)
 
-    def _tokenized(self, data: bytes) -> dict[str, Any]:
+    def _tokenized(self, data: bytes) -> bytes:
         tokenizer, most = self._tokenizer, self._config.max_model_len
-        if protocol.has_messages(data):
+        if large.has_messages(data):
             chat = self._parse(protocol.TokenizeChat, data)
             ids, named = job.chat_prompt(chat, tokenizer, most), chat.return_token_strs
         else:
             text = self._parse(protocol.TokenizeText, data)
             special = text.add_special_tokens is not False
-            # No bound but the body's own: benchmarks count the tokens of texts of any length.
-            ids, named = tokenizer.encode(text.prompt, special=special), text.return_token_strs
+            ids = job.encode(text.prompt, tokenizer, most, "prompt", special)
+            named = text.return_token_strs
         names = [tokenizer.token(id) for id in ids] if named else None
-        return {"count": len(ids), "max_model_len": most, "tokens": ids, "token_strs": names}
+        return msgspec.json.encode(
+            {"count": len(ids), "max_model_len": most, "tokens": ids, "token_strs": names}
+        )
 
     async def detokenize(self, request: Request) -> Response:
-        parsed = self._parse(protocol.DetokenizeRequest, await self._body(request))
-        job.check_ids(parsed.tokens, self._tokenizer.vocabulary, "tokens")
-        return _json({"prompt": self._tokenizer.decode(parsed.tokens, skip_special=False)})
+        return await self._answered(request, self._detokenized)
+
+    def _detokenized(self, data: bytes) -> bytes:
+        ids = self._parse(protocol.DetokenizeRequest, data).tokens
+        job.check_length(ids, self._config.max_model_len, "tokens")
+        job.check_ids(ids, self._tokenizer.vocabulary, "tokens")
+        return msgspec.json.encode({"prompt": self._tokenizer.decode(ids, skip_special=False)})
+
+    async def _answered(self, request: Request, answer: Callable[[bytes], bytes]) -> Response:
+        data = await self._body(request)
+        content = await self._lanes.read(len(data), lambda: answer(data))
+        return Response(content, media_type="application/json")
 
     async def tokenizer_info(self, request: Request) -> Response:
         template = self._tokenizer.template
@@ -213,6 +230,9 @@ class Routes:
                 answer = Response(status_code=_CLIENT_GONE)
             except PdsError as error:
                 answer = response(error)
+            except Exception as error:  # a fault of ours is this request's end, and nobody else's
+                _log.exception("%s failed", path)
+                answer = response(error)
             self._engine.metrics.requests.labels(path, answer.status_code).inc()
             return answer
 
@@ -222,7 +242,7 @@ class Routes:
         return await body.read(request, self._config.http.max_body_bytes)
 
     def _parse(self, kind: type[B], data: bytes) -> B:
-        parsed = protocol.parse(kind, data)
+        parsed = large.parse(kind, data, self._limits)
         job.check_model(getattr(parsed, "model", None), self._config)
         return parsed
 
@@ -253,7 +273,3 @@ class Routes:
 
 def _json(value: object) -> Response:
     return Response(msgspec.json.encode(value), media_type="application/json")
-
-
-async def _off_loop(size: int, work: Callable[[], R]) -> R:
-    return await asyncio.to_thread(work) if size > _THREAD_FROM else work()

@@ -91,4 +91,4 @@ def _replayed(job: Job, output_ids: tuple[int, ...]) -> State:
     state = State(job.rules)
     for id in output_ids:
         state, _ = emit(state, id)
-    return structs.replace(state, ids=())
+    return structs.replace(state, untold=None)

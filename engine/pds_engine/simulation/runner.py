@@ -13,6 +13,7 @@ from pds_engine.messages import (
     StepPlan,
     TokenLogprobs,
 )
+from pds_engine.parallel.reads import Reads
 from pds_engine.parallel.stage import Computed, Place
 from pds_engine.simulation import model
 from pds_engine.simulation.exchange import INVALID, Hidden
@@ -52,6 +53,7 @@ class SimulatedRunner:
         self.slots: dict[int, Slot] = {}
         self.memory = {layer: [POISON] * (pages * page_size) for layer in layers}
         """Keys by layer: page p's tokens begin at p · page_size."""
+        self.reads = Reads()
         self._place = place
         self._shard = shard
         self._max_slots = max_slots
@@ -72,6 +74,7 @@ class SimulatedRunner:
             list(order.pages),
             said=model.history(order.output_ids),
         )
+        self.reads.admit(order)
 
     def release(self, order: Release) -> None:
         """Free the slot, at once or when `order.after_step` is done."""
@@ -83,11 +86,15 @@ class SimulatedRunner:
     def execute(self, plan: StepPlan, hidden: Hidden | None) -> Computed[Hidden]:
         self._copy(plan.copies)
         slots = [self._take(row) for row in plan.rows]
+        if self._place.first:
+            self.reads.check(plan)
         inputs = self._embed(plan, slots) if self._place.first else self._given(plan, hidden)
         computed = tuple(
             self._compute(row, slot, values)
             for row, slot, values in zip(plan.rows, slots, inputs, strict=True)
         )
+        if self._place.first and self._place.last:
+            self.reads.sampled(plan)
         self._done = plan.step_id
         result: Computed[Hidden] = Computed(hidden=Hidden(self._shard, computed))
         if self._place.last:
@@ -108,6 +115,7 @@ class SimulatedRunner:
             slot = self.slots.get(row.slot)
             if slot is not None and slot.gen == row.gen:
                 slot.last = token
+        self.reads.accept(plan)
 
     # ---- steps of the above --------------------------------------------------------------------
 
@@ -194,4 +202,6 @@ class SimulatedRunner:
                 waiting.append(order)
             elif (slot := self.slots.pop(order.slot, None)) is None or slot.gen != order.gen:
                 raise ProtocolError(f"Release names slot {order.slot}/{order.gen}, not there")
+            else:
+                self.reads.release(order.slot)
         self._releases = waiting

@@ -8,15 +8,21 @@ tokens that it is given in the same manner.
 from msgspec import Struct
 
 from pds_engine.messages import TokenLogprobs
-from pds_engine.text import detokenizer, stops
+from pds_engine.text import detokenizer
+from pds_engine.text.stops import Stops
 from pds_engine.text.tokenizer import Tokenizer
+
+NO_STOPS = Stops(())
+Untold = tuple["Untold", int] | None
+"""Tokens that no event has told yet, the newest outermost: one more copies none of the others."""
 
 
 class Rules(Struct, frozen=True):
     """What the request says about its text."""
 
     tokenizer: Tokenizer
-    stops: tuple[str, ...] = ()
+    stops: Stops = NO_STOPS
+    """Made once for all choices."""
     stop_ids: frozenset[int] = frozenset()
     """A token that ends the output shows no text."""
     min_tokens: int = 0
@@ -60,7 +66,10 @@ class State(Struct, frozen=True):
     """Characters decoded so far, held-back ones included."""
     partial: bytes = b""
     held: str = ""
-    ids: tuple[int, ...] = ()
+    """The text of `node`: shorter than the longest stop string."""
+    node: int = 0
+    """Where the automaton of the stop strings stands."""
+    untold: Untold = None
     stopped: str | None = None
     """The stop string that was found: no further token counts."""
     last: int = -1
@@ -88,26 +97,45 @@ def emit(
         state.partial, b"" if hidden else rules.tokenizer.piece(token)
     )
     scored = () if scores is None else (Logprob(token, state.offset, scores),)
-    if rules.stops and count >= rules.min_tokens:
-        release, held, matched = stops.scan(state.held + text, rules.stops)
-        if matched is not None and rules.include_stop:
-            release += matched
-    else:
-        release, held, matched = state.held + text, "", None
-    ids = (*state.ids, token)
+    release, held, node, matched = _searched(state, count, text)
+    untold = (state.untold, token)
     told = bool(release or scored or state.count == 0)
-    event = Event(release, count, ids, scored, first=state.count == 0, prompt=prompt)
+    ids = _in_order(untold) if told else ()
+    events = [Event(release, count, ids, scored, state.count == 0, prompt=prompt)] if told else []
     after = State(
         rules,
         count,
         state.offset + len(text),
         b"" if matched is not None else partial,
         held,
-        () if told else ids,
+        node,
+        None if told else untold,
         matched,
         token,
     )
-    return after, [event] if told else []
+    return after, events
+
+
+def _searched(state: State, count: int, text: str) -> tuple[str, str, int, str | None]:
+    """What `text` releases, what is held then, at which node, and the stop string found."""
+    rules = state.rules
+    if not rules.stops or count < rules.min_tokens:
+        return text, "", 0, None  # nothing was held either
+    found = rules.stops.scan(state.node, text)
+    seen = state.held + text[: found.end]
+    if found.matched is None:
+        cut = len(seen) - found.keep
+        return seen[:cut], seen[cut:], found.node, None
+    cut = len(seen) - (0 if rules.include_stop else len(found.matched))
+    return seen[:cut], "", 0, found.matched
+
+
+def _in_order(untold: Untold) -> tuple[int, ...]:
+    ids: list[int] = []
+    while untold is not None:
+        untold, id = untold
+        ids.append(id)
+    return tuple(reversed(ids))
 
 
 def finish(state: State, reason: str, eos_ids: tuple[int, ...] = ()) -> Event:
@@ -117,4 +145,4 @@ def finish(state: State, reason: str, eos_ids: tuple[int, ...] = ()) -> Event:
     ended_by_id = reason == "stop" and stop is None and state.last in state.rules.stop_ids
     if ended_by_id and state.last not in eos_ids:
         stop = state.last
-    return Event(text, state.count, state.ids, (), False, reason, stop)
+    return Event(text, state.count, _in_order(state.untold), (), False, reason, stop)

@@ -1,30 +1,93 @@
-"""Stop strings across the borders of tokens: text that may begin one is held back."""
+"""Stop strings across the borders of tokens: text that may begin one is held back.
+
+Aho and Corasick's automaton (Efficient string matching, CACM 18, 1975). A request's stop strings
+make it once; after that a character costs the same however many they are and however long, in the
+mean over a text. Of all stop strings the one that ends first counts, and of those that end
+together the longest: so where tokens cut the text changes nothing.
+"""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 
 class Scan(NamedTuple):
-    """What a piece of text comes to: `release` may be sent, `held` may begin a stop string."""
+    """What a piece of text comes to."""
 
-    release: str
-    held: str
+    node: int
+    """Where the automaton stands: what the next piece begins with."""
+    keep: int
+    """So many of the last characters may begin a stop string; less than the longest has."""
+    end: int
+    """How much of the piece was looked at: all of it, or up to the stop string's end."""
     matched: str | None
-    """The stop string found; `release` then ends before it, and nothing is held."""
+    """The stop string found."""
 
 
-def scan(text: str, stops: Sequence[str]) -> Scan:
-    """Look for the first of `stops` in `text`, which is what was held before plus what is new."""
-    found = [(at, stop) for stop in stops if (at := text.find(stop)) >= 0]
-    if found:
-        at, stop = min(found, key=lambda pair: pair[0])
-        return Scan(text[:at], "", stop)
-    keep = max((_overlap(text, stop) for stop in stops), default=0)
-    cut = len(text) - keep
-    return Scan(text[:cut], text[cut:], None)
+class Stops:
+    """The automaton of these strings, none of them empty. Begin at node 0.
 
+    A node is a beginning of a stop string. Nodes along one string are numbered on, so that the
+    way from each to the next is a character of `_next`; `_branches` has the other ways.
+    """
 
-def _overlap(text: str, stop: str) -> int:
-    """The length of the longest end of `text` that begins `stop`."""
-    longest = min(len(text), len(stop) - 1)
-    return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)
+    __slots__ = ("_branches", "_depth", "_fail", "_longest", "_next", "strings")
+
+    def __init__(self, strings: Sequence[str]) -> None:
+        self.strings = tuple(strings)
+        self._next = [""]
+        self._branches: dict[tuple[int, str], int] = {}
+        self._depth = [0]
+        """Characters of each node."""
+        self._longest = [-1]
+        """The longest stop string that each node ends with, as its place in `strings`."""
+        came = [(0, "")]
+        for place, string in enumerate(self.strings):
+            node = 0
+            for character in string:
+                child = self._child(node, character)
+                node = self._add(node, character, came) if child is None else child
+            self._longest[node] = place
+        self._fail = [0] * len(self._next)
+        """The longest other node that each node ends with."""
+        for node in sorted(range(1, len(came)), key=self._depth.__getitem__):
+            parent, character = came[node]
+            if parent:
+                self._fail[node] = self.step(self._fail[parent], character)
+            if self._longest[node] < 0:
+                self._longest[node] = self._longest[self._fail[node]]
+
+    def __bool__(self) -> bool:
+        return bool(self.strings)
+
+    def step(self, node: int, character: str) -> int:
+        """The longest node that `node` followed by `character` ends with."""
+        while (child := self._child(node, character)) is None:
+            if not node:
+                return 0
+            node = self._fail[node]
+        return child
+
+    def scan(self, node: int, text: str) -> Scan:
+        """Go on from `node` with the characters of `text`, up to the end of a stop string."""
+        for at, character in enumerate(text):
+            node = self.step(node, character)
+            if (place := self._longest[node]) >= 0:
+                return Scan(0, 0, at + 1, self.strings[place])
+        return Scan(node, self._depth[node], len(text), None)
+
+    def _child(self, node: int, character: str) -> int | None:
+        if self._next[node] == character:
+            return node + 1
+        return self._branches.get((node, character))
+
+    def _add(self, parent: int, character: str, came: list[tuple[int, str]]) -> int:
+        node = len(came)
+        came.append((parent, character))
+        if node == parent + 1:
+            self._next[parent] = character
+        else:
+            self._branches[parent, character] = node
+        self._next.append("")
+        self._depth.append(self._depth[parent] + 1)
+        self._longest.append(-1)
+        return node

@@ -11,6 +11,7 @@ from pds_engine.errors import ConfigError
 from pds_engine.text.template import ChatTemplate
 
 REPLACEMENT = "\ufffd"
+_SHORT = 1024
 
 
 class Tokenizer:
@@ -68,8 +69,19 @@ class Tokenizer:
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """Ids of `text`; with `special`, those that the tokenizer adds by itself (bos) too."""
-        ids: list[int] = self._inner.encode(text, add_special_tokens=special).ids
+        ids: list[int] = self.encoding(text, special=special).ids
         return ids
+
+    def encoding(self, text: str, *, special: bool = True) -> tokenizers.Encoding:
+        """`encode`, before a list is made of it: its length is known already.
+
+        The library's call for a batch leaves the interpreter's lock to other threads meanwhile;
+        that for one text holds it. A short text is done before another thread has woken up.
+        """
+        if len(text) <= _SHORT:
+            return self._inner.encode(text, add_special_tokens=special)
+        (found,) = self._inner.encode_batch_fast([text], add_special_tokens=special)
+        return found
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         """The text of `ids`; bytes that are not UTF-8 become U+FFFD."""

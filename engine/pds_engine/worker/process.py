@@ -24,6 +24,7 @@ from pds_engine.parallel.collectives import ALONE, Collectives
 from pds_engine.parallel.exchange import Exchange
 from pds_engine.parallel.groups import Groups, assemble, backend
 from pds_engine.parallel.stage import Place, Stage
+from pds_engine.ports import kv_address
 from pds_engine.runner import graphs
 from pds_engine.runner.runner import Runner
 from pds_engine.spec import read_config
@@ -85,10 +86,11 @@ def _serve(
     runner = Runner(config, decoder, [pool.layer(i) for i in range(len(decoder.part.layers))])
     exchange = make_exchange(config, decoder, groups, rank, device)
     activity.counts, activity.compiles = exchange.counts, lambda: runner.compiles
+    activity.unneeded = lambda: runner.unneeded
     place = Place(decoder.part.pp_rank, split.pp)
     stage = Stage(place, runner, exchange, ahead=backend(device) == "gloo")
-    mailbox = Mailbox()
-    transfers = TransferThread(pool, config.kv, rank, config.pod.ip, mailbox.put, keys)
+    mailbox, at = Mailbox(), kv_address(config, rank)
+    transfers = TransferThread(pool, config.kv, rank, at, mailbox.put, keys)
     try:
         link.send(
             Ready(

@@ -34,6 +34,7 @@ class Activity:
         self.rank = rank
         self.counts = Counts(rank)
         self.compiles: Callable[[], int] = _none
+        self.unneeded: Callable[[], int] = _none
         self.mailbox: Callable[[], int] = _none
         self._clock = clock
         self._done = -1
@@ -76,7 +77,7 @@ class Activity:
             seconds=round(self._clock() - since, 3),
             mailbox=self.mailbox(),
             plans=tuple(self._plans),
-            traffic=self.counts.traffic(),
+            traffic=self.counts.traffic(self.unneeded()),
             compiles=self.compiles(),
         )
 

@@ -1,7 +1,6 @@
 """A real engine of the tiny model, and a router before it: two processes that requests come to."""
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from free import free_port
 
 MODEL = Path(__file__).parents[3] / "examples" / "models" / "tiny"
 ENGINE = (sys.executable, "-c", "from pds_engine.cli import main; main()")
@@ -25,8 +25,7 @@ class Process:
     """One that serves HTTP; what it says goes to a file."""
 
     def __init__(self, folder: Path, name: str, *words: str) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            self.port = int(probe.getsockname()[1])
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = folder / f"{name}.log"
         with self.log.open("wb") as log:

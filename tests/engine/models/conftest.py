@@ -71,6 +71,21 @@ class Folder:
         edit(tensors)
         self.write(tensors)
 
+    def become(self, architecture: str, **keys: Any) -> None:
+        """A model of another family: its configuration, and the tensors that it has."""
+        self.configure(architectures=[architecture], **keys)
+
+        def fit(tensors: dict[str, torch.Tensor]) -> None:
+            for name in [n for n in tensors if "q_norm" in n or "k_norm" in n]:
+                del tensors[name]
+            if architecture == "Qwen2ForCausalLM":
+                for layer in range(2):
+                    for part, size in {"q": 32, "k": 16, "v": 16}.items():
+                        name = f"model.layers.{layer}.self_attn.{part}_proj.bias"
+                        tensors[name] = torch.linspace(-1, 1, size)
+
+        self.change(fit)
+
     def configure(self, **keys: Any) -> None:
         kept = {key: value for key, value in (SHAPE | keys).items() if value is not ...}
         (self.path / "config.json").write_text(json.dumps(kept))

@@ -54,8 +54,8 @@ def test_each_shard_reads_its_part_and_no_more(folder, tp, monkeypatch):
     taken: dict[str, int] = {}
     read = Checkpoint.read
 
-    def count(self, name, shape, dim=0, part=None):
-        tensor = read(self, name, shape, dim, part)
+    def count(self, name, dtype, dim=0, part=None):
+        tensor = read(self, name, dtype, dim, part)
         taken[name] = taken.get(name, 0) + tensor.numel()
         return tensor
 
@@ -98,17 +98,11 @@ def test_a_vocabulary_that_does_not_divide_is_padded(folder):
 
 
 def test_biases_are_split_like_their_rows(folder):
-    folder.configure(architectures=["Qwen2ForCausalLM"])
-    sizes = {"q": 32, "k": 16, "v": 16}
-    biases = {
-        f"model.layers.{layer}.self_attn.{part}_proj.bias": torch.randn(size)
-        for layer in range(2)
-        for part, size in sizes.items()
-    }
-    folder.change(lambda tensors: tensors.update(biases))
+    folder.become("Qwen2ForCausalLM")
     second = load(folder.engine(parallelism={"tp": 2}), 1, CPU, Shard(1, 2)).weights.layers[1]
+    stored, sizes = folder.tensors(), {"q": 32, "k": 16, "v": 16}
     expected = [
-        biases[f"model.layers.1.self_attn.{p}_proj.bias"][n // 2 :] for p, n in sizes.items()
+        stored[f"model.layers.1.self_attn.{p}_proj.bias"][n // 2 :] for p, n in sizes.items()
     ]
     assert torch.equal(second.qkv_bias, torch.cat(expected))
     assert second.qk_norm.shape == (0,)
@@ -121,13 +115,6 @@ def test_collectives_of_another_shard_are_refused(folder):
             load(config, 1, CPU, wrong)
 
 
-def test_a_tied_head_is_the_embedding(folder):
-    folder.configure(tie_word_embeddings=True)
-    folder.change(lambda tensors: tensors.pop("lm_head.weight"))
-    weights = load(folder.engine(), 0, CPU).weights
-    assert weights.head is weights.embedding
-
-
 def test_weights_are_rounded_to_the_model_s_dtype(folder):
     config = folder.engine(model={"path": folder.path, "dtype": "bfloat16"})
     embedding = load(config, 0, CPU).weights.embedding
@@ -136,26 +123,45 @@ def test_weights_are_rounded_to_the_model_s_dtype(folder):
     assert torch.equal(embedding.float(), expected.float())
 
 
-def spoil_shape(tensors):
-    tensors["model.norm.weight"] = torch.zeros(17)
+@pytest.mark.parametrize("stored", ["both", "embedding", "head"])
+@pytest.mark.parametrize("pp", [1, 2])
+def test_a_tied_head_is_the_embedding_unless_another_is_stored(folder, stored, pp):
+    """As transformers does, whatever the configuration says: test_options compares the tokens."""
+    folder.configure(tie_word_embeddings=True)
+    embedding, head = "model.embed_tokens.weight", "lm_head.weight"
+    names = {"both": [], "embedding": [head], "head": [embedding]}[stored]
+    folder.change(lambda tensors: [tensors.pop(name) for name in names])
+    config, held = folder.engine(parallelism={"pp": pp}), folder.tensors()
+    first, last = load(config, 0, CPU).weights, load(config, pp - 1, CPU).weights
+    assert torch.equal(first.embedding, held.get(embedding, held.get(head)))
+    assert torch.equal(last.head, held.get(head, held.get(embedding)))
+    assert (last.head is last.embedding) == (stored != "both" and pp == 1)
 
 
-def spoil_kind(tensors):
-    tensors["model.norm.weight"] = torch.zeros(16, dtype=torch.int32)
+def test_a_tied_head_that_is_stored_twice_is_held_once(folder):
+    folder.configure(tie_word_embeddings=True)
+    same = "model.embed_tokens.weight"
+    folder.change(lambda tensors: tensors.update({"lm_head.weight": tensors[same].clone()}))
+    weights = load(folder.engine(), 0, CPU).weights
+    assert weights.head is weights.embedding
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize(
-    ("edit", "says"),
-    [
-        (lambda tensors: tensors.pop("model.norm.weight"), r"has no tensor model\.norm\.weight"),
-        (spoil_shape, r"model\.norm\.weight in .* has shape \(17,\), config.json says \(16,\)"),
-        (spoil_kind, "is not a floating-point tensor"),
-    ],
+    "name", ["model.norm.weight", "lm_head.weight", "model.layers.1.mlp.down_proj.weight"]
 )
-def test_wrong_tensors_are_named(folder, edit, says):
-    folder.change(edit)
-    with pytest.raises(ConfigError, match=says):
+def test_weights_that_are_no_numbers_are_refused_by_name(folder, name, value):
+    folder.change(lambda tensors: tensors[name].view(-1)[-1:].fill_(value))
+    with pytest.raises(ConfigError, match=rf"{name} in .* holds values that are no finite numbers"):
         load(folder.engine(), 0, CPU)
+
+
+def test_weights_that_the_dtype_cannot_hold_are_refused_with_the_cure(folder):
+    folder.change(lambda tensors: tensors["model.norm.weight"].fill_(1e5))
+    load(folder.engine(model={"path": folder.path, "dtype": "bfloat16"}), 0, CPU)
+    with pytest.raises(ConfigError, match=r"too large for torch\.float16") as told:
+        load(folder.engine(model={"path": folder.path, "dtype": "float16"}), 0, CPU)
+    assert told.value.hint == "set model.dtype to bfloat16 or float32"
 
 
 def test_missing_and_damaged_files(folder):

@@ -28,7 +28,7 @@ def test_qwen2_has_biases_and_no_head_norms(folder):
     assert (spec.qk_norm, spec.qkv_bias, spec.window) == (False, True, None)
 
 
-@pytest.mark.parametrize(("window", "found"), [(None, None), (..., None), (64, 64), (4096, 4096)])
+@pytest.mark.parametrize(("window", "found"), [(None, None), (..., 4096), (64, 64), (4096, 4096)])
 def test_mistral_with_a_window_as_long_as_the_context(folder, window, found):
     folder.configure(architectures=["MistralForCausalLM"], sliding_window=window)
     spec = check(folder.engine())
@@ -64,6 +64,8 @@ def test_both_spellings_of_llama3_positions(folder, where):
     [
         ({"architectures": ["GptForCausalLM"]}, "unknown architecture GptForCausalLM"),
         ({"architectures": None}, "unknown architecture none"),
+        ({"architectures": "LlamaForCausalLM"}, "architectures must be a list of names"),
+        ({"model_type": "granite"}, "model_type 'granite' is not that of Qwen3ForCausalLM"),
         ({"hidden_size": ...}, "hidden_size must be a whole number"),
         ({"num_hidden_layers": "2"}, "num_hidden_layers must be a whole number above 0, got '2'"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported"),

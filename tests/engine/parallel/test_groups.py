@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from free import free_port
 from pds_engine.config import EngineConfig
-from pds_engine.errors import RankLost
+from pds_engine.errors import PortTaken, RankLost
 from pds_engine.parallel.groups import Groups, assemble, backend
 
 CPU = torch.device("cpu")
@@ -20,8 +21,7 @@ def config(pp: int) -> EngineConfig:
 
 @pytest.fixture
 def rendezvous() -> str:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return f"127.0.0.1:{probe.getsockname()[1]}"
+    return f"127.0.0.1:{free_port()}"
 
 
 def test_the_ranks_that_do_not_come_are_named(rendezvous: str) -> None:
@@ -37,6 +37,13 @@ def test_the_rank_that_opens_no_rendezvous_is_named(rendezvous: str) -> None:
         RankLost, match=f"rank 0 .stage 0. has not opened .* at {rendezvous} in 1 s"
     ):
         assemble(config(3), 1, CPU, rendezvous)
+
+
+def test_a_rendezvous_whose_port_is_taken_is_not_waited_for() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        with pytest.raises(PortTaken, match=f"cannot listen on {address}, the port of the rendez"):
+            assemble(config(3), 0, CPU, address)
 
 
 def test_a_single_rank_meets_nobody() -> None:

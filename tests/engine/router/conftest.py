@@ -112,10 +112,12 @@ class FakeEngine:
     async def start(self) -> None:
         self._tasks: set[asyncio.Task[None]] = set()
         self._writers: set[asyncio.StreamWriter] = set()
+        self._stopped = False
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
+        self._stopped = True
         self._server.close()
         for writer in self._writers:
             writer.transport.abort()
@@ -133,6 +135,9 @@ class FakeEngine:
         return [seen for seen in self.seen if seen.path != "/pds/state"]
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._stopped:  # accepted while the end came
+            writer.transport.abort()
+            return
         self.connections += 1
         self._tasks.add(task := asyncio.current_task())  # type: ignore[arg-type]
         self._writers.add(writer)

@@ -216,6 +216,17 @@ async def test_a_request_whose_time_is_over_is_not_tried_again_and_nobodys_fault
     assert [backend.circuit.failures for backend in running.router.fleet] == [0, 0]
 
 
+@pytest.mark.parametrize(("code", "blamed"), [("not_finite", False), ("internal_error", True)])
+async def test_a_prompt_without_a_finite_answer_opens_no_circuit(engine, router, code, blamed):
+    """Whoever sends it again and again would else close every group to everybody."""
+    unified = await engine("unified", script=refuses(500, code))
+    running = await router(unified, attempts=1)
+    async with running.http.post("/v1/chat/completions", json={"stream": True}) as response:
+        assert response.status == 500
+        assert (await response.json())["error"]["code"] == code
+    assert [backend.circuit.failures for backend in running.router.fleet] == [int(blamed)]
+
+
 async def test_a_busy_engines_429_is_passed_on_when_no_other_is_there(engine, router):
     running = await router(await engine("unified", script=refuses(429, retry_after="3")))
     async with running.http.post("/v1/chat/completions", json={"stream": True}) as response:

@@ -10,14 +10,10 @@ import sys
 from pathlib import Path
 
 import aiohttp
+import pytest
+from free import free_port
 
 CHAT = "/v1/chat/completions"
-
-
-def free_port():
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
 
 
 async def spawned(tmp_path, *engines, **options):
@@ -142,3 +138,15 @@ def test_it_imports_neither_torch_nor_the_engine():
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("key", ["port", "metrics_port"])
+async def test_a_port_in_use_is_named_and_is_no_configuration_error(tmp_path, key):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = other.getsockname()[1]
+        process, *_ = await spawned(tmp_path, **{key: taken})
+        async with asyncio.timeout(20):
+            _, said = await process.communicate()
+    assert process.returncode == 1
+    assert f"cannot listen on 127.0.0.1:{taken}" in said.decode()
+    assert f"give {key} another one" in said.decode()

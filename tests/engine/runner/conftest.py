@@ -1,7 +1,8 @@
 """A model of random weights, and the least scheduler that can drive a Runner by plans."""
 
+import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from pds_engine.messages import Admit, Release, Row, Sampling, StepDone, StepPla
 from pds_engine.models.loader import load
 from pds_engine.parallel.collectives import ALONE, Collectives
 from pds_engine.runner.runner import Runner
+from safetensors.torch import load_file, save_file
 
 GREEDY = Sampling(max_tokens=1, temperature=0.0)
 
@@ -96,6 +98,32 @@ def llama(models: dict[str, Path]) -> Path:
     return models["LlamaForCausalLM"]
 
 
+Edit = Callable[[dict[str, torch.Tensor]], Any]
+
+
+@pytest.fixture
+def variant(models: dict[str, Path], tmp_path: Path) -> Callable[..., Path]:
+    """A family's model with keys of its configuration and tensors changed; a key that is `...` is
+    left out. What save_pretrained would never write can be had only so."""
+
+    def make(architecture: str, edit: Edit = lambda tensors: None, **keys: Any) -> Path:
+        config = json.loads((models[architecture] / "config.json").read_text()) | keys
+        kept = {key: value for key, value in config.items() if value is not ...}
+        (tmp_path / "config.json").write_text(json.dumps(kept))
+        tensors = load_file(models[architecture] / "model.safetensors")
+        edit(tensors)
+        save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+        return tmp_path
+
+    return make
+
+
+@pytest.fixture
+def overflowing(variant: Callable[..., Path], overflow: Edit) -> Path:
+    """Finite weights whose numbers overflow where `poison` is among the tokens, and else never."""
+    return variant("LlamaForCausalLM", overflow)
+
+
 @dataclass
 class Sequence_:
     """One request on its way: what a scheduler knows of it."""
@@ -109,6 +137,8 @@ class Sequence_:
     output: list[int] = field(default_factory=list)
     chances: list[Any] = field(default_factory=list)
     prompt_chances: list[Any] = field(default_factory=list)
+    unsound: list[int] = field(default_factory=list)
+    """Places in `output` that mean nothing, by the runner's own word."""
 
 
 class Driver:
@@ -234,7 +264,10 @@ class Driver:
             sampled = [r for r, row in zip(taken, rows, strict=True) if row.samples]
             for request, row in zip(taken, rows, strict=True):
                 request.computed += row.length
-            for request, token, chance in zip(sampled, done.tokens, done.logprobs, strict=True):
+            results = zip(sampled, done.tokens, done.logprobs, strict=True)
+            for place, (request, token, chance) in enumerate(results):
+                if place in done.unsound:
+                    request.unsound.append(len(request.output))
                 request.output.append(token)
                 request.chances.append(chance)
         for request in requests:

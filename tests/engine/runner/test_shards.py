@@ -118,6 +118,17 @@ def test_the_layout_changes_no_token(size):
             assert [x for _, x in ours.top] == pytest.approx([x for _, x in theirs.top], abs=1e-9)
 
 
+@pytest.mark.parametrize("value", [float("nan"), -float("nan"), float("inf")])
+@pytest.mark.parametrize("size", [1, 4])
+def test_one_score_that_is_no_number_leaves_nothing_to_choose(value, size):
+    """Every rank says so, though it is in one's share."""
+    kinds = grid()
+    logits = scores(len(kinds))
+    logits[::2, 700] = value
+    for tokens, _ in on_ranks(size, lambda ranks: chosen(logits, kinds, ranks)):
+        assert [token < 0 for token in tokens] == [at % 2 == 0 for at in range(len(kinds))]
+
+
 def plainly(logits: list[float], kind: Sampling, noise: list[float]) -> int:
     """The definition, token by token."""
     if kind.temperature < 1e-5:

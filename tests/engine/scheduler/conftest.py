@@ -159,14 +159,14 @@ class Bench:
     def plan(self) -> list[str]:
         return show(self.core.plan(self.now))
 
-    def done(self, step: int, *tokens: int, elapsed: float = 0.0) -> list[str]:
+    def done(self, step: int, *tokens: int, **more: Any) -> list[str]:
         """The step's result, and what is sent upon it, before the next plan."""
-        return show(self.core.handle(*self.answer(step, *tokens, elapsed=elapsed)))
+        return show(self.core.handle(*self.answer(step, *tokens, **more)))
 
-    def answer(self, step: int, *tokens: int, elapsed: float = 0.0) -> tuple[Party, Message, float]:
+    def answer(self, step: int, *tokens: int, **more: Any) -> tuple[Party, Message, float]:
         """The step's result, as the core takes it."""
-        message = StepDone(step_id=step, tokens=tokens, logprobs=(), elapsed=elapsed)
-        return WORKERS, message, self.now
+        values = {"logprobs": (), "elapsed": 0.0} | more
+        return WORKERS, StepDone(step_id=step, tokens=tokens, **values), self.now
 
     def tick(self, now: float) -> list[str]:
         self.now = now

@@ -1,7 +1,6 @@
 """The scheduler as a process of its own, over real sockets with CURVE: joins, works, fails."""
 
 import multiprocessing
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ from typing import Any, TypeVar
 
 import pytest
 import zmq
+from free import free_port
 from pds_engine.config import EngineConfig
 from pds_engine.keys import Keys
 from pds_engine.messages import (
@@ -61,12 +61,6 @@ class Running:
         link = Link(self.context, self.address, keys)
         self.links.append(link)
         return link
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextmanager

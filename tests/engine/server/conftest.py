@@ -1,7 +1,8 @@
-"""A scheduler that answers from a script, for the API server's tests."""
+"""A scheduler that answers from a script, for the API server's tests, and a worker's tables."""
 
 import asyncio
 import json
+import threading
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -10,9 +11,11 @@ from typing import Any
 
 import httpx
 import pytest
+import torch
 from msgspec.structs import replace
 from pds_engine.config import EngineConfig
 from pds_engine.messages import (
+    Admit,
     AnyMessage,
     Cancel,
     Drain,
@@ -24,9 +27,14 @@ from pds_engine.messages import (
     Token,
     Welcome,
 )
+from pds_engine.parallel.collectives import ALONE, VocabShard
+from pds_engine.runner.batch import Batch
+from pds_engine.runner.sampling import logprobs, sample
+from pds_engine.runner.tables import Slot, Tables
 from pds_engine.server.app import create_app
 from pds_engine.server.engine import Engine
 from pds_engine.text.tokenizer import Tokenizer
+from pds_engine.wire import decode, encode
 
 TINY = Path(__file__).parents[3] / "examples" / "models" / "tiny"
 KEY = b"k" * 32
@@ -68,8 +76,13 @@ def outputs(ids: list[int], *, end: str = "stop", cached: int = 0) -> Script:
     return script
 
 
+def travelled(message: Message) -> AnyMessage:
+    """What comes out at the other end of a wire, on which it is bytes."""
+    return decode(encode(message))
+
+
 class FakeScheduler:
-    """The other end of an Engine's link, within the process."""
+    """The other end of an Engine's link, within the process; messages travel as bytes do."""
 
     def __init__(self, script: Script, incarnation: str = "inc") -> None:
         self.script = script
@@ -79,14 +92,15 @@ class FakeScheduler:
         self.died = asyncio.Event()
         self._changed = asyncio.Event()
 
-    async def send(self, message: Message) -> None:
+    async def send(self, sent: Message) -> None:
+        message = travelled(sent)
         self.received.append(message)
         if isinstance(message, Hello):
             self.inbound.put_nowait(Welcome(incarnation=self.incarnation))
             self.inbound.put_nowait(IDLE)
         if isinstance(message, Submit):
             for answer in self.script(message):
-                self.inbound.put_nowait(answer)
+                self.inbound.put_nowait(travelled(answer))
         if isinstance(message, Drain):
             self.inbound.put_nowait(replace(IDLE, draining=True))
         self._changed.set()
@@ -149,6 +163,40 @@ async def serve(
         yield Served(client, scheduler, engine, config)
 
 
+class Turns:
+    """A task and a thread that count their turns: what keeps the loop, or the lock, keeps them."""
+
+    def __init__(self) -> None:
+        self.loop = 0
+        self.thread = 0
+        self._stop = threading.Event()
+        self._counter = threading.Thread(target=self._count, daemon=True)
+
+    async def __aenter__(self) -> "Turns":
+        self._counter.start()
+        self._task = asyncio.create_task(self._tick())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._stop.set()
+        self._task.cancel()
+        self._counter.join()
+
+    async def _tick(self) -> None:
+        while True:
+            self.loop += 1
+            await asyncio.sleep(0)
+
+    def _count(self) -> None:
+        while not self._stop.wait(0.001):
+            self.thread += 1
+
+
+@pytest.fixture
+def turns() -> type[Turns]:
+    return Turns
+
+
 @pytest.fixture(scope="session")
 def tokenizer() -> Tokenizer:
     return Tokenizer(TINY)
@@ -167,6 +215,49 @@ def served(tokenizer: Tokenizer) -> Callable[..., Any]:
 @pytest.fixture
 def script() -> Callable[..., Script]:
     return outputs
+
+
+class Worker:
+    """A worker's tables, and the sampling of its rows: what a request's numbers end up in."""
+
+    def __init__(self, vocabulary: int) -> None:
+        self._vocabulary = vocabulary
+        self._tables = Tables(1, 4, 16, vocabulary, 0, torch.device("cpu"))
+
+    def take(self, submit: Submit) -> int:
+        """Admit the request, choose its next token of level logits, and let it go."""
+        order = travelled(
+            Admit(
+                slot=0,
+                gen=0,
+                prompt_ids=submit.prompt_ids,
+                output_ids=submit.output_ids,
+                sampling=submit.sampling,
+                seed=submit.seed,
+                pages=(0,),
+            )
+        )
+        self._tables.admit(order)
+        known = order.prompt_ids + order.output_ids
+        slot = Slot(0, len(order.prompt_ids), known, order.sampling, order.seed)
+        rows = ((slot, len(order.output_ids)),)
+        nought = torch.zeros(1, dtype=torch.int64)
+        batch = Batch(nought, nought, None, nought, nought, rows)  # type: ignore[arg-type]
+        logits = torch.linspace(-4.0, 4.0, self._vocabulary).unsqueeze(0)
+        vocab = VocabShard(range(self._vocabulary), self._vocabulary, ALONE)
+        tokens = sample(logits, batch, self._tables, vocab)
+        self._tables.sampled(nought, tokens)
+        scores = logprobs(logits, tokens, rows, vocab)
+        for index, token in enumerate(tokens.tolist()):
+            travelled(Token(request_id="r", index=index, token=token, logprobs=scores[index]))
+        self._tables.release(0, 0)
+        (token,) = tokens.tolist()
+        return int(token)
+
+
+@pytest.fixture(scope="session")
+def worker(tokenizer: Tokenizer) -> Worker:
+    return Worker(tokenizer.vocabulary)
 
 
 @pytest.fixture

@@ -73,6 +73,11 @@ async def test_a_lost_scheduler_fails_everything(served):
         assert (await s.client.get("/readyz")).status_code == 503
         again = await s.client.post("/v1/completions", json={"prompt": "a"})
     assert again.status_code == 503
+    # What was with the group may be what it failed of; what came afterwards was not even begun.
+    assert (await waiting).json()["error"]["code"] == "group_failed"
+    assert again.json()["error"]["code"] == "unavailable"
+    with pytest.raises(Unavailable, match="takes nothing more"):  # not the words of "has failed"
+        s.engine.open([submit("late")])
     assert isinstance(s.engine.error, GroupError)
     assert loss.count == 1
 

@@ -16,6 +16,7 @@ import httpx
 import openai
 import pytest
 import zmq
+from free import free_port
 from msgspec.structs import replace
 from pds_engine import wire
 from pds_engine.config import EngineConfig
@@ -114,11 +115,6 @@ class Process:
             self.child.kill()
             said = self.child.communicate()[1]
         return self.child.returncode, said
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="module")

@@ -122,6 +122,7 @@ def test_report():
                 "outputs_expected": 0,
                 "outputs_sent": 0,
                 "outputs_received": 0,
+                "outputs_unneeded": 0,
             }
         ],
     }

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from msgspec.structs import replace
-from pds_engine.errors import PdsError
+from pds_engine.errors import PdsError, ProtocolError
 from pds_engine.messages import StepDone, StepPlan
 from pds_engine.parallel import stage as stages_module
 from pds_engine.parallel.stage import Following, Place, Stage
@@ -119,8 +119,86 @@ def test_a_skip_that_never_fires(simulate: Any, ask: Any, monkeypatch: pytest.Mo
     monkeypatch.setattr(scheduler_steps, "expects_output", lambda *_: True)
     group = simulate(pp=2)
     group.submit(ask("r", 4 * CHUNK, 2))
+    group.submit(ask("next", 4 * CHUNK, 2), at=30)
     group.run()
-    assert len(group.outputs[0].sent) == 5  # test_messages.py wants 1
+    # test_messages.py wants 1 each. Of the second prompt all but a page is in the prefix cache.
+    assert len(group.outputs[0].sent) == 5 + 2
+    # Each first token's is read. What was sent last is taken by no step any more.
+    assert unneeded(group) == [7 - 2 - 1]
+
+
+def test_a_plan_that_depends_on_too_little(
+    simulate: Any, ask: Any, monkeypatch: pytest.MonkeyPatch
+):
+    """Every stage obeys it, and would decode from an older token."""
+    monkeypatch.setattr(scheduler_steps, "depends_on", lambda *_: -1)
+    group = simulate(pp=2)
+    group.submit(ask("r", 20, 8))
+    with pytest.raises(
+        ProtocolError,
+        match=r"^step 2, which depends on step -1, reads the token of slot 0 at position 20, and "
+        r"the first stage does not know it: its last one is that of position 19, as the output of "
+        r"step 1 has not been received$",
+    ):
+        group.run()
+
+
+def test_a_plan_that_depends_on_too_little_for_a_later_token(
+    simulate: Any, ask: Any, monkeypatch: pytest.MonkeyPatch
+):
+    """The slot holds a token by then: a stale one."""
+    right = scheduler_steps.depends_on
+    monkeypatch.setattr(
+        scheduler_steps,
+        "depends_on",
+        lambda picked, step, settings: -1 if step == 5 else right(picked, step, settings),
+    )
+    group = simulate(pp=2)
+    group.submit(ask("r", 20, 8))
+    with pytest.raises(
+        ProtocolError, match=r"^step 5, which depends on step -1, .* output of step 4 has not been"
+    ):
+        group.run()
+
+
+def test_an_output_that_the_first_stage_does_not_take(simulate: Any, ask: Any):
+    """It was sent and has come, and a later step reads the token before it."""
+
+    class Forgetful(Stage[Any, Any]):
+        def _take_outputs(self, until: int) -> Generator[Any, Any, None]:
+            if self._expected and self._expected[0][0].step_id == 3:
+                yield self._expected.popleft()[1]
+            yield from super()._take_outputs(until)
+
+    group = simulate(pp=2, make_stage=Forgetful)
+    group.submit(ask("r", 20, 8))
+    with pytest.raises(ProtocolError, match=r"^step 4, .* as the output of step 3 has not been"):
+        group.run()
+
+
+def test_a_decode_row_that_is_planned_twice(
+    simulate: Any, ask: Any, monkeypatch: pytest.MonkeyPatch
+):
+    """On one stage there is nothing to receive, and the same guard: a token of another position."""
+
+    class Repeating(Stage[Any, Any]):
+        def step(
+            self, plan: StepPlan, following: Following
+        ) -> Generator[Any, Any, StepDone | None]:
+            if plan.step_id == 3:
+                (row,) = plan.rows
+                plan = replace(plan, rows=(replace(row, start=row.start - 1),))
+            return super().step(plan, following)
+
+    group = simulate(pp=1, make_stage=Repeating)
+    group.submit(ask("r", 20, 8))
+    with pytest.raises(ProtocolError, match=r"^step 3, .* its last one is that of position 21$"):
+        group.run()
+
+
+def unneeded(group: Group) -> list[int]:
+    """Of the first stage's ranks: outputs that came and that no step has read."""
+    return [each.runner.reads.unneeded for each in group.workers if each.place.first]
 
 
 def test_a_token_that_marks_nothing(simulate: Any, ask: Any):

@@ -1,6 +1,6 @@
 """Deadlock freedom and right answers, over random schedules.
 
-All 10,000: python -m pds_engine.simulation.schedules (four minutes of CPU).
+All 10,000: python -m pds_engine.simulation.schedules (four minutes of CPU), part of `make soak`.
 """
 
 import pytest
@@ -9,7 +9,7 @@ from pds_engine.simulation import schedules
 BATCH = 100
 
 
-@pytest.mark.parametrize("first", range(0, 1000, BATCH))
+@pytest.mark.parametrize("first", range(0, 300, BATCH))
 def test_every_request_is_answered_rightly_or_given_up(first: int):
     assert schedules.explore(first, BATCH) == []
 

@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pds_engine.messages import TokenLogprobs
 from pds_engine.text.emit import Event, Logprob, Rules, State, emit, finish
+from pds_engine.text.stops import Stops
 from pds_engine.text.tokenizer import Tokenizer
 
 TINY = Tokenizer(Path(__file__).parents[3] / "examples" / "models" / "tiny")
@@ -44,14 +45,14 @@ def test_held_back_tokens_are_in_the_next_event_s_journal():
 
 def test_text_that_may_begin_a_stop_string_is_held():
     ids = TINY.encode("a\n\nQ")
-    state, events = told(State(rules(stops=("\n\nQ:",))), ids)
+    state, events = told(State(rules(stops=Stops(("\n\nQ:",)))), ids)
     assert "".join(event.text for event in events) == "a"
     assert finish(state, "length").text == "\n\nQ"
 
 
 def test_nothing_follows_a_stop_string():
     ids = TINY.encode("one two three")
-    state, events = told(State(rules(stops=("two",))), ids)
+    state, events = told(State(rules(stops=Stops(("two",)))), ids)
     assert "".join(event.text for event in events) == "one "
     assert state.stopped == "two"
     last = finish(state, "stop", (EOS,))
@@ -60,13 +61,15 @@ def test_nothing_follows_a_stop_string():
 
 
 def test_a_stop_string_can_be_kept():
-    _, events = told(State(rules(stops=("two",), include_stop=True)), TINY.encode("one two 3"))
+    _, events = told(
+        State(rules(stops=Stops(("two",)), include_stop=True)), TINY.encode("one two 3")
+    )
     assert "".join(event.text for event in events) == "one two"
 
 
 def test_stop_strings_wait_for_min_tokens():
     ids = TINY.encode("1 1 1")
-    _, events = told(State(rules(stops=("1",), min_tokens=3)), ids)
+    _, events = told(State(rules(stops=Stops(("1",)), min_tokens=3)), ids)
     assert "".join(event.text for event in events) == "1 "
 
 
@@ -109,7 +112,7 @@ def test_prefill_s_and_decode_s_events_are_the_unified_stream(
     ids: list[int], stops: list[str], cut: int
 ):
     """D replays what P told, drops it, and goes on: nothing is lost or told twice, at any cut."""
-    start = State(rules(stops=tuple(stops)))
+    start = State(rules(stops=Stops(stops)))
     whole, unified = told(start, ids)
     _, prefill = told(start, ids[:cut])
     replayed, _ = told(start, ids[:cut])

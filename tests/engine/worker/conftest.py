@@ -1,9 +1,6 @@
 """A small model on disk, the keys of a group, and whole groups of real processes."""
 
 import json
-import socket
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from itertools import count
@@ -14,6 +11,8 @@ import pytest
 import torch
 import transformers
 import zmq
+from forked import child
+from free import free_port
 from pds_engine.config import EngineConfig
 from pds_engine.keys import Keys
 from pds_engine.messages import AnyMessage, Hello, Sampling, State, Submit, Token, Welcome
@@ -64,11 +63,6 @@ def keys() -> Keys:
     return Keys.make()
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
-
-
 class Group:
     """A scheduler and its workers as launch starts them, and a link in the API server's place.
 
@@ -89,13 +83,9 @@ class Group:
         (folder / "launch.json").write_text(json.dumps(launch))
         self.log = folder / "log"
         kinds = [f"worker-{rank}" for rank in range(self.ranks)]
-        with self.log.open("wb") as log:
-            self.scheduler, *self.workers = (
-                subprocess.Popen(
-                    [sys.executable, "-m", "pds_engine.child", kind, str(folder)], stderr=log
-                )
-                for kind in ("scheduler", *kinds)
-            )
+        self.scheduler, *self.workers = (
+            child(self.log, kind, folder) for kind in ("scheduler", *kinds)
+        )
         self.context = zmq.Context()
         self.link = Link(self.context, address, keys)
         self.link.send(Hello(peer="server", group=name, incarnation=name, rank=0))
@@ -115,6 +105,12 @@ class Group:
             message = self.receive()
             if isinstance(message, State) and such(message):
                 return message
+
+    def idle(self) -> State:
+        """The state once no request is left, nor its hand-over, which ends after it."""
+        return self.await_state(
+            lambda state: state.in_flight == 0 and state.transfers_in_flight == 0
+        )
 
     def collect(self, *submits: Submit) -> dict[str, list[Token]]:
         """Send them all at once, and receive every request's tokens up to its end."""

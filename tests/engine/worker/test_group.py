@@ -1,17 +1,15 @@
 """Whole groups of real processes, scheduler and worker, driven as an API server would."""
 
-import signal
-import subprocess
-
 import pytest
+from forked import Forked
 from pds_engine.messages import Source
 
 pytestmark = pytest.mark.slow
 
 
-def assert_ends_with(killed: subprocess.Popen, other: subprocess.Popen) -> None:
+def assert_ends_with(killed: Forked, other: Forked) -> None:
     """A group lives and dies as one."""
-    killed.send_signal(signal.SIGKILL)
+    killed.kill()
     assert other.wait(10) == 1
 
 
@@ -22,7 +20,7 @@ def test_requests_side_by_side_in_a_unified_group(start, shaped, greedy, prompt,
     found = group.collect(*(submit(name, ids, 12) for name, ids in asked.items()))
     tokens = {name: [token.token for token in told] for name, told in found.items()}
     assert tokens == {name: greedy(ids, 12) for name, ids in asked.items()}
-    assert group.await_state(lambda state: state.in_flight == 0).kv_used == 0
+    assert group.idle().kv_used == 0
     assert_ends_with(group.workers[0], group.scheduler)
 
 
@@ -39,7 +37,7 @@ def test_a_prompt_handed_over_from_group_to_group(start, shaped, greedy, prompt,
     assert prefill.tokens("r", 1) == expected[:1]
     assert decode.tokens("r", 10) == expected
     for group in (prefill, decode):
-        idle = group.await_state(lambda state: state.in_flight == 0)
+        idle = group.idle()
         assert (idle.kv_used, idle.transfers_in_flight, idle.kv_quarantined) == (0, 0, 0)
     assert_ends_with(prefill.scheduler, prefill.workers[0])
 
@@ -59,7 +57,7 @@ def test_a_chat_that_goes_on_computes_only_what_is_new(start, shaped, greedy, pr
         tokens = group.answer(name, count)
         assert tokens[0].cached_tokens == cached
         assert [token.token for token in tokens] == greedy(ids, count)
-    idle = group.await_state(lambda state: state.in_flight == 0)
+    idle = group.idle()
     assert (idle.kv_used, idle.prefix_hit_tokens, idle.prefix_query_tokens) == (0, 224, 339)
 
 
@@ -84,6 +82,6 @@ def test_a_chat_that_goes_on_is_handed_over_from_where_decode_has_it(
         expected = greedy(ids, 30)
         assert (token.token, token.cached_tokens) == (expected[0], cached)
         assert decode.tokens(name, 30) == expected
-        idle = decode.await_state(lambda state: state.in_flight == 0)
+        idle = decode.idle()
         assert (idle.kv_used, idle.kv_quarantined, idle.prefix_hit_tokens) == (0, 0, spared)
-        prefill.await_state(lambda state: state.transfers_in_flight == 0 and not state.in_flight)
+        prefill.idle()

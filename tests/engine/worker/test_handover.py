@@ -26,6 +26,7 @@ from pds_engine.messages import (
 from pds_engine.models.loader import load
 from pds_engine.parallel.groups import Groups
 from pds_engine.parallel.stage import Place, Stage
+from pds_engine.ports import KvAddress
 from pds_engine.runner.runner import Runner
 from pds_engine.worker.loop import Loop
 from pds_engine.worker.mailbox import Mailbox
@@ -56,7 +57,7 @@ class Rank:
         layers = [self.pool.layer(i) for i in range(len(decoder.part.layers))]
         self.mailbox = Mailbox()
         self.transfers = TransferThread(
-            self.pool, config.kv, rank, "127.0.0.1", self.mailbox.put, keys
+            self.pool, config.kv, rank, KvAddress("127.0.0.1"), self.mailbox.put, keys
         )
         self.link = Sent()
         runner = Runner(config, decoder, layers)

@@ -106,6 +106,8 @@ def test_messages_between_stages_are_those_of_the_plans(
         assert [each.hidden_received for each in state.traffic] == [0, *sends], kind
         assert {each.outputs_expected for each in state.traffic} == {last.outputs_sent}, kind
         assert first.outputs_received == last.outputs_sent, kind
+        if keys_.get("skip", True):
+            assert first.outputs_unneeded == before.traffic[0].outputs_unneeded, kind
         assert not any(each.outputs_sent or each.outputs_received for each in middle), kind
         sent = last.outputs_sent - before.traffic[-1].outputs_sent
         assert sent == (outputs if keys_.get("skip", True) else steps - before.steps_done), kind

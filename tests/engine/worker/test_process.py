@@ -1,11 +1,11 @@
 """A worker's process against the wire: it joins, executes in order, and says why it dies."""
 
-import subprocess
-import sys
+import json
 import time
 
 import pytest
 import zmq
+from forked import child
 from pds_engine.errors import EXIT_CONFIG
 from pds_engine.messages import (
     Admit,
@@ -22,20 +22,6 @@ from pds_engine.messages import (
 )
 from pds_engine.wire import Authority, Hub
 
-RUN = """
-import sys
-from pathlib import Path
-from pds_engine.config import EngineConfig
-from pds_engine.errors import EXIT_CONFIG, ConfigError
-from pds_engine.keys import Keys
-from pds_engine.worker.process import run
-config = EngineConfig.model_validate_json(Path(sys.argv[1], "config.json").read_text())
-try:
-    run(config, Keys.read(Path(sys.argv[1])), sys.argv[2], 0, "here")
-except ConfigError:
-    sys.exit(EXIT_CONFIG)
-"""
-
 
 class Scheduler:
     """A ROUTER and one worker process connected to it."""
@@ -50,7 +36,9 @@ class Scheduler:
         self.reports = []
         """What the watchdog has told, on its own connection."""
         address = f"tcp://127.0.0.1:{self.hub.port}"
-        self.process = subprocess.Popen([sys.executable, "-c", RUN, str(folder), address])
+        launch = {"incarnation": "here", "bind": "", "scheduler": address}
+        (folder / "launch.json").write_text(json.dumps(launch))
+        self.process = child(folder / "log", "worker-0", folder)
 
     def receive(self, seconds=60.0):
         """The next message of the worker's own connection."""

@@ -26,6 +26,8 @@ from pds_engine.kv.pool import KvPool
 from pds_engine.kv.transfer.base import Described, Done, Offer, Route
 from pds_engine.kv.transfer.channel import Channel
 from pds_engine.kv.transfer.frames import BackendName, Posting
+from pds_engine.listening import some_free
+from pds_engine.ports import UCX
 
 _log = logging.getLogger(__name__)
 
@@ -56,7 +58,7 @@ class NixlBackend:
 
     name: BackendName = "nixl"
 
-    def __init__(self, pool: KvPool, host: str, ports: range | None) -> None:
+    def __init__(self, pool: KvPool, host: str, ports: range) -> None:
         self._address = pool.address
         self._bytes = pool.bytes
         self._memory = "VRAM" if pool.device.type == "cuda" else "DRAM"
@@ -232,15 +234,18 @@ def _domain() -> str:
     return ":".join([boot, *spaces])
 
 
-def _confine(host: str, ports: range | None) -> None:
-    """Tell UCX, before it is loaded, to use the pod's own device (and its RDMA ones) alone."""
+def _confine(host: str, ports: range) -> None:
+    """Tell UCX, before it is loaded, to use the pod's own device (and its RDMA ones) alone, and one
+    of `ports`. Where none is free it would look for one for ever.
+    """
     devices = [name for _, name in socket.if_nameindex() if _address_of(name) == host]
     if devices and _RDMA.is_dir():
         devices += [f"{entry.name}:1" for entry in sorted(_RDMA.iterdir())]
     if devices:
         os.environ.setdefault("UCX_NET_DEVICES", ",".join(devices))
-    if ports is not None:
-        os.environ.setdefault("UCX_TCP_PORT_RANGE", f"{ports.start}-{ports.stop - 1}")
+    if ports:
+        some_free(host, ports, UCX)
+        os.environ.setdefault("UCX_TCP_PORT_RANGE", f"{ports[0]}-{ports[-1]}")
 
 
 def _address_of(device: str) -> str | None:

@@ -2,11 +2,10 @@
 
 import logging
 import selectors
-import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from pds_engine.errors import ConfigError, ProtocolError, TransferFailed
+from pds_engine.errors import ProtocolError, TransferFailed
 from pds_engine.kv.layout import Run
 from pds_engine.kv.pool import KvPool
 from pds_engine.kv.transfer import shm
@@ -26,7 +25,9 @@ from pds_engine.kv.transfer.frames import (
     Write,
     unpack_runs,
 )
+from pds_engine.listening import listener
 from pds_engine.messages import Expect, Forget
+from pds_engine.ports import KV
 
 _log = logging.getLogger(__name__)
 
@@ -69,7 +70,8 @@ class Receiver:
         self._visitors: dict[Channel, _Visitor] = {}
         self._loose: set[tuple[str, int]] = set()
         """Open to one-sided writes of a peer whose connection broke: it may yet be alive."""
-        self._listener = _listen(address)
+        self._listener = listener(*address, KV)
+        self._listener.setblocking(False)
         selector.register(self._listener, selectors.EVENT_READ, self)
 
     @property
@@ -268,19 +270,3 @@ def _refuse(channel: Channel, asked: Open, message: str) -> None:
 
 def _acknowledge(channel: Channel, ticket: int, fault: str | None) -> None:
     channel.send(Ack(ticket=ticket) if fault is None else Nack(ticket=ticket, message=fault))
-
-
-def _listen(address: tuple[str, int]) -> socket.socket:
-    family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind(address)
-        listener.listen(64)
-    except OSError as error:
-        listener.close()
-        raise ConfigError(
-            f"cannot listen on {address[0]}:{address[1]}: {error.strerror}",
-            hint="kv.port_base + rank must be free on pod.ip; kv.port_base 0 takes any port",
-        ) from error
-    return listener

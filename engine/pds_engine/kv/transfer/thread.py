@@ -40,12 +40,11 @@ from pds_engine.messages import (
     OpenTransfer,
     Push,
 )
+from pds_engine.ports import KvAddress
 
 _log = logging.getLogger(__name__)
 
 POLL_SECONDS: Final = 150e-6
-NIXL_PORTS: Final = range(10, 21)
-"""UCX takes its ports from port_base plus these; the ranks' own listeners are below."""
 _TICK_SECONDS: Final = 0.1
 _STOP_SECONDS: Final = 5.0
 
@@ -59,7 +58,8 @@ class TransferThread:
     Fault if the thread itself dies. It must not block.
 
     Raises:
-        ConfigError: the port is taken, or none of `config.backends` works here.
+        PortTaken: another process has a port of `at`.
+        ConfigError: `at` is not this machine's, or none of `config.backends` works here.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class TransferThread:
         pool: KvPool,
         config: KvConfig,
         rank: int,
-        host: str,
+        at: KvAddress,
         on_event: Callable[[Message], None],
         keys: Keys,
         limits: Limits | None = None,
@@ -75,7 +75,7 @@ class TransferThread:
         self._pool = pool
         self._config = config
         self._rank = rank
-        self._host = host
+        self._at = at
         self._tell = on_event
         self._key = keys.hmac
         self._limits = limits or Limits()
@@ -163,7 +163,7 @@ class _Loop:
         self._selector = selector
         self._instance = secrets.token_bytes(INSTANCE)
         self._next_tick = 0.0
-        self._backends = start_backends(thread._pool, thread._config, thread._host)
+        self._backends = start_backends(thread._pool, thread._config, thread._at)
         self._receiver = self._listen()
         offers, details = self._register()
         self.endpoint = KvEndpoint(
@@ -240,11 +240,10 @@ class _Loop:
 
     def _listen(self) -> Receiver:
         thread = self._thread
-        port = thread._config.port_base and thread._config.port_base + thread._rank
         return Receiver(
             thread._pool,
             frozenset(self._backends),
-            (thread._host, port),
+            (thread._at.host, thread._at.channel),
             key=thread._key,
             instance=self._instance,
             limits=thread._limits,
@@ -258,7 +257,7 @@ class _Loop:
             described = backend.register()
             details[name] = described.open
             offers[name] = Offer(
-                host=self._thread._host,
+                host=self._thread._at.host,
                 port=self._receiver.port,
                 instance=self._instance,
                 domain=described.domain,
@@ -278,16 +277,17 @@ class _Loop:
         )
 
 
-def start_backends(pool: KvPool, config: KvConfig, host: str) -> dict[str, Backend]:
+def start_backends(pool: KvPool, config: KvConfig, at: KvAddress) -> dict[str, Backend]:
     """Those of `config.backends` that work here; the others are left out with a line in the log.
 
     Raises:
+        PortTaken: another process has the port of one that listens by itself.
         ConfigError: none does.
     """
     found: dict[str, Backend] = {}
     for name in config.backends:
         try:
-            found[name] = _start(name, pool, config, host)
+            found[name] = _start(name, pool, at)
         except TransferFailed as error:
             _log.warning("kv backend %s is not offered: %s", name, error)
     if not found:
@@ -298,12 +298,9 @@ def start_backends(pool: KvPool, config: KvConfig, host: str) -> dict[str, Backe
     return found
 
 
-def _start(name: str, pool: KvPool, config: KvConfig, host: str) -> Backend:
+def _start(name: str, pool: KvPool, at: KvAddress) -> Backend:
     if name == "tcp":
         return TcpBackend(pool)
     if name == "shm":
         return ShmBackend(pool)
-    base = config.port_base
-    return NixlBackend(
-        pool, host, range(base + NIXL_PORTS.start, base + NIXL_PORTS.stop) if base else None
-    )
+    return NixlBackend(pool, at.host, at.ucx)

@@ -15,6 +15,7 @@ from pds_engine.kv.layout import KvFormat, KvShard
 from pds_engine.kv.pool import KvPool
 from pds_engine.kv.transfer import Limits, TransferThread
 from pds_engine.messages import KvEndpoint, Message
+from pds_engine.ports import UCX_OFFSET, KvAddress
 
 torch.set_num_threads(1)
 
@@ -34,15 +35,15 @@ class Side:
         keys: Keys,
         rank: int = 0,
         limits: Limits | None = None,
-        port_base: int = 0,
+        port: int = 0,
     ) -> None:
         self.pool = KvPool(kv, part, pages, shared="shm" in backends)
         self.bytes = self.pool.data.view(torch.uint8).view(pages, -1)
         self.events: queue.Queue[Message] = queue.Queue()
-        config = KvConfig.model_validate({"backends": tuple(backends), "port_base": port_base})
-        self.thread = TransferThread(
-            self.pool, config, rank, "127.0.0.1", self.events.put, keys, limits
-        )
+        config = KvConfig.model_validate({"backends": tuple(backends)})
+        ucx = range(port + UCX_OFFSET, port + UCX_OFFSET + 2) if port else range(0)
+        at = KvAddress("127.0.0.1", port, ucx)
+        self.thread = TransferThread(self.pool, config, rank, at, self.events.put, keys, limits)
 
     def endpoint(self) -> KvEndpoint:
         return self.thread.endpoint()

@@ -161,7 +161,7 @@ def test_a_peer_that_restarted_is_another_one(side) -> None:
     offer = decode_offer(first.endpoint().backends["tcp"])
     stale = first.endpoint()
     first.stop()
-    second = side(SMALL, SMALL_SHARD, 4, ["tcp"], port_base=offer.port)
+    second = side(SMALL, SMALL_SHARD, 4, ["tcp"], port=offer.port)
     second.thread.expect(Expect(transfer="t", epoch=1, pages=(1,)))
     prefill.thread.open(open_order(stale))
     failed = prefill.event()

@@ -1,9 +1,12 @@
+import re
+import subprocess
+import sys
 import time
 
 import pytest
 import torch
 from pds_engine.config import KvConfig
-from pds_engine.errors import ConfigError
+from pds_engine.errors import ConfigError, PortTaken
 from pds_engine.keys import Keys
 from pds_engine.kv.layout import KvFormat, shard
 from pds_engine.kv.transfer import TransferThread
@@ -20,6 +23,7 @@ from pds_engine.messages import (
     PushFailed,
     TransferClosed,
 )
+from pds_engine.ports import KvAddress
 
 FORMAT = KvFormat(digest="d", dtype="bfloat16", page_size=16, layers=4, kv_heads=2, head_dim=8)
 WHOLE = shard(FORMAT, layers=(0, 4))
@@ -231,9 +235,30 @@ def test_an_impossible_order_is_a_fault_of_the_rank(pair) -> None:
 def test_a_taken_port_is_named(side, keys: Keys) -> None:
     first = side(FORMAT, WHOLE, 2, ["tcp"])
     port = decode_offer(first.endpoint().backends["tcp"]).port
-    config = KvConfig(backends=("tcp",), port_base=port)
-    with pytest.raises(ConfigError, match="cannot listen on"):
-        TransferThread(first.pool, config, 0, "127.0.0.1", first.events.put, keys)
+    config, at = KvConfig(backends=("tcp",)), KvAddress("127.0.0.1", port)
+    with pytest.raises(PortTaken, match=f"cannot listen on 127.0.0.1:{port}, the port of KV"):
+        TransferThread(first.pool, config, 0, at, first.events.put, keys)
+
+
+def test_an_address_of_another_machine_is_an_error_of_the_configuration(side, keys: Keys) -> None:
+    first = side(FORMAT, WHOLE, 2, ["tcp"])
+    config, at = KvConfig(backends=("tcp",)), KvAddress("192.0.2.1", 0)
+    with pytest.raises(ConfigError, match=r"cannot listen on 192.0.2.1:0, the port of KV"):
+        TransferThread(first.pool, config, 0, at, first.events.put, keys)
+
+
+def test_ports_of_ucx_that_are_all_taken_are_named(side, keys: Keys) -> None:
+    """UCX itself would look for a free one for ever."""
+    first = side(FORMAT, WHOLE, 2, ["tcp"])
+    taken = decode_offer(first.endpoint().backends["tcp"]).port
+    config, at = (
+        KvConfig(backends=("nixl", "tcp")),
+        KvAddress("127.0.0.1", 0, range(taken, taken + 1)),
+    )
+    with pytest.raises(
+        PortTaken, match=f"cannot listen on 127.0.0.1:{taken}-{taken}, the port of UCX"
+    ):
+        TransferThread(first.pool, config, 0, at, first.events.put, keys)
 
 
 def test_an_idle_thread_costs_nothing(pair) -> None:
@@ -249,3 +274,31 @@ def test_an_idle_thread_costs_nothing(pair) -> None:
     before = time.process_time()
     time.sleep(1.0)
     assert time.process_time() - before < 0.01
+
+
+LISTENS = """
+import os, sys
+from pds_engine.kv.layout import KvFormat, shard
+from pds_engine.kv.pool import KvPool
+from pds_engine.kv.transfer.nixl import NixlBackend
+
+kv = KvFormat(digest="d", dtype="bfloat16", page_size=16, layers=1, kv_heads=1, head_dim=8)
+ports = range(*map(int, sys.argv[1:]))
+backend = NixlBackend(KvPool(kv, shard(kv, layers=(0, 1)), 2), "127.0.0.1", ports)
+folder = "/proc/self/fd/"
+own = {os.readlink(folder + fd) for fd in os.listdir(folder) if os.path.islink(folder + fd)}
+for line in open("/proc/self/net/tcp"):
+    _, address, _, state, *more = line.split()
+    if state == "0A" and f"socket:[{more[5]}]" in own:
+        print("listens on", int(address.partition(":")[2], 16))
+os._exit(0)
+"""
+
+
+def test_ucx_takes_a_free_port_of_its_own_range(side) -> None:
+    """Of a process: UCX reads its settings once. The first port of the range is another's."""
+    taken = decode_offer(side(FORMAT, WHOLE, 2, ["tcp"]).endpoint().backends["tcp"]).port
+    words = [sys.executable, "-c", LISTENS, str(taken), str(taken + 8)]
+    told = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True).stdout
+    (port,) = re.findall(r"listens on (\d+)", told)
+    assert taken < int(port) < taken + 8

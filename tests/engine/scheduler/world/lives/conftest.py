@@ -20,6 +20,7 @@ from pds_engine.messages import (
     PushFailed,
     Sampling,
     Source,
+    StepDone,
     Submit,
     Welcome,
 )
@@ -118,7 +119,12 @@ class World:
         for _ in range(events):
             chance = self.rng.uniform(0, 100)
             if chance < self.mishaps:
-                rare = (self.lose_the_link, self.a_push_fails, self.a_drain_is_given_up)
+                rare = (
+                    self.lose_the_link,
+                    self.a_push_fails,
+                    self.a_drain_is_given_up,
+                    self.a_row_overflows,
+                )
                 self.rng.choice((self.cancel, self.cancel, self.cancel, *rare))()
             elif chance < self.mishaps + 8:
                 self.submit()
@@ -229,6 +235,14 @@ class World:
 
     def a_drain_is_given_up(self) -> None:
         self.rng.choice(self.nodes[0].workers).close_drained(give_up=True)
+
+    def a_row_overflows(self) -> None:
+        """A result on its way has no token for one of its requests."""
+        reports = self.rng.choice(self.nodes).workers[0].reports
+        for at, report in enumerate(reports):
+            if isinstance(report, StepDone) and report.tokens:
+                unsound = (self.rng.randrange(len(report.tokens)),)
+                reports[at] = replace(report, unsound=unsound)
 
     # ---- how it happens --------------------------------------------------------------------------
 

@@ -1,0 +1,47 @@
+"""What router and engine both read of a request's body: one reading, so that they never differ."""
+
+from dataclasses import dataclass
+
+from pds_engine.messages.bounds import MAX_CHOICES, MAX_TOKENS, SEED_BITS
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A field that is missing, or that the engine refuses, counts as not given."""
+
+    stream: bool = False
+    choices: int = 1
+    max_tokens: int | None = None
+    seed: int | None = None
+    """The 63 bits that a seed comes to: any 64-bit integer is one."""
+
+
+def asked(
+    *,
+    stream: object = None,
+    n: object = None,
+    max_tokens: object = None,
+    max_completion_tokens: object = None,
+    seed: object = None,
+) -> Asked:
+    """The fields of these names, as JSON has them."""
+    return Asked(
+        stream=stream is True,
+        choices=_within(n, 1, MAX_CHOICES) or 1,
+        max_tokens=_natural(max_completion_tokens) or _natural(max_tokens),
+        seed=seed_bits(_within(seed, -(2**63), 2**63 - 1)),
+    )
+
+
+def seed_bits(seed: int | None) -> int | None:
+    """What of a seed makes the random numbers' key: never negative, so that a header carries it."""
+    return None if seed is None else seed & (2**SEED_BITS - 1)
+
+
+def _natural(value: object) -> int | None:
+    return _within(value, int(MAX_TOKENS.least), int(MAX_TOKENS.most))
+
+
+def _within(value: object, least: int, most: int) -> int | None:
+    fits = isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+    return value if fits and isinstance(value, int) else None

@@ -1,0 +1,133 @@
+"""Which tensors a decoder consumes, and whether a checkpoint has these and no others. No torch.
+
+A tensor that nobody reads is refused like one that is missing: what it would have done to the
+result (a bias, a scale, an adapter, one more layer) is lost without a word.
+"""
+
+import re
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+
+from pds_engine.errors import ConfigError
+from pds_engine.models import headers
+from pds_engine.models.files import weight_files
+from pds_engine.models.headers import Stored
+from pds_engine.models.quantized import CURE
+from pds_engine.spec import DecoderSpec
+
+EMBEDDING, HEAD, NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
+_WHOLE = frozenset({"F64", "F32", "F16", "BF16"})
+_HARMLESS = re.compile(r"(^|\.)rotary_emb\.inv_freq$")
+"""Old exports of Llama: computed from rope_theta, and read by nobody."""
+_PACKED = re.compile(
+    r"(_scale|_scale_inv|_scale_2|\.scales?|\.scale_inv|\.biases|_zero_point|\.zero_point|\.g_idx"
+    r"|\.qweight|\.qzeros|_packed|_shape|\.absmax|\.quant_map|\.SCB|\.quant_state\..*)$"
+)
+"""What quantization tools store beside a weight or in its place."""
+_ADAPTER = re.compile(r"lora_|\.dora_|^base_model\.")
+
+
+def contents(folder: Path, spec: DecoderSpec) -> dict[str, Stored]:
+    """The tensors of the checkpoint in `folder` that a decoder of this spec consumes, by name.
+
+    With tied embeddings, one of embedding and head is enough. If both are stored both are here, as
+    transformers ties them only when they are equal.
+
+    Raises:
+        ConfigError: a file is missing or damaged; a tensor is missing, of another shape, quantized,
+            in two files, or one that nobody consumes.
+    """
+    stored = headers.read(weight_files(folder))
+    wanted = shapes(spec)
+    _refuse_quantized(folder, stored)
+    _refuse_strange(folder, [n for n in stored if n not in wanted and not _HARMLESS.search(n)])
+    spare = {HEAD} if EMBEDDING in stored else {EMBEDDING} if HEAD in stored else set()
+    missing = [n for n in wanted if n not in stored and not (spec.tied and n in spare)]
+    if missing:
+        raise ConfigError(
+            f"model.path: {folder} has no tensor {_some(missing)}",
+            hint="is the checkpoint whole, and config.json its own?",
+        )
+    for name, shape in wanted.items():
+        if name in stored and stored[name].shape != shape:
+            raise ConfigError(
+                f"model.path: {name} in {stored[name].path} has shape {stored[name].shape}, "
+                f"config.json says {shape}"
+            )
+    return {name: stored[name] for name in wanted if name in stored}
+
+
+def shapes(spec: DecoderSpec) -> Mapping[str, tuple[int, ...]]:
+    """Name and shape of every tensor that the ranks of a group read, all together."""
+    hidden, vocabulary = (spec.hidden,), (spec.vocab, spec.hidden)
+    found = {EMBEDDING: vocabulary, NORM: hidden, HEAD: vocabulary}
+    for index in range(spec.layers):
+        found.update({f"model.layers.{index}.{n}": s for n, s in _layer(spec).items()})
+    return found
+
+
+def _layer(spec: DecoderSpec) -> dict[str, tuple[int, ...]]:
+    hidden, queries = spec.hidden, spec.heads * spec.head_dim
+    rows = {"q": queries, "k": spec.kv_heads * spec.head_dim, "v": spec.kv_heads * spec.head_dim}
+    found: dict[str, tuple[int, ...]] = {
+        "input_layernorm.weight": (hidden,),
+        "post_attention_layernorm.weight": (hidden,),
+        "self_attn.o_proj.weight": (hidden, queries),
+        "mlp.gate_proj.weight": (spec.intermediate, hidden),
+        "mlp.up_proj.weight": (spec.intermediate, hidden),
+        "mlp.down_proj.weight": (hidden, spec.intermediate),
+    }
+    for letter, count in rows.items():
+        found[f"self_attn.{letter}_proj.weight"] = (count, hidden)
+        if spec.qkv_bias:
+            found[f"self_attn.{letter}_proj.bias"] = (count,)
+    if spec.qk_norm:
+        found["self_attn.q_norm.weight"] = found["self_attn.k_norm.weight"] = (spec.head_dim,)
+    return found
+
+
+def _refuse_quantized(folder: Path, stored: Mapping[str, Stored]) -> None:
+    """By dtypes and names: not every tool leaves word in a configuration."""
+    narrow = [name for name, tensor in stored.items() if tensor.dtype not in _WHOLE]
+    packed = [name for name in stored if _PACKED.search(name)]
+    if narrow:
+        kinds = sorted({stored[name].dtype for name in narrow})
+        raise ConfigError(
+            f"model.path: {folder} is quantized with {', '.join(kinds)}, or not a decoder's: "
+            f"{_some(narrow)}. That is not served yet",
+            hint=CURE,
+        )
+    if packed:
+        raise ConfigError(
+            f"model.path: {folder} is quantized with scales that nobody applies: {_some(packed)}",
+            hint=CURE,
+        )
+
+
+def _refuse_strange(folder: Path, names: Collection[str]) -> None:
+    kinds: list[tuple[str, Callable[[str], object], str]] = [
+        (
+            "tensors of an adapter, which is not applied",
+            _ADAPTER.search,
+            "merge the adapter into the model's weights",
+        ),
+        (
+            "biases that this architecture does not add",
+            lambda name: name.endswith(".bias"),
+            "is config.json's `architectures` the right one?",
+        ),
+        (
+            "tensors that nobody reads",
+            lambda name: True,
+            "is config.json this checkpoint's own, and are there no other files beside it?",
+        ),
+    ]
+    for kind, belongs, hint in kinds:
+        found = [name for name in names if belongs(name)]
+        if found:
+            raise ConfigError(f"model.path: {folder} has {kind}: {_some(found)}", hint=hint)
+
+
+def _some(names: Collection[str]) -> str:
+    first, *others = names
+    return f"{first} and {len(others)} more" if others else first

@@ -1,0 +1,236 @@
+"""A checkpoint whose tensors would not all be used as they are meant is refused before a process
+starts, by the name of a tensor."""
+
+import json
+import struct
+from typing import Any
+
+import pytest
+import torch
+from pds_engine import launch
+from pds_engine.errors import ConfigError
+from pds_engine.models.registry import read_spec
+from pds_engine.models.tensors import shapes
+from safetensors.torch import save_file
+
+DOWN = "model.layers.1.mlp.down_proj"
+E4M3 = torch.float8_e4m3fn
+CURE = "serve an unquantized checkpoint: bfloat16, float16 or float32"
+
+
+def in_blocks(folder: Any, scales: str = "weight_scale_inv", block: int = 16) -> None:
+    """FP8 as DeepSeek's and Qwen's have it: a scale for each block, the last one partial."""
+
+    def edit(tensors: dict[str, torch.Tensor]) -> None:
+        weight = tensors[f"{DOWN}.weight"]
+        rows, columns = (-(-size // block) for size in weight.shape)
+        tensors[f"{DOWN}.weight"] = weight.to(E4M3)
+        tensors[f"{DOWN}.{scales}"] = torch.full((rows, columns), 0.5)
+
+    folder.change(edit)
+
+
+def by_channel(folder: Any) -> None:
+    """FP8 as compressed-tensors has it: a scale a row."""
+
+    def edit(tensors: dict[str, torch.Tensor]) -> None:
+        weight = tensors[f"{DOWN}.weight"]
+        scale = weight.abs().amax(1, keepdim=True) / 448
+        tensors[f"{DOWN}.weight"] = (weight / scale).to(E4M3)
+        tensors[f"{DOWN}.weight_scale"] = scale
+
+    folder.change(edit)
+
+
+def by_tensor(folder: Any) -> None:
+    """FP8 as ModelOpt has it: one scale, and one of the inputs."""
+    folder.change(
+        lambda tensors: tensors.update(
+            {
+                f"{DOWN}.weight": tensors[f"{DOWN}.weight"].to(E4M3),
+                f"{DOWN}.weight_scale": torch.tensor(0.5),
+                f"{DOWN}.input_scale": torch.tensor(0.5),
+            }
+        )
+    )
+
+
+def packed(folder: Any) -> None:
+    """GPTQ's: whole numbers of 4 bits, eight in a word."""
+
+    def edit(tensors: dict[str, torch.Tensor]) -> None:
+        del tensors[f"{DOWN}.weight"]
+        tensors[f"{DOWN}.qweight"] = torch.zeros(3, 16, dtype=torch.int32)
+        tensors[f"{DOWN}.scales"] = torch.ones(1, 16)
+
+    folder.change(edit)
+
+
+def without_scales(folder: Any) -> None:
+    folder.change(lambda t: t.update({f"{DOWN}.weight": t[f"{DOWN}.weight"].to(E4M3)}))
+
+
+def whole_with_scales(folder: Any) -> None:
+    """Numbers on a grid, kept in bfloat16, that nobody multiplies with their scale."""
+    folder.change(lambda tensors: tensors.update({f"{DOWN}.weight_scale": torch.ones(16, 1)}))
+
+
+QUANTIZED = [in_blocks, by_channel, by_tensor, packed, without_scales, whole_with_scales]
+
+
+@pytest.mark.parametrize("make", QUANTIZED, ids=lambda make: make.__name__)
+def test_quantized_tensors_are_refused_without_any_configuration(folder, make):
+    launch.check(folder.engine())
+    make(folder)
+    with pytest.raises(ConfigError, match=rf"is quantized with .*{DOWN}\.") as told:
+        launch.check(folder.engine())
+    assert told.value.hint == CURE
+
+
+FP8 = {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128]}
+COMPRESSED = {"quant_method": "compressed-tensors", "format": "float-quantized"}
+
+
+@pytest.mark.parametrize(
+    ("file", "said", "method"),
+    [
+        ("config.json", {"quantization_config": FP8}, "fp8"),
+        ("config.json", {"quantization_config": COMPRESSED}, "compressed-tensors"),
+        ("config.json", {"quantization_config": {"bits": 4, "group_size": 64}}, "4 bits a weight"),
+        ("config.json", {"compression_config": {"quantization_status": "frozen"}}, "frozen"),
+        ("config.json", {"quantization": {"bits": 8}}, "8 bits a weight"),
+        ("hf_quant_config.json", {"quantization": {"quant_algo": "NVFP4"}}, "NVFP4"),
+        ("quantize_config.json", {"bits": 4, "quant_method": "gptq"}, "gptq"),
+        ("quant_config.json", {"w_bit": 4}, "an unnamed method"),
+    ],
+)
+def test_a_quantized_model_is_refused_by_its_method(folder, file, said, method):
+    if file == "config.json":
+        folder.configure(**said)
+    else:
+        (folder.path / file).write_text(json.dumps(said))
+    with pytest.raises(ConfigError, match=rf"quantized with {method} \({file}") as told:
+        launch.check(folder.engine())
+    assert told.value.hint == CURE
+
+
+def test_an_adapter_beside_the_model_is_refused(folder):
+    (folder.path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ConfigError, match="holds a LoRA adapter"):
+        launch.check(folder.engine())
+
+
+@pytest.mark.parametrize(
+    ("extra", "says"),
+    [
+        (f"{DOWN}.bias", "biases that this architecture does not add"),
+        ("model.layers.0.self_attn.q_proj.bias", "biases that this architecture does not add"),
+        ("lm_head.bias", "biases that this architecture does not add"),
+        (f"{DOWN}.lora_A.weight", "tensors of an adapter"),
+        (f"base_model.model.{DOWN}.weight", "tensors of an adapter"),
+        ("model.layers.2.mlp.down_proj.weight", "tensors that nobody reads"),
+        ("model.layers.0.post_feedforward_layernorm.weight", "tensors that nobody reads"),
+        ("model.layers.0.self_attn.sinks", "tensors that nobody reads"),
+    ],
+)
+def test_tensors_that_nobody_consumes_are_named(folder, extra, says):
+    folder.change(lambda tensors: tensors.update({extra: torch.ones(16)}))
+    with pytest.raises(ConfigError, match=rf"{says}.*: {extra}") as told:
+        launch.check(folder.engine())
+    assert told.value.hint
+
+
+def test_leftovers_that_change_nothing_are_ignored(folder):
+    left = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    folder.change(lambda tensors: tensors.update({left: torch.ones(4)}))
+    launch.check(folder.engine())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_floating_point_of_full_width_is_served(folder, dtype):
+    folder.change(lambda tensors: tensors.update({n: t.to(dtype) for n, t in tensors.items()}))
+    launch.check(folder.engine())
+
+
+@pytest.mark.parametrize(
+    ("edit", "says"),
+    [
+        (lambda t: t.pop("model.norm.weight"), r"has no tensor model\.norm\.weight"),
+        (lambda t: t.pop("lm_head.weight"), r"has no tensor lm_head\.weight"),
+        (
+            lambda t: [t.pop(name) for name in list(t) if ".1." in name],
+            r"has no tensor model\.layers\.1\.\S+ and 10 more",
+        ),
+        (
+            lambda t: t.update({"model.norm.weight": torch.zeros(17)}),
+            r"model\.norm\.weight in .* has shape \(17,\), config.json says \(16,\)",
+        ),
+        (
+            lambda t: t.update({"model.norm.weight": torch.zeros(16, dtype=torch.int32)}),
+            r"I32, or not a decoder's: model\.norm\.weight",
+        ),
+    ],
+)
+def test_wrong_tensors_are_named(folder, edit, says):
+    folder.change(edit)
+    with pytest.raises(ConfigError, match=says):
+        launch.check(folder.engine())
+
+
+def test_a_tensor_in_two_files_is_named(folder):
+    halves = {"a.safetensors": folder.tensors(), "b.safetensors": {"lm_head.weight": torch.ones(1)}}
+    folder.weights.unlink()
+    for name, tensors in halves.items():
+        save_file(tensors, folder.path / name)
+    with pytest.raises(ConfigError, match=r"lm_head\.weight is in .*a\.safetensors and in .*b\."):
+        launch.check(folder.engine())
+
+
+def test_a_file_beside_the_whole_one_is_not_read(folder):
+    """As in transformers: original/consolidated files lie beside the model's own."""
+    save_file({"wq.weight": torch.ones(1)}, folder.path / "consolidated.safetensors")
+    launch.check(folder.engine())
+
+
+def header(entries: Any, data: bytes = b"") -> bytes:
+    text = entries if isinstance(entries, bytes) else json.dumps(entries).encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+GOOD = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"short",
+        struct.pack("<Q", 1 << 62) + b"{}",
+        struct.pack("<Q", 100) + b"{}",
+        header(b"{"),
+        header(b"[" * 100_000),
+        header([]),
+        header({"a": 1}),
+        header({"a": {**GOOD, "shape": [-1]}}, b"0000"),
+        header({"a": {**GOOD, "shape": [2]}}, b"0000"),
+        header({"a": {**GOOD, "shape": ["1"]}}, b"0000"),
+        header({"a": {**GOOD, "shape": 1}}, b"0000"),
+        header({"a": {**GOOD, "dtype": ["F32"]}}, b"0000"),
+        header({"a": {**GOOD, "data_offsets": [4, 0]}}, b"0000"),
+        header({"a": {**GOOD, "data_offsets": [0]}}, b"0000"),
+        header({"a": GOOD}, b"000"),
+        header({"a": GOOD}, b"00000"),
+    ],
+)
+def test_a_damaged_file_is_named(folder, content):
+    folder.weights.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"cannot read .*model\.safetensors: "):
+        launch.check(folder.engine())
+
+
+@pytest.mark.parametrize("architecture", ["LlamaForCausalLM", "Qwen2ForCausalLM"])
+def test_a_family_consumes_what_its_checkpoints_have(folder, architecture):
+    folder.become(architecture)
+    launch.check(folder.engine())
+    stored = {name: tuple(tensor.shape) for name, tensor in folder.tensors().items()}
+    assert shapes(read_spec(folder.path)) == stored

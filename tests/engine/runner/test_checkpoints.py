@@ -1,0 +1,97 @@
+"""What a checkpoint may say is computed as transformers computes it: keys and tensors that are
+honoured. Those that are refused are in tests/engine/models/test_options.py and test_tensors.py."""
+
+import random
+from typing import Any
+
+import pytest
+import torch
+from pds_engine.messages import Sampling
+
+GREEDY = Sampling(max_tokens=10, temperature=0.0)
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+FAMILIES = ["LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"]
+
+
+def prompts() -> list[list[int]]:
+    source = random.Random(8)
+    return [[source.randrange(6, 320) for _ in range(length)] for length in (3, 40, 90)]
+
+
+def other_head(tensors: dict[str, torch.Tensor]) -> None:
+    """One of its own, whether the family's model has one or not."""
+    generator = torch.Generator().manual_seed(5)
+    shape = tensors[EMBEDDING].shape
+    tensors[HEAD] = torch.randn(shape, generator=generator) * 0.15
+
+
+def same_head(tensors: dict[str, torch.Tensor]) -> None:
+    tensors[HEAD] = tensors[EMBEDDING].clone()
+
+
+def head_alone(tensors: dict[str, torch.Tensor]) -> None:
+    tensors[HEAD] = tensors.pop(EMBEDDING)
+
+
+def embedding_alone(tensors: dict[str, torch.Tensor]) -> None:
+    tensors.pop(HEAD, None)
+
+
+def old_leftovers(tensors: dict[str, torch.Tensor]) -> None:
+    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(16)
+
+
+TENSORS = {
+    "tied, with another head stored": (other_head, {"tie_word_embeddings": True}),
+    "tied, with the same head stored": (same_head, {"tie_word_embeddings": True}),
+    "tied, with the head alone stored": (head_alone, {"tie_word_embeddings": True}),
+    "tied": (embedding_alone, {"tie_word_embeddings": True}),
+    "not tied": (other_head, {"tie_word_embeddings": False}),
+    "not tied, by default": (other_head, {"tie_word_embeddings": ...}),
+    "leftovers": (old_leftovers, {}),
+}
+
+
+@pytest.mark.parametrize("case", TENSORS)
+@pytest.mark.parametrize("family", ["LlamaForCausalLM", "Qwen3ForCausalLM"])
+def test_tensors_are_used_as_transformers_uses_them(case, family, variant, driver, reference):
+    edit, keys = TENSORS[case]
+    path = variant(family, edit, **keys)
+    answers = driver(path).run(prompts(), GREEDY, chunk=32)
+    assert [a.output for a in answers] == [reference(path, p, 10) for p in prompts()]
+
+
+OLD: dict[str, Any] = {"rope_parameters": ...}
+KEYS: list[dict[str, Any]] = [
+    {"rms_norm_eps": 0.1},
+    {"rms_norm_eps": ...},
+    OLD | {"rope_theta": 500.0},
+    OLD | {"rope_scaling": {"type": "linear", "factor": 3.0}},
+    OLD | {"rope_scaling": {"rope_type": "linear", "factor": 3.0}, "rope_theta": 500.0},
+    OLD,
+    {"hidden_act": "swish"},
+    {"pretraining_tp": 2, "attention_dropout": 0.5},
+    {"torch_dtype": "bfloat16", "use_cache": False},
+]
+
+
+@pytest.mark.parametrize("keys", KEYS, ids=str)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_keys_are_honoured_as_transformers_does(keys, family, variant, driver, reference):
+    path = variant(family, **keys)
+    answers = driver(path).run(prompts(), GREEDY, chunk=32)
+    assert [a.output for a in answers] == [reference(path, p, 10) for p in prompts()]
+
+
+@pytest.mark.parametrize("family", ["LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"])
+def test_layers_that_all_see_everything(family, variant, driver, reference):
+    path = variant(family, layer_types=["full_attention"] * 3)
+    answers = driver(path).run(prompts(), GREEDY, chunk=32)
+    assert [a.output for a in answers] == [reference(path, p, 10) for p in prompts()]
+
+
+@pytest.mark.parametrize("window", [..., 512])
+def test_a_window_as_long_as_the_context(window, variant, driver, reference):
+    path = variant("MistralForCausalLM", sliding_window=window)
+    answers = driver(path).run(prompts(), GREEDY, chunk=32)
+    assert [a.output for a in answers] == [reference(path, p, 10) for p in prompts()]

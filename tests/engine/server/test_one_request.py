@@ -1,0 +1,89 @@
+"""What goes wrong with one request ends that request, and nobody else's."""
+
+import asyncio
+
+import pytest
+from msgspec.structs import replace
+from pds_engine.errors import InvalidRequest
+from pds_engine.messages import Cancel, Sampling, Submit, Token
+from pds_engine.server.completion import CompletionAnswer
+
+C = "/v1/completions"
+GOOD = Submit(request_id="good", prompt_ids=(1,), sampling=Sampling(max_tokens=9), seed=0)
+
+
+def silent(_: Submit) -> list[Token]:
+    return []
+
+
+@pytest.mark.parametrize(
+    "change", [{"seed": 2**64}, {"priority": -(2**70)}, {"prompt_ids": (2**64,)}]
+)
+async def test_a_request_that_no_message_can_carry(served, script, change):
+    async with served(script([300])) as s:
+        bad = s.engine.open([replace(GOOD, request_id="bad", **change)])
+        good = s.engine.open([GOOD])
+        async with asyncio.timeout(5):
+            with pytest.raises(InvalidRequest, match="Submit"):
+                await bad.take()
+            ((_, token),) = await good.take()
+        assert token.token == 300
+        assert s.engine.error is None
+        assert s.scheduler.of(Submit) == [GOOD]
+        assert s.engine.in_flight == 1
+
+
+async def test_one_choice_of_several_takes_the_others_along(served):
+    async with served(silent) as s:
+        one = replace(GOOD, request_id="x#0")
+        inbox = s.engine.open([one, replace(GOOD, request_id="x#1", seed=2**64)])
+        async with asyncio.timeout(5):
+            with pytest.raises(InvalidRequest):
+                await inbox.take()
+        s.engine.close("x#0", cancel=True)
+        assert await s.scheduler.until(Cancel) == [Cancel(request_id="x#0")]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("fails", ["chunk", "body", "usage"])
+async def test_a_fault_of_ours_ends_one_answer(served, script, monkeypatch, fails, stream, caplog):
+    real = getattr(CompletionAnswer, fails)
+
+    def broken(self, *given):
+        if self._job.id == "cmpl-bad":
+            raise KeyError("a fault of ours")
+        return real(self, *given)
+
+    monkeypatch.setattr(CompletionAnswer, fails, broken)
+    monkeypatch.setattr("secrets.token_hex", lambda _: names.pop(0))
+    names = ["bad", "good"]
+    body = {"prompt": "a", "stream": stream, "n": 2, "stream_options": {"include_usage": True}}
+    body |= {"stream_options": None} if not stream else {}
+    async with served(script([300, 301], end="length")) as s:
+        bad = await s.client.post(C, json=body)
+        good = await s.client.post(C, json=body)
+        assert s.engine.error is None
+        assert not s.engine._open
+    assert good.status_code == 200 and "internal_error" not in good.text
+    hit = stream == (fails != "body")
+    assert ("internal_error" in bad.text) == hit
+    if hit:
+        assert bad.status_code == (200 if stream else 500)
+        assert "[DONE]" not in bad.text
+        assert "a fault of ours" in caplog.text  # the log has what the client is not told
+        assert "a fault of ours" not in bad.text
+
+
+async def test_choices_of_a_stream_that_fails_of_us_are_cancelled(served, monkeypatch):
+    def first_token(submit: Submit):
+        yield Token(request_id=submit.request_id, index=0, token=300)
+
+    def broken(self, told):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(CompletionAnswer, "chunk", broken)
+    async with served(first_token) as s:
+        answer = await s.client.post(C, json={"prompt": "a", "stream": True, "n": 3})
+        assert "internal_error" in answer.text
+        cancelled = await s.scheduler.until(Cancel, 3)
+        assert {m.request_id for m in cancelled} == {m.request_id for m in s.scheduler.of(Submit)}
