@@ -29,6 +29,7 @@ RELAYED: Mapping[str, str] = {
     "/tokenize": "POST",
     "/detokenize": "POST",
     "/tokenizer_info": "GET",
+    "/openapi.json": "GET",
 }
 """Answered by engines, and the method that each one takes."""
 GUARDED = frozenset({*RELAYED, "/v1/models"})

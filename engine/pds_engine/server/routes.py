@@ -12,7 +12,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from pds_engine.config import EngineConfig
 from pds_engine.errors import Forbidden, Overloaded, PdsError, Unavailable
-from pds_engine.server import body, headers, job, large, protocol, state
+from pds_engine.server import body, headers, job, large, openapi, protocol, state
 from pds_engine.server.answers import Answer
 from pds_engine.server.chat import ChatAnswer
 from pds_engine.server.completion import CompletionAnswer
@@ -68,6 +68,7 @@ class Routes:
             ("POST", "/detokenize", self.detokenize),
             ("GET", "/tokenizer_info", self.tokenizer_info),
             ("GET", "/version", self.version),
+            ("GET", "/openapi.json", self.openapi),
             ("GET", "/ping", self.healthz),
             ("GET", "/healthz", self.healthz),
             ("GET", "/readyz", self.readyz),
@@ -173,6 +174,9 @@ class Routes:
 
     async def version(self, request: Request) -> Response:
         return _json({"version": version("pdserving")})
+
+    async def openapi(self, request: Request) -> Response:
+        return Response(openapi.document(), media_type="application/json")
 
     # ---- the group's ------------------------------------------------------------------------
 
