@@ -43,6 +43,17 @@ def test_held_back_tokens_are_in_the_next_event_s_journal():
     assert events[1].ids == tuple(ids[1:])
 
 
+def test_a_token_that_shows_nothing_copies_none_before_it():
+    """Else hidden tokens, or a stop string that holds all back, cost their number squared."""
+    state, _ = told(State(rules()), TINY.encode("a"))
+    for _ in range(2000):
+        before = state
+        state, events = emit(state, 3)
+        assert events == [] and state.untold is not None
+        assert state.untold[0] is before.untold
+    assert finish(state, "length").ids == (3,) * 2000
+
+
 def test_text_that_may_begin_a_stop_string_is_held():
     ids = TINY.encode("a\n\nQ")
     state, events = told(State(rules(stops=Stops(("\n\nQ:",)))), ids)
