@@ -34,8 +34,6 @@ Part = tuple[str, ...]
 """Files of one process."""
 ROLLOUTS: tuple[Part, ...] = (
     ("cluster/test_warmup.py", "cluster/test_rollout.py", "cluster/test_pipeline.py"),
-    ("cluster/test_rollback.py",),
-    ("cluster/test_operator_killed.py",),
 )
 """On the instance that is up."""
 OTHERS: tuple[Part, ...] = (
@@ -55,6 +53,8 @@ OTHERS: tuple[Part, ...] = (
         "cluster/test_migration.py",
     ),
     ("cluster/test_faults.py",),
+    ("cluster/test_rollback.py",),
+    ("cluster/test_operator_killed.py",),
 )
 """On a second one. The first part needs a cluster without our chart, or takes its operator away."""
 
