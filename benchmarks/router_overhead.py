@@ -318,8 +318,7 @@ def main() -> None:
         plain(*options.plain)
     else:
         with doing("streams through the router and beside it", 600 if options.quick else 3600):
-            found = measure(options)
-        print(json.dumps(found))
+            print(json.dumps(measure(options)))
 
 
 def measure(options: argparse.Namespace) -> dict[str, object]:
@@ -336,16 +335,12 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
             "unified": start_router(stack, [u], folder),
         }
         command = (*this, "--plain", str(plain_port), str(u))
-        served["plain"] = (
-            plain_port,
-            stack.enter_context(process(*command, ready=lambda: streams(plain_port))),
-        )
+        plain_pid = stack.enter_context(process(*command, ready=lambda: streams(plain_port)))
+        served["plain"] = (plain_port, plain_pid)
         if options.full:
             served["peer"] = start_peer(stack, options.peer, [p, d])
-        clients = {
-            "direct": Client(u),
-            **{name: Client(port) for name, (port, _) in served.items()},
-        }
+        clients = {"direct": Client(u)}
+        clients |= {name: Client(port) for name, (port, _) in served.items()}
         times = interleaved(clients, rounds)
         p50 = {name: statistics.median(values) for name, values in times.items()}
         samples: dict[str, list[float]] = {name: [] for name in served}

@@ -1,5 +1,6 @@
 """When a request has said enough. Stop strings are the API server's: it sends Cancel."""
 
+from pds_engine.errors import NotFinite
 from pds_engine.messages import FinishReason, Sampling
 
 
@@ -11,3 +12,11 @@ def finish_reason(sampling: Sampling, index: int, token: int) -> FinishReason | 
     if token in sampling.stop_token_ids and index >= sampling.min_tokens:
         return "stop"
     return "length" if index + 1 >= sampling.max_tokens else None
+
+
+def no_finite_score() -> NotFinite:
+    """Why a request ends whose next token cannot be chosen."""
+    return NotFinite(
+        "the model's scores for the next token are no finite numbers",
+        hint="another prompt may do; model.dtype bfloat16 or float32 holds larger numbers",
+    )

@@ -13,7 +13,6 @@ from pds_engine.errors import (
     DeadlinePassed,
     Drained,
     InvalidRequest,
-    NotFinite,
     Overloaded,
     PdsError,
     ProtocolError,
@@ -28,6 +27,7 @@ from pds_engine.messages import (
     Cancel,
     Drain,
     Fault,
+    FinishReason,
     Forgotten,
     Message,
     PeerGone,
@@ -41,13 +41,14 @@ from pds_engine.messages import (
     StepDone,
     Submit,
     Token,
+    TokenLogprobs,
     TransferClosed,
     TransferDone,
     TransferOffer,
     Welcome,
 )
 from pds_engine.scheduler.admission import unfit
-from pds_engine.scheduler.finish import finish_reason
+from pds_engine.scheduler.finish import finish_reason, no_finite_score
 from pds_engine.scheduler.handover_d import DecodeSide
 from pds_engine.scheduler.handover_p import PrefillSide
 from pds_engine.scheduler.lifecycle import Ledger
@@ -64,8 +65,6 @@ RETRY_AFTER = 1
 """Seconds that a client is asked to wait when the queue is full."""
 JOIN_RETRY_AFTER = 5
 """Seconds that a client is asked to wait while workers load their weights."""
-NO_FINITE = "the model's scores for the next token are no finite numbers"
-NO_FINITE_HINT = "another prompt may do; model.dtype bfloat16 or float32 holds larger numbers"
 
 
 class Scheduler:
@@ -233,31 +232,41 @@ class Scheduler:
                 continue
             if place in message.unsound:
                 self.ledger.disown(request)
-                self._fail(request, NotFinite(NO_FINITE, hint=NO_FINITE_HINT), now)
+                self._fail(request, no_finite_score(), now)
                 continue
-            index = len(request.outputs)
-            request.outputs.append(token)
-            self.ledger.remember(request, request.prompt_len + index)
-            reason = finish_reason(request.sampling, index, token)
+            reason = finish_reason(request.sampling, len(request.outputs), token)
             prompt = request.take_prompt_logprobs()
-            self._out.put(
-                request.server,
-                Token(
-                    request_id=request.submit.request_id,
-                    index=index,
-                    token=token,
-                    logprobs=scores,
-                    finish_reason=reason,
-                    cached_tokens=request.cached,
-                    prompt_logprobs=prompt,
-                ),
-            )
+            self._tell(request, token, scores, prompt, request.cached, reason)
             if request.transferring:
                 self.prefill.sampled(request, token, scores, reason, prompt)
                 self.ledger.end(request)
             elif reason is not None:
                 self.ledger.end(request)
         self.ledger.step_done(message.step_id)
+
+    def _tell(
+        self,
+        request: Request,
+        token: int,
+        scores: TokenLogprobs | None,
+        prompt: tuple[TokenLogprobs, ...],
+        cached: int,
+        reason: FinishReason | None,
+    ) -> None:
+        """Keep the next token of a request, and tell its server of it."""
+        index = len(request.outputs)
+        request.outputs.append(token)
+        self.ledger.remember(request, request.prompt_len + index)
+        told = Token(
+            request_id=request.id,
+            index=index,
+            token=token,
+            logprobs=scores,
+            finish_reason=reason,
+            cached_tokens=cached,
+            prompt_logprobs=prompt,
+        )
+        self._out.put(request.server, told)
 
     # ---- requests -----------------------------------------------------------------------------
 
@@ -360,22 +369,10 @@ class Scheduler:
         request = self.decode.done(prefill, message)
         if request is None:
             return
-        index = len(request.outputs)
-        request.outputs.append(message.token)
-        self.ledger.remember(request, request.prompt_len + index)
-        reason = message.finish_reason or finish_reason(request.sampling, index, message.token)
-        self._out.put(
-            request.server,
-            Token(
-                request_id=request.id,
-                index=index,
-                token=message.token,
-                logprobs=message.logprobs,
-                finish_reason=reason,
-                cached_tokens=message.cached_tokens,
-                prompt_logprobs=message.prompt_logprobs,
-            ),
-        )
+        token, count = message.token, len(request.outputs)
+        reason = message.finish_reason or finish_reason(request.sampling, count, token)
+        prompt, cached = message.prompt_logprobs, message.cached_tokens
+        self._tell(request, token, message.logprobs, prompt, cached, reason)
         if reason is None:
             self.ledger.resume(request)
         else:
