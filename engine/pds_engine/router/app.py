@@ -22,6 +22,7 @@ from pds_engine.router.call import STREAMED, Call, plain_call, read_call
 from pds_engine.router.config import RouterConfig
 from pds_engine.router.discovery import Discovery
 from pds_engine.router.metrics import Metrics
+from pds_engine.router.peek import Peeker
 from pds_engine.router.relay import Relay
 
 RELAYED: Mapping[str, str] = {
@@ -54,7 +55,13 @@ class Router:
         self.leaving = False
         """SIGTERM came: not ready any more, and connections close after their answer."""
         self._keys = ApiKeys(config.auth.secret_dir) if config.auth else None
+        self._peeker = Peeker(config.policy)
         self._surface = surface(self)
+
+    async def close(self) -> None:
+        """End what the router started, when no request is left."""
+        await self.discovery.close()
+        await self._peeker.close()
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -95,9 +102,12 @@ class Router:
         except TimeoutError as error:
             seconds = self.config.body_timeout
             raise BodyTimeout(f"the body did not come within {seconds:g} seconds") from error
-        if path in STREAMED:
+        if (kind := STREAMED.get(path)) is not None:
+            peeked = await self._peeker.peek(body, kind)
             policy, longest = self.config.policy, self.fleet.longest
-            return read_call(path, headers, body, now=time(), policy=policy, longest=longest)
+            return read_call(
+                path, headers, body, peeked, now=time(), policy=policy, longest=longest
+            )
         return plain_call(scope["method"], path, headers, body, now=time())
 
     async def observed(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:

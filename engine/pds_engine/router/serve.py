@@ -90,7 +90,7 @@ async def serve(config: RouterConfig) -> None:
         for each in servers:
             each.should_exit = True
         await asyncio.gather(leave, *others, return_exceptions=True)
-        await router.discovery.close()
+        await router.close()
 
 
 async def _leave(router: Router, main: Server, leaving: asyncio.Event, now: asyncio.Event) -> None:

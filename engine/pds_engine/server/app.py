@@ -39,12 +39,14 @@ def create_app(
                 engine.drain(config.kv.lease_seconds)
                 await engine.drained(config.kv.lease_seconds)
         finally:
+            await routes.close()
             await engine.stop()
 
+    routes = Routes(engine, config, tokenizer, key)
     app = FastAPI(lifespan=lifespan, openapi_url=None)
     app.add_exception_handler(HTTPException, handler)
     app.add_exception_handler(Exception, handler)
-    Routes(engine, config, tokenizer, key).mount(app)
+    routes.mount(app)
     return app
 
 

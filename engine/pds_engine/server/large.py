@@ -3,10 +3,11 @@
 A parser holds the interpreter's lock from a body's first byte to its last, and nobody else is
 answered meanwhile. So the lists and texts that may be long are found first, as raw bytes (which is
 ten times as fast as reading them), refused where they cannot fit, and then read a piece at a time.
-What is left is small, and read as a small body is.
+What is left is small, and read as a small body is. Even finding them takes too long in bodies of
+megabytes: those are `examined` by a process of their own (`pds_engine.reading`) before.
 """
 
-from typing import Annotated, Any, NamedTuple, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import msgspec
 from msgspec import Meta, Raw
@@ -16,6 +17,8 @@ from pds_engine.server import protocol
 from pds_engine.server.strict import Body
 
 B = TypeVar("B", bound=Body)
+Form = Literal["completion", "chat", "tokenize", "detokenize"]
+"""What a body is read as."""
 
 FROM = 16 * 1024
 """Bytes from which a body is read in this manner."""
@@ -88,6 +91,37 @@ def has_messages(data: bytes) -> bool:
         return protocol.has_messages(data)
     return _fields(protocol.TokenizeChat, data).get("messages", b"null") != b"null"
 
+
+# ---- the examination, in the process that reads large bodies -------------------------------------
+
+
+def question(form: Form, limits: Limits) -> bytes:
+    """What `examined` is to look for."""
+    return msgspec.msgpack.encode((form, limits))
+
+
+def examined(about: bytes, data: bytes) -> bytes:
+    """The body without what nobody reads of it. `parse` takes it; and raises what `parse` does."""
+    form, limits = msgspec.msgpack.decode(about, type=tuple[Form, Limits])
+    kind = _kind(form, data)
+    parse(kind, data, limits)
+    fields = (b'"%b":%b' % (name.encode(), raw) for name, raw in _fields(kind, data).items())
+    return b"{%b}" % b",".join(fields)
+
+
+def _kind(form: Form, data: bytes) -> type[Body]:
+    if form == "tokenize":
+        return protocol.TokenizeChat if has_messages(data) else protocol.TokenizeText
+    return _KINDS[form]
+
+
+_KINDS: dict[Form, type[Body]] = {
+    "completion": protocol.CompletionRequest,
+    "chat": protocol.ChatRequest,
+    "detokenize": protocol.DetokenizeRequest,
+}
+
+# ---- shared -------------------------------------------------------------------------------------
 
 _shapes: dict[type[Body], msgspec.json.Decoder[Any]] = {}
 

@@ -48,12 +48,12 @@ class Routes:
         self._config = config
         self._tokenizer = tokenizer
         self._key = key
-        self._lanes = Lanes()
         self._limits = large.Limits(
             tokens=config.max_model_len,
             characters=config.max_model_len * tokenizer.longest,
             prompts=config.scheduler.max_running + config.scheduler.max_waiting,
         )
+        self._lanes = Lanes(self._limits)
         self._busy = 0
         self._created = int(time.time())
 
@@ -80,13 +80,17 @@ class Routes:
         for method, path, route in table:
             app.add_route(path, self._counted(path, route), methods=[method])
 
+    async def close(self) -> None:
+        """End what reads large bodies."""
+        await self._lanes.close()
+
     # ---- OpenAI's ---------------------------------------------------------------------------
 
     async def completions(self, request: Request) -> Response:
-        return await self._generate(request, self._completion, CompletionAnswer)
+        return await self._generate(request, "completion", self._completion, CompletionAnswer)
 
     async def chat(self, request: Request) -> Response:
-        return await self._generate(request, self._chat, ChatAnswer)
+        return await self._generate(request, "chat", self._chat, ChatAnswer)
 
     async def models(self, request: Request) -> Response:
         return _json({"object": "list", "data": [self._card()]})
@@ -98,6 +102,7 @@ class Routes:
     async def _generate(
         self,
         request: Request,
+        form: large.Form,
         prepare: Callable[[bytes, headers.Internal], Job],
         answer: Callable[[Job], Answer],
     ) -> Response:
@@ -108,7 +113,9 @@ class Routes:
         self._busy += 1
         try:
             data = await self._body(request)
-            session = await self._lanes.read(len(data), lambda: Session(prepare(data, internal)))
+            session = await self._lanes.read(
+                data, form, lambda kept: Session(prepare(kept, internal))
+            )
             if (problem := self._unready()) is not None:
                 raise Unavailable(problem, retry_after=1)
             return await respond(self._engine, session, answer(session.job), request)
@@ -128,7 +135,7 @@ class Routes:
     # ---- vLLM's -----------------------------------------------------------------------------
 
     async def tokenize(self, request: Request) -> Response:
-        return await self._answered(request, self._tokenized)
+        return await self._answered(request, "tokenize", self._tokenized)
 
     def _tokenized(self, data: bytes) -> bytes:
         tokenizer, most = self._tokenizer, self._config.max_model_len
@@ -146,7 +153,7 @@ class Routes:
         )
 
     async def detokenize(self, request: Request) -> Response:
-        return await self._answered(request, self._detokenized)
+        return await self._answered(request, "detokenize", self._detokenized)
 
     def _detokenized(self, data: bytes) -> bytes:
         ids = self._parse(protocol.DetokenizeRequest, data).tokens
@@ -154,9 +161,10 @@ class Routes:
         job.check_ids(ids, self._tokenizer.vocabulary, "tokens")
         return msgspec.json.encode({"prompt": self._tokenizer.decode(ids, skip_special=False)})
 
-    async def _answered(self, request: Request, answer: Callable[[bytes], bytes]) -> Response:
-        data = await self._body(request)
-        content = await self._lanes.read(len(data), lambda: answer(data))
+    async def _answered(
+        self, request: Request, form: large.Form, answer: Callable[[bytes], bytes]
+    ) -> Response:
+        content = await self._lanes.read(await self._body(request), form, answer)
         return Response(content, media_type="application/json")
 
     async def tokenizer_info(self, request: Request) -> Response:

@@ -279,4 +279,4 @@ async def router() -> AsyncIterator[Routers]:
         one.server.should_exit = True
         one.server.force_exit = True
         await task
-        await one.router.discovery.close()
+        await one.router.close()

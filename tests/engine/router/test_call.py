@@ -8,7 +8,8 @@ import pytest
 from pds_engine.config import EngineConfig
 from pds_engine.errors import RequestError
 from pds_engine.router.attempt import internal_headers
-from pds_engine.router.call import DEFAULT_OUTPUT, LONGEST, read_call
+from pds_engine.router.call import DEFAULT_OUTPUT, LONGEST, STREAMED, read_call
+from pds_engine.router.peek import peek
 from pds_engine.server import headers, job, protocol
 from pds_engine.server.headers import Internal
 from pds_engine.text.tokenizer import Tokenizer
@@ -17,9 +18,10 @@ TINY = Path(__file__).parents[3] / "examples" / "models" / "tiny"
 C, H = "/v1/completions", "/v1/chat/completions"
 
 
-def call(body, path=C, **more):
+def call(body, path=C, policy="leastTokens", **more):
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return read_call(path, [], data, now=0.0, **more)
+    peeked = peek(data, STREAMED[path], policy)
+    return read_call(path, [], data, peeked, now=0.0, policy=policy, **more)
 
 
 @pytest.fixture(scope="module")

@@ -318,7 +318,7 @@ async def discovering(api, monkeypatch, tmp_path):
 
     yield start
     for router in routers:
-        await router.discovery.close()
+        await router.close()
 
 
 async def test_a_group_comes_drains_and_goes(api, discovering, engine):

@@ -8,6 +8,7 @@ import pytest
 from pds_engine.router import stream as streaming
 from pds_engine.router.backends import EngineState
 from pds_engine.router.call import read_call, resumed
+from pds_engine.router.peek import peek
 
 IDS = (11, 12, 13, 14, 15, 16)
 """What a model says, whoever computes it. Token 13 shows no text: its event is the next one's."""
@@ -104,7 +105,7 @@ def migrations(running, reason):
     ],
 )
 def test_the_body_stays_as_it_came_but_for_the_tokens(body, expected):
-    call = read_call("/v1/completions", [], body, now=0.0)
+    call = read_call("/v1/completions", [], body, peek(body, "completion", "session"), now=0.0)
     again = resumed(call, [5, 6])
     assert again.body == expected
     assert json.loads(again.body)["pds_resume"] == {"output_ids": [5, 6]}

@@ -1,17 +1,14 @@
 """Bodies of 8 MB are refused before anything is made of them, and the loop stays with others."""
 
-import asyncio
 import json
-import threading
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pds_engine.errors import InvalidRequest, Overloaded, TooLong
+from pds_engine.errors import InvalidRequest, RequestError, TooLong
 from pds_engine.messages import Submit
 from pds_engine.server import large, protocol
-from pds_engine.server.lanes import Lane
 from pds_engine.server.strict import Body
 
 MB8 = (8 << 20) - 1024
@@ -56,8 +53,12 @@ BOMBS = {
 }
 
 
+FORMS: dict[str, large.Form] = {C: "completion", H: "chat", T: "tokenize", D: "detokenize"}
+LIMITS = large.Limits(tokens=4096, characters=4096 * 13, prompts=320)
+
+
 @pytest.mark.parametrize("name", BOMBS)
-async def test_a_large_body_is_refused_before_it_is_parsed(served, script, monkeypatch, name):
+def test_a_large_body_is_refused_before_it_is_parsed(monkeypatch, name):
     path, start, piece, end, param = BOMBS[name]
     given_to_pydantic: list[int] = []
     parse = protocol.parse
@@ -67,13 +68,44 @@ async def test_a_large_body_is_refused_before_it_is_parsed(served, script, monke
         return parse(kind, data)
 
     monkeypatch.setattr(protocol, "parse", counted)
-    async with served(script([300])) as s:
-        answer = await s.client.post(path, content=filled(start, piece, end))
-        assert s.scheduler.of(Submit) == []
-    error = answer.json()["error"]
-    assert (answer.status_code, error["param"]) == (400, param)
-    assert len(answer.content) < 500  # nothing of the body is repeated
+    with pytest.raises(RequestError) as caught:
+        large.examined(large.question(FORMS[path], LIMITS), filled(start, piece, end))
+    assert (caught.value.status, caught.value.param) == (400, param)
+    assert len(caught.value.message) < 300  # nothing of the body is repeated
     assert all(size <= large.MAX_STOPS + large.MAX_FIELD for size in given_to_pydantic)
+
+
+async def test_the_server_has_large_bodies_examined_elsewhere(served, script, monkeypatch):
+    """Not a byte of a body that is refused is looked at in the server's own process."""
+
+    def here(*_: Any) -> Any:
+        raise AssertionError("this process reads a large body")
+
+    monkeypatch.setattr(large, "_fields", here)
+    async with served(script([300])) as s:
+        for path, start, piece, end, param in BOMBS.values():
+            answer = await s.client.post(path, content=filled(start, piece, end))
+            error = answer.json()["error"]
+            assert (answer.status_code, error["param"]) == (400, param)
+        assert s.scheduler.of(Submit) == []
+
+
+async def test_of_a_large_body_only_what_somebody_reads_comes_back(served, script, monkeypatch):
+    seen: list[int] = []
+    parse = large.parse
+
+    def counted(kind: type[Any], data: bytes, limits: large.Limits) -> Any:
+        seen.append(len(data))
+        return parse(kind, data, limits)
+
+    monkeypatch.setattr(large, "parse", counted)
+    async with served(script([300])) as s:
+        unknown = filled(b'{"prompt":"a","max_tokens":1,"unknown":[', b"[],", b"[]]}")
+        assert (await s.client.post(C, content=unknown)).json()["usage"]["completion_tokens"] == 1
+        chat = filled(b'{"messages":[{"role":"user","content":"a"}],"x":[', b"[],", b"[]]}")
+        assert (await s.client.post(H, content=chat)).status_code == 200
+        assert (await s.client.post(T, content=chat)).json()["count"] > 0
+    assert seen and max(seen) < 100
 
 
 async def test_other_threads_run_while_a_text_is_tokenized(served, script, turns):
@@ -97,7 +129,6 @@ async def test_a_text_of_the_whole_context_is_counted(served, script, tokenizer)
     assert longer.json()["error"]["code"] == "context_length_exceeded"
 
 
-LIMITS = large.Limits(tokens=4096, characters=4096 * 13, prompts=320)
 PADDED = {"unknown": "x" * large.FROM}
 
 
@@ -184,24 +215,3 @@ def test_values_are_counted_outside_of_strings_alone(value: Any, slice_: int):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(large, "FROM", slice_)
         assert large._values(json.dumps(value).encode(), b"{") == count(value)
-
-
-async def test_one_large_body_is_read_at_a_time_and_few_wait():
-    lane, go = Lane(most=100), threading.Event()
-    running: list[int] = []
-
-    def work() -> int:
-        running.append(1)
-        go.wait(5)
-        return len(running)
-
-    first = asyncio.create_task(lane.run(60, work))
-    second = asyncio.create_task(lane.run(40, work))
-    while not running:  # noqa: ASYNC110  a thread's doing
-        await asyncio.sleep(0)
-    with pytest.raises(Overloaded):
-        await lane.run(1, work)
-    assert running == [1]
-    go.set()
-    assert await asyncio.gather(first, second) == [1, 2]
-    assert await lane.run(1000, work) == 3  # alone, any size is read
