@@ -7,6 +7,8 @@ CLUSTER := PYTHONPATH=cluster $(PY) -m pds_cluster
 PYTHON ?= python3
 RUNS ?= 20000
 WORKERS ?= 2
+# Where the environment has set it, each of some hundred processes compiles its modules anew.
+unexport PYTHONDONTWRITEBYTECODE
 PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/pytest -q -n $(WORKERS) --dist worksteal
 
 help:  ## this list
@@ -47,6 +49,7 @@ test-all: check  ## all tests there are, whole matrices and soaks among them
 
 soak: $(VENV)/.ready simulate  ## the operator's lives, schedules of stages, layouts at random
 	$(PY) -m pds_engine.simulation.schedules
+	PDS_LIVES=1000 OMP_NUM_THREADS=1 $(VENV)/bin/pytest -q tests/engine/scheduler/world/lives/test_world.py
 	PDS_PARITY_SAMPLE=40 OMP_NUM_THREADS=1 $(VENV)/bin/pytest -q -s tests/engine/worker/test_parity.py
 
 simulate: $(VENV)/.ready  ## the operator's cluster through 20,000 random lives

@@ -4,6 +4,7 @@ The pods' image is almost empty. What runs in it is mounted read-only from this 
 paths it has here, because a virtual environment's scripts and links hold absolute paths.
 """
 
+import compileall
 import os
 import stat
 import sys
@@ -21,6 +22,7 @@ from pds_cluster.shell import write
 
 SYSTEM = ("usr", *ROOT_LINKS, "etc/ld.so.cache", "etc/alternatives", "etc/ssl")
 MODELS = "/models"  # where examples/*.yaml look for the models of examples/models
+PACKAGES = ("operator", "engine", "kernels")
 NOT_READ = {".git", ".cache", ".run", ".mypy_cache", ".ruff_cache", ".pytest_cache", ".hypothesis"}
 
 
@@ -146,6 +148,9 @@ def write_local_values(settings: Settings) -> Path:
         )
     venv = Path(sys.prefix)
     found = mounts(TREE, venv, Path(sys.base_prefix))
+    # Pods mount the tree read-only: each process of theirs would compile its modules for itself.
+    for package in PACKAGES:
+        compileall.compile_dir(TREE / package, quiet=1)
     check_readable(found)
     path = settings.run / "values-local.yaml"
     dumper = type("Dumper", (yaml.SafeDumper,), {"ignore_aliases": lambda *_: True})

@@ -1,8 +1,8 @@
-"""What a child process of `launch` runs: `python -m pds_engine.child KIND FOLDER`.
+"""What a child process of `launch` runs: `python -m pds_engine.child KIND FOLDER LAUNCH`.
 
 FOLDER is private to the group on this pod: config.json, launch.json and the keys lie there, and a
 child that cannot go on because of a setting leaves error.json, for launch to report. One that ends
-for any other reason that it knows leaves ended-KIND.json.
+for any other reason that it knows leaves ended-KIND.json. LAUNCH is the process id of launch.
 """
 
 import ctypes
@@ -23,8 +23,8 @@ logger = logging.getLogger("pds.child")
 
 
 def main() -> None:
-    kind, folder = sys.argv[1], Path(sys.argv[2])
-    _die_with_parent()
+    kind, folder, parent = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+    _die_with(parent)
     config = EngineConfig.model_validate_json((folder / "config.json").read_text())
     log.configure(config.log_level)
     try:
@@ -64,11 +64,10 @@ def _run(kind: str, folder: Path, config: EngineConfig) -> None:
         worker_process.run(config, keys, scheduler, int(kind.removeprefix("worker-")), incarnation)
 
 
-def _die_with_parent() -> None:
+def _die_with(parent: int) -> None:
     """A kill -9 of launch must not leave its children behind (Linux: prctl(2))."""
-    parent = os.getppid()
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
+    if os.getppid() != parent:  # it was gone before it could be asked for
         sys.exit(1)
 
 

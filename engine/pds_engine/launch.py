@@ -137,10 +137,8 @@ class _Family:
             signal.signal(number, self._pass_on)
         with selectors.DefaultSelector() as selector:
             for kind in self._kinds:
-                child = subprocess.Popen(
-                    [sys.executable, "-m", "pds_engine.child", kind, str(self._folder)],
-                    start_new_session=True,
-                )
+                words = ("pds_engine.child", kind, str(self._folder), str(os.getpid()))
+                child = subprocess.Popen([sys.executable, "-m", *words], start_new_session=True)
                 descriptor = os.pidfd_open(child.pid)
                 self._children[descriptor] = (kind, child)
                 selector.register(descriptor, selectors.EVENT_READ)

@@ -43,14 +43,14 @@ class Forked:
 
 
 def child(log: Path, kind: str, folder: Path) -> Forked:
-    """`python -m pds_engine.child KIND FOLDER`."""
+    """`python -m pds_engine.child KIND FOLDER LAUNCH`."""
     return Forked(log, _child, kind, str(folder))
 
 
 def _child(kind: str, folder: str) -> None:
     from pds_engine.child import main
 
-    sys.argv[1:] = [kind, folder]
+    sys.argv[1:] = [kind, folder, str(os.getppid())]
     main()
 
 

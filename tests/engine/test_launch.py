@@ -55,6 +55,13 @@ class Group:
             found[words[words.index("pds_engine.child") + 1]] = int(pid)
         return found
 
+    def begun(self) -> bool:
+        """Its processes exist, whatever they have imported so far."""
+        try:
+            return len(self.children()) == 3
+        except (OSError, ValueError):
+            return False
+
     def complete(self, **body: object) -> httpx.Response:
         request = {"model": "tiny", "prompt": "The value of", "temperature": 0, **body}
         return httpx.post(f"{self.url}/v1/completions", json=request, timeout=60)
@@ -78,7 +85,32 @@ def group() -> Iterator[Group]:
         started.process.communicate()
 
 
-def test_the_second_of_two_equal_chats_reports_what_was_cached(group: Group) -> None:
+@pytest.fixture
+def begun() -> Iterator[Group]:
+    """A group that is not waited for."""
+    started = Group()
+    try:
+        until(started.begun, 30)
+        yield started
+    finally:
+        started.process.kill()
+        started.process.communicate()
+
+
+def test_equal_chats_tell_what_was_cached_and_sigterm_lets_requests_end(group: Group) -> None:
+    cached(group)
+    body = {"model": "tiny", "prompt": "The value of", "max_tokens": 400, "ignore_eos": True}
+    request = {**body, "stream": True, "temperature": 0}
+    with httpx.stream("POST", f"{group.url}/v1/completions", json=request, timeout=60) as answer:
+        lines = answer.iter_lines()
+        next(lines)
+        group.process.send_signal(signal.SIGTERM)
+        assert "data: [DONE]" in list(lines)
+    assert group.process.wait(30) == 0
+
+
+def cached(group: Group) -> None:
+    """The second of two equal chats reports what the first one left."""
     system = {"role": "system", "content": "Answer with the value of the last letter. " * 4}
     chat = {"messages": [system, {"role": "user", "content": "a"}], "max_tokens": 20}
     first, second = (
@@ -101,8 +133,7 @@ def test_the_second_of_two_equal_chats_reports_what_was_cached(group: Group) -> 
     assert "pds_kv_pages_cached" in httpx.get(f"{group.url}/metrics", timeout=5).text
 
 
-@pytest.mark.parametrize("victim", ["worker-0", "scheduler", "server"])
-def test_the_death_of_one_process_ends_all(group: Group, victim: str) -> None:
+def ends(group: Group, victim: str) -> None:
     children = group.children()
     assert set(children) == {"scheduler", "worker-0", "server"}
     os.kill(children[victim], signal.SIGKILL)
@@ -110,20 +141,18 @@ def test_the_death_of_one_process_ends_all(group: Group, victim: str) -> None:
     until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children.values()), 5)
 
 
-def test_sigterm_lets_requests_end_and_exits_with_0(group: Group) -> None:
-    body = {"model": "tiny", "prompt": "The value of", "max_tokens": 400, "ignore_eos": True}
-    request = {**body, "stream": True, "temperature": 0}
-    with httpx.stream("POST", f"{group.url}/v1/completions", json=request, timeout=60) as answer:
-        lines = answer.iter_lines()
-        next(lines)
-        group.process.send_signal(signal.SIGTERM)
-        assert "data: [DONE]" in list(lines)
-    assert group.process.wait(30) == 0
+def test_the_death_of_a_serving_worker_ends_all(group: Group) -> None:
+    ends(group, "worker-0")
 
 
-def test_killing_launch_leaves_no_child_behind(group: Group) -> None:
-    children = group.children()
-    group.process.kill()
+@pytest.mark.parametrize("victim", ["worker-0", "scheduler", "server"])
+def test_the_death_of_a_process_that_starts_ends_all(begun: Group, victim: str) -> None:
+    ends(begun, victim)
+
+
+def test_killing_launch_leaves_no_child_behind(begun: Group) -> None:
+    children = begun.children()
+    begun.process.kill()
     until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children.values()), 5)
 
 

@@ -17,7 +17,7 @@ import schemathesis
 from hypothesis import HealthCheck, Phase
 from schemathesis import GenerationMode
 
-SLICE, DEPTH = 300, 5_500
+SLICE, DEPTH = 150, 5_500
 """Cases in all of each process."""
 SECONDS = 900
 """After which a soak gives up."""

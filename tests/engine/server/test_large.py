@@ -203,7 +203,7 @@ _json = st.recursive(
 )
 
 
-@settings(max_examples=200)
+@settings(max_examples=80)
 @given(_json, st.integers(1, 9))
 def test_values_are_counted_outside_of_strings_alone(value: Any, slice_: int):
     def count(one: Any) -> int:

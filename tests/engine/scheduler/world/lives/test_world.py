@@ -4,6 +4,7 @@ No page leaks, is freed twice, is held by two or written by a stranger; every re
 comes twice, and each is the one that the request's own tokens lead to.
 """
 
+import os
 import random
 from typing import Any
 
@@ -11,6 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+LIVES = int(os.environ.get("PDS_LIVES", 20))
+"""Of each kind of group; `make soak` has a thousand."""
 SHAPES = {
     "pp": st.integers(1, 4),
     "tp": st.integers(1, 2),
@@ -20,7 +23,7 @@ SHAPES = {
 }
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=LIVES, deadline=None, derandomize=True)
 @given(**SHAPES)
 def test_a_unified_group(world: Any, seed: int, **shape: Any) -> None:
     life = world(random.Random(seed), pair=False, fenced=True, **shape)
@@ -38,7 +41,7 @@ SHORT_OF_PAGES: dict[str, Any] = {
 """Bounds under which running requests find no page to grow on: the longest needs nine."""
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=LIVES, deadline=None, derandomize=True)
 @given(**SHAPES, pages=st.integers(9, 13), separate=st.booleans(), dynamic_chunks=st.booleans())
 def test_a_group_short_of_pages(world: Any, seed: int, **shape: Any) -> None:
     life = world(random.Random(seed), pair=False, fenced=True, **shape, **SHORT_OF_PAGES)
@@ -66,7 +69,7 @@ PUT_OUT: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("fenced", [True, False])
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=LIVES, deadline=None, derandomize=True)
 @given(**SHAPES, pages=st.integers(9, 13))
 def test_a_pair_short_of_pages(world: Any, fenced: bool, seed: int, **shape: Any) -> None:
     life = world(random.Random(seed), fenced=fenced, **PUT_OUT | shape)
@@ -87,7 +90,7 @@ def test_such_decode_groups_do_run_short(world: Any) -> None:
 
 
 @pytest.mark.parametrize("fenced", [True, False])
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=LIVES, deadline=None, derandomize=True)
 @given(**SHAPES)
 def test_a_pair(world: Any, fenced: bool, seed: int, **shape: Any) -> None:
     life = world(random.Random(seed), pair=True, fenced=fenced, **shape)
