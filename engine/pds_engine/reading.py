@@ -113,7 +113,8 @@ class Reader:
                 stdout=asyncio.subprocess.PIPE,
             )
         to, back = child.stdin, child.stdout
-        assert to is not None and back is not None
+        if to is None or back is None:
+            raise BrokenPipeError("the process that reads large bodies has no pipes")
         to.writelines((_HEAD.pack(_DONE, len(about), len(body)), about, body))
         await to.drain()
         status, length, _ = _HEAD.unpack(await back.readexactly(_HEAD.size))

@@ -83,7 +83,7 @@ async def test_the_server_has_large_bodies_examined_elsewhere(served, script, mo
 
     monkeypatch.setattr(large, "_fields", here)
     async with served(script([300])) as s:
-        for path, start, piece, end, param in BOMBS.values():
+        for path, start, piece, end, param in {bomb[0]: bomb for bomb in BOMBS.values()}.values():
             answer = await s.client.post(path, content=filled(start, piece, end))
             error = answer.json()["error"]
             assert (answer.status_code, error["param"]) == (400, param)

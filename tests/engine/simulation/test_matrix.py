@@ -1,8 +1,12 @@
-"""Tokens do not depend on layout, chunks, or what is switched on: all of it, exhaustively."""
+"""Tokens do not depend on layout, chunks, or what is switched on.
+
+A third of the cases, another one for each layout, so that every two values meet; `make test-all`
+has them all.
+"""
 
 import random
 from collections.abc import Callable
-from itertools import product
+from itertools import combinations, product
 from typing import Any
 
 import pytest
@@ -63,13 +67,36 @@ AXES = {
 }
 
 
+def share(of: int, pp: int, tp: int, logprobs: bool) -> list[tuple[int, tuple[Any, ...]]]:
+    """Every `of`th of the cases, and its number."""
+    first = pp + tp + logprobs
+    return [case for case in enumerate(product(*AXES.values())) if (case[0] + first) % of == 0]
+
+
+def test_every_two_values_meet():
+    names = (*AXES, "pp", "tp", "logprobs")
+    met = {
+        frozenset(pair)
+        for pp, tp, logprobs in product((1, 2, 4), (1, 2), (False, True))
+        for _, values in share(3, pp, tp, logprobs)
+        for pair in combinations(zip(names, (*values, pp, tp, logprobs), strict=True), 2)
+    }
+    axes = [*AXES.items(), ("pp", (1, 2, 4)), ("tp", (1, 2)), ("logprobs", (False, True))]
+    assert met == {
+        frozenset(((one, a), (other, b)))
+        for (one, these), (other, those) in combinations(axes, 2)
+        for a, b in product(these, those)
+    }
+
+
+@pytest.mark.parametrize("of", [3, pytest.param(1, marks=pytest.mark.soak)])
 @pytest.mark.parametrize("logprobs", [False, True])
 @pytest.mark.parametrize("tp", [1, 2])
 @pytest.mark.parametrize("pp", [1, 2, 4])
 def test_tokens_are_the_models(
-    simulate: Any, requests: Any, right: Any, pp: int, tp: int, logprobs: bool
+    simulate: Any, requests: Any, right: Any, pp: int, tp: int, logprobs: bool, of: int
 ):
-    for number, values in enumerate(product(*AXES.values())):
+    for number, values in share(of, pp, tp, logprobs):
         case = dict(zip(AXES, values, strict=True)) | {"rendezvous": number % 3 > 0}
         group = simulate(pp=pp, tp=tp, pages=160, max_running=8, **case)
         for at, request in requests(logprobs):

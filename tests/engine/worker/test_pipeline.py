@@ -85,8 +85,11 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("scores", [None, 2], ids=["", "logprobs"])
-@pytest.mark.parametrize("keys_", [LAYOUTS[0], LAYOUTS[1], LAYOUTS[3]], ids=str)
+COUNTED = [(LAYOUTS[0], None), (LAYOUTS[0], 2), (LAYOUTS[1], 2), (LAYOUTS[3], None)]
+"""Of the layouts, and of steps with scores or without: every two of their values."""
+
+
+@pytest.mark.parametrize(("keys_", "scores"), COUNTED, ids=str)
 def test_messages_between_stages_are_those_of_the_plans(
     running, shaped, prompt, submit, keys_, scores
 ):
