@@ -7,13 +7,15 @@ What is left is small, and read as a small body is. Even finding them takes too 
 megabytes: those are `examined` by a process of their own (`pds_engine.reading`) before.
 """
 
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+from functools import cache
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, cast
 
 import msgspec
-from msgspec import Meta, Raw
+from msgspec import Meta, Raw, Struct
+from pydantic import create_model
 
 from pds_engine.errors import InvalidRequest, TooLong
-from pds_engine.server import protocol
+from pds_engine.server import protocol, scan
 from pds_engine.server.strict import Body
 
 B = TypeVar("B", bound=Body)
@@ -26,18 +28,27 @@ MAX_FIELD = 64 * 1024
 """Bytes of a field that is not one of READERS."""
 MAX_STOPS = 256 * 1024
 """Bytes of `stop`: 16 strings of 1,024 characters, however they are escaped."""
+MAX_EXTRAS = 1024 * 1024
+"""Bytes of `tools`, and of `chat_template_kwargs`."""
 MAX_VALUES = 16_384
 """Values within one message, within tools, and within chat_template_kwargs."""
 _ESCAPED = 12
 """Bytes that JSON may spend on a character: two escapes of UTF-16."""
 _SPACE = b" \t\r\n"
 
+
+class _Object(Struct):
+    """Any."""
+
+
 _Id = Annotated[int, Meta(ge=0, lt=2**31)]
 _ids = msgspec.json.Decoder(list[_Id])
+_lists = msgspec.json.Decoder(list[list[_Id]])
 _text = msgspec.json.Decoder(str)
+_texts = msgspec.json.Decoder(list[str])
 _items = msgspec.json.Decoder(list[Raw])
-_tools = msgspec.json.Decoder(list[dict[str, Any]])
-_object = msgspec.json.Decoder(dict[str, Any])
+_objects = msgspec.json.Decoder(list[_Object])
+"""Ends at the first item that is no object, and makes nothing of those that are."""
 _resume = msgspec.json.Decoder(dict[str, Raw])
 _MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
@@ -59,13 +70,21 @@ def parse(kind: type[B], data: bytes, limits: Limits) -> B:
         InvalidRequest: as there, or a field is larger than any use of it.
         TooLong: a prompt that no context could hold; `param` names the field.
     """
+    scan.check_numbers(data)
     if len(data) <= FROM:
+        if b"NaN" in data or b"Infinity" in data:  # pydantic would read them, and JSON has neither
+            _fields(kind, data)
         return protocol.parse(kind, data)
+    if not data.isascii():  # fields that nobody knows are skipped below, whatever they hold
+        try:
+            data.decode()
+        except UnicodeDecodeError as error:
+            raise _unreadable(error) from error
     raws = _fields(kind, data)
     rest: list[bytes] = []
     read: dict[str, Any] = {}
     for name, raw in raws.items():
-        reader = _READERS.get(name)
+        reader = _TEXT_ALONE if (kind, name) == _TEXT_FIELD else _READERS.get(name)
         if reader is None or raw == b"null":
             most = MAX_STOPS if name == "stop" else MAX_FIELD
             if len(raw) > most:
@@ -105,8 +124,10 @@ def examined(about: bytes, data: bytes) -> bytes:
     form, limits = msgspec.msgpack.decode(about, type=tuple[Form, Limits])
     kind = _kind(form, data)
     parse(kind, data, limits)
-    fields = (b'"%b":%b' % (name.encode(), raw) for name, raw in _fields(kind, data).items())
-    return b"{%b}" % b",".join(fields)
+    fields = _fields(kind, data)
+    if "pds_resume" in fields:
+        fields["pds_resume"] = b'{"output_ids":%b}' % _resumed_ids(fields["pds_resume"])
+    return b"{%b}" % b",".join(b'"%b":%b' % (n.encode(), raw) for n, raw in fields.items())
 
 
 def _kind(form: Form, data: bytes) -> type[Body]:
@@ -154,37 +175,61 @@ def _prompt(raw: bytes, limits: Limits) -> str | list[str] | list[int] | list[li
     if not raw.startswith(b"["):
         return _one_text(raw, limits, "prompt")
     first = raw[1:].lstrip(_SPACE)[:1]
-    if first not in (b'"', b"["):
-        return _one_list(raw, limits, "prompt")
-    opened = _strings(raw) if first == b'"' else raw.count(b"[") - 1
-    if opened > limits.prompts:
+    if first == b'"':
+        _check_prompts(scan.strings(raw), limits)
+        texts = _texts.decode(raw)
+        for text in texts:
+            _check_text(len(text), limits.characters, limits, "prompt")
+        return texts
+    if first == b"[":
+        opened = raw.count(b"[") - 1
+        _check_prompts(opened, limits)
+        if raw.count(b",") + 1 > opened * limits.tokens:  # one of them must be longer than it may
+            raise _too_many(raw, limits, "prompt")
+        lists = _lists.decode(raw)
+        if any(len(ids) > limits.tokens for ids in lists):
+            raise _too_many(raw, limits, "prompt")
+        return lists
+    return _one_list(raw, limits, "prompt")
+
+
+def _check_prompts(count: int, limits: Limits) -> None:
+    if count > limits.prompts:
         raise InvalidRequest(
             f"prompt: more than the {limits.prompts} prompts that this engine takes at once",
             param="prompt",
         )
-    items = [bytes(item).strip(_SPACE) for item in _items.decode(raw)]
-    if first == b'"':
-        return [_one_text(item, limits, "prompt") for item in items]
-    return [_one_list(item, limits, "prompt") for item in items]
 
 
 def _one_text(raw: bytes, limits: Limits, param: str) -> str:
-    if len(raw) > limits.characters * _ESCAPED + 2:
-        raise TooLong(
-            f"the {param}'s {len(raw)} bytes cannot fit the context of {limits.tokens} tokens",
-            param=param,
-        )
+    _check_text(len(raw), limits.characters * _ESCAPED + 2, limits, param)
     return _text.decode(raw)
 
 
-def _one_list(raw: bytes, limits: Limits, param: str) -> list[int]:
-    count = raw.count(b",") + 1
-    if count > limits.tokens:
+def _check_text(size: int, most: int, limits: Limits, param: str) -> None:
+    if size > most:
         raise TooLong(
-            f"the {param}'s {count} token ids exceed the context of {limits.tokens} tokens",
+            f"the {param}'s {size} bytes cannot fit the context of {limits.tokens} tokens",
             param=param,
         )
+
+
+def _text_alone(raw: bytes, limits: Limits) -> str:
+    return _one_text(raw, limits, "prompt")
+
+
+def _one_list(raw: bytes, limits: Limits, param: str) -> list[int]:
+    if raw.count(b",") + 1 > limits.tokens:
+        raise _too_many(raw, limits, param)
     return _ids.decode(raw)
+
+
+def _too_many(raw: bytes, limits: Limits, param: str) -> TooLong:
+    return TooLong(
+        f"the {param}'s {raw.count(b',') + 1} token ids exceed the context of {limits.tokens}"
+        " tokens",
+        param=param,
+    )
 
 
 def _tokens(raw: bytes, limits: Limits) -> list[int]:
@@ -192,8 +237,12 @@ def _tokens(raw: bytes, limits: Limits) -> list[int]:
 
 
 def _resumed(raw: bytes, limits: Limits) -> protocol.Resume:
-    ids = bytes(_resume.decode(raw).get("output_ids", Raw(b"null")))
-    return protocol.Resume.model_construct(output_ids=_one_list(ids, limits, "pds_resume"))
+    ids = _one_list(_resumed_ids(raw), limits, "pds_resume")
+    return protocol.Resume.model_construct(output_ids=ids)
+
+
+def _resumed_ids(raw: bytes) -> bytes:
+    return bytes(_resume.decode(raw).get("output_ids", Raw(b"null")))
 
 
 def _messages(raw: bytes, limits: Limits) -> list[protocol.Message]:
@@ -204,47 +253,69 @@ def _messages(raw: bytes, limits: Limits) -> list[protocol.Message]:
             param="messages",
         )
     # A message costs a token at least.
-    if raw.count(b"{") > limits.tokens and _values(raw, b"{") > limits.tokens:
+    if raw.count(b"{") > limits.tokens and scan.values(raw, b"{") > limits.tokens:
         raise TooLong(
             f"more messages and parts than the context's {limits.tokens} tokens", param="messages"
         )
+    _objects.decode(raw)
     return [_message(bytes(item), at) for at, item in enumerate(_items.decode(raw))]
 
 
 def _message(raw: bytes, at: int) -> protocol.Message:
     where = f"messages[{at}]"
     try:
-        return protocol.parse(protocol.Message, _few(raw, where))
+        _check_few(raw, where)
+        (message,) = _alone("messages", b"[%b]" % raw)
     except InvalidRequest as error:
-        if error.param == where:
-            raise
-        param = f"{where}.{error.param}" if error.param else where
-        raise InvalidRequest(f"{where}: {error.message}", param=param) from error
+        param = (error.param or "").replace("messages[0]", where)
+        told = error.message.replace("messages[0]", where)
+        raise InvalidRequest(told, param=param) from error
+    return cast("protocol.Message", message)
 
 
-def _tool_list(raw: bytes, limits: Limits) -> list[dict[str, Any]]:
-    return _tools.decode(_few(raw, "tools"))
+def _tools(raw: bytes, limits: Limits) -> Any:
+    return _extra(raw, "tools")
 
 
-def _kwargs(raw: bytes, limits: Limits) -> dict[str, Any]:
-    return _object.decode(_few(raw, "chat_template_kwargs"))
+def _kwargs(raw: bytes, limits: Limits) -> Any:
+    return _extra(raw, "chat_template_kwargs")
 
 
-def _few(raw: bytes, param: str) -> bytes:
+def _extra(raw: bytes, name: str) -> Any:
+    if len(raw) > MAX_EXTRAS:
+        raise InvalidRequest(f"{name} is above {MAX_EXTRAS} bytes", param=name)
+    _check_few(raw, name)
+    return _alone(name, raw)
+
+
+def _check_few(raw: bytes, param: str) -> None:
     marks = (b",", b"[", b"{")
-    if sum(map(raw.count, marks)) > MAX_VALUES and _values(raw, *marks) > MAX_VALUES:
+    if sum(map(raw.count, marks)) > MAX_VALUES and scan.values(raw, *marks) > MAX_VALUES:
         raise InvalidRequest(f"{param} has more than {MAX_VALUES} values", param=param)
-    return raw
+
+
+@cache
+def _kind_of(name: str) -> type[Body]:
+    """A body of this one field of a chat: it is then read as in a small one."""
+    field = protocol.ChatRequest.model_fields[name]
+    fields: dict[str, Any] = {name: (field.annotation, field)}
+    return create_model(name, __base__=Body, **fields)
+
+
+def _alone(name: str, raw: bytes) -> Any:
+    return getattr(protocol.parse(_kind_of(name), b'{"%b":%b}' % (name.encode(), raw)), name)
 
 
 _READERS = {
     "prompt": _prompt,
     "messages": _messages,
-    "tools": _tool_list,
+    "tools": _tools,
     "chat_template_kwargs": _kwargs,
     "tokens": _tokens,
     "pds_resume": _resumed,
 }
+_TEXT_FIELD, _TEXT_ALONE = (protocol.TokenizeText, "prompt"), _text_alone
+"""Where a prompt is a text and nothing else."""
 _STAND_INS = {
     "prompt": b'""',
     "messages": b'[{"role":"user"}]',
@@ -253,27 +324,3 @@ _STAND_INS = {
     "tokens": b"[]",
     "pds_resume": b'{"output_ids":[]}',
 }
-
-
-def _strings(raw: bytes) -> int:
-    """How many strings there are at least: an escaped quote is not taken for one."""
-    return (raw.count(b'"') - raw.count(b'\\"')) // 2
-
-
-def _values(raw: bytes, *marks: bytes) -> int:
-    """How often `marks` occur outside of strings.
-
-    Slices let other threads have the lock; a string that goes from one into the next stays open.
-    """
-    count, opened, at = 0, False, 0
-    while at < len(raw):
-        end = at + FROM
-        while raw[end - 1 : end] == b"\\":  # an escape is not cut
-            end += 1
-        piece = raw[at:end].replace(b"\\\\", b"").replace(b'\\"', b"")
-        parts = piece.split(b'"')
-        outside = b" ".join(parts[opened::2])
-        count += sum(map(outside.count, marks))
-        opened ^= len(parts) % 2 == 0
-        at = end
-    return count

@@ -1,6 +1,8 @@
 """Bodies of 8 MB are refused before anything is made of them, and the loop stays with others."""
 
 import json
+import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -8,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pds_engine.errors import InvalidRequest, RequestError, TooLong
 from pds_engine.messages import Submit
-from pds_engine.server import large, protocol
+from pds_engine.server import large, protocol, scan
 from pds_engine.server.strict import Body
 
 MB8 = (8 << 20) - 1024
@@ -162,33 +164,93 @@ def test_a_large_body_reads_as_a_small_one(kind: type[Body], body: dict[str, Any
         assert large.parse(kind, data, LIMITS) == small
 
 
-@pytest.mark.parametrize(
-    ("kind", "body", "param"),
-    [
-        (protocol.CompletionRequest, {}, "prompt"),
-        (protocol.CompletionRequest, {"prompt": 5}, "prompt"),
-        (protocol.CompletionRequest, {"prompt": [1, "a"]}, "prompt"),
-        (protocol.CompletionRequest, {"prompt": ["a", 1]}, "prompt"),
-        (protocol.CompletionRequest, {"prompt": [-1]}, "prompt"),
-        (protocol.CompletionRequest, {"prompt": [2**31]}, "prompt"),
-        (protocol.CompletionRequest, {"prompt": "a", "n": 0}, "n"),
-        (protocol.ChatRequest, {"messages": []}, "messages"),
-        (protocol.ChatRequest, {"messages": 5}, "messages"),
-        (protocol.ChatRequest, {"messages": [{"content": "a"}]}, "messages[0].role"),
-        (protocol.ChatRequest, {"messages": [{"role": "u", "content": 5}]}, "messages[0].content"),
-        (protocol.ChatRequest, {"messages": [{"role": "u"}], "tools": [5]}, "tools"),
-    ],
-)
-def test_wrong_fields_of_large_bodies_are_named(kind: type[Body], body: Any, param: str):
-    with pytest.raises(InvalidRequest) as caught:
-        large.parse(kind, json.dumps(body | PADDED).encode(), LIMITS)
-    assert caught.value.param == param
+SAID = b'"messages":[{"role":"user","content":"a"}]'
+PROMPTS = (
+    b'"a"', b'""', b"null", b"5", b"{}", b"[]", b"[[]]", b"[1]", b"[1.0]", b"[true]", b"[-1]",
+    b"[2147483648]", b'["a",1]', b'[1,"a"]', b'[[1],"a"]', b"[[1],2]", b'["a",["b"]]', b"[null]",
+    b'["a","b"]', b"[[1],[2]]", b"[1,]", b'["a"', b"[01]", b'"\\ud800"', b'"\xff"', b'"\\x"',
+    b'[ "a" , "b" ]', b"[ [ 1 ] ,[2] ]", b"-0", b'"a\nb"', b"[" * 100_000, b'{"a":1}',
+)  # fmt: skip
+OTHERS = (
+    b'"n":0', b'"n":1.0', b'"n":true', b'"n":null', b'"n":"1"', b'"seed":-5', b'"seed":1e3',
+    b'"top_k":-1', b'"top_k":18446744073709551616', b'"temperature":NaN', b'"temperature":1e400',
+    b'"stop":["a","b"]', b'"stop":[1]', b'"stop":{}', b'"stop_token_ids":[1.0]',
+    b'"logit_bias":{"1":5}', b'"logit_bias":[]', b'"prompt":"b"', b'"pr\\u006fmpt":["b"]',
+    b'"guided\\u005fjson":{}', b'"response_format":{"type":"json_object"}', b'"user":"\xff"',
+    b'"unknown":"\xff"', b'"\xff":1', b'"unknown":NaN', b'"unknown":-Infinity', b'"unknown":01',
+    b'"unknown":"NaN Infinity"', b'"unknown":' + b"9" * 257, b'"unknown":"' + b"9" * 257 + b'"',
+    b'"user":"' + b"9" * 300 + b'"', b'"pds_resume":{"output_ids":[1]}', b'"pds_resume":{}',
+    b'"pds_resume":{"output_ids":[1.0]}', b'"pds_resume":[]', b'"pds_resume":{"x":1}',
+)  # fmt: skip
+TALKS = (
+    b'"messages":[]', b'"messages":null', b'"messages":5', b'"messages":{}', b'"messages":[5]',
+    b'"messages":[{"content":"a"}]', b'"messages":[{"role":"u"},{"role":""}]',
+    b'"messages":[{"role":"u","content":5}]', b'"messages":[{"role":"u","x":[1,{"y":NaN}]}]',
+    b'"messages":[{"role":"u","content":[{"type":"image_url"}]}]',
+    b'"messages":[{"role":"u","content":[{"type":"text","text":"{[,"}],"name":"b"},{"role":"a"}]',
+    SAID + b',"tools":[]', SAID + b',"tools":[5]', SAID + b',"tools":{}', SAID + b',"tools":[{},5]',
+    SAID + b',"tools":[{"a":1e400}]', SAID + b',"tools":[{"a":NaN}]', SAID + b',"tools":null',
+    SAID + b',"tools":[{"a":' + b"9" * 300 + b"}]", SAID + b',"tools":[{"a":-0.0,"b":1e2}]',
+    SAID + b',"tools":[{"a":' + b"[" * 150 + b"]" * 150 + b"}]",
+    SAID + b',"tools":[{"a":' + b"[" * 300 + b"]" * 300 + b"}]",
+    SAID + b',"chat_template_kwargs":{"a":[1,{"b":null}]}', SAID + b',"chat_template_kwargs":[]',
+    SAID + b',"chat_template_kwargs":{"a":' + b"[" * 300 + b"]" * 300 + b"}",
+)  # fmt: skip
+BODIES: list[tuple[large.Form, bytes]] = [
+    *(("completion", b'{"prompt":%b}' % value) for value in PROMPTS),
+    *(("tokenize", b'{"prompt":%b}' % value) for value in PROMPTS),
+    *(("detokenize", b'{"tokens":%b}' % value) for value in PROMPTS),
+    *(("completion", b'{"prompt":"a",%b}' % field) for field in OTHERS),
+    *(("chat", b"{%b,%b}" % (SAID, field)) for field in OTHERS if b"prompt" not in field),
+    *(("chat", b"{%b}" % fields) for fields in TALKS),
+    *(("tokenize", b"{%b}" % fields) for fields in TALKS),
+    ("completion", b"{}"), ("chat", b"{}"), ("tokenize", b"{}"), ("detokenize", b"{}"),
+    ("tokenize", b'{"prompt":"a","messages":null}'), ("tokenize", b'{"messages":"x"}'),
+    ("tokenize", b'{"prompt":"a",%b}' % SAID), ("tokenize", b'{"prompt":"a","messages": null }'),
+]  # fmt: skip
+PADS: dict[str, Callable[[bytes, bytes], bytes]] = {
+    "space within": lambda body, pad: body[:-1] + b" " * len(pad) + b"}",
+    "space before": lambda body, pad: b" " * len(pad) + body,
+    "an unknown field": lambda body, pad: body[:-1] + (
+        b',"pad":"%b"}' if b":" in body else b'"pad":"%b"}'
+    ) % pad,
+}  # fmt: skip
+
+
+def verdict(form: large.Form, data: bytes) -> tuple[str, str | None]:
+    """What a body comes to: read as what, or refused for which field."""
+    try:
+        read = large.parse(large._kind(form, data), data, LIMITS)
+    except RequestError as error:
+        return refused(error)
+    return repr(read), None
+
+
+def refused(error: RequestError) -> tuple[str, str | None]:
+    return f"{error.status}", re.split(r"[.\[]", error.param or "")[0] or None
+
+
+@pytest.mark.parametrize("where", PADS)
+def test_a_body_is_read_in_the_same_way_at_every_size(where: str):
+    unlike = []
+    for form, body in BODIES:
+        small = verdict(form, body)
+        larger = PADS[where](body, b"x" * large.FROM)
+        seen = [verdict(form, larger)]
+        try:
+            kept = large.examined(large.question(form, LIMITS), larger)
+            seen.append(verdict(form, kept))
+        except RequestError as error:
+            seen.append(refused(error))
+        if any(each != small for each in seen):
+            unlike.append((form, body[:80], small, seen))
+    assert unlike == []
 
 
 @pytest.mark.parametrize("data", [b"[%b]", b"{%b", b'{"prompt": "%b', b'"%b"', b"%b"])
 def test_no_object(data: bytes):
     with pytest.raises(InvalidRequest, match="the body cannot be read"):
-        large.parse(protocol.CompletionRequest, data.replace(b"%b", b"1" * large.FROM), LIMITS)
+        large.parse(protocol.CompletionRequest, data.replace(b"%b", b"1," * large.FROM), LIMITS)
 
 
 def test_a_prompt_of_too_many_ids_is_too_long():
@@ -213,5 +275,5 @@ def test_values_are_counted_outside_of_strings_alone(value: Any, slice_: int):
         return sum(map(count, one)) if isinstance(one, list) else 0
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(large, "FROM", slice_)
-        assert large._values(json.dumps(value).encode(), b"{") == count(value)
+        patch.setattr(scan, "SLICE", slice_)
+        assert scan.values(json.dumps(value).encode(), b"{") == count(value)
