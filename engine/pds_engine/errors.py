@@ -17,6 +17,7 @@ PdsError
 │   └── Unavailable      503, draining, not ready, or no backend to answer
 │       ├── Drained        503, given up at a drain's deadline
 │       ├── Preempted      503, put out for want of KV pages
+│       ├── NotRead        503, a large body was not read in time, or its reader ended
 │       └── GroupFailed    503, the group failed while the request was with it
 └── GroupError         a rank, stage or peer failed: the request may be retried elsewhere
     ├── ProtocolError    a message out of order, of a foreign incarnation, or malformed
@@ -172,6 +173,14 @@ class Preempted(Unavailable):
     """A decode group had no page for the next token: the stream goes on elsewhere, or later."""
 
     code = "preempted"
+
+
+class NotRead(Unavailable):
+    """What reads large bodies ended with this one, or was not done in time.
+
+    An attempt, since the body may be the cause, but no fault of the group, which goes on."""
+
+    code = "body_not_read"
 
 
 class GroupFailed(Unavailable):

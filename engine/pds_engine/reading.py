@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 
 import msgspec
 
-from pds_engine.errors import InvalidRequest, Overloaded, TooLong, Unavailable, Unexpected
+from pds_engine.errors import InvalidRequest, NotRead, Overloaded, TooLong, Unexpected
 
 LARGE = 256 * 1024
 """Bytes from which a body is given to the child: handing it over costs less than reading it."""
@@ -71,8 +71,8 @@ class Reader:
         Raises:
             InvalidRequest, TooLong: the function refuses the body.
             Overloaded: too many bodies are waiting.
-            Unavailable: it was not read within SECONDS.
-            Unexpected: the function failed, or the process ended.
+            NotRead: not within SECONDS, or the process ended meanwhile.
+            Unexpected: the function failed.
         """
         async with self._turns.turn(len(body)):
             try:
@@ -80,12 +80,12 @@ class Reader:
                     status, content = await self._exchange(about, body)
             except TimeoutError as error:
                 await self.close()
-                raise Unavailable(
+                raise NotRead(
                     f"the body was not read within {SECONDS:g} s", retry_after=1
                 ) from error
             except (OSError, asyncio.IncompleteReadError) as error:
                 await self.close()
-                raise Unexpected("the process that reads large bodies ended") from error
+                raise NotRead("the process that reads large bodies ended", retry_after=1) from error
             except asyncio.CancelledError:
                 await self.close()  # what it answers would be taken for the next body's
                 raise

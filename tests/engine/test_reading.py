@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from pds_engine import reading
-from pds_engine.errors import InvalidRequest, Overloaded, TooLong, Unavailable, Unexpected
+from pds_engine.errors import InvalidRequest, NotRead, Overloaded, TooLong, Unexpected
 from pds_engine.reading import NICE, Reader, Turns
 
 BODY = b"x" * (8 << 20)
@@ -60,14 +60,14 @@ async def test_a_refusal_is_the_functions_and_the_process_goes_on(reader):
 
 
 async def test_the_end_of_the_process_is_one_bodys_and_the_next_starts_another(reader):
-    with pytest.raises(Unexpected):
+    with pytest.raises(NotRead):
         await reader.read(b"end", BODY)
     assert json.loads(await reader.read(b"", b"ab"))["bytes"] == 2
 
 
 async def test_a_body_has_its_time(reader, monkeypatch):
     monkeypatch.setattr(reading, "SECONDS", 0.3)
-    with pytest.raises(Unavailable, match=r"within 0.3 s"):
+    with pytest.raises(NotRead, match=r"within 0.3 s"):
         await reader.read(b"wait", b"")
     monkeypatch.setattr(reading, "SECONDS", 30.0)
     assert json.loads(await reader.read(b"", b"ab"))["bytes"] == 2

@@ -85,12 +85,13 @@ _HARMLESS = _NAMES | _HOW | _TRAINING | _GENERATION
 
 _OFF: tuple[Any, ...] = (None, False, 0, "", [], {})
 _FACTOR = re.compile(r"multiplier|factor|scal(e|ing)$")
-_IDLE = re.compile(r"drop|loss|flash|sdpa")
+_IDLE = re.compile(r"drop(out|path|_path|_rate|_prob)?s?$|dropout|loss|flash|sdpa")
 _MATHEMATICS = re.compile(
     r"multiplier|factor|scal|cap|window|sliding|chunk|bias|norm|rope|rotary|alibi|nope|yarn"
     r"|quant|compress|expert|moe|router|attn|attention|head|kv|qk|mup|residual|logit|emb|lora"
     r"|adapter|layer|position|clip|limit|beta|depth|dim|width|act|sparse|mamba|ssm|conv(?!er)"
-    r"|sink|gate|causal|bidir"
+    r"|sink|gate|causal|bidir|ntk|alpha|parallel|temperature|mask|mla|interleave|ratio|(^|_)bits?(_|$)"
+    r"|(^|_)[48]bit|hqq|awq|gptq|prefix_lm|fan_in"
 )
 """Words in which transformers' decoders name options that change the result: Granite's multipliers,
 Gemma's soft caps, Cohere's logit_scale, MiniCPM's scale_emb, OLMo's clip_qkv, Llama 4's chunks."""

@@ -15,6 +15,7 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.exceptions import HTTPException
 
 from pds_engine.errors import BodyTimeout, BodyTooLarge, InvalidRequest, PdsError
+from pds_engine.room import Room, Share
 from pds_engine.router.answers import JSON, Receive, Send, answer, answer_error, error_body
 from pds_engine.router.auth import ApiKeys
 from pds_engine.router.backends import Backend, Fleet
@@ -56,6 +57,7 @@ class Router:
         """SIGTERM came: not ready any more, and connections close after their answer."""
         self._keys = ApiKeys(config.auth.secret_dir) if config.auth else None
         self._peeker = Peeker(config.policy)
+        self._room = Room(config.max_held_bytes)
         self._surface = surface(self)
 
     async def close(self) -> None:
@@ -89,16 +91,16 @@ class Router:
             allow = (b"allow", RELAYED[path].encode())
             await answer(send, 405, error_body(wrong), [JSON, allow, (b"connection", b"close")])
             return
-        self.relay.admit()
-        call = await self._read(scope, receive)
-        closing = [(b"connection", b"close")] if self.leaving else []
-        await self.relay.serve(call, receive, send, closing)
+        with self.relay.admitted(), self._room.share() as share:
+            call = await self._read(scope, receive, share)
+            closing = [(b"connection", b"close")] if self.leaving else []
+            await self.relay.serve(call, receive, send, closing)
 
-    async def _read(self, scope: MutableMapping[str, Any], receive: Receive) -> Call:
+    async def _read(self, scope: MutableMapping[str, Any], receive: Receive, share: Share) -> Call:
         headers, path = scope["headers"], scope["path"]
         try:
             async with asyncio.timeout(self.config.body_timeout):
-                body = await read_body(headers, receive, self.config.max_body_bytes)
+                body = await read_body(headers, receive, self.config.max_body_bytes, share)
         except TimeoutError as error:
             seconds = self.config.body_timeout
             raise BodyTimeout(f"the body did not come within {seconds:g} seconds") from error
@@ -139,11 +141,14 @@ class Router:
         }
 
 
-async def read_body(headers: list[tuple[bytes, bytes]], receive: Receive, bound: int) -> bytes:
-    """The whole body, never more than `bound` bytes of it.
+async def read_body(
+    headers: list[tuple[bytes, bytes]], receive: Receive, bound: int, share: Share
+) -> bytes:
+    """The whole body, never more than `bound` bytes of it, which are taken of `share`.
 
     Raises:
         BodyTooLarge, ClientGone
+        Overloaded: other bodies leave no room for it.
     """
     length = dict(headers).get(b"content-length", b"")
     if length.isdigit() and int(length) > bound:
@@ -157,6 +162,7 @@ async def read_body(headers: list[tuple[bytes, bytes]], receive: Receive, bound:
         size += len(part)
         if size > bound:
             raise BodyTooLarge(f"the body has more than {bound} bytes")
+        share.take(len(part))
         parts.append(part)
         if not message.get("more_body", False):
             return b"".join(parts)

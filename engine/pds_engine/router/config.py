@@ -63,6 +63,8 @@ class RouterConfig(Section):
     kubernetes: KubernetesConfig = KubernetesConfig()
     health: HealthConfig = HealthConfig()
     max_body_bytes: int = Field(8 << 20, ge=1024)
+    max_held_bytes: int = Field(64 << 20, ge=1024)
+    """Of the bodies of all open requests: one may be sent on as long as its answer is not whole."""
     body_timeout: float = Field(60.0, gt=0)
     """Seconds that a client may take to send its body."""
     max_in_flight: int = Field(1024, ge=1)

@@ -5,6 +5,8 @@ elsewhere (`stream`).
 """
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from time import monotonic
 
 from pds_engine.errors import Overloaded, PdsError, Unavailable
@@ -36,8 +38,9 @@ class Relay:
         """How long no call has been under way."""
         return 0.0 if self.in_flight else monotonic() - self._ended
 
-    def admit(self) -> None:
-        """Check the bound on open requests before a body is read.
+    @contextmanager
+    def admitted(self) -> Iterator[None]:
+        """One more request is open, from before its body is read.
 
         Raises:
             Overloaded: the client may come again in a second.
@@ -46,10 +49,15 @@ class Relay:
             raise Overloaded(
                 f"{self.in_flight} requests are open, which is this router's bound", retry_after=1
             )
+        self.in_flight += 1
+        try:
+            yield
+        finally:
+            self.in_flight -= 1
+            self._ended = monotonic()
 
     async def serve(self, call: Call, receive: Receive, send: Send, headers: Headers = ()) -> None:
         """Answer `call`; `headers` are added to the response."""
-        self.in_flight += 1
         client = Client(send)
         exchange = _Exchange(
             self._pairs, call, client, [(b"x-request-id", call.request_id.encode()), *headers]
@@ -58,8 +66,6 @@ class Relay:
         try:
             await exchange.run()
         finally:
-            self.in_flight -= 1
-            self._ended = monotonic()
             watcher.cancel()
             self._metrics.ended(call.path, exchange.status, monotonic() - exchange.began)
 

@@ -5,6 +5,7 @@ import asyncio
 from starlette.requests import ClientDisconnect, Request
 
 from pds_engine.errors import BodyTimeout, BodyTooLarge
+from pds_engine.room import Share
 from pds_engine.server.inbox import ClientGone
 
 SECONDS = 30.0
@@ -12,10 +13,11 @@ _PATIENCE = 8
 """So many times the bound is read and thrown away, so that a client hears 413 and not a reset."""
 
 
-async def read(request: Request, limit: int, seconds: float = SECONDS) -> bytes:
-    """The whole body.
+async def read(request: Request, limit: int, share: Share, seconds: float = SECONDS) -> bytes:
+    """The whole body, which takes its place in `share` as it comes.
 
     Raises:
+        Overloaded: other bodies leave no room for it.
         BodyTooLarge: it is above `limit` bytes.
         BodyTimeout: it did not come within `seconds`.
         ClientGone: the client left meanwhile.
@@ -27,6 +29,7 @@ async def read(request: Request, limit: int, seconds: float = SECONDS) -> bytes:
             async for piece in request.stream():
                 size += len(piece)
                 if size <= limit:
+                    share.take(len(piece))
                     pieces.append(piece)
                 elif size > limit * _PATIENCE:
                     break

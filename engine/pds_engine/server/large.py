@@ -66,15 +66,20 @@ class Limits(NamedTuple):
 def parse(kind: type[B], data: bytes, limits: Limits) -> B:
     """`protocol.parse` for a body of any size.
 
+    Both read alike, but for what nobody reads: a large body may nest unknown fields deeper, and may
+    have no NaN anywhere, which JSON does not know.
+
     Raises:
         InvalidRequest: as there, or a field is larger than any use of it.
         TooLong: a prompt that no context could hold; `param` names the field.
     """
-    scan.check_numbers(data)
     if len(data) <= FROM:
-        if b"NaN" in data or b"Infinity" in data:  # pydantic would read them, and JSON has neither
-            _fields(kind, data)
-        return protocol.parse(kind, data)
+        parsed = protocol.parse(kind, data)
+        if scan.long_number(data):
+            for name, raw in _fields(kind, data).items():
+                if name in _OPEN:
+                    _check_numbers(raw, name)
+        return parsed
     if not data.isascii():  # fields that nobody knows are skipped below, whatever they hold
         try:
             data.decode()
@@ -289,9 +294,17 @@ def _extra(raw: bytes, name: str) -> Any:
 
 
 def _check_few(raw: bytes, param: str) -> None:
+    _check_numbers(raw, param)
     marks = (b",", b"[", b"{")
     if sum(map(raw.count, marks)) > MAX_VALUES and scan.values(raw, *marks) > MAX_VALUES:
         raise InvalidRequest(f"{param} has more than {MAX_VALUES} values", param=param)
+
+
+def _check_numbers(raw: bytes, param: str) -> None:
+    if scan.long_number(raw):
+        raise InvalidRequest(
+            f"{param} has a number of more than {scan.MAX_DIGITS} digits", param=param
+        )
 
 
 @cache
@@ -316,6 +329,8 @@ _READERS = {
 }
 _TEXT_FIELD, _TEXT_ALONE = (protocol.TokenizeText, "prompt"), _text_alone
 """Where a prompt is a text and nothing else."""
+_OPEN = frozenset({"messages", "tools", "chat_template_kwargs"})
+"""What may hold any JSON."""
 _STAND_INS = {
     "prompt": b'""',
     "messages": b'[{"role":"user"}]',

@@ -12,6 +12,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from pds_engine.config import EngineConfig
 from pds_engine.errors import Forbidden, Overloaded, PdsError, Unavailable
+from pds_engine.room import Room
 from pds_engine.server import body, headers, job, large, openapi, protocol, state
 from pds_engine.server.answers import Answer
 from pds_engine.server.chat import ChatAnswer
@@ -27,9 +28,12 @@ from pds_engine.server.strict import Body
 from pds_engine.text.tokenizer import Tokenizer
 
 B = TypeVar("B", bound=Body)
+R = TypeVar("R")
 Route = Callable[[Request], Awaitable[Response]]
 
 _log = logging.getLogger("pds.server")
+_INTERNAL = 64 * 1024
+"""Bytes of a body that the router or the operator sends of its own."""
 _CLIENT_GONE = 499
 """Seen in metrics alone (nginx's number): nobody reads the answer."""
 
@@ -54,6 +58,7 @@ class Routes:
             prompts=config.scheduler.max_running + config.scheduler.max_waiting,
         )
         self._lanes = Lanes(self._limits)
+        self._room = Room(config.http.max_held_bytes)
         self._busy = 0
         self._created = int(time.time())
 
@@ -112,10 +117,7 @@ class Routes:
             raise Overloaded(f"{limit} requests are being read or answered", retry_after=1)
         self._busy += 1
         try:
-            data = await self._body(request)
-            session = await self._lanes.read(
-                data, form, lambda kept: Session(prepare(kept, internal))
-            )
+            session = await self._read(request, form, lambda body: Session(prepare(body, internal)))
             if (problem := self._unready()) is not None:
                 raise Unavailable(problem, retry_after=1)
             return await respond(self._engine, session, answer(session.job), request)
@@ -164,7 +166,7 @@ class Routes:
     async def _answered(
         self, request: Request, form: large.Form, answer: Callable[[bytes], bytes]
     ) -> Response:
-        content = await self._lanes.read(await self._body(request), form, answer)
+        content = await self._read(request, form, answer)
         return Response(content, media_type="application/json")
 
     async def tokenizer_info(self, request: Request) -> Response:
@@ -216,13 +218,13 @@ class Routes:
 
     async def drain(self, request: Request) -> Response:
         self._internal(request)
-        parsed = self._parse(protocol.DrainRequest, await self._body(request))
+        parsed = self._parse(protocol.DrainRequest, await self._internal_body(request))
         self._engine.drain(parsed.deadline_seconds)
         return _json({"draining": True, "in_flight": self._engine.in_flight})
 
     async def gone(self, request: Request) -> Response:
         self._internal(request)
-        parsed = self._parse(protocol.GoneRequest, await self._body(request))
+        parsed = self._parse(protocol.GoneRequest, await self._internal_body(request))
         self._engine.peer_gone(parsed.incarnation)
         return _json({})
 
@@ -246,8 +248,15 @@ class Routes:
 
         return counted
 
-    async def _body(self, request: Request) -> bytes:
-        return await body.read(request, self._config.http.max_body_bytes)
+    async def _read(self, request: Request, form: large.Form, work: Callable[[bytes], R]) -> R:
+        """The result of `work` on the body, which is let go then."""
+        limit = self._config.http.max_body_bytes
+        with self._room.share() as share:
+            return await self._lanes.read(await body.read(request, limit, share), form, work)
+
+    async def _internal_body(self, request: Request) -> bytes:
+        with self._room.share() as share:
+            return await body.read(request, _INTERNAL, share)
 
     def _parse(self, kind: type[B], data: bytes) -> B:
         parsed = large.parse(kind, data, self._limits)

@@ -3,8 +3,6 @@
 import re
 from collections.abc import Iterator
 
-from pds_engine.errors import InvalidRequest
-
 SLICE = 16 * 1024
 """Bytes that are looked at in one go: other threads have the lock between two."""
 MAX_DIGITS = 256
@@ -13,10 +11,9 @@ _LONG = re.compile(rb"[0-9]{%d}" % (MAX_DIGITS + 1))
 _DIGITS = re.compile(rb"[0-9]*")
 
 
-def check_numbers(data: bytes) -> None:
-    """Raises InvalidRequest when a number of more than MAX_DIGITS digits in a row is in it."""
-    if _LONG.search(data) and any(map(_LONG.search, _outside(data))):
-        raise InvalidRequest(f"the body has a number of more than {MAX_DIGITS} digits")
+def long_number(raw: bytes) -> bool:
+    """Whether a number of more than MAX_DIGITS digits in a row is in it."""
+    return bool(_LONG.search(raw)) and any(map(_LONG.search, _outside(raw)))
 
 
 def strings(raw: bytes) -> int:

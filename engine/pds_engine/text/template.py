@@ -19,17 +19,21 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pds_engine.errors import ConfigError, InvalidRequest
 
 MAX_SECONDS = 5.0
+_REFUSALS = (
+    jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, RecursionError
+)  # fmt: skip
 
 
 class ChatTemplate:
-    """A compiled template. Raises ConfigError when `source` is not one."""
+    """A compiled template, and another one for messages with tools where the model has one.
 
-    def __init__(self, source: str) -> None:
+    Raises ConfigError when a source is not a template.
+    """
+
+    def __init__(self, source: str, with_tools: str | None = None) -> None:
         self.source = source
-        try:
-            self._template = _environment().from_string(source)
-        except jinja2.TemplateError as error:
-            raise ConfigError(f"the model's chat template does not parse: {error}") from error
+        self._template = _compiled(source)
+        self._with_tools = self._template if with_tools is None else _compiled(with_tools)
 
     def render(self, variables: Mapping[str, Any], *, max_length: int) -> str:
         """The prompt's text.
@@ -38,11 +42,12 @@ class ChatTemplate:
             InvalidRequest: the template refuses the messages, or its text would be longer than
                 `max_length` characters or take more than MAX_SECONDS.
         """
+        template = self._with_tools if variables.get("tools") else self._template
         deadline = time.monotonic() + MAX_SECONDS
         pieces: list[str] = []
         length = 0
         try:
-            for piece in self._template.generate(**variables):
+            for piece in template.generate(**variables):
                 pieces.append(piece)
                 length += len(piece)
                 if length > max_length or time.monotonic() > deadline:
@@ -51,11 +56,18 @@ class ChatTemplate:
                         " messages, or takes too long",
                         param="messages",
                     )
-        except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
+        except _REFUSALS as error:
             raise InvalidRequest(
                 f"the model's chat template refuses these messages: {error}", param="messages"
             ) from error
         return "".join(pieces)
+
+
+def _compiled(source: str) -> jinja2.Template:
+    try:
+        return _environment().from_string(source)
+    except (jinja2.TemplateError, RecursionError) as error:
+        raise ConfigError(f"the model's chat template does not parse: {error}") from error
 
 
 def _environment() -> ImmutableSandboxedEnvironment:

@@ -43,6 +43,7 @@ class Tokenizer:
         self._byte_level = '"ByteLevel"' in json.dumps(_read(path).get("decoder"))
         self._pieces: dict[int, bytes] = {}
         self.settings = _read(folder / "tokenizer_config.json")
+        _check_added(self._inner, self.settings)
         model = _read(folder / "config.json")
         generation = _read(folder / "generation_config.json")
         tokens = self._inner.get_vocab(with_added_tokens=True)
@@ -148,9 +149,39 @@ def _ids(value: object) -> list[int]:
 
 
 def _template(folder: Path, settings: dict[str, Any]) -> ChatTemplate | None:
-    """chat_template.jinja goes before the settings; of several named ones, "default" is taken."""
-    file = folder / "chat_template.jinja"
-    source = _text(file) if file.is_file() else settings.get("chat_template")
+    """As transformers chooses: files go before the settings; of several named templates, `tool_use`
+    is for messages with tools, and "default" for all others."""
+    source: Any = settings.get("chat_template")
+    named: dict[str, Any] = {"default": source}
     if isinstance(source, list):
-        source = {entry["name"]: entry["template"] for entry in source}.get("default")
-    return ChatTemplate(source) if isinstance(source, str) else None
+        named = {entry["name"]: entry["template"] for entry in source}
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        named = {"default": _text(file)}
+        for other in (folder / "additional_chat_templates").glob("*.jinja"):
+            named[other.stem] = _text(other)
+    default, with_tools = named.get("default"), named.get("tool_use")
+    return ChatTemplate(default, with_tools) if isinstance(default, str) else None
+
+
+def _check_added(inner: tokenizers.Tokenizer, settings: dict[str, Any]) -> None:
+    """transformers adds tokens that tokenizer_config.json alone names: text is cut otherwise then.
+
+    Raises:
+        ConfigError: names the first that tokenizer.json does not have.
+    """
+    extra = settings.get("extra_special_tokens") or []
+    named = {
+        "added_tokens_decoder": (settings.get("added_tokens_decoder") or {}).values(),
+        "additional_special_tokens": settings.get("additional_special_tokens") or [],
+        "extra_special_tokens": extra.values() if isinstance(extra, dict) else extra,
+    }
+    for key, tokens in named.items():
+        for token in tokens:
+            content = token.get("content") if isinstance(token, dict) else token
+            if isinstance(content, str) and inner.token_to_id(content) is None:
+                raise ConfigError(
+                    f"tokenizer_config.json: {key} has the token {content!r}, which tokenizer.json"
+                    " does not know",
+                    hint="save the tokenizer with transformers' save_pretrained, which writes both",
+                )

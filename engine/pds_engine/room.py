@@ -1,0 +1,49 @@
+"""How many bytes of bodies a process holds at one time: many uploads are no way into its memory."""
+
+import contextlib
+from collections.abc import Iterator
+
+from pds_engine.errors import Overloaded
+
+
+class Share:
+    """What one request holds of a room."""
+
+    def __init__(self, room: "Room") -> None:
+        self._room = room
+        self._size = 0
+
+    def take(self, size: int) -> None:
+        """Raises Overloaded when there is no room for so much more."""
+        self._room.take(size)
+        self._size += size
+
+    def give_back(self) -> None:
+        self._room.held -= self._size
+        self._size = 0
+
+
+class Room:
+    """`most` bytes for all requests together; one alone may hold any number."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self.held = 0
+
+    @contextlib.contextmanager
+    def share(self) -> Iterator[Share]:
+        """One request's share, which it gives back at the end."""
+        share = Share(self)
+        try:
+            yield share
+        finally:
+            share.give_back()
+
+    def take(self, size: int) -> None:
+        """Raises Overloaded when `size` bytes more are too many."""
+        if self.held and self.held + size > self._most:
+            raise Overloaded(
+                f"the bodies of the requests that are open take {self.held} bytes already",
+                retry_after=1,
+            )
+        self.held += size
