@@ -85,7 +85,7 @@ _HARMLESS = _NAMES | _HOW | _TRAINING | _GENERATION
 
 _OFF: tuple[Any, ...] = (None, False, 0, "", [], {})
 _FACTOR = re.compile(r"multiplier|factor|scal(e|ing)$")
-_IDLE = re.compile(r"drop(out|path|_path|_rate|_prob)?s?$|dropout|loss|flash|sdpa")
+_IDLE = re.compile(r"dropout|pdrop$|drop_path|loss|flash|sdpa")
 _MATHEMATICS = re.compile(
     r"multiplier|factor|scal|cap|window|sliding|chunk|bias|norm|rope|rotary|alibi|nope|yarn"
     r"|quant|compress|expert|moe|router|attn|attention|head|kv|qk|mup|residual|logit|emb|lora"

@@ -164,6 +164,23 @@ def test_what_changes_nothing_stops_no_model(keys, caplog):
     assert not caplog.records
 
 
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"load_in_8bit": True}, {"load_in_4bit": True}, {"hqq": {"nbits": 4}}, {"weight_bits": 4},
+        {"bits": 4}, {"use_dynamic_ntk": True}, {"ntk_alpha": 1000}, {"swiglu_alpha": 1.7},
+        {"parallel_block": True}, {"prefix_lm": True}, {"mask": "prefix"}, {"use_mla": True},
+        {"softmax_temperature": 2.0}, {"fan_in_fan_out": True}, {"interleaved": True},
+        {"mlp_ratio": 2}, {"attn_temperature_drop": 2},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_other_spellings_of_quantization_and_mathematics_are_refused(keys):
+    (key,) = keys
+    with pytest.raises(ConfigError, match=key):
+        spec_of("LlamaForCausalLM", {**SMALL, **keys})
+
+
 def test_a_tool_s_own_word_is_ignored_and_named(caplog):
     config = {**SMALL, "unsloth_version": "2025.1", "_name_or_path": "/tmp/x", "run": {"id": 7}}
     with caplog.at_level(logging.WARNING, "pds.models"):

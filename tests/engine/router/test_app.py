@@ -176,6 +176,42 @@ async def test_beyond_the_bound_of_open_requests_the_answer_is_429(engine, route
     await until(lambda: running.router.relay.in_flight == 0)
 
 
+async def upload(running, length, data):
+    """The beginning of a body, of which the rest does not come."""
+    port = int(running.url.rpartition(":")[2])
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-length: {length}\r\n\r\n".encode())
+    writer.write(data)
+    return reader, writer
+
+
+async def test_a_request_is_open_from_before_its_body_has_come(engine, router):
+    running = await router(await engine("unified"), max_in_flight=1)
+    _, writer = await upload(running, 100, b"{")
+    await until(lambda: running.router.relay.in_flight == 1)
+    async with running.http.post(CHAT, json={}) as response:
+        assert response.status == 429
+    writer.close()
+    await until(lambda: running.router.relay.in_flight == 0)
+    assert await running.stream()
+
+
+async def test_the_bodies_of_all_requests_have_a_bound_together(engine, router):
+    running = await router(await engine("unified"), max_held_bytes=10_000)
+    room = running.router._room
+    _, first = await upload(running, 50_000, b"x" * 9_000)
+    await until(lambda: room.held == 9_000)
+    second, writer = await upload(running, 50_000, b"x" * 2_000)
+    assert (await second.readline()).startswith(b"HTTP/1.1 429")
+    writer.close()
+    first.close()
+    await until(lambda: room.held == 0)
+    async with running.http.post(CHAT, json={"stream": True, "x": "x" * 50_000}) as alone:
+        assert alone.status == 200  # one alone may hold more
+        await alone.read()
+    await until(lambda: room.held == 0)
+
+
 async def test_api_keys(engine, router, tmp_path):
     (tmp_path / "team-a").write_text("sk-one\n")
     (tmp_path / "team-b").write_text("sk-two")

@@ -143,6 +143,25 @@ async def test_a_prefill_group_that_waited_for_an_offer_in_vain_was_an_attempt(e
     assert sum(len(each.calls) for each in prefill) == 2
 
 
+async def test_a_body_that_no_group_could_read_was_sent_to_so_many_and_no_more(engine, router):
+    """It may be what their readers end of; the groups themselves are well."""
+
+    async def unread(seen, stream):
+        if b"poison" not in seen.body:
+            return await say(seen, stream)
+        told = {"message": "the process that reads large bodies ended", "code": "body_not_read"}
+        return await stream.json(503, {"error": told}, retry_after="1")
+
+    fleet = [await engine("unified", script=unread) for _ in range(6)]
+    running = await router(*fleet, attempts=3)
+    for _ in range(3):
+        status, _, _ = await ask(running, user="poison")
+        assert status == 503
+    assert sum(len(each.calls) for each in fleet) == 3 * 3
+    assert [backend.failures for backend in running.router.fleet] == [0] * 6
+    assert [await running.stream() for _ in range(6)] == [HELLO] * 6
+
+
 class Resumed(Groups):
     """Groups that die in the middle of a poison's stream, and of taking it over."""
 

@@ -50,6 +50,7 @@ def test_now():
         "{{ x.y.z }}",
         "{% for i in range(10**9) %}{% endfor %}",
         "{% for i in range(99999) %}too long{% endfor %}",
+        "{% macro again(x) %}{{ again(x) }}{% endmacro %}{{ again(x) }}",
     ],
 )
 def test_what_is_refused_is_the_client_s_to_change(source: str):
@@ -66,3 +67,17 @@ def test_the_model_s_own_words_are_passed_on():
 def test_a_template_that_does_not_parse_is_a_setting():
     with pytest.raises(ConfigError, match="chat template"):
         ChatTemplate("{% for %}")
+
+
+def test_values_nested_however_deep_are_the_client_s_to_change():
+    deep: list[object] = []
+    for _ in range(5_000):
+        deep = [deep]
+    with pytest.raises(InvalidRequest):
+        rendered("{{ x | tojson }}", x=deep)
+
+
+def test_messages_with_tools_have_a_template_of_their_own():
+    template = ChatTemplate("plain", "with {{ tools | length }}")
+    assert template.render({"tools": None}, max_length=9) == "plain"
+    assert template.render({"tools": [{}]}, max_length=9) == "with 1"

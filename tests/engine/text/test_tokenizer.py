@@ -6,6 +6,7 @@ import tokenizers
 from pds_engine.errors import ConfigError
 from pds_engine.text.tokenizer import Tokenizer
 from tokenizers import decoders, models, pre_tokenizers
+from transformers import AutoTokenizer
 
 
 def test_reads_the_tiny_model(tokenizer: Tokenizer):
@@ -83,3 +84,58 @@ def test_ids_beyond_the_model_s_embedding_are_no_inputs(tmp_path: Path):
     assert Tokenizer(tmp_path).vocabulary == 1536
     (tmp_path / "config.json").write_text(json.dumps({"vocab_size": 100}))
     assert Tokenizer(tmp_path).vocabulary == 100
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The tiny model's tokenizer, to be changed."""
+    tiny = Path(__file__).parents[3] / "examples" / "models" / "tiny"
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_text((tiny / name).read_text())
+    return tmp_path
+
+
+def settle(folder: Path, **keys: object) -> None:
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | keys))
+
+
+@pytest.mark.parametrize("where", ["settings", "files"])
+def test_the_template_for_tools_is_the_one_that_transformers_takes(folder: Path, where: str):
+    plain, tools = "{{ messages[0].content }}", "{{ tools[0].name }}"
+    if where == "settings":
+        named = {"default": plain, "tool_use": tools}
+        listed = [{"name": name, "template": source} for name, source in named.items()]
+        settle(folder, chat_template=listed)
+    else:
+        (folder / "chat_template.jinja").write_text(plain)
+        (folder / "additional_chat_templates").mkdir()
+        (folder / "additional_chat_templates" / "tool_use.jinja").write_text(tools)
+    ours, theirs = Tokenizer(folder).template, AutoTokenizer.from_pretrained(folder)
+    assert ours is not None
+    messages = [{"role": "user", "content": "hi"}]
+    for given in (None, [{"name": "f"}]):
+        text = ours.render({"messages": messages, "tools": given}, max_length=9)
+        assert text == theirs.apply_chat_template(messages, tools=given, tokenize=False)
+        assert text == ("f" if given else "hi")
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"added_tokens_decoder": {"1400": {"content": "<|new|>", "special": True}}},
+        {"additional_special_tokens": ["<|end|>", "<|new|>"]},
+        {"extra_special_tokens": {"image_token": "<|new|>"}},
+        {"extra_special_tokens": ["<|new|>"]},
+    ],
+    ids=str,
+)
+def test_a_token_that_only_the_settings_name_is_refused(folder: Path, keys: dict):
+    settle(folder, **keys)
+    with pytest.raises(ConfigError, match=rf"{next(iter(keys))} has the token '<\|new\|>'"):
+        Tokenizer(folder)
+
+
+def test_tokens_that_both_files_name_are_served(folder: Path):
+    settle(folder, additional_special_tokens=["<|end|>"], extra_special_tokens={"a": "<|user|>"})
+    assert Tokenizer(folder).encode("<|end|>")
