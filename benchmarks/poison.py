@@ -8,8 +8,8 @@ one. Four clients stream answers of 400 tokens, two at the router and two at the
 first, then beside each attack:
 
 - numbers: every field of the API at 2**31, 2**63, 2**64, ±1e308, NaN, −1.
-- bodies: 8 MB to each route: texts, escapes, lists of ids, of texts and of lists, nested fields,
-  messages, parts, tools.
+- bodies: 8 MB to each route: texts, escapes, lists of ids, of texts, of lists and of several kinds,
+  nested fields, messages, parts, tools, numbers of thousands of digits.
 - stops: 16 stop strings of 1,024 characters that nearly match, at n = 48.
 - choices, for comparison: the same 48 choices without stop strings, which is honest work and does
   not count in `value`. `over_choices` of `stops` is what the stop strings cost beyond the batch.

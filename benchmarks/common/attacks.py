@@ -59,6 +59,9 @@ def bodies() -> Attack:
         (C, filled('{"prompt":[', "7,", "7]}")),
         (C, filled('{"prompt":[', '"a",', '"a"]}')),
         (C, filled('{"prompt":[', "[7],", "[7]]}")),
+        (C, filled('{"prompt":[[7],', "7,", "7]}")),
+        (C, filled('{"prompt":["a",', "7,", "7]}")),
+        (C, filled('{"prompt":"a","pds_resume":{', '"":7,', '"output_ids":[7]}}')),
         (C, filled('{"prompt":"a","seed":[', "[],", "[]]}")),
         (C, filled('{"prompt":"a","unknown":[', "[],", "[]]}")),
         (C, filled('{"prompt":"a","stop":[', '"a",', '"a"]}')),
@@ -67,6 +70,8 @@ def bodies() -> Attack:
         (H, filled('{"messages":[{"role":"user","content":[', part + ",", part + "]}]}")),
         (H, filled('{"messages":[{"role":"user","name":[', "[],", "[]]}]}")),
         (H, filled(said + '"tools":[', "{},", "{}]}")),
+        (H, filled(said + '"tools":[{"a":[', "1" * 4000 + ",", "1]}]}")),
+        (H, filled('{"messages":[{"role":"user","x":[', "1" * 4000 + ",", "1]}]}")),
         (H, filled(said + '"chat_template_kwargs":{"a":[', "[],", "[]]}}")),
     ]
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 LIVES = int(os.environ.get("PDS_LIVES", 20))
-"""Of each kind of group; `make soak` has a thousand."""
+"""Of each kind of group; `make soak` has 300."""
 SHAPES = {
     "pp": st.integers(1, 4),
     "tp": st.integers(1, 2),
