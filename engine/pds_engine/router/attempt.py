@@ -113,7 +113,8 @@ class Side:
         """It is over, or no more of it is wanted: its load is taken off the backend."""
         if not self.settled:
             self.settled = True
-            fleet.end(self.backend, self.tokens, self.healthy)
+            lives = self.reply.error is None and not self.died
+            fleet.end(self.backend, self.tokens, self.healthy, lives)
             self.reply.close()
 
 

@@ -79,6 +79,8 @@ class Backend:
     suspected: bool = False
     """A request failed by its fault, and it has not answered a look since: others go first."""
     circuit: Circuit = field(default_factory=Circuit)
+    lives: bool = False
+    """Its last failure was an answer of its own (500): it works, and maybe for other requests."""
     in_flight: int = 0
     outstanding: int = 0
     requests: int = 0
@@ -94,6 +96,14 @@ class Backend:
 
     def reason(self, now: float, misses: int) -> str:
         """Why no request is sent there; "" when it is routable."""
+        if unfit := self.unfit(misses):
+            return unfit
+        if self.circuit.phase(now) == "open":
+            return f"circuit open after {self.circuit.failures} failures in a row"
+        return ""
+
+    def unfit(self, misses: int) -> str:
+        """Why it can take no request, whatever became of those before; "" when it can."""
         if self.found.deleting:
             return "a pod of the group is being deleted"
         if self.found.draining:
@@ -108,8 +118,6 @@ class Backend:
             return f"not ready: {self.state.reason}"
         if not self.state.kv_fingerprint:
             return "its ranks have not joined yet"
-        if self.circuit.phase(now) == "open":
-            return f"circuit open after {self.circuit.failures} failures in a row"
         return ""
 
 
@@ -170,10 +178,17 @@ class Fleet:
                 await self._news.wait()
 
     def routable(
-        self, excluded: Iterable[str] = (), like: EngineState | None = None
+        self,
+        excluded: Iterable[str] = (),
+        like: EngineState | None = None,
+        *,
+        last_resort: bool = False,
     ) -> list[Candidate]:
-        """What the policy may choose from; with `like`, what can go on with a stream of its."""
-        now = monotonic()
+        """What the policy may choose from; with `like`, what can go on with a stream of its.
+
+        last_resort: groups too that live, and whose circuits are open.
+        """
+        now, misses = monotonic(), self._config.health.misses
         left_out = set(excluded)
         return [
             Candidate(key, b.state.role, b.kv, b.outstanding)
@@ -181,8 +196,8 @@ class Fleet:
             if b.state is not None
             and key not in left_out
             and (like is None or b.state.goes_on_with(like))
-            and not b.reason(now, self._config.health.misses)
-            and b.circuit.admits(now)
+            and not b.unfit(misses)
+            and (b.circuit.admits(now) or (last_resort and b.lives))
         ]
 
     def pick(
@@ -191,15 +206,20 @@ class Fleet:
         """The groups for the next request, or for one that `like` began.
 
         A suspected group may be dead already, and a dead one has the least load of all: a new
-        request goes there if there is no other, and a stream waits until it has answered.
+        request goes there if there is no other, and a stream waits until it has answered. Where
+        open circuits alone keep it out, groups that live are asked: what opened them may be one
+        client's requests.
         """
         self._turn += 1
         ask = Ask(self._config.policy, self._turn, self._config.seed, affinity)
         suspects = [key for key, backend in self._backends.items() if backend.suspected]
         found = pick(self.routable([*excluded, *suspects], like), ask)
-        if found is None and suspects and like is None:
-            return pick(self.routable(excluded), ask)
-        return found
+        if found is not None or like is not None:
+            return found
+        left_out = list(excluded)
+        return pick(self.routable(left_out), ask) or pick(
+            self.routable(left_out, last_resort=True), ask
+        )
 
     def shortage(self) -> str:
         """Why nothing can be picked, in the words of a 503."""
@@ -216,8 +236,12 @@ class Fleet:
         backend.requests += 1
         backend.outstanding += tokens
 
-    def end(self, backend: Backend, tokens: int, healthy: bool | None) -> None:
-        """It is over. `healthy`: True answered, False failed by its fault, None says nothing."""
+    def end(self, backend: Backend, tokens: int, healthy: bool | None, lives: bool = False) -> None:
+        """It is over.
+
+        healthy: True answered, False failed by its fault, None says nothing.
+        lives: of a failure, that it was an answer of the group's own.
+        """
         backend.in_flight -= 1
         backend.outstanding -= tokens
         if healthy:
@@ -226,5 +250,6 @@ class Fleet:
             backend.circuit = circuit.spared(backend.circuit)
         else:
             backend.failures += 1
+            backend.lives = lives
             backend.suspected = True
             backend.circuit = circuit.failed(backend.circuit, monotonic(), self.limits)

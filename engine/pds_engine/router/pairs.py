@@ -29,7 +29,8 @@ class Pairs:
         """The groups for the next attempt; with `like`, those that go on with what it began."""
         if call.path in STREAMED:
             return self.fleet.pick(call.affinity, excluded, like)
-        any_one = sorted(self.fleet.routable(excluded), key=lambda c: (c.outstanding, c.key))
+        found = self.fleet.routable(excluded) or self.fleet.routable(excluded, last_resort=True)
+        any_one = sorted(found, key=lambda c: (c.outstanding, c.key))
         return Pick(any_one[0].key) if any_one else None
 
     def attempt(self, call: Call, pick: Pick, client: Client) -> Attempt:

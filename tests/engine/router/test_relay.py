@@ -336,6 +336,30 @@ async def test_an_open_circuit_lets_one_trial_through(engine, router):
     assert next(iter(running.router.fleet)).circuit.failures == 0
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/tokenize"])
+async def test_requests_that_a_group_fails_of_close_it_to_nobody_else(engine, router, path):
+    """A fault of ours that one client's requests lead to: others are answered all the while."""
+
+    async def faulty(seen, stream):
+        if b"poison" in seen.body:
+            fault = {"message": "unexpected", "code": "internal_error"}
+            return await stream.json(500, {"error": fault})
+        return await good(seen, stream)
+
+    fleet = [await engine("unified") for _ in range(2)]
+    good = fleet[0].script
+    for each in fleet:
+        each.script = faulty
+    running = await router(*fleet, health={"open_after": 2, "open_seconds": 60})
+    for _ in range(8):
+        async with running.http.post(path, json={"user": "poison"}) as response:
+            assert response.status == 500
+    assert {b.circuit.phase(0.0) for b in running.router.fleet} == {"open"}
+    async with running.http.post(path, json={"stream": True}) as response:
+        assert response.status == 200
+    assert "closed" in {b.circuit.phase(0.0) for b in running.router.fleet}
+
+
 async def test_a_debug_log_tells_which_pair_each_attempt_goes_to(engine, router, caplog):
     p, d = await engine("prefill"), await engine("decode")
     running = await router(p, d)
