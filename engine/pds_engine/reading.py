@@ -27,10 +27,11 @@ from pds_engine.errors import InvalidRequest, NotRead, Overloaded, TooLong, Unex
 LARGE = 256 * 1024
 """Bytes from which a body is given to the child: handing it over costs less than reading it."""
 MAX_WAITING = 32 << 20
-"""Bytes that may wait for their turn."""
+"""Bytes that may be read or wait for their turn."""
 SECONDS = 30.0
-"""For one body; the child is at most delayed by everybody else's work."""
+"""For one body, from when its turn has come."""
 NICE = 10
+"""Of the child: the tokens of everybody else go first."""
 _REFUSALS = {kind.__name__: kind for kind in (InvalidRequest, TooLong)}
 _HEAD = struct.Struct(">BII")
 _DONE, _REFUSED, _FAILED = range(3)

@@ -11,20 +11,15 @@ class Share:
 
     def __init__(self, room: "Room") -> None:
         self._room = room
-        self._size = 0
+        self.size = 0
 
     def take(self, size: int) -> None:
-        """Raises Overloaded when there is no room for so much more."""
-        self._room.take(size)
-        self._size += size
-
-    def give_back(self) -> None:
-        self._room.held -= self._size
-        self._size = 0
+        """Raises Overloaded when what others hold leaves no room for so much more."""
+        self._room.take(self, size)
 
 
 class Room:
-    """`most` bytes for all requests together; one alone may hold any number."""
+    """`most` bytes for all requests together; one that is alone may hold any number."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -37,13 +32,14 @@ class Room:
         try:
             yield share
         finally:
-            share.give_back()
+            self.held -= share.size
 
-    def take(self, size: int) -> None:
-        """Raises Overloaded when `size` bytes more are too many."""
-        if self.held and self.held + size > self._most:
+    def take(self, share: Share, size: int) -> None:
+        """Raises Overloaded when `size` bytes more are too many beside those of others."""
+        others = self.held - share.size
+        if others and self.held + size > self._most:
             raise Overloaded(
-                f"the bodies of the requests that are open take {self.held} bytes already",
-                retry_after=1,
+                f"the bodies of other requests take {others} bytes already", retry_after=1
             )
         self.held += size
+        share.size += size

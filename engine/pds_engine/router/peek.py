@@ -28,7 +28,7 @@ class Peeked(msgspec.Struct, frozen=True, kw_only=True):
     prompt_tokens: int
     """An estimate, by which loads are compared."""
     affinity: bytes = b""
-    """As the policy has it: a digest of the prompt's beginning or of `user`; empty: of nothing."""
+    """As the policy has it: a digest of the prompt's beginning or of `user`; empty: none."""
 
 
 class _Fields(msgspec.Struct):

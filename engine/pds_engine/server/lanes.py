@@ -1,4 +1,8 @@
-"""Who reads a body where: small ones at once, others off the event loop, few at a time."""
+"""Who reads a body where.
+
+Up to 4 KiB at once; up to 256 KiB in a thread, one at a time; what is larger is examined by a
+process of its own, and what is left of it is read in a second thread, one at a time too.
+"""
 
 import asyncio
 from collections.abc import Callable
@@ -14,7 +18,10 @@ SMALL = 4 * 1024
 
 
 class Lanes:
-    """Large bodies queue behind large ones alone. `limits` bound what a large one may hold."""
+    """Large bodies queue behind large ones alone, in the process and in the thread.
+
+    limits: what a large one may hold.
+    """
 
     def __init__(self, limits: large.Limits) -> None:
         self._limits = limits
@@ -34,7 +41,7 @@ class Lanes:
         if size > LARGE:
             data = await self._reader.read(large.question(form, self._limits), data)
         async with (self._large if size > LARGE else self._middle).turn(size):
-            # One at a time: two threads would only wait for each other's lock.
+            # Two large ones at a time would only wait for each other's lock.
             return await asyncio.to_thread(work, data)
 
     async def close(self) -> None:

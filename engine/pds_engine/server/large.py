@@ -38,7 +38,7 @@ _SPACE = b" \t\r\n"
 
 
 class _Object(Struct):
-    """Any."""
+    """Takes any JSON object, and keeps nothing of it."""
 
 
 _Id = Annotated[int, Meta(ge=0, lt=2**31)]
@@ -214,7 +214,7 @@ def _one_text(raw: bytes, limits: Limits, param: str) -> str:
 def _check_text(size: int, most: int, limits: Limits, param: str) -> None:
     if size > most:
         raise TooLong(
-            f"the {param}'s {size} bytes cannot fit the context of {limits.tokens} tokens",
+            f"the {param}'s text of {size} cannot fit the context of {limits.tokens} tokens",
             param=param,
         )
 
