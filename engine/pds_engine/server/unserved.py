@@ -54,6 +54,11 @@ class Unserved(Body):
     bad_words: Empty = None
     allowed_token_ids: Never = None
     logits_processors: Empty = None
+    # The same, as SGLang, llama.cpp and TGI call it.
+    regex: Never = None
+    ebnf: Never = None
+    json_schema: Never = None
+    grammar: Never = None
     # Other ways to choose tokens, and to end.
     use_beam_search: Off = None
     length_penalty: One = None
