@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -74,27 +75,30 @@ def until(probe: Callable[[], bool], seconds: float) -> None:
         time.sleep(0.05)
 
 
+@contextmanager
+def started(*options: str) -> Iterator[Group]:
+    """A group that is not waited for."""
+    made = Group(*options)
+    try:
+        yield made
+    finally:
+        made.process.kill()  # its children die with it, stopped ones too
+        made.process.communicate()
+
+
 @pytest.fixture
 def group() -> Iterator[Group]:
-    started = Group()
-    try:
-        until(started.ready, 90)
-        yield started
-    finally:
-        started.process.kill()
-        started.process.communicate()
+    with started() as made:
+        until(made.ready, 90)
+        yield made
 
 
 @pytest.fixture
 def begun() -> Iterator[Group]:
-    """A group that is not waited for."""
-    started = Group()
-    try:
-        until(started.begun, 30)
-        yield started
-    finally:
-        started.process.kill()
-        started.process.communicate()
+    """Its processes exist, and that is all."""
+    with started() as made:
+        until(made.begun, 30)
+        yield made
 
 
 def test_equal_chats_tell_what_was_cached_and_sigterm_lets_requests_end(group: Group) -> None:
@@ -160,13 +164,9 @@ def test_killing_launch_leaves_no_child_behind(begun: Group) -> None:
 def staged() -> Iterator[Group]:
     """Two stages, whose prompts go through in many small chunks."""
     options = ["scheduler.chunk_size=16", "scheduler.step_timeout=5"]
-    started = Group("--pp", "2", *(word for key in options for word in ("--set", key)))
-    try:
-        until(started.ready, 90)
-        yield started
-    finally:
-        started.process.kill()  # its children die with it, stopped ones too
-        started.process.communicate()
+    with started("--pp", "2", *(w for key in options for w in ("--set", key))) as made:
+        until(made.ready, 90)
+        yield made
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])

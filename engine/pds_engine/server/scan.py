@@ -8,7 +8,7 @@ SLICE = 16 * 1024
 MAX_DIGITS = 256
 """Of a number: what reading and writing it takes grows with their square."""
 _LONG = re.compile(rb"[0-9]{%d}" % (MAX_DIGITS + 1))
-_DIGITS = re.compile(rb"[0-9]*")
+_DIGITS = re.compile(rb"[0-9]+")
 
 
 def long_number(raw: bytes) -> bool:
@@ -33,8 +33,9 @@ def _outside(raw: bytes) -> Iterator[bytes]:
     """
     opened, at = False, 0
     while at < len(raw):
-        more = _DIGITS.match(raw, at + SLICE)
-        end = more.end() if more else len(raw)
+        end = at + SLICE
+        if digits := _DIGITS.match(raw, end):
+            end = digits.end()
         piece = raw[at:end]
         if (len(piece) - len(piece.rstrip(b"\\"))) % 2:
             end += 1

@@ -28,6 +28,7 @@ from pds_engine.messages import (
     Message,
     OpenTransfer,
     Push,
+    PushDone,
     Queued,
     Ready,
     Refused,
@@ -120,6 +121,12 @@ class Bench:
 
     def handle(self, sender: Party, message: Message) -> list[str]:
         return show(self.core.handle(sender, message, self.now))
+
+    def pushed(self, name: str, rank: int = 0) -> list[str]:
+        return self.handle(WORKERS, PushDone(transfer=name, rank=rank, bytes=1, seconds=0.1))
+
+    def closed(self, name: str, rank: int = 0, drained: bool = True) -> list[str]:
+        return self.handle(WORKERS, TransferClosed(transfer=name, rank=rank, drained=drained))
 
     def submit(
         self, name: str, prompt: int | Sequence[int], max_tokens: int, **more: Any

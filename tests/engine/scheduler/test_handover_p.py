@@ -12,7 +12,6 @@ from pds_engine.messages import (
     PushFailed,
     StepDone,
     TokenLogprobs,
-    TransferClosed,
 )
 from pds_engine.scheduler.party import WORKERS, Party
 
@@ -23,14 +22,6 @@ Make = Callable[..., Any]
 @pytest.fixture
 def p(bench: Make) -> Any:
     return bench(role="prefill")
-
-
-def pushed(bench: Any, name: str, rank: int = 0) -> list[str]:
-    return bench.handle(WORKERS, PushDone(transfer=name, rank=rank, bytes=1, seconds=0.1))
-
-
-def closed(bench: Any, name: str, rank: int = 0, drained: bool = True) -> list[str]:
-    return bench.handle(WORKERS, TransferClosed(transfer=name, rank=rank, drained=drained))
 
 
 def abort(bench: Any, name: str, epoch: int = 1, by: Party = D) -> list[str]:
@@ -57,8 +48,8 @@ def test_chunks_are_pushed_as_they_are_computed(p: Any) -> None:
     assert p.done(1, 5) == ["s token r 0=5", "workers release 0/1 after 1"]
     assert p.core.state(0.0).transfers_in_flight == 1
     assert p.free == 61  # still being read by the push
-    assert pushed(p, "r") == ["d done r@1 5 None", "workers close r"]
-    assert closed(p, "r") == []
+    assert p.pushed("r") == ["d done r@1 5 None", "workers close r"]
+    assert p.closed("r") == []
     assert (p.free, p.core.state(0.0).transfers_in_flight) == (64, 0)
 
 
@@ -80,7 +71,7 @@ def test_prompt_logprobs_are_in_the_closing_record_too(p: Any) -> None:
 def test_the_push_may_be_done_before_its_step_is_reported(p: Any) -> None:
     start(p)
     p.done(0)
-    assert pushed(p, "r") == []
+    assert p.pushed("r") == []
     assert p.done(1, 5) == [
         "s token r 0=5",
         "d done r@1 5 None",
@@ -94,11 +85,11 @@ def test_every_rank_has_to_be_done(bench: Make) -> None:
     start(p)
     p.done(0)
     p.done(1, 5)
-    assert pushed(p, "r", rank=1) == []
-    assert pushed(p, "r", rank=0) == ["d done r@1 5 None", "workers close r"]
-    closed(p, "r", rank=0)
+    assert p.pushed("r", rank=1) == []
+    assert p.pushed("r", rank=0) == ["d done r@1 5 None", "workers close r"]
+    p.closed("r", rank=0)
     assert p.free == 61
-    closed(p, "r", rank=1)
+    p.closed("r", rank=1)
     assert p.free == 64
 
 
@@ -107,7 +98,7 @@ def test_a_first_token_that_ends_the_request_is_handed_over_too(p: Any) -> None:
     p.offer("r", 5, [7])
     p.plan()
     assert p.done(0, 2) == ["s token r 0=2 stop", "workers release 0/1 after 0"]
-    assert pushed(p, "r") == ["d done r@1 2 stop", "workers close r"]
+    assert p.pushed("r") == ["d done r@1 2 stop", "workers close r"]
 
 
 def test_an_offer_may_come_before_its_request(p: Any) -> None:
@@ -199,7 +190,7 @@ def test_an_abort_is_acknowledged_when_all_ranks_have_drained(p: Any) -> None:
         "workers release 0/1 after 1",
     ]
     assert p.free == 61
-    assert closed(p, "r") == ["d ack r@1 transfer_failed"]
+    assert p.closed("r") == ["d ack r@1 transfer_failed"]
     p.done(0)
     assert p.done(1, 5) == []
     assert p.free == 64
@@ -209,9 +200,9 @@ def test_an_abort_after_the_closing_record_is_acknowledged_too(p: Any) -> None:
     start(p)
     p.done(0)
     p.done(1, 5)
-    pushed(p, "r")
+    p.pushed("r")
     assert abort(p, "r") == []
-    assert closed(p, "r") == ["d ack r@1"]
+    assert p.closed("r") == ["d ack r@1"]
     assert abort(p, "r") == ["d ack r@1"]  # and again, when nothing is left of it
 
 
@@ -221,7 +212,7 @@ def test_an_abort_over_a_new_connection_waits_for_the_drain_too(p: Any) -> None:
     assert abort(p, "r", by=anew)[0] == "workers close r"
     assert p.lost(D) == []
     assert abort(p, "r", by=anew) == []
-    assert closed(p, "r") == ["d, connected anew ack r@1 transfer_failed"]
+    assert p.closed("r") == ["d, connected anew ack r@1 transfer_failed"]
 
 
 def test_an_abort_finds_the_transfer_that_is_closing_behind_a_new_one(p: Any) -> None:
@@ -230,7 +221,7 @@ def test_an_abort_finds_the_transfer_that_is_closing_behind_a_new_one(p: Any) ->
     p.submit("r", 5, max_tokens=9)
     p.offer("r", 5, [7], epoch=2)
     assert abort(p, "r", epoch=1) == []
-    assert closed(p, "r") == ["d ack r@1 cancelled"]
+    assert p.closed("r") == ["d ack r@1 cancelled"]
     assert p.plan()[0] == "workers open r@2"
 
 
@@ -254,7 +245,7 @@ def test_an_abort_of_an_older_epoch_is_no_abort_of_this_one(p: Any) -> None:
 def test_a_cancel_in_mid_prefill_tells_d(p: Any) -> None:
     start(p)
     assert p.cancel("r") == ["workers close r", "workers release 0/1 after 1"]
-    assert closed(p, "r") == ["d ack r@1 cancelled"]
+    assert p.closed("r") == ["d ack r@1 cancelled"]
 
 
 def test_a_cancel_after_the_first_token_leaves_the_hand_over_alone(p: Any) -> None:
@@ -262,7 +253,7 @@ def test_a_cancel_after_the_first_token_leaves_the_hand_over_alone(p: Any) -> No
     p.done(0)
     p.done(1, 5)
     assert p.handle(SERVER, Cancel(request_id="r")) == []
-    assert pushed(p, "r") == ["d done r@1 5 None", "workers close r"]
+    assert p.pushed("r") == ["d done r@1 5 None", "workers close r"]
 
 
 def test_a_rank_that_cannot_push_fails_the_request(p: Any) -> None:
@@ -272,7 +263,7 @@ def test_a_rank_that_cannot_push_fails_the_request(p: Any) -> None:
         "s failed r 503 transfer_failed",
         "workers release 0/1 after 1",
     ]
-    assert closed(p, "r", drained=False) == ["d ack r@1 transfer_failed undrained"]
+    assert p.closed("r", drained=False) == ["d ack r@1 transfer_failed undrained"]
     assert abort(p, "r") == ["d ack r@1  undrained"]  # nor is it drained when asked again
 
 
@@ -285,7 +276,7 @@ def test_a_lost_decode_side_is_not_written_to_any_more(p: Any) -> None:
         "workers release 0/1 after 1",
         "d ack kept@1 transfer_failed",
     ]
-    assert closed(p, "r") == []
+    assert p.closed("r") == []
 
 
 def test_an_id_is_not_opened_again_before_it_is_closed(p: Any) -> None:
@@ -294,11 +285,11 @@ def test_an_id_is_not_opened_again_before_it_is_closed(p: Any) -> None:
     p.submit("r", 5, max_tokens=9)
     assert p.offer("r", 5, [7], epoch=2) == []
     assert p.plan() == []
-    closed(p, "r")
+    p.closed("r")
     assert p.plan()[0] == "workers open r@2"
 
 
 def test_reports_on_what_is_not_open_change_nothing(p: Any) -> None:
-    assert pushed(p, "x") == []
-    assert closed(p, "x") == []
+    assert p.pushed("x") == []
+    assert p.closed("x") == []
     assert p.handle(WORKERS, PushFailed(transfer="x", rank=0, message="")) == []

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from pds_engine.messages import PushDone, TransferClosed
+from pds_engine.messages import PushDone
 from pds_engine.scheduler.party import WORKERS
 
 Make = Callable[..., Any]
@@ -13,14 +13,6 @@ Make = Callable[..., Any]
 @pytest.fixture
 def p(bench: Make) -> Any:
     return bench(role="prefill")
-
-
-def pushed(bench: Any, name: str, rank: int = 0) -> list[str]:
-    return bench.handle(WORKERS, PushDone(transfer=name, rank=rank, bytes=1, seconds=0.1))
-
-
-def closed(bench: Any, name: str, rank: int = 0, drained: bool = True) -> list[str]:
-    return bench.handle(WORKERS, TransferClosed(transfer=name, rank=rank, drained=drained))
 
 
 def test_pages_that_d_has_already_are_left_out(p: Any) -> None:
@@ -46,8 +38,8 @@ def warm(bench: Make) -> Any:
     p.plan()
     p.done(0)
     p.done(1, 5)
-    pushed(p, "old")
-    closed(p, "old")
+    p.pushed("old")
+    p.closed("old")
     assert p.free == 64
     return p
 
@@ -66,7 +58,7 @@ def test_the_first_chunk_brings_the_pages_of_its_cached_prefix(warm: Any) -> Non
         WORKERS, PushDone(transfer="r", rank=0, bytes=1, seconds=0.1), warm.now
     )[0].message
     assert done.cached_tokens == 32
-    closed(warm, "r")
+    warm.closed("r")
     assert warm.free == 64
 
 
@@ -95,9 +87,9 @@ def test_a_prefix_is_shared_by_two_requests_that_are_pushed_at_once(warm: Any) -
     assert line.split(" push ")[1:] == ["a [0,1,2]>[11,12,13] last", "b [0,1,3]>[21,22,23] last"]
     warm.done(2, 5, 5)
     warm.cancel("a")
-    pushed(warm, "b")
-    closed(warm, "b")
+    warm.pushed("b")
+    warm.closed("b")
     assert warm.core.ledger.pool.references(0) == 1  # a's push may still read it
-    pushed(warm, "a")
-    closed(warm, "a")
+    warm.pushed("a")
+    warm.closed("a")
     assert warm.free == 64
