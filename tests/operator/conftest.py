@@ -17,6 +17,7 @@ from pds_cluster import testing
 from pds_cluster.errors import ClusterError
 from pds_cluster.testing import pytest_runtest_makereport as pytest_runtest_makereport
 from running import eventually
+from worlds import World, raw_spec
 
 ROOT = Path(__file__).parents[2]
 OPERATORS = "app.kubernetes.io/part-of=pdserving,app.kubernetes.io/component=operator"
@@ -73,3 +74,10 @@ def _rules(node: Any) -> list[str]:
     if isinstance(node, list):
         return [rule for value in node for rule in _rules(value)]
     return []
+
+
+@pytest.fixture
+def world() -> World:
+    world = World(raw_spec())
+    world.settle()
+    return world

@@ -6,24 +6,9 @@ import pytest
 from pds_operator.actions import Delete, MakeSecret, Problem
 from pds_operator.observed import Failure
 from pds_operator.plan import plan
-from worlds import NOW, OWNER, World, desired, digest, raw_spec
+from worlds import NOW, OWNER, World, desired, digest, pod_names, problems, raw_spec
 
 REVISION = digest(raw_spec())
-
-
-@pytest.fixture
-def world() -> World:
-    world = World(raw_spec())
-    world.settle()
-    return world
-
-
-def names(world: World) -> list[str]:
-    return sorted(world.pods)
-
-
-def problems(world: World) -> list[str]:
-    return [problem.reason for problem in world.plan().problems]
 
 
 def test_first_start():
@@ -70,7 +55,7 @@ def test_a_crash_between_any_two_writes_is_made_good():
                 world._do(action)
             world.turn_ready()
         world.settle()
-        assert names(world) == names(whole)
+        assert pod_names(world) == pod_names(whole)
         assert set(world.objects) == set(whole.objects)
 
 
@@ -90,7 +75,7 @@ def test_scale_down_drains_and_waits_for_the_last_request(world):
     world.busy.clear()
     assert world.round() == ["delete pod chat-p-1-0-0"]
     world.bury()
-    assert names(world) == ["chat-d-0-0-0", "chat-p-0-0-0"]
+    assert pod_names(world) == ["chat-d-0-0-0", "chat-p-0-0-0"]
     assert world.plan().actions == ()
 
 
@@ -134,7 +119,7 @@ def test_a_changed_template_replaces_groups_step_by_step(world):
             "unroute chat-d-0-0-0",
         ],
     ]
-    assert names(world) == ["chat-d-1-0-0", "chat-p-1-0-0", "chat-p-2-0-0"]
+    assert pod_names(world) == ["chat-d-1-0-0", "chat-p-1-0-0", "chat-p-2-0-0"]
     assert {pod.revision for pod in world.pods.values()} == {new}
 
 
@@ -203,86 +188,6 @@ def test_a_group_that_may_serve_unheard_is_told_to_drain():
     world.raw = raw_spec()
     deletes = {a.name: a.grace for a in world.plan().actions if isinstance(a, Delete)}
     assert deletes == {"chat-p-2-0-0": 5, "chat-d-1-0-0": None}
-
-
-def test_a_dead_rank_brings_its_whole_group_back():
-    raw = raw_spec(prefill={"replicas": 1, "parallelism": {"pp": 2}})
-    world = World(raw)
-    world.settle()
-    assert names(world) == ["chat-d-0-0-0", "chat-p-0-0-0", "chat-p-0-0-1"]
-    world.fail("chat-p-0-0-1")
-    assert world.round() == ["delete pod chat-p-0-0-0", "chat-p-0-1-0", "chat-p-0-1-1"]
-    assert world.round() == ["delete pod chat-p-0-0-1", "unroute chat-d-0-0-0"]
-
-
-def test_failures_in_a_row_wait_longer_each_time(world):
-    waits = []
-    for _ in range(8):
-        attempt = max(pod.attempt for pod in world.pods.values() if pod.role == "decode")
-        world.fail(f"chat-d-0-{attempt}-0")
-        start = world.now
-        while not (told := [text for text in world.round() if "-d-0-" in text]):
-            world.now = world.plan().wake or pytest.fail("it would sleep for ever")
-        assert told == [f"chat-d-0-{attempt + 1}-0"]
-        waits.append(world.now - start)
-        world.round()
-        world.bury()
-    assert waits == [0, 10, 20, 40, 80, 160, 300, 300]
-
-
-def test_an_attempt_that_was_up_for_long_starts_from_nothing_again(world):
-    world.change("chat-d-0-0-0", failures=5)
-    world.now += 601
-    world.fail("chat-d-0-0-0")
-    assert "chat-d-0-1-0" in world.round()
-    assert world.pods["chat-d-0-1-0"].failures == 1
-
-
-def test_a_configuration_error_is_told_and_not_tried_again(world):
-    world.fail("chat-d-0-0-0", exit_code=78, message='{"error": "pp 9 above 4 layers"}')
-    world.round()
-    world.now += 10_000
-    assert world.round() == []
-    assert world.plan().problems == (
-        Problem("ConfigurationError", 'decode: {"error": "pp 9 above 4 layers"}'),
-    )
-    world.raw = raw_spec(engine={"chunkSize": 64})
-    world.settle()
-    assert not any(pod.failed for pod in world.pods.values())
-
-
-def test_a_pod_that_somebody_deletes_is_replaced_before_it_is_gone(world):
-    world.change("chat-p-0-0-0", deleting=True)
-    assert world.round() == ["chat-p-0-1-0"]
-    world.turn_ready()
-    assert world.round() == ["route chat-p-0-1-0"]
-    world.bury()
-    assert world.plan().actions == ()
-
-
-def test_the_other_ranks_of_an_evicted_pod_drain_with_it():
-    world = World(raw_spec(prefill={"replicas": 1, "parallelism": {"pp": 2}}))
-    world.settle()
-    world.change("chat-p-0-0-1", deleting=True)
-    assert world.round() == ["chat-p-0-1-0", "chat-p-0-1-1"]
-    [delete] = [item for item in world.plan().actions if isinstance(item, Delete)]
-    assert (delete.name, delete.grace) == ("chat-p-0-0-0", None)  # its own grace: SIGTERM drains
-
-
-def test_a_vanished_pod_ends_its_group(world):
-    raw = raw_spec(prefill={"replicas": 1, "parallelism": {"pp": 2}})
-    world = World(raw)
-    world.settle()
-    del world.pods["chat-p-0-0-1"]
-    assert world.round() == ["delete pod chat-p-0-0-0", "chat-p-0-1-0", "chat-p-0-1-1"]
-
-
-def test_a_group_that_was_made_in_part_is_completed():
-    world = World(raw_spec(prefill={"replicas": 1, "parallelism": {"pp": 2}}))
-    world.round()
-    world.round()
-    del world.pods["chat-p-0-0-1"]
-    assert world.round() == ["chat-p-0-0-1"]
 
 
 def test_a_foreign_object_of_our_name_is_left_alone(world):
@@ -354,7 +259,7 @@ def test_from_unified_to_pairs_serves_throughout():
     rounds = world.settle()
     flat = [text for told in rounds for text in told]
     assert flat.index("route chat-d-0-0-0") < flat.index("drain chat-u-0-0-0")
-    assert names(world) == ["chat-d-0-0-0", "chat-p-0-0-0", "chat-p-1-0-0"]
+    assert pod_names(world) == ["chat-d-0-0-0", "chat-p-0-0-0", "chat-p-1-0-0"]
 
 
 @pytest.mark.parametrize("fault", ["routable", "containers_ready"])

@@ -269,3 +269,11 @@ def _worth_telling(text: str) -> bool:
 
 def digest(raw: dict[str, Any]) -> str:
     return revision.digest(raw)
+
+
+def pod_names(world: World) -> list[str]:
+    return sorted(world.pods)
+
+
+def problems(world: World) -> list[str]:
+    return [problem.reason for problem in world.plan().problems]
