@@ -13,16 +13,8 @@ from typing import Any
 
 from pds_operator import errors, names
 from pds_operator.api import TRANSIENT, Api
-from pds_operator.observed import (
-    Pod,
-    Revision,
-    WarmupPod,
-    pod_facts,
-    revision_facts,
-    unscheduled,
-    waiting,
-    warmup_facts,
-)
+from pds_operator.facts import pod_facts, revision_facts, unscheduled, waiting, warmup_facts
+from pds_operator.observed import Pod, Revision, WarmupPod
 
 Object = dict[str, Any]
 Key = tuple[str, str]

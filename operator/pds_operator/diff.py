@@ -14,7 +14,7 @@ from enum import Enum
 from typing import Any
 
 from pds_operator import names
-from pds_operator.observed import owner_uid
+from pds_operator.facts import owner_uid
 
 Object = dict[str, Any]
 

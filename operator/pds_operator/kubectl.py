@@ -9,7 +9,8 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from pds_operator import names, views
-from pds_operator.observed import Pod, Revision, pod_facts, revision_facts, rfc3339
+from pds_operator.facts import pod_facts, revision_facts
+from pds_operator.observed import Pod, Revision, rfc3339
 from pds_operator.preview import preview
 from pds_operator.revision import digest, restored
 

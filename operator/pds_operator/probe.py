@@ -11,7 +11,8 @@ import aiohttp
 
 from pds_operator import names
 from pds_operator.api import TRANSIENT
-from pds_operator.observed import EngineState, RouterView, engine_state, router_view
+from pds_operator.facts import engine_state, router_view
+from pds_operator.observed import EngineState, RouterView
 
 TIMEOUT = aiohttp.ClientTimeout(total=1.5)
 SIGNED_SECONDS = 30

@@ -2,7 +2,8 @@
 
 import pytest
 from pds_operator.build import engine, warmup
-from pds_operator.observed import WarmupPod, warmup_facts
+from pds_operator.facts import warmup_facts
+from pds_operator.observed import WarmupPod
 from pds_operator.settings import Settings
 from pds_operator.status import status
 from worlds import NOW, OWNER, World, desired, digest, raw_spec

@@ -18,6 +18,7 @@ from pds_operator.actions import (
 )
 from pds_operator.build.owner import Owner
 from pds_operator.errors import RevisionMissing
+from pds_operator.facts import pod_facts, revision_facts
 from pds_operator.observed import (
     EngineState,
     Failure,
@@ -26,8 +27,6 @@ from pds_operator.observed import (
     Revision,
     RouterView,
     WarmupPod,
-    pod_facts,
-    revision_facts,
     rfc3339,
 )
 from pds_operator.plan import Desired, Plan, plan

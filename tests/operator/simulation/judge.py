@@ -5,7 +5,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from pds_operator import names, revision
-from pds_operator.observed import owner_uid, seconds
+from pds_operator.facts import owner_uid
+from pds_operator.observed import seconds
 from pds_operator.rollout import Limits
 from simulation.clock import Clock
 from simulation.kubelet import Kubelet, Running, gate
