@@ -25,7 +25,7 @@ ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML or JSON 
 CachePath = Annotated[Path, typer.Argument(help="Where the cache is mounted.")]
 KeysPath = Annotated[
     Path | None,
-    typer.Option("--keys", help="Folder of the control keys that seal artefacts; none: unsealed."),
+    typer.Option("--keys", help="Folder of the key that seals artefacts: cache.key, or hmac.key."),
 ]
 
 
@@ -127,7 +127,7 @@ def _cache(path: Path, keys: Path | None) -> Any:
 
     if not path.is_dir():
         raise ConfigError(f"{path} is not a folder", hint="give the mount point of the cache")
-    settings = EngineConfig.model_validate(
-        {"cache": {"path": path}, "http": {"keys_dir": keys} if keys else {}}
-    )
-    return open_cache(settings)
+    own = keys is not None and (keys / "cache.key").exists()
+    cache = {"path": path, "key_dir": keys if own else None}
+    http = {"keys_dir": None if own else keys}
+    return open_cache(EngineConfig.model_validate({"cache": cache, "http": http}))

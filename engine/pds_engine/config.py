@@ -114,6 +114,8 @@ class CacheConfig(Section):
     """The compile cache's mount point; None: nothing is compiled ahead."""
     warmup: bool = False
     """Refuse to be ready until the manifest of this role and stage is verified."""
+    key_dir: Path | None = None
+    """cache.key (hex), which seals the artefacts. None: hmac.key of http.keys_dir does, if any."""
     workers: int = Field(2, ge=1)
     timeout_seconds: float = Field(1800, gt=0)
 
@@ -188,6 +190,7 @@ ENVIRONMENT: Mapping[str, str] = {
     "PDS_POD_NAME": "pod.name",
     "PDS_INCARNATION": "pod.incarnation",
     "PDS_REVISION": "pod.revision",
+    "PDS_CACHE_KEY_DIR": "cache.key_dir",
     "PDS_LOG_LEVEL": "log_level",
 }
 """The variables that are read, and the key each one sets."""

@@ -7,9 +7,8 @@ The text that is signed: method, path and expiry, a line each, then every other 
 import hashlib
 import hmac
 from collections.abc import Mapping
-from pathlib import Path
 
-from pds_engine.errors import ConfigError, Forbidden
+from pds_engine.errors import Forbidden
 
 PREFIX = "x-pds-"
 EXPIRY = "x-pds-expiry"
@@ -39,22 +38,13 @@ def verify(key: bytes, method: str, path: str, headers: Mapping[str, str], now: 
         raise Forbidden("the signature of the x-pds-* headers has expired")
 
 
-def read_key(folder: Path) -> bytes:
-    """The HMAC key of a mounted control Secret, for processes that speak no ZMQ (see `keys`).
+def key_id(key: bytes) -> str:
+    """Ten characters by which a control key is known in the open: labels, /pds/state, names.
 
-    Raises:
-        ConfigError: hmac.key is missing or is not hexadecimal.
+    The operator works it out in the same way (`pds_operator.keys`). The hash has a domain of its
+    own, so that it tells nothing of other uses of the key.
     """
-    path = folder / "hmac.key"
-    try:
-        return bytes.fromhex(path.read_text().strip())
-    except OSError as error:
-        raise ConfigError(
-            f"cannot read the control key {path}: {error.strerror}",
-            hint="mount the Secret <pdserving>-control at keys_dir",
-        ) from error
-    except ValueError as error:
-        raise ConfigError(f"{path} is not hexadecimal") from error
+    return hashlib.sha256(b"pdserving control key\0" + key).hexdigest()[:10]
 
 
 def _digest(key: bytes, method: str, path: str, headers: Mapping[str, str]) -> str:

@@ -19,7 +19,7 @@ from pds_kernels.graph import Graph
 from pds_engine import log
 from pds_engine.config import EngineConfig
 from pds_engine.errors import ConfigError
-from pds_engine.keys import Keys
+from pds_engine.keys import Keys, read_secret
 from pds_engine.models import tensors
 from pds_engine.models.registry import check
 from pds_engine.parallel.layout import part
@@ -89,15 +89,21 @@ def warm(config: EngineConfig) -> tuple[Manifest, str]:
 
 
 def open_cache(config: EngineConfig) -> Cache:
-    """The cache at config.cache.path, sealed by the control keys where there are any.
+    """The cache at config.cache.path, sealed by its own key, else by the control key, if any.
 
     Raises:
-        ConfigError: there is no path, or the keys cannot be read.
+        ConfigError: there is no path, or the key cannot be read.
     """
     if config.cache.path is None:
         raise ConfigError("cache.path is not set", hint="give the mount point of the compile cache")
-    secret = Keys.read(config.http.keys_dir).hmac if config.http.keys_dir else b""
-    return Cache(config.cache.path, secret, producer=config.pod.name)
+    return Cache(config.cache.path, _seal(config), producer=config.pod.name)
+
+
+def _seal(config: EngineConfig) -> bytes:
+    if config.cache.key_dir is not None:
+        hint = "mount the Secret <pdserving>-cache-key at cache.key_dir, or leave key_dir out"
+        return read_secret(config.cache.key_dir / "cache.key", hint=hint)
+    return Keys.read(config.http.keys_dir).hmac if config.http.keys_dir else b""
 
 
 def _wanted(config: EngineConfig) -> tuple[Graph, ...]:

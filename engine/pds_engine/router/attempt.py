@@ -121,13 +121,10 @@ class Side:
 class Attempt:
     """The prefill side first, the decode side last; a unified group is both."""
 
-    def __init__(
-        self, fleet: Fleet, call: Call, pick: Pick, key: bytes | None, client: Client
-    ) -> None:
+    def __init__(self, fleet: Fleet, call: Call, pick: Pick, client: Client) -> None:
         self._fleet = fleet
         self._call = call
         self._client = client
-        self._key = key
         self._name = secrets.token_hex(4)
         self.sides: list[Side] = []
         first = fleet[pick.prefill]
@@ -205,12 +202,12 @@ class Attempt:
     def _post(self, role: Role, backend: Backend, peer: Backend | None, tokens: int) -> None:
         call = self._call
         headers = list(call.headers)
-        if call.path in STREAMED and self._key is not None:
+        if call.path in STREAMED and backend.key is not None:
             ours = internal_headers(call, role, peer, self._name)
             expires = int(time()) + SIGNATURE_SECONDS
             headers += [
                 (name.encode(), value.encode())
-                for name, value in signed(self._key, "POST", call.path, ours, expires).items()
+                for name, value in signed(backend.key, "POST", call.path, ours, expires).items()
             ]
         self._fleet.start(backend, tokens)
         reply = backend.upstream.request(

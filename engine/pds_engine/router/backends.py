@@ -14,6 +14,7 @@ from pds_engine.messages import Role
 from pds_engine.router import circuit
 from pds_engine.router.circuit import Circuit, Limits
 from pds_engine.router.config import RouterConfig
+from pds_engine.router.keyring import Keyring
 from pds_engine.router.policy import Ask, Candidate, Pick, pick, shortage
 from pds_engine.router.upstream import Upstream
 
@@ -23,6 +24,10 @@ class EngineState(msgspec.Struct, frozen=True, kw_only=True):
 
     role: Role
     kv_fingerprint: str | None = ""
+    protocol: int = 1
+    """Of the messages between groups. Engines of the release before do not tell theirs."""
+    key_id: str | None = ""
+    """Of the control key that it holds."""
     revision: str | None = ""
     incarnation: str | None = ""
     control: str | None = ""
@@ -71,6 +76,7 @@ class Backend:
 
     found: Found
     upstream: Upstream
+    keys: Keyring
     state: EngineState | None = None
     trouble: str = "not asked yet"
     """Why the last look at /pds/state failed; "" when it did not."""
@@ -93,6 +99,16 @@ class Backend:
     @property
     def kv(self) -> str:
         return (self.state and self.state.kv_fingerprint) or ""
+
+    @property
+    def key_id(self) -> str:
+        """Of the control key that it holds."""
+        return self.keys.name((self.state and self.state.key_id) or "")
+
+    @property
+    def key(self) -> bytes | None:
+        """What is told to it is signed with this one; None: the router holds none for it."""
+        return self.keys.of(self.key_id)
 
     def reason(self, now: float, misses: int) -> str:
         """Why no request is sent there; "" when it is routable."""
@@ -118,14 +134,17 @@ class Backend:
             return f"not ready: {self.state.reason}"
         if not self.state.kv_fingerprint:
             return "its ranks have not joined yet"
+        if self.keys and self.key is None:
+            return f"its control key {self.key_id} has not come to this router yet"
         return ""
 
 
 class Fleet:
     """All backends, and the choice among them."""
 
-    def __init__(self, config: RouterConfig) -> None:
+    def __init__(self, config: RouterConfig, keys: Keyring | None = None) -> None:
         self._config = config
+        self.keys = Keyring() if keys is None else keys
         self._backends: dict[str, Backend] = {}
         self._turn = random.Random(config.seed).getrandbits(16)
         self.limits = Limits(
@@ -140,6 +159,10 @@ class Fleet:
 
     def __getitem__(self, key: str) -> Backend:
         return self._backends[key]
+
+    def key_ids(self) -> set[str]:
+        """Of the control keys that its groups hold."""
+        return {backend.key_id for backend in self}
 
     @property
     def longest(self) -> int | None:
@@ -158,7 +181,7 @@ class Fleet:
                 upstream = Upstream(
                     each.host, each.port, connect_timeout=self._config.connect_timeout
                 )
-                new.append(self._backends.setdefault(key, Backend(each, upstream)))
+                new.append(self._backends.setdefault(key, Backend(each, upstream, self.keys)))
         self.synced = True
         self.tell()
         return new, gone
@@ -191,7 +214,7 @@ class Fleet:
         now, misses = monotonic(), self._config.health.misses
         left_out = set(excluded)
         return [
-            Candidate(key, b.state.role, b.kv, b.outstanding)
+            Candidate(key, b.state.role, b.kv, b.outstanding, b.state.protocol, b.key_id)
             for key, b in self._backends.items()
             if b.state is not None
             and key not in left_out

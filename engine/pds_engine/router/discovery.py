@@ -45,12 +45,11 @@ def given(urls: tuple[str, ...]) -> list[Found]:
 
 
 class Discovery:
-    """Runs until closed. `key` signs the news of peers that are gone."""
+    """Runs until closed."""
 
-    def __init__(self, config: RouterConfig, fleet: Fleet, key: bytes | None) -> None:
+    def __init__(self, config: RouterConfig, fleet: Fleet) -> None:
         self._config = config
         self._fleet = fleet
-        self._key = key
         self._health = Health(fleet, config.health)
         self._tasks: set[asyncio.Task[None]] = set()
         self._watch: PodWatch | None = None
@@ -124,11 +123,9 @@ class Discovery:
 
     def _tell_gone(self, incarnation: str) -> None:
         """Decode groups may free pages that this incarnation could have written (engine.md §6)."""
-        if self._key is None:
-            return
         for backend in self._fleet:
-            if backend.state and backend.state.role == "decode":
-                self._spawn(self._post_gone(backend, incarnation, self._key))
+            if backend.state and backend.state.role == "decode" and backend.key is not None:
+                self._spawn(self._post_gone(backend, incarnation, backend.key))
 
     async def _post_gone(self, backend: Backend, incarnation: str, key: bytes) -> None:
         body = json.dumps({"incarnation": incarnation}).encode()

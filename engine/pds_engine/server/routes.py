@@ -25,6 +25,7 @@ from pds_engine.server.lanes import Lanes
 from pds_engine.server.respond import respond
 from pds_engine.server.session import Session
 from pds_engine.server.strict import Body
+from pds_engine.signing import key_id
 from pds_engine.text.tokenizer import Tokenizer
 
 B = TypeVar("B", bound=Body)
@@ -210,6 +211,7 @@ class Routes:
                 engine.state,
                 self._config,
                 incarnation=engine.incarnation,
+                key_id=None if self._key is None else key_id(self._key),
                 in_flight=engine.in_flight,
                 draining=engine.draining,
                 error=engine.error.message if engine.error else None,

@@ -11,6 +11,7 @@ import aiohttp
 import pytest
 from pds_engine.router.app import Router
 from pds_engine.router.config import RouterConfig
+from pds_engine.router.keyring import Keyring
 from pds_engine.router.serve import Server, server
 
 KEY = b"k" * 32
@@ -262,7 +263,7 @@ async def router() -> AsyncIterator[Routers]:
         config = RouterConfig.model_validate(
             {"backends": [e.url for e in engines], "health": health, "port": 0, **options}
         )
-        router = Router(config, key)
+        router = Router(config, Keyring(key) if key else None)
         await router.discovery.start()
         serving = server(router, "127.0.0.1", 0, 5)
         task = asyncio.create_task(serving.serve())

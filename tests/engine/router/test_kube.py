@@ -10,6 +10,7 @@ from aiohttp import web
 from pds_engine.errors import ConfigError
 from pds_engine.router.app import Router
 from pds_engine.router.config import KubernetesConfig, RouterConfig
+from pds_engine.router.keyring import Keyring
 from pds_engine.router.kube import PodWatch
 
 KEY = b"k" * 32
@@ -311,7 +312,7 @@ async def discovering(api, monkeypatch, tmp_path):
         config = RouterConfig.model_validate(
             {"namespace": "ns", "pdserving": "chat", "health": health, "kubernetes": access}
         )
-        router = Router(config, KEY)
+        router = Router(config, Keyring(KEY))
         await router.discovery.start()
         routers.append(router)
         return router
