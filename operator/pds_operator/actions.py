@@ -35,14 +35,41 @@ class Apply:
 
 
 @dataclass(frozen=True, slots=True)
-class MakeSecret:
-    """Make the control keys, once. Random, so the executor's work and not the plan's."""
+class MakeKey:
+    """Make a control key. Random, so the executor's work and not the plan's, and so is its id.
 
-    metadata: Object
-    scope: str = "secret"
+    `first`: it is the first one, which has no id. `asked` is the request that it answers.
+    """
+
+    first: bool
+    asked: str = ""
+    scope: str = "keys"
 
     def __str__(self) -> str:
-        return f"make secret {self.metadata['name']}"
+        return "make the first control key" if self.first else "make a control key"
+
+
+@dataclass(frozen=True, slots=True)
+class KeepRing:
+    """Write these keys into the ring, and that `active` is the one of new revisions."""
+
+    keys: frozenset[str]
+    active: str
+    scope: str = "keys"
+
+    def __str__(self) -> str:
+        return f"write the ring of {len(self.keys)} keys"
+
+
+@dataclass(frozen=True, slots=True)
+class MakeCacheKey:
+    """Make the key of the compile cache; `copy`: of the first control key, where that is there."""
+
+    copy: bool
+    scope: str = "cache-key"
+
+    def __str__(self) -> str:
+        return "make the key of the compile cache"
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +130,8 @@ class AskDrain:
     ip: str
     seconds: int
     scope: str
+    key: str = ""
+    """The id of the control key that the pod has."""
 
     def __str__(self) -> str:
         return f"ask {self.pod} to drain"
@@ -188,7 +217,9 @@ class Say:
 Action = (
     Create
     | Apply
-    | MakeSecret
+    | MakeKey
+    | KeepRing
+    | MakeCacheKey
     | TryOut
     | Annotate
     | Recover

@@ -65,7 +65,8 @@ def first(
     """Make, follow and clear away the Job."""
     owner = desired.owner
     name = names.warmup(owner.name, target.digest)
-    wanted = warmup.job(owner, target.digest, target.revision.data) if target.rolling else None
+    can = target.rolling and not observed.lost(target.revision.key)
+    wanted = warmup.job(owner, target.digest, target.revision.data) if can else None
     for (kind, other), stale in observed.objects.items():
         if kind == "Job" and (wanted is None or other != name) and ours(stale, owner.uid):
             _clear(round_, stale)

@@ -21,7 +21,9 @@ from pds_operator.actions import (
     Delete,
     Disband,
     Hold,
-    MakeSecret,
+    KeepRing,
+    MakeCacheKey,
+    MakeKey,
     MarkDraining,
     Recover,
     Say,
@@ -33,9 +35,9 @@ from pds_operator.api import TRANSIENT, Api
 from pds_operator.build import gang
 from pds_operator.build.owner import Owner
 from pds_operator.cluster import Store
-from pds_operator.keys import control_keys
 from pds_operator.observed import Failure, rfc3339
 from pds_operator.probe import Prober
+from pds_operator.vault import Vault
 
 Object = dict[str, Any]
 
@@ -105,7 +107,7 @@ class Executor:
         self._together = together
 
     async def carry_out(
-        self, actions: Iterable[Action], owner: Owner, ledger: Ledger, key: bytes
+        self, actions: Iterable[Action], owner: Owner, ledger: Ledger, vault: Vault
     ) -> bool:
         """All of one round; whether something is worth another look at once.
 
@@ -120,7 +122,7 @@ class Executor:
         for together, wave in groupby(actions, _side_by_side):
             ended = await self._together(
                 *(
-                    self._lane(lane, outcome, owner, ledger, key)
+                    self._lane(lane, outcome, owner, ledger, vault)
                     for lane in _lanes(wave, LANES if together else 1)
                 ),
                 return_exceptions=True,
@@ -131,7 +133,12 @@ class Executor:
         return outcome.again
 
     async def _lane(
-        self, actions: Iterable[Action], outcome: Outcome, owner: Owner, ledger: Ledger, key: bytes
+        self,
+        actions: Iterable[Action],
+        outcome: Outcome,
+        owner: Owner,
+        ledger: Ledger,
+        vault: Vault,
     ) -> None:
         for action in actions:
             outcome.planned.add(action.scope)
@@ -140,7 +147,8 @@ class Executor:
             if not self._leads():
                 raise errors.NotLeading("the lease is not ours; nothing was written")
             try:
-                await self._one(action, owner, ledger, key)
+                await self._one(action, owner, ledger, vault)
+                outcome.again = outcome.again or isinstance(action, MakeKey)
                 if not isinstance(action, Hold):
                     outcome.done.add(action.scope)
             except (errors.Conflict, errors.Missing) as error:
@@ -162,7 +170,7 @@ class Executor:
                 outcome.refused.add(action.scope)
                 ledger.refuse(action.scope, "ApiUnreachable", told, self._clock())
 
-    async def _one(self, action: Action, owner: Owner, ledger: Ledger, key: bytes) -> None:
+    async def _one(self, action: Action, owner: Owner, ledger: Ledger, vault: Vault) -> None:
         if not isinstance(action, Say):
             log.info("%s/%s: %s", owner.namespace, owner.name, action)
         match action:
@@ -171,17 +179,12 @@ class Executor:
             case Apply(obj=obj, uid=uid):
                 sent = {**obj, "metadata": {**obj["metadata"], "uid": uid}}
                 self._seen(await self._api.apply(sent), obj["kind"])
-            case MakeSecret(metadata=metadata):
-                await self._create(
-                    {
-                        "apiVersion": "v1",
-                        "kind": "Secret",
-                        "metadata": metadata,
-                        "immutable": True,
-                        "stringData": control_keys(),
-                    },
-                    owner,
-                )
+            case MakeKey():
+                await vault.make_key(self._api, owner, action, self._leads)
+            case KeepRing():
+                await vault.keep_ring(self._api, owner, action)
+            case MakeCacheKey():
+                await vault.make_cache_key(self._api, owner, action)
             case TryOut(obj=obj):
                 await self._try_out(obj)
             case Annotate(kind=kind, name=name, uid=uid, annotations=notes):
@@ -191,8 +194,8 @@ class Executor:
                 await self._recover(metadata, owner)
             case MarkDraining():
                 await self._mark(action, owner)
-            case AskDrain(ip=ip, seconds=seconds):
-                told = await self._prober.drain(ip, seconds, key)
+            case AskDrain(ip=ip, seconds=seconds, key=key):
+                told = await self._prober.drain(ip, seconds, vault.key(key))
                 if told:
                     log.info("%s: %s: %s", owner.name, action, told)
             case SetGate():
@@ -204,6 +207,8 @@ class Executor:
                 )
                 self._seen(written, names.ROLE_KIND)
             case Delete(kind=kind, name=name, uid=uid, grace=grace):
+                if kind == "Secret":
+                    vault.forget()
                 await self._delete(kind, owner.namespace, name, uid, grace)
             case Disband(api_version=api_version, name=name):
                 await self._disband(api_version, name, owner)
@@ -238,7 +243,7 @@ class Executor:
         own = {label for label in meta.get("labels") or {} if label.startswith(f"{names.GROUP}/")}
         if own <= set(live["metadata"].get("labels") or {}):
             self._seen(live, kind)
-        elif kind != "Secret":  # which is read by its name
+        else:
             await self._labelled(obj, live, owner)
 
     async def _labelled(self, wanted: Object, live: Object, owner: Owner) -> None:
@@ -347,7 +352,7 @@ class Executor:
     def _seen(self, obj: Object, kind: str) -> None:
         """Read our own writes: the next round must not decide on what stood before them."""
         obj.setdefault("kind", kind)
-        if kind not in ("Secret", "Event", gang.KIND):  # which are not followed
+        if kind not in ("Event", gang.KIND):  # which are not followed
             self._store.put(obj)
 
 

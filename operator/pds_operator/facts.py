@@ -1,6 +1,7 @@
 """Facts, read from objects and from what pods answer. Pure."""
 
 import json
+import re
 from typing import Any
 
 from pds_operator import names
@@ -16,6 +17,8 @@ from pds_operator.observed import (
 )
 
 Object = dict[str, Any]
+
+KEY_ID = re.compile("[0-9a-f]{10}")
 
 
 def owner_uid(obj: Object) -> str:
@@ -52,6 +55,7 @@ def pod_facts(obj: Object) -> Pod | None:
         rank_pod=place[2],
         revision=labels.get(names.REVISION, ""),
         created=seconds(meta.get("creationTimestamp")) or 0.0,
+        key=labels.get(names.KEY, "") if KEY_ID.fullmatch(labels.get(names.KEY, "")) else "",
         owner=owner_uid(obj),
         phase=status.get("phase", "Pending"),
         deleting=bool(meta.get("deletionTimestamp")),
@@ -125,6 +129,8 @@ def engine_state(told: Object) -> EngineState:
         manifest=str(kernels.get("manifest") or ""),
         fingerprint=str(told.get("kv_fingerprint") or ""),
         compiles_after_ready=int(kernels.get("compiles_after_ready") or 0),
+        protocol=int(told.get("protocol") or 1),
+        key_id=str(told.get("key_id") or ""),
     )
 
 

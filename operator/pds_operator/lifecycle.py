@@ -181,6 +181,8 @@ def _replace(
         text = f"revision {group.revision} of {group.role} group {group.index} is not stored"
         round_.problems.append(Problem("RevisionMissing", text))
         return
+    if _lost(round_, terms, group, revision, observed):
+        return
     attempt = group.attempt + 1
     _create_pods(
         round_,
@@ -199,11 +201,27 @@ def _replace(
     round_.actions.append(Say(reason, text, warning=True, scope=scope))
 
 
+def _lost(
+    round_: Round, terms: Terms, group: Group, revision: Revision, observed: Observed
+) -> bool:
+    """No pod of its revision can start: the Secret that it mounts is gone."""
+    if not observed.lost(revision.key):
+        return False
+    name = names.control_secret(terms.owner.name, revision.key)
+    text = (
+        f"{group.role} group {group.index} of revision {revision.digest} is not made again, as the "
+        f"Secret {name} is gone: one with a new key takes its place"
+    )
+    round_.problems.append(Problem("SecretLost", text))
+    return True
+
+
 def _start(round_: Round, terms: Terms, group: Group, observed: Observed, now: float) -> None:
     """Make pods that are missing of a group that never ran; give up one that is half scheduled."""
     scope = group_scope(group.role, group.index)
     revision = observed.revisions.get(group.revision)
-    if group.missing and revision is not None:
+    lost = revision is None or _lost(round_, terms, group, revision, observed)
+    if group.missing and revision is not None and not lost:
         _create_pods(
             round_,
             terms,
@@ -262,7 +280,9 @@ def _serves(group: Group) -> bool:
 def _ask(round_: Round, terms: Terms, group: Group, scope: str) -> None:
     leader = group.leader
     if leader is not None and leader.ip:
-        round_.actions.append(AskDrain(leader.name, leader.ip, terms.drain_seconds, scope))
+        round_.actions.append(
+            AskDrain(leader.name, leader.ip, terms.drain_seconds, scope, leader.key)
+        )
 
 
 def _sweep(round_: Round, pods: Iterable[Pod], scope: str) -> None:

@@ -21,6 +21,8 @@ MEETING_POINT: Final = f"{GROUP}/meeting-point"
 """On leaders of groups of several pods: the others find it by its name."""
 KV: Final = f"{GROUP}/kv"
 DRAINING: Final = f"{GROUP}/draining"
+KEY: Final = f"{GROUP}/key"
+"""The id of the control key that a pod mounts or a Secret holds; the first key goes without."""
 
 DRAIN_DEADLINE: Final = f"{GROUP}/drain-deadline"
 """RFC 3339, on the pods of a group that drains."""
@@ -34,6 +36,11 @@ SERVED: Final = f"{GROUP}/served"
 """On a ControllerRevision, RFC 3339: when it last stood whole."""
 APPLIED: Final = f"{GROUP}/applied"
 """Digest of the object as it was last applied: what tells a removed field from a defaulted one."""
+ROTATE: Final = f"{GROUP}/rotate-keys"
+"""On a PDServing: each new value asks for a new control key, once. On the key's Secret: the value
+that there was when it was made."""
+ACTIVE: Final = f"{GROUP}/active"
+"""On the ring of keys: the name of the Secret whose key new revisions have."""
 GANG: Final = f"{GROUP}/gang"
 """On pods whose group has a PodGroup: of which scheduler."""
 ROUTABLE: Final = f"{GROUP}/routable"
@@ -79,9 +86,19 @@ def router(pds: str) -> str:
     return f"{pds}-router"
 
 
-def control_secret(pds: str) -> str:
-    """The Secret of CURVE and HMAC keys."""
-    return f"{pds}-control"
+def control_secret(pds: str, key: str = "") -> str:
+    """The Secret of CURVE and HMAC keys: the first has no id in its name."""
+    return f"{pds}-control-{key}" if key else f"{pds}-control"
+
+
+def keyring(pds: str) -> str:
+    """The Secret of the HMAC keys of all groups, which routers mount."""
+    return f"{pds}-keyring"
+
+
+def cache_key(pds: str) -> str:
+    """The Secret of the key that seals the compile cache."""
+    return f"{pds}-cache-key"
 
 
 def cache_claim(pds: str) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from pds_operator import diff, names
-from pds_operator.actions import Apply, Create, Delete, MakeSecret, Problem, Round, object_scope
+from pds_operator.actions import Apply, Create, Delete, Problem, Round, object_scope
 from pds_operator.build import engine, router, shared
 from pds_operator.build.owner import Owner
 from pds_operator.desired import Desired
@@ -21,7 +21,6 @@ PRUNED = ("PodDisruptionBudget", "NetworkPolicy")
 def keep(round_: Round, observed: Observed, desired: Desired, now: float) -> None:
     """Bring them to what is wanted."""
     owner, spec, settings = desired.owner, desired.spec, desired.settings
-    _secret(round_, observed, owner)
     pods = {role: shape.groups * shape.pods_per_group for role, shape in spec.roles.items()}
     wanted = shared.objects(owner, spec, settings, pods)
     try:
@@ -36,21 +35,6 @@ def keep(round_: Round, observed: Observed, desired: Desired, now: float) -> Non
             scope = object_scope(live)
             round_.actions.append(Delete(kind, name, live["metadata"]["uid"], scope))
     _claim(round_, observed, owner, now)
-
-
-def _secret(round_: Round, observed: Observed, owner: Owner) -> None:
-    """Made once. When it is lost what runs still has the old keys, so no new ones are made."""
-    if observed.secret:
-        return
-    name = names.control_secret(owner.name)
-    if observed.pods or ("Deployment", names.router(owner.name)) in observed.objects:
-        text = (
-            f"the Secret {name} is gone, and running pods use its keys: restore it, or delete the "
-            f"Deployment {names.router(owner.name)} and all pods, to have everything made anew"
-        )
-        round_.problems.append(Problem("SecretMissing", text))
-    else:
-        round_.actions.append(MakeSecret(owner.metadata(name)))
 
 
 def ensure(round_: Round, observed: Observed, obj: Object, uid: str) -> None:

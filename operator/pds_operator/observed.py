@@ -33,6 +33,8 @@ class Pod:
     rank_pod: int
     revision: str
     created: float
+    key: str = ""
+    """The id of its control key; the first key has none."""
     owner: str = ""
     phase: str = "Pending"
     deleting: bool = False
@@ -96,6 +98,10 @@ class EngineState:
     manifest: str = ""
     fingerprint: str = ""
     compiles_after_ready: int = 0
+    protocol: int = 1
+    """Of the messages between groups; with `fingerprint` and `key_id` what a pair agrees in."""
+    key_id: str = ""
+    """Of its control key, the first one too; engines of the release before do not tell it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +143,11 @@ class Revision:
     """When it last stood whole."""
 
     @property
+    def key(self) -> str:
+        """The id of its pods' control key; the first key has none."""
+        return str(self.data.get("key") or "")
+
+    @property
     def since(self) -> float:
         """When it last became the target."""
         return max(self.created, self.targeted or 0.0)
@@ -150,6 +161,31 @@ class Failure:
     message: str
     count: int
     until: float
+
+
+@dataclass(frozen=True, slots=True)
+class KeySecret:
+    """The Secret of a control key."""
+
+    uid: str
+    asked: str = ""
+    """What the PDServing's annotation rotate-keys said when it was made."""
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """The control keys, by id: the first has none, "". Nothing in here is secret."""
+
+    secrets: Mapping[str, KeySecret] = field(default_factory=dict)
+    """Those that are there and ours."""
+    ring: frozenset[str] | None = None
+    """What the ring holds; None: there is no ring."""
+    active: str | None = None
+    """The key of new revisions, as the ring says."""
+    held: frozenset[str] = frozenset()
+    """Those by which we can sign, and of which a ring can be made."""
+    cache: bool = False
+    """The Secret of the compile cache's key is there."""
 
 
 @dataclass(frozen=True)
@@ -170,9 +206,14 @@ class Observed:
     routers_unscheduled: Mapping[str, str] = field(default_factory=dict)
     """What the scheduler says of router pods that have no node."""
     warmups: tuple[WarmupPod, ...] = ()
-    secret: bool = False
+    keys: Keys | None = None
+    """None: nobody has looked."""
     failures: Mapping[str, Failure] = field(default_factory=dict)
     """By the scope of the action that was refused."""
+
+    def lost(self, key: str) -> bool:
+        """Whether the Secret of this control key is gone: no pod that mounts it can start."""
+        return self.keys is not None and key not in self.keys.secrets
 
     def held(self, scope: str, now: float) -> bool:
         """Whether the last attempt at `scope` failed so lately that it is not tried again yet."""

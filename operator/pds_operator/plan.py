@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import count, islice
 
-from pds_operator import compiling, lifecycle, names, objects, rollout, scaling
+from pds_operator import compiling, keyring, lifecycle, names, objects, rollout, scaling
 from pds_operator import progress as progresses
 from pds_operator import target as targets
 from pds_operator.actions import Action, Problem, Round
@@ -52,11 +52,13 @@ def plan(observed: Observed, desired: Desired, now: float) -> Plan:
     """The next round."""
     round_ = Round()
     fleet = _fleet(observed, desired)
+    desired = replace(desired, key=keyring.active(observed))
     target = targets.choose(observed, desired.digest, fleet, now)
     asked, desired = desired, targets.effective(desired, target, fleet)
     scaling.keep_up(round_, asked.spec, desired.owner, observed, fleet)
     spec = scaling.scaled(desired.spec, desired.owner, observed, fleet)
     desired = replace(desired, spec=spec)
+    keyring.keep(round_, observed, desired, target)
     objects.keep(round_, observed, desired, now)
     coming = target is None and targets.make(round_, observed, desired)
     moving = None if targets.recover(round_, observed, asked, fleet) else target
@@ -67,9 +69,10 @@ def plan(observed: Observed, desired: Desired, now: float) -> Plan:
     overdue, warmup = "", Warmup()
     kept = target.good.digest if target and target.good and limit.holds else ""
     digest = target.digest if target else desired.digest
-    roles = counts(round_, fleet, desired, digest, kept, now)
+    keep = _keep(observed, kept)
+    roles = counts(round_, fleet, desired, digest, keep, now)
     step = rollout.step(roles, limit)
-    retired = _retired(fleet, step, moving.digest, kept) if moving else []
+    retired = _retired(fleet, step, moving.digest, keep) if moving else []
     for group in retired:
         lifecycle.retire(round_, terms, group, now)
     for group in fleet:
@@ -162,13 +165,32 @@ def _terms(desired: Desired) -> lifecycle.Terms:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """Which old groups are made again: `kept`, the revision that a held rollout goes on with,
+    even if they never served; and none of revisions whose control key is `lost`."""
+
+    kept: str = ""
+    lost: frozenset[str] = frozenset()
+
+    def useless(self, group: Group) -> bool:
+        """It has never served, or is over."""
+        if group.revision in self.lost and group.phase is not Phase.UP:
+            return True
+        return group.hopeless and group.revision != self.kept
+
+
+def _keep(observed: Observed, kept: str) -> Keep:
+    stored = observed.revisions.values()
+    return Keep(kept, frozenset(item.digest for item in stored if observed.lost(item.key)))
+
+
 def counts(
-    round_: Round, fleet: list[Group], desired: Desired, digest: str, kept: str, now: float
+    round_: Round, fleet: list[Group], desired: Desired, digest: str, keep: Keep, now: float
 ) -> dict[str, Role]:
     """Each role's groups, as the arithmetic of rollouts wants them.
 
-    An old group that has never served, or is over, is not counted: it is retired at once, unless
-    it is of the revision `kept`, which a held rollout goes on with.
+    An old group that has never served, or is over, is not counted: it is retired at once.
     """
     spec = desired.spec
     held = desired.rollout.min_ready_seconds or 0
@@ -178,7 +200,7 @@ def counts(
         own = [group for group in fleet if group.role == name]
         staying = [group for group in own if group.phase is not Phase.LEAVING]
         new = [group for group in staying if group.revision == digest]
-        old = [g for g in staying if g.revision != digest and not _useless(g, kept)]
+        old = [g for g in staying if g.revision != digest and not keep.useless(g)]
         for group in new:
             due = group.available_at(held)
             if due is not None and due > now:
@@ -196,10 +218,6 @@ def counts(
             ),
         )
     return roles
-
-
-def _useless(group: Group, kept: str) -> bool:
-    return group.hopeless and group.revision != kept
 
 
 def _whole(fleet: list[Group], roles: Mapping[str, Role], digest: str) -> bool:
@@ -223,7 +241,7 @@ def limits(desired: Desired, target: Target | None) -> Limits:
     )
 
 
-def _retired(fleet: list[Group], step: Step, digest: str, kept: str) -> list[Group]:
+def _retired(fleet: list[Group], step: Step, digest: str, keep: Keep) -> list[Group]:
     """The groups that leave now: useless old ones, and what each role's move retires."""
     result: list[Group] = []
     pairs = _pairs(fleet)
@@ -231,8 +249,8 @@ def _retired(fleet: list[Group], step: Step, digest: str, kept: str) -> list[Gro
         staying = [g for g in fleet if g.role == name and g.phase is not Phase.LEAVING]
         old = [g for g in staying if g.revision != digest]
         new = [g for g in staying if g.revision == digest]
-        result += [g for g in old if _useless(g, kept)]
-        result += _least_useful([g for g in old if not _useless(g, kept)], move.retire_old, pairs)
+        result += [g for g in old if keep.useless(g)]
+        result += _least_useful([g for g in old if not keep.useless(g)], move.retire_old, pairs)
         result += _least_useful(new, move.retire_new, pairs)
     return result
 
@@ -284,6 +302,8 @@ def _create(
         own = [group for group in staying if group.role == name]
         source = _source(target, move, hold_new=hold_new)
         if source is None or name not in source.data.get("roles", {}):
+            continue
+        if observed.lost(source.key):
             continue
         if observed.held(f"schedule/{name}", now):
             continue

@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from pds_operator import plan, rollout, scaling, spec
+from pds_operator import keyring, plan, rollout, scaling, spec
 from pds_operator import target as targets
 from pds_operator.actions import Round
 from pds_operator.build.owner import Owner
@@ -31,9 +31,10 @@ def preview(
     Raises:
         SpecError: `raw` is no spec.
     """
-    wanted = digest(raw)
+    key = keyring.active(Observed(revisions=stored))
+    wanted = digest(raw, key)
     new = Revision(wanted, 1 + max((r.number for r in stored.values()), default=0), "", {}, "", now)
-    known = {wanted: dataclasses.replace(new, data={"spec": affecting(raw)}), **stored}
+    known = {wanted: dataclasses.replace(new, data={"spec": affecting(raw), "key": key}), **stored}
     fleet = groups(pods, _size)
     desired = Desired(Owner(name, "", ""), 0, raw, spec.parse(raw), Settings())
     target = targets.choose(Observed(revisions=known), wanted, fleet, now)
@@ -44,7 +45,7 @@ def preview(
     desired = dataclasses.replace(desired, spec=wants)
     limits = plan.limits(desired, target)
     kept = target.good.digest if target.good and limits.holds else ""
-    roles = plan.counts(Round(), fleet, desired, target.digest, kept, now)
+    roles = plan.counts(Round(), fleet, desired, target.digest, plan.Keep(kept), now)
     return [*_head(target, wanted in stored), *rounds(roles, limits)]
 
 

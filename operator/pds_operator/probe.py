@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import hmac
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import aiohttp
@@ -37,28 +37,33 @@ class Prober:
         self,
         leaders: Iterable[tuple[str, str]],
         routers: Iterable[tuple[str, str]],
-        key: bytes,
+        keys: Mapping[str, bytes],
     ) -> tuple[dict[str, EngineState], list[RouterView]]:
-        """`states` of the leaders and `views` of the routers, all asked at once."""
-        states, views = await asyncio.gather(self.states(leaders, key), self.views(routers, key))
+        """`states` of the leaders and `views` of the routers, all asked at once.
+
+        `keys` are the control keys of the leaders, by pod. Routers want no signature.
+        """
+        states, views = await asyncio.gather(self.states(leaders, keys), self.views(routers))
         return states, views
 
     async def states(
-        self, leaders: Iterable[tuple[str, str]], key: bytes
+        self, leaders: Iterable[tuple[str, str]], keys: Mapping[str, bytes]
     ) -> dict[str, EngineState]:
         """By pod, of those (pod, ip) that answer."""
         pods = list(leaders)
-        answers = await asyncio.gather(*(self._get(ip, "/pds/state", key) for _, ip in pods))
+        answers = await asyncio.gather(
+            *(self._get(ip, "/pds/state", keys.get(pod, b"")) for pod, ip in pods)
+        )
         return {
             pod: engine_state(answer)
             for (pod, _), answer in zip(pods, answers, strict=True)
             if answer is not None
         }
 
-    async def views(self, routers: Iterable[tuple[str, str]], key: bytes) -> list[RouterView]:
+    async def views(self, routers: Iterable[tuple[str, str]]) -> list[RouterView]:
         """Of those routers (pod, ip) that answer."""
         pods = list(routers)
-        answers = await asyncio.gather(*(self._get(ip, "/pds/backends", key) for _, ip in pods))
+        answers = await asyncio.gather(*(self._get(ip, "/pds/backends", b"") for _, ip in pods))
         return [
             router_view(pod, answer)
             for (pod, _), answer in zip(pods, answers, strict=True)

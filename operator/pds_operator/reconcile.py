@@ -5,7 +5,6 @@ nothing that a restart would miss, but for how often a refused write was tried.
 """
 
 import asyncio
-import base64
 import logging
 import time
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pds_operator import errors, names, spec, status
-from pds_operator.actions import MakeSecret, Problem, Say
+from pds_operator.actions import Problem, Say
 from pds_operator.api import TRANSIENT, Api
 from pds_operator.build.owner import Owner
 from pds_operator.cluster import Key, Owned, Store
@@ -22,6 +21,7 @@ from pds_operator.observed import EngineState, Observed, RouterView
 from pds_operator.plan import Desired, Plan, plan
 from pds_operator.probe import Prober
 from pds_operator.settings import Settings
+from pds_operator.vault import READ_SECONDS, Vault
 
 Object = dict[str, Any]
 
@@ -33,7 +33,8 @@ SETTLE_TIMES = 20
 """In between, so many times as long as the last plan took, which grows with the pods."""
 STATE_SECONDS = 30.0
 """How long a leader's last answer stands for status, when it does not answer just now."""
-SECRET_SECONDS = 60.0
+MOST_ASKED = 64
+"""Characters of a request to rotate keys by which it is told from others."""
 
 
 def settle(thought: float) -> float:
@@ -57,8 +58,7 @@ class Worker:
     asked: dict[str, str] = field(default_factory=dict)
     """The uids of the pods that there were when routers were asked."""
     probed: float = 0.0
-    secret: tuple[bool, bytes, float] = (False, b"", 0.0)
-    """(it is there and ours, its HMAC key, when it was read)."""
+    vault: Vault = field(default_factory=Vault)
 
 
 class Reconciler:
@@ -176,23 +176,20 @@ class Reconciler:
             told = status.refused(generation, problem, parent.get("status") or {}, self._clock())
             await self._tell(parent, owner, told, worker)
             return self._settings.resync_seconds
-        desired = Desired(owner, generation, parent["spec"], wanted, self._settings)
+        rotate = (meta.get("annotations") or {}).get(names.ROTATE, "")[:MOST_ASKED]
+        desired = Desired(owner, generation, parent["spec"], wanted, self._settings, rotate)
         observed = await self._observe(key, owner, worker)
         began = time.monotonic()
         decided = plan(observed, desired, self._clock())
         worker.thought = time.monotonic() - began
-        again = await self._executor.carry_out(
-            decided.actions, owner, worker.ledger, worker.secret[1]
-        )
-        if any(isinstance(item, MakeSecret) for item in decided.actions):
-            worker.secret = (False, b"", 0.0)
+        again = await self._executor.carry_out(decided.actions, owner, worker.ledger, worker.vault)
         told = status.status(observed, desired, decided, parent.get("status") or {}, self._clock())
         await self._tell(parent, owner, told, worker)
         return 1.0 if again else self._until(decided, worker)
 
     def _until(self, decided: Plan, worker: Worker) -> float:
         probe = self._settings.probe_seconds
-        waits = [self._settings.resync_seconds, probe if decided.unsettled else 10 * probe]
+        waits = [READ_SECONDS, probe if decided.unsettled else 10 * probe]
         if decided.wake is not None:
             waits.append(max(0.05, decided.wake - self._clock()))
         now = self._clock()
@@ -202,7 +199,9 @@ class Reconciler:
 
     async def _observe(self, key: Key, owner: Owner, worker: Worker) -> Observed:
         owned = self.store.owned(key)
-        await self._read_secret(owner, worker)
+        in_use = {pod.key for pod, _ in owned.pods.values() if pod.owner == owner.uid}
+        revisions = owned.revisions(owner.name)
+        await worker.vault.look(self._api, owner, in_use, revisions, self._clock())
         await self._probe(owned, worker)
         now = self._clock()
         routers = [router for router, _ in owned.routers.values()]
@@ -212,7 +211,7 @@ class Reconciler:
         same = {name: uid for name, uid in uids.items() if worker.asked.get(name) == uid}
         return Observed(
             pods=tuple(pod for pod, _ in owned.pods.values()),
-            revisions=owned.revisions(owner.name),
+            revisions=revisions,
             objects={place: obj for place, (obj, _) in owned.objects.items()},
             states={
                 name: state
@@ -227,26 +226,9 @@ class Reconciler:
                 item.name: item.unscheduled for item in routers if item.unscheduled
             },
             warmups=tuple(pod for pod, _ in owned.warmups.values()),
-            secret=worker.secret[0],
+            keys=worker.vault.facts,
             failures=dict(worker.ledger.failures),
         )
-
-    async def _read_secret(self, owner: Owner, worker: Worker) -> None:
-        there, _, at = worker.secret
-        now = self._clock()
-        if there and now - at < SECRET_SECONDS:
-            return
-        try:
-            live = await self._api.get("Secret", owner.namespace, names.control_secret(owner.name))
-        except errors.Missing:
-            worker.secret = (False, b"", now)
-            return
-        uids = [item["uid"] for item in live["metadata"].get("ownerReferences") or []]
-        text = base64.b64decode((live.get("data") or {}).get("hmac.key", ""))
-        try:
-            worker.secret = (owner.uid in uids, bytes.fromhex(text.decode()), now)
-        except ValueError:
-            worker.secret = (owner.uid in uids, b"", now)
 
     async def _probe(self, owned: Owned, worker: Worker) -> None:
         """Ask routers and leaders, unless they were asked just now."""
@@ -259,8 +241,9 @@ class Reconciler:
             if pod.leader and pod.started and pod.ip and not pod.failed
         ]
         routers = [(pod.name, pod.ip) for pod, _ in owned.routers.values() if pod.ready and pod.ip]
-        key, uids = worker.secret[1], {name: pod.uid for name, (pod, _) in owned.pods.items()}
-        states, views = await self._prober.look(leaders, routers, key)
+        keys = {name: worker.vault.key(pod.key) for name, (pod, _) in owned.pods.items()}
+        uids = {name: pod.uid for name, (pod, _) in owned.pods.items()}
+        states, views = await self._prober.look(leaders, routers, keys)
         worker.probed = self._clock()
         worker.views, worker.asked = views, uids
         worker.states |= {n: (state, worker.probed, uids[n]) for n, state in states.items()}
@@ -286,5 +269,5 @@ class Reconciler:
             Say(reason, f"{kind}: {message}", warning=kind == "Degraded" and reason != "AsExpected")
             for kind, reason, message in status.transitions(before, told)
         ]
-        await self._executor.carry_out(says, owner, worker.ledger, b"")
+        await self._executor.carry_out(says, owner, worker.ledger, worker.vault)
         self.store.put_parent(written, told=True)

@@ -95,6 +95,7 @@ def _last_good(observed: Observed, target: Revision, fleet: list[Group]) -> Revi
     ready = Counter(group.revision for group in fleet if group.ready)
     others = [item for item in observed.revisions.values() if item.digest != target.digest]
     known = [r for r in others if not r.failed and (r.served is not None or ready[r.digest])]
+    known = [item for item in known if not observed.lost(item.key)]  # no pod of it could start
     return max(
         known, key=lambda item: (item.served or 0.0, ready[item.digest], item.number), default=None
     )
@@ -122,7 +123,7 @@ def make(round_: Round, observed: Observed, desired: Desired) -> bool:
     """
     owner, digest = desired.owner, desired.digest
     try:
-        data = engine.render(desired.raw, desired.spec, owner, desired.settings)
+        data = engine.render(desired.raw, desired.spec, owner, desired.settings, desired.key)
     except SpecError as error:
         round_.problems.append(Problem(error.reason, error.message))
         return False

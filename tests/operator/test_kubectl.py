@@ -64,8 +64,8 @@ def test_what_kubectl_says_is_told(cluster):
     assert "no answer to" in result.output
 
 
-def stored(raw, number, **annotations):
-    digest = revision.digest(raw)
+def stored(raw, number, key="", **annotations):
+    digest = revision.digest(raw, key)
     return {
         "kind": "ControllerRevision",
         "metadata": {
@@ -74,7 +74,7 @@ def stored(raw, number, **annotations):
             "annotations": {f"pdserving.io/{key}": value for key, value in annotations.items()},
         },
         "revision": number,
-        "data": {"spec": revision.affecting(raw)},
+        "data": {"spec": revision.affecting(raw), "key": key},
     }
 
 
@@ -140,6 +140,50 @@ def test_retry_takes_the_mark_of_failure_away(three):
     three.answers["get pdserving chat"]["spec"] = SECOND
     result = CliRunner().invoke(kubectl.app, ["retry", "chat"])
     assert (result.exit_code, "not marked as failed" in result.output) == (1, True)
+
+
+KEY = "0123456789"
+
+
+@pytest.fixture
+def rotated(three):
+    """The same, after a rotation of keys: the third has failed with the new one too."""
+    three.answers["get controllerrevisions"]["items"] += [
+        stored(SECOND, 4, key=KEY, served="2026-01-03T00:00:00Z"),
+        stored(THIRD, 5, key=KEY, failed="CrashLoop: chat-u-0-2-0 ended"),
+    ]
+    return three
+
+
+def test_the_revision_of_the_spec_is_the_one_with_the_keys_of_now(rotated):
+    states = [line.split(maxsplit=3)[3:] for line in told("history", "chat").splitlines()[1:]]
+    assert [["spec" in text for text in each] for each in states].count([True]) == 1
+    assert "spec, failed" in states[4][0]
+    told("retry", "chat")
+    [(name, _)] = rotated.patches()
+    assert name == f"chat-{revision.digest(THIRD, KEY)}"
+
+
+def test_undo_is_never_to_the_same_spec_with_older_keys(rotated):
+    rotated.answers["get pdserving chat"]["spec"] = SECOND
+    told("undo", "chat")
+    [(_, patch)] = rotated.patches()
+    assert patch["spec"]["image"] == "engine:1"
+
+
+def test_keys_are_rotated_by_an_annotation_and_one_rotation_at_a_time(rotated):
+    new = revision.digest(THIRD, KEY)
+    have = {"pdserving.io/key": KEY}
+    rotated.answers["get pods"] = {"items": [pod("chat-p-0-0-0", new, have)]}
+    assert "new control keys" in told("rotate-keys", "chat", "-n", "team")
+    [(name, patch)] = rotated.patches()
+    [(annotation, moment)] = patch["metadata"]["annotations"].items()
+    assert (name, list(patch), annotation) == ("chat", ["metadata"], "pdserving.io/rotate-keys")
+    assert moment.endswith("Z")
+    rotated.answers["get pods"]["items"].append(pod("chat-d-0-0-0", "old", {}))
+    result = CliRunner().invoke(kubectl.app, ["rotate-keys", "chat"])
+    assert (result.exit_code, "1 pods have older ones (chat-d-0-0-0)" in result.output) == (1, True)
+    assert len(rotated.patches()) == 1
 
 
 def test_restart_is_a_new_revision(three):

@@ -3,7 +3,7 @@
 import dataclasses
 
 import pytest
-from pds_operator.actions import Delete, MakeSecret, Problem
+from pds_operator.actions import Delete, Problem
 from pds_operator.observed import Failure
 from pds_operator.plan import plan
 from worlds import NOW, OWNER, World, desired, digest, pod_names, problems, raw_spec
@@ -20,10 +20,12 @@ def test_first_start():
     ]
 
 
-def test_the_first_round_makes_the_secret_before_what_mounts_it():
+def test_the_first_round_makes_the_secrets_before_what_mounts_them():
     actions = World(raw_spec()).plan().actions
-    assert isinstance(actions[0], MakeSecret)
-    assert [str(action) for action in actions[1:]] == [
+    assert [str(action) for action in actions] == [
+        "make the first control key",
+        "write the ring of 1 keys",
+        "make the key of the compile cache",
         "create service chat-ranks",
         "create poddisruptionbudget chat-prefill",
         "create poddisruptionbudget chat-decode",
@@ -213,12 +215,6 @@ def test_what_was_refused_and_is_not_asked_for_any_more_is_not_told(world):
         "PodDisruptionBudget/chat-prefill": Failure("ApiUnreachable", "TimeoutError", 1, NOW - 1)
     }
     assert world.plan().problems == ()
-
-
-def test_a_lost_secret_is_told_and_not_made_again(world):
-    world.secret = False
-    assert world.plan().actions == ()
-    assert problems(world) == ["SecretMissing"]
 
 
 def test_drift_is_put_right(world):

@@ -26,6 +26,8 @@ async def pod():
                 "transfers_in_flight": 1,
                 "draining": True,
                 "kv_fingerprint": "kv",
+                "protocol": 2,
+                "key_id": "0123456789",
                 "kernels": {"manifest": "m", "compiles_after_ready": 4},
             }
         )
@@ -60,10 +62,10 @@ def _lower(headers):
 async def test_answers_become_facts(pod):
     port, posted = pod
     async with Prober(port) as prober:
-        assert await prober.states([("p", "127.0.0.1")], KEY) == {
-            "p": EngineState(2, 1, True, "m", "kv", 4)
+        assert await prober.states([("p", "127.0.0.1")], {"p": KEY}) == {
+            "p": EngineState(2, 1, True, "m", "kv", 4, 2, "0123456789")
         }
-        assert await prober.views([("r", "127.0.0.1")], KEY) == [
+        assert await prober.views([("r", "127.0.0.1")]) == [
             RouterView("r", {"a": True, "b": False}, {"a": (9, 2), "b": (0, 0)})
         ]
         assert await prober.drain("127.0.0.1", 60, KEY) == ""
@@ -72,6 +74,6 @@ async def test_answers_become_facts(pod):
 
 async def test_who_does_not_answer_is_left_out():
     async with Prober(port=1) as prober:
-        assert await prober.states([("p", "127.0.0.1")], KEY) == {}
-        assert await prober.views([("r", "127.0.0.1")], KEY) == []
+        assert await prober.states([("p", "127.0.0.1")], {"p": KEY}) == {}
+        assert await prober.views([("r", "127.0.0.1")]) == []
         assert await prober.drain("127.0.0.1", 60, KEY) != ""

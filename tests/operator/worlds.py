@@ -9,7 +9,9 @@ from pds_operator.actions import (
     Annotate,
     Create,
     Delete,
-    MakeSecret,
+    KeepRing,
+    MakeCacheKey,
+    MakeKey,
     MarkDraining,
     Recover,
     Say,
@@ -22,6 +24,8 @@ from pds_operator.facts import pod_facts, revision_facts
 from pds_operator.observed import (
     EngineState,
     Failure,
+    Keys,
+    KeySecret,
     Observed,
     Pod,
     Revision,
@@ -48,9 +52,9 @@ def raw_spec(**changes: Any) -> dict[str, Any]:
     return {key: value for key, value in merged.items() if value is not None}
 
 
-def desired(raw: dict[str, Any] | None = None, **settings: Any) -> Desired:
+def desired(raw: dict[str, Any] | None = None, rotate: str = "", **settings: Any) -> Desired:
     raw = raw_spec() if raw is None else raw
-    return Desired(OWNER, 1, raw, spec.parse(raw), Settings(**settings))
+    return Desired(OWNER, 1, raw, spec.parse(raw), Settings(**settings), rotate)
 
 
 class World:
@@ -64,7 +68,9 @@ class World:
         self.objects: dict[tuple[str, str], dict[str, Any]] = {}
         self.busy: dict[str, int] = {}
         self.asked: set[str] = set()
-        self.secret = False
+        self.keys = Keys()
+        self.rotate = ""
+        """The PDServing's annotation rotate-keys."""
         self.counter = 0
         self.failures: dict[str, Any] = {}
         self.unschedulable = False
@@ -111,12 +117,12 @@ class World:
             routers_waiting=self.routers_waiting,
             routers_unscheduled=self.routers_unscheduled,
             warmups=self.warmups,
-            secret=self.secret,
+            keys=self.keys,
             failures=dict(self.failures),
         )
 
     def plan(self) -> Plan:
-        return plan(self.observed(), desired(self.raw), self.now)
+        return plan(self.observed(), desired(self.raw, self.rotate), self.now)
 
     def round(self) -> list[str]:
         """One round, carried out; what was done to pods and revisions, in order."""
@@ -124,7 +130,7 @@ class World:
         for action in self.plan().actions:
             self._do(action)
             text = str(action)
-            if not isinstance(action, Say | MakeSecret) and _worth_telling(text):
+            if not isinstance(action, Say) and _worth_telling(text):
                 told.append(text.removeprefix("create pod ").removeprefix("create "))
         return told
 
@@ -196,10 +202,33 @@ class World:
             failed_at=self.now,
         )
 
+    def lose(self, key: str) -> None:
+        """Somebody deletes the Secret of a control key."""
+        kept = {own: it for own, it in self.keys.secrets.items() if own != key}
+        self.keys = dataclasses.replace(self.keys, secrets=kept)
+
+    def _keep_keys(self, action: Any) -> None:
+        keys, secrets = self.keys, dict(self.keys.secrets)
+        match action:
+            case MakeKey(first=first, asked=asked):
+                self.counter += 1
+                key = "" if first else f"{self.counter:010x}"
+                secrets[key] = KeySecret(f"uid-{self.counter}", asked)
+                ring = frozenset({key}) | (keys.ring or frozenset())
+                held = keys.held | {key}
+                self.keys = Keys(secrets, ring, key, held, keys.cache)
+            case KeepRing(keys=ring, active=key):
+                self.keys = dataclasses.replace(keys, ring=ring, active=key)
+            case MakeCacheKey():
+                self.keys = dataclasses.replace(keys, cache=True)
+            case Delete(name=name):
+                del secrets[name.removeprefix(f"{OWNER.name}-control").removeprefix("-")]
+                self.keys = dataclasses.replace(keys, secrets=secrets)
+
     def _do(self, action: Any) -> None:
         match action:
-            case MakeSecret():
-                self.secret = True
+            case MakeKey() | KeepRing() | MakeCacheKey() | Delete(kind="Secret"):
+                self._keep_keys(action)
             case Create(obj={"kind": "Pod"} as obj):
                 self.counter += 1
                 obj = copy.deepcopy(obj)

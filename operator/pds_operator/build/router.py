@@ -177,7 +177,8 @@ def _pod_spec(owner: Owner, spec: PDServingSpec, settings: Settings) -> Object:
         {"name": "config", "configMap": {"name": names.router(owner.name)}},
         {
             "name": "keys",
-            "secret": {"secretName": names.control_secret(owner.name), "defaultMode": 0o440},
+            # A folder, so that the kubelet brings new keys in: a rotation starts no router anew.
+            "secret": {"secretName": names.keyring(owner.name), "defaultMode": 0o440},
         },
         {"name": "tmp", "emptyDir": {}},
     ]

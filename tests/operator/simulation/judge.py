@@ -51,10 +51,29 @@ class Judge:
         self._served = False
         self._groups: tuple[int, dict[tuple[str, int, int], list[Object]]] = (-1, {})
         self._specs: dict[str, Object] = {}
+        self._keys: dict[str, str] = {}
+        """By operator, the active key when its round began."""
         self._serving: dict[str, set[str]] = {}
         """By operator, the revisions that serve when its round for a held spec begins."""
 
     # Facts --------------------------------------------------------------------------------
+
+    def active(self) -> str:
+        """The id of the control key that new revisions have; the first has none."""
+        ring = self._server.find("Secret", "chat-keyring")
+        notes = ring["metadata"]["annotations"] if ring is not None else {}
+        return str(notes.get(names.ACTIVE, "")).removeprefix("chat-control").removeprefix("-")
+
+    def target(self, spec: Object, operator: Operator | None = None) -> str:
+        """The revision that `spec` asks for; as it was when the round of `operator` began."""
+        key = self.active() if operator is None else self._keys.get(operator.name, "")
+        return revision.digest(spec, key)
+
+    def startable(self, digest: str) -> bool:
+        """The Secret that its pods mount is there."""
+        stored = self._server.find("ControllerRevision", names.revision("chat", digest))
+        key = (stored or {}).get("data", {}).get("key", "")
+        return self._server.find("Secret", names.control_secret("chat", key)) is not None
 
     def spec(self, operator: Operator) -> Object:
         """The spec that the round of `operator` was planned for."""
@@ -106,12 +125,14 @@ class Judge:
             and _seen(pods)
         )
 
-    def serving(self, spec: Object, missed: Iterable[str] = ()) -> dict[str, set[Place]]:
+    def serving(
+        self, spec: Object, missed: Iterable[str] = (), operator: Operator | None = None
+    ) -> dict[str, set[Place]]:
         """Groups that serve, by role: while there are old ones, new ones only as pairs.
 
         A role that is `missed` counts as there: its loss may take all new ones of the other along.
         """
-        target = revision.digest(spec)
+        target = self.target(spec, operator)
         by_role: dict[str, set[Place]] = defaultdict(set)
         new: dict[str, set[Place]] = defaultdict(set)
         for (role, index, _), pods in self.groups().items():
@@ -153,6 +174,7 @@ class Judge:
         reconciler = operator.reconciler
         parent = reconciler.store.parent(KEY) if reconciler else None
         self._specs[operator.name] = parent["spec"] if parent else {}
+        self._keys[operator.name] = self.active()
         self._blind[operator.name] = self._clock.now, self._unheard(operator)
         if parent is not None and _held(parent["spec"]):
             self._serving[operator.name] = self._serving_now()
@@ -229,15 +251,17 @@ class Judge:
 
     def _held_back(self, operator: Operator, spec: Object, labels: Object) -> bool:
         """Nothing of the spec's revision may be made: another serves, and goes on to."""
-        target = revision.digest(spec)
+        target = self.target(spec, operator)
         if not _held(spec) or labels[names.REVISION] != target:
             return False
-        return bool(self._serving[operator.name] - {target})
+        others = self._serving[operator.name] - {target}
+        return any(self.startable(other) for other in others)
 
     def _given_up(self, operator: Operator, digest: str) -> bool:
         """It knows that the revision is bad, and another serves."""
         failed = self._failed(operator)
-        return digest in failed and bool(self._serving_now() - failed)
+        others = self._serving_now() - failed
+        return digest in failed and any(self.startable(other) for other in others)
 
     def _failed(self, operator: Operator) -> set[str]:
         if operator.reconciler is None:
@@ -264,13 +288,13 @@ class Judge:
     def _taken_away(self, operator: Operator, role: str, index: int) -> None:
         """A group that serves is drained by the operator: the role's floor must remain."""
         spec = self.spec(operator)
-        target = revision.digest(spec)
+        target = self.target(spec, operator)
         both = {"unified", "prefill"} <= {other for other, _, _ in self.groups()}
         if both and target in self._failed(operator):
             return  # back to a revision of other roles: nobody knows how many groups it had
         want, _, unavailable = self.limits(spec, role)
         missed = self._missed(operator)
-        serving = self.serving(spec, missed).get(role, set())
+        serving = self.serving(spec, missed, operator).get(role, set())
         if (role, index) not in serving:
             return  # a new one without a new one of the other role serves nobody yet
         there = len(serving | self._coming(role, target))
@@ -302,8 +326,10 @@ class Judge:
     def _chosen(self, pods: list[Running]) -> None:
         self._served = True
         self.troubled = self.troubled and not self._replaced()
+        told = [pod.name for pod in pods]
         kinds = {pod.fingerprint for pod in pods}
-        self._hold(len(kinds) == 1, f"a pair across KV formats: {[pod.name for pod in pods]}")
+        self._hold(len(kinds) == 1, f"a pair across KV formats: {told}")
+        self._hold(len({pod.key for pod in pods}) == 1, f"a pair across control keys: {told}")
         for pod in pods:
             self._hold(bool(pod.warm), f"{pod.name} serves and was not warmed up")
 

@@ -1,5 +1,6 @@
 """A model of scheduler, kubelets and the node controller: the lives of engine pods."""
 
+import base64
 import json
 from dataclasses import dataclass
 from typing import Any
@@ -33,10 +34,14 @@ class Running:
     rank: int
     revision: str
     fingerprint: str
+    secrets: frozenset[str]
+    """That it mounts."""
     nature: str
     """What its image does: "good", "exit78", "crash", "warmup" (fails), "never" (gets ready)."""
     node: Node | None = None
     ip: str = ""
+    key: bytes = b""
+    """The control key that it has read."""
     warm: str = ""
     """The manifest that its warm-up proved."""
     loaded: bool = False
@@ -104,6 +109,11 @@ class Kubelet:
             rank=int(labels[names.RANK_POD]),
             revision=labels[names.REVISION],
             fingerprint=labels[names.KV],
+            secrets=frozenset(
+                volume["secret"]["secretName"]
+                for volume in obj["spec"]["volumes"]
+                if "secret" in volume
+            ),
             nature=image.rpartition("-")[2],
         )
         self.pods[pod.uid] = pod
@@ -121,6 +131,19 @@ class Kubelet:
         pod.node = min(free, key=lambda node: (node.used, node.name))
         pod.node.used += 1
         self._show(pod)
+        self._mount(pod)
+
+    def _mount(self, pod: Running) -> None:
+        """Its containers start when what it mounts is there."""
+        if pod.ended or pod.stopping:
+            return
+        found = {name: self._server.find("Secret", name) for name in pod.secrets}
+        if not all(found.values()):
+            self._clock.after(self._clock.between(0.5, 2.0), self._mount, pod)
+            return
+        for secret in found.values():
+            if secret is not None and "hmac.key" in secret["data"]:
+                pod.key = bytes.fromhex(base64.b64decode(secret["data"]["hmac.key"]).decode())
         slow = 4.0 if pod.revision not in self.compiled else 1.0
         self._clock.after(self._clock.between(0.5, 1.0) * slow, self._warmed, pod)
 

@@ -5,7 +5,7 @@ dies: then the coroutine is closed, and what it had not done yet is never done.
 """
 
 import types
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator, Mapping
 from typing import Any
 
 from pds_operator import errors
@@ -137,7 +137,10 @@ class Questions:
         self._clock, self._serving, self._trouble = clock, serving, trouble
 
     async def look(
-        self, leaders: list[tuple[str, str]], routers: list[tuple[str, str]], key: bytes
+        self,
+        leaders: list[tuple[str, str]],
+        routers: list[tuple[str, str]],
+        keys: Mapping[str, bytes],
     ) -> tuple[dict[str, EngineState], list[RouterView]]:
         await Pause(self._clock.between(0.001, 0.02))
         states, views = self._serving.states(leaders), self._serving.views(routers)
@@ -151,7 +154,7 @@ class Questions:
         await Pause(self._clock.between(0.001, 0.02))
         if self._clock.chance(self._trouble.deaf):
             return "TimeoutError"
-        return self._serving.drain(ip, seconds)
+        return self._serving.drain(ip, seconds, key)
 
 
 class Operator:

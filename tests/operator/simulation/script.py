@@ -4,10 +4,11 @@ import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from pds_operator import names, revision
+from pds_operator import names
 from pds_operator.cluster import FOLLOWED
 from simulation import specs
 from simulation.operators import Operator, Trouble
+from simulation.serving import RING
 
 if TYPE_CHECKING:
     from simulation.world import World
@@ -44,6 +45,8 @@ class Script:
             (1, self._time_out),
             (1, self._deafen),
             (1, self._end_router),
+            (2, self._rotate_keys),
+            (3, self._delete_secret),
         ]
         weights = [weight for weight, _ in events]
         for _ in range(clock.random.randint(2, 6)):
@@ -165,6 +168,22 @@ class Script:
             self._clock.note("somebody deletes a router pod")
             self._world.serving.end(self._clock.random.choice(routers))
 
+    # Keys ------------------------------------------------------------------------------------
+
+    def _rotate_keys(self) -> None:
+        self._clock.note("new control keys are asked for")
+        self._world.rotate()
+
+    def _delete_secret(self) -> None:
+        """But never the ring while it is all that is left of a key, nor a key with no ring."""
+        found = {obj["metadata"]["name"]: obj for obj in self._others("Secret")}
+        if RING not in found:
+            return
+        keys = [name for name in found if name.startswith("chat-control")]
+        if len(keys) < len(found[RING]["data"]) - 1:
+            del found[RING]
+        self._delete("Secret", found[self._clock.random.choice(sorted(found))])
+
     # Other objects --------------------------------------------------------------------------
 
     def _others(self, *kinds: str) -> list[Object]:
@@ -194,7 +213,7 @@ class Script:
                 self._hide(live)
 
     def _hide_object(self) -> None:
-        target = names.revision("chat", revision.digest(specs.spec(self._world.wish)))
+        target = names.revision("chat", self._world.judge.target(specs.spec(self._world.wish)))
         found = self._others("Service", "PodDisruptionBudget", "NetworkPolicy")
         found += [o for o in self._others("ControllerRevision") if o["metadata"]["name"] == target]
         found = [obj for obj in found if names.NAME in obj["metadata"]["labels"]]

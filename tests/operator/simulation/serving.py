@@ -1,9 +1,13 @@
 """Models of engines, routers and the Deployment that keeps routers: who serves a request."""
 
+import base64
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from pds_engine.router.keyring import Keyring, Ring
 from pds_engine.router.policy import Ask, Candidate, pick
+from pds_engine.signing import key_id
 from pds_operator import names
 from pds_operator.observed import EngineState, RouterView
 from simulation.clock import Clock
@@ -12,6 +16,7 @@ from simulation.server import Server
 
 Object = dict[str, Any]
 ENDED = ("Failed", "Succeeded")
+RING = "chat-keyring"
 
 
 @dataclass(slots=True, eq=False)
@@ -22,12 +27,16 @@ class Router:
     uid: str
     template: str
     ip: str
+    engines: Mapping[str, Running]
+    """By uid: what engines say of themselves when they are asked."""
     ready: bool = False
     known: dict[str, Object] = field(default_factory=dict)
     draining: set[str] = field(default_factory=set)
     """Uids of leaders that said so, or do not answer."""
     heard_at: float = 0.0
     turn: int = 0
+    keys: Keyring = field(default_factory=Keyring)
+    """That it has read of the ring."""
     choices: dict[str, tuple[str, bool]] | None = None
 
     def backends(self) -> dict[str, tuple[str, bool]]:
@@ -44,9 +53,24 @@ class Router:
                     if pod["metadata"]["labels"][names.RANK_POD] == "0" and _ip(pod):
                         uid = pod["metadata"]["uid"]
                         good = uid not in self.draining and _containers_ready(pod)
-                        good = good and not any(map(_leaves, pods))
+                        good = good and not any(map(_leaves, pods)) and self.holds(uid)
                         self.choices[pod["metadata"]["name"]] = (uid, good)
         return self.choices
+
+    def holds(self, uid: str) -> bool:
+        """It has the key by which the engine is asked."""
+        engine = self.engines.get(uid)
+        return engine is not None and self.keys.of(key_id(engine.key)) == engine.key
+
+    def read(self, ring: Object) -> None:
+        """The folder of keys is as the ring was."""
+        text = {n: base64.b64decode(t).decode() for n, t in ring["data"].items()}
+        keys = {name: bytes.fromhex(value) for name, value in text.items()}
+        default = key_id(keys["hmac.key"])
+        known = [self.engines[uid] for uid in self.known if uid in self.engines]
+        used = {key_id(engine.key) for engine in known}
+        self.keys.take(Ring({key_id(key): key for key in keys.values()}, default), used)
+        self.choices = None
 
 
 def _ip(pod: Object) -> str:
@@ -88,6 +112,9 @@ class Serving:
     def _changed(self, what: str, obj: Object, before: Object | None) -> None:
         if obj["kind"] == "Deployment":
             self._clock.after(self._clock.between(0.1, 0.4), self._keep_up)
+        elif obj["kind"] == "Secret" and obj["metadata"]["name"] == RING and what == "PUT":
+            for router in self.routers.values():
+                self._clock.after(self._clock.between(1.0, 8.0), self._read, router)
         elif obj["kind"] == "Pod":
             labels = obj["metadata"].get("labels") or {}
             if names.ATTEMPT in labels and names.RANK_POD in labels:
@@ -97,6 +124,12 @@ class Serving:
             elif what == "GONE" and obj["metadata"]["uid"] in self.routers:
                 self.routers.pop(obj["metadata"]["uid"])
                 self._clock.after(self._clock.between(0.1, 0.4), self._keep_up)
+
+    def _read(self, router: Router) -> None:
+        """The kubelet brings in what the ring holds by now; nothing, where it is gone."""
+        ring = self._server.find("Secret", RING)
+        if ring is not None:
+            router.read(ring)
 
     def _tell(self, router: Router, what: str, obj: Object) -> None:
         lag = self._clock.between(0.01, 0.3) if self._clock.chance(0.9) else 2.0
@@ -142,7 +175,7 @@ class Serving:
             {"kind": "Pod", "metadata": {"name": name, "labels": labels}, "status": {}}
         )
         uid = obj["metadata"]["uid"]
-        router = Router(name, uid, template, f"10.1.0.{self._made}")
+        router = Router(name, uid, template, f"10.1.0.{self._made}", self._kubelet.pods)
         self.routers[uid] = router
         for pod in self._server.all("Pod"):
             if names.ATTEMPT in pod["metadata"]["labels"] and _selected(pod):
@@ -153,6 +186,10 @@ class Serving:
 
     def _ready(self, router: Router) -> None:
         live = self._server.find("Pod", router.name)
+        self._read(router)
+        if not router.keys and live is not None:
+            self._clock.after(self._clock.between(0.5, 2.0), self._ready, router)
+            return
         if live is not None:
             router.ready = True
             conditions = [{"type": "Ready", "status": "True"}]
@@ -197,11 +234,13 @@ class Serving:
             if name in by_name
         ]
 
-    def drain(self, ip: str, seconds: int) -> str:
+    def drain(self, ip: str, seconds: int, key: bytes) -> str:
         """POST /pds/drain: what is left at the deadline ends."""
         pod = self.leader_at(ip)
         if pod is None:
             return "no route to host"
+        if key != pod.key:
+            return "HTTP 403"
         if not pod.draining:
             pod.draining, pod.deadline = True, self._clock.now + seconds
             self._clock.after(seconds, self._end_what_is_left, pod)
@@ -254,7 +293,10 @@ class Serving:
         for uid, good in router.backends().values():
             pod = self._kubelet.pods.get(uid)
             if good and pod is not None and uid not in left_out:
-                found.append(Candidate(uid, pod.group[0], pod.fingerprint, pod.in_flight))
+                key = key_id(pod.key)
+                found.append(
+                    Candidate(uid, pod.group[0], pod.fingerprint, pod.in_flight, key_id=key)
+                )
         return found
 
     def _run(self, pods: list[Running]) -> None:

@@ -5,7 +5,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from pds_operator import lifecycle, plan, rollout
+from pds_engine.router import policy
+from pds_operator import keyring, lifecycle, plan, rollout
+from pds_operator.actions import Delete, KeepRing
 from pds_operator.diff import Verdict
 from pds_operator.plan import limits
 from simulation import memory
@@ -33,6 +35,17 @@ def roles_seen_as(change: Callable[[rollout.Role], dict[str, int]]) -> Callable[
 def deleted_at_once(round_: Any, terms: Any, group: Any, observed: Any, now: float) -> None:
     scope = f"group/{group.role}/{group.index}"
     lifecycle._delete(round_, group.pods, scope, lifecycle.BROKEN_GRACE)
+
+
+def ring_of_the_active_key(
+    round_: Any, observed: Any, desired: Any, keys: Any, target: Any
+) -> None:
+    others = set(keys.secrets) - {desired.key}
+    for key in sorted(others):
+        name = keyring.names.control_secret("chat", key)
+        round_.actions.append(Delete("Secret", name, keys.secrets[key].uid, "keys"))
+    if keys.ring != {desired.key}:
+        round_.actions.append(KeepRing(frozenset({desired.key}), desired.key))
 
 
 def run_all(seeds: range) -> None:
@@ -64,6 +77,18 @@ MUTATIONS = {
     "a drain is not waited for": (
         (lifecycle, "_leave", deleted_at_once),
         "has requests, and its drain is not over",
+    ),
+    "groups are paired whatever key they have": (
+        (policy, "terms", lambda group: (group.kv, group.protocol, "")),
+        "a pair across control keys",
+    ),
+    "keys that groups have are taken from the ring": (
+        (keyring, "_clear", ring_of_the_active_key),
+        "found no group for a request|are left, and|no convergence",
+    ),
+    "a lost Secret is not missed": (
+        (keyring, "_made", lambda *_: False),
+        "no convergence|no group for a request",
     ),
     "everything is applied again in each round": (
         (memory.diff, "verdict", lambda *_: Verdict.APPLY),

@@ -4,9 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from pds_operator import names, revision
+from pds_engine.signing import key_id
+from pds_operator import names
 from pds_operator.settings import LeaseSettings, Settings
-from simulation import specs
+from simulation import memory, specs
 from simulation.clock import START, Clock
 from simulation.jobs import Jobs
 from simulation.judge import Judge, Violation
@@ -14,7 +15,7 @@ from simulation.kubelet import Kubelet, Node
 from simulation.operators import KEY, Operator, Trouble
 from simulation.script import Script
 from simulation.server import Server
-from simulation.serving import Serving
+from simulation.serving import RING, Serving
 
 Object = dict[str, Any]
 UID = "uid-chat"
@@ -54,6 +55,7 @@ class World:
     """Everything of one run."""
 
     def __init__(self, seed: int) -> None:
+        memory.KEYS.made = 0
         self.clock = Clock(seed)
         self.server = Server(self.clock)
         slots = 7 if self.clock.chance(0.7) else 4  # where nodes are lost a surge waits
@@ -92,6 +94,12 @@ class World:
         meta["generation"] += 1
         kind = {"kind": names.KIND, "apiVersion": names.API_VERSION}
         self.server.put({**live, **kind, "metadata": meta, "spec": specs.spec(wish)})
+
+    def rotate(self) -> None:
+        """The user asks for new control keys."""
+        live = self.server.get(names.KIND, "chat")
+        notes = {**live["metadata"].get("annotations", {}), names.ROTATE: self.clock.text()}
+        self.server.put({**live, "metadata": {**live["metadata"], "annotations": notes}})
 
     def run(self) -> Told:
         """Raises Violation."""
@@ -142,7 +150,7 @@ class World:
     def missing(self) -> str:
         """What the cluster lacks of what is wanted; nothing at the end."""
         spec = specs.spec(self.wish)
-        target = revision.digest(spec)
+        target = self.judge.target(spec)
         counts = dict.fromkeys((role for role in names.ROLES if role in spec), 0)
         for (role, index, attempt), pods in self.judge.groups().items():
             place = f"{role} group {index}, attempt {attempt}"
@@ -154,17 +162,30 @@ class World:
         for role, count in counts.items():
             if count != (spec[role]["replicas"] if role in spec else 0):
                 return f"{count} groups of {role}"
-        return self._told(ready=all(counts.values()), degraded=False)
+        return self._keys() or self._told(ready=all(counts.values()), degraded=False)
+
+    def _keys(self) -> str:
+        """What is left of keys that no group has any more."""
+        active = self.judge.active()
+        held = {pod.key for pod in self.kubelet.pods.values()}
+        ring = self.server.find("Secret", RING)
+        kept = {name for name in (ring or {"data": ()})["data"] if name != "hmac.key"}
+        if held and kept != {f"{key_id(key)}.key" for key in held}:
+            return f"the ring holds {sorted(kept)}"
+        known = {secret["metadata"]["name"] for secret in self.server.all("Secret")}
+        wanted = {RING, "chat-cache-key", names.control_secret("chat", active)}
+        return f"there are the Secrets {sorted(known)}" if known != wanted else ""
 
     def not_back(self) -> str:
         """What the cluster lacks of a revision that served, when that of the spec is bad."""
-        bad = revision.digest(specs.spec(self.wish))
+        bad = self.judge.target(specs.spec(self.wish))
         stored = {
             obj["metadata"]["name"].removeprefix("chat-"): obj["metadata"].get("annotations") or {}
             for obj in self.server.all("ControllerRevision")
         }
         if names.FAILED not in stored.get(bad, ()):
             good = [own for own in stored if own != bad and names.SERVED in stored[own]]
+            good = [own for own in good if self.judge.startable(own)]
             return f"revision {bad} is not given up" if good else ""
         kinds, roles = set(), set()
         for (role, index, attempt), pods in self.judge.groups().items():
