@@ -33,7 +33,12 @@ WITHOUT = ("-p", "no:schemathesis", "-p", "no:hypothesispytest")
 Part = tuple[str, ...]
 """Files of one process."""
 ROLLOUTS: tuple[Part, ...] = (
-    ("cluster/test_warmup.py", "cluster/test_rollout.py", "cluster/test_pipeline.py"),
+    (
+        "cluster/test_warmup.py",
+        "cluster/test_rollout.py",
+        "cluster/test_rotation.py",
+        "cluster/test_pipeline.py",
+    ),
 )
 """On the instance that is up."""
 OTHERS: tuple[Part, ...] = (
