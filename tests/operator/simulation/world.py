@@ -165,8 +165,17 @@ class World:
         return self._keys() or self._told(ready=all(counts.values()), degraded=False)
 
     def _keys(self) -> str:
-        """What is left of keys that no group has any more."""
+        """What is left of keys that no group has any more, or to do for one that is asked for."""
         active = self.judge.active()
+        asked = [
+            (obj or {"metadata": {}})["metadata"].get("annotations", {}).get(names.ROTATE)
+            for obj in (
+                self.server.find(names.KIND, "chat"),
+                self.server.find("Secret", names.control_secret("chat", active)),
+            )
+        ]
+        if asked[0] and asked[0] != asked[1]:
+            return f"keys are asked for by {asked[0]}, and made by {asked[1]}"
         held = {pod.key for pod in self.kubelet.pods.values()}
         ring = self.server.find("Secret", RING)
         kept = {name for name in (ring or {"data": ()})["data"] if name != "hmac.key"}
