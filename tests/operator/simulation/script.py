@@ -175,12 +175,17 @@ class Script:
         self._world.rotate()
 
     def _delete_secret(self) -> None:
-        """But never the ring while it is all that is left of a key, nor a key with no ring."""
+        """But never the ring while it is all that tells of a key, nor a key while there is none.
+
+        Whoever deletes both, and the operator between its writes, has a key that nobody knows: its
+        groups are replaced all the same, or its Secret stays until the PDServing goes.
+        """
         found = {obj["metadata"]["name"]: obj for obj in self._others("Secret")}
         if RING not in found:
             return
         keys = [name for name in found if name.startswith("chat-control")]
-        if len(keys) < len(found[RING]["data"]) - 1:
+        told = {obj["data"].get("key", "") for obj in self._others("ControllerRevision")}
+        if len(keys) < len(found[RING]["data"]) - 1 or self._world.judge.active() not in told:
             del found[RING]
         self._delete("Secret", found[self._clock.random.choice(sorted(found))])
 
