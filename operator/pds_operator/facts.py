@@ -11,6 +11,7 @@ from pds_operator.observed import (
     Proof,
     Revision,
     RouterView,
+    Waited,
     WarmupPod,
     seconds,
 )
@@ -54,12 +55,15 @@ def pod_facts(obj: Object) -> Pod | None:
         created=seconds(meta.get("creationTimestamp")) or 0.0,
         owner=owner_uid(obj),
         phase=status.get("phase", "Pending"),
+        ended=_ended(obj),
+        disrupted=_disruption(status, conditions),
         deleting=bool(meta.get("deletionTimestamp")),
         lost=status.get("reason") == "NodeLost",
         gang=annotations.get(names.GANG, ""),
         draining=labels.get(names.DRAINING) == "true",
         drain_deadline=seconds(annotations.get(names.DRAIN_DEADLINE)),
         failures=_number(annotations.get(names.FAILURES)),
+        disruptions=_number(annotations.get(names.DISRUPTIONS)),
         scheduled=_true(conditions.get("PodScheduled")),
         unscheduled=unscheduled(conditions.get("PodScheduled")),
         started=bool(engine.get("started")),
@@ -155,7 +159,26 @@ def revision_facts(obj: Object, pds: str) -> Revision:
         created=seconds(meta.get("creationTimestamp")) or 0.0,
         targeted=_moment(annotations.get(names.TARGETED)),
         served=_moment(annotations.get(names.SERVED)),
+        groups=_counts(annotations.get(names.GROUPS)),
+        waited=_waited(annotations.get(names.WAITED)),
     )
+
+
+def _counts(text: str | None) -> dict[str, int]:
+    """What people may have edited: nothing, where it is not what we write."""
+    try:
+        told = json.loads(text or "{}")
+        return {role: int(told[role]) for role in names.ROLES if role in told}
+    except (ValueError, TypeError):
+        return {}
+
+
+def _waited(text: str | None) -> Waited | None:
+    try:
+        told = json.loads(text or "")
+        return Waited(float(told["since"]), float(told["seconds"]), float(told["at"]))
+    except (ValueError, TypeError, KeyError):
+        return None
 
 
 def waiting(status: Object) -> str:
@@ -182,14 +205,50 @@ def _container(statuses: list[Object] | None, name: str) -> Object:
 
 
 def _failed_container(status: Object) -> Object:
-    everything = (status.get("initContainerStatuses") or []) + (
-        status.get("containerStatuses") or []
+    """What ended with an error: an init container, the engine, or else a sidecar."""
+    everything = status.get("initContainerStatuses") or []
+    everything = everything + sorted(
+        status.get("containerStatuses") or [], key=lambda item: item.get("name") != "engine"
     )
     for item in everything:
         ended = (item.get("state") or {}).get("terminated")
         if ended and ended.get("exitCode"):
             return dict(item)
     return {}
+
+
+def _ended(obj: Object) -> bool:
+    """The engine has ended, or an init container has failed; a pod with sidecars runs on.
+
+    Init containers that are restarted are sidecars, and may fail.
+    """
+    status, spec = obj.get("status") or {}, obj.get("spec") or {}
+    engine = _container(status.get("containerStatuses"), "engine")
+    if (engine.get("state") or {}).get("terminated"):
+        return True
+    sidecars = {
+        item["name"]
+        for item in spec.get("initContainers") or []
+        if item.get("restartPolicy") == "Always"
+    }
+    return any(
+        ((item.get("state") or {}).get("terminated") or {}).get("exitCode")
+        for item in status.get("initContainerStatuses") or []
+        if item.get("name") not in sidecars
+    )
+
+
+def _disruption(status: Object, conditions: Object) -> str:
+    """Why something else than its own containers ended a pod; empty where they did.
+
+    A reason of the whole pod is the kubelet's: Evicted, OutOfcpu, UnexpectedAdmissionError, a
+    node's shutdown. Only its own deadline is the pod's. DisruptionTarget: KEP-3329.
+    """
+    target = conditions.get("DisruptionTarget")
+    if target is not None and _true(target):
+        return str(target.get("reason") or "DisruptionTarget")
+    reason = str(status.get("reason") or "")
+    return "" if status.get("phase") != "Failed" or reason == "DeadlineExceeded" else reason
 
 
 def _told(ended: Object) -> str:

@@ -35,6 +35,10 @@ class Pod:
     created: float
     owner: str = ""
     phase: str = "Pending"
+    ended: bool = False
+    """The engine has ended, or an init container has failed, whatever sidecars live on."""
+    disrupted: str = ""
+    """What node, kubelet or scheduler ended it for: no fault of its own."""
     deleting: bool = False
     lost: bool = False
     """Its node does not answer."""
@@ -43,6 +47,8 @@ class Pod:
     draining: bool = False
     drain_deadline: float | None = None
     failures: int = 0
+    disruptions: int = 0
+    """Attempts in a row before this one that ended by a disruption."""
     scheduled: bool = False
     unscheduled: str = ""
     """What the scheduler says."""
@@ -63,7 +69,7 @@ class Pod:
     @property
     def failed(self) -> bool:
         """It will never run again."""
-        return self.phase in ("Failed", "Succeeded")
+        return self.ended or self.phase in ("Failed", "Succeeded")
 
     @property
     def leader(self) -> bool:
@@ -123,6 +129,17 @@ class RouterView:
 
 
 @dataclass(frozen=True, slots=True)
+class Waited:
+    """What a rollout has used up of its progress deadline."""
+
+    since: float
+    """The progress that it counts from, in Unix seconds."""
+    seconds: float
+    at: float
+    """When that was written down."""
+
+
+@dataclass(frozen=True, slots=True)
 class Revision:
     """A stored revision: `data` is what `build.render` made, never rendered again."""
 
@@ -135,6 +152,9 @@ class Revision:
     targeted: float | None = None
     served: float | None = None
     """When it last stood whole."""
+    groups: Mapping[str, int] = field(default_factory=dict)
+    """Groups of each role when it did; empty where nobody noted them."""
+    waited: Waited | None = None
 
     @property
     def since(self) -> float:

@@ -135,7 +135,7 @@ def test_a_group_scheduled_in_part_for_too_long_is_deleted_whole_and_held_back()
     world.now = NOW + 60
     decided = plan(world.observed(), desired(world.raw), world.now)
     told = [str(action) for action in decided.actions]
-    assert told[-5:] == [
+    assert [text for text in told if "waited" not in text][-5:] == [
         "drain chat-p-0-0-0",
         "drain chat-p-0-0-1",
         "delete pod chat-p-0-0-0",
