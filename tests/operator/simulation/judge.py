@@ -5,8 +5,10 @@ from collections.abc import Iterable
 from typing import Any
 
 from pds_operator import names, revision
+from pds_operator.build.owner import Owner
 from pds_operator.facts import owner_uid
 from pds_operator.observed import seconds
+from pds_operator.ownership import sort
 from pds_operator.rollout import Limits
 from simulation.clock import Clock
 from simulation.kubelet import Kubelet, Running, gate
@@ -242,8 +244,9 @@ class Judge:
     def _failed(self, operator: Operator) -> set[str]:
         if operator.reconciler is None:
             return set()
-        known = operator.reconciler.store.owned(KEY).revisions("chat")
-        return {own for own, stored in known.items() if stored.failed}
+        known = operator.reconciler.store.owned(KEY).objects.items()
+        mine = sort(Owner("chat", KEY[0], self._uid), objects={p: obj for p, (obj, _) in known})
+        return {own for own, stored in mine.revisions("chat").items() if stored.failed}
 
     def _hopeless(self, pods: list[Object], labels: Object) -> bool:
         """Of another revision, and it never served: deleted at once, so the surge spares it."""
