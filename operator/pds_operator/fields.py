@@ -27,22 +27,43 @@ def slim(entries: list[Object]) -> list[Object]:
     ]
 
 
-def moved(entries: list[Object]) -> list[Object]:
+def yielded(wanted: Object) -> tuple[str, ...]:
+    """A field that `wanted` leaves to others, and that an apply must not set back to its default.
+
+    Replicas that are taken out of a spec stay as they are, for whoever scales from then on.
+    """
+    left_out = wanted["kind"] == "Deployment" and "replicas" not in wanted["spec"]
+    return ("f:spec", "f:replicas") if left_out else ()
+
+
+def owns(obj: Object, path: tuple[str, ...]) -> bool:
+    """Whether an entry of ours has the field at `path`."""
+    return bool(path) and any(
+        _has(entry["fieldsV1"], path)
+        for entry in obj["metadata"].get("managedFields") or []
+        if _ours(entry, "Update") or _ours(entry, "Apply")
+    )
+
+
+def moved(entries: list[Object], without: tuple[str, ...] = ()) -> list[Object]:
     """`entries` with ours of operation Update moved into the one of operation Apply.
+
+    The field at `without` becomes nobody's.
 
     Of several API versions the one that was applied counts, else the newest: fields of another
     cannot be told to be the same.
     """
     updates = [entry for entry in entries if _ours(entry, "Update")]
     applies = [entry for entry in entries if _ours(entry, "Apply")]
-    if not updates:
+    if not (updates or applies):
         return entries
     into = (applies or updates)[0]
     for entry in updates:
         if entry is not into and entry.get("apiVersion") == into.get("apiVersion"):
             into = {**into, "fieldsV1": _union(into["fieldsV1"], entry["fieldsV1"])}
     others = [entry for entry in entries if entry not in updates and entry not in applies]
-    return [*others, {**into, "operation": "Apply"}]
+    left = _less(into["fieldsV1"], without) if without else into["fieldsV1"]
+    return [*others, {**into, "operation": "Apply", "fieldsV1": left}]
 
 
 def others(obj: Object) -> list[str]:
@@ -66,3 +87,16 @@ def _union(one: Object, other: Object) -> Object:
     for step, below in other.items():
         result[step] = _union(result.get(step, {}), below)
     return result
+
+
+def _has(trie: Object, path: tuple[str, ...]) -> bool:
+    return not path or (path[0] in trie and _has(trie[path[0]], path[1:]))
+
+
+def _less(trie: Object, path: tuple[str, ...]) -> Object:
+    """`trie` without what is at `path`."""
+    first, rest = path[0], path[1:]
+    kept = {step: below for step, below in trie.items() if step != first}
+    if rest and first in trie and (below := _less(trie[first], rest)):
+        kept[first] = below
+    return kept

@@ -47,7 +47,7 @@ class Writer:
             ) from error
         else:
             if diff.changes(obj):
-                made = await self._move({**made, "kind": kind}, anew=True)
+                made = await self._move(obj, {**made, "kind": kind}, anew=True)
             self.seen(made, kind)
             return
         live = await self._api.get(api.kind_of(obj), meta["namespace"], meta["name"])
@@ -99,6 +99,10 @@ class Writer:
             FieldContested: the object is not as it was applied: somebody changes it at once.
         """
         kind, meta = obj["kind"], obj["metadata"]
+        if fields.yielded(obj):
+            live = await self._api.get(kind, meta["namespace"], meta["name"])
+            if live["metadata"]["uid"] == uid:
+                await self._move(obj, {**live, "kind": kind})
         live = await self._api.apply({**obj, "metadata": {**meta, "uid": uid}})
         live["kind"] = kind
         more = diff.excess(obj, live)
@@ -119,24 +123,24 @@ class Writer:
         live = await self._api.get(kind, meta["namespace"], meta["name"])
         if live["metadata"]["uid"] != uid:
             raise errors.Conflict(409, "Conflict", f"{kind} {meta['name']} has another uid")
-        await self._move({**live, "kind": kind})
+        await self._move(obj, {**live, "kind": kind})
         await self.apply(obj, uid)
 
-    async def _move(self, live: Object, *, anew: bool = False) -> Object:
+    async def _move(self, wanted: Object, live: Object, *, anew: bool = False) -> Object:
         """Move our entry of managedFields from Update to Apply; the object as it is then.
 
         What stood before goes without its digest, so that a crash before the apply that follows
         makes the next round apply. Of a new object all is wanted: where others write beside us
         the next round moves it.
         """
-        kind, meta = live["kind"], live["metadata"]
+        kind, meta, left = live["kind"], live["metadata"], fields.yielded(wanted)
         for tried in range(1, TRIES + 1):
-            if not fields.unmoved(live):
+            if not (fields.unmoved(live) or fields.owns(live, left)):
                 return live
             patch: Object = {
                 "uid": live["metadata"]["uid"],
                 "resourceVersion": live["metadata"]["resourceVersion"],
-                "managedFields": fields.moved(live["metadata"]["managedFields"]),
+                "managedFields": fields.moved(live["metadata"]["managedFields"], left),
             }
             if not anew:
                 patch["annotations"] = {names.APPLIED: None}

@@ -154,6 +154,22 @@ async def test_replicas_that_others_rule_stay_theirs():
     assert bench.api.one("Deployment", "chat-router")["spec"]["replicas"] == 5
 
 
+@pytest.mark.parametrize("before", [False, True], ids=["made now", "made by the release before"])
+async def test_replicas_that_are_taken_out_of_the_spec_stay_as_they_are(before):
+    """Whoever is to scale from now on has not begun yet."""
+    bench = await settled({"replicas": 3})
+    if before:
+        bench.api.put(posted(copy.deepcopy(bench.api.one("Deployment", "chat-router"))))
+    bench.ask(router={})
+    await bench.settle()
+    deployment = bench.api.one("Deployment", "chat-router")
+    assert deployment["spec"]["replicas"] == 3
+    assert not fields.owns(deployment, ("f:spec", "f:replicas"))
+    bench.ask(router={"replicas": 2})
+    await bench.settle()
+    assert bench.api.one("Deployment", "chat-router")["spec"]["replicas"] == 2
+
+
 async def test_labels_and_annotations_of_others_stay():
     bench = await settled()
     template = {"metadata": {"annotations": {"kubectl.kubernetes.io/restartedAt": "now"}}}
