@@ -1,9 +1,10 @@
 """Facts, read from objects and from what pods answer. Pure."""
 
 import json
+import re
 from typing import Any
 
-from pds_operator import names
+from pds_operator import names, revision
 from pds_operator.observed import (
     NO_PROOF,
     EngineState,
@@ -50,8 +51,12 @@ def place_labels(obj: Object, pds: str) -> dict[str, str] | None:
     }
     for volume in (obj.get("spec") or {}).get("volumes") or []:
         mounted = str((volume.get("configMap") or {}).get("name", ""))
-        if volume.get("name") == "config" and mounted.startswith(f"{pds}-"):
-            found[names.REVISION] = mounted.removeprefix(f"{pds}-")
+        digest = mounted.removeprefix(f"{pds}-")
+        # A podTemplate may mount another there.
+        if volume.get("name") == "config" and re.fullmatch(
+            f"[0-9a-f]{{{revision.LENGTH}}}", digest
+        ):
+            found[names.REVISION] = digest
     return found
 
 

@@ -209,6 +209,19 @@ def test_a_pod_is_told_by_its_name_whatever_its_labels_say():
     assert changed == [KEY, KEY]
 
 
+@pytest.mark.parametrize(
+    ("mounted", "revision", "right"),
+    [("chat-0123456789", "0123456789", False), ("chat-mine", "r", True), ("mine", "r", True)],
+)
+def test_the_configuration_that_a_pod_mounts_tells_its_revision(mounted, revision, right):
+    """Where a podTemplate mounts another, the label does."""
+    store, obj = Store(lambda key: None), pod(10)
+    obj["spec"] = {"volumes": [{"name": "config", "configMap": {"name": mounted}}]}
+    store.put(obj)
+    [(facts, _)] = store.owned(KEY).pods.values()
+    assert (facts.revision, not facts.wrong) == (revision, right)
+
+
 def test_of_endpoints_only_those_of_the_endpoints_service_are_kept():
     store = Store(lambda key: None)
     for name, ready in (("chat", True), ("chat-ranks", True)):
