@@ -58,6 +58,7 @@ RESOURCES: Mapping[str, Resource] = {
     "ControllerRevision": Resource("/apis/apps/v1", "controllerrevisions"),
     "PodDisruptionBudget": Resource("/apis/policy/v1", "poddisruptionbudgets"),
     "NetworkPolicy": Resource("/apis/networking.k8s.io/v1", "networkpolicies"),
+    "EndpointSlice": Resource("/apis/discovery.k8s.io/v1", "endpointslices"),
     "Job": Resource("/apis/batch/v1", "jobs"),
     "RoleBinding": Resource("/apis/rbac.authorization.k8s.io/v1", "rolebindings"),
     "Lease": Resource("/apis/coordination.k8s.io/v1", "leases"),

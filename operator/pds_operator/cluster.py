@@ -11,10 +11,10 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from pds_operator import errors, names
+from pds_operator import errors, fields, names
 from pds_operator.api import TRANSIENT, Api
-from pds_operator.facts import pod_facts, revision_facts, unscheduled, waiting, warmup_facts
-from pds_operator.observed import Pod, Revision, WarmupPod
+from pds_operator.facts import pod_facts, router_facts, slice_facts, warmup_facts
+from pds_operator.observed import Pod, RouterPod, WarmupPod
 
 Object = dict[str, Any]
 Key = tuple[str, str]
@@ -25,6 +25,7 @@ log = logging.getLogger("pds_operator.cluster")
 FOLLOWED = (
     "Pod",
     "Service",
+    "EndpointSlice",  # of the endpoint: it has the labels of its Service
     "ConfigMap",
     "ServiceAccount",
     "RoleBinding",
@@ -38,19 +39,6 @@ FOLLOWED = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class RouterPod:
-    """A router's pod."""
-
-    name: str
-    ip: str
-    ready: bool
-    waits: str = ""
-    """Why a container of it cannot start."""
-    unscheduled: str = ""
-    """What the scheduler says."""
-
-
 @dataclass(slots=True)
 class Owned:
     """What one PDServing has, by name; the second of each pair is the resourceVersion."""
@@ -59,15 +47,6 @@ class Owned:
     routers: dict[str, tuple[RouterPod, int]] = field(default_factory=dict)
     warmups: dict[str, tuple[WarmupPod, int]] = field(default_factory=dict)
     objects: dict[tuple[str, str], tuple[Object, int]] = field(default_factory=dict)
-
-    def revisions(self, pds: str) -> dict[str, Revision]:
-        """The stored revisions, by digest."""
-        found = (
-            revision_facts(obj, pds)
-            for (kind, _), (obj, _) in self.objects.items()
-            if kind == "ControllerRevision"
-        )
-        return {item.digest: item for item in found}
 
 
 class Store:
@@ -112,6 +91,9 @@ class Store:
         key = _key(obj)
         if key is None:
             return
+        service = obj["metadata"]["labels"].get(names.SERVICE_NAME, key[1])
+        if obj["kind"] == "EndpointSlice" and service != key[1]:
+            return  # of the ranks' Service, which nobody asks
         owned, name, version = self._owned[key], obj["metadata"]["name"], _version(obj)
         if obj["kind"] != "Pod":
             news = _put(owned.objects, (obj["kind"], name), _slim(obj), version)
@@ -120,11 +102,11 @@ class Store:
             if facts is not None:
                 news = _put(owned.pods, name, facts, version)
             elif obj["metadata"]["labels"].get(names.ROLE) == "router":
-                news = _put(owned.routers, name, _router_pod(obj), version)
+                news = _put(owned.routers, name, router_facts(obj), version)
             elif obj["metadata"]["labels"].get(names.ROLE) == "warmup":
                 news = _put(owned.warmups, name, warmup_facts(obj), version)
-            else:  # somebody took away what told which pod it is
-                news = owned.pods.pop(name, None) is not None
+            else:  # nothing of ours, whatever its labels say
+                news = False
         if news:
             self._changed(key)
 
@@ -250,18 +232,9 @@ def _version(obj: Object) -> int:
 
 
 def _slim(obj: Object) -> Object:
-    obj["metadata"].pop("managedFields", None)
+    if obj.get("kind") == "EndpointSlice":
+        return slice_facts(obj)
+    entries = obj["metadata"].pop("managedFields", None)
+    if kept := fields.slim(entries or []):
+        obj["metadata"]["managedFields"] = kept
     return obj
-
-
-def _router_pod(obj: Object) -> RouterPod:
-    status = obj.get("status") or {}
-    conditions = {item["type"]: item for item in status.get("conditions") or []}
-    ready = (conditions.get("Ready") or {}).get("status") == "True"
-    return RouterPod(
-        name=obj["metadata"]["name"],
-        ip=status.get("podIP", ""),
-        ready=ready and not obj["metadata"].get("deletionTimestamp"),
-        waits=waiting(status),
-        unscheduled=unscheduled(conditions.get("PodScheduled")),
-    )

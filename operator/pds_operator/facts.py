@@ -1,15 +1,17 @@
 """Facts, read from objects and from what pods answer. Pure."""
 
 import json
+import re
 from typing import Any
 
-from pds_operator import names
+from pds_operator import names, revision
 from pds_operator.observed import (
     NO_PROOF,
     EngineState,
     Pod,
     Proof,
     Revision,
+    RouterPod,
     RouterView,
     Waited,
     WarmupPod,
@@ -21,23 +23,55 @@ Object = dict[str, Any]
 
 def owner_uid(obj: Object) -> str:
     """The uid of the controller that owns `obj`; empty when it has none."""
+    return controller(obj)[1]
+
+
+def controller(obj: Object) -> tuple[str, str]:
+    """(what, uid) of the controller that owns `obj`, as ("PDServing.pdserving.io/chat", uid)."""
     for reference in obj["metadata"].get("ownerReferences") or []:
         if reference.get("controller"):
-            return str(reference["uid"])
-    return ""
+            group = str(reference.get("apiVersion", "")).rpartition("/")[0]
+            what = f"{reference.get('kind')}.{group}/{reference.get('name')}"
+            return what, str(reference["uid"])
+    return "", ""
+
+
+def place_labels(obj: Object, pds: str) -> dict[str, str] | None:
+    """The labels that say which engine pod `obj` is; None when it is none.
+
+    Its name tells the place, and the ConfigMap that it mounts the revision: neither can be changed.
+    """
+    place = names.pod_place(pds, obj["metadata"]["name"])
+    if place is None:
+        return None
+    role, group, attempt, rank_pod = place
+    found = names.common_labels(pds, role) | {
+        names.GROUP_INDEX: str(group),
+        names.ATTEMPT: str(attempt),
+        names.RANK_POD: str(rank_pod),
+    }
+    for volume in (obj.get("spec") or {}).get("volumes") or []:
+        mounted = str((volume.get("configMap") or {}).get("name", ""))
+        digest = mounted.removeprefix(f"{pds}-")
+        # A podTemplate may mount another there.
+        if volume.get("name") == "config" and re.fullmatch(
+            f"[0-9a-f]{{{revision.LENGTH}}}", digest
+        ):
+            found[names.REVISION] = digest
+    return found
 
 
 def pod_facts(obj: Object) -> Pod | None:
-    """The facts of an engine pod; None when it is not one (a router's, or labels are broken)."""
+    """The facts of an engine pod; None when it is not one (a router's, a warm-up's)."""
     meta, status = obj["metadata"], obj.get("status") or {}
     labels = meta.get("labels") or {}
-    role = labels.get(names.ROLE, "")
-    try:
-        place = [int(labels[key]) for key in (names.GROUP_INDEX, names.ATTEMPT, names.RANK_POD)]
-    except (KeyError, ValueError):
+    pds = labels.get(names.NAME, "")
+    place, right = names.pod_place(pds, meta["name"]), place_labels(obj, pds)
+    if place is None or right is None:
         return None
-    if role not in names.ROLES:
-        return None
+    role, group, attempt, rank_pod = place
+    wrong = any(labels.get(key) != right[key] for key in right if key.startswith(names.GROUP))
+    what, uid = controller(obj)
     annotations = meta.get("annotations") or {}
     conditions = {item["type"]: item for item in status.get("conditions") or []}
     engine = _container(status.get("containerStatuses"), "engine")
@@ -48,12 +82,15 @@ def pod_facts(obj: Object) -> Pod | None:
         name=meta["name"],
         uid=meta["uid"],
         role=role,
-        group=place[0],
-        attempt=place[1],
-        rank_pod=place[2],
-        revision=labels.get(names.REVISION, ""),
+        group=group,
+        attempt=attempt,
+        rank_pod=rank_pod,
+        revision=right.get(names.REVISION) or labels.get(names.REVISION, ""),
         created=seconds(meta.get("creationTimestamp")) or 0.0,
-        owner=owner_uid(obj),
+        owner=uid,
+        owned_by=what,
+        managed=labels.get(names.MANAGED_BY) == names.MANAGER,
+        wrong=tuple(right.items()) if wrong else (),
         phase=status.get("phase", "Pending"),
         ended=_ended(obj),
         disrupted=_disruption(status, conditions),
@@ -94,11 +131,45 @@ def warmup_facts(obj: Object) -> WarmupPod:
     return WarmupPod(
         name=meta["name"],
         revision=(meta.get("labels") or {}).get(names.REVISION, ""),
+        owner=owner_uid(obj),
         scheduled=_true(conditions.get("PodScheduled")),
         unscheduled=unscheduled(conditions.get("PodScheduled")),
         waits="" if error else waiting(status),
         error=error,
     )
+
+
+def router_facts(obj: Object) -> RouterPod:
+    """The facts of a router's pod."""
+    meta, status = obj["metadata"], obj.get("status") or {}
+    conditions = {item["type"]: item for item in status.get("conditions") or []}
+    return RouterPod(
+        name=meta["name"],
+        ip=status.get("podIP", ""),
+        ready=_true(conditions.get("Ready")) and not meta.get("deletionTimestamp"),
+        owned_by=controller(obj)[0],
+        waits=waiting(status),
+        unscheduled=unscheduled(conditions.get("PodScheduled")),
+    )
+
+
+def slice_facts(obj: Object) -> Object:
+    """An EndpointSlice as it is kept: the pods that it lists as ready, `ready`, in place of them.
+
+    Ready left out counts as true: so the API says.
+    """
+    meta = obj["metadata"]
+    ready = [
+        str(item["targetRef"].get("name", ""))
+        for item in obj.get("endpoints") or []
+        if (item.get("conditions") or {}).get("ready") is not False and item.get("targetRef")
+    ]
+    keep = ("name", "namespace", "uid", "labels", "ownerReferences")
+    return {
+        "kind": "EndpointSlice",
+        "metadata": {key: meta[key] for key in keep if key in meta},
+        "ready": sorted(ready),
+    }
 
 
 def proof(container: Object) -> Proof | None:

@@ -34,6 +34,13 @@ class Pod:
     revision: str
     created: float
     owner: str = ""
+    """The uid of its controller."""
+    owned_by: str = ""
+    """What that is, as `PDServing.pdserving.io/chat`."""
+    managed: bool = True
+    """Its labels say that we made it."""
+    wrong: tuple[tuple[str, str], ...] = ()
+    """Its labels as name and volumes tell them, where they say something else."""
     phase: str = "Pending"
     ended: bool = False
     """The engine has ended, or an init container has failed, whatever sidecars live on."""
@@ -83,6 +90,8 @@ class WarmupPod:
 
     name: str
     revision: str
+    owner: str = ""
+    """The uid of its Job."""
     scheduled: bool = False
     unscheduled: str = ""
     """What the scheduler says."""
@@ -90,6 +99,21 @@ class WarmupPod:
     """Why a container of it cannot start."""
     error: str = ""
     """Why a container of it failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class RouterPod:
+    """A router's pod."""
+
+    name: str
+    ip: str
+    ready: bool
+    owned_by: str = ""
+    """Its controller, as `ReplicaSet.apps/chat-router-5d4f`."""
+    waits: str = ""
+    """Why a container of it cannot start."""
+    unscheduled: str = ""
+    """What the scheduler says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,12 +198,18 @@ class Failure:
 
 @dataclass(frozen=True)
 class Observed:
-    """Everything a round is decided on."""
+    """Everything a round is decided on: what is ours, but for `orphans` and `others`."""
 
     pods: tuple[Pod, ...] = ()
     revisions: Mapping[str, Revision] = field(default_factory=dict)
     objects: Mapping[tuple[str, str], Object] = field(default_factory=dict)
     """Owned objects of other kinds, by (kind, name)."""
+    orphans: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    """What carries our labels and has no controller: uids by (kind, name)."""
+    others: Mapping[tuple[str, str], Any] = field(default_factory=dict)
+    """What carries our name and is not ours: `ownership.Whose` by (kind, name)."""
+    endpoints: int = 0
+    """Ready routers that the endpoint's Service lists."""
     states: Mapping[str, EngineState] = field(default_factory=dict)
     """By leader pod; only those that answered."""
     routers: tuple[RouterView, ...] = ()

@@ -8,7 +8,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import count, islice
 
-from pds_operator import compiling, counting, lifecycle, names, objects, rollout, scaling
+from pds_operator import (
+    compiling,
+    counting,
+    lifecycle,
+    names,
+    objects,
+    ownership,
+    rollout,
+    scaling,
+)
 from pds_operator import progress as progresses
 from pds_operator import target as targets
 from pds_operator.actions import Action, Problem, Round
@@ -154,7 +163,7 @@ def _rejected(asked: Desired, target: Target, rejected: Revision) -> Problem:
 
 
 def _fleet(observed: Observed, desired: Desired) -> list[Group]:
-    """Our groups. A pod that carries our labels but not our owner is nobody's business of ours."""
+    """Our groups."""
 
     def size(digest: str, role: str) -> int:
         stored = observed.revisions.get(digest)
@@ -162,7 +171,7 @@ def _fleet(observed: Observed, desired: Desired) -> list[Group]:
             return 1
         return engine.pods_per_group(stored.data, role)
 
-    return groups((pod for pod in observed.pods if pod.owner == desired.owner.uid), size)
+    return groups(observed.pods, size)
 
 
 def _terms(desired: Desired) -> lifecycle.Terms:
@@ -256,6 +265,7 @@ def _allowed(round_: Round, observed: Observed, now: float) -> tuple[Action, ...
 
     So is what was refused and is tried again now, but not what nobody asks for any more.
     """
+    ownership.yielding(round_, observed, now)
     asked = {item.scope for item in round_.actions}
     for scope, failure in observed.failures.items():
         held = observed.held(scope, now)

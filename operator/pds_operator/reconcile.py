@@ -6,19 +6,21 @@ nothing that a restart would miss, but for how often a refused write was tried.
 
 import asyncio
 import base64
+import dataclasses
 import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from pds_operator import errors, names, spec, status
+from pds_operator import errors, names, ownership, spec, status
 from pds_operator.actions import MakeSecret, Problem, Say
 from pds_operator.api import TRANSIENT, Api
 from pds_operator.build.owner import Owner
-from pds_operator.cluster import Key, Owned, Store
+from pds_operator.cluster import Key, Store
 from pds_operator.execute import Executor, Ledger, Together
 from pds_operator.observed import EngineState, Observed, RouterView
+from pds_operator.ownership import Belongings, Whose
 from pds_operator.plan import Desired, Plan, plan
 from pds_operator.probe import Prober
 from pds_operator.settings import Settings
@@ -45,6 +47,8 @@ def settle(thought: float) -> float:
 class Worker:
     """What is kept for one PDServing."""
 
+    uid: str = ""
+    """Of the PDServing: nothing of a predecessor's is believed."""
     dirty: asyncio.Event = field(default_factory=asyncio.Event)
     since: float | None = None
     """When it became dirty, by the monotonic clock."""
@@ -59,6 +63,14 @@ class Worker:
     probed: float = 0.0
     secret: tuple[bool, bytes, float] = (False, b"", 0.0)
     """(it is there and ours, its HMAC key, when it was read)."""
+    secret_object: Object | None = None
+    """What has the Secret's name, whosesoever it is: kind and metadata."""
+
+    def begin(self, uid: str) -> None:
+        """Serve the PDServing of `uid`, of which nothing is known yet."""
+        new = Worker(uid, self.dirty, self.since)
+        for each in dataclasses.fields(self):
+            setattr(self, each.name, getattr(new, each.name))
 
 
 class Reconciler:
@@ -167,6 +179,8 @@ class Reconciler:
             raise errors.NotLeading("watching only")
         meta = parent["metadata"]
         owner = Owner(meta["name"], meta["namespace"], meta["uid"])
+        if worker.uid != owner.uid:
+            worker.begin(owner.uid)
         generation = int(meta.get("generation") or 0)
         self.rounds += 1
         try:
@@ -178,6 +192,10 @@ class Reconciler:
             return self._settings.resync_seconds
         desired = Desired(owner, generation, parent["spec"], wanted, self._settings)
         observed = await self._observe(key, owner, worker)
+        if observed.orphans:
+            observed, wait = await self._adopt(observed, key, owner, worker)
+            if wait:
+                return wait
         began = time.monotonic()
         decided = plan(observed, desired, self._clock())
         worker.thought = time.monotonic() - began
@@ -200,20 +218,51 @@ class Reconciler:
         waits += [until - now for until in held if until > now]
         return min(waits)
 
-    async def _observe(self, key: Key, owner: Owner, worker: Worker) -> Observed:
+    async def _adopt(
+        self, observed: Observed, key: Key, owner: Owner, worker: Worker
+    ) -> tuple[Observed, float]:
+        """Adopt orphans; (what is observed then, seconds to wait in place of the round).
+
+        A round that took what serves for absent would make it anew: it waits, but not for ever,
+        for what somebody refuses to let us adopt.
+        """
+        adoptions, ledger = ownership.adoptions(observed, self._clock()), worker.ledger
+        await self._executor.carry_out(adoptions, owner, ledger, b"")
+        if adoptions:
+            worker.secret = (False, b"", 0.0)
+        observed = await self._observe(key, owner, worker)
+        wait = ownership.wait(observed, self._clock())
+        return observed, wait
+
+    def _sorted(self, key: Key, owner: Owner, worker: Worker) -> Belongings:
         owned = self.store.owned(key)
+        objects = {place: obj for place, (obj, _) in owned.objects.items()}
+        if worker.secret_object is not None:
+            objects["Secret", names.control_secret(owner.name)] = worker.secret_object
+        return ownership.sort(
+            owner,
+            (pod for pod, _ in owned.pods.values()),
+            (pod for pod, _ in owned.routers.values()),
+            (pod for pod, _ in owned.warmups.values()),
+            objects,
+        )
+
+    async def _observe(self, key: Key, owner: Owner, worker: Worker) -> Observed:
         await self._read_secret(owner, worker)
-        await self._probe(owned, worker)
-        now = self._clock()
-        routers = [router for router, _ in owned.routers.values()]
-        draining = {pod.name for pod, _ in owned.pods.values() if pod.draining}
+        await self._probe(self._sorted(key, owner, worker), worker)
+        mine, now = self._sorted(key, owner, worker), self._clock()
+        routers = mine.routers
+        draining = {pod.name for pod in mine.pods.values() if pod.draining}
         fresh = 2 * self._settings.probe_seconds
-        uids = {name: pod.uid for name, (pod, _) in owned.pods.items()}
+        uids = {name: pod.uid for name, pod in mine.pods.items()}
         same = {name: uid for name, uid in uids.items() if worker.asked.get(name) == uid}
         return Observed(
-            pods=tuple(pod for pod, _ in owned.pods.values()),
-            revisions=owned.revisions(owner.name),
-            objects={place: obj for place, (obj, _) in owned.objects.items()},
+            pods=tuple(mine.pods.values()),
+            revisions=mine.revisions(owner.name),
+            objects=mine.objects,
+            orphans=mine.orphans,
+            others=mine.others,
+            endpoints=mine.endpoints,
             states={
                 name: state
                 for name, (state, at, uid) in worker.states.items()
@@ -226,7 +275,7 @@ class Reconciler:
             routers_unscheduled={
                 item.name: item.unscheduled for item in routers if item.unscheduled
             },
-            warmups=tuple(pod for pod, _ in owned.warmups.values()),
+            warmups=tuple(mine.warmups),
             secret=worker.secret[0],
             failures=dict(worker.ledger.failures),
         )
@@ -239,32 +288,33 @@ class Reconciler:
         try:
             live = await self._api.get("Secret", owner.namespace, names.control_secret(owner.name))
         except errors.Missing:
-            worker.secret = (False, b"", now)
+            worker.secret, worker.secret_object = (False, b"", now), None
             return
-        uids = [item["uid"] for item in live["metadata"].get("ownerReferences") or []]
+        worker.secret_object = {"kind": "Secret", "metadata": live["metadata"]}
+        ours = ownership.whose(live, owner) is Whose.OURS
         text = base64.b64decode((live.get("data") or {}).get("hmac.key", ""))
         try:
-            worker.secret = (owner.uid in uids, bytes.fromhex(text.decode()), now)
+            worker.secret = (ours, bytes.fromhex(text.decode()), now)
         except ValueError:
-            worker.secret = (owner.uid in uids, b"", now)
+            worker.secret = (ours, b"", now)
 
-    async def _probe(self, owned: Owned, worker: Worker) -> None:
+    async def _probe(self, mine: Belongings, worker: Worker) -> None:
         """Ask routers and leaders, unless they were asked just now."""
         now = self._clock()
         if now - worker.probed < 0.8 * self._settings.probe_seconds:
             return
         leaders = [
             (pod.name, pod.ip)
-            for pod, _ in owned.pods.values()
+            for pod in mine.pods.values()
             if pod.leader and pod.started and pod.ip and not pod.failed
         ]
-        routers = [(pod.name, pod.ip) for pod, _ in owned.routers.values() if pod.ready and pod.ip]
-        key, uids = worker.secret[1], {name: pod.uid for name, (pod, _) in owned.pods.items()}
+        routers = [(pod.name, pod.ip) for pod in mine.routers if pod.ready and pod.ip]
+        key, uids = worker.secret[1], {name: pod.uid for name, pod in mine.pods.items()}
         states, views = await self._prober.look(leaders, routers, key)
         worker.probed = self._clock()
         worker.views, worker.asked = views, uids
         worker.states |= {n: (state, worker.probed, uids[n]) for n, state in states.items()}
-        for name in set(worker.states) - set(owned.pods):
+        for name in set(worker.states) - set(mine.pods):
             del worker.states[name]
 
     async def _tell(self, parent: Object, owner: Owner, told: Object, worker: Worker) -> None:

@@ -41,7 +41,7 @@ def status(
     return {
         "observedGeneration": desired.generation,
         "conditions": _conditions(told, previous, desired.generation, now),
-        "currentRevision": _current(desired, plan, previous),
+        "currentRevision": _current(observed, desired, plan),
         "targetRevision": names.revision(desired.owner.name, plan.target),
         "endpoint": router.endpoint(desired.owner, desired.spec),
         **roles,
@@ -115,6 +115,8 @@ def _routers(observed: Observed, desired: Desired) -> Object:
 def _ready(observed: Observed, desired: Desired, plan: Plan, routers: Object) -> Told:
     if not routers["ready"]:
         return "False", "NoRouter", "no router pod is ready"
+    if not observed.endpoints:
+        return "False", "NoEndpoint", _no_endpoint(desired.owner.name)
     if pairs.serves(plan.groups, observed.states):
         return "True", "Routable", f"requests are answered at {_endpoint(desired)}"
     serving = {group.role for group in plan.groups if group.ready}
@@ -122,6 +124,14 @@ def _ready(observed: Observed, desired: Desired, plan: Plan, routers: Object) ->
     if not missing:
         return "False", "NoPair", "no ready prefill and decode group share a KV format"
     return "False", "NoRoutableGroup", f"no routable group of {missing}"
+
+
+def _no_endpoint(service: str) -> str:
+    return (
+        f"the EndpointSlices of Service {service} list no ready router, so that it reaches none; "
+        f"it is put back where somebody changed it: if this lasts, kubectl delete service {service}"
+        ", which is made anew"
+    )
 
 
 def _endpoint(desired: Desired) -> str:
@@ -221,13 +231,19 @@ def _kv_mismatch(observed: Observed, plan: Plan) -> list[Problem]:
     return [Problem("KvFingerprintMismatch", text)] if text else []
 
 
-def _current(desired: Desired, plan: Plan, previous: Mapping[str, Any]) -> str:
-    """The revision that serves: the target once every wanted group of it is ready."""
-    target = names.revision(desired.owner.name, plan.target)
+def _current(observed: Observed, desired: Desired, plan: Plan) -> str:
+    """The revision that serves: the target once every wanted group of it is ready.
+
+    Until then the one that stood whole last, of those that have a ready group if any has.
+    """
     whole = all(role.new_ready >= role.want for role in plan.roles.values())
     if whole and any(role.want for role in plan.roles.values()):
-        return target
-    return str(previous.get("currentRevision") or "")
+        return names.revision(desired.owner.name, plan.target)
+    known = [item for item in observed.revisions.values() if item.served is not None]
+    ready = {group.revision for group in plan.groups if group.ready}
+    serving = [item for item in known if item.digest in ready] or known
+    found = max(serving, key=lambda item: (item.served or 0.0, item.number), default=None)
+    return names.revision(desired.owner.name, found.digest) if found else ""
 
 
 def _conditions(

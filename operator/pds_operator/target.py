@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pds_operator import diff, names, spec
+from pds_operator import names, spec
 from pds_operator import revision as revisions
 from pds_operator.actions import Annotate, Create, Delete, Problem, Recover, Round, Say, TryOut
 from pds_operator.actions import revision_scope as scope_of
@@ -203,6 +203,6 @@ def prune(round_: Round, observed: Observed, desired: Desired, target: Target | 
     for stored in unused[: max(0, len(unused) - limit)]:
         name, scope = names.revision(desired.owner.name, stored.digest), "history"
         live = observed.objects.get(("ConfigMap", name))
-        if live is not None and diff.ours(live, desired.owner.uid):
+        if live is not None:
             round_.actions.append(Delete("ConfigMap", name, live["metadata"]["uid"], scope))
         round_.actions.append(Delete("ControllerRevision", name, stored.uid, scope))

@@ -40,6 +40,7 @@ OTHERS: tuple[Part, ...] = (
     (
         "operator/test_crd_cel.py",
         "operator/test_operator_process.py",
+        "operator/test_owned_fields.py",
         "operator/test_ha.py",
         "operator/test_upgrade.py",
     ),
@@ -53,6 +54,7 @@ OTHERS: tuple[Part, ...] = (
         "cluster/test_migration.py",
     ),
     ("cluster/test_faults.py",),
+    ("cluster/test_recreate.py",),
     ("cluster/test_rollback.py",),
     ("cluster/test_operator_killed.py",),
 )

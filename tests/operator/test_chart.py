@@ -88,11 +88,11 @@ def test_the_operator_reads_the_settings_that_the_chart_renders(tmp_path):
     assert read.image.reference == "ghcr.io/pdserving/pds-engine:0.1.0"
 
 
-def test_secrets_can_be_made_and_read_alone():
+def test_secrets_can_be_made_read_and_adopted_alone():
     rules = find(template(), "ClusterRole", "pds-pdserving")["rules"]
     for rule in rules:
         if "secrets" in rule["resources"]:
-            assert rule["verbs"] == ["get", "create"]
+            assert rule["verbs"] == ["get", "create", "patch"]
         assert "*" not in rule["verbs"] + rule["resources"]
 
 

@@ -194,15 +194,48 @@ def test_what_tells_nothing_new_is_no_reason_to_look():
     assert changed == [KEY, KEY, KEY]
 
 
-def test_a_pod_that_does_not_say_any_more_which_it_is_is_forgotten():
+def test_a_pod_is_told_by_its_name_whatever_its_labels_say():
     changed: list = []
     store = Store(changed.append)
     store.put(pod(10))
-    stripped = pod(11)
-    del stripped["metadata"]["labels"]["pdserving.io/rank-pod"]
-    store.put(stripped)
-    assert not store.owned(KEY).pods
+    moved = pod(11)
+    del moved["metadata"]["labels"]["pdserving.io/rank-pod"]
+    moved["metadata"]["labels"]["pdserving.io/group"] = "7"
+    store.put(moved)
+    [(facts, _)] = store.owned(KEY).pods.values()
+    assert (facts.role, facts.group, facts.attempt, facts.rank_pod) == ("prefill", 0, 0, 0)
+    right = dict(facts.wrong)
+    assert {right["pdserving.io/rank-pod"], right["pdserving.io/group"]} == {"0"}
     assert changed == [KEY, KEY]
+
+
+@pytest.mark.parametrize(
+    ("mounted", "revision", "right"),
+    [("chat-0123456789", "0123456789", False), ("chat-mine", "r", True), ("mine", "r", True)],
+)
+def test_the_configuration_that_a_pod_mounts_tells_its_revision(mounted, revision, right):
+    """Where a podTemplate mounts another, the label does."""
+    store, obj = Store(lambda key: None), pod(10)
+    obj["spec"] = {"volumes": [{"name": "config", "configMap": {"name": mounted}}]}
+    store.put(obj)
+    [(facts, _)] = store.owned(KEY).pods.values()
+    assert (facts.revision, not facts.wrong) == (revision, right)
+
+
+def test_of_endpoints_only_those_of_the_endpoints_service_are_kept():
+    store = Store(lambda key: None)
+    for name, ready in (("chat", True), ("chat-ranks", True)):
+        obj = {**service(f"{name}-1", 10), "kind": "EndpointSlice"}
+        obj["metadata"]["labels"]["kubernetes.io/service-name"] = name
+        obj["endpoints"] = [
+            {"conditions": {"ready": ready}, "targetRef": {"kind": "Pod", "name": "r1"}},
+            {"conditions": {"ready": False}, "targetRef": {"kind": "Pod", "name": "r2"}},
+            {"conditions": {}, "targetRef": {"kind": "Pod", "name": "r3"}},
+        ]
+        store.put(obj)
+    [(obj, _)] = store.owned(KEY).objects.values()
+    assert obj["metadata"]["name"] == "chat-1"
+    assert obj["ready"] == ["r1", "r3"]
 
 
 def parent(version: int, generation: int, **status: object) -> dict:

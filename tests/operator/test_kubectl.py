@@ -158,6 +158,7 @@ def pod(name, revision, labels=()):
             "name": name,
             "uid": name,
             "labels": {
+                "pdserving.io/name": "chat",
                 "pdserving.io/role": role,
                 "pdserving.io/group": group,
                 "pdserving.io/attempt": attempt,

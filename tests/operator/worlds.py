@@ -4,7 +4,7 @@ import copy
 import dataclasses
 from typing import Any
 
-from pds_operator import names, revision, spec
+from pds_operator import names, ownership, revision, spec
 from pds_operator.actions import (
     Annotate,
     Create,
@@ -99,10 +99,16 @@ class World:
                 and all((role, pod.revision) in whole for role in pair(pod))
             )
 
+        mine = ownership.sort(
+            OWNER, self.pods.values(), objects=copy.deepcopy(self.objects), warmups=()
+        )
         return Observed(
-            pods=tuple(self.pods.values()),
+            pods=tuple(mine.pods.values()),
             revisions=dict(self.revisions),
-            objects=copy.deepcopy(self.objects),
+            objects=mine.objects,
+            orphans=mine.orphans,
+            others=mine.others,
+            endpoints=1,
             states={
                 pod.name: EngineState(
                     in_flight=self.busy.get(pod.name, 0),
@@ -114,7 +120,7 @@ class World:
             routers=(
                 RouterView("r", {pod.name: routable(pod) for pod in leaders}, dict(self.counts)),
             ),
-            routers_ready=self.routers_ready,
+            routers_ready=self.routers_ready * (("Deployment", "chat-router") in self.objects),
             routers_waiting=self.routers_waiting,
             routers_unscheduled=self.routers_unscheduled,
             warmups=self.warmups,

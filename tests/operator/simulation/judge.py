@@ -5,8 +5,10 @@ from collections.abc import Iterable
 from typing import Any
 
 from pds_operator import names, revision
+from pds_operator.build.owner import Owner
 from pds_operator.facts import owner_uid
 from pds_operator.observed import seconds
+from pds_operator.ownership import sort
 from pds_operator.rollout import Limits
 from simulation.clock import Clock
 from simulation.kubelet import Kubelet, Running, gate
@@ -51,8 +53,15 @@ class Judge:
         self._served = False
         self._groups: tuple[int, dict[tuple[str, int, int], list[Object]]] = (-1, {})
         self._specs: dict[str, Object] = {}
+        self._parents: dict[str, str] = {}
+        """By operator, the uid of the PDServing that its round is for."""
         self._serving: dict[str, set[str]] = {}
         """By operator, the revisions that serve when its round for a held spec begins."""
+
+    def succeeded(self, uid: str) -> None:
+        """Another PDServing of the same name is there."""
+        self._uid = uid
+        self._groups = (-1, {})
 
     # Facts --------------------------------------------------------------------------------
 
@@ -153,6 +162,7 @@ class Judge:
         reconciler = operator.reconciler
         parent = reconciler.store.parent(KEY) if reconciler else None
         self._specs[operator.name] = parent["spec"] if parent else {}
+        self._parents[operator.name] = parent["metadata"]["uid"] if parent else ""
         self._blind[operator.name] = self._clock.now, self._unheard(operator)
         if parent is not None and _held(parent["spec"]):
             self._serving[operator.name] = self._serving_now()
@@ -177,7 +187,9 @@ class Judge:
         self.writes += 1
         self._may_write(operator)
         if live is not None:
-            mine = live["kind"] == names.KIND or owner_uid(live) == self._uid
+            owner = owner_uid(live)
+            mine = live["kind"] == names.KIND or owner == self._parents[by]
+            mine = mine or (not owner and "ownerReferences" in wanted["metadata"])
             self._hold(mine, f"{verb} of {kind} {name}, which is not ours")
         if kind == "Pod":
             self._pod_write(operator, verb, wanted, live)
@@ -242,8 +254,9 @@ class Judge:
     def _failed(self, operator: Operator) -> set[str]:
         if operator.reconciler is None:
             return set()
-        known = operator.reconciler.store.owned(KEY).revisions("chat")
-        return {own for own, stored in known.items() if stored.failed}
+        known = operator.reconciler.store.owned(KEY).objects.items()
+        mine = sort(Owner("chat", KEY[0], self._uid), objects={p: obj for p, (obj, _) in known})
+        return {own for own, stored in mine.revisions("chat").items() if stored.failed}
 
     def _hopeless(self, pods: list[Object], labels: Object) -> bool:
         """Of another revision, and it never served: deleted at once, so the surge spares it."""

@@ -20,6 +20,7 @@ from simulation.serving import Serving
 
 Object = dict[str, Any]
 KEY = (NAMESPACE, "chat")
+UNFOLLOWED = ("Secret", "Lease")
 
 
 class Pause:
@@ -93,26 +94,26 @@ class Client:
 
     async def get(self, kind: str, namespace: str, name: str) -> Object:
         live: Object = await self._call(lambda: self._server.get(kind, name), write=False)
-        return {**live, "spec": {**live["spec"]}} if kind == "Lease" else live
+        return {**_own(live), "spec": {**live["spec"]}} if kind == "Lease" else _own(live)
 
     async def create(self, obj: Object, *, dry_run: bool = False) -> Object:
         if dry_run:
             return obj
         made: Object = await self._call(lambda: self._server.create(self._name, obj))
-        return made
+        return _own(made)
 
     async def apply(self, obj: Object) -> Object:
         kind, name = obj["kind"], obj["metadata"]["name"]
         made: Object = await self._call(
             lambda: self._server.patch(self._name, kind, name, obj, "apply")
         )
-        return made
+        return _own(made)
 
     async def merge(
         self, kind: str, namespace: str, name: str, patch: Object, subresource: str = ""
     ) -> Object:
         made: Object = await self._call(lambda: self._server.patch(self._name, kind, name, patch))
-        return made
+        return _own(made)
 
     async def strategic(
         self, kind: str, namespace: str, name: str, patch: Object, subresource: str
@@ -199,7 +200,8 @@ class Operator:
         )
         self._heard, self._listed_at, self._due = {}, {}, None
         for obj in self._server.objects.values():
-            self._hear(self.life, "PUT", obj)
+            if obj["kind"] not in UNFOLLOWED:
+                self._hear(self.life, "PUT", obj)
         clock.note(f"{self.name} starts")
         self._renew(self.life)
         self.soon()
@@ -216,7 +218,7 @@ class Operator:
     # Watches ------------------------------------------------------------------------------
 
     def _watched(self, what: str, obj: Object) -> None:
-        if self.reconciler is None or obj["kind"] in ("Secret", "Lease"):
+        if self.reconciler is None or obj["kind"] in UNFOLLOWED:
             return
         clock, kind = self._clock, obj["kind"]
         lag = self._trouble.lag
@@ -231,11 +233,16 @@ class Operator:
             return
         store = self.reconciler.store
         if obj["kind"] == "PDServing":
-            store.put_parent(obj)
+            parent = store.parent(KEY)
+            uid = obj["metadata"]["uid"]
+            if what != "GONE":
+                store.put_parent(_own(obj))
+            elif parent is not None and parent["metadata"]["uid"] == uid:
+                store.drop_parent(KEY)
         elif what == "GONE":
             store.drop(obj)
         elif obj["metadata"].get("labels"):
-            store.put(obj)
+            store.put(_own(obj))
         self._look()
 
     def gap(self, kind: str, seconds: float) -> None:
@@ -255,7 +262,8 @@ class Operator:
 
     def _listed(self, life: int, kind: str, items: list[Object]) -> None:
         if self.reconciler is not None and life == self.life:
-            self.reconciler.store.replace(kind, NAMESPACE, [i for i in items if _labelled(i)])
+            mine = [_own(item) for item in items if _labelled(item)]
+            self.reconciler.store.replace(kind, NAMESPACE, mine)
             self._look()
 
     # The lease ----------------------------------------------------------------------------
@@ -342,6 +350,16 @@ class Operator:
             self._round = None
             again = self.reconciler is not None and self._dirty(self.reconciler)
             self.soon(SETTLE_SECONDS if again else done.value)
+
+
+def _own(obj: Object) -> Object:
+    """As it comes over the wire: what a reader takes out of its metadata is there for all others.
+
+    Pods and revisions, of which there are many, are read and left as they are.
+    """
+    if obj["kind"] in ("Pod", "ControllerRevision"):
+        return obj
+    return {**obj, "metadata": {**obj["metadata"]}}
 
 
 def _labelled(obj: Object) -> bool:

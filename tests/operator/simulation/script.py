@@ -8,6 +8,7 @@ from pds_operator import names, revision
 from pds_operator.cluster import FOLLOWED
 from simulation import specs
 from simulation.operators import Operator, Trouble
+from simulation.successors import Successors
 
 if TYPE_CHECKING:
     from simulation.world import World
@@ -22,6 +23,7 @@ class Script:
         self._world = world
         self._clock = world.clock
         self._before = world.wish
+        self._successors = Successors(world)
         self.played = 0
 
     def play(self) -> None:
@@ -36,6 +38,9 @@ class Script:
             (2, self._delete_pod),
             (2, self._delete_object),
             (1, self._edit_object),
+            (1, self._add_to_selector),
+            (1, self._successors.begin_anew),
+            (1, self._successors.leave_behind),
             (2, self._hide_pod),
             (1, self._hide_object),
             (2, self._break_watch),
@@ -213,3 +218,11 @@ class Script:
             spec = {**obj["spec"]}
             spec.pop(self._clock.random.choice(sorted(spec)))
             self._world.server.put({**obj, "spec": spec})
+
+    def _add_to_selector(self) -> None:
+        """A foreign key: the Service reaches nothing any more."""
+        live = self._world.server.find("Service", "chat")
+        if live is not None and names.NAME in (live["metadata"].get("labels") or {}):
+            self._clock.note("somebody adds to the selector of Service chat")
+            selector = {**live["spec"].get("selector", {}), "stranger": "yes"}
+            self._world.server.put({**live, "spec": {**live["spec"], "selector": selector}})

@@ -138,9 +138,9 @@ class Serving:
         self._made += 1
         name = f"{live['metadata']['name']}-{self._made}"
         labels = live["spec"]["template"]["metadata"]["labels"]
-        obj = self._server.put(
-            {"kind": "Pod", "metadata": {"name": name, "labels": labels}, "status": {}}
-        )
+        owner = {"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": name, "uid": f"rs-{name}"}
+        meta = {"name": name, "labels": labels, "ownerReferences": [{**owner, "controller": True}]}
+        obj = self._server.put({"kind": "Pod", "metadata": meta, "status": {}})
         uid = obj["metadata"]["uid"]
         router = Router(name, uid, template, f"10.1.0.{self._made}")
         self.routers[uid] = router

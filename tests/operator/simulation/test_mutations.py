@@ -5,8 +5,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from pds_operator import lifecycle, plan, rollout
+from pds_operator import fields, lifecycle, ownership, plan, rollout
 from pds_operator.diff import Verdict
+from pds_operator.ownership import Whose
 from pds_operator.plan import limits
 from simulation import memory
 from simulation.memory import remembering
@@ -68,6 +69,22 @@ MUTATIONS = {
     "everything is applied again in each round": (
         (memory.diff, "verdict", lambda *_: Verdict.APPLY),
         "writes at rest|no convergence",
+    ),
+    "what a predecessor owns is taken for ours": (
+        (ownership, "_whose", lambda *_, made: Whose.OURS),
+        "which is not ours|no convergence",
+    ),
+    "what was left behind is not adopted": (
+        (ownership, "adoptions", lambda *_: []),
+        "no convergence",
+    ),
+    "fields that a POST has set are never pruned": (
+        (fields, "unmoved", lambda obj: False),
+        "no convergence",
+    ),
+    "what others add to a selector stays": (
+        (memory.diff, "EXACT", {}),
+        "no convergence",
     ),
 }
 

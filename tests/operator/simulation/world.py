@@ -8,6 +8,7 @@ from pds_operator import names, revision
 from pds_operator.settings import LeaseSettings, Settings
 from simulation import specs
 from simulation.clock import START, Clock
+from simulation.endpoints import Endpoints
 from simulation.jobs import Jobs
 from simulation.judge import Judge, Violation
 from simulation.kubelet import Kubelet, Node
@@ -61,6 +62,7 @@ class World:
         self.kubelet = Kubelet(self.clock, self.server, self.nodes)
         self.serving = Serving(self.clock, self.server, self.kubelet)
         Jobs(self.clock, self.server, self.kubelet)
+        Endpoints(self.clock, self.server, "chat")
         self.judge = Judge(self.clock, self.server, self.kubelet, self.serving, UID)
         self.lag = self.clock.random.choice([0.4, 0.8, 1.2])
         self.trouble = Trouble(self.lag)
