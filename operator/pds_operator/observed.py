@@ -23,7 +23,7 @@ class Proof:
 
 @dataclass(frozen=True, slots=True)
 class Pod:
-    """One engine pod; times are Unix seconds."""
+    """One engine pod; times are Unix seconds by the API server's clock (`clocks`)."""
 
     name: str
     uid: str
@@ -38,6 +38,7 @@ class Pod:
     deleting: bool = False
     lost: bool = False
     """Its node does not answer."""
+    node: str = ""
     gang: str = ""
     """The kind of its group's PodGroup, if it has one."""
     draining: bool = False
@@ -96,6 +97,8 @@ class EngineState:
     manifest: str = ""
     fingerprint: str = ""
     compiles_after_ready: int = 0
+    clock: float = 0.0
+    """Seconds that its clock is ahead of ours, where it is so far off that it shows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +111,8 @@ class RouterView:
     """Requests sent to each leader pod and those that failed by its fault, since it is known."""
     uids: Mapping[str, str] = field(default_factory=dict)
     """By leader pod, where the router tells."""
+    clocks: Mapping[str, float] = field(default_factory=dict)
+    """By leader pod, seconds that its clock is ahead of the router's, where that shows."""
 
     def of(self, uids: Mapping[str, str]) -> "RouterView":
         """What it says of the pods of these names and uids; earlier ones had the same names."""
@@ -119,6 +124,7 @@ class RouterView:
             self.pod,
             {name: good for name, good in self.routable.items() if name in own},
             {name: count for name, count in self.counts.items() if name in own},
+            clocks={name: ahead for name, ahead in self.clocks.items() if name in own},
         )
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pds_operator import errors, names, spec, status
-from pds_operator.actions import MakeSecret, Problem, Say
+from pds_operator.actions import Create, MakeSecret, Problem, Say
 from pds_operator.api import TRANSIENT, Api
 from pds_operator.build.owner import Owner
 from pds_operator.cluster import Key, Owned, Store
@@ -45,6 +45,8 @@ def settle(thought: float) -> float:
 class Worker:
     """What is kept for one PDServing."""
 
+    uid: str = ""
+    """Its own: what is kept is not another's of the same name."""
     dirty: asyncio.Event = field(default_factory=asyncio.Event)
     since: float | None = None
     """When it became dirty, by the monotonic clock."""
@@ -59,6 +61,12 @@ class Worker:
     probed: float = 0.0
     secret: tuple[bool, bytes, float] = (False, b"", 0.0)
     """(it is there and ours, its HMAC key, when it was read)."""
+
+    def serve(self, uid: str) -> None:
+        """Forget what was kept for a predecessor of the same name."""
+        if uid != self.uid:
+            self.ledger, self.states, self.views, self.asked = Ledger(), {}, [], {}
+            self.probed, self.secret, self.uid = 0.0, (False, b"", 0.0), uid
 
 
 class Reconciler:
@@ -167,6 +175,7 @@ class Reconciler:
             raise errors.NotLeading("watching only")
         meta = parent["metadata"]
         owner = Owner(meta["name"], meta["namespace"], meta["uid"])
+        worker.serve(owner.uid)
         generation = int(meta.get("generation") or 0)
         self.rounds += 1
         try:
@@ -181,11 +190,16 @@ class Reconciler:
         began = time.monotonic()
         decided = plan(observed, desired, self._clock())
         worker.thought = time.monotonic() - began
+        makes = any(isinstance(item, Create | MakeSecret) for item in decided.actions)
+        if makes and not await self._is_there(owner):
+            return self._settings.resync_seconds
         again = await self._executor.carry_out(
             decided.actions, owner, worker.ledger, worker.secret[1]
         )
         if any(isinstance(item, MakeSecret) for item in decided.actions):
             worker.secret = (False, b"", 0.0)
+        if again and not await self._is_there(owner):
+            return self._settings.resync_seconds
         told = status.status(observed, desired, decided, parent.get("status") or {}, self._clock())
         await self._tell(parent, owner, told, worker)
         return 1.0 if again else self._until(decided, worker)
@@ -200,12 +214,31 @@ class Reconciler:
         waits += [until - now for until in held if until > now]
         return min(waits)
 
+    async def _is_there(self, owner: Owner) -> bool:
+        """Whether the PDServing exists: asked before anything is made, and when a write met with
+        something gone.
+
+        kopf may never tell that it went: its watch was down, and its next list says nothing of it.
+        """
+        key = owner.namespace, owner.name
+        try:
+            live = await self._api.get(names.KIND, *key)
+        except errors.Missing:
+            log.info("%s/%s: it is gone", *key)
+            self.store.drop_parent(key, owner.uid)
+            return False
+        if live["metadata"]["uid"] == owner.uid:
+            return True
+        log.info("%s/%s: it was deleted and made again", *key)
+        self.store.put_parent(live)
+        return False
+
     async def _observe(self, key: Key, owner: Owner, worker: Worker) -> Observed:
         owned = self.store.owned(key)
         await self._read_secret(owner, worker)
-        await self._probe(owned, worker)
+        await self._probe(owned, owner, worker)
         now = self._clock()
-        routers = [router for router, _ in owned.routers.values()]
+        routers = owned.own_routers(owner.name, owner.uid)
         draining = {pod.name for pod, _ in owned.pods.values() if pod.draining}
         fresh = 2 * self._settings.probe_seconds
         uids = {name: pod.uid for name, (pod, _) in owned.pods.items()}
@@ -248,7 +281,7 @@ class Reconciler:
         except ValueError:
             worker.secret = (owner.uid in uids, b"", now)
 
-    async def _probe(self, owned: Owned, worker: Worker) -> None:
+    async def _probe(self, owned: Owned, owner: Owner, worker: Worker) -> None:
         """Ask routers and leaders, unless they were asked just now."""
         now = self._clock()
         if now - worker.probed < 0.8 * self._settings.probe_seconds:
@@ -256,9 +289,10 @@ class Reconciler:
         leaders = [
             (pod.name, pod.ip)
             for pod, _ in owned.pods.values()
-            if pod.leader and pod.started and pod.ip and not pod.failed
+            if pod.leader and pod.started and pod.ip and not pod.failed and pod.owner == owner.uid
         ]
-        routers = [(pod.name, pod.ip) for pod, _ in owned.routers.values() if pod.ready and pod.ip]
+        own = owned.own_routers(owner.name, owner.uid)
+        routers = [(pod.name, pod.ip) for pod in own if pod.ready and pod.ip]
         key, uids = worker.secret[1], {name: pod.uid for name, (pod, _) in owned.pods.items()}
         states, views = await self._prober.look(leaders, routers, key)
         worker.probed = self._clock()
@@ -281,7 +315,8 @@ class Reconciler:
                 names.KIND, owner.namespace, owner.name, patch, subresource="status"
             )
         except (errors.Conflict, errors.Missing):
-            return  # deleted, or deleted and made again, in between
+            await self._is_there(owner)
+            return
         says = [
             Say(reason, f"{kind}: {message}", warning=kind == "Degraded" and reason != "AsExpected")
             for kind, reason, message in status.transitions(before, told)

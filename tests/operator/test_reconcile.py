@@ -92,13 +92,7 @@ class Bench:
                     "readyReplicas": 1,
                 }
                 self.api.put(obj)
-                labels = {"pdserving.io/name": "chat", "pdserving.io/role": "router"}
-                meta = {"name": f"{name}-x", "namespace": "team", "labels": labels}
-                status = {
-                    "podIP": "10.0.1.1",
-                    "conditions": [{"type": "Ready", "status": "True"}],
-                }
-                self.api.put({"kind": "Pod", "metadata": meta, "status": status})
+                self.api.put_router(f"{name}-x", self.api.put_set(name, obj))
 
     def _ready(self, obj):
         by_type = {item["type"]: item for item in obj["status"]["conditions"]}

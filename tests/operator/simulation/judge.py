@@ -11,6 +11,7 @@ from pds_operator.rollout import Limits
 from simulation.clock import Clock
 from simulation.kubelet import Kubelet, Running, gate
 from simulation.operators import KEY, Operator
+from simulation.punctual import Punctual
 from simulation.server import Server
 from simulation.serving import Router, Serving
 
@@ -33,7 +34,7 @@ class Judge:
         self, clock: Clock, server: Server, kubelet: Kubelet, serving: Serving, uid: str
     ) -> None:
         self._clock, self._server, self._kubelet = clock, server, kubelet
-        self._uid = uid
+        self.uid = uid
         self.operators: dict[str, Operator] = {}
         self.writes = 0
         self._lost: list[tuple[float, Running]] = []
@@ -43,6 +44,7 @@ class Judge:
         self.troubled = False
         """Groups were lost that have not been replaced yet: a request may find none."""
         server.watched = self._write
+        self._punctual = Punctual(clock, kubelet)
         kubelet.over = self._over  # type: ignore[method-assign]
         serving.chosen = self._chosen  # type: ignore[method-assign]
         serving.unserved = self._unserved  # type: ignore[method-assign]
@@ -73,7 +75,7 @@ class Judge:
             return self._groups[1]
         found: dict[tuple[str, int, int], list[Object]] = defaultdict(list)
         for (kind, _), obj in self._server.objects.items():
-            if kind == "Pod" and owner_uid(obj) == self._uid:
+            if kind == "Pod" and owner_uid(obj) == self.uid:
                 labels = obj["metadata"]["labels"]
                 if names.ATTEMPT in labels:
                     place = (
@@ -154,6 +156,7 @@ class Judge:
         parent = reconciler.store.parent(KEY) if reconciler else None
         self._specs[operator.name] = parent["spec"] if parent else {}
         self._blind[operator.name] = self._clock.now, self._unheard(operator)
+        self._punctual.begins()
         if parent is not None and _held(parent["spec"]):
             self._serving[operator.name] = self._serving_now()
 
@@ -177,7 +180,7 @@ class Judge:
         self.writes += 1
         self._may_write(operator)
         if live is not None:
-            mine = live["kind"] == names.KIND or owner_uid(live) == self._uid
+            mine = live["kind"] == names.KIND or owner_uid(live) == self.uid
             self._hold(mine, f"{verb} of {kind} {name}, which is not ours")
         if kind == "Pod":
             self._pod_write(operator, verb, wanted, live)
@@ -211,6 +214,8 @@ class Judge:
     def _created(self, operator: Operator, obj: Object) -> None:
         labels = obj["metadata"]["labels"]
         role, index = labels[names.ROLE], int(labels[names.GROUP_INDEX])
+        late = self._punctual.late(obj)
+        self._hold(not late, late)
         spec = self.spec(operator)
         if int(labels[names.ATTEMPT]) or role not in spec:
             return

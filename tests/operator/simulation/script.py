@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from pds_operator import names, revision
 from pds_operator.cluster import FOLLOWED
 from simulation import specs
+from simulation.knowledge import Knowledge
 from simulation.operators import Operator, Trouble
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ class Script:
         self._world = world
         self._clock = world.clock
         self._before = world.wish
+        self._knowledge = Knowledge(world.clock, world.server)
         self.played = 0
 
     def play(self) -> None:
@@ -39,11 +41,13 @@ class Script:
             (2, self._hide_pod),
             (1, self._hide_object),
             (2, self._break_watch),
+            (1, self._silence_watch),
             (1, self._slow_watches),
             (1, self._throttle),
             (1, self._time_out),
             (1, self._deafen),
             (1, self._end_router),
+            (1, world.serving.wear_our_labels),
         ]
         weights = [weight for weight, _ in events]
         for _ in range(clock.random.randint(2, 6)):
@@ -108,6 +112,11 @@ class Script:
     def _break_watch(self) -> None:
         operator = self._clock.random.choice(self._world.operators)
         operator.gap(self._clock.random.choice(FOLLOWED), self._clock.between(0.5, 6.0))
+
+    def _silence_watch(self) -> None:
+        operator = self._clock.random.choice(self._world.operators)
+        kind = self._clock.random.choice([*FOLLOWED, names.KIND])
+        self._knowledge.silence(operator, kind)
 
     def _slow_watches(self) -> None:
         self._trouble("lag", self._clock.between(1.0, 3.0))

@@ -5,10 +5,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from pds_operator import lifecycle, plan, rollout
+from aiohttp import ClientTimeout
+from pds_operator import clocks, cluster, lifecycle, plan, rollout
 from pds_operator.diff import Verdict
 from pds_operator.plan import limits
-from simulation import memory
+from simulation import memory, operators
 from simulation.memory import remembering
 from simulation.world import Failed, run
 
@@ -64,6 +65,22 @@ MUTATIONS = {
     "a drain is not waited for": (
         (lifecycle, "_leave", deleted_at_once),
         "has requests, and its drain is not over",
+    ),
+    "the clocks of nodes are believed": (
+        (clocks.Frame, "_possible", lambda self, told: True),
+        "after its group failed",
+    ),
+    "whoever wears the labels of a router is one": (
+        (cluster.Owned, "own_routers", lambda own, pds, uid: [r for r, _ in own.routers.values()]),
+        "no convergence|found no group|are left, and",
+    ),
+    "nobody notices that a PDServing is gone": (
+        (cluster.Store, "drop_parent", lambda *_: None),
+        "rounds for a PDServing that is gone",
+    ),
+    "a dead watch is trusted for minutes": (
+        (operators, "WATCH_TIMEOUT", ClientTimeout(sock_read=320)),
+        "has not heard of",
     ),
     "everything is applied again in each round": (
         (memory.diff, "verdict", lambda *_: Verdict.APPLY),
