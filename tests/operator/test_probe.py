@@ -121,6 +121,7 @@ async def rude():
 
 def answered(body, status="200 OK", **headers):
     lines = [f"HTTP/1.1 {status}", f"content-length: {len(body)}", "connection: close"]
+    lines.append("content-type: application/json")
     lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
     return "\r\n".join([*lines, "", ""]).encode() + body
 
