@@ -27,6 +27,10 @@ class Knowledge:
         wait = KNOWN_WITHIN - HEARD_WITHIN
         self._clock.after(wait, self._must_know, operator, operator.life, kind, self._clock.now)
 
+    def all_known_at(self) -> float:
+        """When every silence so far has been noticed."""
+        return max(self._silences.values(), default=0.0) + KNOWN_WITHIN
+
     def _must_know(self, operator: Operator, life: int, kind: str, since: float) -> None:
         version = self._server.version
         self._clock.after(HEARD_WITHIN, self._knows, operator, life, kind, since, version)

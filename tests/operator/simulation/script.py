@@ -68,6 +68,8 @@ class Script:
         for operator in world.operators:
             if operator.reconciler is None:
                 operator.start()
+        if self._knowledge.all_known_at() > self._clock.now:
+            world.until(self._knowledge.all_known_at())
         freed = specs.freed(world.wish)
         bad = dataclasses.replace(freed, nature=world.wish.nature)
         if bad.nature in specs.GIVEN_UP and not world.judge.lenient:
