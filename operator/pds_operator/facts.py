@@ -5,14 +5,13 @@ import re
 from typing import Any
 
 from pds_operator import names, revision
+from pds_operator.clocks import frame
 from pds_operator.observed import (
     NO_PROOF,
-    EngineState,
     Pod,
     Proof,
     Revision,
     RouterPod,
-    RouterView,
     Waited,
     WarmupPod,
     seconds,
@@ -78,6 +77,8 @@ def pod_facts(obj: Object) -> Pod | None:
     failed = _failed_container(status)
     ended = (failed.get("state") or {}).get("terminated") or {}
     gate = conditions.get(names.ROUTABLE)
+    created = seconds(meta.get("creationTimestamp")) or 0.0
+    heard = frame(meta, created)
     return Pod(
         name=meta["name"],
         uid=meta["uid"],
@@ -86,7 +87,7 @@ def pod_facts(obj: Object) -> Pod | None:
         attempt=attempt,
         rank_pod=rank_pod,
         revision=right.get(names.REVISION) or labels.get(names.REVISION, ""),
-        created=seconds(meta.get("creationTimestamp")) or 0.0,
+        created=created,
         owner=uid,
         owned_by=what,
         managed=labels.get(names.MANAGED_BY) == names.MANAGER,
@@ -96,6 +97,7 @@ def pod_facts(obj: Object) -> Pod | None:
         disrupted=_disruption(status, conditions),
         deleting=bool(meta.get("deletionTimestamp")),
         lost=status.get("reason") == "NodeLost",
+        node=(obj.get("spec") or {}).get("nodeName") or "",
         gang=annotations.get(names.GANG, ""),
         draining=labels.get(names.DRAINING) == "true",
         drain_deadline=seconds(annotations.get(names.DRAIN_DEADLINE)),
@@ -106,11 +108,11 @@ def pod_facts(obj: Object) -> Pod | None:
         started=bool(engine.get("started")),
         containers_ready=_true(conditions.get("ContainersReady")),
         ready=_true(conditions.get("Ready")),
-        ready_since=_since(conditions.get("Ready")),
+        ready_since=heard.turned_ready(_since(conditions.get("Ready"))),
         routable=None if gate is None else _true(gate),
         ip=status.get("podIP", ""),
         exit_code=ended.get("exitCode"),
-        failed_at=seconds(ended.get("finishedAt")),
+        failed_at=heard.ended(seconds(ended.get("finishedAt"))),
         message=_told(ended) or waiting(status) or status.get("message", ""),
         proof=proof(_container(status.get("initContainerStatuses"), "warmup")),
     )
@@ -143,11 +145,13 @@ def router_facts(obj: Object) -> RouterPod:
     """The facts of a router's pod."""
     meta, status = obj["metadata"], obj.get("status") or {}
     conditions = {item["type"]: item for item in status.get("conditions") or []}
+    what, uid = controller(obj)
     return RouterPod(
         name=meta["name"],
         ip=status.get("podIP", ""),
         ready=_true(conditions.get("Ready")) and not meta.get("deletionTimestamp"),
-        owned_by=controller(obj)[0],
+        owned_by=what,
+        owner=uid,
         waits=waiting(status),
         unscheduled=unscheduled(conditions.get("PodScheduled")),
     )
@@ -188,33 +192,6 @@ def proof(container: Object) -> Proof | None:
         )
     except (ValueError, AttributeError, TypeError):
         return Proof(manifest="", error=NO_PROOF)
-
-
-def engine_state(told: Object) -> EngineState:
-    """An answer of /pds/state."""
-    kernels = told.get("kernels") or {}
-    return EngineState(
-        in_flight=int(told.get("in_flight") or 0),
-        transfers=int(told.get("transfers_in_flight") or 0),
-        draining=bool(told.get("draining")),
-        manifest=str(kernels.get("manifest") or ""),
-        fingerprint=str(told.get("kv_fingerprint") or ""),
-        compiles_after_ready=int(kernels.get("compiles_after_ready") or 0),
-    )
-
-
-def router_view(pod: str, told: Object) -> RouterView:
-    """An answer of /pds/backends."""
-    backends = told.get("backends") or []
-    return RouterView(
-        pod,
-        {str(item.get("pod")): bool(item.get("routable")) for item in backends},
-        {
-            str(item.get("pod")): (int(item.get("requests") or 0), int(item.get("failures") or 0))
-            for item in backends
-        },
-        {str(item["pod"]): str(item["uid"]) for item in backends if item.get("uid")},
-    )
 
 
 def revision_facts(obj: Object, pds: str) -> Revision:

@@ -23,7 +23,7 @@ class Proof:
 
 @dataclass(frozen=True, slots=True)
 class Pod:
-    """One engine pod; times are Unix seconds."""
+    """One engine pod; times are Unix seconds by the API server's clock (`clocks`)."""
 
     name: str
     uid: str
@@ -49,6 +49,7 @@ class Pod:
     deleting: bool = False
     lost: bool = False
     """Its node does not answer."""
+    node: str = ""
     gang: str = ""
     """The kind of its group's PodGroup, if it has one."""
     draining: bool = False
@@ -110,6 +111,8 @@ class RouterPod:
     ready: bool
     owned_by: str = ""
     """Its controller, as `ReplicaSet.apps/chat-router-5d4f`."""
+    owner: str = ""
+    """The controller's uid."""
     waits: str = ""
     """Why a container of it cannot start."""
     unscheduled: str = ""
@@ -126,6 +129,8 @@ class EngineState:
     manifest: str = ""
     fingerprint: str = ""
     compiles_after_ready: int = 0
+    clock: float = 0.0
+    """Seconds that its clock is ahead of ours, where it is so far off that it shows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +143,8 @@ class RouterView:
     """Requests sent to each leader pod and those that failed by its fault, since it is known."""
     uids: Mapping[str, str] = field(default_factory=dict)
     """By leader pod, where the router tells."""
+    clocks: Mapping[str, float] = field(default_factory=dict)
+    """By leader pod, seconds that its clock is ahead of the router's, where that shows."""
 
     def of(self, uids: Mapping[str, str]) -> "RouterView":
         """What it says of the pods of these names and uids; earlier ones had the same names."""
@@ -149,6 +156,7 @@ class RouterView:
             self.pod,
             {name: good for name, good in self.routable.items() if name in own},
             {name: count for name, count in self.counts.items() if name in own},
+            clocks={name: ahead for name, ahead in self.clocks.items() if name in own},
         )
 
 

@@ -106,8 +106,12 @@ def sort(
     routers: Iterable[RouterPod] = (),
     warmups: Iterable[WarmupPod] = (),
     objects: Mapping[Place, Object] | None = None,
+    sets: Mapping[str, str] | None = None,
 ) -> Belongings:
-    """`objects` may hold the control Secret, which is no object of a round."""
+    """`objects` may hold the control Secret, which is no object of a round.
+
+    sets: by the uid of a ReplicaSet, that of its controller.
+    """
     found = Belongings()
     slices = []
     for place, obj in (objects or {}).items():
@@ -122,7 +126,7 @@ def sort(
     jobs = {obj["metadata"]["uid"] for (kind, _), obj in found.objects.items() if kind == "Job"}
     found.warmups = [pod for pod in warmups if pod.owner in jobs]
     for router in routers:
-        _put_router(found, router, names.router(owner.name))
+        _put_router(found, router, names.router(owner.name), sets or {})
     service = found.objects.get(("Service", owner.name))
     if service is not None:
         ready = {pod.name for pod in found.routers if pod.ready}
@@ -132,17 +136,18 @@ def sort(
     return found
 
 
-def _put_router(found: Belongings, pod: RouterPod, name: str) -> None:
-    """A pod says its ReplicaSet, whose name begins with the Deployment's, and not the latter's uid.
+def _put_router(found: Belongings, pod: RouterPod, name: str, sets: Mapping[str, str]) -> None:
+    """A pod names its ReplicaSet, and that the Deployment: labels do not make a router.
 
-    Where there is no Deployment of ours it is what one that was deleted leaves behind.
+    What neither knows of may be of a ReplicaSet that we have not heard of yet.
     """
     place = "Deployment", name
+    live = found.objects.get(place)
     if not pod.owned_by.startswith(f"ReplicaSet.apps/{name}-"):
         found.others["Pod", pod.name] = Whose.STRANGER
-    elif place in found.objects:
+    elif live is not None and sets.get(pod.owner) == live["metadata"]["uid"]:
         found.routers.append(pod)
-    elif place not in found.orphans:
+    elif (live is None and place not in found.orphans) or (live and pod.owner in sets):
         found.others["Pod", pod.name] = Whose.PREDECESSOR
 
 

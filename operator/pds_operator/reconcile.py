@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pds_operator import errors, names, ownership, spec, status
-from pds_operator.actions import MakeSecret, Problem, Say
+from pds_operator.actions import Create, MakeSecret, Problem, Say
 from pds_operator.api import TRANSIENT, Api
 from pds_operator.build.owner import Owner
 from pds_operator.cluster import Key, Store
@@ -66,8 +66,10 @@ class Worker:
     secret_object: Object | None = None
     """What has the Secret's name, whosesoever it is: kind and metadata."""
 
-    def begin(self, uid: str) -> None:
-        """Serve the PDServing of `uid`, of which nothing is known yet."""
+    def serve(self, uid: str) -> None:
+        """Serve the PDServing of `uid`: what is known of a predecessor of its name is forgotten."""
+        if uid == self.uid:
+            return
         new = Worker(uid, self.dirty, self.since)
         for each in dataclasses.fields(self):
             setattr(self, each.name, getattr(new, each.name))
@@ -179,8 +181,7 @@ class Reconciler:
             raise errors.NotLeading("watching only")
         meta = parent["metadata"]
         owner = Owner(meta["name"], meta["namespace"], meta["uid"])
-        if worker.uid != owner.uid:
-            worker.begin(owner.uid)
+        worker.serve(owner.uid)
         generation = int(meta.get("generation") or 0)
         self.rounds += 1
         try:
@@ -199,11 +200,16 @@ class Reconciler:
         began = time.monotonic()
         decided = plan(observed, desired, self._clock())
         worker.thought = time.monotonic() - began
+        makes = any(isinstance(item, Create | MakeSecret) for item in decided.actions)
+        if makes and not await self._is_there(owner):
+            return self._settings.resync_seconds
         again = await self._executor.carry_out(
             decided.actions, owner, worker.ledger, worker.secret[1]
         )
         if any(isinstance(item, MakeSecret) for item in decided.actions):
             worker.secret = (False, b"", 0.0)
+        if again and not await self._is_there(owner):
+            return self._settings.resync_seconds
         told = status.status(observed, desired, decided, parent.get("status") or {}, self._clock())
         await self._tell(parent, owner, told, worker)
         return 1.0 if again else self._until(decided, worker)
@@ -217,6 +223,25 @@ class Reconciler:
         held = [failure.until for failure in worker.ledger.failures.values()]
         waits += [until - now for until in held if until > now]
         return min(waits)
+
+    async def _is_there(self, owner: Owner) -> bool:
+        """Whether the PDServing exists: asked before anything is made, and when a write met with
+        something gone.
+
+        kopf may never tell that it went: its watch was down, and its next list says nothing of it.
+        """
+        key = owner.namespace, owner.name
+        try:
+            live = await self._api.get(names.KIND, *key)
+        except errors.Missing:
+            log.info("%s/%s: it is gone", *key)
+            self.store.drop_parent(key, owner.uid)
+            return False
+        if live["metadata"]["uid"] == owner.uid:
+            return True
+        log.info("%s/%s: it was deleted and made again", *key)
+        self.store.put_parent(live)
+        return False
 
     async def _adopt(
         self, observed: Observed, key: Key, owner: Owner, worker: Worker
@@ -245,6 +270,7 @@ class Reconciler:
             (pod for pod, _ in owned.routers.values()),
             (pod for pod, _ in owned.warmups.values()),
             objects,
+            owned.controllers,
         )
 
     async def _observe(self, key: Key, owner: Owner, worker: Worker) -> Observed:
@@ -331,7 +357,8 @@ class Reconciler:
                 names.KIND, owner.namespace, owner.name, patch, subresource="status"
             )
         except (errors.Conflict, errors.Missing):
-            return  # deleted, or deleted and made again, in between
+            await self._is_there(owner)
+            return
         says = [
             Say(reason, f"{kind}: {message}", warning=kind == "Degraded" and reason != "AsExpected")
             for kind, reason, message in status.transitions(before, told)

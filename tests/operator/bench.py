@@ -86,8 +86,8 @@ class Bench:
         name = obj["metadata"]["name"]
         counts = dict.fromkeys(("replicas", "updatedReplicas", "readyReplicas"), 1)
         self.api.put({**obj, "status": {"observedGeneration": 1, **counts}})
-        made = self._controlled("ReplicaSet", f"{name}-1", obj)
         labels = {"pdserving.io/name": "chat", "pdserving.io/role": "router"}
+        made = self._controlled("ReplicaSet", f"{name}-1", obj, labels)
         status = {"podIP": "10.0.1.1", "conditions": [{"type": "Ready", "status": "True"}]}
         self._controlled("Pod", f"{name}-x", {**made, "apiVersion": "apps/v1"}, labels, status)
 
@@ -133,7 +133,7 @@ class Bench:
     def begin_anew(self, uid):
         """The PDServing is deleted, and applied again: another of the same name."""
         old = self.api.one("PDServing", "chat")
-        self.reconciler.store.drop_parent(KEY)
+        self.reconciler.store.drop_parent(KEY, old["metadata"]["uid"])
         meta = {"name": "chat", "namespace": "team", "uid": uid}
         self.api.put({"kind": "PDServing", "metadata": meta, "spec": old["spec"]})
         return old["metadata"]["uid"]

@@ -11,6 +11,7 @@ from pds_operator import errors, names
 from pds_operator.cluster import Store
 
 Object = dict[str, Any]
+ROUTER = {"pdserving.io/name": "chat", "pdserving.io/role": "router"}
 
 
 class FakeApi:
@@ -34,6 +35,22 @@ class FakeApi:
         self.objects[obj["kind"], meta["namespace"], meta["name"]] = obj
         self._show(obj)
         return copy.deepcopy(obj)
+
+    def put_set(self, name: str, deployment: Object) -> Object:
+        """The Deployment controller makes a ReplicaSet."""
+        owner = {"kind": "Deployment", "name": name, "uid": deployment["metadata"]["uid"]}
+        meta = {"name": f"{name}-set", "namespace": "team", "labels": ROUTER}
+        meta["ownerReferences"] = [{**owner, "controller": True}]
+        return self.put({"kind": "ReplicaSet", "metadata": meta, "spec": {}})
+
+    def put_router(self, name: str, controller: Object | None, ip: str = "10.0.1.1") -> Object:
+        """A ready pod with a router's labels, made by a ReplicaSet or by anybody."""
+        meta = {"name": name, "namespace": "team", "labels": ROUTER}
+        if controller is not None:
+            owner = {"kind": controller["kind"], "uid": controller["metadata"]["uid"]}
+            meta["ownerReferences"] = [{**owner, "controller": True}]
+        status = {"podIP": ip, "conditions": [{"type": "Ready", "status": "True"}]}
+        return self.put({"kind": "Pod", "metadata": meta, "status": status})
 
     def one(self, kind: str, name: str) -> Object:
         return self.objects[kind, "team", name]
@@ -184,7 +201,7 @@ class FakeApi:
             raise error
 
     def _show(self, obj: Object) -> None:
-        if self.store is None:
+        if self.store is None or obj["kind"] == "Secret":  # which nobody watches
             return
         if obj["kind"] == "PDServing":
             self.store.put_parent(copy.deepcopy(obj))

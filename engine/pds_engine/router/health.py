@@ -10,19 +10,22 @@ import msgspec
 from pds_engine.router.backends import Backend, EngineState, Fleet
 from pds_engine.router.circuit import Circuit
 from pds_engine.router.config import HealthConfig
-from pds_engine.router.exchange import whole
+from pds_engine.router.signed import ask
 from pds_engine.router.upstream import BackendLost
 
 logger = logging.getLogger(__name__)
+REFUSED = "refuses the router's signature: their control keys differ, or their clocks"
 _decoder = msgspec.json.Decoder(EngineState)
 
 
 class Health:
     """One task per backend; started and stopped by discovery."""
 
-    def __init__(self, fleet: Fleet, config: HealthConfig) -> None:
+    def __init__(self, fleet: Fleet, config: HealthConfig, key: bytes | None) -> None:
+        """`key` signs the looks, so that an engine that would refuse our requests says so."""
         self._fleet = fleet
         self._config = config
+        self._key = key
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
     def watch(self, backend: Backend) -> None:
@@ -49,7 +52,7 @@ class Health:
         backend.answered_at = monotonic()
         while True:
             before = self._fleet.reason(backend), backend.suspected
-            await look(backend, self._config)
+            await look(backend, self._config, self._key)
             if (self._fleet.reason(backend), backend.suspected) != before:
                 self._fleet.tell()
             silent = monotonic() - backend.answered_at
@@ -63,15 +66,18 @@ class Health:
             await asyncio.sleep(pause * random.uniform(0.9, 1.1))
 
 
-async def look(backend: Backend, config: HealthConfig) -> None:
+async def look(backend: Backend, config: HealthConfig, key: bytes | None) -> None:
     """Ask a backend how it is, and note the answer or the trouble."""
     try:
         async with asyncio.timeout(config.timeout):
-            status, body = await whole(backend.upstream, "GET", "/pds/state")
+            status, body = await ask(backend, key, "GET", "/pds/state")
+        if status == 403:
+            backend.missed = config.misses  # so it would answer each request
+            raise BackendLost(REFUSED)
         if status != 200:
             raise BackendLost(f"answered {status}")
         state = _decoder.decode(body)
-    except (BackendLost, msgspec.DecodeError, TimeoutError) as error:
+    except (BackendLost, msgspec.DecodeError, RecursionError, TimeoutError) as error:
         backend.missed += 1
         backend.trouble = str(error) or f"no answer within {config.timeout} s"
         return

@@ -13,6 +13,7 @@ from pds_operator.rollout import Limits
 from simulation.clock import Clock
 from simulation.kubelet import Kubelet, Running, gate
 from simulation.operators import KEY, Operator
+from simulation.punctual import Punctual
 from simulation.server import Server
 from simulation.serving import Router, Serving
 
@@ -35,7 +36,7 @@ class Judge:
         self, clock: Clock, server: Server, kubelet: Kubelet, serving: Serving, uid: str
     ) -> None:
         self._clock, self._server, self._kubelet = clock, server, kubelet
-        self._uid = uid
+        self.uid = uid
         self.operators: dict[str, Operator] = {}
         self.writes = 0
         self._lost: list[tuple[float, Running]] = []
@@ -45,6 +46,7 @@ class Judge:
         self.troubled = False
         """Groups were lost that have not been replaced yet: a request may find none."""
         server.watched = self._write
+        self._punctual = Punctual(clock, kubelet)
         kubelet.over = self._over  # type: ignore[method-assign]
         serving.chosen = self._chosen  # type: ignore[method-assign]
         serving.unserved = self._unserved  # type: ignore[method-assign]
@@ -60,7 +62,7 @@ class Judge:
 
     def succeeded(self, uid: str) -> None:
         """Another PDServing of the same name is there."""
-        self._uid = uid
+        self.uid = uid
         self._groups = (-1, {})
 
     # Facts --------------------------------------------------------------------------------
@@ -82,7 +84,7 @@ class Judge:
             return self._groups[1]
         found: dict[tuple[str, int, int], list[Object]] = defaultdict(list)
         for (kind, _), obj in self._server.objects.items():
-            if kind == "Pod" and owner_uid(obj) == self._uid:
+            if kind == "Pod" and owner_uid(obj) == self.uid:
                 labels = obj["metadata"]["labels"]
                 if names.ATTEMPT in labels:
                     place = (
@@ -164,6 +166,7 @@ class Judge:
         self._specs[operator.name] = parent["spec"] if parent else {}
         self._parents[operator.name] = parent["metadata"]["uid"] if parent else ""
         self._blind[operator.name] = self._clock.now, self._unheard(operator)
+        self._punctual.begins()
         if parent is not None and _held(parent["spec"]):
             self._serving[operator.name] = self._serving_now()
 
@@ -223,6 +226,8 @@ class Judge:
     def _created(self, operator: Operator, obj: Object) -> None:
         labels = obj["metadata"]["labels"]
         role, index = labels[names.ROLE], int(labels[names.GROUP_INDEX])
+        late = self._punctual.late(obj)
+        self._hold(not late, late)
         spec = self.spec(operator)
         if int(labels[names.ATTEMPT]) or role not in spec:
             return
@@ -255,7 +260,7 @@ class Judge:
         if operator.reconciler is None:
             return set()
         known = operator.reconciler.store.owned(KEY).objects.items()
-        mine = sort(Owner("chat", KEY[0], self._uid), objects={p: obj for p, (obj, _) in known})
+        mine = sort(Owner("chat", KEY[0], self.uid), objects={p: obj for p, (obj, _) in known})
         return {own for own, stored in mine.revisions("chat").items() if stored.failed}
 
     def _hopeless(self, pods: list[Object], labels: Object) -> bool:

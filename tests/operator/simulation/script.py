@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from pds_operator import names, revision
 from pds_operator.cluster import FOLLOWED
 from simulation import specs
+from simulation.knowledge import Knowledge
 from simulation.operators import Operator, Trouble
 from simulation.successors import Successors
 
@@ -23,6 +24,7 @@ class Script:
         self._world = world
         self._clock = world.clock
         self._before = world.wish
+        self._knowledge = Knowledge(world.clock, world.server)
         self._successors = Successors(world)
         self.played = 0
 
@@ -44,11 +46,13 @@ class Script:
             (2, self._hide_pod),
             (1, self._hide_object),
             (2, self._break_watch),
+            (1, self._silence_watch),
             (1, self._slow_watches),
             (1, self._throttle),
             (1, self._time_out),
             (1, self._deafen),
             (1, self._end_router),
+            (1, world.serving.wear_our_labels),
         ]
         weights = [weight for weight, _ in events]
         for _ in range(clock.random.randint(2, 6)):
@@ -69,6 +73,8 @@ class Script:
         for operator in world.operators:
             if operator.reconciler is None:
                 operator.start()
+        if self._knowledge.all_known_at() > self._clock.now:
+            world.until(self._knowledge.all_known_at())
         freed = specs.freed(world.wish)
         bad = dataclasses.replace(freed, nature=world.wish.nature)
         if bad.nature in specs.GIVEN_UP and not world.judge.lenient:
@@ -113,6 +119,11 @@ class Script:
     def _break_watch(self) -> None:
         operator = self._clock.random.choice(self._world.operators)
         operator.gap(self._clock.random.choice(FOLLOWED), self._clock.between(0.5, 6.0))
+
+    def _silence_watch(self) -> None:
+        operator = self._clock.random.choice(self._world.operators)
+        kind = self._clock.random.choice([*FOLLOWED, names.KIND])
+        self._knowledge.silence(operator, kind)
 
     def _slow_watches(self) -> None:
         self._trouble("lag", self._clock.between(1.0, 3.0))

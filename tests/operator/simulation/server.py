@@ -91,7 +91,9 @@ class Server:
         status = live.get("status") or {}
         kept = [c for c in status.get("conditions", []) if c["type"] != condition["type"]]
         status = {**status, "conditions": [*kept, condition]}
-        return self._put({**live, "metadata": {**live["metadata"]}, "status": status})
+        meta = live["metadata"]
+        managed = written(meta, names.MANAGER, self._clock.text())
+        return self._put({**live, "metadata": {**meta, "managedFields": managed}, "status": status})
 
     def replace(self, by: str, obj: Object) -> Object:
         """PUT. Raises Conflict when somebody wrote since it was read."""
@@ -174,6 +176,12 @@ class Server:
             watcher(what, obj)
         for controller in self.controllers:
             controller(what, obj, before)
+
+
+def written(meta: Object, manager: str, at: str) -> list[Object]:
+    """managedFields of an object whose status `manager` has just written."""
+    entry = {"manager": manager, "operation": "Update", "subresource": "status", "time": at}
+    return [e for e in meta.get("managedFields", []) if e["manager"] != manager] + [entry]
 
 
 def _owned(obj: Object) -> bool:

@@ -1,10 +1,12 @@
 """Models of engines, routers and the Deployment that keeps routers: who serves a request."""
 
+import hashlib
 from dataclasses import dataclass, field
 from typing import Any
 
 from pds_engine.router.policy import Ask, Candidate, pick
 from pds_operator import names
+from pds_operator.facts import owner_uid
 from pds_operator.observed import EngineState, RouterView
 from simulation.clock import Clock
 from simulation.kubelet import Kubelet, Running
@@ -47,6 +49,12 @@ class Router:
                         good = good and not any(map(_leaves, pods))
                         self.choices[pod["metadata"]["name"]] = (uid, good)
         return self.choices
+
+
+def _controller(obj: Object) -> Object:
+    meta = obj["metadata"]
+    what = {"apiVersion": "apps/v1", "kind": obj["kind"], "name": meta["name"]}
+    return {**what, "uid": meta["uid"], "controller": True}
 
 
 def _ip(pod: Object) -> str:
@@ -138,8 +146,8 @@ class Serving:
         self._made += 1
         name = f"{live['metadata']['name']}-{self._made}"
         labels = live["spec"]["template"]["metadata"]["labels"]
-        owner = {"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": name, "uid": f"rs-{name}"}
-        meta = {"name": name, "labels": labels, "ownerReferences": [{**owner, "controller": True}]}
+        meta = {"name": name, "labels": labels}
+        meta["ownerReferences"] = [_controller(self._set_of(live, template))]
         obj = self._server.put({"kind": "Pod", "metadata": meta, "status": {}})
         uid = obj["metadata"]["uid"]
         router = Router(name, uid, template, f"10.1.0.{self._made}")
@@ -150,6 +158,27 @@ class Serving:
         for engine in self._kubelet.pods.values():
             self._learn(router, engine)
         self._clock.after(self._clock.between(0.3, 1.5), self._ready, router)
+
+    def _set_of(self, live: Object, template: str) -> Object:
+        """The ReplicaSet of one template of the Deployment `live`."""
+        digest = hashlib.sha256(template.encode()).hexdigest()[:8]
+        name = f"{live['metadata']['name']}-{digest}"
+        found = self._server.find("ReplicaSet", name)
+        if found is not None and owner_uid(found) == live["metadata"]["uid"]:
+            return found
+        meta: Object = {"name": name, "labels": live["spec"]["template"]["metadata"]["labels"]}
+        meta["ownerReferences"] = [_controller(live)]
+        return self._server.put({"kind": "ReplicaSet", "metadata": meta, "spec": {}})
+
+    def wear_our_labels(self) -> None:
+        """Somebody makes a pod with a router's labels, which says that nothing is routable."""
+        self._made += 1
+        labels = names.common_labels("chat", "router")
+        meta = {"name": f"stranger-{self._made}", "labels": labels}
+        conditions = [{"type": "Ready", "status": "True"}]
+        status = {"podIP": f"10.6.0.{self._made}", "conditions": conditions}
+        self._server.put({"kind": "Pod", "metadata": meta, "status": status})
+        self._clock.note(f"{meta['name']} wears the labels of a router")
 
     def _ready(self, router: Router) -> None:
         live = self._server.find("Pod", router.name)
@@ -187,7 +216,13 @@ class Serving:
     def views(self, routers: list[tuple[str, str]]) -> list[RouterView]:
         """What the routers that can be reached answer."""
         by_name = {router.name: router for router in self.routers.values() if router.ready}
-        return [
+        leaders = [pod.name for pod in self._kubelet.pods.values() if pod.rank == 0]
+        strangers = [
+            RouterView(name, dict.fromkeys(leaders, False))
+            for name, _ in routers
+            if name.startswith("stranger")
+        ]
+        return strangers + [
             RouterView(
                 name,
                 {pod: good for pod, (_, good) in by_name[name].backends().items()},

@@ -5,11 +5,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from pds_operator import fields, lifecycle, ownership, plan, rollout
+from aiohttp import ClientTimeout
+from pds_operator import clocks, cluster, fields, lifecycle, ownership, plan, rollout
 from pds_operator.diff import Verdict
 from pds_operator.ownership import Whose
 from pds_operator.plan import limits
-from simulation import memory
+from simulation import memory, operators
 from simulation.memory import remembering
 from simulation.world import Failed, run
 
@@ -66,6 +67,22 @@ MUTATIONS = {
         (lifecycle, "_leave", deleted_at_once),
         "has requests, and its drain is not over",
     ),
+    "the clocks of nodes are believed": (
+        (clocks.Frame, "_possible", lambda self, told: True),
+        "after its group failed|no convergence",
+    ),
+    "whoever wears the labels of a router is one": (
+        (ownership, "_put_router", lambda found, pod, *_: found.routers.append(pod)),
+        "no convergence|found no group|are left, and",
+    ),
+    "nobody notices that a PDServing is gone": (
+        (cluster.Store, "drop_parent", lambda *_: None),
+        "rounds for a PDServing that is gone",
+    ),
+    "a dead watch is trusted for minutes": (
+        (operators, "WATCH_TIMEOUT", ClientTimeout(sock_read=320)),
+        "has not heard of",
+    ),
     "everything is applied again in each round": (
         (memory.diff, "verdict", lambda *_: Verdict.APPLY),
         "writes at rest|no convergence",
@@ -80,7 +97,7 @@ MUTATIONS = {
     ),
     "fields that a POST has set are never pruned": (
         (fields, "unmoved", lambda obj: False),
-        "no convergence",
+        "no convergence|writes at rest",
     ),
     "what others add to a selector stays": (
         (memory.diff, "EXACT", {}),

@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from pds_operator import names, revision
+from pds_operator.facts import owner_uid
 from pds_operator.settings import LeaseSettings, Settings
 from simulation import specs
 from simulation.clock import START, Clock
 from simulation.endpoints import Endpoints
+from simulation.garbage import Garbage
 from simulation.jobs import Jobs
 from simulation.judge import Judge, Violation
 from simulation.kubelet import Kubelet, Node
@@ -25,6 +27,10 @@ SETTLES_WITHIN = 35.0
 """Leaders are asked this seldom when nothing is under way: a last word on status."""
 QUIET = 45.0
 """At rest nothing is written for so long."""
+ENDS_WITHIN = 200.0
+"""A list of PDServings comes at least every 144 s, and tells what no event did."""
+SKEWS = (900.0, -900.0)
+"""Seconds by which the clocks of half of the nodes are wrong, in some clusters."""
 SETTINGS = {
     replicas: Settings(probe_seconds=3.0, lease=LeaseSettings(enabled=replicas > 1))
     for replicas in (1, 2)
@@ -59,11 +65,17 @@ class World:
         self.server = Server(self.clock)
         slots = 7 if self.clock.chance(0.7) else 4  # where nodes are lost a surge waits
         self.nodes = [Node(f"node-{number}", slots) for number in range(4)]
+        wrong = 0.5 if self.clock.chance(0.4) else 0.0
+        for node in self.nodes:
+            if self.clock.chance(wrong):
+                node.ahead = self.clock.random.choice(SKEWS)
         self.kubelet = Kubelet(self.clock, self.server, self.nodes)
         self.serving = Serving(self.clock, self.server, self.kubelet)
         Jobs(self.clock, self.server, self.kubelet)
         Endpoints(self.clock, self.server, "chat")
+        garbage = Garbage(self.clock, self.server)
         self.judge = Judge(self.clock, self.server, self.kubelet, self.serving, UID)
+        garbage.collects = self.collected
         self.lag = self.clock.random.choice([0.4, 0.8, 1.2])
         self.trouble = Trouble(self.lag)
         self.wish = specs.first(self.clock.random)
@@ -83,6 +95,12 @@ class World:
         for operator in self.operators:
             operator.begins = self.judge.begins  # type: ignore[method-assign]
 
+    def collected(self, obj: Object) -> None:
+        """The garbage collector takes `obj`, and no operator is to blame for what it served."""
+        pod = self.kubelet.pods.get(obj["metadata"]["uid"])
+        if pod is not None:
+            self.judge.harmed([pod])
+
     def ask(self, wish: specs.Wish) -> None:
         """The user writes the spec."""
         self.clock.note(f"spec: {wish}")
@@ -90,7 +108,7 @@ class World:
             self.judge.lenient = True
         self.wish = wish
         live = self.server.find(names.KIND, "chat") or {"metadata": {"generation": 0}}
-        meta = {"name": "chat", "namespace": KEY[0], "uid": UID, **live["metadata"]}
+        meta = {"name": "chat", "namespace": KEY[0], "uid": self.judge.uid, **live["metadata"]}
         meta["generation"] += 1
         kind = {"kind": names.KIND, "apiVersion": names.API_VERSION}
         self.server.put({**live, **kind, "metadata": meta, "spec": specs.spec(wish)})
@@ -107,6 +125,8 @@ class World:
         script.play()
         self.converge("after the last fault", self.missing)
         self._rest()
+        if clock.chance(0.3):
+            self._delete()
         return Told(
             clock.now - START,
             sum(operator.rounds for operator in self.operators),
@@ -140,6 +160,25 @@ class World:
             raise Violation(f"{self.judge.writes - before} writes at rest")
         if sum(operator.rounds for operator in self.operators) == rounds:
             raise Violation("nobody looks any more")
+
+    def _delete(self) -> None:
+        """The PDServing goes, mostly while kopf does not watch; and another comes, some time."""
+        if self.clock.chance(0.7):
+            for operator in self.operators:
+                operator.gap(names.KIND, 5.0)
+        self.clock.note("somebody deletes the PDServing")
+        self.server.delete("somebody", names.KIND, "chat", self.judge.uid, None)
+        self.until(self.clock.now + ENDS_WITHIN)
+        rounds = sum(operator.rounds for operator in self.operators)
+        self.until(self.clock.now + 2 * ENDS_WITHIN)
+        if sum(operator.rounds for operator in self.operators) != rounds:
+            raise Violation("rounds for a PDServing that is gone")
+        if left := [place for place, obj in self.server.objects.items() if owner_uid(obj)]:
+            raise Violation(f"what a PDServing had is left: {left}")
+        self.judge.succeeded("uid-anew")
+        self.judge.lenient = True
+        self.ask(self.wish)
+        self.converge("made anew", self.missing)
 
     def missing(self) -> str:
         """What the cluster lacks of what is wanted; nothing at the end."""
