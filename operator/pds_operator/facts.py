@@ -19,6 +19,9 @@ from pds_operator.observed import (
 
 Object = dict[str, Any]
 
+WORDS_LIMIT = 600
+"""Characters of what a pod says of its volume."""
+
 
 def owner_uid(obj: Object) -> str:
     """The uid of the controller that owns `obj`; empty when it has none."""
@@ -138,6 +141,8 @@ def warmup_facts(obj: Object) -> WarmupPod:
         unscheduled=unscheduled(conditions.get("PodScheduled")),
         waits="" if error else waiting(status),
         error=error,
+        volume=next((found.volume for found in _proofs(status) if found.volume), ""),
+        created=seconds(meta.get("creationTimestamp")) or 0.0,
     )
 
 
@@ -176,6 +181,12 @@ def slice_facts(obj: Object) -> Object:
     }
 
 
+def _proofs(status: Object) -> list[Proof]:
+    """Of a Job's pod, whose steps are containers of both kinds."""
+    every = (status.get("initContainerStatuses") or []) + (status.get("containerStatuses") or [])
+    return [told for item in every if (told := proof(item)) is not None]
+
+
 def proof(container: Object) -> Proof | None:
     """The warm-up's proof in the status of its container; None while there is none."""
     ended = (container.get("state") or {}).get("terminated")
@@ -189,6 +200,7 @@ def proof(container: Object) -> Proof | None:
             reused=int(told.get("reused") or 0),
             seconds=float(told.get("seconds") or 0.0),
             error=str(told.get("error") or ""),
+            volume=_words(told.get("volume")),
         )
     except (ValueError, AttributeError, TypeError):
         return Proof(manifest="", error=NO_PROOF)
@@ -309,6 +321,12 @@ def _told(ended: Object) -> str:
     if not isinstance(note, dict) or not note.get("error"):
         return text
     return f"{note['error']} ({note['hint']})" if note.get("hint") else str(note["error"])
+
+
+def _words(value: object) -> str:
+    """What a pod says, as a line that a condition may quote."""
+    text = value if isinstance(value, str) else ""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:WORDS_LIMIT]
 
 
 def _true(condition: Object | None) -> bool:

@@ -19,6 +19,8 @@ class Proof:
     reused: int = 0
     seconds: float = 0.0
     error: str = ""
+    volume: str = ""
+    """What was wrong with the cache volume, where the pod had to compile for itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +102,9 @@ class WarmupPod:
     """Why a container of it cannot start."""
     error: str = ""
     """Why a container of it failed."""
+    volume: str = ""
+    """What was wrong with the cache volume, where nothing was compiled for that."""
+    created: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

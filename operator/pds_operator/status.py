@@ -10,7 +10,7 @@ Conditions as in KEP-1623; lastTransitionTime moves only when the status of a co
 from collections.abc import Mapping
 from typing import Any
 
-from pds_operator import names, pairs
+from pds_operator import names, pairs, volume
 from pds_operator.actions import Problem
 from pds_operator.build import config, router
 from pds_operator.compiling import State
@@ -30,6 +30,8 @@ def status(
 ) -> Object:
     """The whole status, to be written when it differs from `previous`."""
     problems = [*plan.problems, *_kv_mismatch(observed, plan)]
+    cache = volume.problem(desired.owner.name, desired.spec, observed, plan.groups)
+    problems += [cache] if cache else []
     roles = {role: _role(observed, plan, role) for role in plan.roles}
     routers = _routers(observed, desired)
     told = {
@@ -204,8 +206,11 @@ def _kernels_warm(
     ]
     compiled, reused = sum(item[0] for item in sums), sum(item[1] for item in sums)
     text = f"all groups proved warm: {compiled} artefacts compiled, {reused} reused"
-    volume = desired.spec.compile_cache.volume if desired.spec.compile_cache else None
-    if volume is None or volume.ephemeral is not None:
+    alone = volume.private(plan.groups)
+    if alone:
+        return "True", "WarmPrivate", f"{text}; {alone}"
+    given = desired.spec.compile_cache.volume if desired.spec.compile_cache else None
+    if given is None or given.ephemeral is not None:
         return "True", "WarmEphemeral", f"{text}; the volume is ephemeral: each pod compiles"
     return "True", "Warm", text
 

@@ -34,6 +34,7 @@ Part = tuple[str, ...]
 """Files of one process."""
 ROLLOUTS: tuple[Part, ...] = (
     ("cluster/test_warmup.py", "cluster/test_rollout.py", "cluster/test_pipeline.py"),
+    ("cluster/test_volume.py",),
 )
 """On the instance that is up."""
 OTHERS: tuple[Part, ...] = (
