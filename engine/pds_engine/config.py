@@ -112,6 +112,11 @@ class DpConfig(Section):
 class CacheConfig(Section):
     path: Path | None = None
     """The compile cache's mount point; None: nothing is compiled ahead."""
+    private: Path | None = None
+    """Where this pod compiles, and keeps copies of what it runs, whatever becomes of the volume.
+    None: a folder of this user among the system's temporary files."""
+    only_shared: bool = False
+    """Compile for other pods alone: nothing that the volume does not take."""
     warmup: bool = False
     """Refuse to be ready until the manifest of this role and stage is verified."""
     key_dir: Path | None = None
@@ -192,6 +197,7 @@ ENVIRONMENT: Mapping[str, str] = {
     "PDS_REVISION": "pod.revision",
     "PDS_CACHE_KEY_DIR": "cache.key_dir",
     "PDS_LOG_LEVEL": "log_level",
+    "PDS_CACHE_ONLY_SHARED": "cache.only_shared",
 }
 """The variables that are read, and the key each one sets."""
 

@@ -35,6 +35,44 @@ class Apply:
 
 
 @dataclass(frozen=True, slots=True)
+class TakeOver:
+    """Let an apply prune what an earlier POST or patch of ours has set, and apply `obj`."""
+
+    obj: Object
+    uid: str
+    scope: str
+
+    def __str__(self) -> str:
+        return f"take over {self.obj['kind'].lower()} {self.obj['metadata']['name']}"
+
+
+@dataclass(frozen=True, slots=True)
+class Adopt:
+    """Set our ownerReference on an object with our labels that nothing controls."""
+
+    kind: str
+    name: str
+    uid: str
+    scope: str
+
+    def __str__(self) -> str:
+        return f"adopt {self.kind.lower()} {self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Relabel:
+    """Put the labels back that tell which pod it is: somebody changed them."""
+
+    pod: str
+    uid: str
+    labels: dict[str, str]
+    scope: str
+
+    def __str__(self) -> str:
+        return f"relabel {self.pod}"
+
+
+@dataclass(frozen=True, slots=True)
 class MakeKey:
     """Make a control key. Random, so the executor's work and not the plan's, and so is its id.
 
@@ -217,6 +255,9 @@ class Say:
 Action = (
     Create
     | Apply
+    | TakeOver
+    | Adopt
+    | Relabel
     | MakeKey
     | KeepRing
     | MakeCacheKey

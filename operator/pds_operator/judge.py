@@ -19,6 +19,8 @@ FAULTS = 5
 """Failed requests, at the least."""
 FAULT_RATE = 0.2
 """Failed requests of all; and more than twice the rate of the other revisions."""
+SECONDS_APART = 2.0
+"""Times are whole seconds, and targets of one second are told apart by later ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,18 +43,35 @@ def evidence(
     now: float,
 ) -> Evidence | None:
     """What speaks against the target; the clearest first."""
-    if not target.rolling or target.fresh:
+    if not target.judged or target.fresh:
         return None
     if warmup.state is State.FAILED:
         return Evidence("WarmupFailed", warmup.message)
     own = [g for g in fleet if g.revision == target.digest and g.phase is not Phase.LEAVING]
+    # What was seen before it became the target (a retry makes it anew) counts no more.
+    begin = target.since - SECONDS_APART
+    late = [g for g in own if g.culprit is None or g.culprit.created >= begin]
     return (
-        _warmup(own)
-        or _misconfigured(own)
-        or _crashes(own)
+        _warmup(late)
+        or _misconfigured(late)
+        or _crashes(late)
         or _faults(observed, target)
         or _late(observed, target, progress, warmup, own, now)
     )
+
+
+def able(observed: Observed, own: Iterable[Group]) -> bool:
+    """Whether the target, with its groups `own`, could get on now.
+
+    Nodes, quotas and routers that nobody keeps are not a revision's fault, and time without them
+    is not time that it had.
+    """
+    starved = (
+        any(group.unscheduled for group in own)
+        or any(scope.startswith(("group/", "schedule/")) for scope in observed.failures)
+        or bool(observed.routers_unscheduled)
+    )
+    return not starved and bool(observed.routers_ready or observed.routers_waiting)
 
 
 def delay(observed: Observed, target: Target, fleet: Iterable[Group], warmup: Warmup) -> str:
@@ -65,7 +84,9 @@ def delay(observed: Observed, target: Target, fleet: Iterable[Group], warmup: Wa
 
 def _warmup(own: list[Group]) -> Evidence | None:
     for pod in (pod for group in own for pod in group.pods):
-        if pod.failed and pod.proof is not None and pod.proof.error not in ("", NO_PROOF):
+        if not pod.failed or pod.disrupted or pod.proof is None:
+            continue
+        if pod.proof.error not in ("", NO_PROOF):
             return Evidence("WarmupFailed", f"{pod.name}: {pod.proof.error}")
     return None
 
@@ -81,7 +102,7 @@ def _misconfigured(own: list[Group]) -> Evidence | None:
 def _crashes(own: list[Group]) -> Evidence | None:
     for group in own:
         culprit, failures = group.culprit, group.next_failures()
-        if culprit is not None and failures >= CRASHES:
+        if culprit is not None and not culprit.disrupted and failures >= CRASHES:
             code, told = culprit.exit_code, culprit.message.strip()[-500:]
             text = f"{culprit.name} ended with exit code {code}, {failures} failures in a row"
             return Evidence("CrashLoop", f"{text}: {told}")
@@ -89,7 +110,11 @@ def _crashes(own: list[Group]) -> Evidence | None:
 
 
 def _faults(observed: Observed, target: Target) -> Evidence | None:
-    revisions = {pod.name: pod.revision for pod in observed.pods}
+    revisions = {
+        pod.name: pod.revision
+        for pod in observed.pods
+        if pod.revision != target.digest or pod.created >= target.since - SECONDS_APART
+    }
     asked, failed = [0, 0], [0, 0]
     for view in observed.routers:
         for name, (requests, failures) in view.counts.items():
@@ -111,12 +136,7 @@ def _late(
     own: list[Group],
     now: float,
 ) -> Evidence | None:
-    """Never ready in time. Where nodes or quota are what is missing nothing speaks against it."""
-    starved = (
-        any(group.unscheduled for group in own)
-        or any(scope.startswith(("group/", "schedule/")) for scope in observed.failures)
-        or bool(observed.routers_unscheduled)
-    )
-    if not progress.overdue(now) or starved:
+    """Never ready in the time that it had."""
+    if not progress.overdue(now):
         return None
     return Evidence("ProgressDeadlineExceeded", delay(observed, target, own, warmup))

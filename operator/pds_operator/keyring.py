@@ -42,7 +42,9 @@ def _made(round_: Round, observed: Observed, desired: Desired, keys: Keys) -> bo
     """A new key is made in this round."""
     secret, name = keys.secrets.get(desired.key), desired.owner.name
     if secret is None:
-        first = keys.ring is None and not desired.key and not _begun(observed, desired)
+        first = keys.ring is None and not desired.key and not _begun(observed)
+        if desired.key in keys.awaited and not first:
+            return False  # nor is anything made that mounts it (`ownership.yielding`)
         said = f"the Secret {names.control_secret(name, desired.key)} is gone"
     elif desired.rotate and desired.rotate != secret.asked:
         first, said = False, f"new control keys are asked for ({desired.rotate})"
@@ -57,15 +59,15 @@ def _made(round_: Round, observed: Observed, desired: Desired, keys: Keys) -> bo
     return True
 
 
-def _begun(observed: Observed, desired: Desired) -> bool:
-    """A pod of ours has read a key, so that another of the same name would not be the same one."""
-    return any(pod.started for pod in observed.pods if pod.owner == desired.owner.uid)
+def _begun(observed: Observed) -> bool:
+    """A pod has read a key, so that another of the same name would not be the same one."""
+    return any(pod.started for pod in observed.pods)
 
 
 def _clear(
     round_: Round, observed: Observed, desired: Desired, keys: Keys, target: Target | None
 ) -> None:
-    used = {pod.key for pod in observed.pods if pod.owner == desired.owner.uid} | {desired.key}
+    used = {pod.key for pod in observed.pods} | {desired.key}
     whole = target is not None and target.settled and target.revision.key == desired.key
     kept = used if whole else used | set(keys.secrets)
     ring = frozenset(kept & keys.held)

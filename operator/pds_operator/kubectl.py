@@ -1,5 +1,6 @@
 """`kubectl pds`: a kubectl plugin. It reads through kubectl itself, so every login works."""
 
+import contextlib
 import datetime
 import json
 import shutil
@@ -9,6 +10,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from pds_operator import keyring, names, views
+from pds_operator.answers import BadAnswer, backends
 from pds_operator.facts import pod_facts, revision_facts
 from pds_operator.observed import Observed, Pod, Revision, rfc3339
 from pds_operator.preview import preview
@@ -203,8 +205,9 @@ def _in_flight(pds: Object, routers: list[Object], context: str | None) -> dict[
         path = f"/api/v1/{place}:{names.HTTP_PORT}/proxy/pds/backends"
         done = _kubectl(["get", "--raw", path], None, context)
         if done.returncode == 0:
-            for item in json.loads(done.stdout).get("backends", []):
-                counts[item["pod"]] = counts.get(item["pod"], 0) + item["in_flight"]
+            with contextlib.suppress(BadAnswer):  # it wears a router's labels, and is none
+                for item in backends(done.stdout):
+                    counts[item.pod] = counts.get(item.pod, 0) + item.in_flight
     return counts
 
 

@@ -1,5 +1,6 @@
 """Names, labels and annotations: the one place that spells them (contracts.md)."""
 
+import re
 from typing import Final
 
 GROUP: Final = "pdserving.io"
@@ -11,6 +12,9 @@ ROLE_KIND: Final = "PDServingRole"
 ROLE_PLURAL: Final = "pdservingroles"
 MANAGER: Final = "pds-operator"
 
+MANAGED_BY: Final = "app.kubernetes.io/managed-by"
+SERVICE_NAME: Final = "kubernetes.io/service-name"
+"""On EndpointSlices."""
 NAME: Final = f"{GROUP}/name"
 ROLE: Final = f"{GROUP}/role"
 GROUP_INDEX: Final = f"{GROUP}/group"
@@ -28,12 +32,18 @@ DRAIN_DEADLINE: Final = f"{GROUP}/drain-deadline"
 """RFC 3339, on the pods of a group that drains."""
 FAILURES: Final = f"{GROUP}/failures"
 """Failures in a row before this attempt of a group: what its backoff follows from."""
+DISRUPTIONS: Final = f"{GROUP}/disruptions"
+"""Ends in a row before this attempt of a group that were no fault of its own: backoff alone."""
 FAILED: Final = f"{GROUP}/failed"
 """On a ControllerRevision: why it is not brought out any more."""
 TARGETED: Final = f"{GROUP}/targeted"
 """On a ControllerRevision, RFC 3339: since when it is the target, where it is not the newest."""
 SERVED: Final = f"{GROUP}/served"
 """On a ControllerRevision, RFC 3339: when it last stood whole."""
+GROUPS: Final = f"{GROUP}/groups"
+"""On a ControllerRevision, JSON: groups of each role when it last stood whole."""
+WAITED: Final = f"{GROUP}/waited"
+"""On a ControllerRevision, JSON: what is used up of its rollout's progress deadline."""
 APPLIED: Final = f"{GROUP}/applied"
 """Digest of the object as it was last applied: what tells a removed field from a defaulted one."""
 ROTATE: Final = f"{GROUP}/rotate-keys"
@@ -59,7 +69,7 @@ def common_labels(pds: str, role: str) -> dict[str, str]:
         "app.kubernetes.io/name": "pdserving",
         "app.kubernetes.io/instance": pds,
         "app.kubernetes.io/component": role,
-        "app.kubernetes.io/managed-by": MANAGER,
+        MANAGED_BY: MANAGER,
         "app.kubernetes.io/part-of": "pdserving",
         NAME: pds,
         ROLE: role,
@@ -74,6 +84,15 @@ def group_name(pds: str, role: str, group: int, attempt: int) -> str:
 def pod_name(pds: str, role: str, group: int, attempt: int, rank_pod: int) -> str:
     """`chat-p-0-1-0`: its leader. At most 63 characters, as CEL caps `pds` at 40."""
     return f"{group_name(pds, role, group, attempt)}-{rank_pod}"
+
+
+def pod_place(pds: str, pod: str) -> tuple[str, int, int, int] | None:
+    """(role, group, attempt, rank pod) of an engine pod of that name; None: it is none."""
+    found = re.fullmatch(rf"{re.escape(pds)}-([a-z])-(\d+)-(\d+)-(\d+)", pod)
+    role = next((role for role in ROLES if found and role[0] == found[1]), None)
+    if found is None or role is None:
+        return None
+    return role, int(found[2]), int(found[3]), int(found[4])
 
 
 def ranks_service(pds: str) -> str:

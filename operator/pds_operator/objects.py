@@ -4,7 +4,17 @@ from collections.abc import Iterable
 from typing import Any
 
 from pds_operator import diff, names
-from pds_operator.actions import Apply, Create, Delete, Problem, Round, object_scope
+from pds_operator.actions import (
+    Adopt,
+    Apply,
+    Create,
+    Delete,
+    Problem,
+    Relabel,
+    Round,
+    TakeOver,
+    object_scope,
+)
 from pds_operator.build import engine, router, shared
 from pds_operator.build.owner import Owner
 from pds_operator.desired import Desired
@@ -28,29 +38,35 @@ def keep(round_: Round, observed: Observed, desired: Desired, now: float) -> Non
     except SpecError as error:
         round_.problems.append(Problem(error.reason, error.message))
     for obj in wanted:
-        ensure(round_, observed, obj, owner.uid)
+        ensure(round_, observed, obj)
     named = {(obj["kind"], obj["metadata"]["name"]) for obj in wanted}
     for (kind, name), live in observed.objects.items():
-        if kind in PRUNED and (kind, name) not in named and diff.ours(live, owner.uid):
+        if kind in PRUNED and (kind, name) not in named:
             scope = object_scope(live)
             round_.actions.append(Delete(kind, name, live["metadata"]["uid"], scope))
     _claim(round_, observed, owner, now)
+    for pod in observed.pods:
+        if pod.wrong:
+            scope = f"labels/{pod.name}"
+            round_.actions.append(Relabel(pod.name, pod.uid, dict(pod.wrong), scope))
 
 
-def ensure(round_: Round, observed: Observed, obj: Object, uid: str) -> None:
-    """Make it, apply it again, leave it alone, or say that it is somebody else's."""
+def ensure(round_: Round, observed: Observed, obj: Object) -> None:
+    """Make it, apply it again, or leave it alone."""
     wanted = diff.stamped(obj)
-    scope = object_scope(wanted)
-    live = observed.objects.get((wanted["kind"], wanted["metadata"]["name"]))
-    match diff.verdict(wanted, live, uid):
+    kind, name, scope = wanted["kind"], wanted["metadata"]["name"], object_scope(wanted)
+    live = observed.objects.get((kind, name))
+    uid = live["metadata"]["uid"] if live is not None else ""
+    match diff.verdict(wanted, live):
         case diff.Verdict.CREATE:
             round_.actions.append(Create(wanted, scope))
-        case diff.Verdict.APPLY if live is not None:
-            round_.actions.append(Apply(wanted, live["metadata"]["uid"], scope))
-        case diff.Verdict.FOREIGN:
-            text = f"{scope} exists and is not owned by this PDServing; it is left untouched"
-            round_.problems.append(Problem("NameTaken", text))
-        case _:
+        case diff.Verdict.APPLY:
+            round_.actions.append(Apply(wanted, uid, scope))
+        case diff.Verdict.TAKE_OVER:
+            round_.actions.append(TakeOver(wanted, uid, scope))
+        case diff.Verdict.ADOPT:
+            round_.actions.append(Adopt(kind, name, uid, scope))
+        case diff.Verdict.KEEP:
             pass
 
 
@@ -74,4 +90,4 @@ def config_maps(round_: Round, observed: Observed, desired: Desired, used: Itera
     for digest in sorted(set(used) & set(observed.revisions)):
         stored = observed.revisions[digest]
         wanted = engine.config_map(desired.owner, digest, stored.data)
-        ensure(round_, observed, wanted, desired.owner.uid)
+        ensure(round_, observed, wanted)

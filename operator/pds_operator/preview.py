@@ -8,10 +8,11 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from pds_operator import keyring, plan, rollout, scaling, spec
+from pds_operator import counting, keyring, rollout, scaling, spec
 from pds_operator import target as targets
 from pds_operator.actions import Round
 from pds_operator.build.owner import Owner
+from pds_operator.counting import Frame, counts
 from pds_operator.desired import Desired
 from pds_operator.fleet import groups
 from pds_operator.observed import Observed, Pod, Revision
@@ -43,9 +44,9 @@ def preview(
     desired = targets.effective(desired, target, fleet)
     wants = scaling.scaled(desired.spec, desired.owner, Observed(), fleet)
     desired = dataclasses.replace(desired, spec=wants)
-    limits = plan.limits(desired, target)
-    kept = target.good.digest if target.good and limits.holds else ""
-    roles = plan.counts(Round(), fleet, desired, target.digest, plan.Keep(kept), now)
+    limits = counting.limits(desired, target)
+    frame = Frame(target.digest, target, limits.holds)
+    roles = counts(Round(), fleet, desired, frame, now)
     return [*_head(target, wanted in stored), *rounds(roles, limits)]
 
 

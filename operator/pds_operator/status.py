@@ -10,7 +10,7 @@ Conditions as in KEP-1623; lastTransitionTime moves only when the status of a co
 from collections.abc import Mapping
 from typing import Any
 
-from pds_operator import names
+from pds_operator import names, pairs, volume
 from pds_operator.actions import Problem
 from pds_operator.build import config, router
 from pds_operator.compiling import State
@@ -29,19 +29,21 @@ def status(
     observed: Observed, desired: Desired, plan: Plan, previous: Mapping[str, Any], now: float
 ) -> Object:
     """The whole status, to be written when it differs from `previous`."""
-    problems = [*plan.problems, *_kv_mismatch(observed, desired, plan)]
+    problems = [*plan.problems, *_kv_mismatch(observed, plan)]
+    cache = volume.problem(desired.owner.name, desired.spec, observed, plan.groups)
+    problems += [cache] if cache else []
     roles = {role: _role(observed, plan, role) for role in plan.roles}
     routers = _routers(observed, desired)
     told = {
-        "Ready": _ready(desired, plan, routers),
-        "Progressing": _progressing(desired, plan, roles),
+        "Ready": _ready(observed, desired, plan, routers),
+        "Progressing": _progressing(observed, desired, plan, roles),
         "KernelsWarm": _kernels_warm(observed, desired, plan, roles),
         "Degraded": _degraded(problems),
     }
     return {
         "observedGeneration": desired.generation,
         "conditions": _conditions(told, previous, desired.generation, now),
-        "currentRevision": _current(desired, plan, previous),
+        "currentRevision": _current(observed, desired, plan),
         "targetRevision": names.revision(desired.owner.name, plan.target),
         "endpoint": router.endpoint(desired.owner, desired.spec),
         **roles,
@@ -112,29 +114,42 @@ def _routers(observed: Observed, desired: Desired) -> Object:
     return {"desired": wanted, "ready": (live.get("status") or {}).get("readyReplicas", 0)}
 
 
-def _ready(desired: Desired, plan: Plan, routers: Object) -> Told:
+def _ready(observed: Observed, desired: Desired, plan: Plan, routers: Object) -> Told:
     if not routers["ready"]:
         return "False", "NoRouter", "no router pod is ready"
-    serving = {group.role for group in plan.groups if group.ready}
-    pairs = [["unified"], ["prefill", "decode"]]
-    if any(all(role in serving for role in pair) for pair in pairs):
+    if not observed.endpoints:
+        return "False", "NoEndpoint", _no_endpoint(desired.owner.name)
+    if pairs.serves(plan.groups, observed.states):
         return "True", "Routable", f"requests are answered at {_endpoint(desired)}"
+    serving = {group.role for group in plan.groups if group.ready}
     missing = ", ".join(role for role in desired.spec.roles if role not in serving)
+    if not missing:
+        return "False", "NoPair", "no ready prefill and decode group share a KV format"
     return "False", "NoRoutableGroup", f"no routable group of {missing}"
+
+
+def _no_endpoint(service: str) -> str:
+    return (
+        f"the EndpointSlices of Service {service} list no ready router, so that it reaches none; "
+        f"it is put back where somebody changed it: if this lasts, kubectl delete service {service}"
+        ", which is made anew"
+    )
 
 
 def _endpoint(desired: Desired) -> str:
     return router.endpoint(desired.owner, desired.spec)
 
 
-def _progressing(desired: Desired, plan: Plan, roles: Mapping[str, Object]) -> Told:
+def _progressing(
+    observed: Observed, desired: Desired, plan: Plan, roles: Mapping[str, Object]
+) -> Told:
     counts = "; ".join(
         f"{role} {told['ready']} ready of {told['desired']}, {told['updated']} of revision "
         f"{plan.target}" + (f", {told['draining']} draining" if told["draining"] else "")
         for role, told in roles.items()
     )
     stale = any(role.old for role in plan.roles.values()) or any(
-        group.revision != plan.target for group in plan.groups
+        group.revision != plan.target and not group.ending for group in plan.groups
     )
     done, steps = plan.step.reached, plan.step.steps
     if plan.step.held:
@@ -152,12 +167,15 @@ def _progressing(desired: Desired, plan: Plan, roles: Mapping[str, Object]) -> T
     if stale:
         reason = "RollingBack" if plan.rejected else "RollingOut"
         return "True", reason, f"step {done} of {steps} is done: {counts}"
-    if any(told["created"] > told["desired"] or told["draining"] for told in roles.values()):
+    leaving = any(group.phase is Phase.LEAVING and not group.ending for group in plan.groups)
+    if leaving or any(told["created"] > told["desired"] for told in roles.values()):
         return "True", "Draining", counts
     if any(told["created"] < told["desired"] for told in roles.values()):
         return "True", "Creating", counts
     if any(told["ready"] < told["desired"] for told in roles.values()):
         return "True", "Starting", counts
+    if pairs.mismatch(plan.groups, observed.states, plan.target):
+        return "True", "Starting", f"groups are ready and cannot pair; {counts}"
     return "False", "Complete", counts
 
 
@@ -188,8 +206,11 @@ def _kernels_warm(
     ]
     compiled, reused = sum(item[0] for item in sums), sum(item[1] for item in sums)
     text = f"all groups proved warm: {compiled} artefacts compiled, {reused} reused"
-    volume = desired.spec.compile_cache.volume if desired.spec.compile_cache else None
-    if volume is None or volume.ephemeral is not None:
+    alone = volume.private(plan.groups)
+    if alone:
+        return "True", "WarmPrivate", f"{text}; {alone}"
+    given = desired.spec.compile_cache.volume if desired.spec.compile_cache else None
+    if given is None or given.ephemeral is not None:
         return "True", "WarmEphemeral", f"{text}; the volume is ephemeral: each pod compiles"
     return "True", "Warm", text
 
@@ -209,33 +230,25 @@ def _degraded(problems: list[Problem]) -> Told:
     return "True", problems[0].reason, text[:MESSAGE_LIMIT]
 
 
-def _kv_mismatch(observed: Observed, desired: Desired, plan: Plan) -> list[Problem]:
+def _kv_mismatch(observed: Observed, plan: Plan) -> list[Problem]:
     """Groups of one revision must have one fingerprint, else no two of them ever pair."""
-    told: dict[str, str] = {}
-    for group in plan.groups:
-        leader = group.leader
-        state = observed.states.get(leader.name) if leader else None
-        if group.revision == plan.target and state is not None and state.fingerprint:
-            told.setdefault(state.fingerprint, f"{group.role} group {group.index}")
-    if len(told) < 2:
-        return []
-    text = ", ".join(f"{who} has {fingerprint[:12]}" for fingerprint, who in told.items())
-    return [
-        Problem(
-            "KvFingerprintMismatch",
-            f"groups of revision {plan.target} cannot pair: {text}; "
-            "do all pods see the same model folder?",
-        )
-    ]
+    text = pairs.mismatch(plan.groups, observed.states, plan.target)
+    return [Problem("KvFingerprintMismatch", text)] if text else []
 
 
-def _current(desired: Desired, plan: Plan, previous: Mapping[str, Any]) -> str:
-    """The revision that serves: the target once every wanted group of it is ready."""
-    target = names.revision(desired.owner.name, plan.target)
+def _current(observed: Observed, desired: Desired, plan: Plan) -> str:
+    """The revision that serves: the target once every wanted group of it is ready.
+
+    Until then the one that stood whole last, of those that have a ready group if any has.
+    """
     whole = all(role.new_ready >= role.want for role in plan.roles.values())
     if whole and any(role.want for role in plan.roles.values()):
-        return target
-    return str(previous.get("currentRevision") or "")
+        return names.revision(desired.owner.name, plan.target)
+    known = [item for item in observed.revisions.values() if item.served is not None]
+    ready = {group.revision for group in plan.groups if group.ready}
+    serving = [item for item in known if item.digest in ready] or known
+    found = max(serving, key=lambda item: (item.served or 0.0, item.number), default=None)
+    return names.revision(desired.owner.name, found.digest) if found else ""
 
 
 def _conditions(

@@ -10,13 +10,14 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from pds_operator import diff, errors, names
+from pds_operator import diff, errors, names, ownership
 from pds_operator.actions import KeepRing, MakeCacheKey, MakeKey
 from pds_operator.api import Api
 from pds_operator.build.owner import Owner
 from pds_operator.facts import KEY_ID
 from pds_operator.keys import control_keys, key_id, random_key
 from pds_operator.observed import Keys, KeySecret, Revision
+from pds_operator.ownership import Whose
 
 Object = dict[str, Any]
 
@@ -32,8 +33,11 @@ class Vault:
 
     def __init__(self) -> None:
         self.facts: Keys | None = None
+        self.objects: dict[tuple[str, str], Object] = {}
+        """What has the names of our Secrets, whosesoever it is: kind and metadata."""
         self._held: dict[str, bytes] = {}
         self._secrets: dict[str, KeySecret] = {}
+        self._awaited: frozenset[str] = frozenset()
         self._ring: Object | None = None
         self._cache = False
         self._looked: float | None = None
@@ -61,21 +65,43 @@ class Vault:
         """
         if self._looked is not None and 0 <= now - self._looked < 0.8 * READ_SECONDS:
             return
-        ring = await self._mine(api, owner, names.keyring(owner.name))
+        found: dict[str, Object | None] = {}
+
+        async def read(name: str) -> Whose | None:
+            found[name] = live = await _read(api, owner, name)
+            return None if live is None else ownership.whose(live, owner)
+
+        name = names.keyring(owner.name)
+        whose = await read(name)
+        ring = found[name] if whose is Whose.OURS else None
         told = self._of_ring(owner, ring)
-        wanted = {"", *in_use, *self._secrets, *told}
+        # One that is to be adopted says no more than which Secrets are, too.
+        orphan = self._of_ring(owner, found[name] if whose is Whose.ORPHAN else None)
+        wanted = {"", *in_use, *self._secrets, *told, *orphan}
         # Without a ring only revisions tell which keys there were.
         newest = max(revisions.values(), key=lambda item: item.number, default=None)
         wanted |= {r.key for r in revisions.values() if ring is None or r is newest}
         secrets: dict[str, KeySecret] = {}
+        awaited = set()
         for key in sorted(wanted):
-            live = await self._mine(api, owner, names.control_secret(owner.name, key))
-            if live is not None:
-                secrets[key] = self._opened(key, live)
-        self._cache = await self._mine(api, owner, names.cache_key(owner.name)) is not None
+            name = names.control_secret(owner.name, key)
+            match await read(name), found[name]:
+                case Whose.OURS, dict(live):
+                    secrets[key] = self._opened(key, live)
+                case Whose.ORPHAN | Whose.PREDECESSOR, _:
+                    awaited.add(key)
+        self._cache = await read(names.cache_key(owner.name)) is Whose.OURS
         for key, value in told.items():
             self._held.setdefault(key, value)
-        self._ring, self._secrets, self._looked = ring, secrets, now
+        self._ring, self._secrets, self._awaited = ring, secrets, frozenset(awaited)
+        self.objects = {
+            ("Secret", name): {"kind": "Secret", "metadata": live["metadata"]}
+            for name, live in found.items()
+            if live is not None
+        }
+        # Nothing tells when what is not ours goes: it is asked for each time.
+        foreign = any(live and not self._ours(live, owner) for live in found.values())
+        self._looked = None if foreign else now
         self._tell(owner)
 
     async def make_key(
@@ -137,15 +163,17 @@ class Vault:
         self._cache = True
         self._tell(owner)
 
-    async def _mine(self, api: Api, owner: Owner, name: str) -> Object | None:
-        try:
-            live = await api.get("Secret", owner.namespace, name)
-        except errors.Missing:
-            return None
-        return live if diff.ours(live, owner.uid) else None
+    @staticmethod
+    def _ours(live: Object, owner: Owner) -> bool:
+        return ownership.whose(live, owner) is Whose.OURS
 
     async def _post(self, api: Api, owner: Owner, secret: Object) -> Object:
-        """Raises NameTaken when there is one of that name that is not ours."""
+        """POST. What is there already and ours is as good.
+
+        Raises:
+            Conflict: what is there is to be adopted first.
+            NameTaken: it is a stranger's, or a predecessor's, which goes.
+        """
         name = secret["metadata"]["name"]
         try:
             return await api.create(secret)
@@ -153,11 +181,12 @@ class Vault:
             if error.api_reason != "AlreadyExists":
                 raise
         live = await api.get("Secret", owner.namespace, name)
-        if not diff.ours(live, owner.uid):
-            raise errors.NameTaken(
-                f"Secret {name} exists and is not owned by this PDServing; it is left untouched: "
-                "rename one of the two"
-            )
+        whose = ownership.whose(live, owner)
+        if whose is Whose.ORPHAN:
+            raise errors.Conflict(409, "Conflict", f"Secret {name} is to be adopted first")
+        if whose is not Whose.OURS:
+            told = ownership.problem("Secret", name, whose is Whose.PREDECESSOR)
+            raise errors.NameTaken(told.message, reason=told.reason)
         return live
 
     def _opened(self, key: str, live: Object) -> KeySecret:
@@ -184,11 +213,19 @@ class Vault:
         ring = self._ring
         self.facts = Keys(
             secrets=dict(self._secrets),
+            awaited=self._awaited,
             ring=None if ring is None else frozenset(self._of_ring(owner, ring)),
             active=None if ring is None else _active(owner, ring),
             held=frozenset(self._held),
             cache=self._cache,
         )
+
+
+async def _read(api: Api, owner: Owner, name: str) -> Object | None:
+    try:
+        return await api.get("Secret", owner.namespace, name)
+    except errors.Missing:
+        return None
 
 
 def _active(owner: Owner, ring: Object) -> str | None:

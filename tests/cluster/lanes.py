@@ -39,12 +39,14 @@ ROLLOUTS: tuple[Part, ...] = (
         "cluster/test_rotation.py",
         "cluster/test_pipeline.py",
     ),
+    ("cluster/test_volume.py",),
 )
 """On the instance that is up."""
 OTHERS: tuple[Part, ...] = (
     (
         "operator/test_crd_cel.py",
         "operator/test_operator_process.py",
+        "operator/test_owned_fields.py",
         "operator/test_ha.py",
         "operator/test_upgrade.py",
     ),
@@ -58,6 +60,7 @@ OTHERS: tuple[Part, ...] = (
         "cluster/test_migration.py",
     ),
     ("cluster/test_faults.py",),
+    ("cluster/test_recreate.py",),
     ("cluster/test_rollback.py",),
     ("cluster/test_operator_killed.py",),
 )

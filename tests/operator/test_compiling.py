@@ -90,11 +90,11 @@ def test_a_job_that_cannot_start_is_late_like_any_pod(world):
     """Its image cannot be pulled: no time-out of the warm-up's runs."""
     world.round()
     world.warmups = pod(scheduled=True, waits="ErrImagePull: no such tag")
-    world.now = START + 1799
+    world.wait(1799)
     assert world.round() == []
     told = f"the Job {JOB} cannot start: {JOB}-x: ErrImagePull: no such tag"
     assert progressing(world)[1].startswith(told)
-    world.now = START + 1800
+    world.wait(1)
     world.settle()
     assert world.revisions[digest(NEW)].failed == (
         f"ProgressDeadlineExceeded: no group of it could be made yet; "

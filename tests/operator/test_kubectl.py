@@ -202,6 +202,7 @@ def pod(name, revision, labels=()):
             "name": name,
             "uid": name,
             "labels": {
+                "pdserving.io/name": "chat",
                 "pdserving.io/role": role,
                 "pdserving.io/group": group,
                 "pdserving.io/attempt": attempt,
@@ -227,6 +228,7 @@ def test_status_is_a_tree_with_what_is_under_way(cluster):
         "metadata": {"name": "chat-router-x", "labels": {"pdserving.io/role": "router"}},
         "status": {},
     }
+    stranger = {**router, "metadata": {**router["metadata"], "name": "stranger"}}
     cluster.answers["get pdserving chat"] = {
         "metadata": {"namespace": "team"},
         "status": {
@@ -237,7 +239,10 @@ def test_status_is_a_tree_with_what_is_under_way(cluster):
         },
     }
     cluster.answers["get pods"] = {
-        "items": [pod("chat-p-0-1-0", now), draining, pod("chat-d-0-0-0", now), router]
+        "items": [pod("chat-p-0-1-0", now), draining, pod("chat-d-0-0-0", now), router, stranger]
+    }
+    cluster.answers["get --raw /api/v1/namespaces/team/pods/stranger:8000/proxy"] = {
+        "backends": [{"pod": "chat-d-0-0-0", "in_flight": "many"}]
     }
     cluster.answers["get --raw /api/v1/namespaces/team/pods/chat-router-x:8000/proxy"] = {
         "backends": [

@@ -3,6 +3,7 @@
 import dataclasses
 
 import pytest
+from pds_operator import names
 from pds_operator.actions import Delete, Problem
 from pds_operator.observed import Failure
 from pds_operator.plan import plan
@@ -194,9 +195,21 @@ def test_a_group_that_may_serve_unheard_is_told_to_drain():
 
 def test_a_foreign_object_of_our_name_is_left_alone(world):
     service = world.objects["Service", "chat"]
-    service["metadata"]["ownerReferences"][0]["uid"] = "somebody-else"
+    service["metadata"]["ownerReferences"][0] |= {"kind": "Other", "uid": "somebody-else"}
     assert world.plan().actions == ()
     assert problems(world) == ["NameTaken"]
+    service["metadata"]["ownerReferences"] = []
+    service["metadata"]["labels"] = {names.NAME: "chat"}
+    assert problems(world) == ["NameTaken"]
+
+
+def test_a_predecessors_object_is_waited_for(world):
+    service = world.objects["Service", "chat"]
+    service["metadata"]["ownerReferences"][0]["uid"] = "uid-before"
+    assert world.plan().actions == ()
+    assert problems(world) == ["PredecessorLeaving"]
+    del world.objects["Service", "chat"]
+    assert [str(action) for action in world.plan().actions] == ["create service chat"]
 
 
 def test_what_was_refused_is_held_back_and_told(world):

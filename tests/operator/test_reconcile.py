@@ -4,131 +4,15 @@ import asyncio
 import time
 
 import pytest
-from fake_api import FakeApi
+from bench import KEY, Bench
 from pds_operator import errors
-from pds_operator.observed import EngineState, RouterView
+from pds_operator.observed import RouterView
 from pds_operator.reconcile import Reconciler, settle
 from pds_operator.settings import Settings
-from worlds import NOW, raw_spec
-
-KEY = ("team", "chat")
 
 
 def test_a_plan_that_takes_long_is_made_less_often():
     assert [settle(seconds) for seconds in (0.0, 0.0005, 0.01, 3.0)] == [0.02, 0.02, 0.2, 1.0]
-
-
-class FakePods:
-    """What pods answer."""
-
-    def __init__(self) -> None:
-        self.in_flight: dict[str, int] = {}
-        self.drained: set[str] = set()
-        self.routers: list[str] = []
-        self.leaders: list[str] = []
-        self.keys: dict[str, bytes] = {}
-        """By which each leader was asked last."""
-
-    async def look(self, leaders, routers, keys):
-        return await self.states(leaders, keys), await self.views(routers)
-
-    async def states(self, leaders, keys):
-        self.keys |= {pod: keys[pod] for pod, _ in leaders}
-        self.leaders = [pod for pod, _ in leaders]
-        return {
-            pod: EngineState(self.in_flight.get(pod, 0), draining=ip in self.drained)
-            for pod, ip in leaders
-        }
-
-    async def views(self, routers):
-        return [RouterView(pod, dict.fromkeys(self.leaders, True)) for pod, _ in routers]
-
-    async def drain(self, ip, seconds, key):
-        self.drained.add(ip)
-        return ""
-
-
-class Bench:
-    def __init__(self, raw=None, **settings):
-        self.api, self.pods, self.leads, self.now = FakeApi(), FakePods(), True, NOW
-        self.reconciler = Reconciler(
-            self.api, self.pods, Settings(**settings), lambda: self.leads, lambda: self.now
-        )
-        self.api.store = self.reconciler.store
-        self.parent = self.api.put(
-            {
-                "kind": "PDServing",
-                "metadata": {"name": "chat", "namespace": "team", "uid": "uid-chat"},
-                "spec": raw or raw_spec(),
-            }
-        )
-
-    async def round(self):
-        self.now += 1
-        self.api.calls.clear()
-        wait = await self.reconciler.once(KEY)
-        return wait, list(self.api.calls)
-
-    async def settle(self):
-        for _ in range(30):
-            _, calls = await self.round()
-            if not calls:
-                return
-            self.run_pods()
-        raise RuntimeError(f"no end: {calls}")
-
-    def run_pods(self):
-        """The kubelet's part, and the Deployment controller's."""
-        for index, ((kind, _, name), obj) in enumerate(list(self.api.objects.items())):
-            if kind == "Pod" and not obj.get("status"):
-                obj["status"] = _running(f"10.0.0.{index}")
-                self.api.put(obj)
-            elif kind == "Pod":
-                self._ready(obj)
-            elif kind == "Deployment" and not obj.get("status"):
-                obj["spec"].setdefault("replicas", 1)
-                obj["status"] = {
-                    "observedGeneration": 1,
-                    "replicas": 1,
-                    "updatedReplicas": 1,
-                    "readyReplicas": 1,
-                }
-                self.api.put(obj)
-                labels = {"pdserving.io/name": "chat", "pdserving.io/role": "router"}
-                meta = {"name": f"{name}-x", "namespace": "team", "labels": labels}
-                status = {
-                    "podIP": "10.0.1.1",
-                    "conditions": [{"type": "Ready", "status": "True"}],
-                }
-                self.api.put({"kind": "Pod", "metadata": meta, "status": status})
-
-    def _ready(self, obj):
-        by_type = {item["type"]: item for item in obj["status"]["conditions"]}
-        gate = by_type.get("pdserving.io/routable")
-        if gate and gate["status"] == "True" and by_type["Ready"]["status"] != "True":
-            by_type["Ready"]["status"] = "True"
-            self.api.put(obj)
-
-    @property
-    def status(self):
-        return self.api.one("PDServing", "chat")["status"]
-
-    def condition(self, kind):
-        [found] = [item for item in self.status["conditions"] if item["type"] == kind]
-        return found["status"], found["reason"]
-
-
-def _running(ip):
-    return {
-        "phase": "Running",
-        "podIP": ip,
-        "conditions": [
-            {"type": "PodScheduled", "status": "True"},
-            {"type": "ContainersReady", "status": "True"},
-            {"type": "Ready", "status": "False"},
-        ],
-        "containerStatuses": [{"name": "engine", "started": True}],
-    }
 
 
 @pytest.fixture
@@ -256,65 +140,6 @@ async def test_what_a_pod_said_is_not_believed_of_the_next_one_of_its_name():
     bench.now += 10
     _, calls = await bench.round()
     assert "delete Pod chat-d-0-0-0" in calls
-
-
-def strip(bench, kind, name):
-    """Somebody takes the labels away: a watch with a selector says that it is gone."""
-    obj = bench.api.one(kind, name)
-    bench.reconciler.store.drop(obj)
-    obj["metadata"]["labels"] = {"kept": "by somebody"}
-    return obj["metadata"]["uid"]
-
-
-async def test_labels_that_somebody_took_away_are_put_back(bench):
-    uid = strip(bench, "Pod", "chat-d-0-0-0")
-    service = strip(bench, "Service", "chat")
-    await bench.settle()
-    pod = bench.api.one("Pod", "chat-d-0-0-0")["metadata"]
-    assert pod["uid"] == uid
-    assert pod["labels"]["pdserving.io/role"] == "decode"
-    assert pod["labels"]["kept"] == "by somebody"
-    assert bench.api.one("Service", "chat")["metadata"]["uid"] == service
-    assert bench.condition("Degraded") == ("False", "AsExpected")
-    assert bench.status["decode"]["summary"] == "1/1"
-
-
-async def test_the_revision_that_served_is_found_again_by_what_runs_of_it(bench):
-    name = next(name for kind, _, name in bench.api.objects if kind == "ControllerRevision")
-    uid = strip(bench, "ControllerRevision", name)
-    bench.parent["spec"] |= {"image": "engine:2", "rollout": {"paused": True}}
-    bench.parent["metadata"]["generation"] = 2
-    bench.api.put(bench.parent)
-    _, calls = await bench.round()
-    assert f"patch ControllerRevision {name}" in calls
-    assert bench.api.one("ControllerRevision", name)["metadata"]["uid"] == uid
-    await bench.settle()
-    image = bench.api.one("Pod", "chat-d-0-0-0")["spec"]["containers"][0].get("image")
-    assert image != "engine:2"
-
-
-async def test_a_revision_that_somebody_deleted_is_told(bench):
-    [name] = [name for kind, _, name in bench.api.objects if kind == "ControllerRevision"]
-    live = bench.api.one("ControllerRevision", name)
-    bench.api.objects = {key: obj for key, obj in bench.api.objects.items() if obj is not live}
-    bench.reconciler.store.drop(live)
-    bench.parent["spec"] |= {"image": "engine:2", "rollout": {"paused": True}}
-    bench.parent["metadata"]["generation"] = 2
-    bench.api.put(bench.parent)
-    for _ in range(2):
-        await bench.round()
-    assert bench.condition("Degraded") == ("True", "RevisionMissing")
-
-
-async def test_a_pod_that_lost_its_labels_and_is_of_another_revision_gives_its_place(bench):
-    uid = strip(bench, "Pod", "chat-d-0-0-0")
-    bench.parent["spec"]["image"] = "engine:2"
-    bench.parent["metadata"]["generation"] = 2
-    bench.api.put(bench.parent)
-    await bench.settle()
-    found = bench.api.one("Pod", "chat-d-0-0-0")
-    assert found["metadata"]["uid"] != uid
-    assert found["spec"]["containers"][0]["image"] == "engine:2"
 
 
 async def test_a_quota_is_a_condition_and_goes_away_with_it(bench):

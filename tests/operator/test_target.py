@@ -88,7 +88,7 @@ def test_a_revert_is_the_newest_target_again(world):
     second = digest(world.raw)
     world.now += 60
     world.raw = raw_spec()
-    assert "note targeted on chat-" + first in [str(item) for item in world.plan().actions]
+    assert "note targeted, waited on chat-" + first in [str(item) for item in world.plan().actions]
     world.settle()
     times = {name: (item.since, item.served) for name, item in world.revisions.items()}
     assert times == {
@@ -159,3 +159,18 @@ def test_a_failed_revision_stays_while_the_spec_asks_for_it():
     world.raw = {**world.raw, "image": "engine:3"}
     world.settle()
     assert set(world.revisions) == {digest(world.raw)}
+
+
+def test_a_group_that_was_lost_while_nobody_looked_is_made_before_a_new_one(world):
+    """Its node is gone, its pod with it, and the spec was changed meanwhile."""
+    assert world.revisions[REVISION].groups == {"prefill": 2, "decode": 1}
+    del world.pods["chat-p-1-0-0"]
+    world.now += 3600
+    world.raw = raw_spec(image="engine:2")
+    world.round()
+    made = [name for name in world.round() if name.startswith("chat-")]
+    assert made == ["chat-p-1-0-0", "chat-d-1-0-0"]
+    assert world.pods["chat-p-1-0-0"].revision == REVISION
+    world.settle()
+    assert {pod.revision for pod in world.pods.values()} == {digest(world.raw)}
+    assert len(world.pods) == 3

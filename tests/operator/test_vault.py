@@ -153,14 +153,22 @@ async def test_what_is_at_rest_is_not_written(bench):
     assert bench.api.calls == []
 
 
-async def test_secrets_of_another_owner_are_not_ours(bench):
+@pytest.mark.parametrize(
+    ("owner", "says", "awaited"),
+    [
+        ({"name": "other"}, "NameTaken: Secret chat-control exists and is not owned", ()),
+        ({}, "PredecessorLeaving: Secret chat-control belongs to a PDServing of this name", ("",)),
+    ],
+)
+async def test_secrets_of_another_owner_are_not_ours(bench, owner, says, awaited):
     await bench.upgraded()
     other = bench.api.one("Secret", "chat-control")
-    other["metadata"]["ownerReferences"][0]["uid"] = "uid-before"
+    other["metadata"]["ownerReferences"][0] |= {"uid": "uid-before", **owner}
     told = await bench.look()
-    assert told.secrets == {}
-    with pytest.raises(errors.NameTaken, match="Secret chat-control exists and is not owned"):
+    assert (told.secrets, told.awaited) == ({}, frozenset(awaited))
+    with pytest.raises(errors.NameTaken) as caught:
         await bench.vault.make_key(bench.api, OWNER, MakeKey(True), leads)
+    assert f"{caught.value.reason}: {caught.value.message}".startswith(says)
     assert bench.data("chat-control") == OLD
 
 

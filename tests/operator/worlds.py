@@ -4,7 +4,7 @@ import copy
 import dataclasses
 from typing import Any
 
-from pds_operator import names, revision, spec
+from pds_operator import names, ownership, revision, spec
 from pds_operator.actions import (
     Annotate,
     Create,
@@ -74,11 +74,16 @@ class World:
         self.counter = 0
         self.failures: dict[str, Any] = {}
         self.unschedulable = False
+        self.schedules = False
+        """Pods have a node from the first."""
         self.compiles = False
         """Warm-up Jobs take their time; else they end at once."""
         self.warmups: tuple[WarmupPod, ...] = ()
         self.routers_waiting: dict[str, str] = {}
         self.routers_unscheduled: dict[str, str] = {}
+        self.routers_ready = 1
+        self.fingerprints: dict[str, str] = {}
+        """By leader pod, what it tells."""
         self.counts: dict[str, tuple[int, int]] = {}
 
     def observed(self) -> Observed:
@@ -100,20 +105,28 @@ class World:
                 and all((role, pod.revision) in whole for role in pair(pod))
             )
 
+        mine = ownership.sort(
+            OWNER, self.pods.values(), objects=copy.deepcopy(self.objects), warmups=()
+        )
         return Observed(
-            pods=tuple(self.pods.values()),
+            pods=tuple(mine.pods.values()),
             revisions=dict(self.revisions),
-            objects=copy.deepcopy(self.objects),
+            objects=mine.objects,
+            orphans=mine.orphans,
+            others=mine.others,
+            endpoints=1,
             states={
                 pod.name: EngineState(
-                    in_flight=self.busy.get(pod.name, 0), draining=pod.name in self.asked
+                    in_flight=self.busy.get(pod.name, 0),
+                    draining=pod.name in self.asked,
+                    fingerprint=self.fingerprints.get(pod.name, ""),
                 )
                 for pod in leaders
             },
             routers=(
                 RouterView("r", {pod.name: routable(pod) for pod in leaders}, dict(self.counts)),
             ),
-            routers_ready=1,
+            routers_ready=self.routers_ready * (("Deployment", "chat-router") in self.objects),
             routers_waiting=self.routers_waiting,
             routers_unscheduled=self.routers_unscheduled,
             warmups=self.warmups,
@@ -133,6 +146,13 @@ class World:
             if not isinstance(action, Say) and _worth_telling(text):
                 told.append(text.removeprefix("create pod ").removeprefix("create "))
         return told
+
+    def wait(self, seconds: float) -> None:
+        """Time goes by, and the operator looks as often as it does."""
+        until = self.now + seconds
+        while self.now < until:
+            self.now = min(until, self.now + 15)
+            self.round()
 
     def settle(self, most: int = 60) -> list[list[str]]:
         """Rounds until nothing happens; after each, all that can turn ready does."""
@@ -236,7 +256,9 @@ class World:
                 facts = pod_facts(obj)
                 assert facts is not None
                 assert facts.name not in self.pods
-                self.pods[facts.name] = dataclasses.replace(facts, created=self.now)
+                self.pods[facts.name] = dataclasses.replace(
+                    facts, created=self.now, scheduled=self.schedules
+                )
             case Create(obj=obj):
                 obj = copy.deepcopy(obj)
                 obj["metadata"]["uid"] = f"uid-{obj['kind']}-{obj['metadata']['name']}"

@@ -136,6 +136,7 @@ class Router:
             "url": backend.found.url,
             "routable": not reason,
             "reason": reason or "routable",
+            "clock_offset": round(backend.clock, 1),
             "circuit": backend.circuit.phase(monotonic()),
             "requests": backend.requests,
             "failures": backend.failures,

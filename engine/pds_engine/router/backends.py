@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from time import monotonic
-from typing import Any
+from typing import Annotated
 
 import msgspec
 
@@ -18,28 +18,30 @@ from pds_engine.router.keyring import Keyring
 from pds_engine.router.policy import Ask, Candidate, Pick, pick, shortage
 from pds_engine.router.upstream import Upstream
 
+Text = Annotated[str, msgspec.Meta(max_length=1024)]
+Tokens = Annotated[int, msgspec.Meta(ge=1, le=1 << 31)]
+
 
 class EngineState(msgspec.Struct, frozen=True, kw_only=True):
     """What the router reads of `/pds/state`; anything else in it is none of its business."""
 
     role: Role
-    kv_fingerprint: str | None = ""
-    protocol: int = 1
+    kv_fingerprint: Text | None = ""
+    protocol: Annotated[int, msgspec.Meta(ge=0, le=1 << 31)] = 1
     """Of the messages between groups. Engines of the release before do not tell theirs."""
-    key_id: str | None = ""
+    key_id: Text | None = ""
     """Of the control key that it holds."""
-    revision: str | None = ""
-    incarnation: str | None = ""
-    control: str | None = ""
+    revision: Text | None = ""
+    incarnation: Text | None = ""
+    control: Text | None = ""
     """host:port of the group's scheduler."""
-    group: str | None = ""
+    group: Text | None = ""
     ready: bool = True
     reason: str | None = ""
     """Why it is not ready."""
     draining: bool = False
-    max_model_len: int | None = None
-    model: Any = None
-    model_digest: str | None = ""
+    max_model_len: Tokens | None = None
+    model_digest: Text | None = ""
 
     def goes_on_with(self, other: "EngineState") -> bool:
         """Whether it computes what `other` does, so that it can go on with a stream of its.
@@ -82,6 +84,8 @@ class Backend:
     """Why the last look at /pds/state failed; "" when it did not."""
     missed: int = 0
     answered_at: float = 0.0
+    clock: float = 0.0
+    """Seconds that its clock is ahead of ours, where it refuses what is signed by ours."""
     suspected: bool = False
     """A request failed by its fault, and it has not answered a look since: others go first."""
     circuit: Circuit = field(default_factory=Circuit)

@@ -205,6 +205,7 @@ class Routes:
         return Response(self._engine.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
     async def state(self, request: Request) -> Response:
+        self._signed(request)  # nobody has to; who does learns whether keys and clocks agree
         engine = self._engine
         return _json(
             state.report(

@@ -24,6 +24,9 @@ USER = 65532
 DRAIN_SECONDS = 120
 RELEASE_SECONDS = 30
 """Grace beyond the drain: what a rank needs to end once its leader has released it."""
+HUNG_GRACE = 5
+"""Of a container whose liveness probe fails. Routers have given up its requests after 15 s of
+silence (`lost_after`), and the pod's own grace is for requests that can still end."""
 
 
 def drain_seconds(spec: PDServingSpec) -> int:
@@ -292,7 +295,10 @@ def _probes() -> Object:
     return {
         "startupProbe": get("/healthz", periodSeconds=1, timeoutSeconds=2, failureThreshold=1800),
         "readinessProbe": get("/readyz", periodSeconds=2, timeoutSeconds=2, failureThreshold=2),
-        "livenessProbe": get("/healthz", periodSeconds=10, timeoutSeconds=5, failureThreshold=3),
+        "livenessProbe": {
+            **get("/healthz", periodSeconds=10, timeoutSeconds=5, failureThreshold=3),
+            "terminationGracePeriodSeconds": HUNG_GRACE,
+        },
     }
 
 

@@ -76,6 +76,7 @@ async def test_backends_says_what_each_one_is(engine, router):
         "url": p.url,
         "routable": True,
         "reason": "routable",
+        "clock_offset": 0.0,
         "circuit": "closed",
         "requests": 0,
         "failures": 0,

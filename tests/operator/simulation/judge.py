@@ -4,15 +4,20 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
-from pds_operator import names, revision
+from pds_operator import names
+from pds_operator.build.owner import Owner
 from pds_operator.facts import owner_uid
 from pds_operator.observed import seconds
+from pds_operator.ownership import sort
 from pds_operator.rollout import Limits
 from simulation.clock import Clock
+from simulation.generations import Generations
 from simulation.kubelet import Kubelet, Running, gate
 from simulation.operators import KEY, Operator
+from simulation.punctual import Punctual
 from simulation.server import Server
 from simulation.serving import Router, Serving
+from simulation.specs import held
 
 Object = dict[str, Any]
 Place = tuple[str, int]
@@ -33,7 +38,7 @@ class Judge:
         self, clock: Clock, server: Server, kubelet: Kubelet, serving: Serving, uid: str
     ) -> None:
         self._clock, self._server, self._kubelet = clock, server, kubelet
-        self._uid = uid
+        self.uid = uid
         self.operators: dict[str, Operator] = {}
         self.writes = 0
         self._lost: list[tuple[float, Running]] = []
@@ -43,6 +48,7 @@ class Judge:
         self.troubled = False
         """Groups were lost that have not been replaced yet: a request may find none."""
         server.watched = self._write
+        self._punctual = Punctual(clock, kubelet)
         kubelet.over = self._over  # type: ignore[method-assign]
         serving.chosen = self._chosen  # type: ignore[method-assign]
         serving.unserved = self._unserved  # type: ignore[method-assign]
@@ -51,29 +57,22 @@ class Judge:
         self._served = False
         self._groups: tuple[int, dict[tuple[str, int, int], list[Object]]] = (-1, {})
         self._specs: dict[str, Object] = {}
-        self._keys: dict[str, str] = {}
-        """By operator, the active key when its round began."""
+        self.generations = Generations(server)
+        self._parents: dict[str, str] = {}
+        """By operator, the uid of the PDServing that its round is for."""
         self._serving: dict[str, set[str]] = {}
         """By operator, the revisions that serve when its round for a held spec begins."""
 
-    # Facts --------------------------------------------------------------------------------
+    def succeeded(self, uid: str) -> None:
+        """Another PDServing of the same name is there."""
+        self.uid = uid
+        self._groups = (-1, {})
 
-    def active(self) -> str:
-        """The id of the control key that new revisions have; the first has none."""
-        ring = self._server.find("Secret", "chat-keyring")
-        notes = ring["metadata"]["annotations"] if ring is not None else {}
-        return str(notes.get(names.ACTIVE, "")).removeprefix("chat-control").removeprefix("-")
+    # Facts --------------------------------------------------------------------------------
 
     def target(self, spec: Object, operator: Operator | None = None) -> str:
         """The revision that `spec` asks for; as it was when the round of `operator` began."""
-        key = self.active() if operator is None else self._keys.get(operator.name, "")
-        return revision.digest(spec, key)
-
-    def startable(self, digest: str) -> bool:
-        """The Secret that its pods mount is there."""
-        stored = self._server.find("ControllerRevision", names.revision("chat", digest))
-        key = (stored or {}).get("data", {}).get("key", "")
-        return self._server.find("Secret", names.control_secret("chat", key)) is not None
+        return self.generations.target(spec, self.uid, operator.name if operator else "")
 
     def spec(self, operator: Operator) -> Object:
         """The spec that the round of `operator` was planned for."""
@@ -92,7 +91,7 @@ class Judge:
             return self._groups[1]
         found: dict[tuple[str, int, int], list[Object]] = defaultdict(list)
         for (kind, _), obj in self._server.objects.items():
-            if kind == "Pod" and owner_uid(obj) == self._uid:
+            if kind == "Pod" and owner_uid(obj) == self.uid:
                 labels = obj["metadata"]["labels"]
                 if names.ATTEMPT in labels:
                     place = (
@@ -174,9 +173,11 @@ class Judge:
         reconciler = operator.reconciler
         parent = reconciler.store.parent(KEY) if reconciler else None
         self._specs[operator.name] = parent["spec"] if parent else {}
-        self._keys[operator.name] = self.active()
+        self.generations.begins(operator.name, self.uid)
+        self._parents[operator.name] = parent["metadata"]["uid"] if parent else ""
         self._blind[operator.name] = self._clock.now, self._unheard(operator)
-        if parent is not None and _held(parent["spec"]):
+        self._punctual.begins()
+        if parent is not None and held(parent["spec"]):
             self._serving[operator.name] = self._serving_now()
 
     def _serving_now(self) -> set[str]:
@@ -199,7 +200,9 @@ class Judge:
         self.writes += 1
         self._may_write(operator)
         if live is not None:
-            mine = live["kind"] == names.KIND or owner_uid(live) == self._uid
+            owner = owner_uid(live)
+            mine = live["kind"] == names.KIND or owner == self._parents[by]
+            mine = mine or (not owner and "ownerReferences" in wanted["metadata"])
             self._hold(mine, f"{verb} of {kind} {name}, which is not ours")
         if kind == "Pod":
             self._pod_write(operator, verb, wanted, live)
@@ -233,6 +236,8 @@ class Judge:
     def _created(self, operator: Operator, obj: Object) -> None:
         labels = obj["metadata"]["labels"]
         role, index = labels[names.ROLE], int(labels[names.GROUP_INDEX])
+        late = self._punctual.late(obj)
+        self._hold(not late, late)
         spec = self.spec(operator)
         if int(labels[names.ATTEMPT]) or role not in spec:
             return
@@ -252,22 +257,23 @@ class Judge:
     def _held_back(self, operator: Operator, spec: Object, labels: Object) -> bool:
         """Nothing of the spec's revision may be made: another serves, and goes on to."""
         target = self.target(spec, operator)
-        if not _held(spec) or labels[names.REVISION] != target:
+        if not held(spec) or labels[names.REVISION] != target:
             return False
         others = self._serving[operator.name] - {target}
-        return any(self.startable(other) for other in others)
+        return any(self.generations.startable(other) for other in others)
 
     def _given_up(self, operator: Operator, digest: str) -> bool:
         """It knows that the revision is bad, and another serves."""
         failed = self._failed(operator)
         others = self._serving_now() - failed
-        return digest in failed and any(self.startable(other) for other in others)
+        return digest in failed and any(self.generations.startable(other) for other in others)
 
     def _failed(self, operator: Operator) -> set[str]:
         if operator.reconciler is None:
             return set()
-        known = operator.reconciler.store.owned(KEY).revisions("chat")
-        return {own for own, stored in known.items() if stored.failed}
+        known = operator.reconciler.store.owned(KEY).objects.items()
+        mine = sort(Owner("chat", KEY[0], self.uid), objects={p: obj for p, (obj, _) in known})
+        return {own for own, stored in mine.revisions("chat").items() if stored.failed}
 
     def _hopeless(self, pods: list[Object], labels: Object) -> bool:
         """Of another revision, and it never served: deleted at once, so the surge spares it."""
@@ -360,12 +366,6 @@ def _runs(pod: Object) -> bool:
     """It holds its place on a node, and goes on to."""
     failed = (pod.get("status") or {}).get("phase") == "Failed"
     return not failed and "deletionTimestamp" not in pod["metadata"]
-
-
-def _held(spec: Object) -> bool:
-    """No step may be taken."""
-    given = spec["rollout"]
-    return bool(given.get("paused")) or given.get("partition") == "100%"
 
 
 def _seen(pods: list[Object]) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 from pds_operator import names
 from simulation.clock import Clock
-from simulation.server import Server
+from simulation.server import Server, written
 
 Object = dict[str, Any]
 Group = tuple[str, int, int]
@@ -21,6 +21,8 @@ class Node:
     slots: int
     alive: bool = True
     used: int = 0
+    ahead: float = 0.0
+    """Seconds that its clock is ahead of the API server's."""
 
 
 @dataclass(slots=True, eq=False)
@@ -195,11 +197,12 @@ class Kubelet:
         live = self._live(pod)
         if live is None:
             return
-        ended = {"exitCode": code, "finishedAt": self._clock.text(), "message": "it failed"}
+        self.failed(pod)
+        ended = {"exitCode": code, "finishedAt": self._text(pod), "message": "it failed"}
         container = {"name": "warmup" if warmup else "engine", "state": {"terminated": ended}}
         status = {**self._status(pod, live), "phase": "Failed"}
         status["initContainerStatuses" if warmup else "containerStatuses"] = [container]
-        self._server.put({**live, "status": status})
+        self._write(live, status)
 
     def harm(self, pod: Running) -> None:
         """A rank that is lost takes its whole group along."""
@@ -231,7 +234,7 @@ class Kubelet:
         live = self._live(pod)
         if live is not None:
             pod.gated = False
-            self._server.put({**live, "status": self._status(pod, live)})
+            self._write(live, self._status(pod, live))
 
     def _evict(self, pod: Running) -> None:
         live = self._live(pod)
@@ -292,7 +295,20 @@ class Kubelet:
         live = self._live(pod)
         if live is not None:
             spec = {**live["spec"], "nodeName": pod.node.name} if pod.node else live["spec"]
-            self._server.put({**live, "spec": spec, "status": self._status(pod, live)})
+            self._write({**live, "spec": spec}, self._status(pod, live))
+
+    def failed(self, pod: Running) -> None:
+        """Told before the API server is; the judge's."""
+
+    def _text(self, pod: Running) -> str:
+        """Now, as the node of `pod` writes it."""
+        return self._clock.text(pod.node.ahead if pod.node is not None else 0.0)
+
+    def _write(self, live: Object, status: Object) -> None:
+        """The API server notes by its own clock who wrote a status, and when."""
+        managed = written(live["metadata"], "kubelet", self._clock.text())
+        meta = {**live["metadata"], "managedFields": managed}
+        self._server.put({**live, "metadata": meta, "status": status})
 
     def _status(self, pod: Running, live: Object) -> Object:
         old = live.get("status") or {}
@@ -306,7 +322,7 @@ class Kubelet:
             known = before.get(kind)
             text = "True" if state else "False"
             if known is None or known["status"] != text:
-                known = {"type": kind, "status": text, "lastTransitionTime": self._clock.text()}
+                known = {"type": kind, "status": text, "lastTransitionTime": self._text(pod)}
                 if kind == "PodScheduled" and not state:
                     known["message"] = "0/3 nodes are available"
             conditions.append(known)

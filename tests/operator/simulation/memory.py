@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
-from pds_operator import cluster, diff, fleet, objects, revision, spec, vault
+from pds_operator import cluster, diff, fleet, objects, ownership, revision, spec, vault
 from pds_operator.build import engine, router, shared, warmup
 from pds_operator.build.owner import Owner
 
@@ -72,15 +72,15 @@ def _rendering(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _ensuring(function: Callable[..., None]) -> Callable[..., None]:
     """`objects.ensure`: what was left alone once is left alone again."""
-    known: dict[tuple[int, int, str], tuple[Any, Any]] = {}
+    known: dict[tuple[int, int], tuple[Any, Any]] = {}
 
-    def ensure(round_: Any, observed: Any, obj: Any, uid: str) -> None:
+    def ensure(round_: Any, observed: Any, obj: Any) -> None:
         live = observed.objects.get((obj["kind"], obj["metadata"]["name"]))
-        place = id(obj), id(live), uid
+        place = id(obj), id(live)
         if place in known:
             return
         before = len(round_.actions), len(round_.problems)
-        function(round_, observed, obj, uid)
+        function(round_, observed, obj)
         if before == (len(round_.actions), len(round_.problems)):
             if len(known) >= MOST:
                 known.clear()
@@ -127,7 +127,7 @@ PURE: dict[tuple[Any, str], Callable[[Callable[..., Any]], Callable[..., Any]]] 
     (objects, "ensure"): _ensuring,
     (fleet, "Group"): _grouping,
     (cluster, "pod_facts"): _remembering,
-    (cluster, "revision_facts"): _remembering,
+    (ownership, "revision_facts"): _remembering,
     (warmup, "job"): _remembering,
     (engine, "render"): _rendering,
     (engine, "config_map"): _remembering,

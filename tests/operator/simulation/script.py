@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 from pds_operator import names
 from pds_operator.cluster import FOLLOWED
 from simulation import specs
+from simulation.knowledge import Knowledge
 from simulation.operators import Operator, Trouble
 from simulation.serving import RING
+from simulation.successors import Successors
 
 if TYPE_CHECKING:
     from simulation.world import World
@@ -23,6 +25,8 @@ class Script:
         self._world = world
         self._clock = world.clock
         self._before = world.wish
+        self._knowledge = Knowledge(world.clock, world.server)
+        self._successors = Successors(world)
         self.played = 0
 
     def play(self) -> None:
@@ -37,9 +41,13 @@ class Script:
             (2, self._delete_pod),
             (2, self._delete_object),
             (1, self._edit_object),
+            (1, self._add_to_selector),
+            (1, self._successors.begin_anew),
+            (1, self._successors.leave_behind),
             (2, self._hide_pod),
             (1, self._hide_object),
             (2, self._break_watch),
+            (1, self._silence_watch),
             (1, self._slow_watches),
             (1, self._throttle),
             (1, self._time_out),
@@ -47,6 +55,7 @@ class Script:
             (1, self._end_router),
             (2, self._rotate_keys),
             (3, self._delete_secret),
+            (1, world.serving.wear_our_labels),
         ]
         weights = [weight for weight, _ in events]
         for _ in range(clock.random.randint(2, 6)):
@@ -67,6 +76,8 @@ class Script:
         for operator in world.operators:
             if operator.reconciler is None:
                 operator.start()
+        if self._knowledge.all_known_at() > self._clock.now:
+            world.until(self._knowledge.all_known_at())
         freed = specs.freed(world.wish)
         bad = dataclasses.replace(freed, nature=world.wish.nature)
         if bad.nature in specs.GIVEN_UP and not world.judge.lenient:
@@ -111,6 +122,11 @@ class Script:
     def _break_watch(self) -> None:
         operator = self._clock.random.choice(self._world.operators)
         operator.gap(self._clock.random.choice(FOLLOWED), self._clock.between(0.5, 6.0))
+
+    def _silence_watch(self) -> None:
+        operator = self._clock.random.choice(self._world.operators)
+        kind = self._clock.random.choice([*FOLLOWED, names.KIND])
+        self._knowledge.silence(operator, kind)
 
     def _slow_watches(self) -> None:
         self._trouble("lag", self._clock.between(1.0, 3.0))
@@ -174,6 +190,9 @@ class Script:
         self._clock.note("new control keys are asked for")
         self._world.rotate()
 
+    def _active(self) -> str:
+        return self._world.judge.generations.active(self._world.judge.uid)
+
     def _delete_secret(self) -> None:
         """But never the ring while it is all that tells of a key, nor a key while there is none.
 
@@ -185,7 +204,7 @@ class Script:
             return
         keys = [name for name in found if name.startswith("chat-control")]
         told = {obj["data"].get("key", "") for obj in self._others("ControllerRevision")}
-        if len(keys) < len(found[RING]["data"]) - 1 or self._world.judge.active() not in told:
+        if len(keys) < len(found[RING]["data"]) - 1 or self._active() not in told:
             del found[RING]
         self._delete("Secret", found[self._clock.random.choice(sorted(found))])
 
@@ -237,3 +256,11 @@ class Script:
             spec = {**obj["spec"]}
             spec.pop(self._clock.random.choice(sorted(spec)))
             self._world.server.put({**obj, "spec": spec})
+
+    def _add_to_selector(self) -> None:
+        """A foreign key: the Service reaches nothing any more."""
+        live = self._world.server.find("Service", "chat")
+        if live is not None and names.NAME in (live["metadata"].get("labels") or {}):
+            self._clock.note("somebody adds to the selector of Service chat")
+            selector = {**live["spec"].get("selector", {}), "stranger": "yes"}
+            self._world.server.put({**live, "spec": {**live["spec"], "selector": selector}})

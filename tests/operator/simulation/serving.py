@@ -1,6 +1,7 @@
 """Models of engines, routers and the Deployment that keeps routers: who serves a request."""
 
 import base64
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,6 +10,7 @@ from pds_engine.router.keyring import Keyring, Ring
 from pds_engine.router.policy import Ask, Candidate, pick
 from pds_engine.signing import key_id
 from pds_operator import names
+from pds_operator.facts import owner_uid
 from pds_operator.observed import EngineState, RouterView
 from simulation.clock import Clock
 from simulation.kubelet import Kubelet, Running
@@ -71,6 +73,12 @@ class Router:
         used = {key_id(engine.key) for engine in known}
         self.keys.take(Ring({key_id(key): key for key in keys.values()}, default), used)
         self.choices = None
+
+
+def _controller(obj: Object) -> Object:
+    meta = obj["metadata"]
+    what = {"apiVersion": "apps/v1", "kind": obj["kind"], "name": meta["name"]}
+    return {**what, "uid": meta["uid"], "controller": True}
 
 
 def _ip(pod: Object) -> str:
@@ -171,9 +179,9 @@ class Serving:
         self._made += 1
         name = f"{live['metadata']['name']}-{self._made}"
         labels = live["spec"]["template"]["metadata"]["labels"]
-        obj = self._server.put(
-            {"kind": "Pod", "metadata": {"name": name, "labels": labels}, "status": {}}
-        )
+        meta = {"name": name, "labels": labels}
+        meta["ownerReferences"] = [_controller(self._set_of(live, template))]
+        obj = self._server.put({"kind": "Pod", "metadata": meta, "status": {}})
         uid = obj["metadata"]["uid"]
         router = Router(name, uid, template, f"10.1.0.{self._made}", self._kubelet.pods)
         self.routers[uid] = router
@@ -183,6 +191,27 @@ class Serving:
         for engine in self._kubelet.pods.values():
             self._learn(router, engine)
         self._clock.after(self._clock.between(0.3, 1.5), self._ready, router)
+
+    def _set_of(self, live: Object, template: str) -> Object:
+        """The ReplicaSet of one template of the Deployment `live`."""
+        digest = hashlib.sha256(template.encode()).hexdigest()[:8]
+        name = f"{live['metadata']['name']}-{digest}"
+        found = self._server.find("ReplicaSet", name)
+        if found is not None and owner_uid(found) == live["metadata"]["uid"]:
+            return found
+        meta: Object = {"name": name, "labels": live["spec"]["template"]["metadata"]["labels"]}
+        meta["ownerReferences"] = [_controller(live)]
+        return self._server.put({"kind": "ReplicaSet", "metadata": meta, "spec": {}})
+
+    def wear_our_labels(self) -> None:
+        """Somebody makes a pod with a router's labels, which says that nothing is routable."""
+        self._made += 1
+        labels = names.common_labels("chat", "router")
+        meta = {"name": f"stranger-{self._made}", "labels": labels}
+        conditions = [{"type": "Ready", "status": "True"}]
+        status = {"podIP": f"10.6.0.{self._made}", "conditions": conditions}
+        self._server.put({"kind": "Pod", "metadata": meta, "status": status})
+        self._clock.note(f"{meta['name']} wears the labels of a router")
 
     def _ready(self, router: Router) -> None:
         live = self._server.find("Pod", router.name)
@@ -224,7 +253,13 @@ class Serving:
     def views(self, routers: list[tuple[str, str]]) -> list[RouterView]:
         """What the routers that can be reached answer."""
         by_name = {router.name: router for router in self.routers.values() if router.ready}
-        return [
+        leaders = [pod.name for pod in self._kubelet.pods.values() if pod.rank == 0]
+        strangers = [
+            RouterView(name, dict.fromkeys(leaders, False))
+            for name, _ in routers
+            if name.startswith("stranger")
+        ]
+        return strangers + [
             RouterView(
                 name,
                 {pod: good for pod, (_, good) in by_name[name].backends().items()},

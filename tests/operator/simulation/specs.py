@@ -33,6 +33,8 @@ class Wish:
     drain: int = 8
     partition: int | str = 0
     paused: bool = False
+    port: int = 8000
+    """Of the endpoint's Service."""
 
     @property
     def lenient(self) -> bool:
@@ -58,7 +60,7 @@ def spec(wish: Wish) -> Object:
         "model": {"name": "tiny", "source": {"path": "/models/tiny"}},
         "image": f"engine:{wish.version}-{kind}-{wish.nature}",
         "engine": {"kvDtype": wish.dtype},
-        "router": {"replicas": 1},
+        "router": {"replicas": 1, "service": {"port": wish.port}},
         "compileCache": {"warmup": {"enabled": True}, **cache},
         "rollout": {
             "drainSeconds": wish.drain,
@@ -108,6 +110,7 @@ def changed(wish: Wish, chance: random.Random) -> Wish:
             {**another, "paused": True},
             {**another, "partition": chance.choice([1, "50%", "100%"])},
             {"paused": not wish.paused},
+            {"port": 80 if wish.port == 8000 else 8000},
         ]
     )
     return dataclasses.replace(wish, **{"nature": "good", **more})
@@ -116,3 +119,9 @@ def changed(wish: Wish, chance: random.Random) -> Wish:
 def freed(wish: Wish) -> Wish:
     """`wish` with nothing that keeps its rollout from its end."""
     return dataclasses.replace(wish, nature="good", partition=0, paused=False)
+
+
+def held(spec: dict[str, Any]) -> bool:
+    """No step of its rollout may be taken."""
+    given = spec["rollout"]
+    return bool(given.get("paused")) or given.get("partition") == "100%"

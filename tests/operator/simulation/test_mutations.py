@@ -5,12 +5,14 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from aiohttp import ClientTimeout
 from pds_engine.router import policy
-from pds_operator import keyring, lifecycle, plan, rollout
+from pds_operator import clocks, cluster, fields, keyring, lifecycle, ownership, plan, rollout
 from pds_operator.actions import Delete, KeepRing
 from pds_operator.diff import Verdict
+from pds_operator.ownership import Whose
 from pds_operator.plan import limits
-from simulation import memory
+from simulation import memory, operators
 from simulation.memory import remembering
 from simulation.world import Failed, run
 
@@ -90,9 +92,41 @@ MUTATIONS = {
         (keyring, "_made", lambda *_: False),
         "no convergence|no group for a request",
     ),
+    "the clocks of nodes are believed": (
+        (clocks.Frame, "_possible", lambda self, told: True),
+        "after its group failed|no convergence",
+    ),
+    "whoever wears the labels of a router is one": (
+        (ownership, "_put_router", lambda found, pod, *_: found.routers.append(pod)),
+        "no convergence|found no group|are left, and",
+    ),
+    "nobody notices that a PDServing is gone": (
+        (cluster.Store, "drop_parent", lambda *_: None),
+        "rounds for a PDServing that is gone",
+    ),
+    "a dead watch is trusted for minutes": (
+        (operators, "WATCH_TIMEOUT", ClientTimeout(sock_read=320)),
+        "has not heard of",
+    ),
     "everything is applied again in each round": (
         (memory.diff, "verdict", lambda *_: Verdict.APPLY),
         "writes at rest|no convergence",
+    ),
+    "what a predecessor owns is taken for ours": (
+        (ownership, "_whose", lambda *_, made: Whose.OURS),
+        "which is not ours|no convergence",
+    ),
+    "what was left behind is not adopted": (
+        (ownership, "adoptions", lambda *_: []),
+        "no convergence",
+    ),
+    "fields that a POST has set are never pruned": (
+        (fields, "unmoved", lambda obj: False),
+        "no convergence|writes at rest",
+    ),
+    "what others add to a selector stays": (
+        (memory.diff, "EXACT", {}),
+        "no convergence",
     ),
 }
 
