@@ -84,7 +84,7 @@ def test_a_lack_of_nodes_or_quota_speaks_against_no_revision(world):
     world.failures = {}
     world.wait(DEADLINE - 60)
     assert failed(world) == ""
-    world.wait(60)
+    world.wait(90)
     assert failed(world)
 
 
@@ -214,7 +214,7 @@ def test_routers_that_cannot_roll_to_the_new_image():
     assert failed(world) == ""
     world.routers_unscheduled = {}
     world.routers_waiting = {"chat-router-x": "ErrImagePull: no such tag"}
-    world.wait(DEADLINE)
+    world.wait(DEADLINE + 15)
     assert failed(world) == (
         "ProgressDeadlineExceeded: no group of it could be made yet; "
         "chat-router-x: ErrImagePull: no such tag"
