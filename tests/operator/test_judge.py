@@ -150,7 +150,9 @@ def test_a_pod_that_ends_for_ever_on_a_dead_node_keeps_no_rollout_open():
         world.turn_ready()
         gone = [name for name, pod in world.pods.items() if pod.deleting]
         world.pods = {k: p for k, p in world.pods.items() if k not in gone or k == "chat-p-0-0-0"}
-        world.now += 1
+        if "chat-p-0-0-0" in gone and world.pods["chat-p-0-0-0"].gone_by is None:
+            world.change("chat-p-0-0-0", gone_by=world.now + 90)
+        world.now += 5
         assert world.now < NOW + 600
     assert world.pods["chat-p-0-0-0"].deleting
     told = status(world.observed(), desired(BAD), world.plan(), {}, world.now)
