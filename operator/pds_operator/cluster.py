@@ -64,6 +64,8 @@ class Store:
         self._changed = changed
         self._owned: dict[Key, Owned] = defaultdict(Owned)
         self._parents: dict[Key, tuple[Object, int]] = {}
+        self._keys: dict[tuple[str, str, str], Key] = {}
+        """By (kind, namespace, name): whose labels it had when it was last seen."""
 
     def owned(self, key: Key) -> Owned:
         """What is followed for `key`."""
@@ -138,6 +140,7 @@ class Store:
         service = obj["metadata"]["labels"].get(names.SERVICE_NAME, key[1])
         if obj["kind"] == "EndpointSlice" and service != key[1]:
             return  # of the ranks' Service, which nobody asks
+        self._moved(obj, key)
         owned, name, version = self._owned[key], obj["metadata"]["name"], _version(obj)
         if obj["kind"] == "ReplicaSet":
             facts_of_set = obj["metadata"]["uid"], owner_uid(obj)
@@ -157,11 +160,21 @@ class Store:
         if news:
             self._changed(key)
 
+    def _moved(self, obj: Object, key: Key) -> None:
+        """Somebody gave it to another name: our watches select any, and say nothing to the old."""
+        kind, name = obj["kind"], obj["metadata"]["name"]
+        before = self._keys.get((kind, key[0], name), key)
+        self._keys[kind, key[0], name] = key
+        if before != key:
+            self._drop(self._owned[before], kind, name)
+            self._changed(before)
+
     def drop(self, obj: Object) -> None:
         """An object is gone."""
         key = _key(obj)
         if key is None:
             return
+        self._keys.pop((obj["kind"], key[0], obj["metadata"]["name"]), None)
         owned = self._owned[key]
         self._drop(owned, obj["kind"], obj["metadata"]["name"])
         pods = owned.pods or owned.routers or owned.warmups
@@ -177,6 +190,7 @@ class Store:
                 continue
             for name in self._names(owned, kind):
                 if (key, name) not in there:
+                    self._keys.pop((kind, key[0], name), None)
                     self._drop(owned, kind, name)
                     self._changed(key)
         for item in items:

@@ -92,14 +92,14 @@ def counts(
     return roles
 
 
-def whole(fleet: list[Group], roles: Mapping[str, Role], digest: str) -> dict[str, int]:
-    """Groups of each role, once all of the target are available and others only end; else nothing.
+def whole(fleet: list[Group], roles: Mapping[str, Role], digest: str, now: float) -> dict[str, int]:
+    """Groups of each role, once all of the target are available and no others left; else nothing.
 
-    A pod whose node is gone may be ending for a week.
+    Pods that are stuck on a dead node count as gone.
     """
     wants = {name: role.want for name, role in roles.items() if role.want}
     there = all(role.new_ready >= role.want for role in roles.values())
-    alone = all(group.revision == digest or group.ending for group in fleet)
+    alone = all(group.revision == digest or group.stuck(now) for group in fleet)
     return wants if there and alone else {}
 
 

@@ -116,6 +116,7 @@ def pod_facts(obj: Object) -> Pod | None:
         ended=_ended(obj),
         disrupted=_disruption(status, conditions),
         deleting=bool(meta.get("deletionTimestamp")),
+        gone_by=_moment(meta.get("deletionTimestamp")),
         lost=status.get("reason") == "NodeLost",
         node=(obj.get("spec") or {}).get("nodeName") or "",
         gang=annotations.get(names.GANG, ""),

@@ -13,6 +13,10 @@ STEADY_SECONDS = 600.0
 """An attempt that was up for so long starts its failures from nothing again."""
 
 
+STUCK_SECONDS = 30.0
+"""A kubelet that lives has removed a pod so long after its grace."""
+
+
 class Phase(Enum):
     """Where the newest attempt of a group stands."""
 
@@ -102,10 +106,11 @@ class Group:
         """When its first pod was made."""
         return min(pod.created for pod in self.pods)
 
-    @cached_property
-    def ending(self) -> bool:
-        """Nothing is left to do but to wait until its pods have gone."""
-        return all(pod.deleting for pod in self.pods)
+    def stuck(self, now: float) -> bool:
+        """Its pods should have gone long ago: their node is dead, and they may stay for a week."""
+        return all(
+            pod.gone_by is not None and pod.gone_by + STUCK_SECONDS < now for pod in self.pods
+        )
 
     @cached_property
     def failures(self) -> int:

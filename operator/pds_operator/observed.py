@@ -51,6 +51,8 @@ class Pod:
     disrupted: str = ""
     """What node, kubelet or scheduler ended it for: no fault of its own."""
     deleting: bool = False
+    gone_by: float | None = None
+    """When its grace ends, where it is being deleted."""
     lost: bool = False
     """Its node does not answer."""
     node: str = ""

@@ -96,7 +96,7 @@ def plan(observed: Observed, desired: Desired, now: float) -> Plan:
         held = warmup.holds
         _create(round_, observed, desired, moving, fleet, retired, step, now, hold_new=held)
         overdue = _judge(round_, observed, desired, moving, step, fleet, warmup, now)
-        targets.note(round_, desired, moving, now, whole(fleet, roles, digest))
+        targets.note(round_, desired, moving, now, whole(fleet, roles, digest, now))
     targets.prune(round_, observed, asked, target)
     return Plan(
         actions=_allowed(round_, observed, desired.owner, now),

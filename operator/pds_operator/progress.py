@@ -63,14 +63,15 @@ def progress(
         noted = Waited(since, 0.0, since)
     if noted.seconds >= limit:
         return Progress(since, now)
-    gap = max(0.0, now - noted.at)
-    used = noted.seconds + (gap if able and gap <= PRESENCE_SECONDS else 0.0)
+    if not able:
+        return Progress(since)
     every = min(NOTE_SECONDS, limit / 10)
-    due = gap >= every or used >= limit
-    note = Waited(since, used, now) if due else None
+    gap = max(0.0, now - noted.at)
+    used = noted.seconds + (gap if gap <= min(PRESENCE_SECONDS, 3 * every) else 0.0)
     left = max(0.0, limit - used)
-    look = now + min(left, every) if due else min(noted.at + every, now + left)
-    return Progress(since, now + left if able or not left else None, note, look)
+    if gap < every and left:
+        return Progress(since, now + left, None, min(noted.at + every, now + left))
+    return Progress(since, now + left, Waited(since, used, now), now + min(left, every))
 
 
 def last_progress(

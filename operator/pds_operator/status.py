@@ -36,7 +36,7 @@ def status(
     routers = _routers(observed, desired)
     told = {
         "Ready": _ready(observed, desired, plan, routers),
-        "Progressing": _progressing(observed, desired, plan, roles),
+        "Progressing": _progressing(observed, desired, plan, roles, now),
         "KernelsWarm": _kernels_warm(observed, desired, plan, roles),
         "Degraded": _degraded(problems),
     }
@@ -141,7 +141,7 @@ def _endpoint(desired: Desired) -> str:
 
 
 def _progressing(
-    observed: Observed, desired: Desired, plan: Plan, roles: Mapping[str, Object]
+    observed: Observed, desired: Desired, plan: Plan, roles: Mapping[str, Object], now: float
 ) -> Told:
     counts = "; ".join(
         f"{role} {told['ready']} ready of {told['desired']}, {told['updated']} of revision "
@@ -149,7 +149,7 @@ def _progressing(
         for role, told in roles.items()
     )
     stale = any(role.old for role in plan.roles.values()) or any(
-        group.revision != plan.target and not group.ending for group in plan.groups
+        group.revision != plan.target and not group.stuck(now) for group in plan.groups
     )
     done, steps = plan.step.reached, plan.step.steps
     if plan.step.held:
@@ -167,7 +167,7 @@ def _progressing(
     if stale:
         reason = "RollingBack" if plan.rejected else "RollingOut"
         return "True", reason, f"step {done} of {steps} is done: {counts}"
-    leaving = any(group.phase is Phase.LEAVING and not group.ending for group in plan.groups)
+    leaving = any(g.phase is Phase.LEAVING and not g.stuck(now) for g in plan.groups)
     if leaving or any(told["created"] > told["desired"] for told in roles.values()):
         return "True", "Draining", counts
     if any(told["created"] < told["desired"] for told in roles.values()):

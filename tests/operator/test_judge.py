@@ -84,7 +84,7 @@ def test_a_lack_of_nodes_or_quota_speaks_against_no_revision(world):
     world.failures = {}
     world.wait(DEADLINE - 60)
     assert failed(world) == ""
-    world.wait(60)
+    world.wait(90)
     assert failed(world)
 
 
@@ -150,7 +150,9 @@ def test_a_pod_that_ends_for_ever_on_a_dead_node_keeps_no_rollout_open():
         world.turn_ready()
         gone = [name for name, pod in world.pods.items() if pod.deleting]
         world.pods = {k: p for k, p in world.pods.items() if k not in gone or k == "chat-p-0-0-0"}
-        world.now += 1
+        if "chat-p-0-0-0" in gone and world.pods["chat-p-0-0-0"].gone_by is None:
+            world.change("chat-p-0-0-0", gone_by=world.now + 90)
+        world.now += 5
         assert world.now < NOW + 600
     assert world.pods["chat-p-0-0-0"].deleting
     told = status(world.observed(), desired(BAD), world.plan(), {}, world.now)
@@ -214,7 +216,7 @@ def test_routers_that_cannot_roll_to_the_new_image():
     assert failed(world) == ""
     world.routers_unscheduled = {}
     world.routers_waiting = {"chat-router-x": "ErrImagePull: no such tag"}
-    world.wait(DEADLINE)
+    world.wait(DEADLINE + 15)
     assert failed(world) == (
         "ProgressDeadlineExceeded: no group of it could be made yet; "
         "chat-router-x: ErrImagePull: no such tag"

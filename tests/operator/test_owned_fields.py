@@ -143,35 +143,35 @@ def test_replicas_that_are_taken_out_of_the_spec_stay_as_they_are(cluster, names
     eventually(lambda: parts(cluster, namespace) == REMOVED)
 
 
+EDITS: list[tuple[str, str, dict[str, Any]]] = [
+    ("service", "chat", {"spec": {"selector": {"stranger": "yes"}}}),
+    ("service", "chat", {"spec": {"ports": [{"name": "more", "port": 81}]}}),
+    ("configmap", "chat-router", {"data": {"more.json": "{}"}}),
+    ("poddisruptionbudget", "chat-decode", {"spec": {"minAvailable": 0}}),
+    ("networkpolicy", "chat-engine", {"spec": {"egress": [{}]}}),
+    ("rolebinding", "chat-router", {"subjects": [{"kind": "User", "name": "eve"}]}),
+    (
+        "deployment",
+        "chat-router",
+        {"spec": {"template": {"spec": {"nodeSelector": {"x": "y"}, "containers": [SIDE]}}}},
+    ),
+]
+FIELDS = ("spec", "data", "subjects", "roleRef")
+
+
 @pytest.mark.parametrize("manager", ["pds-operator", "kubectl-edit"])
-@pytest.mark.parametrize(
-    ("kind", "name", "patch"),
-    [
-        ("service", "chat", {"spec": {"selector": {"stranger": "yes"}}}),
-        ("service", "chat", {"spec": {"ports": [{"name": "more", "port": 81}]}}),
-        ("configmap", "chat-router", {"data": {"more.json": "{}"}}),
-        ("poddisruptionbudget", "chat-decode", {"spec": {"minAvailable": 0}}),
-        ("networkpolicy", "chat-engine", {"spec": {"egress": [{}]}}),
-        ("rolebinding", "chat-router", {"subjects": [{"kind": "User", "name": "eve"}]}),
-        (
-            "deployment",
-            "chat-router",
-            {"spec": {"template": {"spec": {"nodeSelector": {"x": "y"}, "containers": [SIDE]}}}},
-        ),
-    ],
-)
-def test_an_edit_is_put_back(cluster, namespace, operator, kind, name, patch, manager):
-    """One by a stranger, and one that the release before might have left: ours, by an update."""
-    fields = ("spec", "data", "subjects", "roleRef")
+def test_edits_are_put_back(cluster, namespace, operator, manager):
+    """Those of strangers, and what the release before might have left: ours, by an update."""
 
-    def seen() -> dict[str, Any]:
+    def seen(kind: str, name: str) -> dict[str, Any]:
         live = cluster.get(kind, name, namespace)
-        return {key: live[key] for key in fields if key in live}
+        return {key: live[key] for key in FIELDS if key in live}
 
-    before = seen()
-    words = ("-n", namespace, "patch", kind, name, f"--field-manager={manager}")
-    cluster.kubectl(*words, "--type=strategic", "-p", json.dumps(patch))
-    eventually(lambda: seen() == before)
+    before = [seen(kind, name) for kind, name, _ in EDITS]
+    for kind, name, patch in EDITS:
+        words = ("-n", namespace, "patch", kind, name, f"--field-manager={manager}")
+        cluster.kubectl(*words, "--type=strategic", "-p", json.dumps(patch))
+    eventually(lambda: [seen(kind, name) for kind, name, _ in EDITS] == before)
     rests(operator)
 
 

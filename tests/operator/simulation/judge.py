@@ -10,6 +10,7 @@ from pds_operator.facts import owner_uid
 from pds_operator.observed import seconds
 from pds_operator.ownership import sort
 from pds_operator.rollout import Limits
+from simulation.blame import Blame
 from simulation.clock import Clock
 from simulation.generations import Generations
 from simulation.kubelet import Kubelet, Running, gate
@@ -49,6 +50,7 @@ class Judge:
         """Groups were lost that have not been replaced yet: a request may find none."""
         server.watched = self._write
         self._punctual = Punctual(clock, kubelet)
+        self.blame = Blame(server, kubelet)
         kubelet.over = self._over  # type: ignore[method-assign]
         serving.chosen = self._chosen  # type: ignore[method-assign]
         serving.unserved = self._unserved  # type: ignore[method-assign]
@@ -67,6 +69,7 @@ class Judge:
         """Another PDServing of the same name is there."""
         self.uid = uid
         self._groups = (-1, {})
+        self.blame.forget()
 
     # Facts --------------------------------------------------------------------------------
 
@@ -202,8 +205,11 @@ class Judge:
         if live is not None:
             owner = owner_uid(live)
             mine = live["kind"] == names.KIND or owner == self._parents[by]
-            mine = mine or (not owner and "ownerReferences" in wanted["metadata"])
+            # An orphan of ours: adopted, or left behind just now.
+            mine = mine or (not owner and names.NAME in live["metadata"].get("labels", {}))
             self._hold(mine, f"{verb} of {kind} {name}, which is not ours")
+            blamed = self.blame.rejected(wanted, live)
+            self._hold(not blamed, blamed)
         if kind == "Pod":
             self._pod_write(operator, verb, wanted, live)
 
@@ -241,6 +247,8 @@ class Judge:
         spec = self.spec(operator)
         if int(labels[names.ATTEMPT]) or role not in spec:
             return
+        before = self.blame.made(labels)
+        self._hold(not before, before)
         want, surge, _ = self.limits(spec, role)
         there = {index}
         for (other, number, _), pods in self.groups().items():

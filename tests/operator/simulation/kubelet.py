@@ -39,7 +39,8 @@ class Running:
     secrets: frozenset[str]
     """That it mounts."""
     nature: str
-    """What its image does: "good", "exit78", "crash", "warmup" (fails), "never" (gets ready)."""
+    """What its image does: "good", "exit78", "crash", "warmup" (fails), "never" (gets ready),
+    "mismatch" (prefill and decode see two models)."""
     node: Node | None = None
     ip: str = ""
     key: bytes = b""
@@ -72,6 +73,8 @@ class Kubelet:
         """By uid: everything that exists, or is still running."""
         self.compiled: set[str] = set()
         """Revisions whose kernels are in the cache volume."""
+        self.faulty: set[str] = set()
+        """Revisions of which a pod ended by a fault of its own."""
         self._waiting: list[Running] = []
         self._addresses = 0
         server.controllers.append(self._changed)
@@ -118,6 +121,8 @@ class Kubelet:
             ),
             nature=image.rpartition("-")[2],
         )
+        if pod.nature == "mismatch":
+            pod.fingerprint += place[0]
         self.pods[pod.uid] = pod
         self._clock.after(self._clock.between(0.05, 0.4), self._schedule, pod)
 
@@ -187,10 +192,23 @@ class Kubelet:
         pod.served = pod.served or pod.gated
         self._show(pod)
 
-    def fail(self, pod: Running, code: int, *, warmup: bool = False) -> None:
-        """Its container ends by itself; the kubelet says so."""
+    def fail(
+        self,
+        pod: Running,
+        code: int,
+        *,
+        warmup: bool = False,
+        reason: str = "",
+        sidecar: bool = False,
+    ) -> None:
+        """Its container ends by itself; the kubelet says so.
+
+        reason: the kubelet ended it, for this. sidecar: the pod goes on.
+        """
         if pod.ended:
             return
+        if not reason:
+            self.faulty.add(pod.revision)
         if pod.loaded or not warmup:
             self.harm(pod)
         self._end(pod)
@@ -200,8 +218,10 @@ class Kubelet:
         self.failed(pod)
         ended = {"exitCode": code, "finishedAt": self._text(pod), "message": "it failed"}
         container = {"name": "warmup" if warmup else "engine", "state": {"terminated": ended}}
-        status = {**self._status(pod, live), "phase": "Failed"}
+        status = {**self._status(pod, live), "phase": "Running" if sidecar else "Failed"}
         status["initContainerStatuses" if warmup else "containerStatuses"] = [container]
+        if reason:
+            status["reason"] = reason
         self._write(live, status)
 
     def harm(self, pod: Running) -> None:

@@ -8,6 +8,7 @@ from pds_operator import names
 from pds_operator.cluster import FOLLOWED
 from simulation import specs
 from simulation.knowledge import Knowledge
+from simulation.mishaps import Mishaps
 from simulation.operators import Operator, Trouble
 from simulation.serving import RING
 from simulation.successors import Successors
@@ -27,6 +28,7 @@ class Script:
         self._before = world.wish
         self._knowledge = Knowledge(world.clock, world.server)
         self._successors = Successors(world)
+        self._mishaps = Mishaps(world)
         self.played = 0
 
     def play(self) -> None:
@@ -38,6 +40,11 @@ class Script:
             (4, self._kill_operator),
             (3, self._crash_pod),
             (2, self._lose_node),
+            (1, self._mishaps.evict_again_and_again),
+            (1, self._mishaps.end_beside_a_sidecar),
+            (1, self._mishaps.be_away),
+            (1, self._mishaps.hold),
+            (1, self._mishaps.cannot_pair),
             (2, self._delete_pod),
             (2, self._delete_object),
             (1, self._edit_object),
@@ -76,8 +83,9 @@ class Script:
         for operator in world.operators:
             if operator.reconciler is None:
                 operator.start()
-        if self._knowledge.all_known_at() > self._clock.now:
-            world.until(self._knowledge.all_known_at())
+        begun = max(self._knowledge.all_known_at(), self._mishaps.over_at)
+        if begun > self._clock.now:
+            world.until(begun)
         freed = specs.freed(world.wish)
         bad = dataclasses.replace(freed, nature=world.wish.nature)
         if bad.nature in specs.GIVEN_UP and not world.judge.lenient:

@@ -123,7 +123,7 @@ class Server:
                 **live,
                 "metadata": {
                     **meta,
-                    "deletionTimestamp": meta.get("deletionTimestamp") or self._clock.text(),
+                    "deletionTimestamp": self._clock.text(until - self._clock.now),
                     "until": until,
                 },
             }

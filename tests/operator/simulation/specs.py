@@ -35,6 +35,8 @@ class Wish:
     paused: bool = False
     port: int = 8000
     """Of the endpoint's Service."""
+    deadline: int = 0
+    """Seconds of a rollout's progress deadline; 0: the default."""
 
     @property
     def lenient(self) -> bool:
@@ -69,6 +71,7 @@ def spec(wish: Wish) -> Object:
             "minReadySeconds": wish.min_ready,
             **({"partition": wish.partition} if wish.partition else {}),
             **({"paused": True} if wish.paused else {}),
+            **({"progressDeadlineSeconds": wish.deadline} if wish.deadline else {}),
         },
         **roles,
     }
@@ -86,6 +89,7 @@ def first(chance: random.Random) -> Wish:
         surge=surge,
         unavailable=unavailable,
         min_ready=min_ready,
+        deadline=chance.choice([0, 240]),
     )
 
 
@@ -105,7 +109,7 @@ def changed(wish: Wish, chance: random.Random) -> Wish:
             counts,
             {**another, **counts},
             {**another, "decode": 0},
-            {"nature": chance.choice(["exit78", "crash", "warmup", "never"])},
+            {"nature": chance.choice(["exit78", "crash", "warmup", "never", "mismatch"])},
             {"unified": not wish.unified, "paired": False},
             {**another, "paused": True},
             {**another, "partition": chance.choice([1, "50%", "100%"])},
@@ -114,6 +118,21 @@ def changed(wish: Wish, chance: random.Random) -> Wish:
         ]
     )
     return dataclasses.replace(wish, **{"nature": "good", **more})
+
+
+def next_version(wish: Wish) -> Wish:
+    """`wish` with another image that is good."""
+    return dataclasses.replace(wish, version=wish.version % 3 + 1, nature="good")
+
+
+def mismatched(wish: Wish) -> Wish:
+    """`wish` with another image, whose roles do not pair."""
+    return dataclasses.replace(next_version(wish), nature="mismatch")
+
+
+def held(wish: Wish) -> Wish:
+    """`wish` as a rollout that is to wait."""
+    return dataclasses.replace(wish, paused=True)
 
 
 def freed(wish: Wish) -> Wish:

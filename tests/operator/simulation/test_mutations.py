@@ -7,7 +7,20 @@ from typing import Any
 import pytest
 from aiohttp import ClientTimeout
 from pds_engine.router import policy
-from pds_operator import clocks, cluster, fields, keyring, lifecycle, ownership, plan, rollout
+from pds_operator import (
+    clocks,
+    cluster,
+    counting,
+    facts,
+    fields,
+    keyring,
+    lifecycle,
+    ownership,
+    pairs,
+    plan,
+    progress,
+    rollout,
+)
 from pds_operator.actions import Delete, KeepRing
 from pds_operator.diff import Verdict
 from pds_operator.ownership import Whose
@@ -123,6 +136,26 @@ MUTATIONS = {
     "fields that a POST has set are never pruned": (
         (fields, "unmoved", lambda obj: False),
         "no convergence|writes at rest",
+    ),
+    "time without an operator counts": (
+        (progress, "PRESENCE_SECONDS", 1e9),
+        "is good, and given up",
+    ),
+    "what a node ends is a fault of its own": (
+        (facts, "_disruption", lambda *_: ""),
+        "is good, and given up",
+    ),
+    "a dead engine beside a sidecar is alive": (
+        (facts, "_ended", lambda obj: False),
+        "no convergence",
+    ),
+    "pairs are counted by readiness": (
+        (pairs, "matching", lambda fleet, states: [group for group in fleet if group.ready]),
+        "found no group|no convergence",
+    ),
+    "what was lost is made last": (
+        (counting.Frame, "before", lambda frame, role: 0),
+        "before what was lost",
     ),
     "what others add to a selector stays": (
         (memory.diff, "EXACT", {}),
