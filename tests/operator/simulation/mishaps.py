@@ -96,6 +96,6 @@ class Mishaps:
     def hold(self) -> None:
         """A rollout stands still by a user's wish for longer than its deadline."""
         world, wish = self._world, self._world.wish
-        world.ask(specs.held(specs.next_version(wish)))
+        world.ask(specs.waiting(specs.next_version(wish)))
         world.until(self._clock.now + HOURS / 4)
         world.ask(specs.freed(world.wish))

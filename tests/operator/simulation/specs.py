@@ -130,7 +130,7 @@ def mismatched(wish: Wish) -> Wish:
     return dataclasses.replace(next_version(wish), nature="mismatch")
 
 
-def held(wish: Wish) -> Wish:
+def waiting(wish: Wish) -> Wish:
     """`wish` as a rollout that is to wait."""
     return dataclasses.replace(wish, paused=True)
 
