@@ -1,8 +1,9 @@
 """Ranks of one stage as real processes that speak gloo on the loopback."""
 
 import json
+import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,20 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 from forked import Forked, one_rank
+from pds_engine.log import JsonFormatter
 
 Ranks = Callable[..., list[Any]]
+
+
+@pytest.fixture(autouse=True)
+def root_logger() -> Iterator[None]:
+    """Commands that a test calls in this process set up its logs: not those of later tests."""
+    root = logging.getLogger()
+    level = root.level
+    yield
+    root.setLevel(level)
+    for handler in [each for each in root.handlers if isinstance(each.formatter, JsonFormatter)]:
+        root.removeHandler(handler)
 
 
 @pytest.fixture
