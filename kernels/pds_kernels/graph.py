@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.export.pt2_archive._package import AOTICompiledModel
 
 PACKAGE = "graph.pt2"
 _SETTINGS = {
@@ -118,10 +119,15 @@ def build(graph: Graph, folder: Path) -> None:
 
 
 def load(folder: Path) -> Callable[..., Any]:
-    """The compiled function in `folder`. It takes and returns what the original does."""
-    loaded: Callable[..., Any] = torch._inductor.aoti_load_package(
-        str(folder / PACKAGE), run_single_threaded=True
-    )
+    """The compiled function in `folder`. It takes and returns what the original does.
+
+    torch's own `aoti_load_package` compares the processor with the one that it was compiled for,
+    and compiles small programs in each new pod to know its own: half a minute of a core. The
+    cache's key holds the processor (`toolchain`), so the loader beneath it is asked.
+    """
+    path, name = str(folder / PACKAGE), "model"
+    loader = torch._C._aoti.AOTIModelPackageLoader(path, name, True, 1, -1)
+    loaded: Callable[..., Any] = AOTICompiledModel(loader)
     return loaded
 
 
