@@ -126,6 +126,7 @@ def load(folder: Path) -> Callable[..., Any]:
     cache's key holds the processor (`toolchain`), so the loader beneath it is asked.
     """
     path, name = str(folder / PACKAGE), "model"
+    # Single-threaded, by one runner, on the device that it was compiled for.
     loader = torch._C._aoti.AOTIModelPackageLoader(path, name, True, 1, -1)
     loaded: Callable[..., Any] = AOTICompiledModel(loader)
     return loaded

@@ -3,19 +3,19 @@
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from itertools import count
 
 from msgspec import DecodeError, ValidationError
 from msgspec.msgpack import Decoder
 
 from pds_engine.errors import ProtocolError, TransferFailed
-from pds_engine.kv.layout import KvShard, Segment, plan_runs, plan_segments
+from pds_engine.kv.layout import KvShard, plan_runs, plan_segments
 from pds_engine.kv.pool import KvPool
 from pds_engine.kv.transfer.base import Backend, Done, Limits, Offer, Route, decode_offer
 from pds_engine.kv.transfer.channel import Channel
 from pds_engine.kv.transfer.choose import choose
 from pds_engine.kv.transfer.frames import Ack, AnyFrame, Close, Nack, Open, Opened, Refused
+from pds_engine.kv.transfer.outgoing import Leg, Outgoing
 from pds_engine.kv.transfer.tcp import TcpBackend
 from pds_engine.messages import (
     CloseTransfer,
@@ -32,44 +32,6 @@ _log = logging.getLogger(__name__)
 _shards = Decoder(KvShard)
 
 Dial = Callable[[Offer, "Sender"], Channel]
-
-
-@dataclass(slots=True, eq=False)
-class _Leg:
-    """A transfer's way to one rank of the peer that takes bytes from this one."""
-
-    peer: KvEndpoint
-    backend: Backend
-    offer: Offer
-    channel: Channel
-    segments: tuple[Segment, ...]
-    page_bytes: int
-    route: Route | None = None
-    """None until the peer has opened the transfer."""
-    waiting: list[Push] = field(default_factory=list)
-
-
-@dataclass(slots=True, eq=False)
-class _Outgoing:
-    """One transfer, from OpenTransfer until TransferClosed."""
-
-    order: OpenTransfer
-    legs: list[_Leg]
-    opened: float
-    under_way: set[int] = field(default_factory=set)
-    """Tickets of writes that have not ended."""
-    last: bool = False
-    """The last push has been ordered."""
-    ended: bool = False
-    """PushDone or PushFailed was told."""
-    stray: bool = False
-    """A peer went away with writes under way: they may yet arrive."""
-    close_by: float | None = None
-    closed: bool = False
-    """TransferClosed was told; writes may still be under way if the bound had passed."""
-    bytes: int = 0
-    busy_since: float = 0.0
-    busy: float = 0.0
 
 
 class Sender:
@@ -95,11 +57,11 @@ class Sender:
         self._dial = dial
         self._limits = limits
         self._tell = tell
-        self._transfers: dict[str, _Outgoing] = {}
+        self._transfers: dict[str, Outgoing] = {}
         self._channels: dict[tuple[str, int, bytes], Channel] = {}
         self._named: set[Channel] = set()
         """Channels whose backend the log has named."""
-        self._tickets: dict[int, _Outgoing] = {}
+        self._tickets: dict[int, Outgoing] = {}
         self._numbers = count(1)
 
     @property
@@ -116,7 +78,7 @@ class Sender:
         """Find the peers that take bytes from this rank, and knock at them."""
         if order.transfer in self._transfers:
             raise ProtocolError(f"transfer {order.transfer} is open already")
-        transfer = _Outgoing(order, [], time.monotonic())
+        transfer = Outgoing(order, [], time.monotonic())
         self._transfers[order.transfer] = transfer
         try:
             transfer.legs.extend(leg for peer in order.peers if (leg := self._leg(peer)))
@@ -236,7 +198,7 @@ class Sender:
 
     # ---- one transfer ----------------------------------------------------------------------------
 
-    def _leg(self, peer: KvEndpoint) -> _Leg | None:
+    def _leg(self, peer: KvEndpoint) -> Leg | None:
         try:
             shard = _shards.decode(peer.shard)
             offers = {name: decode_offer(data) for name, data in peer.backends.items()}
@@ -254,7 +216,7 @@ class Sender:
             )
         page_bytes = shard.page_bytes(self._pool.format)
         channel = self._channel(offers[name])
-        return _Leg(peer, self._backends[name], offers[name], channel, segments, page_bytes)
+        return Leg(peer, self._backends[name], offers[name], channel, segments, page_bytes)
 
     def _channel(self, offer: Offer) -> Channel:
         key = (offer.host, offer.port, offer.instance)
@@ -265,7 +227,7 @@ class Sender:
                 raise TransferFailed(f"cannot dial {offer.host}:{offer.port}: {error}") from error
         return self._channels[key]
 
-    def _knock(self, transfer: _Outgoing, leg: _Leg) -> None:
+    def _knock(self, transfer: Outgoing, leg: Leg) -> None:
         name = leg.backend.name
         order = transfer.order
         leg.channel.send(
@@ -291,7 +253,7 @@ class Sender:
             self._pump(transfer, leg)
             self._settle(transfer)
 
-    def _pump(self, transfer: _Outgoing, leg: _Leg) -> None:
+    def _pump(self, transfer: Outgoing, leg: Leg) -> None:
         """Begin the writes that wait for this leg, if it is open."""
         if leg.route is None:
             return
@@ -317,7 +279,7 @@ class Sender:
             transfer.bytes += sum(run.length for run in runs)
             leg.backend.write(leg.route, runs, ticket)
 
-    def _settle(self, transfer: _Outgoing) -> None:
+    def _settle(self, transfer: Outgoing) -> None:
         """Tell what has come to an end."""
         if transfer.under_way or any(leg.waiting for leg in transfer.legs):
             return
@@ -337,7 +299,7 @@ class Sender:
         if transfer.close_by is not None:
             self._closed(transfer, drained=not transfer.stray)
 
-    def _fail(self, transfer: _Outgoing, message: str) -> None:
+    def _fail(self, transfer: Outgoing, message: str) -> None:
         self._stop(transfer)
         if not transfer.ended:
             transfer.ended = True
@@ -345,12 +307,12 @@ class Sender:
             _log.warning("kv push failed: %s", message, extra={"transfer": name})
             self._tell(PushFailed(transfer=name, rank=self._rank, message=message))
 
-    def _stop(self, transfer: _Outgoing) -> None:
+    def _stop(self, transfer: Outgoing) -> None:
         for leg in transfer.legs:
             leg.waiting.clear()
             leg.backend.cancel(transfer.order.transfer)
 
-    def _closed(self, transfer: _Outgoing, *, drained: bool) -> None:
+    def _closed(self, transfer: Outgoing, *, drained: bool) -> None:
         name = transfer.order.transfer
         del self._transfers[name]
         transfer.closed = transfer.ended = True
@@ -358,7 +320,7 @@ class Sender:
             self._say_close(transfer)
         self._tell(TransferClosed(transfer=name, rank=self._rank, drained=drained))
 
-    def _say_close(self, transfer: _Outgoing) -> None:
+    def _say_close(self, transfer: Outgoing) -> None:
         """Let the peer know that nothing of it can come any more, if that is so."""
         if transfer.stray:
             return
@@ -369,7 +331,7 @@ class Sender:
 
     # ---- helpers ---------------------------------------------------------------------------------
 
-    def _on(self, channel: Channel, name: str, epoch: int) -> list[tuple[_Outgoing, _Leg]]:
+    def _on(self, channel: Channel, name: str, epoch: int) -> list[tuple[Outgoing, Leg]]:
         transfer = self._transfers.get(name)
         if transfer is None or transfer.order.epoch != epoch:
             return []
