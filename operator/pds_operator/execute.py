@@ -65,9 +65,11 @@ class Ledger:
 
     def refuse(self, scope: str, reason: str, message: str, now: float) -> None:
         """`scope` was refused: hold it back, longer each time up to five minutes."""
-        count = self.failures[scope].count + 1 if scope in self.failures else 1
+        before = self.failures.get(scope)
+        count = before.count + 1 if before else 1
         until = now + min(300.0, 5.0 * 2 ** (count - 1))
-        self.failures[scope] = Failure(reason, message, count, until)
+        since = before.since if before and before.reason == reason else now
+        self.failures[scope] = Failure(reason, message, count, until, since)
 
     def settle(self, done: Iterable[str], planned: set[str], now: float) -> None:
         """Forget what succeeded, and what is no longer asked for.

@@ -126,6 +126,9 @@ def pod_facts(obj: Object) -> Pod | None:
         disruptions=_number(annotations.get(names.DISRUPTIONS)),
         scheduled=_true(conditions.get("PodScheduled")),
         unscheduled=unscheduled(conditions.get("PodScheduled")),
+        unprepared=_unprepared(conditions),
+        waits=waiting(status),
+        fallen=_fallen(status),
         started=bool(engine.get("started")),
         containers_ready=_true(conditions.get("ContainersReady")),
         ready=_true(conditions.get("Ready")),
@@ -177,6 +180,9 @@ def router_facts(obj: Object) -> RouterPod:
         owner=uid,
         waits=waiting(status),
         unscheduled=unscheduled(conditions.get("PodScheduled")),
+        created=seconds(meta.get("creationTimestamp")) or 0.0,
+        restarts=_container(status.get("containerStatuses"), "router").get("restartCount") or 0,
+        fell=_fell(_container(status.get("containerStatuses"), "router")),
     )
 
 
@@ -276,6 +282,37 @@ def unscheduled(condition: Object | None) -> str:
     if condition is None or condition.get("status") != "False":
         return ""
     return str(condition.get("message") or condition.get("reason") or "unschedulable")
+
+
+def _unprepared(conditions: Object) -> float | None:
+    """Since when a node has had the pod without a sandbox for it (KEP-3085)."""
+    prepared = conditions.get("PodReadyToStartContainers")
+    if prepared is None or _true(prepared) or not _true(conditions.get("PodScheduled")):
+        return None
+    return _since(conditions.get("PodScheduled"))
+
+
+def _fallen(status: Object) -> str:
+    """A container beside the engine that has ended, for good, while the engine lives."""
+    statuses = status.get("containerStatuses") or []
+    if "running" not in (_container(statuses, "engine").get("state") or {}):
+        return ""
+    for item in statuses:
+        ended = (item.get("state") or {}).get("terminated")
+        if ended:
+            return f"container {item.get('name')} has ended with exit code {ended.get('exitCode')}"
+    return ""
+
+
+def _fell(container: Object) -> str:
+    """How a container ended last."""
+    ended = (container.get("state") or {}).get("terminated") or (
+        container.get("lastState") or {}
+    ).get("terminated")
+    if not ended:
+        return ""
+    words = _words(_told(ended)) or str(ended.get("reason") or "")
+    return f"exit code {ended.get('exitCode')}" + (f", {words}" if words else "")
 
 
 def _container(statuses: list[Object] | None, name: str) -> Object:

@@ -69,16 +69,16 @@ def able(observed: Observed, own: Iterable[Group]) -> bool:
     starved = (
         any(group.unscheduled for group in own)
         or any(scope.startswith(("group/", "schedule/")) for scope in observed.failures)
-        or bool(observed.routers_unscheduled)
+        or any(router.unscheduled for router in observed.router_pods)
     )
-    return not starved and bool(observed.routers_ready or observed.routers_waiting)
+    return not starved and any(router.ready or router.waits for router in observed.router_pods)
 
 
 def delay(observed: Observed, target: Target, fleet: Iterable[Group], warmup: Warmup) -> str:
     """What the target waits for: its groups, or before them the warm-up's Job and the routers."""
     before = [warmup.waits] if warmup.waits else []
-    routers = {**observed.routers_unscheduled, **observed.routers_waiting}
-    before += [f"{name}: {why[:300]}" for name, why in sorted(routers.items())]
+    routers = {pod.name: pod.waits or pod.unscheduled for pod in observed.router_pods}
+    before += [f"{name}: {why[:300]}" for name, why in sorted(routers.items()) if why]
     return waits_for(target, fleet, before[:3])
 
 

@@ -34,6 +34,8 @@ def status(name: str, namespace: Namespace = None, context: Context = None) -> N
     told = pds.get("status") or {}
     pods, routers = _pods(name, namespace, context)
     typer.echo(f"{name}  {told.get('endpoint', '')}")
+    for line in views.unseen(pds):
+        typer.echo(line)
     for rows in (views.conditions(told), views.tree(told, pods, _in_flight(pds, routers, context))):
         typer.echo("\n" + views.table(rows))
 
@@ -55,6 +57,8 @@ def plan(
         _fail("give the name of a PDServing, or -f FILE")
     pds = _get(["get", "pdserving", name], namespace, context)
     told = pds.get("status") or {}
+    for line in views.unseen(pds):
+        typer.echo(line)
     for condition in told.get("conditions", []):
         if condition["type"] == "Progressing" or (
             condition["type"] == "Degraded" and condition["status"] == "True"

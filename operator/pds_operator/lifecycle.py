@@ -254,9 +254,6 @@ def _start(round_: Round, terms: Terms, group: Group, observed: Observed, now: f
     if not waiting:
         return
     said = next((pod.unscheduled for pod in waiting if pod.unscheduled), "")
-    if said:
-        text = f"{group.role} group {group.index}, pod {waiting[0].name}: {said}"
-        round_.problems.append(Problem("Unschedulable", text))
     if len(waiting) == len(group.pods):
         return  # holds nothing: it may wait for as long as it takes
     until = max(pod.created for pod in group.pods) + terms.schedule_timeout

@@ -66,6 +66,12 @@ class Pod:
     scheduled: bool = False
     unscheduled: str = ""
     """What the scheduler says."""
+    unprepared: float | None = None
+    """Since when its node has set up no volumes and network for it; None: it has, or is silent."""
+    waits: str = ""
+    """Why a container of it cannot start."""
+    fallen: str = ""
+    """A container beside the engine that has ended, while the engine runs."""
     started: bool = False
     """The engine container has passed its startup probe once."""
     containers_ready: bool = False
@@ -126,6 +132,10 @@ class RouterPod:
     """Why a container of it cannot start."""
     unscheduled: str = ""
     """What the scheduler says."""
+    created: float = 0.0
+    restarts: int = 0
+    fell: str = ""
+    """How its container ended last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +230,8 @@ class Failure:
     message: str
     count: int
     until: float
+    since: float = 0.0
+    """When the first of these attempts was refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,16 +279,17 @@ class Observed:
     """By leader pod; only those that answered."""
     routers: tuple[RouterView, ...] = ()
     """Those that are ready and answered."""
-    routers_ready: int = 0
-    routers_waiting: Mapping[str, str] = field(default_factory=dict)
-    """Why router pods cannot start, by name."""
-    routers_unscheduled: Mapping[str, str] = field(default_factory=dict)
-    """What the scheduler says of router pods that have no node."""
+    router_pods: tuple[RouterPod, ...] = ()
     warmups: tuple[WarmupPod, ...] = ()
     keys: Keys | None = None
     """None: nobody has looked."""
     failures: Mapping[str, Failure] = field(default_factory=dict)
     """By the scope of the action that was refused."""
+
+    @property
+    def routers_ready(self) -> int:
+        """Router pods that are."""
+        return sum(router.ready for router in self.router_pods)
 
     def lost(self, key: str) -> bool:
         """Whether the Secret of this control key is gone: no pod that mounts it can start."""

@@ -79,7 +79,6 @@ class Observer:
         await self._open(self._store.owned(key), owner, worker)
         await self._probe(self._sorted(key, owner, worker), worker)
         mine, now = self._sorted(key, owner, worker), self._clock()
-        routers = mine.routers
         draining = {pod.name for pod in mine.pods.values() if pod.draining}
         fresh = 2 * self._settings.probe_seconds
         uids = {name: pod.uid for name, pod in mine.pods.items()}
@@ -98,11 +97,7 @@ class Observer:
                 and now - at <= (fresh if name in draining else STATE_SECONDS)
             },
             routers=tuple(view.of(same) for view in worker.views),
-            routers_ready=sum(router.ready for router in routers),
-            routers_waiting={item.name: item.waits for item in routers if item.waits},
-            routers_unscheduled={
-                item.name: item.unscheduled for item in routers if item.unscheduled
-            },
+            router_pods=tuple(mine.routers),
             warmups=tuple(mine.warmups),
             keys=worker.vault.facts,
             failures=dict(worker.ledger.failures),

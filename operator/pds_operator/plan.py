@@ -11,6 +11,7 @@ from itertools import count, islice
 from pds_operator import (
     compiling,
     counting,
+    hindrances,
     keyring,
     lifecycle,
     names,
@@ -29,13 +30,15 @@ from pds_operator.counting import Frame, counts, limits, whole
 from pds_operator.desired import Desired
 from pds_operator.fleet import Group, Phase, groups
 from pds_operator.judge import able, delay, evidence
-from pds_operator.observed import Observed, Revision, rfc3339
+from pds_operator.observed import Failure, Observed, Revision, rfc3339
 from pds_operator.rollout import Role, Step
 from pds_operator.target import Target
 
 __all__ = ["Desired", "Plan", "counts", "limits", "plan"]
 
 SCHEDULE_TIMEOUT = 300
+PASSING = ("QuotaExceeded", "LimitRange", "ApiError", "ApiUnreachable")
+"""Refusals that a pod that ends, or an API server that starts, may take back in seconds."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,7 @@ def plan(observed: Observed, desired: Desired, now: float) -> Plan:
         overdue = _judge(round_, observed, desired, moving, step, fleet, warmup, now)
         targets.note(round_, desired, moving, now, whole(fleet, roles, digest, now))
     targets.prune(round_, observed, asked, target)
+    hindrances.look(round_, observed, fleet, now)
     return Plan(
         actions=_allowed(round_, observed, desired.owner, now),
         problems=tuple(dict.fromkeys(round_.problems)),
@@ -282,7 +286,16 @@ def _allowed(round_: Round, observed: Observed, owner: Owner, now: float) -> tup
     for scope, failure in observed.failures.items():
         held = observed.held(scope, now)
         if held or scope in asked:
-            round_.problems.append(Problem(failure.reason, failure.message))
+            _refusal(round_, failure, now)
         if held:
             round_.wake_at(failure.until)
     return tuple(item for item in round_.actions if not observed.held(item.scope, now))
+
+
+def _refusal(round_: Round, failure: Failure, now: float) -> None:
+    """Tell it; what may pass by itself, once it lasts."""
+    due = failure.since + hindrances.LASTS_SECONDS if failure.reason in PASSING else now
+    if due > now:
+        round_.wake_at(due)
+    else:
+        round_.problems.append(Problem(failure.reason, failure.message))

@@ -51,15 +51,26 @@ def preview(
 
 
 def rounds(roles: Mapping[str, Role], limits: Limits) -> list[str]:
-    """Each round's creations and retirements, numbered, and where it ends."""
+    """Each round's creations and retirements, numbered, and where it ends.
+
+    Each round begins once what the one before has begun is done; the first one, once what is under
+    way already is.
+    """
     told: list[str] = []
+    number = 0
     for _ in range(MOST):
         step = rollout.step(roles, limits)
         said = [text for name, move in step.moves.items() for text in _said(name, move)]
+        waits = [text for name, role in roles.items() for text in _awaited(name, role)]
+        if not said and waits:
+            told.append(f"     under way: {', '.join(waits)}")
+            roles = {name: _settled(role) for name, role in roles.items()}
+            continue
         if not said:
             end = f"held at step {step.last} of {step.steps}" if step.held else "nothing left to do"
             return [*told, end]
-        told.append(f"{len(told) + 1:3}. {', '.join(said)}")
+        number += 1
+        told.append(f"{number:3}. {', '.join(said)}")
         roles = {name: _after(role, step.moves[name]) for name, role in roles.items()}
     return told
 
@@ -86,6 +97,20 @@ def _said(name: str, move: Move) -> list[str]:
         ("drain", move.retire_new, "new"),
     )
     return [f"{verb} {count} {age} {name}" for verb, count, age in counts if count]
+
+
+def _awaited(name: str, role: Role) -> list[str]:
+    """What is under way. A group that serves and is not ready may stay so: it is not waited for."""
+    told = []
+    if role.new > role.new_ready:
+        told.append(f"{role.new - role.new_ready} new {name} not serving yet")
+    if role.leaving:
+        told.append(f"{role.leaving} {name} drain")
+    return told
+
+
+def _settled(role: Role) -> Role:
+    return dataclasses.replace(role, new_ready=role.new, leaving=0)
 
 
 def _after(role: Role, move: Move) -> Role:

@@ -5,12 +5,14 @@ Conditions as in KEP-1623; lastTransitionTime moves only when the status of a co
   Progressing  the cluster differs from what is wanted and is being brought there
   KernelsWarm  every group of the target proves by its manifest that it compiles nothing any more
   Degraded     something stands in the way, or groups are missing that nothing is bringing back
+  Reconciling  what is asked for is not there yet, and comes by itself     } kstatus: at most one
+  Stalled      what is asked for will not come until a person does something } of both is True
 """
 
 from collections.abc import Mapping
 from typing import Any
 
-from pds_operator import names, pairs, volume
+from pds_operator import names, pairs, severity, volume
 from pds_operator.actions import Problem
 from pds_operator.build import config, router
 from pds_operator.compiling import State
@@ -23,6 +25,9 @@ Told = tuple[str, str, str]
 """(status, reason, message) of a condition."""
 
 MESSAGE_LIMIT = 2000
+OWN = ("Ready", "Progressing", "KernelsWarm", "Degraded")
+KSTATUS = ("Reconciling", "Stalled")
+"""For tools (kstatus, Argo CD, Flux): they say nothing that the others do not."""
 
 
 def status(
@@ -32,14 +37,16 @@ def status(
     problems = [*plan.problems, *_kv_mismatch(observed, plan)]
     cache = volume.problem(desired.owner.name, desired.spec, observed, plan.groups)
     problems += [cache] if cache else []
+    problems += [Problem("ProgressDeadlineExceeded", plan.overdue)] if plan.overdue else []
     roles = {role: _role(observed, plan, role) for role in plan.roles}
     routers = _routers(observed, desired)
-    told = {
+    told: dict[str, Told] = {
         "Ready": _ready(observed, desired, plan, routers),
         "Progressing": _progressing(observed, desired, plan, roles, now),
         "KernelsWarm": _kernels_warm(observed, desired, plan, roles),
         "Degraded": _degraded(problems),
     }
+    told |= _kstatus(told["Progressing"], problems)
     return {
         "observedGeneration": desired.generation,
         "conditions": _conditions(told, previous, desired.generation, now),
@@ -54,6 +61,7 @@ def status(
 def refused(generation: int, problem: Problem, previous: Mapping[str, Any], now: float) -> Object:
     """The status of an object whose spec cannot be read: what runs goes on as it is."""
     told: dict[str, Told] = {"Degraded": ("True", problem.reason, problem.message)}
+    told |= _kstatus(("False", problem.reason, problem.message), [problem])
     for kind in ("Ready", "Progressing", "KernelsWarm"):
         old = _previous(previous, kind)
         if old:
@@ -71,6 +79,8 @@ def transitions(previous: Mapping[str, Any], new: Mapping[str, Any]) -> list[Tol
     """(type, reason, message) of the conditions whose status or reason changed: worth an Event."""
     changed = []
     for condition in new.get("conditions", []):
+        if condition["type"] in KSTATUS:
+            continue
         old = _previous(previous, condition["type"])
         if old is None and condition["status"] != "True":
             continue  # a new object is neither ready nor degraded: that is no news
@@ -162,7 +172,7 @@ def _progressing(
     if plan.warmup.state is State.RUNNING:
         return "True", "WarmupRunning", f"{plan.warmup.message}; {counts}"
     if plan.warmup.state is State.IN_INIT:
-        said = plan.warmup.message or "new pods compile while the old ones serve"
+        said = plan.warmup.message or "new pods compile for themselves, before they start"
         return "True", "WarmupInInit", f"{said}; {counts}"
     if stale:
         reason = "RollingBack" if plan.rejected else "RollingOut"
@@ -226,8 +236,22 @@ def _failed_proof(plan: Plan) -> str:
 def _degraded(problems: list[Problem]) -> Told:
     if not problems:
         return "False", "AsExpected", "nothing stands in the way"
-    text = "; ".join(dict.fromkeys(problem.message for problem in problems))
-    return "True", problems[0].reason, text[:MESSAGE_LIMIT]
+    ranked = severity.worst_first(problems)
+    text = "; ".join(dict.fromkeys(problem.message for problem in ranked))
+    return "True", ranked[0].reason, text[:MESSAGE_LIMIT]
+
+
+def _kstatus(progressing: Told, problems: list[Problem]) -> dict[str, Told]:
+    """As Deployments are read: a paused rollout is under way, one at its partition is over."""
+    state, reason, message = progressing
+    stuck = severity.stalled(problems)
+    under_way = stuck is None and (state == "True" or reason == "Paused")
+    return {
+        "Reconciling": ("True" if under_way else "False", reason, message),
+        "Stalled": ("True", stuck.reason, stuck.message[:MESSAGE_LIMIT])
+        if stuck
+        else ("False", "AsExpected", "nothing waits for a person"),
+    }
 
 
 def _kv_mismatch(observed: Observed, plan: Plan) -> list[Problem]:
@@ -255,7 +279,7 @@ def _conditions(
     told: Mapping[str, Told], previous: Mapping[str, Any], generation: int, now: float
 ) -> list[Object]:
     result = []
-    for kind in ("Ready", "Progressing", "KernelsWarm", "Degraded"):
+    for kind in (*OWN, *KSTATUS):
         state, reason, message = told[kind]
         old = _previous(previous, kind)
         same = old is not None and old["status"] == state

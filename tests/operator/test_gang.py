@@ -183,7 +183,7 @@ async def test_a_wait_that_ran_out_holds_longer_each_time() -> None:
     hold = Hold("schedule/prefill", "Unschedulable", "in part")
     for count, seconds in ((1, 5), (2, 10), (3, 20)):
         await bench.do(hold)
-        held = Failure("Unschedulable", "in part", count, NOW + seconds)
+        held = Failure("Unschedulable", "in part", count, NOW + seconds, NOW)
         assert bench.ledger.failures == {"schedule/prefill": held}
     bench.ledger.settle((), set(), NOW + 600)
     assert bench.ledger.failures

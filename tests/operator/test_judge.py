@@ -2,9 +2,9 @@
 
 import pytest
 from pds_operator.actions import Say
-from pds_operator.observed import NO_PROOF, Failure, Proof, rfc3339
+from pds_operator.observed import NO_PROOF, Failure, Proof, RouterPod, rfc3339
 from pds_operator.status import status
-from worlds import NOW, World, desired, digest, raw_spec
+from worlds import NOW, ROUTER, World, desired, digest, raw_spec
 
 GOOD = digest(raw_spec())
 BAD = raw_spec(image="engine:2")
@@ -90,11 +90,12 @@ def test_a_lack_of_nodes_or_quota_speaks_against_no_revision(world):
 
 HINDRANCES = {
     "no operator": lambda world: setattr(world, "now", world.now + 7200),
-    "no router": lambda world: setattr(world, "routers_ready", 0),
-    "no node for routers": lambda world: setattr(world, "routers_unscheduled", {"r": "0/3 nodes"}),
+    "no router": lambda world: setattr(world, "router_pods", ()),
+    "no node for routers": lambda world: setattr(world, "router_pods", (ROUTER, HOMELESS)),
     "paused": lambda world: setattr(world, "raw", raw_spec(image="engine:2", rollout=PAUSED)),
     "held": lambda world: setattr(world, "raw", raw_spec(image="engine:2", rollout=HELD)),
 }
+HOMELESS = RouterPod("chat-router-x", "", False, unscheduled="0/3 nodes are available")
 PAUSED = {"drainSeconds": 60, "paused": True}
 HELD = {"drainSeconds": 60, "partition": "100%"}
 
@@ -107,7 +108,7 @@ def test_time_in_which_nothing_could_be_done_counts_for_nothing(world, hinder):
     before = world.now
     hinder(world)
     world.wait(before + 7200 - world.now)
-    world.routers_ready, world.routers_unscheduled, world.raw = 1, {}, BAD
+    world.router_pods, world.raw = (ROUTER,), BAD
     world.wait(DEADLINE - 200)
     assert failed(world) == ""
     world.wait(200)
@@ -211,11 +212,11 @@ def test_routers_that_cannot_roll_to_the_new_image():
     world.raw = BAD
     world.round()
     world.objects["Deployment", "chat-router"]["status"]["updatedReplicas"] = 0
-    world.routers_unscheduled = {"chat-router-x": "0/3 nodes are available"}
+    world.router_pods = (ROUTER, HOMELESS)
     world.wait(DEADLINE)
     assert failed(world) == ""
-    world.routers_unscheduled = {}
-    world.routers_waiting = {"chat-router-x": "ErrImagePull: no such tag"}
+    waits = "ErrImagePull: no such tag"
+    world.router_pods = (ROUTER, RouterPod("chat-router-x", "", False, waits=waits))
     world.wait(DEADLINE + 15)
     assert failed(world) == (
         "ProgressDeadlineExceeded: no group of it could be made yet; "

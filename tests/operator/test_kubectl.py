@@ -296,6 +296,53 @@ def test_plan_of_a_file_says_each_step_and_changes_nothing(cluster):
     assert all("--dry-run=server" in words for words in cluster.asked if words[0] == "apply")
 
 
+def starting(name, revision):
+    made = pod(name, revision)
+    made["status"] = {"phase": "Pending", "conditions": []}
+    return made
+
+
+def test_plan_of_what_is_being_brought_out_says_what_is_under_way_and_then_comes(cluster):
+    old, new = raw_spec(image="engine:1"), raw_spec(image="engine:2")
+    was, now = revision.digest(old), revision.digest(new)
+    cluster.answers["apply"] = {"kind": "PDServing", "metadata": {"name": "chat"}, "spec": new}
+    left = pod("chat-p-0-0-0", was, {"pdserving.io/draining": "true"})
+    cluster.answers["get pods"] = {
+        "items": [
+            left,
+            pod("chat-p-1-0-0", was),
+            pod("chat-d-0-0-0", was),
+            pod("chat-p-2-0-0", now),
+            starting("chat-d-1-0-0", now),
+        ]
+    }
+    cluster.answers["get controllerrevisions"] = {
+        "items": [stored(old, 1, served="2026-01-01T00:00:00Z"), stored(new, 2)]
+    }
+    assert told("plan", "-f", "edit.yaml").splitlines() == [
+        f"target   {now}, stored; {was} served last",
+        "     under way: 1 new prefill not serving yet, 1 prefill drain, 1 new decode not serving yet",
+        "  1. create 1 new prefill",
+        "  2. drain 1 old prefill, drain 1 old decode",
+        "nothing left to do",
+    ]
+
+
+def test_an_edit_that_nobody_has_looked_at_is_told(cluster):
+    when = {"lastTransitionTime": "2026-01-01T00:00:00Z", "message": ""}
+    seen = [{"type": "Progressing", "reason": "Complete", "status": "False"} | when]
+    cluster.answers["get pdserving chat"] = {
+        "metadata": {"namespace": "team", "generation": 3},
+        "status": {"observedGeneration": 2, "conditions": seen},
+    }
+    cluster.answers["get pods"] = {"items": []}
+    for command in ("status", "plan"):
+        lines = told(command, "chat").splitlines()[:2]
+        assert any("generation 3 is asked for, generation 2 was seen last" in x for x in lines)
+    cluster.answers["get pdserving chat"]["status"]["observedGeneration"] = 3
+    assert "generation" not in told("plan", "chat")
+
+
 def test_plan_of_a_scaled_spec_makes_no_revision(cluster):
     old = raw_spec(image="engine:1")
     cluster.answers["apply"] = {

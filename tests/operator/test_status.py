@@ -42,6 +42,8 @@ def test_a_settled_world(world):
         "Progressing": ("False", "Complete"),
         "KernelsWarm": ("True", "Warm"),
         "Degraded": ("False", "AsExpected"),
+        "Reconciling": ("False", "Complete"),
+        "Stalled": ("False", "AsExpected"),
     }
     assert said["prefill"] == {
         "desired": 2,
@@ -113,7 +115,7 @@ def test_transition_times_move_only_with_the_status(world):
     world.change("chat-d-0-0-0", ready=False)
     third = told(world, second)
     moved = {c["type"] for c in third["conditions"] if c not in second["conditions"]}
-    assert moved == {"Ready", "Progressing"}
+    assert moved == {"Ready", "Progressing", "Reconciling"}
     assert [kind for kind, _, _ in transitions(second, third)] == ["Ready", "Progressing"]
 
 

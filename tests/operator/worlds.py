@@ -29,6 +29,7 @@ from pds_operator.observed import (
     Observed,
     Pod,
     Revision,
+    RouterPod,
     RouterView,
     WarmupPod,
     rfc3339,
@@ -38,6 +39,7 @@ from pds_operator.settings import Settings
 
 OWNER = Owner("chat", "team", "uid-chat")
 NOW = 1_700_000_000.0
+ROUTER = RouterPod("chat-router-0", "10.0.0.1", ready=True)
 
 
 def raw_spec(**changes: Any) -> dict[str, Any]:
@@ -79,9 +81,8 @@ class World:
         self.compiles = False
         """Warm-up Jobs take their time; else they end at once."""
         self.warmups: tuple[WarmupPod, ...] = ()
-        self.routers_waiting: dict[str, str] = {}
-        self.routers_unscheduled: dict[str, str] = {}
-        self.routers_ready = 1
+        self.router_pods: tuple[RouterPod, ...] = (ROUTER,)
+        """There once their Deployment is."""
         self.fingerprints: dict[str, str] = {}
         """By leader pod, what it tells."""
         self.counts: dict[str, tuple[int, int]] = {}
@@ -126,9 +127,7 @@ class World:
             routers=(
                 RouterView("r", {pod.name: routable(pod) for pod in leaders}, dict(self.counts)),
             ),
-            routers_ready=self.routers_ready * (("Deployment", "chat-router") in self.objects),
-            routers_waiting=self.routers_waiting,
-            routers_unscheduled=self.routers_unscheduled,
+            router_pods=self.router_pods if ("Deployment", "chat-router") in self.objects else (),
             warmups=self.warmups,
             keys=self.keys,
             failures=dict(self.failures),
