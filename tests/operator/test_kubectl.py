@@ -321,7 +321,8 @@ def test_plan_of_what_is_being_brought_out_says_what_is_under_way_and_then_comes
     }
     assert told("plan", "-f", "edit.yaml").splitlines() == [
         f"target   {now}, stored; {was} served last",
-        "     under way: 1 new prefill not serving yet, 1 prefill drain, 1 new decode not serving yet",
+        "     under way: 1 new prefill not serving yet, 1 prefill drain, "
+        "1 new decode not serving yet",
         "  1. create 1 new prefill",
         "  2. drain 1 old prefill, drain 1 old decode",
         "nothing left to do",
