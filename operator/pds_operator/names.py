@@ -1,4 +1,4 @@
-"""Names, labels and annotations: the one place that spells them (contracts.md)."""
+"""Names, labels and annotations: the one place that spells them (docs/contract.md)."""
 
 import re
 from typing import Final

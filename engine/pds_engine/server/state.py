@@ -1,4 +1,4 @@
-"""What a group says of itself: alive, ready, and its state (contracts.md, Engine HTTP; pure)."""
+"""What a group says of itself: alive, ready, and its state (docs/contract.md; pure)."""
 
 from typing import Any
 
