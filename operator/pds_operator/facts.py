@@ -4,7 +4,7 @@ import json
 import re
 from typing import Any
 
-from pds_operator import names, revision
+from pds_operator import containers, names, revision
 from pds_operator.clocks import frame
 from pds_operator.observed import (
     NO_PROOF,
@@ -20,8 +20,6 @@ from pds_operator.observed import (
 Object = dict[str, Any]
 
 KEY_ID = re.compile("[0-9a-f]{10}")
-WORDS_LIMIT = 600
-"""Characters of what a pod says of its volume."""
 
 
 def owner_uid(obj: Object) -> str:
@@ -91,8 +89,8 @@ def pod_facts(obj: Object) -> Pod | None:
     what, uid = controller(obj)
     annotations = meta.get("annotations") or {}
     conditions = {item["type"]: item for item in status.get("conditions") or []}
-    engine = _container(status.get("containerStatuses"), "engine")
-    failed = _failed_container(status)
+    engine = containers.named(status.get("containerStatuses"), "engine")
+    failed = containers.failed(status)
     ended = (failed.get("state") or {}).get("terminated") or {}
     gate = conditions.get(names.ROUTABLE)
     created = seconds(meta.get("creationTimestamp")) or 0.0
@@ -113,8 +111,8 @@ def pod_facts(obj: Object) -> Pod | None:
         managed=labels.get(names.MANAGED_BY) == names.MANAGER,
         wrong=tuple(right.items()) if wrong else (),
         phase=status.get("phase", "Pending"),
-        ended=_ended(obj),
-        disrupted=_disruption(status, conditions),
+        ended=containers.ended(obj),
+        disrupted=containers.disruption(status, conditions),
         deleting=bool(meta.get("deletionTimestamp")),
         gone_by=_moment(meta.get("deletionTimestamp")),
         lost=status.get("reason") == "NodeLost",
@@ -124,21 +122,23 @@ def pod_facts(obj: Object) -> Pod | None:
         drain_deadline=seconds(annotations.get(names.DRAIN_DEADLINE)),
         failures=_number(annotations.get(names.FAILURES)),
         disruptions=_number(annotations.get(names.DISRUPTIONS)),
-        scheduled=_true(conditions.get("PodScheduled")),
-        unscheduled=unscheduled(conditions.get("PodScheduled")),
-        unprepared=_unprepared(conditions),
-        waits=waiting(status),
-        fallen=_fallen(status),
+        scheduled=containers.true(conditions.get("PodScheduled")),
+        unscheduled=containers.unscheduled(conditions.get("PodScheduled")),
+        unprepared=containers.unprepared(conditions),
+        waits=containers.waiting(status),
+        fallen=containers.fallen(status),
         started=bool(engine.get("started")),
-        containers_ready=_true(conditions.get("ContainersReady")),
-        ready=_true(conditions.get("Ready")),
-        ready_since=heard.turned_ready(_since(conditions.get("Ready"))),
-        routable=None if gate is None else _true(gate),
+        containers_ready=containers.true(conditions.get("ContainersReady")),
+        ready=containers.true(conditions.get("Ready")),
+        ready_since=heard.turned_ready(containers.since(conditions.get("Ready"))),
+        routable=None if gate is None else containers.true(gate),
         ip=status.get("podIP", ""),
         exit_code=ended.get("exitCode"),
         failed_at=heard.ended(seconds(ended.get("finishedAt"))),
-        message=_told(ended) or waiting(status) or status.get("message", ""),
-        proof=proof(_container(status.get("initContainerStatuses"), "warmup")),
+        message=containers.termination(ended)
+        or containers.waiting(status)
+        or status.get("message", ""),
+        proof=proof(containers.named(status.get("initContainerStatuses"), "warmup")),
     )
 
 
@@ -146,21 +146,21 @@ def warmup_facts(obj: Object) -> WarmupPod:
     """The facts of a warm-up Job's pod."""
     meta, status = obj["metadata"], obj.get("status") or {}
     conditions = {item["type"]: item for item in status.get("conditions") or []}
-    failed = _failed_container(status)
+    failed = containers.failed(status)
     told = proof(failed)
     ended = (failed.get("state") or {}).get("terminated") or {}
     error = ""
     if ended:
         known = told is not None and told.error != NO_PROOF
-        text = told.error if known and told is not None else _told(ended)
+        text = told.error if known and told is not None else containers.termination(ended)
         error = text or f"container {failed['name']} ended with exit code {ended['exitCode']}"
     return WarmupPod(
         name=meta["name"],
         revision=(meta.get("labels") or {}).get(names.REVISION, ""),
         owner=owner_uid(obj),
-        scheduled=_true(conditions.get("PodScheduled")),
-        unscheduled=unscheduled(conditions.get("PodScheduled")),
-        waits="" if error else waiting(status),
+        scheduled=containers.true(conditions.get("PodScheduled")),
+        unscheduled=containers.unscheduled(conditions.get("PodScheduled")),
+        waits="" if error else containers.waiting(status),
         error=error,
         volume=next((found.volume for found in _proofs(status) if found.volume), ""),
         created=seconds(meta.get("creationTimestamp")) or 0.0,
@@ -171,18 +171,19 @@ def router_facts(obj: Object) -> RouterPod:
     """The facts of a router's pod."""
     meta, status = obj["metadata"], obj.get("status") or {}
     conditions = {item["type"]: item for item in status.get("conditions") or []}
+    router = containers.named(status.get("containerStatuses"), "router")
     what, uid = controller(obj)
     return RouterPod(
         name=meta["name"],
         ip=status.get("podIP", ""),
-        ready=_true(conditions.get("Ready")) and not meta.get("deletionTimestamp"),
+        ready=containers.true(conditions.get("Ready")) and not meta.get("deletionTimestamp"),
         owned_by=what,
         owner=uid,
-        waits=waiting(status),
-        unscheduled=unscheduled(conditions.get("PodScheduled")),
+        waits=containers.waiting(status),
+        unscheduled=containers.unscheduled(conditions.get("PodScheduled")),
         created=seconds(meta.get("creationTimestamp")) or 0.0,
-        restarts=_container(status.get("containerStatuses"), "router").get("restartCount") or 0,
-        fell=_fell(_container(status.get("containerStatuses"), "router")),
+        restarts=router.get("restartCount") or 0,
+        fell=containers.fell(router),
     )
 
 
@@ -224,7 +225,7 @@ def proof(container: Object) -> Proof | None:
             reused=int(told.get("reused") or 0),
             seconds=float(told.get("seconds") or 0.0),
             error=str(told.get("error") or ""),
-            volume=_words(told.get("volume")),
+            volume=containers.words(told.get("volume")),
         )
     except (ValueError, AttributeError, TypeError):
         return Proof(manifest="", error=NO_PROOF)
@@ -263,133 +264,6 @@ def _waited(text: str | None) -> Waited | None:
         return Waited(float(told["since"]), float(told["seconds"]), float(told["at"]))
     except (ValueError, TypeError, KeyError):
         return None
-
-
-def waiting(status: Object) -> str:
-    """Why a container of a pod cannot start; empty while it is on its way."""
-    everything = (status.get("initContainerStatuses") or []) + (
-        status.get("containerStatuses") or []
-    )
-    for item in everything:
-        waiting = (item.get("state") or {}).get("waiting") or {}
-        if waiting.get("reason") not in (None, "PodInitializing", "ContainerCreating"):
-            return f"{waiting['reason']}: {waiting.get('message', '')}".rstrip(": ")
-    return ""
-
-
-def unscheduled(condition: Object | None) -> str:
-    """What the scheduler says in a pod's PodScheduled; empty once the pod has a node."""
-    if condition is None or condition.get("status") != "False":
-        return ""
-    return str(condition.get("message") or condition.get("reason") or "unschedulable")
-
-
-def _unprepared(conditions: Object) -> float | None:
-    """Since when a node has had the pod without a sandbox for it (KEP-3085)."""
-    prepared = conditions.get("PodReadyToStartContainers")
-    if prepared is None or _true(prepared) or not _true(conditions.get("PodScheduled")):
-        return None
-    return _since(conditions.get("PodScheduled"))
-
-
-def _fallen(status: Object) -> str:
-    """A container beside the engine that has ended, for good, while the engine lives."""
-    statuses = status.get("containerStatuses") or []
-    if "running" not in (_container(statuses, "engine").get("state") or {}):
-        return ""
-    for item in statuses:
-        ended = (item.get("state") or {}).get("terminated")
-        if ended:
-            return f"container {item.get('name')} has ended with exit code {ended.get('exitCode')}"
-    return ""
-
-
-def _fell(container: Object) -> str:
-    """How a container ended last."""
-    ended = (container.get("state") or {}).get("terminated") or (
-        container.get("lastState") or {}
-    ).get("terminated")
-    if not ended:
-        return ""
-    words = _words(_told(ended)) or str(ended.get("reason") or "")
-    return f"exit code {ended.get('exitCode')}" + (f", {words}" if words else "")
-
-
-def _container(statuses: list[Object] | None, name: str) -> Object:
-    return next((item for item in statuses or [] if item.get("name") == name), {})
-
-
-def _failed_container(status: Object) -> Object:
-    """What ended with an error: an init container, the engine, or else a sidecar."""
-    everything = status.get("initContainerStatuses") or []
-    everything = everything + sorted(
-        status.get("containerStatuses") or [], key=lambda item: item.get("name") != "engine"
-    )
-    for item in everything:
-        ended = (item.get("state") or {}).get("terminated")
-        if ended and ended.get("exitCode"):
-            return dict(item)
-    return {}
-
-
-def _ended(obj: Object) -> bool:
-    """The engine has ended, or an init container has failed; a pod with sidecars runs on.
-
-    Init containers that are restarted are sidecars, and may fail.
-    """
-    status, spec = obj.get("status") or {}, obj.get("spec") or {}
-    engine = _container(status.get("containerStatuses"), "engine")
-    if (engine.get("state") or {}).get("terminated"):
-        return True
-    sidecars = {
-        item["name"]
-        for item in spec.get("initContainers") or []
-        if item.get("restartPolicy") == "Always"
-    }
-    return any(
-        ((item.get("state") or {}).get("terminated") or {}).get("exitCode")
-        for item in status.get("initContainerStatuses") or []
-        if item.get("name") not in sidecars
-    )
-
-
-def _disruption(status: Object, conditions: Object) -> str:
-    """Why something else than its own containers ended a pod; empty where they did.
-
-    A reason of the whole pod is the kubelet's: Evicted, OutOfcpu, UnexpectedAdmissionError, a
-    node's shutdown. Only its own deadline is the pod's. DisruptionTarget: KEP-3329.
-    """
-    target = conditions.get("DisruptionTarget")
-    if target is not None and _true(target):
-        return str(target.get("reason") or "DisruptionTarget")
-    reason = str(status.get("reason") or "")
-    return "" if status.get("phase") != "Failed" or reason == "DeadlineExceeded" else reason
-
-
-def _told(ended: Object) -> str:
-    """A termination message for people: the engine's {"error", "hint"} as one line."""
-    text = str(ended.get("message") or "")
-    try:
-        note = json.loads(text)
-    except ValueError:
-        return text
-    if not isinstance(note, dict) or not note.get("error"):
-        return text
-    return f"{note['error']} ({note['hint']})" if note.get("hint") else str(note["error"])
-
-
-def _words(value: object) -> str:
-    """What a pod says, as a line that a condition may quote."""
-    text = value if isinstance(value, str) else ""
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:WORDS_LIMIT]
-
-
-def _true(condition: Object | None) -> bool:
-    return condition is not None and condition.get("status") == "True"
-
-
-def _since(condition: Object | None) -> float | None:
-    return seconds(condition.get("lastTransitionTime")) if condition and _true(condition) else None
 
 
 def _moment(text: str | None) -> float | None:
