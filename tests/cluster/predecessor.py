@@ -38,7 +38,7 @@ def find(tree: Path = ROOT) -> str:
         except subprocess.CalledProcessError as error:
             raise NoPredecessor(
                 "this clone is shallow, and no commit of it speaks otherwise; it cannot be "
-                f"deepened ({error.stderr.strip()}): git fetch --unshallow"
+                f"deepened ({error.stderr.partition(chr(10))[0]}): git fetch --unshallow"
             ) from error
         found = _differs(tree)
     if found is None:

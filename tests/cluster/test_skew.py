@@ -122,7 +122,7 @@ def test_old_and_new_groups_pair_both_ways_where_they_may(story: Story) -> None:
         (is_old(pods[each.prefill]), is_old(pods[each.decode])) for each in story.watch.attempts()
     )
     told = {
-        is_old(pods[uid]): (state["kv_fingerprint"], state["protocol"])
+        is_old(pods[uid]): (state["kv_fingerprint"], state.get("protocol", 1))
         for uid, state in states.items()
     }
     print(f"attempts by (old prefill, old decode): {dict(seen)}; {told}")
