@@ -50,6 +50,7 @@ OTHERS: tuple[Part, ...] = (
         "operator/test_ha.py",
         "operator/test_upgrade.py",
     ),
+    ("cluster/test_skew.py",),
     ("cluster/test_cluster_lifecycle.py", "cluster/test_cluster_teardown.py"),
     ("cluster/test_refusals.py",),
     (
@@ -58,13 +59,15 @@ OTHERS: tuple[Part, ...] = (
         "cluster/test_sizes.py",
         "cluster/test_scaling.py",
         "cluster/test_migration.py",
+        "cluster/test_beside.py",
     ),
     ("cluster/test_faults.py",),
     ("cluster/test_recreate.py",),
     ("cluster/test_rollback.py",),
-    ("cluster/test_operator_killed.py",),
+    ("cluster/test_operator_killed.py", "cluster/test_long.py"),
 )
-"""On a second one. The first part needs a cluster without our chart, or takes its operator away."""
+"""On a second one. The first part needs a cluster without our chart, or takes its operator away,
+the second installs another."""
 
 
 @dataclass(frozen=True)

@@ -220,7 +220,7 @@ def test_a_hung_router_is_left_out_and_started_again(served: Serving, client: ht
     before = served.object["spec"]["router"]
     served.apply(router={**before, "replicas": 2})
     served.settled()
-    served.until("two routers", lambda: served.object["status"]["router"]["ready"] == 2, BACK)
+    served.until("two routers", lambda: served.get()["status"]["router"]["ready"] == 2, BACK)
     hung, other = served.pods("router")
     process, name = Process(hung, "pds-router"), hung["metadata"]["name"]
 
