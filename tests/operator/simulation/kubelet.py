@@ -40,7 +40,9 @@ class Running:
     """That it mounts."""
     nature: str
     """What its image does: "good", "exit78", "crash", "warmup" (fails), "never" (gets ready),
-    "mismatch" (prefill and decode see two models)."""
+    "pull" (is nowhere), "mismatch" (prefill and decode see two models)."""
+    made: float = 0.0
+    """When the API server was asked for it."""
     node: Node | None = None
     ip: str = ""
     key: bytes = b""
@@ -120,6 +122,7 @@ class Kubelet:
                 if "secret" in volume
             ),
             nature=image.rpartition("-")[2],
+            made=self._clock.now,
         )
         if pod.nature == "mismatch":
             pod.fingerprint += place[0]
@@ -141,8 +144,8 @@ class Kubelet:
         self._mount(pod)
 
     def _mount(self, pod: Running) -> None:
-        """Its containers start when what it mounts is there."""
-        if pod.ended or pod.stopping:
+        """Its containers start when what it mounts is there, and their image."""
+        if pod.ended or pod.stopping or pod.nature == "pull":
             return
         found = {name: self._server.find("Secret", name) for name in pod.secrets}
         if not all(found.values()):
@@ -347,6 +350,9 @@ class Kubelet:
                     known["message"] = "0/3 nodes are available"
             conditions.append(known)
         status: Object = {"phase": "Running" if pod.ip else "Pending", "conditions": conditions}
+        if pod.nature == "pull" and pod.node is not None:
+            waits = {"reason": "ImagePullBackOff", "message": "Back-off pulling image"}
+            status["containerStatuses"] = [{"name": "engine", "state": {"waiting": waits}}]
         if pod.warm:
             proof = json.dumps({"manifest": pod.warm, "compiled": 1})
             done = {"name": "warmup", "state": {"terminated": {"exitCode": 0, "message": proof}}}

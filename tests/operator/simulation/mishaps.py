@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from pds_operator import names
 from simulation import specs
+from simulation.judge import Violation
 
 if TYPE_CHECKING:
     from simulation.world import World
@@ -12,6 +13,8 @@ Object = dict[str, Any]
 EVICTIONS = (0.0, 12.0, 40.0)
 """When a group is evicted: each time after its backoff."""
 HOURS = 7200.0
+TOLD_WITHIN = 240.0
+"""It takes half a minute, and more where calls are throttled or an operator dies."""
 REASONS = ("Evicted", "UnexpectedAdmissionError", "OutOfcpu", "NodeShutdown", "Terminated")
 
 
@@ -92,6 +95,19 @@ class Mishaps:
         if not wish.unified:
             world.ask(specs.mismatched(wish))
             world.until(self._clock.now + self._clock.between(60.0, 300.0))
+
+    def name_an_image_that_is_nowhere(self) -> None:
+        """It stays in the spec for a while, and status says so."""
+        world = self._world
+        world.ask(specs.unpullable(world.wish))
+        world.until(self._clock.now + TOLD_WITHIN + 60.0)
+        made_by = self._clock.now - TOLD_WITHIN
+        late = [pod.name for pod in self._engines() if pod.nature == "pull" and pod.made < made_by]
+        status = world.server.get(names.KIND, "chat").get("status") or {}
+        told = {item["type"]: item["status"] for item in status.get("conditions", [])}
+        alive = any(operator.reconciler for operator in world.operators)
+        if late and alive and told.get("Degraded") != "True":
+            raise Violation(f"{late} cannot start, and nobody is told")
 
     def hold(self) -> None:
         """A rollout stands still by a user's wish for longer than its deadline."""

@@ -44,6 +44,7 @@ class Script:
             (1, self._mishaps.end_beside_a_sidecar),
             (1, self._mishaps.be_away),
             (1, self._mishaps.hold),
+            (1, self._mishaps.name_an_image_that_is_nowhere),
             (1, self._mishaps.cannot_pair),
             (2, self._delete_pod),
             (2, self._delete_object),

@@ -130,6 +130,11 @@ def mismatched(wish: Wish) -> Wish:
     return dataclasses.replace(next_version(wish), nature="mismatch")
 
 
+def unpullable(wish: Wish) -> Wish:
+    """`wish` with another image, which is nowhere."""
+    return dataclasses.replace(next_version(wish), nature="pull")
+
+
 def waiting(wish: Wish) -> Wish:
     """`wish` as a rollout that is to wait."""
     return dataclasses.replace(wish, paused=True)

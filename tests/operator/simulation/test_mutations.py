@@ -10,9 +10,10 @@ from pds_engine.router import policy
 from pds_operator import (
     clocks,
     cluster,
+    containers,
     counting,
-    facts,
     fields,
+    hindrances,
     keyring,
     lifecycle,
     ownership,
@@ -142,11 +143,11 @@ MUTATIONS = {
         "is good, and given up",
     ),
     "what a node ends is a fault of its own": (
-        (facts, "_disruption", lambda *_: ""),
+        (containers, "disruption", lambda *_: ""),
         "is good, and given up",
     ),
     "a dead engine beside a sidecar is alive": (
-        (facts, "_ended", lambda obj: False),
+        (containers, "ended", lambda obj: False),
         "no convergence",
     ),
     "pairs are counted by readiness": (
@@ -156,6 +157,10 @@ MUTATIONS = {
     "what was lost is made last": (
         (counting.Frame, "before", lambda frame, role: 0),
         "before what was lost",
+    ),
+    "nobody tells what keeps pods from starting": (
+        (hindrances, "look", lambda *_: None),
+        "and nobody is told",
     ),
     "what others add to a selector stays": (
         (memory.diff, "EXACT", {}),
