@@ -78,13 +78,14 @@ def keys(serving: Serving) -> Keys:
 def rotated(name: str, watch: Watch, act: Callable[[], object]) -> Phase:
     """Replace the keys; returns when no pod has the old one and nothing is left to do."""
     serving, began = watch.serving, time.monotonic()
-    before = set(keys(serving).public)
+    was = keys(serving)
+    before = set(was.public)
     act()
     serving.until("another key", lambda: set(keys(serving).public) - before, NOTICED)
 
     def done() -> bool:
         now = keys(serving)
-        gone = not before & set(now.public)
+        gone = not before & set(now.public) and not was.pods & now.pods
         return gone and len(now.pods) == 1 and is_settled(serving.get())
 
     serving.until("all of it new", done, SETTLED)
