@@ -75,6 +75,8 @@ def _all(observed: Observed, fleet: Iterable[Group], now: float) -> Iterator[_Hi
     for group in fleet:
         for pod in group.pods:
             yield from _engine(pod)
+        for pod in group.remnants:
+            yield from _stuck(pod)
         if group.phase is Phase.STARTING and group.failures >= FAILURES:
             yield _again(group)
     for warmup in observed.warmups:
@@ -85,13 +87,8 @@ def _all(observed: Observed, fleet: Iterable[Group], now: float) -> Iterator[_Hi
 
 
 def _engine(pod: Pod) -> Iterator[_Hindrance]:
-    if pod.failed:
-        return
-    if pod.gone_by is not None:
-        on = f", on node {pod.node}," if pod.node else ""
-        text = f"{on} should have ended and has not: its node is dead or cut off"
-        cure = "kubectl delete pod {pod} --force, once nothing of it can run any more"
-        yield _Hindrance("PodStuck", pod.name, text, cure, pod.gone_by + STUCK_SECONDS)
+    yield from _stuck(pod)
+    if pod.failed or pod.gone_by is not None:
         return
     yield from _waits(pod.name, pod.node, pod.waits, pod.unscheduled, pod.created)
     if pod.unprepared is not None and not pod.waits:
@@ -105,6 +102,15 @@ def _engine(pod: Pod) -> Iterator[_Hindrance]:
             "initContainers, with restartPolicy: Always"
         )
         yield _Hindrance("SidecarEnded", pod.name, text, cure, pod.created)
+
+
+def _stuck(pod: Pod) -> Iterator[_Hindrance]:
+    """A pod that is being deleted, and whose kubelet does not let it go."""
+    if pod.gone_by is not None:
+        on = f", on node {pod.node}," if pod.node else ""
+        text = f"{on} should have ended and has not: its node is dead or cut off"
+        cure = "kubectl delete pod {pod} --force, once nothing of it can run any more"
+        yield _Hindrance("PodStuck", pod.name, text, cure, pod.gone_by + STUCK_SECONDS)
 
 
 def _waits(

@@ -76,22 +76,27 @@ def assert_told(serving: Serving, volume: Path, words: str, cure: str) -> None:
 
 @pytest.mark.parametrize(
     ("first", "then"),
-    [("full", "read-only"), pytest.param("read-only", "full", marks=pytest.mark.soak)],
+    [
+        ("", "full"),
+        pytest.param("full", "read-only", marks=pytest.mark.soak),
+        pytest.param("read-only", "full", marks=pytest.mark.soak),
+    ],
 )
 def test_a_bad_volume_costs_sharing_alone_and_rolls_nothing_back(
     operator: Cluster, own_namespace: str, volume: Path, first: str, then: str
 ) -> None:
-    """The service is made on the one, and upgraded under load on the other."""
-    mount(volume, f"remount,{KINDS[first][0]}")
-    spec = manifest("alone")
-    spec["spec"]["compileCache"] = {
+    """The service is made on the one, or without any, and upgraded under load on the other."""
+    cache: Object = {
         "volume": {"hostPath": str(volume)},
         "warmup": {"enabled": True, "workers": 2, "timeoutSeconds": COLD},
     }
-    serving = Serving(operator, own_namespace, spec)
-    serving.apply()
+    serving = Serving(operator, own_namespace, manifest("alone"))
+    if first:
+        mount(volume, f"remount,{KINDS[first][0]}")
+    serving.apply(**({"compileCache": cache} if first else {}))
     serving.until("serving", lambda: serves(serving), COLD)
-    assert_told(serving, volume, *KINDS[first][1:])
+    if first:
+        assert_told(serving, volume, *KINDS[first][1:])
     with httpx.Client(base_url=serving.url, timeout=120) as client:
         assert serving.complete(client, [20] * 30, max_tokens=4).status_code == 200
 
@@ -101,7 +106,8 @@ def test_a_bad_volume_costs_sharing_alone_and_rolls_nothing_back(
     began = time.monotonic()
     with crowd(serving.url, questions, clients=2, rest=REST) as clients:
         clients.goes_on()
-        serving.apply(engine={**serving.object["spec"]["engine"], "chunkSize": 64})
+        engine = {**serving.object["spec"]["engine"], "chunkSize": 64}
+        serving.apply(engine=engine, compileCache=cache)
         serving.until("serving the next revision", lambda: serves(serving), 2 * COLD)
         clients.goes_on()
     assert not clients.troubles

@@ -191,6 +191,17 @@ def test_a_hiccup_is_not_told_and_looked_at_again(world, name):
     assert world.now < wake <= world.now + 90
 
 
+def test_what_an_attempt_before_has_left_on_a_dead_node_is_told(world):
+    gone = world.pods["chat-d-0-0-0"]
+    world.pods["chat-d-0-1-0"] = dataclasses.replace(
+        gone, name="chat-d-0-1-0", uid="u-1", attempt=1
+    )
+    world.change("chat-d-0-0-0", deleting=True, ready=False, gone_by=world.now - 60, node="n1")
+    state, reason, message = degraded(world)
+    assert (state, reason) == ("True", "PodStuck")
+    assert "pod chat-d-0-0-0, on node n1, should have ended" in message
+
+
 def test_a_dead_sidecar_of_the_users_is_told(world):
     world.change(
         "chat-d-0-0-0",
