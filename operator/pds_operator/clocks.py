@@ -57,6 +57,9 @@ def frame(meta: Object, created: float) -> Frame:
 
 TOLERATED = 5.0
 """Seconds between two clocks that are not worth a word."""
+STEPS = (5, 15, 40, 100, 250, 650, 1500, 4000, 10_000, 25_000, 100_000)
+"""What is told of a difference, in seconds: it is measured to a second, and would be news each time
+that the measure changes."""
 
 
 def skew(
@@ -82,7 +85,8 @@ def skew(
 def _ahead(pod: str, node: str, offset: float) -> str:
     where = f" on node {node}" if node else ""
     way = "ahead" if offset > 0 else "behind"
-    return f"the clock of pod {pod}{where} is {abs(offset):.0f} s {way}"
+    least = max(step for step in STEPS if step <= abs(offset))
+    return f"the clock of pod {pod}{where} is more than {least} s {way}"
 
 
 def _moment(text: str | None) -> float | None:

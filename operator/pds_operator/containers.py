@@ -8,7 +8,11 @@ from pds_operator.observed import seconds
 Object = dict[str, Any]
 
 WORDS_LIMIT = 600
-"""Characters of what a pod says of itself."""
+"""Characters of what a pod, its node or the scheduler says."""
+LAST_WORDS_LIMIT = 4096
+"""Of a termination message: as many as the kubelet keeps."""
+LOST = ("ContainerStatusUnknown", "Unknown")
+"""What a kubelet says of containers that ran when its node went down: nobody saw their end."""
 
 
 def waiting(status: Object) -> str:
@@ -19,7 +23,7 @@ def waiting(status: Object) -> str:
     for item in everything:
         waiting = (item.get("state") or {}).get("waiting") or {}
         if waiting.get("reason") not in (None, "PodInitializing", "ContainerCreating"):
-            return f"{waiting['reason']}: {waiting.get('message', '')}".rstrip(": ")
+            return words(f"{waiting['reason']}: {waiting.get('message', '')}".rstrip(": "))
     return ""
 
 
@@ -27,7 +31,7 @@ def unscheduled(condition: Object | None) -> str:
     """What the scheduler says in a pod's PodScheduled; empty once the pod has a node."""
     if condition is None or condition.get("status") != "False":
         return ""
-    return str(condition.get("message") or condition.get("reason") or "unschedulable")
+    return words(condition.get("message") or condition.get("reason")) or "unschedulable"
 
 
 def unprepared(conditions: Object) -> float | None:
@@ -65,17 +69,27 @@ def named(statuses: list[Object] | None, name: str) -> Object:
     return next((item for item in statuses or [] if item.get("name") == name), {})
 
 
-def failed(status: Object) -> Object:
-    """What ended with an error: an init container, the engine, or else a sidecar."""
-    everything = status.get("initContainerStatuses") or []
-    everything = everything + sorted(
+def failed(obj: Object) -> Object:
+    """What ended with an error: an init container, the engine, or else a container beside it.
+
+    Native sidecars are told to end when the engine has, and seldom do so with 0.
+    """
+    status, native = obj.get("status") or {}, sidecars(obj)
+    inits = status.get("initContainerStatuses") or []
+    beside = sorted(
         status.get("containerStatuses") or [], key=lambda item: item.get("name") != "engine"
     )
-    for item in everything:
-        ended = (item.get("state") or {}).get("terminated")
-        if ended and ended.get("exitCode"):
+    for item in [*(each for each in inits if each.get("name") not in native), *beside]:
+        over = (item.get("state") or {}).get("terminated")
+        if over and over.get("exitCode"):
             return dict(item)
     return {}
+
+
+def sidecars(obj: Object) -> set[str]:
+    """The init containers that are restarted: native sidecars (KEP-753)."""
+    inits = (obj.get("spec") or {}).get("initContainers") or []
+    return {str(item["name"]) for item in inits if item.get("restartPolicy") == "Always"}
 
 
 def ended(obj: Object) -> bool:
@@ -83,24 +97,21 @@ def ended(obj: Object) -> bool:
 
     Init containers that are restarted are sidecars, and may fail.
     """
-    status, spec = obj.get("status") or {}, obj.get("spec") or {}
+    status, native = obj.get("status") or {}, sidecars(obj)
     engine = named(status.get("containerStatuses"), "engine")
     if (engine.get("state") or {}).get("terminated"):
         return True
-    sidecars = {
-        item["name"]
-        for item in spec.get("initContainers") or []
-        if item.get("restartPolicy") == "Always"
-    }
     return any(
         ((item.get("state") or {}).get("terminated") or {}).get("exitCode")
         for item in status.get("initContainerStatuses") or []
-        if item.get("name") not in sidecars
+        if item.get("name") not in native
     )
 
 
-def disruption(status: Object, conditions: Object) -> str:
+def disruption(status: Object, conditions: Object, failed: Object) -> str:
     """Why something else than its own containers ended a pod; empty where they did.
+
+    `failed` is the status of the container that ended with an error.
 
     A reason of the whole pod is the kubelet's: Evicted, OutOfcpu, UnexpectedAdmissionError, a
     node's shutdown. Only its own deadline is the pod's. DisruptionTarget: KEP-3329.
@@ -108,26 +119,32 @@ def disruption(status: Object, conditions: Object) -> str:
     target = conditions.get("DisruptionTarget")
     if target is not None and true(target):
         return str(target.get("reason") or "DisruptionTarget")
+    over = (failed.get("state") or {}).get("terminated") or {}
+    if over.get("reason") in LOST:
+        return str(over["reason"])
     reason = str(status.get("reason") or "")
     return "" if status.get("phase") != "Failed" or reason == "DeadlineExceeded" else reason
 
 
 def termination(ended: Object) -> str:
-    """A termination message for people: the engine's {"error", "hint"} as one line."""
+    """A termination message for people, on one line: the engine's is {"error", "hint"}."""
     text = str(ended.get("message") or "")
     try:
         note = json.loads(text)
     except ValueError:
-        return text
-    if not isinstance(note, dict) or not note.get("error"):
-        return text
-    return f"{note['error']} ({note['hint']})" if note.get("hint") else str(note["error"])
+        note = None
+    if isinstance(note, dict) and note.get("error"):
+        text = f"{note['error']} ({note['hint']})" if note.get("hint") else str(note["error"])
+    return words(text, LAST_WORDS_LIMIT)
 
 
-def words(value: object) -> str:
-    """What a pod says, as a line that a condition may quote."""
+def words(value: object, limit: int = WORDS_LIMIT) -> str:
+    """What somebody says, as a line that a condition may quote and a terminal may show.
+
+    What the API server would store otherwise (a lone surrogate) would be written again for ever.
+    """
     text = value if isinstance(value, str) else ""
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:WORDS_LIMIT]
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:limit]
 
 
 def true(condition: Object | None) -> bool:
@@ -135,6 +152,8 @@ def true(condition: Object | None) -> bool:
     return condition is not None and condition.get("status") == "True"
 
 
-def since(condition: Object | None) -> float | None:
-    """Since when a condition is True; None while it is not."""
-    return seconds(condition.get("lastTransitionTime")) if condition and true(condition) else None
+def since(condition: Object | None, status: str = "True") -> float | None:
+    """Since when a condition has that status; None while it has another."""
+    if condition is None or condition.get("status") != status:
+        return None
+    return seconds(condition.get("lastTransitionTime"))

@@ -19,6 +19,7 @@ from pds_operator.observed import (
 
 Object = dict[str, Any]
 
+ENDED = ("Failed", "Succeeded")
 KEY_ID = re.compile("[0-9a-f]{10}")
 
 
@@ -90,7 +91,7 @@ def pod_facts(obj: Object) -> Pod | None:
     annotations = meta.get("annotations") or {}
     conditions = {item["type"]: item for item in status.get("conditions") or []}
     engine = containers.named(status.get("containerStatuses"), "engine")
-    failed = containers.failed(status)
+    failed = containers.failed(obj)
     ended = (failed.get("state") or {}).get("terminated") or {}
     gate = conditions.get(names.ROUTABLE)
     created = seconds(meta.get("creationTimestamp")) or 0.0
@@ -112,7 +113,7 @@ def pod_facts(obj: Object) -> Pod | None:
         wrong=tuple(right.items()) if wrong else (),
         phase=status.get("phase", "Pending"),
         ended=containers.ended(obj),
-        disrupted=containers.disruption(status, conditions),
+        disrupted=containers.disruption(status, conditions, failed),
         deleting=bool(meta.get("deletionTimestamp")),
         gone_by=_moment(meta.get("deletionTimestamp")),
         lost=status.get("reason") == "NodeLost",
@@ -127,6 +128,7 @@ def pod_facts(obj: Object) -> Pod | None:
         unprepared=containers.unprepared(conditions),
         waits=containers.waiting(status),
         fallen=containers.fallen(status),
+        unready=heard.turned_ready(containers.since(conditions.get("ContainersReady"), "False")),
         started=bool(engine.get("started")),
         containers_ready=containers.true(conditions.get("ContainersReady")),
         ready=containers.true(conditions.get("Ready")),
@@ -137,7 +139,7 @@ def pod_facts(obj: Object) -> Pod | None:
         failed_at=heard.ended(seconds(ended.get("finishedAt"))),
         message=containers.termination(ended)
         or containers.waiting(status)
-        or status.get("message", ""),
+        or containers.words(status.get("message")),
         proof=proof(containers.named(status.get("initContainerStatuses"), "warmup")),
     )
 
@@ -146,7 +148,7 @@ def warmup_facts(obj: Object) -> WarmupPod:
     """The facts of a warm-up Job's pod."""
     meta, status = obj["metadata"], obj.get("status") or {}
     conditions = {item["type"]: item for item in status.get("conditions") or []}
-    failed = containers.failed(status)
+    failed = containers.failed(obj)
     told = proof(failed)
     ended = (failed.get("state") or {}).get("terminated") or {}
     error = ""
@@ -172,6 +174,8 @@ def router_facts(obj: Object) -> RouterPod:
     meta, status = obj["metadata"], obj.get("status") or {}
     conditions = {item["type"]: item for item in status.get("conditions") or []}
     router = containers.named(status.get("containerStatuses"), "router")
+    created = seconds(meta.get("creationTimestamp")) or 0.0
+    since = containers.since(conditions.get("Ready"), "False")
     what, uid = controller(obj)
     return RouterPod(
         name=meta["name"],
@@ -181,7 +185,9 @@ def router_facts(obj: Object) -> RouterPod:
         owner=uid,
         waits=containers.waiting(status),
         unscheduled=containers.unscheduled(conditions.get("PodScheduled")),
-        created=seconds(meta.get("creationTimestamp")) or 0.0,
+        created=created,
+        ends=bool(meta.get("deletionTimestamp")) or status.get("phase") in ENDED,
+        unready=frame(meta, created).turned_ready(since),
         restarts=router.get("restartCount") or 0,
         fell=containers.fell(router),
     )
@@ -224,7 +230,7 @@ def proof(container: Object) -> Proof | None:
             compiled=int(told.get("compiled") or 0),
             reused=int(told.get("reused") or 0),
             seconds=float(told.get("seconds") or 0.0),
-            error=str(told.get("error") or ""),
+            error=containers.words(told.get("error")),
             volume=containers.words(told.get("volume")),
         )
     except (ValueError, AttributeError, TypeError):

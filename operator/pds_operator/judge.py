@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from pds_operator.compiling import State, Warmup
 from pds_operator.fleet import Group, Phase
-from pds_operator.observed import NO_PROOF, Observed
+from pds_operator.observed import NO_PROOF, Observed, Revision
 from pds_operator.progress import Progress, waits_for
 from pds_operator.target import Target
 
@@ -19,6 +19,10 @@ FAULTS = 5
 """Failed requests, at the least."""
 FAULT_RATE = 0.2
 """Failed requests of all; and more than twice the rate of the other revisions."""
+CRASHES_ON = "CrashLoopBackOff"
+"""A router that waits for this has an image and a configuration, and no engine is to blame."""
+OF_A_REVISION = ("config", "keys")
+"""Volumes that differ from one revision to the next."""
 SECONDS_APART = 2.0
 """Times are whole seconds, and targets of one second are told apart by later ones."""
 
@@ -60,18 +64,44 @@ def evidence(
     )
 
 
-def able(observed: Observed, own: Iterable[Group]) -> bool:
+def able(observed: Observed, target: Target, own: Iterable[Group]) -> bool:
     """Whether the target, with its groups `own`, could get on now.
 
-    Nodes, quotas and routers that nobody keeps are not a revision's fault, and time without them
-    is not time that it had.
+    Nodes, quotas, volumes that were there before and routers that nobody keeps are not a revision's
+    fault, and time without them is not time that it had.
     """
+    bare = _mounts_as_before(target)
     starved = (
         any(group.unscheduled for group in own)
+        or any(
+            bare and pod.unprepared is not None and not pod.waits
+            for group in own
+            for pod in group.pods
+        )
         or any(scope.startswith(("group/", "schedule/")) for scope in observed.failures)
         or any(router.unscheduled for router in observed.router_pods)
     )
-    return not starved and any(router.ready or router.waits for router in observed.router_pods)
+    return not starved and any(
+        router.ready or (router.waits and not router.waits.startswith(CRASHES_ON))
+        for router in observed.router_pods
+    )
+
+
+def _mounts_as_before(target: Target) -> bool:
+    """Its pods mount the volumes of the revision that served, whatever its roles are."""
+
+    def volumes(revision: Revision) -> dict[str, list[object]]:
+        roles = revision.data.get("roles") or {}
+        return {
+            role: [
+                volume
+                for volume in ((data.get("template") or {}).get("spec") or {}).get("volumes") or []
+                if volume.get("name") not in OF_A_REVISION
+            ]
+            for role, data in roles.items()
+        }
+
+    return target.good is not None and volumes(target.revision) == volumes(target.good)
 
 
 def delay(observed: Observed, target: Target, fleet: Iterable[Group], warmup: Warmup) -> str:

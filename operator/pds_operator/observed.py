@@ -72,6 +72,8 @@ class Pod:
     """Why a container of it cannot start."""
     fallen: str = ""
     """A container beside the engine that has ended, while the engine runs."""
+    unready: float | None = None
+    """Since when its containers are not ready; None: they are, or nobody tells."""
     started: bool = False
     """The engine container has passed its startup probe once."""
     containers_ready: bool = False
@@ -133,6 +135,10 @@ class RouterPod:
     unscheduled: str = ""
     """What the scheduler says."""
     created: float = 0.0
+    ends: bool = False
+    """It has ended or is about to: its Deployment has another for it."""
+    unready: float | None = None
+    """Since when it is not ready, as far as that is known."""
     restarts: int = 0
     fell: str = ""
     """How its container ended last."""

@@ -34,7 +34,7 @@ from pds_operator.observed import Failure, Observed, Revision, rfc3339
 from pds_operator.rollout import Role, Step
 from pds_operator.target import Target
 
-__all__ = ["Desired", "Plan", "counts", "limits", "plan"]
+__all__ = ["Desired", "Plan", "counts", "limits", "plan", "routers_settled"]
 
 SCHEDULE_TIMEOUT = 300
 PASSING = ("QuotaExceeded", "LimitRange", "ApiError", "ApiUnreachable")
@@ -75,6 +75,12 @@ def plan(observed: Observed, desired: Desired, now: float) -> Plan:
     keyring.keep(round_, observed, desired, target)
     objects.keep(round_, observed, desired, now)
     coming = target is None and targets.make(round_, observed, desired)
+    if target is None and not coming:
+        target = targets.stand_in(observed, fleet, now)
+        desired = targets.effective(desired, target, fleet)
+        desired = replace(
+            desired, spec=scaling.scaled(desired.spec, desired.owner, observed, fleet)
+        )
     moving = None if targets.recover(round_, observed, asked, fleet) else target
     if target is not None and target.rejected is not None:
         round_.problems.append(_rejected(asked, target, target.rejected))
@@ -137,13 +143,16 @@ def _judge(
         progresses.last_progress(desired, target, fleet, warmup.ended),
         now,
         waits=not busy,
-        able=able(observed, own),
+        able=able(observed, target, own),
     )
     if progress.note is not None:
         targets.use_up(round_, desired, target, progress.note)
     found = evidence(observed, target, progress, warmup, fleet, now)
     if desired.rollout.paused:
         found = None
+    if found is None and warmup.state is State.FAILED:
+        # Nobody goes back from it, and no pod is made: an edit has to come.
+        round_.problems.append(Problem("WarmupFailed", warmup.message))
     if found is not None and desired.rollout.auto_rollback is not False:
         targets.reject(round_, desired, target, str(found))
     elif found is not None:
@@ -214,7 +223,7 @@ def _create(
     """Start what this step allows, the roles by turns: where nodes run out, each has its share."""
     staying = [group for group in fleet if group not in retired]
     rolling = any(group.revision != target.digest for group in staying)
-    if rolling and not _routers_settled(observed, desired):
+    if rolling and not routers_settled(observed, desired):
         return
     starts: list[tuple[float, lifecycle.Start]] = []
     for name, move in step.moves.items():
@@ -262,7 +271,7 @@ def _may_start(own: list[Group], wanted: int, pods: int) -> int:
     return 0 if waiting else min(wanted, 1)
 
 
-def _routers_settled(observed: Observed, desired: Desired) -> bool:
+def routers_settled(observed: Observed, desired: Desired) -> bool:
     """Whether the routers run what was last applied: they roll before engines do."""
     live = observed.objects.get(("Deployment", names.router(desired.owner.name)))
     if live is None:

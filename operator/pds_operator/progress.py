@@ -108,5 +108,7 @@ def waits_for(target: Target, fleet: Iterable[Group], before: Iterable[str] = ()
             pod = group.culprit or next((pod for pod in group.pods if not pod.ready), None)
             if pod is not None:
                 why = pod.unscheduled or pod.message or "not ready"
+                if pod.unprepared is not None and why == "not ready":
+                    why = "its volumes, its network or its image are not there"
                 told.append(f"{pod.name}: {why[-300:]}")
     return "; ".join(told[:3] or ["no group of it could be made yet", *before])

@@ -9,22 +9,25 @@ Conditions as in KEP-1623; lastTransitionTime moves only when the status of a co
   Stalled      what is asked for will not come until a person does something } of both is True
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 from pds_operator import names, pairs, severity, volume
-from pds_operator.actions import Problem
+from pds_operator.actions import Apply, Create, Problem, TakeOver
 from pds_operator.build import config, router
 from pds_operator.compiling import State
 from pds_operator.fleet import Group, Phase
 from pds_operator.observed import Observed, rfc3339
-from pds_operator.plan import Desired, Plan
+from pds_operator.plan import Desired, Plan, routers_settled
 
 Object = dict[str, Any]
 Told = tuple[str, str, str]
 """(status, reason, message) of a condition."""
 
 MESSAGE_LIMIT = 2000
+NAMED = 5
+"""Pods of a kind; of more the number is told."""
 OWN = ("Ready", "Progressing", "KernelsWarm", "Degraded")
 KSTATUS = ("Reconciling", "Stalled")
 """For tools (kstatus, Argo CD, Flux): they say nothing that the others do not."""
@@ -42,11 +45,12 @@ def status(
     routers = _routers(observed, desired)
     told: dict[str, Told] = {
         "Ready": _ready(observed, desired, plan, routers),
-        "Progressing": _progressing(observed, desired, plan, roles, now),
+        "Progressing": _progressing(observed, desired, plan, {**roles, "router": routers}, now),
         "KernelsWarm": _kernels_warm(observed, desired, plan, roles),
         "Degraded": _degraded(problems),
     }
-    told |= _kstatus(told["Progressing"], problems)
+    lacking = any(one["ready"] < one["desired"] for one in (*roles.values(), routers))
+    told |= _kstatus(told["Progressing"], problems, lacking=lacking)
     return {
         "observedGeneration": desired.generation,
         "conditions": _conditions(told, previous, desired.generation, now),
@@ -61,7 +65,7 @@ def status(
 def refused(generation: int, problem: Problem, previous: Mapping[str, Any], now: float) -> Object:
     """The status of an object whose spec cannot be read: what runs goes on as it is."""
     told: dict[str, Told] = {"Degraded": ("True", problem.reason, problem.message)}
-    told |= _kstatus(("False", problem.reason, problem.message), [problem])
+    told |= _kstatus(("False", problem.reason, problem.message), [problem], lacking=True)
     for kind in ("Ready", "Progressing", "KernelsWarm"):
         old = _previous(previous, kind)
         if old:
@@ -117,10 +121,9 @@ def _role(observed: Observed, plan: Plan, role: str) -> Object:
 
 def _routers(observed: Observed, desired: Desired) -> Object:
     live = observed.objects.get(("Deployment", names.router(desired.owner.name))) or {}
-    wanted = (live.get("spec") or {}).get("replicas")
-    if wanted is None:
-        given = router.router_spec(desired.spec).replicas
-        wanted = router.DEFAULT_REPLICAS if given is None else given
+    wanted = router.router_spec(desired.spec).replicas
+    if wanted is None:  # whoever scales it says
+        wanted = (live.get("spec") or {}).get("replicas", router.DEFAULT_REPLICAS)
     return {"desired": wanted, "ready": (live.get("status") or {}).get("readyReplicas", 0)}
 
 
@@ -151,8 +154,9 @@ def _endpoint(desired: Desired) -> str:
 
 
 def _progressing(
-    observed: Observed, desired: Desired, plan: Plan, roles: Mapping[str, Object], now: float
+    observed: Observed, desired: Desired, plan: Plan, parts: Mapping[str, Object], now: float
 ) -> Told:
+    roles, routers = {role: parts[role] for role in plan.roles}, parts["router"]
     counts = "; ".join(
         f"{role} {told['ready']} ready of {told['desired']}, {told['updated']} of revision "
         f"{plan.target}" + (f", {told['draining']} draining" if told["draining"] else "")
@@ -186,7 +190,18 @@ def _progressing(
         return "True", "Starting", counts
     if pairs.mismatch(plan.groups, observed.states, plan.target):
         return "True", "Starting", f"groups are ready and cannot pair; {counts}"
+    counts = f"router {routers['ready']} ready of {routers['desired']}; {counts}"
+    if _writes_routers(plan) or not routers_settled(observed, desired):
+        return "True", "RollingOut", f"routers are replaced: {counts}"
+    if routers["ready"] < routers["desired"]:
+        return "True", "Starting", counts
     return "False", "Complete", counts
+
+
+def _writes_routers(plan: Plan) -> bool:
+    """Their Deployment is not yet as it should be."""
+    writes = [item for item in plan.actions if isinstance(item, Apply | Create | TakeOver)]
+    return any(item.obj["kind"] == "Deployment" for item in writes)
 
 
 def _kernels_warm(
@@ -200,7 +215,9 @@ def _kernels_warm(
         if state.compiles_after_ready
     ]
     if late:
-        return "False", "CompiledAfterReady", f"compilations after ready: {', '.join(late)}"
+        more = f" and {len(late) - NAMED} more" if len(late) > NAMED else ""
+        text = f"compilations after ready: {', '.join(late[:NAMED])}{more}"
+        return "False", "CompiledAfterReady", text
     failed = _failed_proof(plan)
     if failed:
         return "False", "WarmupFailed", failed
@@ -238,17 +255,20 @@ def _degraded(problems: list[Problem]) -> Told:
         return "False", "AsExpected", "nothing stands in the way"
     ranked = severity.worst_first(problems)
     text = "; ".join(dict.fromkeys(problem.message for problem in ranked))
-    return "True", ranked[0].reason, text[:MESSAGE_LIMIT]
+    return "True", ranked[0].reason, text
 
 
-def _kstatus(progressing: Told, problems: list[Problem]) -> dict[str, Told]:
-    """As Deployments are read: a paused rollout is under way, one at its partition is over."""
+def _kstatus(progressing: Told, problems: list[Problem], *, lacking: bool) -> dict[str, Told]:
+    """As Deployments are read: a paused rollout is under way, one at its partition is over.
+
+    lacking: not everything that is wanted is ready.
+    """
     state, reason, message = progressing
     stuck = severity.stalled(problems)
-    under_way = stuck is None and (state == "True" or reason == "Paused")
+    under_way = stuck is None and (state == "True" or reason == "Paused" or lacking)
     return {
         "Reconciling": ("True" if under_way else "False", reason, message),
-        "Stalled": ("True", stuck.reason, stuck.message[:MESSAGE_LIMIT])
+        "Stalled": ("True", stuck.reason, stuck.message)
         if stuck
         else ("False", "AsExpected", "nothing waits for a person"),
     }
@@ -263,15 +283,16 @@ def _kv_mismatch(observed: Observed, plan: Plan) -> list[Problem]:
 def _current(observed: Observed, desired: Desired, plan: Plan) -> str:
     """The revision that serves: the target once every wanted group of it is ready.
 
-    Until then the one that stood whole last, of those that have a ready group if any has.
+    Until then one that has a ready group, if any has: of those the one that stood whole last.
     """
     whole = all(role.new_ready >= role.want for role in plan.roles.values())
     if whole and any(role.want for role in plan.roles.values()):
         return names.revision(desired.owner.name, plan.target)
-    known = [item for item in observed.revisions.values() if item.served is not None]
-    ready = {group.revision for group in plan.groups if group.ready}
-    serving = [item for item in known if item.digest in ready] or known
-    found = max(serving, key=lambda item: (item.served or 0.0, item.number), default=None)
+    ready = Counter(group.revision for group in plan.groups if group.ready)
+    stored = observed.revisions.values()
+    serving = [item for item in stored if ready[item.digest]]
+    known = serving or [item for item in stored if item.served is not None]
+    found = max(known, key=lambda r: (r.served or 0.0, ready[r.digest], r.number), default=None)
     return names.revision(desired.owner.name, found.digest) if found else ""
 
 
@@ -288,7 +309,7 @@ def _conditions(
                 "type": kind,
                 "status": state,
                 "reason": reason,
-                "message": message,
+                "message": message[:MESSAGE_LIMIT],
                 "observedGeneration": generation,
                 "lastTransitionTime": old["lastTransitionTime"] if old and same else rfc3339(now),
             }

@@ -40,6 +40,8 @@ class Target:
     """The revision of the spec, where that is marked as failed and the last good one stands in."""
     fresh: bool = False
     """It has become the target just now, which is still to be written down."""
+    stands_in: bool = False
+    """The revision of the spec cannot be stored, and that of the spec before goes on."""
 
     @property
     def digest(self) -> str:
@@ -85,9 +87,19 @@ def choose(observed: Observed, digest: str, fleet: list[Group], now: float) -> T
     return Target(revision, since, good, fresh=fresh)
 
 
+def stand_in(observed: Observed, fleet: list[Group], now: float) -> Target | None:
+    """The target that there was: what the spec asks for now is refused, and nothing stops for it.
+
+    None at a first start.
+    """
+    newest = max(observed.revisions.values(), key=lambda r: (r.since, r.number), default=None)
+    found = choose(observed, newest.digest, fleet, now) if newest else None
+    return dataclasses.replace(found, stands_in=True) if found else None
+
+
 def effective(desired: Desired, target: Target | None, fleet: list[Group]) -> Desired:
-    """`desired` as the target has it: where a revision was rejected, with the older one's pods."""
-    if target is None or target.rejected is None:
+    """`desired` as the target has it: with the older one's pods, where that is in its place."""
+    if target is None or (target.rejected is None and not target.stands_in):
         return desired
     raw = revisions.restored(desired.raw, target.revision.data["spec"])
     for role in set(raw) & set(names.ROLES) - set(desired.raw):

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 from pds_cluster.settings import PAUSE_IMAGE
 from serving import Object, Serving
-from workers import BACK, Process, Worker, comes_back, label, leader
+from workers import BACK, Process, Worker, comes_back, label
 
 pytestmark = pytest.mark.cluster
 
@@ -34,7 +34,7 @@ def phase(served: Serving, name: str) -> str:
 
 
 def test_a_dead_engine_is_replaced_though_its_sidecar_lives(served: Serving) -> None:
-    pod = leader(served, "decode")
+    [pod] = served.pods("decode")
     name, attempt = pod["metadata"]["name"], label(pod, "attempt")
     killed = Worker(pod).kill()
     served.until("noticed", lambda: phase(served, name) != "Running" or _dead(served, name), 30)
@@ -52,7 +52,7 @@ def _dead(served: Serving, name: str) -> bool:
 
 
 def test_a_dead_sidecar_is_told_and_the_cure_that_is_named_helps(served: Serving) -> None:
-    pod = leader(served, "decode")
+    [pod] = served.pods("decode")
     name = pod["metadata"]["name"]
     killed = Process(pod, "/pause").kill()
     served.until("told", lambda: served.conditions()["Degraded"]["reason"] == "SidecarEnded", TOLD)

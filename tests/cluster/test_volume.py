@@ -104,7 +104,9 @@ def test_a_bad_volume_costs_sharing_alone_and_rolls_nothing_back(
     before = serving.get()["status"]["targetRevision"]
     questions = known(serving, at_least=4)
     began = time.monotonic()
-    with crowd(serving.url, questions, clients=2, rest=REST) as clients:
+    with crowd(
+        serving.url, questions, clients=2, at_most=5000, seconds=3 * COLD, rest=REST
+    ) as clients:
         clients.goes_on()
         engine = {**serving.object["spec"]["engine"], "chunkSize": 64}
         serving.apply(engine=engine, compileCache=cache)

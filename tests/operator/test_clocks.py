@@ -145,8 +145,13 @@ def test_clocks_that_differ_are_told_with_the_cure():
     states = {"chat-p-0-0-0": EngineState(clock=75.0), "chat-d-0-0-0": EngineState(clock=1.0)}
     views = [RouterView("r", {}, clocks={"chat-d-0-0-0": -3000.0})]
     assert clocks.skew(states, views, {"chat-p-0-0-0": "node-a"}) == (
-        "the clock of pod chat-d-0-0-0 is 3000 s behind; "
-        "the clock of pod chat-p-0-0-0 on node node-a is 75 s ahead: "
+        "the clock of pod chat-d-0-0-0 is more than 1500 s behind; "
+        "the clock of pod chat-p-0-0-0 on node node-a is more than 40 s ahead: "
         "set the clocks of the nodes (NTP)"
     )
     assert clocks.skew({"a": EngineState()}, [RouterView("r", {})], {}) == ""
+
+
+def test_a_difference_is_told_in_the_same_words_each_time_it_is_measured():
+    told = {clocks.skew({"a": EngineState(clock=900 + n / 7)}, (), {}) for n in range(-7, 8)}
+    assert len(told) == 1

@@ -80,3 +80,48 @@ def test_a_disruption_target_is_disrupted_whatever_its_containers_say():
 def test_what_ends_by_itself_is_not_disrupted():
     assert not facts({"phase": "Failed", "containerStatuses": [ended("engine", 1)]}).disrupted
     assert not facts({"phase": "Failed", "reason": "DeadlineExceeded"}).disrupted
+
+
+def test_a_native_sidecar_that_ends_with_the_engine_hides_nothing():
+    """The kubelet ends it when the engine has ended: mostly with 143."""
+    spec = {"initContainers": [{"name": "proxy", "restartPolicy": "Always"}, {"name": "warmup"}]}
+    over = ended("engine", 78)
+    over["state"]["terminated"]["message"] = '{"error": "kv: too few pages", "hint": "raise it"}'
+    status = {
+        "phase": "Failed",
+        "initContainerStatuses": [ended("proxy", 143), ended("warmup", 0)],
+        "containerStatuses": [over],
+    }
+    told = facts(status, spec)
+    assert (told.exit_code, told.message) == (78, "kv: too few pages (raise it)")
+    status["initContainerStatuses"] = [ended("proxy", 143), ended("warmup", 1)]
+    status["containerStatuses"] = []
+    assert facts(status, spec).message == "warmup ended"
+
+
+@pytest.mark.parametrize(("code", "reason"), [(137, "ContainerStatusUnknown"), (255, "Unknown")])
+def test_what_ran_when_its_node_went_down_is_disrupted(code, reason):
+    over = ended("engine", code)
+    over["state"]["terminated"]["reason"] = reason
+    told = facts({"phase": "Failed", "containerStatuses": [over]})
+    assert told.disrupted == reason
+
+
+ODD = "oh\ud800\x1b[2J\nrouter  10/10 ready\u202e"
+
+
+def test_what_pods_say_is_one_line_that_can_be_stored_and_shown():
+    over = ended("engine", 1)
+    over["state"]["terminated"]["message"] = ODD
+    waits = {"name": "engine", "state": {"waiting": {"reason": "Odd", "message": ODD}}}
+    unscheduled = {"type": "PodScheduled", "status": "False", "message": ODD}
+    found = [
+        facts({"phase": "Failed", "containerStatuses": [over]}).message,
+        facts({"containerStatuses": [waits]}).waits,
+        facts({"conditions": [unscheduled]}).unscheduled,
+        facts({"phase": "Failed", "reason": "Evicted", "message": ODD}).message,
+    ]
+    for text in found:
+        assert "oh" in text
+        assert text.isprintable()
+        text.encode()

@@ -91,10 +91,15 @@ def test_a_lack_of_nodes_or_quota_speaks_against_no_revision(world):
 HINDRANCES = {
     "no operator": lambda world: setattr(world, "now", world.now + 7200),
     "no router": lambda world: setattr(world, "router_pods", ()),
+    "routers that crash": lambda world: setattr(world, "router_pods", (CRASHING,)),
+    "a volume that is gone": lambda world: [
+        world.change(name, unprepared=world.now) for name in ("chat-p-2-0-0", "chat-d-1-0-0")
+    ],
     "no node for routers": lambda world: setattr(world, "router_pods", (ROUTER, HOMELESS)),
     "paused": lambda world: setattr(world, "raw", raw_spec(image="engine:2", rollout=PAUSED)),
     "held": lambda world: setattr(world, "raw", raw_spec(image="engine:2", rollout=HELD)),
 }
+CRASHING = RouterPod("chat-router-0", "", False, waits="CrashLoopBackOff: back-off 5m0s")
 HOMELESS = RouterPod("chat-router-x", "", False, unscheduled="0/3 nodes are available")
 PAUSED = {"drainSeconds": 60, "paused": True}
 HELD = {"drainSeconds": 60, "partition": "100%"}
@@ -109,6 +114,8 @@ def test_time_in_which_nothing_could_be_done_counts_for_nothing(world, hinder):
     hinder(world)
     world.wait(before + 7200 - world.now)
     world.router_pods, world.raw = (ROUTER,), BAD
+    for name in ("chat-p-2-0-0", "chat-d-1-0-0"):
+        world.change(name, unprepared=None)
     world.wait(DEADLINE - 200)
     assert failed(world) == ""
     world.wait(200)
