@@ -145,7 +145,7 @@ def test_a_held_rollout_says_so(world, rollout, reason):
 
 def test_a_rollout_of_routers_is_told(world):
     assert condition(told(world), "Progressing") == ("False", "Complete")
-    world.raw = raw_spec(router={"replicas": 3})
+    world.raw = {**world.raw, "router": {"replicas": 3}}
     assert condition(told(world), "Progressing") == ("True", "RollingOut")
     assert condition(told(world), "Reconciling") == ("True", "RollingOut")
     world.settle()
