@@ -11,9 +11,10 @@ import typer
 
 from pds_operator import keyring, names, views
 from pds_operator.answers import BadAnswer, backends
+from pds_operator.errors import SpecError
 from pds_operator.facts import pod_facts, revision_facts
 from pds_operator.observed import Observed, Pod, Revision, rfc3339
-from pds_operator.preview import preview
+from pds_operator.preview import Cluster, preview
 from pds_operator.revision import affecting, digest, restored
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -187,11 +188,30 @@ def _preview(name: str, filename: str, namespace: str | None, context: str | Non
         _fail(f"{filename} holds {len(chosen)} PDServings of that name: name one")
     meta = chosen[0]["metadata"]
     place = meta.get("namespace") or namespace
-    pods, _ = _pods(meta["name"], place, context)
-    stored = {item.digest: item for item in _revisions(meta["name"], place, context)}
+    there = _there(meta["name"], place, context)
     now = datetime.datetime.now(datetime.UTC).timestamp()
-    for line in preview(meta["name"], chosen[0]["spec"], pods, stored, now):
+    try:
+        lines = preview(meta["name"], chosen[0]["spec"], there, now)
+    except SpecError as error:
+        _fail(f"{error.reason}: {error.message}; what runs would go on as it is")
+    for line in lines:
         typer.echo(line)
+
+
+def _there(name: str, namespace: str | None, context: str | None) -> Cluster:
+    """What there is of the PDServing of that name."""
+    pods, _ = _pods(name, namespace, context)
+    stored = {item.digest: item for item in _revisions(name, namespace, context)}
+    words = ["get", "pdservingroles", "-l", f"{names.NAME}={name}"]
+    children = _get(words, namespace, context)["items"]
+    words = ["get", "pdservings", "--field-selector", f"metadata.name={name}"]
+    own = _get(words, namespace, context)["items"]
+    return Cluster(
+        pods,
+        stored,
+        {(names.ROLE_KIND, item["metadata"]["name"]): item for item in children},
+        own[0]["spec"] if own else {},
+    )
 
 
 def _pods(name: str, namespace: str | None, context: str | None) -> tuple[list[Pod], list[Object]]:

@@ -5,49 +5,66 @@ round. What cannot be foreseen (nodes, failures, long drains) is not in it.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pds_operator import counting, keyring, rollout, scaling, spec
 from pds_operator import target as targets
 from pds_operator.actions import Round
+from pds_operator.build import engine, router
 from pds_operator.build.owner import Owner
 from pds_operator.counting import Frame, counts
 from pds_operator.desired import Desired
+from pds_operator.errors import SpecError
 from pds_operator.fleet import groups
 from pds_operator.observed import Observed, Pod, Revision
 from pds_operator.revision import affecting, digest
 from pds_operator.rollout import Limits, Move, Role
-from pds_operator.settings import Settings
+from pds_operator.settings import PodDefaults, Settings
 
 Object = dict[str, Any]
 MOST = 10_000
 
 
-def preview(
-    name: str, raw: Object, pods: list[Pod], stored: Mapping[str, Revision], now: float
-) -> list[str]:
+@dataclasses.dataclass(frozen=True, slots=True)
+class Cluster:
+    """What there is of a PDServing; all of it empty where it is new."""
+
+    pods: Sequence[Pod] = ()
+    stored: Mapping[str, Revision] = dataclasses.field(default_factory=dict)
+    children: Mapping[tuple[str, str], Object] = dataclasses.field(default_factory=dict)
+    """Its PDServingRoles, as `Observed.objects` has them."""
+    spec: Object = dataclasses.field(default_factory=dict)
+    """What is asked for now."""
+
+
+def preview(name: str, raw: Object, there: Cluster, now: float) -> list[str]:
     """Lines for people: the revision, and each round until nothing is left to do.
 
     Raises:
-        SpecError: `raw` is no spec.
+        SpecError: `raw` is no spec, or asks for what no operator makes. What only the settings of
+            this one forbid is not known here.
     """
+    stored, pods = there.stored, there.pods
     key = keyring.active(Observed(revisions=stored))
     wanted = digest(raw, key)
     new = Revision(wanted, 1 + max((r.number for r in stored.values()), default=0), "", {}, "", now)
     known = {wanted: dataclasses.replace(new, data={"spec": affecting(raw), "key": key}), **stored}
     fleet = groups(pods, _size)
-    desired = Desired(Owner(name, "", ""), 0, raw, spec.parse(raw), Settings())
+    owner, settings = Owner(name, "", ""), Settings(pod_defaults=PodDefaults(allow_host_path=True))
+    desired = Desired(owner, 0, raw, spec.parse(raw), settings)
+    engine.render(raw, desired.spec, owner, settings)
+    asked = desired
     target = targets.choose(Observed(revisions=known), wanted, fleet, now)
     if target is None:
         return []
     desired = targets.effective(desired, target, fleet)
-    wants = scaling.scaled(desired.spec, desired.owner, Observed(), fleet)
+    wants = scaling.scaled(desired.spec, owner, Observed(objects=there.children), fleet)
     desired = dataclasses.replace(desired, spec=wants)
     limits = counting.limits(desired, target)
     frame = Frame(target.digest, target, limits.holds)
     roles = counts(Round(), fleet, desired, frame, now)
-    return [*_head(target, wanted in stored), *rounds(roles, limits)]
+    return [*_head(target, wanted in stored), *_routers(asked, there), *rounds(roles, limits)]
 
 
 def rounds(roles: Mapping[str, Role], limits: Limits) -> list[str]:
@@ -87,6 +104,23 @@ def _head(target: targets.Target, stored: bool) -> list[str]:
         return [f"target   {target.digest}" + ("" if stored else ", new")]
     kind = "stored" if stored else "new"
     return [f"target   {target.digest}, {kind}; {target.good.digest} served last"]
+
+
+def _routers(desired: Desired, there: Cluster) -> list[str]:
+    """They are replaced by their Deployment, before any engine is."""
+    if not there.spec:
+        return []
+    try:
+        old = _template(dataclasses.replace(desired, spec=spec.parse(there.spec)))
+    except SpecError:
+        return []  # what is asked for now is none, and runs nowhere
+    return ["     routers are replaced first"] if old != _template(desired) else []
+
+
+def _template(desired: Desired) -> Object:
+    made = router.objects(desired.owner, desired.spec, desired.settings)
+    [deployment] = [obj for obj in made if obj["kind"] == "Deployment"]
+    return dict(deployment["spec"]["template"])
 
 
 def _said(name: str, move: Move) -> list[str]:

@@ -36,6 +36,7 @@ class Kubectl:
 @pytest.fixture
 def cluster(monkeypatch):
     fake = Kubectl()
+    fake.answers |= {"get pdservingroles": {"items": []}, "get pdservings --": {"items": []}}
     monkeypatch.setattr(kubectl.subprocess, "run", fake.run)
     monkeypatch.setattr(kubectl.shutil, "which", lambda name: f"/bin/{name}")
     return fake
@@ -325,6 +326,45 @@ def test_plan_of_what_is_being_brought_out_says_what_is_under_way_and_then_comes
         "1 new decode not serving yet",
         "  1. create 1 new prefill",
         "  2. drain 1 old prefill, drain 1 old decode",
+        "nothing left to do",
+    ]
+
+
+def test_plan_of_a_role_that_is_scaled_by_others_counts_by_what_they_ask(cluster):
+    raw = raw_spec(image="engine:1", prefill={})
+    now = revision.digest(raw)
+    cluster.answers["apply"] = {"kind": "PDServing", "metadata": {"name": "chat"}, "spec": raw}
+    child = {"metadata": {"name": "chat-prefill"}, "spec": {"replicas": 3}}
+    cluster.answers["get pdservingroles"] = {"items": [child]}
+    cluster.answers["get pods"] = {"items": [pod(f"chat-{n}-0-0", now) for n in ("p-0", "d-0")]}
+    cluster.answers["get controllerrevisions"] = {"items": [stored(raw, 1)]}
+    assert "  1. create 2 new prefill" in told("plan", "-f", "edit.yaml").splitlines()
+
+
+def test_plan_of_what_no_operator_makes_says_so(cluster):
+    engine = {"name": "engine", "env": [{"name": "PDS_X", "value": "1"}]}
+    raw = raw_spec(decode={"replicas": 1, "podTemplate": {"spec": {"containers": [engine]}}})
+    cluster.answers["apply"] = {"kind": "PDServing", "metadata": {"name": "chat"}, "spec": raw}
+    cluster.answers["get pods"] = {"items": []}
+    cluster.answers["get controllerrevisions"] = {"items": []}
+    result = CliRunner().invoke(kubectl.app, ["plan", "-f", "edit.yaml"])
+    assert result.exit_code == 1
+    assert "InvalidSpec" in result.output
+    assert "PDS_X" in result.output
+
+
+def test_plan_tells_that_routers_are_replaced(cluster):
+    old = raw_spec(image="engine:1")
+    new = {**old, "router": {"image": "router:2"}}
+    names = ("p-0", "p-1", "d-0")
+    items = [pod(f"chat-{name}-0-0", revision.digest(old)) for name in names]
+    cluster.answers["apply"] = {"kind": "PDServing", "metadata": {"name": "chat"}, "spec": new}
+    cluster.answers["get pdservings --"] = {"items": [{"spec": old}]}
+    cluster.answers["get pods"] = {"items": items}
+    cluster.answers["get controllerrevisions"] = {"items": [stored(old, 1)]}
+    assert told("plan", "-f", "edit.yaml").splitlines() == [
+        f"target   {revision.digest(old)}",
+        "     routers are replaced first",
         "nothing left to do",
     ]
 
