@@ -2,10 +2,9 @@
 
 from typing import Any
 
-from pds_operator import names, revision
+from pds_operator import names
 from simulation.kubelet import Kubelet
 from simulation.server import Server
-from simulation.specs import Wish, spec
 
 Object = dict[str, Any]
 
@@ -15,14 +14,8 @@ class Blame:
 
     def __init__(self, server: Server, kubelet: Kubelet) -> None:
         self._server, self._kubelet = server, kubelet
-        self._natures: dict[str, str] = {}
         self._lost: tuple[str, str] | None = None
         """(role, revision) of a group that vanished, until it is made again."""
-
-    def asked(self, wish: Wish) -> None:
-        """A user asks for it."""
-        self._natures[revision.digest(spec(wish))] = wish.nature
-        self.forget()
 
     def forget(self) -> None:
         """What was lost is not asked for any more."""
@@ -41,7 +34,9 @@ class Blame:
         others = [o for o in self._server.all("ControllerRevision") if o is not live]
         if not any(names.SERVED in (o["metadata"].get("annotations") or {}) for o in others):
             return f"revision {digest} is given up for one that never stood whole"
-        good = self._natures.get(digest, "good") == "good" and digest not in self._kubelet.faulty
+        # Whatever its control key is: the image tells what it does.
+        nature = str(live["data"]["spec"]["image"]).rpartition("-")[2]
+        good = nature == "good" and digest not in self._kubelet.faulty
         return f"revision {digest} is good, and given up: {notes[names.FAILED]}" if good else ""
 
     def made(self, labels: Object) -> str:

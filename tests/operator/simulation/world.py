@@ -109,7 +109,7 @@ class World:
         if wish.lenient or self.wish.lenient:
             self.judge.lenient = True
         self.wish = wish
-        self.judge.blame.asked(wish)
+        self.judge.blame.forget()
         live = self.server.find(names.KIND, "chat") or {"metadata": {"generation": 0}}
         meta = {"name": "chat", "namespace": KEY[0], "uid": self.judge.uid, **live["metadata"]}
         meta["generation"] += 1
