@@ -22,14 +22,14 @@ STALLED = (
 )
 """What is asked for will not come to be: somebody must change something. The worst first."""
 LASTING = (
+    "NamespaceTerminating",
+    "QuotaExceeded",
+    "LimitRange",
     "RouterPodsRefused",
     "RouterFailing",
-    "NamespaceTerminating",
     "CreateContainerConfigError",
     "ErrImageNeverPull",
     "ImagePullBackOff",
-    "QuotaExceeded",
-    "LimitRange",
     "ApiError",
     "ApiUnreachable",
     "GroupFailing",

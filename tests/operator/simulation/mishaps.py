@@ -31,13 +31,20 @@ class Mishaps:
         return [p for p in pods if not p.ended and not p.stopping and p.node is not None]
 
     def evict_again_and_again(self) -> None:
-        """Nodes end one group three times in a row."""
-        pods = self._engines()
+        """Nodes end one group three times in a row: of a revision that is being brought out."""
+        self._roll()
+        target = self._world.judge.target(specs.spec(self._world.wish))
+        pods = [pod for pod in self._engines() if pod.revision == target] or self._engines()
         if pods:
             role, index, _ = self._clock.random.choice(pods).group
             self.over_at = self._clock.now + EVICTIONS[-1]
             for delay in EVICTIONS:
                 self._clock.after(delay, self._evict, role, index)
+
+    def _roll(self) -> None:
+        """Another version is asked for, and is on its way."""
+        self._world.ask(specs.next_version(self._world.wish))
+        self._world.until(self._clock.now + self._clock.between(3.0, 20.0))
 
     def _evict(self, role: str, index: int) -> None:
         pods = [pod for pod in self._engines() if pod.group[:2] == (role, index)]
@@ -57,8 +64,10 @@ class Mishaps:
             self._world.kubelet.fail(pod, 1, sidecar=True)
 
     def be_away(self) -> None:
-        """No operator for hours, in which a spec is asked for or not."""
+        """No operator for hours, in which a spec is asked for or not; some leave a rollout."""
         world = self._world
+        if self._clock.chance(0.5):
+            self._roll()
         for operator in world.operators:
             if operator.reconciler is not None:
                 operator.die()

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pds_operator import names
 from pds_operator.cluster import FOLLOWED
+from pds_operator.facts import owner_uid
 from simulation import specs
 from simulation.knowledge import Knowledge
 from simulation.mishaps import Mishaps
@@ -250,7 +251,10 @@ class Script:
         found = self._others("Service", "PodDisruptionBudget", "NetworkPolicy")
         found += [o for o in self._others("ControllerRevision") if o["metadata"]["name"] == target]
         found = [obj for obj in found if names.NAME in obj["metadata"]["labels"]]
-        if found:
+        # Without owner and label nothing would tell that it was ours.
+        found = [obj for obj in found if owner_uid(obj) == self._world.judge.uid]
+        own = self._world.server.find(names.KIND, "chat")
+        if found and own is not None and "deletionTimestamp" not in own["metadata"]:
             self._hide(self._clock.random.choice(found))
 
     def _hide(self, live: Object) -> None:

@@ -33,6 +33,9 @@ class Successors:
         live = self._server.find(names.KIND, "chat")
         if live is None or live["metadata"].get("deletionTimestamp"):
             return
+        owned = self._owned(live["metadata"]["uid"])
+        if any(names.NAME not in obj["metadata"].get("labels", {}) for obj in owned):
+            return  # of these nothing would tell that they were ours
         self._clock.note("the PDServing is deleted, and all of it is left behind")
         meta = {**live["metadata"], "deletionTimestamp": self._clock.text()}
         live = self._server.put({**live, "metadata": meta})

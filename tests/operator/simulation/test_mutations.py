@@ -140,7 +140,7 @@ MUTATIONS = {
     ),
     "time without an operator counts": (
         (progress, "PRESENCE_SECONDS", 1e9),
-        "is good, and given up",
+        "is good, and given up|no convergence",
     ),
     "what a node ends is a fault of its own": (
         (containers, "disruption", lambda *_: ""),
