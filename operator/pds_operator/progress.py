@@ -67,11 +67,19 @@ def progress(
         return Progress(since)
     every = min(NOTE_SECONDS, limit / 10)
     gap = max(0.0, now - noted.at)
-    used = noted.seconds + (gap if gap <= min(PRESENCE_SECONDS, 3 * every) else 0.0)
+    used = noted.seconds + _watched(gap, every)
     left = max(0.0, limit - used)
     if gap < every and left:
         return Progress(since, now + left, None, min(noted.at + every, now + left))
     return Progress(since, now + left, Waited(since, used, now), now + min(left, every))
+
+
+def _watched(gap: float, every: float) -> float:
+    """What counts of the time since it was last written down, which is done so often: all or none.
+
+    More than that between two looks was an absence.
+    """
+    return gap if gap <= min(PRESENCE_SECONDS, 3 * every) else 0.0
 
 
 def last_progress(

@@ -139,7 +139,7 @@ MUTATIONS = {
         "no convergence|writes at rest",
     ),
     "time without an operator counts": (
-        (progress, "PRESENCE_SECONDS", 1e9),
+        (progress, "_watched", lambda gap, every: gap),
         "is good, and given up|no convergence",
     ),
     "what a node ends is a fault of its own": (
