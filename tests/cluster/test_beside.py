@@ -1,31 +1,32 @@
 """Containers that users add beside the engine: one outlives it, and one ends before it."""
 
 import time
-from collections.abc import Iterator
 
 import pytest
 from pds_cluster.settings import PAUSE_IMAGE
-from serving import Object, Serving
+from pds_cluster.testing import Cluster
+from serving import Object, Serving, manifest
 from workers import BACK, Process, Worker, comes_back, label
 
 pytestmark = pytest.mark.cluster
 
 TOLD = 60.0
-BESIDE: Object = {"name": "beside", "image": PAUSE_IMAGE, "imagePullPolicy": "Never"}
-"""It does nothing, for ever."""
+BESIDE: Object = {
+    "name": "beside",
+    "image": PAUSE_IMAGE,
+    "imagePullPolicy": "Never",
+    "args": ["beside"],
+}
+"""It does nothing, for ever. Its argument tells it from the pod's own pause."""
 
 
 @pytest.fixture(scope="module")
-def served(chat: Serving) -> Iterator[Serving]:
-    before = chat.object
-    role = before["spec"]["decode"]
+def served(operator: Cluster, namespace: str) -> Serving:
+    found = Serving(operator, namespace, manifest("beside"))
     template = {"spec": {"containers": [BESIDE]}}
-    chat.apply(decode={**role, "replicas": 1, "podTemplate": template})
-    chat.settled()
-    yield chat
-    chat.object = before
-    chat.apply()
-    chat.settled()
+    found.apply(decode={**found.object["spec"]["decode"], "podTemplate": template})
+    found.settled()
+    return found
 
 
 def phase(served: Serving, name: str) -> str:
@@ -54,7 +55,7 @@ def _dead(served: Serving, name: str) -> bool:
 def test_a_dead_sidecar_is_told_and_the_cure_that_is_named_helps(served: Serving) -> None:
     [pod] = served.pods("decode")
     name = pod["metadata"]["name"]
-    killed = Process(pod, "/pause").kill()
+    killed = Process(pod, "/pause", "beside").kill()
     served.until("told", lambda: served.conditions()["Degraded"]["reason"] == "SidecarEnded", TOLD)
     told = time.monotonic() - killed
     message = served.conditions()["Degraded"]["message"]

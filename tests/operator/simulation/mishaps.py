@@ -13,6 +13,8 @@ Object = dict[str, Any]
 EVICTIONS = (0.0, 12.0, 40.0)
 """When a group is evicted: each time after its backoff."""
 HOURS = 7200.0
+SETTLED_WITHIN = 90.0
+"""Most rollouts are over by then."""
 TOLD_WITHIN = 240.0
 """It takes half a minute, and more where calls are throttled or an operator dies."""
 REASONS = ("Evicted", "UnexpectedAdmissionError", "OutOfcpu", "NodeShutdown", "Terminated")
@@ -66,12 +68,15 @@ class Mishaps:
     def be_away(self) -> None:
         """No operator for hours, in which a spec is asked for or not; some leave a rollout."""
         world = self._world
-        if self._clock.chance(0.5):
+        rolls = self._clock.chance(0.5)
+        if rolls:
             self._roll()
+        else:
+            world.until(self._clock.now + SETTLED_WITHIN)
         for operator in world.operators:
             if operator.reconciler is not None:
                 operator.die()
-        if self._clock.chance(0.5):
+        if not rolls:
             self.lose_a_group()
         world.until(self._clock.now + HOURS)
         for operator in world.operators:
