@@ -49,7 +49,7 @@ def owners(serving: Serving) -> set[str]:
     }
 
 
-@pytest.mark.parametrize("times", [2, pytest.param(8, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("times", [1, pytest.param(9, marks=pytest.mark.soak)])
 def test_deleted_and_applied_at_once(serving: Serving, times: int) -> None:
     words = ("-n", serving.namespace, "delete", "pds", serving.name, "--wait=false")
     for turn in range(times):
@@ -85,6 +85,7 @@ def settled(serving: Serving) -> bool:
     return {kind: conditions.get(kind, {}).get("status") for kind in wanted} == wanted
 
 
+@pytest.mark.soak
 def test_replaced_by_force(serving: Serving) -> None:
     before = uid(serving)
     text = json.dumps(serving.object)

@@ -161,7 +161,9 @@ EDITS: list[tuple[str, str, dict[str, Any]]] = [
 FIELDS = ("spec", "data", "subjects", "roleRef")
 
 
-@pytest.mark.parametrize("manager", ["pds-operator", "kubectl-edit"])
+@pytest.mark.parametrize(
+    "manager", ["pds-operator", pytest.param("kubectl-edit", marks=pytest.mark.soak)]
+)
 def test_edits_are_put_back(cluster, namespace, operator, manager):
     """Those of strangers, and what the release before might have left: ours, by an update."""
 
