@@ -41,6 +41,7 @@ ROLLOUTS: tuple[Part, ...] = (
         "cluster/test_volume.py",
     ),
     ("cluster/test_recreate.py", "cluster/test_rollback.py"),
+    ("cluster/test_faults.py",),
 )
 """On the instance that is up."""
 OTHERS: tuple[Part, ...] = (
@@ -62,7 +63,6 @@ OTHERS: tuple[Part, ...] = (
         "cluster/test_migration.py",
         "cluster/test_beside.py",
     ),
-    ("cluster/test_faults.py",),
     ("cluster/test_operator_killed.py", "cluster/test_long.py"),
 )
 """On a second one. The first part needs a cluster without our chart, or takes its operator away,
