@@ -64,7 +64,8 @@ e2e: $(VENV)/.ready cluster-up  ## the tests on the local Kubernetes, but for th
 e2e-all: $(VENV)/.ready cluster-up  ## all tests on the local Kubernetes
 	$(PY) tests/cluster/lanes.py --soak
 
-gen: $(VENV)/.ready  ## files generated from code: the CRD
+gen: $(VENV)/.ready  ## files generated from code: the CRD, the contract between releases
+	$(PY) tests/contract.py --write
 	$(VENV)/bin/pds-operator crd > crds/pdservings.yaml
 	$(VENV)/bin/pds-operator crd --chart > charts/pdserving/templates/crd.yaml
 

@@ -334,7 +334,7 @@ def main() -> None:
 
 
 def report(found: dict[str, Any], between: str) -> dict[str, Any]:
-    """The figures as contracts.md wants them."""
+    """The figures as benchmarks print them."""
     best = found.pop("chosen")
     other = next(name for name in BACKENDS if name != best)
     return {

@@ -114,8 +114,11 @@ def check_readable(found: list[Mount]) -> None:
         )
 
 
-def values(tree: Path, venv: Path, found: list[Mount]) -> dict[str, Any]:
-    """The seam with the chart: `operator` is its pod, `podDefaults` go into every pod it makes."""
+def values(release: Path, venv: Path, found: list[Mount]) -> dict[str, Any]:
+    """The seam with the chart: `operator` is its pod, `podDefaults` go into every pod it makes.
+
+    release: a checkout whose packages pods are to run, in the environment of this one.
+    """
     repository, _, tag = DEV_IMAGE.rpartition(":")
     env = {
         "PATH": f"{venv}/bin:/usr/local/bin:/usr/bin:/bin",
@@ -127,6 +130,8 @@ def values(tree: Path, venv: Path, found: list[Mount]) -> dict[str, Any]:
         "TORCHINDUCTOR_CACHE_DIR": "/tmp/torchinductor",
         "TRITON_CACHE_DIR": "/tmp/triton",
     }
+    if release != TREE:
+        env["PYTHONPATH"] = ":".join(str(release / package) for package in PACKAGES)
     shared = {
         "volumes": [mount.volume() for mount in found],
         "volumeMounts": [mount.volume_mount() for mount in found],
@@ -139,8 +144,11 @@ def values(tree: Path, venv: Path, found: list[Mount]) -> dict[str, Any]:
     }
 
 
-def write_local_values(settings: Settings) -> Path:
-    """Writes <run>/values-local.yaml. Raises ClusterError when pods could not read a file of it."""
+def write_local_values(settings: Settings, release: Path = TREE) -> Path:
+    """Writes <run>/values-local.yaml. Raises ClusterError when pods could not read a file of it.
+
+    release: this tree, or a checkout of another version below it (pods mount the tree).
+    """
     if sys.prefix == sys.base_prefix:
         raise ClusterError(
             "local values must be written by the virtual environment that pods are to run",
@@ -150,9 +158,9 @@ def write_local_values(settings: Settings) -> Path:
     found = mounts(TREE, venv, Path(sys.base_prefix))
     # Pods mount the tree read-only: each process of theirs would compile its modules for itself.
     for package in PACKAGES:
-        compileall.compile_dir(TREE / package, quiet=1)
+        compileall.compile_dir(release / package, quiet=1)
     check_readable(found)
     path = settings.run / "values-local.yaml"
     dumper = type("Dumper", (yaml.SafeDumper,), {"ignore_aliases": lambda *_: True})
-    write(path, yaml.dump(values(TREE, venv, found), Dumper=dumper, sort_keys=False))
+    write(path, yaml.dump(values(release, venv, found), Dumper=dumper, sort_keys=False))
     return path

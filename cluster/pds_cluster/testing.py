@@ -141,8 +141,10 @@ class Cluster:
                 child.terminate()
 
 
-def install(cluster: Cluster) -> None:
+def install(cluster: Cluster, release: Path = TREE) -> None:
     """This tree's chart, as `make demo` installs it; pods run the working tree.
+
+    release: a checkout of another version below it, whose chart and packages are taken instead.
 
     Raises:
         ClusterError: it is a cluster of the user's own, which mounts no working tree.
@@ -151,9 +153,9 @@ def install(cluster: Cluster) -> None:
         raise ClusterError("only the local cluster runs the working tree", "`make cluster-up`")
     run(
         cluster.settings.bin / "helm", f"--kubeconfig={cluster.kubeconfig}", "upgrade", "--install",
-        "pdserving", TREE / "charts" / "pdserving",
+        "pdserving", release / "charts" / "pdserving",
         f"--namespace={SYSTEM}", "--create-namespace", "--wait", "--timeout=180s",
-        f"--values={write_local_values(cluster.settings)}",
+        f"--values={write_local_values(cluster.settings, release)}",
         timeout=200,
     )  # fmt: skip
 

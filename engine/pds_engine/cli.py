@@ -2,6 +2,8 @@
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,7 +27,7 @@ ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML or JSON 
 CachePath = Annotated[Path, typer.Argument(help="Where the cache is mounted.")]
 KeysPath = Annotated[
     Path | None,
-    typer.Option("--keys", help="Folder of the control keys that seal artefacts; none: unsealed."),
+    typer.Option("--keys", help="Folder of the key that seals artefacts: cache.key, or hmac.key."),
 ]
 
 
@@ -93,21 +95,27 @@ def warmup(config: ConfigFile = None) -> None:
 @cache_app.command("ls")
 def cache_ls(path: CachePath, keys: KeysPath = None) -> None:
     """List the artefacts."""
+    from pds_kernels.cache import entries
+
     table = Table("KIND", "KEY", "BYTES", "SECONDS", "INTACT")
-    for entry in _cache(path, keys).entries():
-        intact = "yes" if entry.intact else "no"
-        table.add_row(entry.kind, entry.key[:16], str(entry.bytes), f"{entry.seconds:.1f}", intact)
+    with _told():
+        for entry in entries(_cache(path, keys)):
+            row = (entry.kind, entry.key[:16], str(entry.bytes), f"{entry.seconds:.1f}")
+            table.add_row(*row, "yes" if entry.intact else "no")
     Console().print(table)
 
 
 @cache_app.command("verify")
 def cache_verify(path: CachePath, keys: KeysPath = None) -> None:
     """Check every artefact against its seal; status 1 when one is damaged."""
-    entries = list(_cache(path, keys).entries())
-    damaged = [entry for entry in entries if not entry.intact]
+    from pds_kernels.cache import entries
+
+    with _told():
+        known = list(entries(_cache(path, keys)))
+    damaged = [entry for entry in known if not entry.intact]
     for entry in damaged:
         typer.echo(f"damaged: {entry.kind}/{entry.key}")
-    typer.echo(f"{len(entries)} artefacts, {len(damaged)} damaged")
+    typer.echo(f"{len(known)} artefacts, {len(damaged)} damaged")
     sys.exit(1 if damaged else 0)
 
 
@@ -116,10 +124,29 @@ def cache_prune(
     path: CachePath,
     keys: KeysPath = None,
     unused_days: Annotated[float, typer.Option(help="Remove what was unused for so long.")] = 30,
+    any_key: Annotated[
+        bool, typer.Option(help="Remove those of other keys too, as of a predecessor's.")
+    ] = False,
 ) -> None:
-    """Remove damaged artefacts and those that nobody has used lately."""
-    for entry in _cache(path, keys).prune(unused_for=unused_days * 86400, now=time.time()):
+    """Remove leftovers, damaged artefacts and those that nobody has used lately."""
+    from pds_kernels.cache import prune
+
+    unused = unused_days * 86400
+    with _told():
+        gone = prune(_cache(path, keys), unused_for=unused, now=time.time(), any_key=any_key)
+    for entry in gone:
         typer.echo(f"removed {entry.kind}/{entry.key}")
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """What is wrong with the volume, without a traceback."""
+    from pds_kernels.cache import Trouble
+
+    try:
+        yield
+    except Trouble as trouble:
+        raise PdsError(str(trouble)) from trouble
 
 
 def _cache(path: Path, keys: Path | None) -> Any:
@@ -127,7 +154,7 @@ def _cache(path: Path, keys: Path | None) -> Any:
 
     if not path.is_dir():
         raise ConfigError(f"{path} is not a folder", hint="give the mount point of the cache")
-    settings = EngineConfig.model_validate(
-        {"cache": {"path": path}, "http": {"keys_dir": keys} if keys else {}}
-    )
-    return open_cache(settings)
+    own = keys is not None and (keys / "cache.key").exists()
+    cache = {"path": path, "key_dir": keys if own else None}
+    http = {"keys_dir": None if own else keys}
+    return open_cache(EngineConfig.model_validate({"cache": cache, "http": http}))

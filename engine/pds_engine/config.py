@@ -112,8 +112,15 @@ class DpConfig(Section):
 class CacheConfig(Section):
     path: Path | None = None
     """The compile cache's mount point; None: nothing is compiled ahead."""
+    private: Path | None = None
+    """Where this pod compiles, and keeps copies of what it runs, whatever becomes of the volume.
+    None: a folder of this user among the system's temporary files."""
+    only_shared: bool = False
+    """Compile for other pods alone: nothing that the volume does not take."""
     warmup: bool = False
     """Refuse to be ready until the manifest of this role and stage is verified."""
+    key_dir: Path | None = None
+    """cache.key (hex), which seals the artefacts. None: hmac.key of http.keys_dir does, if any."""
     workers: int = Field(2, ge=1)
     timeout_seconds: float = Field(1800, gt=0)
 
@@ -188,7 +195,9 @@ ENVIRONMENT: Mapping[str, str] = {
     "PDS_POD_NAME": "pod.name",
     "PDS_INCARNATION": "pod.incarnation",
     "PDS_REVISION": "pod.revision",
+    "PDS_CACHE_KEY_DIR": "cache.key_dir",
     "PDS_LOG_LEVEL": "log_level",
+    "PDS_CACHE_ONLY_SHARED": "cache.only_shared",
 }
 """The variables that are read, and the key each one sets."""
 

@@ -8,6 +8,7 @@ PdsError
 │   ├── UnknownModel     404
 │   ├── Unauthorized     401
 │   ├── Forbidden        403, an internal header or call without a valid signature
+│   │   └── WrongClock     403, a signature that is good, and out of date by this clock
 │   ├── BodyTimeout      408, the body did not come in time
 │   ├── BodyTooLarge     413
 │   ├── DeadlinePassed   504, the request was not done in the time it was given
@@ -27,6 +28,7 @@ PdsError
     └── TransferFailed   a hand-over was refused, aborted, or lost its peer
 """
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 EXIT_CONFIG = 78
@@ -104,6 +106,16 @@ class Forbidden(RequestError):
     code = "forbidden"
     status = 403
     kind = "permission_error"
+
+
+class WrongClock(Forbidden):
+    """The control key signed it, at another time than ours. `headers` of the answer tell ours."""
+
+    code = "clock"
+
+    def __init__(self, message: str, *, hint: str = "", headers: Mapping[str, str]) -> None:
+        super().__init__(message, hint=hint)
+        self.headers = headers
 
 
 class BodyTimeout(RequestError):

@@ -9,6 +9,8 @@ import zmq
 
 from pds_engine.errors import ConfigError
 
+HINT = "mount the Secret <pdserving>-control at http.keys_dir, or leave keys_dir out"
+
 
 @dataclass(frozen=True, slots=True)
 class Keys:
@@ -43,10 +45,7 @@ class Keys:
                 raise ConfigError(f"{folder / name} is not a z85 key of 40 characters")
             return text.encode()
 
-        try:
-            mac = bytes.fromhex(_read(folder / "hmac.key").strip())
-        except ValueError as error:
-            raise ConfigError(f"{folder / 'hmac.key'} is not hexadecimal") from error
+        mac = read_secret(folder / "hmac.key", hint=HINT)
         return cls(
             curve("server.key"), curve("server.pub"), curve("client.key"), curve("client.pub"), mac
         )
@@ -65,11 +64,20 @@ class Keys:
                 file.write(value)
 
 
-def _read(path: Path) -> str:
+def read_secret(path: Path, *, hint: str) -> bytes:
+    """A secret that a mounted file holds in hexadecimal.
+
+    Raises:
+        ConfigError: it is missing or is not hexadecimal.
+    """
+    try:
+        return bytes.fromhex(_read(path, hint).strip())
+    except ValueError as error:
+        raise ConfigError(f"{path} is not hexadecimal") from error
+
+
+def _read(path: Path, hint: str = HINT) -> str:
     try:
         return path.read_text()
     except OSError as error:
-        raise ConfigError(
-            f"cannot read the control key {path}: {error.strerror}",
-            hint="mount the Secret <pdserving>-control at http.keys_dir, or leave keys_dir out",
-        ) from error
+        raise ConfigError(f"cannot read the key {path}: {error.strerror}", hint=hint) from error

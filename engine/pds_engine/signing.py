@@ -1,4 +1,4 @@
-"""Signatures of internal headers and calls: HMAC-SHA256 by the control Secret (operator.md §8).
+"""Signatures of internal headers and calls: HMAC-SHA256 by a control key (operator.md §8).
 
 The text that is signed: method, path and expiry, a line each, then every other x-pds-* header as
 `name:value`, sorted by name. Without it a client could name a peer (SSRF, remote KV writes).
@@ -7,13 +7,16 @@ The text that is signed: method, path and expiry, a line each, then every other 
 import hashlib
 import hmac
 from collections.abc import Mapping
-from pathlib import Path
 
-from pds_engine.errors import ConfigError, Forbidden
+from pds_engine.errors import Forbidden, WrongClock
 
 PREFIX = "x-pds-"
 EXPIRY = "x-pds-expiry"
 SIGNATURE = "x-pds-signature"
+NOW = "x-pds-now"
+NOW_SIGNATURE = "x-pds-now-signature"
+LONGEST_SECONDS = 300
+"""A signature that would hold for longer was made by a clock that is ahead. Ours hold for 60 s."""
 
 
 def signed(
@@ -28,33 +31,52 @@ def verify(key: bytes, method: str, path: str, headers: Mapping[str, str], now: 
     """Check the x-pds-* headers among `headers` (lower-case names).
 
     Raises:
-        Forbidden: there is no signature, it is not of this key and text, or it has expired.
+        Forbidden: there is no signature, or it is not of this key and text.
+        WrongClock: it is, and has expired or holds for too long, by our clock. Who signed it learns
+            what that says, in headers of the answer that nobody else can make.
     """
     ours = {name: value for name, value in headers.items() if name.startswith(PREFIX)}
     given = ours.pop(SIGNATURE, "")
     expiry = ours.get(EXPIRY, "")
-    if not given or not hmac.compare_digest(given, _digest(key, method, path, ours)):
+    expected = _digest(key, method, path, ours)
+    if not given or not hmac.compare_digest(given.encode(), expected.encode()):
         raise Forbidden("x-pds-* headers are signed by the router; these are not")
-    if not expiry.isdecimal() or int(expiry) < now:
-        raise Forbidden("the signature of the x-pds-* headers has expired")
+    if not expiry.isascii() or not expiry.isdecimal() or len(expiry) > 20:
+        raise Forbidden("x-pds-expiry is no time in seconds")
+    if not now <= int(expiry) <= now + LONGEST_SECONDS:
+        raise WrongClock(
+            "the signature of the x-pds-* headers has expired, or holds for too long",
+            hint="the clocks of router, operator and engine differ: set them by NTP",
+            headers=_time_told(key, given, int(now)),
+        )
 
 
-def read_key(folder: Path) -> bytes:
-    """The HMAC key of a mounted control Secret, for processes that speak no ZMQ (see `keys`).
+def clock_of(key: bytes, signature: str, headers: Mapping[str, str]) -> float | None:
+    """The time that an engine tells in its answer to a request of that `signature`.
 
-    Raises:
-        ConfigError: hmac.key is missing or is not hexadecimal.
+    headers: of the answer, with lower-case names. None: it tells none, or it does not hold `key`.
     """
-    path = folder / "hmac.key"
-    try:
-        return bytes.fromhex(path.read_text().strip())
-    except OSError as error:
-        raise ConfigError(
-            f"cannot read the control key {path}: {error.strerror}",
-            hint="mount the Secret <pdserving>-control at keys_dir",
-        ) from error
-    except ValueError as error:
-        raise ConfigError(f"{path} is not hexadecimal") from error
+    text, proof = headers.get(NOW, ""), headers.get(NOW_SIGNATURE, "")
+    if not (text.isascii() and text.isdecimal() and len(text) <= 12):
+        return None
+    expected = _time_told(key, signature, int(text))[NOW_SIGNATURE]
+    return float(text) if hmac.compare_digest(proof.encode(), expected.encode()) else None
+
+
+def _time_told(key: bytes, signature: str, now: int) -> dict[str, str]:
+    """Our time, for whoever sent `signature`: an answer to another question would not do."""
+    text = f"now\n{now}\n{signature}"
+    proof = hmac.new(key, text.encode(), hashlib.sha256).hexdigest()
+    return {NOW: str(now), NOW_SIGNATURE: proof}
+
+
+def key_id(key: bytes) -> str:
+    """Ten characters by which a control key is known in the open: labels, /pds/state, names.
+
+    The operator works it out in the same way (`pds_operator.keys`). The hash has a domain of its
+    own, so that it tells nothing of other uses of the key.
+    """
+    return hashlib.sha256(b"pdserving control key\0" + key).hexdigest()[:10]
 
 
 def _digest(key: bytes, method: str, path: str, headers: Mapping[str, str]) -> str:

@@ -1,25 +1,30 @@
 """`pds-engine warmup`: everything a pod will run is compiled before the pod is asked for a token.
 
 It runs in an init container, before any collective exists, on all stages and replicas at once. Each
-graph is compiled once per volume; the proof goes to the termination message, for the operator.
+graph is compiled once per volume. A volume that cannot be used costs sharing alone: the pod then
+compiles for itself. The proof goes to the termination message, for the operator.
 """
 
 import json
 import logging
 import multiprocessing
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Mapping
+from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
-from pds_kernels.cache import Artefact, Cache, Manifest, write_manifest
+from pds_kernels.cache import Artefact, Cache, Manifest, Trouble, own_folder, write_manifest
 from pds_kernels.cache.manifest import manifest_path
 from pds_kernels.graph import Graph
 
 from pds_engine import log
 from pds_engine.config import EngineConfig
 from pds_engine.errors import ConfigError
-from pds_engine.keys import Keys
+from pds_engine.keys import Keys, read_secret
 from pds_engine.models import tensors
 from pds_engine.models.registry import check
 from pds_engine.parallel.layout import part
@@ -30,8 +35,27 @@ _PROOF_BYTES = 4096  # what Kubernetes keeps of a termination message
 logger = logging.getLogger("pds.warmup")
 
 
+@dataclass(frozen=True, slots=True)
+class Warmed:
+    """What a warm-up has come to."""
+
+    manifest: Manifest | None
+    """None: nothing was compiled, as it was asked for the volume's sake alone."""
+    volume: str = ""
+    """What is wrong with the volume, where that cost something."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """What one process of the pool has come to with one graph."""
+
+    artefact: Artefact | None
+    error: str = ""
+    volume: str = ""
+
+
 def run(config: EngineConfig) -> int:
-    """Fill the cache for every rank of this pod; the exit status.
+    """Compile or find what every rank of this pod needs; the exit status.
 
     Raises:
         ConfigError: the model or the layout cannot work, or no cache is mounted.
@@ -42,62 +66,75 @@ def run(config: EngineConfig) -> int:
     tensors.contents(config.model.path, check(config))  # nothing is compiled in vain
     started = time.monotonic()
     try:
-        manifest, problem = warm(config)
+        warmed = warm(config)
     except (OSError, RuntimeError, TimeoutError) as error:
         logger.exception("warm-up failed")
-        _prove({"manifest": "", "compiled": 0, "reused": 0, "error": str(error)}, started)
+        _prove(None, started, error=str(error))
         return 1
-    proof = {
-        "manifest": manifest.digest,
-        "compiled": manifest.compiled,
-        "reused": manifest.reused,
-        "error": problem,
-    }
-    _prove(proof, started)
+    if warmed.volume:
+        logger.warning("%s", warmed.volume)
+    _prove(warmed.manifest, started, volume=warmed.volume)
     return 0
 
 
-def warm(config: EngineConfig) -> tuple[Manifest, str]:
+def warm(config: EngineConfig) -> Warmed:
     """Compile or find all graphs of this pod's ranks, and write the manifest of each of its stages.
 
     A graph depends on the shapes of a layer alone, so that all stages need the same ones.
 
-    Returns the manifest, and why the volume could not take it all ("": it did). The pod is served
-    even then: it compiles for itself.
+    Raises:
+        RuntimeError: a graph cannot be compiled, or this pod has no place for it.
+        TimeoutError: cache.timeout_seconds were not enough.
     """
     started = time.monotonic()
     wanted = {graph.name: graph for graph in _wanted(config)}
     cache = open_cache(config)
-    found = {name: cache.find(graphs.KIND, g.key_inputs()) for name, g in wanted.items()}
-    missing = [name for name, artefact in found.items() if artefact is None]
-    made = _compile(config, missing)
-    artefacts = {name: made.get(name) or found[name] for name in wanted}
+    found = {
+        name: cache.share(artefact)
+        for name, graph in wanted.items()
+        if (artefact := cache.find(graphs.KIND, graph.key_inputs())) is not None
+    }
+    missing = [name for name in wanted if name not in found]
+    if missing and config.cache.only_shared:
+        with suppress(Trouble):
+            cache.volume.try_out()
+        if cache.volume.trouble:
+            return Warmed(None, cache.volume.trouble)
+    made = _compile(config, cache, missing)
+    artefacts = {**found, **{name: each.artefact for name, each in made.items() if each.artefact}}
+    compiled = sum(artefact.built for artefact in artefacts.values())
     manifest = Manifest(
-        artefacts={name: artefact.key for name, artefact in artefacts.items() if artefact},
-        compiled=sum(artefact.built for artefact in made.values()),
-        reused=len(wanted) - sum(artefact.built for artefact in made.values()),
+        artefacts={name: artefacts[name].key for name in wanted},
+        compiled=compiled,
+        reused=len(wanted) - compiled,
         seconds=round(time.monotonic() - started, 3),
         producer=config.pod.name,
     )
-    try:
+    told = (cache.volume.trouble, *(each.volume for each in made.values()))
+    with suppress(Trouble):  # a record for people: a volume that has all artefacts does without
         for path in _manifest_paths(config):
-            write_manifest(path, manifest)
-    except OSError as error:
-        return manifest, f"the cache volume cannot be written: {error}"
-    alone = [name for name, artefact in artefacts.items() if artefact and not artefact.shared]
-    return manifest, f"the cache volume did not take {', '.join(alone)}" if alone else ""
+            cache.volume.write(partial(write_manifest, path=path, manifest=manifest))
+    return Warmed(manifest, next((text for text in told if text), ""))
 
 
 def open_cache(config: EngineConfig) -> Cache:
-    """The cache at config.cache.path, sealed by the control keys where there are any.
+    """The cache at config.cache.path, sealed by its own key, else by the control key, if any.
 
     Raises:
-        ConfigError: there is no path, or the keys cannot be read.
+        ConfigError: there is no path, or the key cannot be read.
+        OSError: this pod has no place of its own.
     """
     if config.cache.path is None:
         raise ConfigError("cache.path is not set", hint="give the mount point of the compile cache")
-    secret = Keys.read(config.http.keys_dir).hmac if config.http.keys_dir else b""
-    return Cache(config.cache.path, secret, producer=config.pod.name)
+    private = config.cache.private or own_folder("pds-cache")
+    return Cache(config.cache.path, private, _seal(config), producer=config.pod.name)
+
+
+def _seal(config: EngineConfig) -> bytes:
+    if config.cache.key_dir is not None:
+        hint = "mount the Secret <pdserving>-cache-key at cache.key_dir, or leave key_dir out"
+        return read_secret(config.cache.key_dir / "cache.key", hint=hint)
+    return Keys.read(config.http.keys_dir).hmac if config.http.keys_dir else b""
 
 
 def _wanted(config: EngineConfig) -> tuple[Graph, ...]:
@@ -111,35 +148,61 @@ def _on_cuda(config: EngineConfig) -> bool:
     return config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
 
 
-def _compile(config: EngineConfig, names: list[str]) -> dict[str, Artefact]:
+def _compile(config: EngineConfig, cache: Cache, names: list[str]) -> Mapping[str, _Made]:
     """Build `names` on a pool of processes: compilers are single-threaded and not re-entrant."""
     if not names:
         return {}
-    workers = min(config.cache.workers, len(names))
-    # Its server imports what the compiler needs, 8 s on a CPU, once for all workers.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, "torch._inductor.compile_fx"])
-    made: dict[str, Artefact] = {}
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        started = {pool.submit(_compile_one, config, name): name for name in names}
-        for future in as_completed(started, timeout=config.cache.timeout_seconds):
-            made[started[future]] = artefact = future.result()
-            logger.info(
-                "%s %s in %.1f s",
-                "compiled" if artefact.built else "reused",
-                started[future],
-                artefact.seconds,
-            )
+    made: dict[str, _Made] = {}
+    avoid = cache.volume.trouble
+    with _pool(min(config.cache.workers, len(names))) as pool:
+        started = {pool.submit(_compile_one, config, name, avoid): name for name in names}
+        try:
+            for future in as_completed(started, timeout=config.cache.timeout_seconds):
+                name, result = started[future], future.result()
+                made[name] = result
+                if result.artefact is None:
+                    raise RuntimeError(result.error)
+                logger.info("graph %s: %s", name, _account(result.artefact, cache.damage))
+        except TimeoutError:
+            late = ", ".join(name for name in names if name not in made)
+            limit = config.cache.timeout_seconds
+            raise TimeoutError(f"no artefact within {limit:.0f} s: {late}") from None
+        finally:
+            if len(made) < len(names):  # nobody waits for what the others still do
+                for child in multiprocessing.active_children():
+                    child.kill()
     return made
 
 
-def _compile_one(config: EngineConfig, name: str) -> Artefact:
+def _pool(workers: int) -> Executor:
+    """Its server imports what the compiler needs, 8 s on a CPU, once for all workers."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, "torch._inductor.compile_fx"])
+    return ProcessPoolExecutor(workers, mp_context=context)
+
+
+def _account(artefact: Artefact, damage: Mapping[str, str]) -> str:
+    """Where an artefact that was missing has come from, for the log."""
+    who = "compiled" if artefact.built else "another process compiled it"
+    text = f"{who} in {artefact.seconds:.1f} s"
+    wrong = damage.get(artefact.key)
+    return f"what lay in the cache was damaged ({wrong}); {text}" if wrong else text
+
+
+def _compile_one(config: EngineConfig, name: str, avoid: str) -> _Made:
+    """`avoid`: what is wrong with the volume, where that is known."""
     torch.set_num_threads(1)
     (graph,) = (graph for graph in _wanted(config) if graph.name == name)
+    cache = open_cache(config)
+    if avoid:
+        cache.volume.avoid(avoid)
     try:
-        return graphs.fetch(graph, open_cache(config), config.cache.timeout_seconds)
+        artefact = graphs.fetch(graph, cache, config.cache.timeout_seconds)
     except Exception as error:  # some of torch's own errors cannot cross a process
-        raise RuntimeError(f"graph {name}: {type(error).__name__}: {error}") from None
+        text = f"graph {name}: {type(error).__name__}: {error}"
+        besides = cache.volume.trouble
+        return _Made(None, f"{text}; besides, {besides}" if besides else text)
+    return _Made(artefact, volume=cache.volume.trouble)
 
 
 def _manifest_paths(config: EngineConfig) -> list[Path]:
@@ -151,8 +214,18 @@ def _manifest_paths(config: EngineConfig) -> list[Path]:
     ]
 
 
-def _prove(proof: dict[str, object], started: float) -> None:
-    text = json.dumps({**proof, "seconds": round(time.monotonic() - started, 2)})
+def _prove(manifest: Manifest | None, started: float, *, error: str = "", volume: str = "") -> None:
+    """The termination message: cut in its words alone, so that it always can be read."""
+    told = {
+        "manifest": manifest.digest if manifest else "",
+        "compiled": manifest.compiled if manifest else 0,
+        "reused": manifest.reused if manifest else 0,
+        "seconds": round(time.monotonic() - started, 2),
+    }
+    text = json.dumps({**told, "error": error, "volume": volume})
+    while len(text) > _PROOF_BYTES:
+        error, volume = error[: len(error) * 3 // 4], volume[: max(512, len(volume) * 3 // 4)]
+        text = json.dumps({**told, "error": error, "volume": volume})
     print(text)
     if TERMINATION_LOG.exists():
-        TERMINATION_LOG.write_text(text[:_PROOF_BYTES])
+        TERMINATION_LOG.write_text(text)

@@ -35,14 +35,79 @@ class Apply:
 
 
 @dataclass(frozen=True, slots=True)
-class MakeSecret:
-    """Make the control keys, once. Random, so the executor's work and not the plan's."""
+class TakeOver:
+    """Let an apply prune what an earlier POST or patch of ours has set, and apply `obj`."""
 
-    metadata: Object
-    scope: str = "secret"
+    obj: Object
+    uid: str
+    scope: str
 
     def __str__(self) -> str:
-        return f"make secret {self.metadata['name']}"
+        return f"take over {self.obj['kind'].lower()} {self.obj['metadata']['name']}"
+
+
+@dataclass(frozen=True, slots=True)
+class Adopt:
+    """Set our ownerReference on an object with our labels that nothing controls."""
+
+    kind: str
+    name: str
+    uid: str
+    scope: str
+
+    def __str__(self) -> str:
+        return f"adopt {self.kind.lower()} {self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Relabel:
+    """Put the labels back that tell which pod it is: somebody changed them."""
+
+    pod: str
+    uid: str
+    labels: dict[str, str]
+    scope: str
+
+    def __str__(self) -> str:
+        return f"relabel {self.pod}"
+
+
+@dataclass(frozen=True, slots=True)
+class MakeKey:
+    """Make a control key. Random, so the executor's work and not the plan's, and so is its id.
+
+    `first`: it is the first one, which has no id. `asked` is the request that it answers.
+    """
+
+    first: bool
+    asked: str = ""
+    scope: str = "keys"
+
+    def __str__(self) -> str:
+        return "make the first control key" if self.first else "make a control key"
+
+
+@dataclass(frozen=True, slots=True)
+class KeepRing:
+    """Write these keys into the ring, and that `active` is the one of new revisions."""
+
+    keys: frozenset[str]
+    active: str
+    scope: str = "keys"
+
+    def __str__(self) -> str:
+        return f"write the ring of {len(self.keys)} keys"
+
+
+@dataclass(frozen=True, slots=True)
+class MakeCacheKey:
+    """Make the key of the compile cache; `copy`: of the first control key, where that is there."""
+
+    copy: bool
+    scope: str = "cache-key"
+
+    def __str__(self) -> str:
+        return "make the key of the compile cache"
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +168,8 @@ class AskDrain:
     ip: str
     seconds: int
     scope: str
+    key: str = ""
+    """The id of the control key that the pod has."""
 
     def __str__(self) -> str:
         return f"ask {self.pod} to drain"
@@ -188,7 +255,12 @@ class Say:
 Action = (
     Create
     | Apply
-    | MakeSecret
+    | TakeOver
+    | Adopt
+    | Relabel
+    | MakeKey
+    | KeepRing
+    | MakeCacheKey
     | TryOut
     | Annotate
     | Recover

@@ -22,16 +22,21 @@ from kubernetes.aio.dynamic import DynamicClient
 from kubernetes.aio.dynamic.exceptions import DynamicApiError, UnauthorizedError
 
 from pds_operator import errors, names
+from pds_operator.server_clock import ServerClock
 
 Object = dict[str, Any]
 
 APPLY = "application/apply-patch+yaml; charset=utf-8"
 YAML = "application/yaml; charset=utf-8"
 MERGE = "application/merge-patch+json"
-WATCH_SECONDS = 290
+WATCH_SECONDS = 60
+"""How long the server is asked to keep a watch. It sends bookmarks as seldom, and none at all while
+nothing has happened: a short watch ends by itself then, with a bookmark where there is one."""
+SILENCE_SECONDS = 90
+"""Longer silence than that means that the connection is dead, though nobody closed it."""
 END_SECONDS = 5
 """Until a watch that told an error has ended."""
-WATCH_TIMEOUT = aiohttp.ClientTimeout(sock_connect=10, sock_read=WATCH_SECONDS + 30)
+WATCH_TIMEOUT = aiohttp.ClientTimeout(sock_connect=10, sock_read=SILENCE_SECONDS)
 TIMEOUT = aiohttp.ClientTimeout(total=30)
 MANAGER = names.MANAGER
 MALFORMED = (config.ConfigException, OSError, ValueError, TypeError, AttributeError, yaml.YAMLError)
@@ -55,9 +60,11 @@ RESOURCES: Mapping[str, Resource] = {
     "ServiceAccount": Resource("/api/v1", "serviceaccounts"),
     "PersistentVolumeClaim": Resource("/api/v1", "persistentvolumeclaims"),
     "Deployment": Resource("/apis/apps/v1", "deployments"),
+    "ReplicaSet": Resource("/apis/apps/v1", "replicasets"),
     "ControllerRevision": Resource("/apis/apps/v1", "controllerrevisions"),
     "PodDisruptionBudget": Resource("/apis/policy/v1", "poddisruptionbudgets"),
     "NetworkPolicy": Resource("/apis/networking.k8s.io/v1", "networkpolicies"),
+    "EndpointSlice": Resource("/apis/discovery.k8s.io/v1", "endpointslices"),
     "Job": Resource("/apis/batch/v1", "jobs"),
     "RoleBinding": Resource("/apis/rbac.authorization.k8s.io/v1", "rolebindings"),
     "Lease": Resource("/apis/coordination.k8s.io/v1", "leases"),
@@ -90,6 +97,7 @@ class Api:
         self._client = DynamicClient(ApiClient(configuration))
         self.writes: dict[str, int] = {}
         """Writes by verb and kind, Leases apart: an unchanged cluster costs none."""
+        self.clock = ServerClock()
 
     async def __aenter__(self) -> "Api":
         return self
@@ -117,7 +125,12 @@ class Api:
     async def watch(
         self, kind: str, namespace: str | None, version: str, selector: str = ""
     ) -> AsyncIterator[Object]:
-        """Events after `version`, until the server ends the watch. Raises Gone to list anew."""
+        """Events after `version`, until the server ends the watch.
+
+        Raises:
+            Gone: list anew.
+            SILENT: nothing has come for so long that the connection must be dead.
+        """
         params = {
             "watch": "1",
             "allowWatchBookmarks": "true",
@@ -126,7 +139,11 @@ class Api:
             **_selectors(selector),
         }
         path = self._path(kind, namespace)
-        async with await self._request("GET", path, params=params, within=WATCH_TIMEOUT) as answer:
+        async with asyncio.timeout(
+            TIMEOUT.total
+        ):  # a server answers before it has anything to tell
+            opened = await self._request("GET", path, params=params, within=WATCH_TIMEOUT)
+        async with opened as answer:
             async for line in answer.content:
                 event = json.loads(line)
                 if event["type"] == "ERROR":
@@ -233,7 +250,7 @@ class Api:
         *,
         params: Mapping[str, str] | None = None,
         content_type: str = "application/json",
-        within: aiohttp.ClientTimeout = TIMEOUT,
+        within: aiohttp.ClientTimeout | None = None,
     ) -> aiohttp.ClientResponse:
         """A good answer, its body not read yet. Raises ApiError."""
         ask = partial(
@@ -244,8 +261,9 @@ class Api:
             serialize=False,
             query_params=list((params or {}).items()),
             content_type=content_type,
-            _request_timeout=within,
+            _request_timeout=within or TIMEOUT,
         )
+        asked = self.clock.asked()
         try:
             try:
                 response: aiohttp.ClientResponse = await ask()
@@ -254,8 +272,9 @@ class Api:
                     await login(self._client.configuration)  # a plugin's tokens expire
                 response = await ask()
         except DynamicApiError as error:
-            asked = str((error.headers or {}).get("Retry-After") or "")
-            raise errors.from_status(error.status, _told(error.body or ""), asked) from error
+            after = str((error.headers or {}).get("Retry-After") or "")
+            raise errors.from_status(error.status, _told(error.body or ""), after) from error
+        self.clock.heard(response.headers.get("Date", ""), asked)
         return response
 
 
@@ -302,6 +321,8 @@ def _selectors(selector: str, fields: str = "") -> dict[str, str]:
     return {key: value for key, value in chosen.items() if value}
 
 
+SILENT = aiohttp.SocketTimeoutError
+"""What a watch raises when its connection is dead, and nobody has closed it."""
 TRANSIENT = (
     aiohttp.ClientError,
     asyncio.TimeoutError,

@@ -11,10 +11,10 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from pds_operator import errors, names
-from pds_operator.api import TRANSIENT, Api
-from pds_operator.facts import pod_facts, revision_facts, unscheduled, waiting, warmup_facts
-from pds_operator.observed import Pod, Revision, WarmupPod
+from pds_operator import errors, fields, names
+from pds_operator.api import SILENT, TRANSIENT, Api
+from pds_operator.facts import owner_uid, pod_facts, router_facts, slice_facts, warmup_facts
+from pds_operator.observed import Pod, RouterPod, WarmupPod
 
 Object = dict[str, Any]
 Key = tuple[str, str]
@@ -25,30 +25,19 @@ log = logging.getLogger("pds_operator.cluster")
 FOLLOWED = (
     "Pod",
     "Service",
+    "EndpointSlice",  # of the endpoint: it has the labels of its Service
     "ConfigMap",
     "ServiceAccount",
     "RoleBinding",
     "PersistentVolumeClaim",
     "Deployment",
+    "ReplicaSet",  # which tell whose router a pod is
     "ControllerRevision",
     "Job",
     "PodDisruptionBudget",
     "NetworkPolicy",
     names.ROLE_KIND,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class RouterPod:
-    """A router's pod."""
-
-    name: str
-    ip: str
-    ready: bool
-    waits: str = ""
-    """Why a container of it cannot start."""
-    unscheduled: str = ""
-    """What the scheduler says."""
 
 
 @dataclass(slots=True)
@@ -59,15 +48,13 @@ class Owned:
     routers: dict[str, tuple[RouterPod, int]] = field(default_factory=dict)
     warmups: dict[str, tuple[WarmupPod, int]] = field(default_factory=dict)
     objects: dict[tuple[str, str], tuple[Object, int]] = field(default_factory=dict)
+    sets: dict[str, tuple[tuple[str, str], int]] = field(default_factory=dict)
+    """ReplicaSets: uid, and the uid of what controls them."""
 
-    def revisions(self, pds: str) -> dict[str, Revision]:
-        """The stored revisions, by digest."""
-        found = (
-            revision_facts(obj, pds)
-            for (kind, _), (obj, _) in self.objects.items()
-            if kind == "ControllerRevision"
-        )
-        return {item.digest: item for item in found}
+    @property
+    def controllers(self) -> dict[str, str]:
+        """By the uid of a ReplicaSet, that of its Deployment."""
+        return dict(pair for pair, _ in self.sets.values())
 
 
 class Store:
@@ -77,6 +64,8 @@ class Store:
         self._changed = changed
         self._owned: dict[Key, Owned] = defaultdict(Owned)
         self._parents: dict[Key, tuple[Object, int]] = {}
+        self._keys: dict[tuple[str, str, str], Key] = {}
+        """By (kind, namespace, name): whose labels it had when it was last seen."""
 
     def owned(self, key: Key) -> Owned:
         """What is followed for `key`."""
@@ -93,16 +82,52 @@ class Store:
         key = (meta["namespace"], meta["name"])
         known = self._parents.get(key)
         same = known is not None and known[0]["metadata"]["uid"] == meta["uid"]
-        if known is None or not same or version > known[1]:
+        if known is None or version > known[1] or (not same and version == known[1]):
             self._parents[key] = (_slim(obj), version)
             generation = known[0]["metadata"].get("generation") if known else None
             if not (told and same and generation == meta.get("generation")):
                 self._changed(key)
 
-    def drop_parent(self, key: Key) -> None:
-        """A PDServing is gone; what it owned goes as it is collected."""
-        self._parents.pop(key, None)
-        self._changed(key)
+    def drop_parent(self, key: Key, uid: str) -> None:
+        """The PDServing of that uid is gone; what it owned goes as it is collected."""
+        known = self._parents.get(key)
+        if known is not None and known[0]["metadata"]["uid"] == uid:
+            del self._parents[key]
+            self._changed(key)
+
+    def parents(self) -> set[tuple[Key, str]]:
+        """The PDServings that are known, and their uids."""
+        return {(key, obj["metadata"]["uid"]) for key, (obj, _) in self._parents.items()}
+
+    def replace_parents(
+        self,
+        namespace: str | None,
+        items: Iterable[Object],
+        version: int,
+        before: set[tuple[Key, str]],
+    ) -> list[Key]:
+        """All PDServings of a list of `version`; `before` is what was known when it was asked for.
+
+        kopf tells the same, and may have been quicker: what it has told meanwhile stands. Returns
+        what nobody had told of: new ones, and those that are gone.
+        """
+        known, found = self.parents(), {_identity(item): item for item in items}
+        gone = [
+            (key, uid)
+            for key, uid in known & before
+            if (key, uid) not in found
+            and namespace in (None, key[0])
+            # Where versions are no numbers, both are 0.
+            and self._parents[key][1] <= version
+        ]
+        for key, uid in gone:
+            self.drop_parent(key, uid)
+        fresh = [item for who, item in found.items() if who in known or who not in before]
+        for item in fresh:
+            key, _ = _identity(item)
+            if key not in self._parents or self._parents[key][1] <= version:
+                self.put_parent(item)
+        return sorted(key for key, _ in (known ^ self.parents()))
 
     def put(self, obj: Object) -> None:
         """An object was seen, or written by us. What is older than what we know is ignored.
@@ -112,31 +137,48 @@ class Store:
         key = _key(obj)
         if key is None:
             return
+        service = obj["metadata"]["labels"].get(names.SERVICE_NAME, key[1])
+        if obj["kind"] == "EndpointSlice" and service != key[1]:
+            return  # of the ranks' Service, which nobody asks
+        self._moved(obj, key)
         owned, name, version = self._owned[key], obj["metadata"]["name"], _version(obj)
-        if obj["kind"] != "Pod":
+        if obj["kind"] == "ReplicaSet":
+            facts_of_set = obj["metadata"]["uid"], owner_uid(obj)
+            news = _put(owned.sets, name, facts_of_set, version)
+        elif obj["kind"] != "Pod":
             news = _put(owned.objects, (obj["kind"], name), _slim(obj), version)
         else:
             facts = pod_facts(obj)
             if facts is not None:
                 news = _put(owned.pods, name, facts, version)
             elif obj["metadata"]["labels"].get(names.ROLE) == "router":
-                news = _put(owned.routers, name, _router_pod(obj), version)
+                news = _put(owned.routers, name, router_facts(obj), version)
             elif obj["metadata"]["labels"].get(names.ROLE) == "warmup":
                 news = _put(owned.warmups, name, warmup_facts(obj), version)
-            else:  # somebody took away what told which pod it is
-                news = owned.pods.pop(name, None) is not None
+            else:  # nothing of ours, whatever its labels say
+                news = False
         if news:
             self._changed(key)
+
+    def _moved(self, obj: Object, key: Key) -> None:
+        """Somebody gave it to another name: our watches select any, and say nothing to the old."""
+        kind, name = obj["kind"], obj["metadata"]["name"]
+        before = self._keys.get((kind, key[0], name), key)
+        self._keys[kind, key[0], name] = key
+        if before != key:
+            self._drop(self._owned[before], kind, name)
+            self._changed(before)
 
     def drop(self, obj: Object) -> None:
         """An object is gone."""
         key = _key(obj)
         if key is None:
             return
+        self._keys.pop((obj["kind"], key[0], obj["metadata"]["name"]), None)
         owned = self._owned[key]
         self._drop(owned, obj["kind"], obj["metadata"]["name"])
         pods = owned.pods or owned.routers or owned.warmups
-        if not (pods or owned.objects or key in self._parents):
+        if not (pods or owned.objects or owned.sets or key in self._parents):
             del self._owned[key]
         self._changed(key)
 
@@ -148,6 +190,7 @@ class Store:
                 continue
             for name in self._names(owned, kind):
                 if (key, name) not in there:
+                    self._keys.pop((kind, key[0], name), None)
                     self._drop(owned, kind, name)
                     self._changed(key)
         for item in items:
@@ -156,6 +199,8 @@ class Store:
     def _names(self, owned: Owned, kind: str) -> list[str]:
         if kind == "Pod":
             return [*owned.pods, *owned.routers, *owned.warmups]
+        if kind == "ReplicaSet":
+            return [*owned.sets]
         return [name for other, name in owned.objects if other == kind]
 
     def _drop(self, owned: Owned, kind: str, name: str) -> None:
@@ -163,6 +208,8 @@ class Store:
             owned.pods.pop(name, None)
             owned.routers.pop(name, None)
             owned.warmups.pop(name, None)
+        elif kind == "ReplicaSet":
+            owned.sets.pop(name, None)
         else:
             owned.objects.pop((kind, name), None)
 
@@ -196,16 +243,19 @@ async def _watch_once(
 ) -> str:
     """One watch to its end, which is often a clean one: the next resumes where it ended."""
     began, seen = asyncio.get_running_loop().time(), 0
-    async for event in api.watch(kind, namespace, version, names.NAME):
-        obj = event["object"]
-        version, seen = obj["metadata"]["resourceVersion"], seen + 1
-        if event["type"] == "BOOKMARK":
-            continue
-        obj.setdefault("kind", kind)
-        if event["type"] == "DELETED":
-            store.drop(obj)
-        else:
-            store.put(obj)
+    try:
+        async for event in api.watch(kind, namespace, version, names.NAME):
+            obj = event["object"]
+            version, seen = obj["metadata"]["resourceVersion"], seen + 1
+            if event["type"] == "BOOKMARK":
+                continue
+            obj.setdefault("kind", kind)
+            if event["type"] == "DELETED":
+                store.drop(obj)
+            else:
+                store.put(obj)
+    except SILENT:
+        log.warning("the watch of %s is silent; going on from where it was", kind)
     if not seen and asyncio.get_running_loop().time() - began < 1.0:
         await asyncio.sleep(0.5)  # a server that ends every watch at once
     return version
@@ -240,6 +290,11 @@ def _key(obj: Object) -> Key | None:
     return (meta["namespace"], name) if name else None
 
 
+def _identity(obj: Object) -> tuple[Key, str]:
+    meta = obj["metadata"]
+    return (meta["namespace"], meta["name"]), meta["uid"]
+
+
 def _version(obj: Object) -> int:
     """Resource versions are opaque by contract, and etcd's counter in fact.
 
@@ -250,18 +305,9 @@ def _version(obj: Object) -> int:
 
 
 def _slim(obj: Object) -> Object:
-    obj["metadata"].pop("managedFields", None)
+    if obj.get("kind") == "EndpointSlice":
+        return slice_facts(obj)
+    entries = obj["metadata"].pop("managedFields", None)
+    if kept := fields.slim(entries or []):
+        obj["metadata"]["managedFields"] = kept
     return obj
-
-
-def _router_pod(obj: Object) -> RouterPod:
-    status = obj.get("status") or {}
-    conditions = {item["type"]: item for item in status.get("conditions") or []}
-    ready = (conditions.get("Ready") or {}).get("status") == "True"
-    return RouterPod(
-        name=obj["metadata"]["name"],
-        ip=status.get("podIP", ""),
-        ready=ready and not obj["metadata"].get("deletionTimestamp"),
-        waits=waiting(status),
-        unscheduled=unscheduled(conditions.get("PodScheduled")),
-    )

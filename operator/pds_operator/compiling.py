@@ -13,7 +13,6 @@ from pds_operator import names, objects
 from pds_operator.actions import Delete, Round, object_scope
 from pds_operator.build import warmup
 from pds_operator.desired import Desired
-from pds_operator.diff import ours
 from pds_operator.fleet import Group, Phase
 from pds_operator.observed import Observed, seconds
 from pds_operator.rollout import Step
@@ -65,9 +64,10 @@ def first(
     """Make, follow and clear away the Job."""
     owner = desired.owner
     name = names.warmup(owner.name, target.digest)
-    wanted = warmup.job(owner, target.digest, target.revision.data) if target.rolling else None
+    can = target.rolling and not observed.lost(target.revision.key)
+    wanted = warmup.job(owner, target.digest, target.revision.data) if can else None
     for (kind, other), stale in observed.objects.items():
-        if kind == "Job" and (wanted is None or other != name) and ours(stale, owner.uid):
+        if kind == "Job" and (wanted is None or other != name):
             _clear(round_, stale)
     if wanted is None:
         return Warmup()
@@ -79,7 +79,7 @@ def first(
     if live is None:
         if not any(move.create for move in step.moves.values()):
             return Warmup()
-        objects.ensure(round_, observed, wanted, owner.uid)
+        objects.ensure(round_, observed, wanted)
         return Warmup(State.RUNNING, f"the Job {name} compiles")
     return _follow(round_, observed, target, live, own, now)
 

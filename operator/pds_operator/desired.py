@@ -20,11 +20,15 @@ class Desired:
     raw: Object
     spec: PDServingSpec
     settings: Settings
+    rotate: str = ""
+    """The annotation rotate-keys: each new value asks for a new control key."""
+    key: str = ""
+    """The id of the control key that new pods mount; the first key has none."""
 
     @property
     def digest(self) -> str:
-        """The revision that the spec asks for."""
-        return revision.digest(self.raw)
+        """The revision that the spec asks for, with the control key of now."""
+        return revision.digest(self.raw, self.key)
 
     @property
     def rollout(self) -> RolloutSpec:

@@ -5,6 +5,7 @@ OperatorError             carries `reason` (CamelCase, for a condition) and `mes
 ├── SettingsError         the operator itself is set up wrongly
 ├── NotLeading            the lease is not ours: nothing may be written now
 ├── NameTaken             an object of that name exists and is not ours
+├── FieldContested        an object is not as it was applied: somebody changes it at once
 └── ApiError              the API server refused; `status` and `api_reason` as it gave them
     ├── Conflict          409: changed or vanished in between; the next round looks again
     ├── Gone              410: the watch must list anew
@@ -51,6 +52,12 @@ class NameTaken(OperatorError):
     """An object of the name that we need belongs to somebody else. It is left untouched."""
 
     reason = "NameTaken"
+
+
+class FieldContested(OperatorError):
+    """An object of ours is not as it was written: a field is unknown, or somebody changes it."""
+
+    reason = "FieldContested"
 
 
 class RevisionMissing(OperatorError):

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
-from pds_operator import api, diff, errors, names
+from pds_operator import api, errors, names, ownership
 from pds_operator.actions import (
     Action,
+    Adopt,
     Annotate,
     Apply,
     AskDrain,
@@ -21,11 +22,15 @@ from pds_operator.actions import (
     Delete,
     Disband,
     Hold,
-    MakeSecret,
+    KeepRing,
+    MakeCacheKey,
+    MakeKey,
     MarkDraining,
     Recover,
+    Relabel,
     Say,
     SetGate,
+    TakeOver,
     TellScale,
     TryOut,
 )
@@ -33,9 +38,11 @@ from pds_operator.api import TRANSIENT, Api
 from pds_operator.build import gang
 from pds_operator.build.owner import Owner
 from pds_operator.cluster import Store
-from pds_operator.keys import control_keys
 from pds_operator.observed import Failure, rfc3339
+from pds_operator.ownership import Whose
 from pds_operator.probe import Prober
+from pds_operator.vault import Vault
+from pds_operator.writing import Writer
 
 Object = dict[str, Any]
 
@@ -58,9 +65,11 @@ class Ledger:
 
     def refuse(self, scope: str, reason: str, message: str, now: float) -> None:
         """`scope` was refused: hold it back, longer each time up to five minutes."""
-        count = self.failures[scope].count + 1 if scope in self.failures else 1
+        before = self.failures.get(scope)
+        count = before.count + 1 if before else 1
         until = now + min(300.0, 5.0 * 2 ** (count - 1))
-        self.failures[scope] = Failure(reason, message, count, until)
+        since = before.since if before and before.reason == reason else now
+        self.failures[scope] = Failure(reason, message, count, until, since)
 
     def settle(self, done: Iterable[str], planned: set[str], now: float) -> None:
         """Forget what succeeded, and what is no longer asked for.
@@ -98,14 +107,14 @@ class Executor:
         together: Together = asyncio.gather,
     ) -> None:
         self._api = api
-        self._store = store
+        self._writer = Writer(api, store)
         self._prober = prober
         self._leads = leads
         self._clock = clock
         self._together = together
 
     async def carry_out(
-        self, actions: Iterable[Action], owner: Owner, ledger: Ledger, key: bytes
+        self, actions: Iterable[Action], owner: Owner, ledger: Ledger, vault: Vault
     ) -> bool:
         """All of one round; whether something is worth another look at once.
 
@@ -120,7 +129,7 @@ class Executor:
         for together, wave in groupby(actions, _side_by_side):
             ended = await self._together(
                 *(
-                    self._lane(lane, outcome, owner, ledger, key)
+                    self._lane(lane, outcome, owner, ledger, vault)
                     for lane in _lanes(wave, LANES if together else 1)
                 ),
                 return_exceptions=True,
@@ -131,7 +140,12 @@ class Executor:
         return outcome.again
 
     async def _lane(
-        self, actions: Iterable[Action], outcome: Outcome, owner: Owner, ledger: Ledger, key: bytes
+        self,
+        actions: Iterable[Action],
+        outcome: Outcome,
+        owner: Owner,
+        ledger: Ledger,
+        vault: Vault,
     ) -> None:
         for action in actions:
             outcome.planned.add(action.scope)
@@ -140,7 +154,8 @@ class Executor:
             if not self._leads():
                 raise errors.NotLeading("the lease is not ours; nothing was written")
             try:
-                await self._one(action, owner, ledger, key)
+                await self._one(action, owner, ledger, vault)
+                outcome.again = outcome.again or isinstance(action, MakeKey)
                 if not isinstance(action, Hold):
                     outcome.done.add(action.scope)
             except (errors.Conflict, errors.Missing) as error:
@@ -162,37 +177,39 @@ class Executor:
                 outcome.refused.add(action.scope)
                 ledger.refuse(action.scope, "ApiUnreachable", told, self._clock())
 
-    async def _one(self, action: Action, owner: Owner, ledger: Ledger, key: bytes) -> None:
+    async def _one(self, action: Action, owner: Owner, ledger: Ledger, vault: Vault) -> None:
         if not isinstance(action, Say):
             log.info("%s/%s: %s", owner.namespace, owner.name, action)
         match action:
             case Create(obj=obj):
-                await self._create(obj, owner)
+                await self._writer.create(obj, owner)
             case Apply(obj=obj, uid=uid):
-                sent = {**obj, "metadata": {**obj["metadata"], "uid": uid}}
-                self._seen(await self._api.apply(sent), obj["kind"])
-            case MakeSecret(metadata=metadata):
-                await self._create(
-                    {
-                        "apiVersion": "v1",
-                        "kind": "Secret",
-                        "metadata": metadata,
-                        "immutable": True,
-                        "stringData": control_keys(),
-                    },
-                    owner,
-                )
+                await self._writer.apply(obj, uid)
+            case TakeOver(obj=obj, uid=uid):
+                await self._writer.take_over(obj, uid)
+            case Adopt(kind=kind, name=name, uid=uid):
+                await self._writer.adopt(kind, name, uid, owner)
+                if kind == "Secret":
+                    vault.forget()
+            case Relabel(pod=name, uid=uid, labels=labels):
+                await self._writer.label("Pod", name, uid, labels, owner)
+            case MakeKey():
+                await vault.make_key(self._api, owner, action, self._leads)
+            case KeepRing():
+                await vault.keep_ring(self._api, owner, action)
+            case MakeCacheKey():
+                await vault.make_cache_key(self._api, owner, action)
             case TryOut(obj=obj):
                 await self._try_out(obj)
             case Annotate(kind=kind, name=name, uid=uid, annotations=notes):
                 patch = {"metadata": {"uid": uid, "annotations": notes}}
-                self._seen(await self._api.merge(kind, owner.namespace, name, patch), kind)
+                self._writer.seen(await self._api.merge(kind, owner.namespace, name, patch), kind)
             case Recover(metadata=metadata):
-                await self._recover(metadata, owner)
+                await self._writer.recover(metadata, owner)
             case MarkDraining():
                 await self._mark(action, owner)
-            case AskDrain(ip=ip, seconds=seconds):
-                told = await self._prober.drain(ip, seconds, key)
+            case AskDrain(ip=ip, seconds=seconds, key=key):
+                told = await self._prober.drain(ip, seconds, vault.key(key))
                 if told:
                     log.info("%s: %s: %s", owner.name, action, told)
             case SetGate():
@@ -202,8 +219,10 @@ class Executor:
                 written = await self._api.merge(
                     names.ROLE_KIND, owner.namespace, name, patch, "status"
                 )
-                self._seen(written, names.ROLE_KIND)
+                self._writer.seen(written, names.ROLE_KIND)
             case Delete(kind=kind, name=name, uid=uid, grace=grace):
+                if kind == "Secret":
+                    vault.forget()
                 await self._delete(kind, owner.namespace, name, uid, grace)
             case Disband(api_version=api_version, name=name):
                 await self._disband(api_version, name, owner)
@@ -211,61 +230,6 @@ class Executor:
                 ledger.refuse(scope, reason, message, self._clock())
             case Say():
                 await self._say(action, owner)
-
-    async def _create(self, obj: Object, owner: Owner) -> None:
-        """POST. What is there already and ours is what we want; else the name is taken."""
-        kind, meta = obj["kind"], obj["metadata"]
-        try:
-            self._seen(await self._api.create(obj), kind)
-            return
-        except errors.Conflict as error:
-            if error.api_reason != "AlreadyExists":
-                raise
-        except errors.Missing as error:
-            if kind != gang.KIND:
-                raise
-            raise errors.GangUnknown(
-                f"there is no {obj['apiVersion']} {kind} in this cluster: install the scheduler "
-                "that spec.scheduling.gang names, or leave gang out"
-            ) from error
-        live = await self._api.get(api.kind_of(obj), meta["namespace"], meta["name"])
-        live["kind"] = kind
-        if not diff.ours(live, owner.uid):
-            raise errors.NameTaken(
-                f"{kind} {meta['name']} exists and is not owned by this PDServing; it is left "
-                "untouched: rename one of the two"
-            )
-        own = {label for label in meta.get("labels") or {} if label.startswith(f"{names.GROUP}/")}
-        if own <= set(live["metadata"].get("labels") or {}):
-            self._seen(live, kind)
-        elif kind != "Secret":  # which is read by its name
-            await self._labelled(obj, live, owner)
-
-    async def _labelled(self, wanted: Object, live: Object, owner: Owner) -> None:
-        """Ours, but its labels were taken away, so that we do not see it: put them back.
-
-        A pod that is not what is wanted now is deleted: nobody can tell any more what it was for.
-        """
-        kind, meta, uid = wanted["kind"], wanted["metadata"], live["metadata"]["uid"]
-        if kind != "Pod":
-            sent = {**wanted, "metadata": {**meta, "uid": uid}}
-            self._seen(await self._api.apply(sent), kind)
-        elif diff.covers(live["spec"], wanted["spec"]):
-            patch = {"metadata": {"uid": uid, "labels": meta["labels"]}}
-            self._seen(await self._api.merge(kind, owner.namespace, meta["name"], patch), kind)
-        else:
-            await self._delete(kind, owner.namespace, meta["name"], uid, None)
-
-    async def _recover(self, metadata: Object, owner: Owner) -> None:
-        kind, name = "ControllerRevision", metadata["name"]
-        try:
-            live = await self._api.get(kind, owner.namespace, name)
-        except errors.Missing:
-            live = {"metadata": {}}
-        if not diff.ours(live, owner.uid):
-            raise errors.RevisionMissing(f"pods run what {kind} {name} says, and it is gone")
-        patch = {"metadata": {"uid": live["metadata"]["uid"], "labels": metadata["labels"]}}
-        self._seen(await self._api.merge(kind, owner.namespace, name, patch), kind)
 
     async def _try_out(self, obj: Object) -> None:
         """Refuse a template that can never be; a full quota says nothing about it."""
@@ -282,7 +246,7 @@ class Executor:
                 "annotations": {names.DRAIN_DEADLINE: rfc3339(action.deadline)},
             }
         }
-        self._seen(await self._api.merge("Pod", owner.namespace, action.pod, patch), "Pod")
+        self._writer.seen(await self._api.merge("Pod", owner.namespace, action.pod, patch), "Pod")
 
     async def _gate(self, action: SetGate, owner: Owner) -> None:
         condition = {
@@ -295,7 +259,7 @@ class Executor:
             else "a ready router does not list this group",
         }
         patch = {"metadata": {"uid": action.uid}, "status": {"conditions": [condition]}}
-        self._seen(
+        self._writer.seen(
             await self._api.strategic("Pod", owner.namespace, action.pod, patch, "status"), "Pod"
         )
 
@@ -311,7 +275,8 @@ class Executor:
         kind = api.kind_of({"kind": gang.KIND, "apiVersion": api_version})
         try:
             live = await self._api.get(kind, owner.namespace, name)
-            if diff.ours(live, owner.uid):
+            live["kind"] = gang.KIND
+            if ownership.whose(live, owner) in (Whose.OURS, Whose.ORPHAN):
                 uid = live["metadata"]["uid"]
                 await self._delete(kind, owner.namespace, name, uid, None)
         except errors.Missing:
@@ -343,12 +308,6 @@ class Executor:
             await self._api.create(event)
         except errors.ApiError as error:
             log.warning("an event was refused: %s", error.message)
-
-    def _seen(self, obj: Object, kind: str) -> None:
-        """Read our own writes: the next round must not decide on what stood before them."""
-        obj.setdefault("kind", kind)
-        if kind not in ("Secret", "Event", gang.KIND):  # which are not followed
-            self._store.put(obj)
 
 
 def _side_by_side(action: Action) -> bool:

@@ -13,6 +13,10 @@ STEADY_SECONDS = 600.0
 """An attempt that was up for so long starts its failures from nothing again."""
 
 
+STUCK_SECONDS = 30.0
+"""A kubelet that lives has removed a pod so long after its grace."""
+
+
 class Phase(Enum):
     """Where the newest attempt of a group stands."""
 
@@ -98,15 +102,34 @@ class Group:
         return tuple(pod for pod in self.pods if not pod.scheduled and not pod.failed)
 
     @cached_property
+    def born(self) -> float:
+        """When its first pod was made."""
+        return min(pod.created for pod in self.pods)
+
+    def stuck(self, now: float) -> bool:
+        """Its pods should have gone long ago: their node is dead, and they may stay for a week."""
+        return all(
+            pod.gone_by is not None and pod.gone_by + STUCK_SECONDS < now for pod in self.pods
+        )
+
+    @cached_property
     def failures(self) -> int:
         """Failures in a row before this attempt."""
         return max((pod.failures for pod in self.pods), default=0)
 
     @cached_property
+    def disruptions(self) -> int:
+        """Disruptions in a row before this attempt."""
+        return max((pod.disruptions for pod in self.pods), default=0)
+
+    @cached_property
     def culprit(self) -> Pod | None:
-        """The pod whose end ended the group: the one that failed first."""
-        failed = [pod for pod in self.pods if pod.failed]
-        return min(failed, key=lambda pod: (pod.failed_at or pod.created, pod.name), default=None)
+        """The pod whose end ended the group: one that was disrupted, or that failed first."""
+
+        def order(pod: Pod) -> tuple[bool, float, str]:
+            return not pod.disrupted, pod.failed_at or pod.created, pod.name
+
+        return min((pod for pod in self.pods if pod.failed), key=order, default=None)
 
     @property
     def misconfigured(self) -> bool:
@@ -135,17 +158,22 @@ class Group:
     def next_failures(self) -> int:
         """Failures in a row when the next attempt starts."""
         culprit = self.culprit
-        if culprit is None:
+        if culprit is None or culprit.disrupted:
             return self.failures
         lived = (culprit.failed_at or culprit.created) - culprit.created
         return 1 if lived >= STEADY_SECONDS else self.failures + 1
+
+    def next_disruptions(self) -> int:
+        """Disruptions in a row when the next attempt starts."""
+        return self.disruptions + 1 if self.culprit is not None and self.culprit.disrupted else 0
 
     def retry_at(self) -> float:
         """When the next attempt may start."""
         culprit = self.culprit
         if culprit is None:
             return 0.0
-        return (culprit.failed_at or culprit.created) + backoff(self.next_failures())
+        ends = self.next_disruptions() or self.next_failures()
+        return (culprit.failed_at or culprit.created) + backoff(ends)
 
 
 def backoff(failures: int) -> float:

@@ -11,8 +11,8 @@ from typing import Any
 import kopf
 from aiohttp import web
 
-from pds_operator import names
-from pds_operator.api import Api, login
+from pds_operator import names, parents
+from pds_operator.api import SILENCE_SECONDS, WATCH_SECONDS, Api, login
 from pds_operator.cluster import follow_all
 from pds_operator.lease import Lease
 from pds_operator.probe import Prober
@@ -30,7 +30,13 @@ class Runtime:
         self.api = api
         self.prober = Prober()
         self.lease = Lease(self.api, settings)
-        self.reconciler = Reconciler(self.api, self.prober, settings, leads=lambda: self.lease.held)
+        self.reconciler = Reconciler(
+            self.api,
+            self.prober,
+            settings,
+            leads=lambda: self.lease.held,
+            clock=self.api.clock.now,
+        )
         self._stack = contextlib.AsyncExitStack()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -50,6 +56,15 @@ class Runtime:
                     self.reconciler.start,
                 ),
                 name="follow",
+            ),
+            asyncio.create_task(
+                parents.look_for_ever(
+                    self.api,
+                    self.reconciler.store,
+                    self.settings.namespaces,
+                    2 * self.settings.resync_seconds,
+                ),
+                name="parents",
             ),
         ]
 
@@ -116,7 +131,8 @@ def registry(runtime: Runtime) -> kopf.OperatorRegistry:
         obj = dict(event["object"])
         store = runtime.reconciler.store
         if event["type"] == "DELETED":
-            store.drop_parent((obj["metadata"]["namespace"], obj["metadata"]["name"]))
+            meta = obj["metadata"]
+            store.drop_parent((meta["namespace"], meta["name"]), meta["uid"])
         else:
             store.put_parent(obj)
 
@@ -127,8 +143,9 @@ def configure(settings: kopf.OperatorSettings) -> None:
     """kopf, told to watch and to write nothing."""
     settings.posting.enabled = False
     settings.scanning.disabled = True
-    settings.watching.server_timeout = 290
-    settings.watching.client_timeout = 320
+    settings.watching.server_timeout = WATCH_SECONDS
+    settings.watching.client_timeout = SILENCE_SECONDS
+    settings.watching.inactivity_timeout = SILENCE_SECONDS
     settings.watching.connect_timeout = 10
     settings.networking.request_timeout = 30
 

@@ -1,9 +1,10 @@
-"""The control keys of a PDServing: what the Secret `<pds>-control` holds.
+"""Keys of a PDServing: what the Secrets `<pds>-control…` and `<pds>-cache-key` hold.
 
 CURVE pairs (z85, 40 characters) for the engine's sockets, and a key (hexadecimal) for the
 signatures of internal HTTP calls.
 """
 
+import hashlib
 import secrets
 
 import zmq
@@ -18,5 +19,15 @@ def control_keys() -> dict[str, str]:
         "server.pub": server_public.decode(),
         "client.key": client_secret.decode(),
         "client.pub": client_public.decode(),
-        "hmac.key": secrets.token_hex(32),
+        "hmac.key": random_key(),
     }
+
+
+def random_key() -> str:
+    """256 bits, in hexadecimal."""
+    return secrets.token_hex(32)
+
+
+def key_id(key: bytes) -> str:
+    """Ten characters by which a control key is known in the open (`pds_engine.signing.key_id`)."""
+    return hashlib.sha256(b"pdserving control key\0" + key).hexdigest()[:10]

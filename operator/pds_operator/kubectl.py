@@ -1,5 +1,6 @@
 """`kubectl pds`: a kubectl plugin. It reads through kubectl itself, so every login works."""
 
+import contextlib
 import datetime
 import json
 import shutil
@@ -8,11 +9,13 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from pds_operator import names, views
+from pds_operator import keyring, names, views
+from pds_operator.answers import BadAnswer, backends
+from pds_operator.errors import SpecError
 from pds_operator.facts import pod_facts, revision_facts
-from pds_operator.observed import Pod, Revision, rfc3339
-from pds_operator.preview import preview
-from pds_operator.revision import digest, restored
+from pds_operator.observed import Observed, Pod, Revision, rfc3339
+from pds_operator.preview import Cluster, preview
+from pds_operator.revision import affecting, digest, restored
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 Object = dict[str, Any]
@@ -32,6 +35,8 @@ def status(name: str, namespace: Namespace = None, context: Context = None) -> N
     told = pds.get("status") or {}
     pods, routers = _pods(name, namespace, context)
     typer.echo(f"{name}  {told.get('endpoint', '')}")
+    for line in views.unseen(pds):
+        typer.echo(line)
     for rows in (views.conditions(told), views.tree(told, pods, _in_flight(pds, routers, context))):
         typer.echo("\n" + views.table(rows))
 
@@ -53,6 +58,8 @@ def plan(
         _fail("give the name of a PDServing, or -f FILE")
     pds = _get(["get", "pdserving", name], namespace, context)
     told = pds.get("status") or {}
+    for line in views.unseen(pds):
+        typer.echo(line)
     for condition in told.get("conditions", []):
         if condition["type"] == "Progressing" or (
             condition["type"] == "Degraded" and condition["status"] == "True"
@@ -68,8 +75,10 @@ def history(name: str, namespace: Namespace = None, context: Context = None) -> 
     pds = _get(["get", "pdserving", name], namespace, context)
     told = pds.get("status") or {}
     rows = [["NUMBER", "REVISION", "IMAGE", "SERVED", "STATE"]]
-    for item in _revisions(name, namespace, context):
-        full, wanted = names.revision(name, item.digest), item.digest == digest(pds["spec"])
+    stored = _revisions(name, namespace, context)
+    now = digest(pds["spec"], _active(stored))
+    for item in stored:
+        full, wanted = names.revision(name, item.digest), item.digest == now
         states = ["spec"] if wanted else []
         states += ["target"] if told.get("targetRevision") == full else []
         states += ["current"] if told.get("currentRevision") == full else []
@@ -89,8 +98,9 @@ def undo(
 ) -> None:
     """Write an older revision's spec: the one that served last, unless told. Replicas stay."""
     pds = _get(["get", "pdserving", name], namespace, context)
-    now = digest(pds["spec"])
-    stored = [item for item in _revisions(name, namespace, context) if item.digest != now]
+    now = affecting(pds["spec"])  # which it may have had with other keys too
+    revisions = _revisions(name, namespace, context)
+    stored = [item for item in revisions if item.data.get("spec") != now]
     if to:
         wanted = [r for r in stored if to in (str(r.number), r.digest, f"{name}-{r.digest}")]
     else:
@@ -108,8 +118,9 @@ def undo(
 def retry(name: str, namespace: Namespace = None, context: Context = None) -> None:
     """Try the spec's revision again that was marked as failed."""
     pds = _get(["get", "pdserving", name], namespace, context)
-    wanted = digest(pds["spec"])
-    failed = [item for item in _revisions(name, namespace, context) if item.failed]
+    stored = _revisions(name, namespace, context)
+    wanted = digest(pds["spec"], _active(stored))
+    failed = [item for item in stored if item.failed]
     if wanted not in [item.digest for item in failed]:
         _fail(f"revision {wanted} of the spec is not marked as failed")
     target = names.revision(name, wanted)
@@ -125,6 +136,21 @@ def restart(name: str, namespace: Namespace = None, context: Context = None) -> 
     moment = rfc3339(datetime.datetime.now(datetime.UTC).timestamp())
     _patch(name, {"restartedAt": moment}, namespace, context)
     typer.echo(f"{name}: restarts as a new revision ({moment})")
+
+
+@app.command(name="rotate-keys")
+def rotate_keys(name: str, namespace: Namespace = None, context: Context = None) -> None:
+    """Replace the control keys, and with them all groups, step by step."""
+    pods, _ = _pods(name, namespace, context)
+    key = _active(_revisions(name, namespace, context))
+    older = [pod.name for pod in pods if pod.key != key]
+    if older:
+        _fail(f"keys are being rotated: {len(older)} pods have older ones ({', '.join(older[:3])})")
+    moment = rfc3339(datetime.datetime.now(datetime.UTC).timestamp())
+    patch = json.dumps({"metadata": {"annotations": {names.ROTATE: moment}}})
+    words = ["patch", "pdserving", name, "--type", "merge", "-p", patch]
+    _get(words, namespace, context)
+    typer.echo(f"{name}: groups with new control keys take the place of the others ({moment})")
 
 
 def changes(old: Object, new: Object) -> Object:
@@ -162,11 +188,30 @@ def _preview(name: str, filename: str, namespace: str | None, context: str | Non
         _fail(f"{filename} holds {len(chosen)} PDServings of that name: name one")
     meta = chosen[0]["metadata"]
     place = meta.get("namespace") or namespace
-    pods, _ = _pods(meta["name"], place, context)
-    stored = {item.digest: item for item in _revisions(meta["name"], place, context)}
+    there = _there(meta["name"], place, context)
     now = datetime.datetime.now(datetime.UTC).timestamp()
-    for line in preview(meta["name"], chosen[0]["spec"], pods, stored, now):
+    try:
+        lines = preview(meta["name"], chosen[0]["spec"], there, now)
+    except SpecError as error:
+        _fail(f"{error.reason}: {error.message}; what runs would go on as it is")
+    for line in lines:
         typer.echo(line)
+
+
+def _there(name: str, namespace: str | None, context: str | None) -> Cluster:
+    """What there is of the PDServing of that name."""
+    pods, _ = _pods(name, namespace, context)
+    stored = {item.digest: item for item in _revisions(name, namespace, context)}
+    words = ["get", "pdservingroles", "-l", f"{names.NAME}={name}"]
+    children = _get(words, namespace, context)["items"]
+    words = ["get", "pdservings", "--field-selector", f"metadata.name={name}"]
+    own = _get(words, namespace, context)["items"]
+    return Cluster(
+        pods,
+        stored,
+        {(names.ROLE_KIND, item["metadata"]["name"]): item for item in children},
+        own[0]["spec"] if own else {},
+    )
 
 
 def _pods(name: str, namespace: str | None, context: str | None) -> tuple[list[Pod], list[Object]]:
@@ -184,8 +229,9 @@ def _in_flight(pds: Object, routers: list[Object], context: str | None) -> dict[
         path = f"/api/v1/{place}:{names.HTTP_PORT}/proxy/pds/backends"
         done = _kubectl(["get", "--raw", path], None, context)
         if done.returncode == 0:
-            for item in json.loads(done.stdout).get("backends", []):
-                counts[item["pod"]] = counts.get(item["pod"], 0) + item["in_flight"]
+            with contextlib.suppress(BadAnswer):  # it wears a router's labels, and is none
+                for item in backends(done.stdout):
+                    counts[item.pod] = counts.get(item.pod, 0) + item.in_flight
     return counts
 
 
@@ -193,6 +239,11 @@ def _revisions(name: str, namespace: str | None, context: str | None) -> list[Re
     words = ["get", "controllerrevisions", "-l", f"{names.NAME}={name}"]
     items = _get(words, namespace, context)["items"]
     return sorted((revision_facts(item, name) for item in items), key=lambda item: item.number)
+
+
+def _active(stored: list[Revision]) -> str:
+    """The id of the control key that the spec's revision has."""
+    return keyring.active(Observed(revisions={item.digest: item for item in stored}))
 
 
 def _patch(name: str, spec: Object, namespace: str | None, context: str | None) -> None:

@@ -5,6 +5,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from pds_operator import names
 from pds_operator.actions import (
@@ -25,6 +26,8 @@ from pds_operator.build.owner import Owner
 from pds_operator.fleet import Group, Phase
 from pds_operator.observed import Observed, Pod, Revision
 
+Object = dict[str, Any]
+
 BROKEN_GRACE = 5
 """Ranks stuck in a collective ignore SIGTERM."""
 DEADLINE_GRACE = 30
@@ -39,6 +42,17 @@ class Terms:
     drain_seconds: int
     schedule_timeout: float
     probe_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Ends:
+    """How the attempts before one ended, in a row: by faults of its own, or by disruptions."""
+
+    failures: int = 0
+    disruptions: int = 0
+
+
+NONE = Ends()
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +73,7 @@ def create(round_: Round, terms: Terms, starts: Sequence[Start]) -> None:
     for start in starts:
         role, data = start.role, start.revision.data
         size = engine.pods_per_group(data, role)
-        _create_pods(round_, terms, start.revision, role, start.index, 0, range(size), failures=0)
+        _create_pods(round_, terms, start.revision, role, start.index, 0, range(size))
         told.setdefault((role, start.revision.digest), []).append(start.index)
     for (role, digest), indices in told.items():
         which = "group" if len(indices) == 1 else "groups"
@@ -87,7 +101,7 @@ def keep_up(round_: Round, terms: Terms, group: Group, observed: Observed, now: 
         case Phase.FAILED:
             _make_again(round_, terms, group, observed, now)
         case Phase.EVICTED:
-            _replace(round_, terms, group, observed, group.failures, "EvictedGroupReplaced")
+            _replace(round_, terms, group, observed, Ends(group.failures), "EvictedGroupReplaced")
         case Phase.STARTING:
             _start(round_, terms, group, observed, now)
         case Phase.UP:
@@ -158,21 +172,25 @@ def _make_again(round_: Round, terms: Terms, group: Group, observed: Observed, n
         return
     retry_at = group.retry_at()
     if culprit is not None and retry_at > now:
-        name, exit_code = culprit.name, culprit.exit_code
-        round_.problems.append(
-            Problem(
-                "GroupFailing",
-                f"{name} ended with exit code {exit_code}, {group.next_failures()} failures in a "
-                f"row: {told[-500:]}",
-            )
-        )
+        round_.problems.append(_ended(group, culprit, told[-500:]))
         round_.wake_at(retry_at)
         return
-    _replace(round_, terms, group, observed, group.next_failures(), "FailedGroupReplaced")
+    ends = Ends(group.next_failures(), group.next_disruptions())
+    _replace(round_, terms, group, observed, ends, "FailedGroupReplaced")
+
+
+def _ended(group: Group, culprit: Pod, told: str) -> Problem:
+    if culprit.disrupted:
+        count = group.next_disruptions()
+        text = f"{culprit.name} was ended by its node or the scheduler ({culprit.disrupted}), "
+        return Problem("GroupDisrupted", f"{text}{count} times in a row: {told}")
+    count, code = group.next_failures(), culprit.exit_code
+    text = f"{culprit.name} ended with exit code {code}, {count} failures in a row: {told}"
+    return Problem("GroupFailing", text)
 
 
 def _replace(
-    round_: Round, terms: Terms, group: Group, observed: Observed, failures: int, reason: str
+    round_: Round, terms: Terms, group: Group, observed: Observed, ends: Ends, reason: str
 ) -> None:
     """Make the next attempt, from the group's own revision; the old one is swept next round."""
     revision = observed.revisions.get(group.revision)
@@ -180,6 +198,8 @@ def _replace(
     if revision is None or group.role not in revision.data.get("roles", {}):
         text = f"revision {group.revision} of {group.role} group {group.index} is not stored"
         round_.problems.append(Problem("RevisionMissing", text))
+        return
+    if _lost(round_, terms, group, revision, observed):
         return
     attempt = group.attempt + 1
     _create_pods(
@@ -190,7 +210,7 @@ def _replace(
         group.index,
         attempt,
         range(engine.pods_per_group(revision.data, group.role)),
-        failures=failures,
+        ends=ends,
     )
     text = f"{group.role} group {group.index} starts again as attempt {attempt}"
     culprit = group.culprit
@@ -199,11 +219,27 @@ def _replace(
     round_.actions.append(Say(reason, text, warning=True, scope=scope))
 
 
+def _lost(
+    round_: Round, terms: Terms, group: Group, revision: Revision, observed: Observed
+) -> bool:
+    """No pod of its revision can start: the Secret that it mounts is gone."""
+    if not observed.lost(revision.key):
+        return False
+    name = names.control_secret(terms.owner.name, revision.key)
+    text = (
+        f"{group.role} group {group.index} of revision {revision.digest} is not made again, as the "
+        f"Secret {name} is gone: one with a new key takes its place"
+    )
+    round_.problems.append(Problem("SecretLost", text))
+    return True
+
+
 def _start(round_: Round, terms: Terms, group: Group, observed: Observed, now: float) -> None:
     """Make pods that are missing of a group that never ran; give up one that is half scheduled."""
     scope = group_scope(group.role, group.index)
     revision = observed.revisions.get(group.revision)
-    if group.missing and revision is not None:
+    lost = revision is None or _lost(round_, terms, group, revision, observed)
+    if group.missing and revision is not None and not lost:
         _create_pods(
             round_,
             terms,
@@ -212,15 +248,12 @@ def _start(round_: Round, terms: Terms, group: Group, observed: Observed, now: f
             group.index,
             group.attempt,
             group.missing,
-            failures=group.failures,
+            ends=Ends(group.failures, group.disruptions),
         )
     waiting = group.unscheduled
     if not waiting:
         return
     said = next((pod.unscheduled for pod in waiting if pod.unscheduled), "")
-    if said:
-        text = f"{group.role} group {group.index}, pod {waiting[0].name}: {said}"
-        round_.problems.append(Problem("Unschedulable", text))
     if len(waiting) == len(group.pods):
         return  # holds nothing: it may wait for as long as it takes
     until = max(pod.created for pod in group.pods) + terms.schedule_timeout
@@ -262,7 +295,9 @@ def _serves(group: Group) -> bool:
 def _ask(round_: Round, terms: Terms, group: Group, scope: str) -> None:
     leader = group.leader
     if leader is not None and leader.ip:
-        round_.actions.append(AskDrain(leader.name, leader.ip, terms.drain_seconds, scope))
+        round_.actions.append(
+            AskDrain(leader.name, leader.ip, terms.drain_seconds, scope, leader.key)
+        )
 
 
 def _sweep(round_: Round, pods: Iterable[Pod], scope: str) -> None:
@@ -295,17 +330,21 @@ def _create_pods(
     attempt: int,
     rank_pods: Iterable[int],
     *,
-    failures: int,
+    ends: Ends = NONE,
 ) -> None:
     scope = group_scope(role, index)
     if gang.of(revision.data, role):
         name = names.group_name(terms.owner.name, role, index, attempt)
         made = gang.pod_group(terms.owner, revision.data, role, name)
         round_.actions.append(Create(made, scope))
-    round_.actions += [
-        Create(
-            engine.pod(terms.owner, revision.data, role, index, attempt, rank_pod, failures),
-            scope,
-        )
-        for rank_pod in rank_pods
-    ]
+    for rank_pod in rank_pods:
+        made = engine.pod(terms.owner, revision.data, role, index, attempt, rank_pod, ends.failures)
+        round_.actions.append(Create(_noted(made, ends), scope))
+
+
+def _noted(pod: Object, ends: Ends) -> Object:
+    if not ends.disruptions:
+        return pod
+    meta = pod["metadata"]
+    notes = {**meta.get("annotations", {}), names.DISRUPTIONS: str(ends.disruptions)}
+    return {**pod, "metadata": {**meta, "annotations": notes}}

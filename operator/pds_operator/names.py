@@ -1,5 +1,6 @@
-"""Names, labels and annotations: the one place that spells them (contracts.md)."""
+"""Names, labels and annotations: the one place that spells them (docs/contract.md)."""
 
+import re
 from typing import Final
 
 GROUP: Final = "pdserving.io"
@@ -11,6 +12,9 @@ ROLE_KIND: Final = "PDServingRole"
 ROLE_PLURAL: Final = "pdservingroles"
 MANAGER: Final = "pds-operator"
 
+MANAGED_BY: Final = "app.kubernetes.io/managed-by"
+SERVICE_NAME: Final = "kubernetes.io/service-name"
+"""On EndpointSlices."""
 NAME: Final = f"{GROUP}/name"
 ROLE: Final = f"{GROUP}/role"
 GROUP_INDEX: Final = f"{GROUP}/group"
@@ -21,19 +25,32 @@ MEETING_POINT: Final = f"{GROUP}/meeting-point"
 """On leaders of groups of several pods: the others find it by its name."""
 KV: Final = f"{GROUP}/kv"
 DRAINING: Final = f"{GROUP}/draining"
+KEY: Final = f"{GROUP}/key"
+"""The id of the control key that a pod mounts or a Secret holds; the first key goes without."""
 
 DRAIN_DEADLINE: Final = f"{GROUP}/drain-deadline"
 """RFC 3339, on the pods of a group that drains."""
 FAILURES: Final = f"{GROUP}/failures"
 """Failures in a row before this attempt of a group: what its backoff follows from."""
+DISRUPTIONS: Final = f"{GROUP}/disruptions"
+"""Ends in a row before this attempt of a group that were no fault of its own: backoff alone."""
 FAILED: Final = f"{GROUP}/failed"
 """On a ControllerRevision: why it is not brought out any more."""
 TARGETED: Final = f"{GROUP}/targeted"
 """On a ControllerRevision, RFC 3339: since when it is the target, where it is not the newest."""
 SERVED: Final = f"{GROUP}/served"
 """On a ControllerRevision, RFC 3339: when it last stood whole."""
+GROUPS: Final = f"{GROUP}/groups"
+"""On a ControllerRevision, JSON: groups of each role when it last stood whole."""
+WAITED: Final = f"{GROUP}/waited"
+"""On a ControllerRevision, JSON: what is used up of its rollout's progress deadline."""
 APPLIED: Final = f"{GROUP}/applied"
 """Digest of the object as it was last applied: what tells a removed field from a defaulted one."""
+ROTATE: Final = f"{GROUP}/rotate-keys"
+"""On a PDServing: each new value asks for a new control key, once. On the key's Secret: the value
+that there was when it was made."""
+ACTIVE: Final = f"{GROUP}/active"
+"""On the ring of keys: the name of the Secret whose key new revisions have."""
 GANG: Final = f"{GROUP}/gang"
 """On pods whose group has a PodGroup: of which scheduler."""
 ROUTABLE: Final = f"{GROUP}/routable"
@@ -52,7 +69,7 @@ def common_labels(pds: str, role: str) -> dict[str, str]:
         "app.kubernetes.io/name": "pdserving",
         "app.kubernetes.io/instance": pds,
         "app.kubernetes.io/component": role,
-        "app.kubernetes.io/managed-by": MANAGER,
+        MANAGED_BY: MANAGER,
         "app.kubernetes.io/part-of": "pdserving",
         NAME: pds,
         ROLE: role,
@@ -69,6 +86,15 @@ def pod_name(pds: str, role: str, group: int, attempt: int, rank_pod: int) -> st
     return f"{group_name(pds, role, group, attempt)}-{rank_pod}"
 
 
+def pod_place(pds: str, pod: str) -> tuple[str, int, int, int] | None:
+    """(role, group, attempt, rank pod) of an engine pod of that name; None: it is none."""
+    found = re.fullmatch(rf"{re.escape(pds)}-([a-z])-(\d+)-(\d+)-(\d+)", pod)
+    role = next((role for role in ROLES if found and role[0] == found[1]), None)
+    if found is None or role is None:
+        return None
+    return role, int(found[2]), int(found[3]), int(found[4])
+
+
 def ranks_service(pds: str) -> str:
     """The headless Service by which the ranks of a group find each other."""
     return f"{pds}-ranks"
@@ -79,9 +105,19 @@ def router(pds: str) -> str:
     return f"{pds}-router"
 
 
-def control_secret(pds: str) -> str:
-    """The Secret of CURVE and HMAC keys."""
-    return f"{pds}-control"
+def control_secret(pds: str, key: str = "") -> str:
+    """The Secret of CURVE and HMAC keys: the first has no id in its name."""
+    return f"{pds}-control-{key}" if key else f"{pds}-control"
+
+
+def keyring(pds: str) -> str:
+    """The Secret of the HMAC keys of all groups, which routers mount."""
+    return f"{pds}-keyring"
+
+
+def cache_key(pds: str) -> str:
+    """The Secret of the key that seals the compile cache."""
+    return f"{pds}-cache-key"
 
 
 def cache_claim(pds: str) -> str:

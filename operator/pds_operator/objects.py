@@ -4,7 +4,17 @@ from collections.abc import Iterable
 from typing import Any
 
 from pds_operator import diff, names
-from pds_operator.actions import Apply, Create, Delete, MakeSecret, Problem, Round, object_scope
+from pds_operator.actions import (
+    Adopt,
+    Apply,
+    Create,
+    Delete,
+    Problem,
+    Relabel,
+    Round,
+    TakeOver,
+    object_scope,
+)
 from pds_operator.build import engine, router, shared
 from pds_operator.build.owner import Owner
 from pds_operator.desired import Desired
@@ -21,7 +31,6 @@ PRUNED = ("PodDisruptionBudget", "NetworkPolicy")
 def keep(round_: Round, observed: Observed, desired: Desired, now: float) -> None:
     """Bring them to what is wanted."""
     owner, spec, settings = desired.owner, desired.spec, desired.settings
-    _secret(round_, observed, owner)
     pods = {role: shape.groups * shape.pods_per_group for role, shape in spec.roles.items()}
     wanted = shared.objects(owner, spec, settings, pods)
     try:
@@ -29,44 +38,35 @@ def keep(round_: Round, observed: Observed, desired: Desired, now: float) -> Non
     except SpecError as error:
         round_.problems.append(Problem(error.reason, error.message))
     for obj in wanted:
-        ensure(round_, observed, obj, owner.uid)
+        ensure(round_, observed, obj)
     named = {(obj["kind"], obj["metadata"]["name"]) for obj in wanted}
     for (kind, name), live in observed.objects.items():
-        if kind in PRUNED and (kind, name) not in named and diff.ours(live, owner.uid):
+        if kind in PRUNED and (kind, name) not in named:
             scope = object_scope(live)
             round_.actions.append(Delete(kind, name, live["metadata"]["uid"], scope))
     _claim(round_, observed, owner, now)
+    for pod in observed.pods:
+        if pod.wrong:
+            scope = f"labels/{pod.name}"
+            round_.actions.append(Relabel(pod.name, pod.uid, dict(pod.wrong), scope))
 
 
-def _secret(round_: Round, observed: Observed, owner: Owner) -> None:
-    """Made once. When it is lost what runs still has the old keys, so no new ones are made."""
-    if observed.secret:
-        return
-    name = names.control_secret(owner.name)
-    if observed.pods or ("Deployment", names.router(owner.name)) in observed.objects:
-        text = (
-            f"the Secret {name} is gone, and running pods use its keys: restore it, or delete the "
-            f"Deployment {names.router(owner.name)} and all pods, to have everything made anew"
-        )
-        round_.problems.append(Problem("SecretMissing", text))
-    else:
-        round_.actions.append(MakeSecret(owner.metadata(name)))
-
-
-def ensure(round_: Round, observed: Observed, obj: Object, uid: str) -> None:
-    """Make it, apply it again, leave it alone, or say that it is somebody else's."""
+def ensure(round_: Round, observed: Observed, obj: Object) -> None:
+    """Make it, apply it again, or leave it alone."""
     wanted = diff.stamped(obj)
-    scope = object_scope(wanted)
-    live = observed.objects.get((wanted["kind"], wanted["metadata"]["name"]))
-    match diff.verdict(wanted, live, uid):
+    kind, name, scope = wanted["kind"], wanted["metadata"]["name"], object_scope(wanted)
+    live = observed.objects.get((kind, name))
+    uid = live["metadata"]["uid"] if live is not None else ""
+    match diff.verdict(wanted, live):
         case diff.Verdict.CREATE:
             round_.actions.append(Create(wanted, scope))
-        case diff.Verdict.APPLY if live is not None:
-            round_.actions.append(Apply(wanted, live["metadata"]["uid"], scope))
-        case diff.Verdict.FOREIGN:
-            text = f"{scope} exists and is not owned by this PDServing; it is left untouched"
-            round_.problems.append(Problem("NameTaken", text))
-        case _:
+        case diff.Verdict.APPLY:
+            round_.actions.append(Apply(wanted, uid, scope))
+        case diff.Verdict.TAKE_OVER:
+            round_.actions.append(TakeOver(wanted, uid, scope))
+        case diff.Verdict.ADOPT:
+            round_.actions.append(Adopt(kind, name, uid, scope))
+        case diff.Verdict.KEEP:
             pass
 
 
@@ -90,4 +90,4 @@ def config_maps(round_: Round, observed: Observed, desired: Desired, used: Itera
     for digest in sorted(set(used) & set(observed.revisions)):
         stored = observed.revisions[digest]
         wanted = engine.config_map(desired.owner, digest, stored.data)
-        ensure(round_, observed, wanted, desired.owner.uid)
+        ensure(round_, observed, wanted)

@@ -4,27 +4,41 @@ Level-triggered and without memory: the plan of a crashed round, made again, goe
 stopped.
 """
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import count, islice
 
-from pds_operator import compiling, lifecycle, names, objects, rollout, scaling
+from pds_operator import (
+    compiling,
+    counting,
+    hindrances,
+    keyring,
+    lifecycle,
+    names,
+    objects,
+    ownership,
+    rollout,
+    scaling,
+)
 from pds_operator import progress as progresses
 from pds_operator import target as targets
 from pds_operator.actions import Action, Problem, Round
 from pds_operator.build import engine
+from pds_operator.build.owner import Owner
 from pds_operator.compiling import State, Warmup
+from pds_operator.counting import Frame, counts, limits, whole
 from pds_operator.desired import Desired
 from pds_operator.fleet import Group, Phase, groups
-from pds_operator.judge import delay, evidence
-from pds_operator.observed import Observed, Revision, rfc3339
-from pds_operator.rollout import Limits, Role, Step
+from pds_operator.judge import able, delay, evidence
+from pds_operator.observed import Failure, Observed, Revision, rfc3339
+from pds_operator.rollout import Role, Step
 from pds_operator.target import Target
 
-__all__ = ["Desired", "Plan", "counts", "limits", "plan"]
+__all__ = ["Desired", "Plan", "counts", "limits", "plan", "routers_settled"]
 
 SCHEDULE_TIMEOUT = 300
+PASSING = ("QuotaExceeded", "LimitRange", "ApiError", "ApiUnreachable")
+"""Refusals that a pod that ends, or an API server that starts, may take back in seconds."""
 
 
 @dataclass(frozen=True)
@@ -52,24 +66,32 @@ def plan(observed: Observed, desired: Desired, now: float) -> Plan:
     """The next round."""
     round_ = Round()
     fleet = _fleet(observed, desired)
+    desired = replace(desired, key=keyring.active(observed))
     target = targets.choose(observed, desired.digest, fleet, now)
     asked, desired = desired, targets.effective(desired, target, fleet)
     scaling.keep_up(round_, asked.spec, desired.owner, observed, fleet)
     spec = scaling.scaled(desired.spec, desired.owner, observed, fleet)
     desired = replace(desired, spec=spec)
+    keyring.keep(round_, observed, desired, target)
     objects.keep(round_, observed, desired, now)
     coming = target is None and targets.make(round_, observed, desired)
+    if target is None and not coming:
+        target = targets.stand_in(observed, fleet, now)
+        desired = targets.effective(desired, target, fleet)
+        desired = replace(
+            desired, spec=scaling.scaled(desired.spec, desired.owner, observed, fleet)
+        )
     moving = None if targets.recover(round_, observed, asked, fleet) else target
     if target is not None and target.rejected is not None:
         round_.problems.append(_rejected(asked, target, target.rejected))
     terms = _terms(desired)
     limit = limits(desired, target)
     overdue, warmup = "", Warmup()
-    kept = target.good.digest if target and target.good and limit.holds else ""
     digest = target.digest if target else desired.digest
-    roles = counts(round_, fleet, desired, digest, kept, now)
+    frame = Frame(digest, target, limit.holds, observed.states, _lost(observed))
+    roles = counts(round_, fleet, desired, frame, now)
     step = rollout.step(roles, limit)
-    retired = _retired(fleet, step, moving.digest, kept) if moving else []
+    retired = counting.retired(fleet, step, frame) if moving else []
     for group in retired:
         lifecycle.retire(round_, terms, group, now)
     for group in fleet:
@@ -77,16 +99,17 @@ def plan(observed: Observed, desired: Desired, now: float) -> Plan:
         if group not in retired and not (coming and group.hopeless):
             lifecycle.keep_up(round_, terms, group, observed, now)
     if moving is not None:
-        used = {group.revision for group in fleet} | {digest} | ({kept} - {""})
+        used = {group.revision for group in fleet} | {digest, *_good(moving)}
         objects.config_maps(round_, observed, desired, used)
         warmup = compiling.first(round_, observed, desired, moving, step, fleet, now)
         held = warmup.holds
         _create(round_, observed, desired, moving, fleet, retired, step, now, hold_new=held)
         overdue = _judge(round_, observed, desired, moving, step, fleet, warmup, now)
-        targets.note(round_, desired, moving, now, whole=_whole(fleet, roles, digest))
+        targets.note(round_, desired, moving, now, whole(fleet, roles, digest, now))
     targets.prune(round_, observed, asked, target)
+    hindrances.look(round_, observed, fleet, now)
     return Plan(
-        actions=_allowed(round_, observed, now),
+        actions=_allowed(round_, observed, desired.owner, now),
         problems=tuple(dict.fromkeys(round_.problems)),
         step=step,
         groups=tuple(fleet),
@@ -112,12 +135,24 @@ def _judge(
 ) -> str:
     """Give up a revision that shows to be bad; why the rollout is overdue, if it is."""
     busy = warmup.state is State.RUNNING and not warmup.waits
+    own = [g for g in fleet if g.revision == target.digest and g.phase is not Phase.LEAVING]
     progress = progresses.progress(
-        desired, target, step, fleet, compiling=busy, compiled=warmup.ended
+        desired,
+        target,
+        step,
+        progresses.last_progress(desired, target, fleet, warmup.ended),
+        now,
+        waits=not busy,
+        able=able(observed, target, own),
     )
+    if progress.note is not None:
+        targets.use_up(round_, desired, target, progress.note)
     found = evidence(observed, target, progress, warmup, fleet, now)
     if desired.rollout.paused:
         found = None
+    if found is None and warmup.state is State.FAILED:
+        # Nobody goes back from it, and no pod is made: an edit has to come.
+        round_.problems.append(Problem("WarmupFailed", warmup.message))
     if found is not None and desired.rollout.auto_rollback is not False:
         targets.reject(round_, desired, target, str(found))
     elif found is not None:
@@ -126,9 +161,14 @@ def _judge(
     if progress.overdue(now):
         why = delay(observed, target, fleet, warmup)
         return f"no progress since {rfc3339(progress.since)}: {why}"
-    if progress.due is not None:
-        round_.wake_at(progress.due)
+    if progress.look is not None:
+        round_.wake_at(progress.look)
     return ""
+
+
+def _good(target: Target) -> list[str]:
+    """The revision that groups may be made of, beside the target: scaling, and what was lost."""
+    return [target.good.digest] if target.good and not target.settled else []
 
 
 def _rejected(asked: Desired, target: Target, rejected: Revision) -> Problem:
@@ -140,7 +180,7 @@ def _rejected(asked: Desired, target: Target, rejected: Revision) -> Problem:
 
 
 def _fleet(observed: Observed, desired: Desired) -> list[Group]:
-    """Our groups. A pod that carries our labels but not our owner is nobody's business of ours."""
+    """Our groups."""
 
     def size(digest: str, role: str) -> int:
         stored = observed.revisions.get(digest)
@@ -148,7 +188,7 @@ def _fleet(observed: Observed, desired: Desired) -> list[Group]:
             return 1
         return engine.pods_per_group(stored.data, role)
 
-    return groups((pod for pod in observed.pods if pod.owner == desired.owner.uid), size)
+    return groups(observed.pods, size)
 
 
 def _terms(desired: Desired) -> lifecycle.Terms:
@@ -162,104 +202,10 @@ def _terms(desired: Desired) -> lifecycle.Terms:
     )
 
 
-def counts(
-    round_: Round, fleet: list[Group], desired: Desired, digest: str, kept: str, now: float
-) -> dict[str, Role]:
-    """Each role's groups, as the arithmetic of rollouts wants them.
-
-    An old group that has never served, or is over, is not counted: it is retired at once, unless
-    it is of the revision `kept`, which a held rollout goes on with.
-    """
-    spec = desired.spec
-    held = desired.rollout.min_ready_seconds or 0
-    roles: dict[str, Role] = {}
-    present = {group.role for group in fleet if group.phase is not Phase.LEAVING}
-    for name in [*spec.roles, *sorted(present - set(spec.roles))]:
-        own = [group for group in fleet if group.role == name]
-        staying = [group for group in own if group.phase is not Phase.LEAVING]
-        new = [group for group in staying if group.revision == digest]
-        old = [g for g in staying if g.revision != digest and not _useless(g, kept)]
-        for group in new:
-            due = group.available_at(held)
-            if due is not None and due > now:
-                round_.wake_at(due)
-        roles[name] = Role(
-            want=spec.roles[name].groups if name in spec.roles else 0,
-            old=len(old),
-            old_ready=sum(group.ready for group in old),
-            new=len(new),
-            new_ready=sum(group.available(now, held) for group in new),
-            leaving=sum(
-                not all(pod.deleting for pod in group.pods)
-                for group in own
-                if group.phase is Phase.LEAVING
-            ),
-        )
-    return roles
-
-
-def _useless(group: Group, kept: str) -> bool:
-    return group.hopeless and group.revision != kept
-
-
-def _whole(fleet: list[Group], roles: Mapping[str, Role], digest: str) -> bool:
-    """Every wanted group of the target is available, and no other is left."""
-    return (
-        any(role.want for role in roles.values())
-        and all(role.new_ready >= role.want for role in roles.values())
-        and all(group.revision == digest for group in fleet)
-    )
-
-
-def limits(desired: Desired, target: Target | None) -> Limits:
-    """Steps are held back only while a revision that served can go on."""
-    given = desired.rollout
-    rolling = target is not None and target.rolling
-    return Limits(
-        surge=1 if given.max_surge is None else given.max_surge,
-        unavailable=given.max_unavailable or 0,
-        partition=(given.partition or 0) if rolling else 0,
-        paused=bool(given.paused) and rolling,
-    )
-
-
-def _retired(fleet: list[Group], step: Step, digest: str, kept: str) -> list[Group]:
-    """The groups that leave now: useless old ones, and what each role's move retires."""
-    result: list[Group] = []
-    pairs = _pairs(fleet)
-    for name, move in step.moves.items():
-        staying = [g for g in fleet if g.role == name and g.phase is not Phase.LEAVING]
-        old = [g for g in staying if g.revision != digest]
-        new = [g for g in staying if g.revision == digest]
-        result += [g for g in old if _useless(g, kept)]
-        result += _least_useful([g for g in old if not _useless(g, kept)], move.retire_old, pairs)
-        result += _least_useful(new, move.retire_new, pairs)
-    return result
-
-
-def _pairs(fleet: list[Group]) -> dict[str, int]:
-    """Ready pairs of each revision: those of two revisions may not work with each other."""
-    ready = Counter((group.revision, group.role) for group in fleet if group.ready)
-    return {
-        own: ready[own, "unified"] + min(ready[own, "prefill"], ready[own, "decode"])
-        for own in {group.revision for group in fleet}
-    }
-
-
-def _least_useful(candidates: list[Group], count: int, pairs: Mapping[str, int]) -> list[Group]:
-    """Unready ones before ready ones; of the revision with fewest pairs, in all roles the same.
-
-    Of unready ones those last that run and whose gate is open: they may be ready unheard.
-    """
-    order = {Phase.FAILED: 0, Phase.STARTING: 1, Phase.EVICTED: 2}
-
-    def rank(group: Group) -> tuple[int, bool, bool, int, str, int]:
-        phase, own = order.get(group.phase, 3), group.revision
-        gate = bool(group.leader and group.leader.routable)
-        nearly = gate and all(pod.containers_ready for pod in group.pods)
-        return phase, group.ready, nearly, pairs[own], own, -group.index
-
-    return sorted(candidates, key=rank)[:count]
+def _lost(observed: Observed) -> frozenset[str]:
+    """The revisions whose control key's Secret is gone."""
+    stored = observed.revisions.values()
+    return frozenset(item.digest for item in stored if observed.lost(item.key))
 
 
 def _create(
@@ -277,13 +223,15 @@ def _create(
     """Start what this step allows, the roles by turns: where nodes run out, each has its share."""
     staying = [group for group in fleet if group not in retired]
     rolling = any(group.revision != target.digest for group in staying)
-    if rolling and not _routers_settled(observed, desired):
+    if rolling and not routers_settled(observed, desired):
         return
     starts: list[tuple[float, lifecycle.Start]] = []
     for name, move in step.moves.items():
         own = [group for group in staying if group.role == name]
         source = _source(target, move, hold_new=hold_new)
         if source is None or name not in source.data.get("roles", {}):
+            continue
+        if observed.lost(source.key):
             continue
         if observed.held(f"schedule/{name}", now):
             continue
@@ -300,10 +248,10 @@ def _create(
 
 
 def _source(target: Target, move: rollout.Move, *, hold_new: bool) -> Revision | None:
-    """What the next group of a role is made from."""
-    if move.create and not hold_new:
-        return target.revision
-    return target.good if move.create_old else None
+    """What the next group of a role is made from: first what serves is made whole again."""
+    if move.create_old and target.good is not None:
+        return target.good
+    return target.revision if move.create and not hold_new else None
 
 
 def _may_start(own: list[Group], wanted: int, pods: int) -> int:
@@ -323,7 +271,7 @@ def _may_start(own: list[Group], wanted: int, pods: int) -> int:
     return 0 if waiting else min(wanted, 1)
 
 
-def _routers_settled(observed: Observed, desired: Desired) -> bool:
+def routers_settled(observed: Observed, desired: Desired) -> bool:
     """Whether the routers run what was last applied: they roll before engines do."""
     live = observed.objects.get(("Deployment", names.router(desired.owner.name)))
     if live is None:
@@ -337,16 +285,26 @@ def _routers_settled(observed: Observed, desired: Desired) -> bool:
     )
 
 
-def _allowed(round_: Round, observed: Observed, now: float) -> tuple[Action, ...]:
+def _allowed(round_: Round, observed: Observed, owner: Owner, now: float) -> tuple[Action, ...]:
     """Without what is held back; what holds it back is a problem to tell.
 
     So is what was refused and is tried again now, but not what nobody asks for any more.
     """
+    ownership.yielding(round_, observed, owner, now)
     asked = {item.scope for item in round_.actions}
     for scope, failure in observed.failures.items():
         held = observed.held(scope, now)
         if held or scope in asked:
-            round_.problems.append(Problem(failure.reason, failure.message))
+            _refusal(round_, failure, now)
         if held:
             round_.wake_at(failure.until)
     return tuple(item for item in round_.actions if not observed.held(item.scope, now))
+
+
+def _refusal(round_: Round, failure: Failure, now: float) -> None:
+    """Tell it; what may pass by itself, once it lasts."""
+    due = failure.since + hindrances.LASTS_SECONDS if failure.reason in PASSING else now
+    if due > now:
+        round_.wake_at(due)
+    else:
+        round_.problems.append(Problem(failure.reason, failure.message))

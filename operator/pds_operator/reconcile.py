@@ -5,23 +5,23 @@ nothing that a restart would miss, but for how often a refused write was tried.
 """
 
 import asyncio
-import base64
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
-from pds_operator import errors, names, spec, status
-from pds_operator.actions import MakeSecret, Problem, Say
+from pds_operator import errors, names, ownership, spec, status
+from pds_operator.actions import Create, KeepRing, MakeCacheKey, MakeKey, Problem, Say
 from pds_operator.api import TRANSIENT, Api
 from pds_operator.build.owner import Owner
-from pds_operator.cluster import Key, Owned, Store
-from pds_operator.execute import Executor, Ledger, Together
-from pds_operator.observed import EngineState, Observed, RouterView
+from pds_operator.cluster import Key, Store
+from pds_operator.execute import Executor, Together
+from pds_operator.observed import Observed
+from pds_operator.observing import Observer, Worker
 from pds_operator.plan import Desired, Plan, plan
 from pds_operator.probe import Prober
 from pds_operator.settings import Settings
+from pds_operator.vault import READ_SECONDS
 
 Object = dict[str, Any]
 
@@ -31,34 +31,13 @@ SETTLE_SECONDS, SETTLE_MOST = 0.02, 1.0
 """Changes come in bursts: one look for all of one. At least and at most."""
 SETTLE_TIMES = 20
 """In between, so many times as long as the last plan took, which grows with the pods."""
-STATE_SECONDS = 30.0
-"""How long a leader's last answer stands for status, when it does not answer just now."""
-SECRET_SECONDS = 60.0
+MOST_ASKED = 64
+"""Characters of a request to rotate keys by which it is told from others."""
 
 
 def settle(thought: float) -> float:
     """Seconds from a change to the next round, where the last plan took `thought` seconds."""
     return min(SETTLE_MOST, max(SETTLE_SECONDS, SETTLE_TIMES * thought))
-
-
-@dataclass(slots=True)
-class Worker:
-    """What is kept for one PDServing."""
-
-    dirty: asyncio.Event = field(default_factory=asyncio.Event)
-    since: float | None = None
-    """When it became dirty, by the monotonic clock."""
-    thought: float = 0.0
-    """Seconds that the last round took to plan."""
-    ledger: Ledger = field(default_factory=Ledger)
-    states: dict[str, tuple[EngineState, float, str]] = field(default_factory=dict)
-    """By leader: its last answer, when that came, and its uid. A name may be another pod's soon."""
-    views: list[RouterView] = field(default_factory=list)
-    asked: dict[str, str] = field(default_factory=dict)
-    """The uids of the pods that there were when routers were asked."""
-    probed: float = 0.0
-    secret: tuple[bool, bytes, float] = (False, b"", 0.0)
-    """(it is there and ours, its HMAC key, when it was read)."""
 
 
 class Reconciler:
@@ -74,7 +53,6 @@ class Reconciler:
         together: Together = asyncio.gather,
     ) -> None:
         self._api = api
-        self._prober = prober
         self._settings = settings
         self._leads = leads
         self._clock = clock
@@ -84,6 +62,7 @@ class Reconciler:
         self.store = Store(self.mark)
         self.rounds = 0
         self._executor = Executor(api, self.store, prober, leads, clock, together)
+        self._observer = Observer(api, self.store, prober, settings, clock)
 
     def mark(self, key: Key) -> None:
         """Something of `key` changed."""
@@ -167,6 +146,7 @@ class Reconciler:
             raise errors.NotLeading("watching only")
         meta = parent["metadata"]
         owner = Owner(meta["name"], meta["namespace"], meta["uid"])
+        worker.serve(owner.uid)
         generation = int(meta.get("generation") or 0)
         self.rounds += 1
         try:
@@ -176,23 +156,31 @@ class Reconciler:
             told = status.refused(generation, problem, parent.get("status") or {}, self._clock())
             await self._tell(parent, owner, told, worker)
             return self._settings.resync_seconds
-        desired = Desired(owner, generation, parent["spec"], wanted, self._settings)
-        observed = await self._observe(key, owner, worker)
+        rotate = (meta.get("annotations") or {}).get(names.ROTATE, "")[:MOST_ASKED]
+        desired = Desired(owner, generation, parent["spec"], wanted, self._settings, rotate)
+        observed = await self._observer.look(key, owner, worker)
+        if observed.orphans:
+            observed, wait = await self._adopt(observed, key, owner, worker)
+            if wait:
+                return wait
         began = time.monotonic()
         decided = plan(observed, desired, self._clock())
         worker.thought = time.monotonic() - began
-        again = await self._executor.carry_out(
-            decided.actions, owner, worker.ledger, worker.secret[1]
+        makes = any(
+            isinstance(item, Create | MakeKey | KeepRing | MakeCacheKey) for item in decided.actions
         )
-        if any(isinstance(item, MakeSecret) for item in decided.actions):
-            worker.secret = (False, b"", 0.0)
+        if makes and not await self._is_there(owner):
+            return self._settings.resync_seconds
+        again = await self._executor.carry_out(decided.actions, owner, worker.ledger, worker.vault)
+        if again and not await self._is_there(owner):
+            return self._settings.resync_seconds
         told = status.status(observed, desired, decided, parent.get("status") or {}, self._clock())
         await self._tell(parent, owner, told, worker)
         return 1.0 if again else self._until(decided, worker)
 
     def _until(self, decided: Plan, worker: Worker) -> float:
         probe = self._settings.probe_seconds
-        waits = [self._settings.resync_seconds, probe if decided.unsettled else 10 * probe]
+        waits = [READ_SECONDS, probe if decided.unsettled else 10 * probe]
         if decided.wake is not None:
             waits.append(max(0.05, decided.wake - self._clock()))
         now = self._clock()
@@ -200,72 +188,40 @@ class Reconciler:
         waits += [until - now for until in held if until > now]
         return min(waits)
 
-    async def _observe(self, key: Key, owner: Owner, worker: Worker) -> Observed:
-        owned = self.store.owned(key)
-        await self._read_secret(owner, worker)
-        await self._probe(owned, worker)
-        now = self._clock()
-        routers = [router for router, _ in owned.routers.values()]
-        draining = {pod.name for pod, _ in owned.pods.values() if pod.draining}
-        fresh = 2 * self._settings.probe_seconds
-        uids = {name: pod.uid for name, (pod, _) in owned.pods.items()}
-        same = {name: uid for name, uid in uids.items() if worker.asked.get(name) == uid}
-        return Observed(
-            pods=tuple(pod for pod, _ in owned.pods.values()),
-            revisions=owned.revisions(owner.name),
-            objects={place: obj for place, (obj, _) in owned.objects.items()},
-            states={
-                name: state
-                for name, (state, at, uid) in worker.states.items()
-                if uids.get(name) == uid
-                and now - at <= (fresh if name in draining else STATE_SECONDS)
-            },
-            routers=tuple(view.of(same) for view in worker.views),
-            routers_ready=sum(router.ready for router in routers),
-            routers_waiting={item.name: item.waits for item in routers if item.waits},
-            routers_unscheduled={
-                item.name: item.unscheduled for item in routers if item.unscheduled
-            },
-            warmups=tuple(pod for pod, _ in owned.warmups.values()),
-            secret=worker.secret[0],
-            failures=dict(worker.ledger.failures),
-        )
+    async def _is_there(self, owner: Owner) -> bool:
+        """Whether the PDServing exists: asked before anything is made, and when a write met with
+        something gone.
 
-    async def _read_secret(self, owner: Owner, worker: Worker) -> None:
-        there, _, at = worker.secret
-        now = self._clock()
-        if there and now - at < SECRET_SECONDS:
-            return
+        kopf may never tell that it went: its watch was down, and its next list says nothing of it.
+        """
+        key = owner.namespace, owner.name
         try:
-            live = await self._api.get("Secret", owner.namespace, names.control_secret(owner.name))
+            live = await self._api.get(names.KIND, *key)
         except errors.Missing:
-            worker.secret = (False, b"", now)
-            return
-        uids = [item["uid"] for item in live["metadata"].get("ownerReferences") or []]
-        text = base64.b64decode((live.get("data") or {}).get("hmac.key", ""))
-        try:
-            worker.secret = (owner.uid in uids, bytes.fromhex(text.decode()), now)
-        except ValueError:
-            worker.secret = (owner.uid in uids, b"", now)
+            log.info("%s/%s: it is gone", *key)
+            self.store.drop_parent(key, owner.uid)
+            return False
+        if live["metadata"]["uid"] == owner.uid:
+            return True
+        log.info("%s/%s: it was deleted and made again", *key)
+        self.store.put_parent(live)
+        return False
 
-    async def _probe(self, owned: Owned, worker: Worker) -> None:
-        """Ask routers and leaders, unless they were asked just now."""
-        now = self._clock()
-        if now - worker.probed < 0.8 * self._settings.probe_seconds:
-            return
-        leaders = [
-            (pod.name, pod.ip)
-            for pod, _ in owned.pods.values()
-            if pod.leader and pod.started and pod.ip and not pod.failed
-        ]
-        routers = [(pod.name, pod.ip) for pod, _ in owned.routers.values() if pod.ready and pod.ip]
-        key, uids = worker.secret[1], {name: pod.uid for name, (pod, _) in owned.pods.items()}
-        states, views = await self._prober.look(leaders, routers, key)
-        worker.probed = self._clock()
-        worker.views, worker.asked = views, uids
-        worker.states |= {n: (state, worker.probed, uids[n]) for n, state in states.items()}
-        for name in set(worker.states) - set(owned.pods):
-            del worker.states[name]
+    async def _adopt(
+        self, observed: Observed, key: Key, owner: Owner, worker: Worker
+    ) -> tuple[Observed, float]:
+        """Adopt orphans; (what is observed then, seconds to wait in place of the round).
+
+        A round that took what serves for absent would make it anew: it waits, but not for ever,
+        for what somebody refuses to let us adopt.
+        """
+        adoptions, ledger = ownership.adoptions(observed, self._clock()), worker.ledger
+        await self._executor.carry_out(adoptions, owner, ledger, worker.vault)
+        if adoptions:
+            worker.vault.forget()
+        observed = await self._observer.look(key, owner, worker)
+        wait = ownership.wait(observed, self._clock())
+        return observed, wait
 
     async def _tell(self, parent: Object, owner: Owner, told: Object, worker: Worker) -> None:
         """Write the status where it differs, and an Event for each condition that changed."""
@@ -281,10 +237,11 @@ class Reconciler:
                 names.KIND, owner.namespace, owner.name, patch, subresource="status"
             )
         except (errors.Conflict, errors.Missing):
-            return  # deleted, or deleted and made again, in between
+            await self._is_there(owner)
+            return
         says = [
             Say(reason, f"{kind}: {message}", warning=kind == "Degraded" and reason != "AsExpected")
             for kind, reason, message in status.transitions(before, told)
         ]
-        await self._executor.carry_out(says, owner, worker.ledger, b"")
+        await self._executor.carry_out(says, owner, worker.ledger, worker.vault)
         self.store.put_parent(written, told=True)

@@ -43,9 +43,14 @@ def affecting(raw: Object) -> Object:
     return pruned if isinstance(pruned, dict) else {}
 
 
-def digest(raw: Object) -> str:
-    """Ten characters that name the revision of this `spec`."""
+def digest(raw: Object, key: str = "") -> str:
+    """Ten characters that name the revision of this `spec` whose pods mount the control key `key`.
+
+    The first key, "", counts for nothing: that pods mount it is how revisions were made before
+    there were others.
+    """
     text = json.dumps(affecting(raw), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    text += f"\nkey {key}" if key else ""
     return hashlib.sha256(text.encode()).hexdigest()[:LENGTH]
 
 

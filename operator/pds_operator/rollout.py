@@ -65,6 +65,8 @@ class Role:
     """Ready for minReadySeconds."""
     leaving: int = 0
     """Draining groups whose pods still run."""
+    before: int = 0
+    """Groups of the revision that served when it last stood whole; what is missing was lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,7 @@ class Move:
     retire_old: int = 0
     retire_new: int = 0
     create_old: int = 0
-    """Of the revision that served before: scaling, while the rollout is held."""
+    """Of the revision that served before: what was lost of it, or scaling of a held rollout."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +145,9 @@ def _move(role: Role, limits: Limits, at: _At) -> Move:
     if held and at.reached >= at.last:
         create = 0
         create_old = max(0, min(keep - role.old, room))
+    elif role.old < min(keep, role.before):  # lost while nobody looked
+        create_old = max(0, min(min(keep, role.before) - role.old, room))
+        create = max(0, min(create, room - create_old))
     if role.want == 0 and at.reached < at.steps:
         keep = role.old  # a role that the new revision lacks serves until the new one is whole
     # New groups count as serving only once their revision has a pair: before it, nobody is

@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from pds_operator import diff, names
-from pds_operator.actions import Create, Delete, Problem, Round, TellScale, object_scope
+from pds_operator import names
+from pds_operator.actions import Create, Delete, Round, TellScale, object_scope
 from pds_operator.build.owner import Owner
 from pds_operator.fleet import Group, Phase
 from pds_operator.observed import Observed
@@ -47,11 +47,7 @@ def keep_up(
     for role in names.ROLES:
         name = names.role_object(owner.name, role)
         live = observed.objects.get((names.ROLE_KIND, name))
-        if live is not None and not diff.ours(live, owner.uid):
-            if role in ruling:
-                text = f"{names.ROLE_KIND} {name} exists and is not owned by this PDServing"
-                round_.problems.append(Problem("NameTaken", text))
-        elif role not in ruling:
+        if role not in ruling:
             if live is not None and not live["metadata"].get("deletionTimestamp"):
                 scope = object_scope(live)
                 round_.actions.append(Delete(names.ROLE_KIND, name, live["metadata"]["uid"], scope))
@@ -88,8 +84,7 @@ def _status(owner: Owner, role: str, fleet: Iterable[Group]) -> Object:
 
 
 def _child(observed: Observed, owner: Owner, role: str) -> Object | None:
-    live = observed.objects.get((names.ROLE_KIND, names.role_object(owner.name, role)))
-    return live if live is not None and diff.ours(live, owner.uid) else None
+    return observed.objects.get((names.ROLE_KIND, names.role_object(owner.name, role)))
 
 
 def _present(fleet: Iterable[Group], role: str) -> int:

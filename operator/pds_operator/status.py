@@ -5,43 +5,56 @@ Conditions as in KEP-1623; lastTransitionTime moves only when the status of a co
   Progressing  the cluster differs from what is wanted and is being brought there
   KernelsWarm  every group of the target proves by its manifest that it compiles nothing any more
   Degraded     something stands in the way, or groups are missing that nothing is bringing back
+  Reconciling  what is asked for is not there yet, and comes by itself     } kstatus: at most one
+  Stalled      what is asked for will not come until a person does something } of both is True
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from pds_operator import names
-from pds_operator.actions import Problem
+from pds_operator import names, pairs, severity, volume
+from pds_operator.actions import Apply, Create, Problem, TakeOver
 from pds_operator.build import config, router
 from pds_operator.compiling import State
 from pds_operator.fleet import Group, Phase
 from pds_operator.observed import Observed, rfc3339
-from pds_operator.plan import Desired, Plan
+from pds_operator.plan import Desired, Plan, routers_settled
 
 Object = dict[str, Any]
 Told = tuple[str, str, str]
 """(status, reason, message) of a condition."""
 
 MESSAGE_LIMIT = 2000
+NAMED = 5
+"""Pods of a kind; of more the number is told."""
+OWN = ("Ready", "Progressing", "KernelsWarm", "Degraded")
+KSTATUS = ("Reconciling", "Stalled")
+"""For tools (kstatus, Argo CD, Flux): they say nothing that the others do not."""
 
 
 def status(
     observed: Observed, desired: Desired, plan: Plan, previous: Mapping[str, Any], now: float
 ) -> Object:
     """The whole status, to be written when it differs from `previous`."""
-    problems = [*plan.problems, *_kv_mismatch(observed, desired, plan)]
+    problems = [*plan.problems, *_kv_mismatch(observed, plan)]
+    cache = volume.problem(desired.owner.name, desired.spec, observed, plan.groups)
+    problems += [cache] if cache else []
+    problems += [Problem("ProgressDeadlineExceeded", plan.overdue)] if plan.overdue else []
     roles = {role: _role(observed, plan, role) for role in plan.roles}
     routers = _routers(observed, desired)
-    told = {
-        "Ready": _ready(desired, plan, routers),
-        "Progressing": _progressing(desired, plan, roles),
+    told: dict[str, Told] = {
+        "Ready": _ready(observed, desired, plan, routers),
+        "Progressing": _progressing(observed, desired, plan, {**roles, "router": routers}, now),
         "KernelsWarm": _kernels_warm(observed, desired, plan, roles),
         "Degraded": _degraded(problems),
     }
+    lacking = any(one["ready"] < one["desired"] for one in (*roles.values(), routers))
+    told |= _kstatus(told["Progressing"], problems, lacking=lacking)
     return {
         "observedGeneration": desired.generation,
         "conditions": _conditions(told, previous, desired.generation, now),
-        "currentRevision": _current(desired, plan, previous),
+        "currentRevision": _current(observed, desired, plan),
         "targetRevision": names.revision(desired.owner.name, plan.target),
         "endpoint": router.endpoint(desired.owner, desired.spec),
         **roles,
@@ -52,6 +65,7 @@ def status(
 def refused(generation: int, problem: Problem, previous: Mapping[str, Any], now: float) -> Object:
     """The status of an object whose spec cannot be read: what runs goes on as it is."""
     told: dict[str, Told] = {"Degraded": ("True", problem.reason, problem.message)}
+    told |= _kstatus(("False", problem.reason, problem.message), [problem], lacking=True)
     for kind in ("Ready", "Progressing", "KernelsWarm"):
         old = _previous(previous, kind)
         if old:
@@ -69,6 +83,8 @@ def transitions(previous: Mapping[str, Any], new: Mapping[str, Any]) -> list[Tol
     """(type, reason, message) of the conditions whose status or reason changed: worth an Event."""
     changed = []
     for condition in new.get("conditions", []):
+        if condition["type"] in KSTATUS:
+            continue
         old = _previous(previous, condition["type"])
         if old is None and condition["status"] != "True":
             continue  # a new object is neither ready nor degraded: that is no news
@@ -105,36 +121,49 @@ def _role(observed: Observed, plan: Plan, role: str) -> Object:
 
 def _routers(observed: Observed, desired: Desired) -> Object:
     live = observed.objects.get(("Deployment", names.router(desired.owner.name))) or {}
-    wanted = (live.get("spec") or {}).get("replicas")
-    if wanted is None:
-        given = router.router_spec(desired.spec).replicas
-        wanted = router.DEFAULT_REPLICAS if given is None else given
+    wanted = router.router_spec(desired.spec).replicas
+    if wanted is None:  # whoever scales it says
+        wanted = (live.get("spec") or {}).get("replicas", router.DEFAULT_REPLICAS)
     return {"desired": wanted, "ready": (live.get("status") or {}).get("readyReplicas", 0)}
 
 
-def _ready(desired: Desired, plan: Plan, routers: Object) -> Told:
+def _ready(observed: Observed, desired: Desired, plan: Plan, routers: Object) -> Told:
     if not routers["ready"]:
         return "False", "NoRouter", "no router pod is ready"
-    serving = {group.role for group in plan.groups if group.ready}
-    pairs = [["unified"], ["prefill", "decode"]]
-    if any(all(role in serving for role in pair) for pair in pairs):
+    if not observed.endpoints:
+        return "False", "NoEndpoint", _no_endpoint(desired.owner.name)
+    if pairs.serves(plan.groups, observed.states):
         return "True", "Routable", f"requests are answered at {_endpoint(desired)}"
+    serving = {group.role for group in plan.groups if group.ready}
     missing = ", ".join(role for role in desired.spec.roles if role not in serving)
+    if not missing:
+        return "False", "NoPair", "no ready prefill and decode group share a KV format"
     return "False", "NoRoutableGroup", f"no routable group of {missing}"
+
+
+def _no_endpoint(service: str) -> str:
+    return (
+        f"the EndpointSlices of Service {service} list no ready router, so that it reaches none; "
+        f"it is put back where somebody changed it: if this lasts, kubectl delete service {service}"
+        ", which is made anew"
+    )
 
 
 def _endpoint(desired: Desired) -> str:
     return router.endpoint(desired.owner, desired.spec)
 
 
-def _progressing(desired: Desired, plan: Plan, roles: Mapping[str, Object]) -> Told:
+def _progressing(
+    observed: Observed, desired: Desired, plan: Plan, parts: Mapping[str, Object], now: float
+) -> Told:
+    roles, routers = {role: parts[role] for role in plan.roles}, parts["router"]
     counts = "; ".join(
         f"{role} {told['ready']} ready of {told['desired']}, {told['updated']} of revision "
         f"{plan.target}" + (f", {told['draining']} draining" if told["draining"] else "")
         for role, told in roles.items()
     )
     stale = any(role.old for role in plan.roles.values()) or any(
-        group.revision != plan.target for group in plan.groups
+        group.revision != plan.target and not group.stuck(now) for group in plan.groups
     )
     done, steps = plan.step.reached, plan.step.steps
     if plan.step.held:
@@ -147,18 +176,32 @@ def _progressing(desired: Desired, plan: Plan, roles: Mapping[str, Object]) -> T
     if plan.warmup.state is State.RUNNING:
         return "True", "WarmupRunning", f"{plan.warmup.message}; {counts}"
     if plan.warmup.state is State.IN_INIT:
-        said = plan.warmup.message or "new pods compile while the old ones serve"
+        said = plan.warmup.message or "new pods compile for themselves, before they start"
         return "True", "WarmupInInit", f"{said}; {counts}"
     if stale:
         reason = "RollingBack" if plan.rejected else "RollingOut"
         return "True", reason, f"step {done} of {steps} is done: {counts}"
-    if any(told["created"] > told["desired"] or told["draining"] for told in roles.values()):
+    leaving = any(g.phase is Phase.LEAVING and not g.stuck(now) for g in plan.groups)
+    if leaving or any(told["created"] > told["desired"] for told in roles.values()):
         return "True", "Draining", counts
     if any(told["created"] < told["desired"] for told in roles.values()):
         return "True", "Creating", counts
     if any(told["ready"] < told["desired"] for told in roles.values()):
         return "True", "Starting", counts
+    if pairs.mismatch(plan.groups, observed.states, plan.target):
+        return "True", "Starting", f"groups are ready and cannot pair; {counts}"
+    counts = f"router {routers['ready']} ready of {routers['desired']}; {counts}"
+    if _writes_routers(plan) or not routers_settled(observed, desired):
+        return "True", "RollingOut", f"routers are replaced: {counts}"
+    if routers["ready"] < routers["desired"]:
+        return "True", "Starting", counts
     return "False", "Complete", counts
+
+
+def _writes_routers(plan: Plan) -> bool:
+    """Their Deployment is not yet as it should be."""
+    writes = [item for item in plan.actions if isinstance(item, Apply | Create | TakeOver)]
+    return any(item.obj["kind"] == "Deployment" for item in writes)
 
 
 def _kernels_warm(
@@ -172,7 +215,9 @@ def _kernels_warm(
         if state.compiles_after_ready
     ]
     if late:
-        return "False", "CompiledAfterReady", f"compilations after ready: {', '.join(late)}"
+        more = f" and {len(late) - NAMED} more" if len(late) > NAMED else ""
+        text = f"compilations after ready: {', '.join(late[:NAMED])}{more}"
+        return "False", "CompiledAfterReady", text
     failed = _failed_proof(plan)
     if failed:
         return "False", "WarmupFailed", failed
@@ -188,8 +233,11 @@ def _kernels_warm(
     ]
     compiled, reused = sum(item[0] for item in sums), sum(item[1] for item in sums)
     text = f"all groups proved warm: {compiled} artefacts compiled, {reused} reused"
-    volume = desired.spec.compile_cache.volume if desired.spec.compile_cache else None
-    if volume is None or volume.ephemeral is not None:
+    alone = volume.private(plan.groups)
+    if alone:
+        return "True", "WarmPrivate", f"{text}; {alone}"
+    given = desired.spec.compile_cache.volume if desired.spec.compile_cache else None
+    if given is None or given.ephemeral is not None:
         return "True", "WarmEphemeral", f"{text}; the volume is ephemeral: each pod compiles"
     return "True", "Warm", text
 
@@ -205,44 +253,54 @@ def _failed_proof(plan: Plan) -> str:
 def _degraded(problems: list[Problem]) -> Told:
     if not problems:
         return "False", "AsExpected", "nothing stands in the way"
-    text = "; ".join(dict.fromkeys(problem.message for problem in problems))
-    return "True", problems[0].reason, text[:MESSAGE_LIMIT]
+    ranked = severity.worst_first(problems)
+    text = "; ".join(dict.fromkeys(problem.message for problem in ranked))
+    return "True", ranked[0].reason, text
 
 
-def _kv_mismatch(observed: Observed, desired: Desired, plan: Plan) -> list[Problem]:
+def _kstatus(progressing: Told, problems: list[Problem], *, lacking: bool) -> dict[str, Told]:
+    """As Deployments are read: a paused rollout is under way, one at its partition is over.
+
+    lacking: not everything that is wanted is ready.
+    """
+    state, reason, message = progressing
+    stuck = severity.stalled(problems)
+    under_way = stuck is None and (state == "True" or reason == "Paused" or lacking)
+    return {
+        "Reconciling": ("True" if under_way else "False", reason, message),
+        "Stalled": ("True", stuck.reason, stuck.message)
+        if stuck
+        else ("False", "AsExpected", "nothing waits for a person"),
+    }
+
+
+def _kv_mismatch(observed: Observed, plan: Plan) -> list[Problem]:
     """Groups of one revision must have one fingerprint, else no two of them ever pair."""
-    told: dict[str, str] = {}
-    for group in plan.groups:
-        leader = group.leader
-        state = observed.states.get(leader.name) if leader else None
-        if group.revision == plan.target and state is not None and state.fingerprint:
-            told.setdefault(state.fingerprint, f"{group.role} group {group.index}")
-    if len(told) < 2:
-        return []
-    text = ", ".join(f"{who} has {fingerprint[:12]}" for fingerprint, who in told.items())
-    return [
-        Problem(
-            "KvFingerprintMismatch",
-            f"groups of revision {plan.target} cannot pair: {text}; "
-            "do all pods see the same model folder?",
-        )
-    ]
+    text = pairs.mismatch(plan.groups, observed.states, plan.target)
+    return [Problem("KvFingerprintMismatch", text)] if text else []
 
 
-def _current(desired: Desired, plan: Plan, previous: Mapping[str, Any]) -> str:
-    """The revision that serves: the target once every wanted group of it is ready."""
-    target = names.revision(desired.owner.name, plan.target)
+def _current(observed: Observed, desired: Desired, plan: Plan) -> str:
+    """The revision that serves: the target once every wanted group of it is ready.
+
+    Until then one that has a ready group, if any has: of those the one that stood whole last.
+    """
     whole = all(role.new_ready >= role.want for role in plan.roles.values())
     if whole and any(role.want for role in plan.roles.values()):
-        return target
-    return str(previous.get("currentRevision") or "")
+        return names.revision(desired.owner.name, plan.target)
+    ready = Counter(group.revision for group in plan.groups if group.ready)
+    stored = observed.revisions.values()
+    serving = [item for item in stored if ready[item.digest]]
+    known = serving or [item for item in stored if item.served is not None]
+    found = max(known, key=lambda r: (r.served or 0.0, ready[r.digest], r.number), default=None)
+    return names.revision(desired.owner.name, found.digest) if found else ""
 
 
 def _conditions(
     told: Mapping[str, Told], previous: Mapping[str, Any], generation: int, now: float
 ) -> list[Object]:
     result = []
-    for kind in ("Ready", "Progressing", "KernelsWarm", "Degraded"):
+    for kind in (*OWN, *KSTATUS):
         state, reason, message = told[kind]
         old = _previous(previous, kind)
         same = old is not None and old["status"] == state
@@ -251,7 +309,7 @@ def _conditions(
                 "type": kind,
                 "status": state,
                 "reason": reason,
-                "message": message,
+                "message": message[:MESSAGE_LIMIT],
                 "observedGeneration": generation,
                 "lastTransitionTime": old["lastTransitionTime"] if old and same else rfc3339(now),
             }

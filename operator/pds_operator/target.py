@@ -1,16 +1,20 @@
 """Which revision groups are brought to, and which one stands behind it (operator.md §4). Pure.
 
-Two annotations on a ControllerRevision keep what nothing shows any more afterwards:
+Annotations on a ControllerRevision keep what nothing shows any more afterwards:
   targeted  since when groups are brought to it, where it is not the newest (a revert, a retry)
   served    when it last stood whole: every wanted group of it available, no other left
+  groups    how many of each role it then had: what is missing of them later was lost
+  waited    what its rollout has used up of its progress deadline
 A target that stood whole since it became the target is settled; until then it is rolled out.
 """
 
 import dataclasses
+import json
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pds_operator import diff, names, spec
+from pds_operator import names, spec
 from pds_operator import revision as revisions
 from pds_operator.actions import Annotate, Create, Delete, Problem, Recover, Round, Say, TryOut
 from pds_operator.actions import revision_scope as scope_of
@@ -18,7 +22,7 @@ from pds_operator.build import engine
 from pds_operator.desired import Desired
 from pds_operator.errors import RevisionMissing, SpecError
 from pds_operator.fleet import Group
-from pds_operator.observed import Observed, Revision, rfc3339
+from pds_operator.observed import Observed, Revision, Waited, rfc3339
 
 HISTORY_LIMIT = 10
 
@@ -36,6 +40,8 @@ class Target:
     """The revision of the spec, where that is marked as failed and the last good one stands in."""
     fresh: bool = False
     """It has become the target just now, which is still to be written down."""
+    stands_in: bool = False
+    """The revision of the spec cannot be stored, and that of the spec before goes on."""
 
     @property
     def digest(self) -> str:
@@ -47,6 +53,11 @@ class Target:
         """It stood whole since it became the target."""
         served = self.revision.served
         return not self.fresh and served is not None and served >= self.since
+
+    @property
+    def judged(self) -> bool:
+        """It may be given up: for one that stood whole, as another may be just as bad."""
+        return self.rolling and self.good is not None and self.good.served is not None
 
     @property
     def rolling(self) -> bool:
@@ -64,7 +75,7 @@ def choose(observed: Observed, digest: str, fleet: list[Group], now: float) -> T
     if wanted is None:
         return None
     good = _last_good(observed, wanted, fleet)
-    back = bool(wanted.failed) and good is not None
+    back = bool(wanted.failed) and good is not None and good.served is not None
     revision = good if back and good is not None else wanted
     others = [r.since for r in observed.revisions.values() if r.digest != revision.digest]
     latest = max(others, default=-1.0)
@@ -76,9 +87,19 @@ def choose(observed: Observed, digest: str, fleet: list[Group], now: float) -> T
     return Target(revision, since, good, fresh=fresh)
 
 
+def stand_in(observed: Observed, fleet: list[Group], now: float) -> Target | None:
+    """The target that there was: what the spec asks for now is refused, and nothing stops for it.
+
+    None at a first start.
+    """
+    newest = max(observed.revisions.values(), key=lambda r: (r.since, r.number), default=None)
+    found = choose(observed, newest.digest, fleet, now) if newest else None
+    return dataclasses.replace(found, stands_in=True) if found else None
+
+
 def effective(desired: Desired, target: Target | None, fleet: list[Group]) -> Desired:
-    """`desired` as the target has it: where a revision was rejected, with the older one's pods."""
-    if target is None or target.rejected is None:
+    """`desired` as the target has it: with the older one's pods, where that is in its place."""
+    if target is None or (target.rejected is None and not target.stands_in):
         return desired
     raw = revisions.restored(desired.raw, target.revision.data["spec"])
     for role in set(raw) & set(names.ROLES) - set(desired.raw):
@@ -95,6 +116,7 @@ def _last_good(observed: Observed, target: Revision, fleet: list[Group]) -> Revi
     ready = Counter(group.revision for group in fleet if group.ready)
     others = [item for item in observed.revisions.values() if item.digest != target.digest]
     known = [r for r in others if not r.failed and (r.served is not None or ready[r.digest])]
+    known = [item for item in known if not observed.lost(item.key)]  # no pod of it could start
     return max(
         known, key=lambda item: (item.served or 0.0, ready[item.digest], item.number), default=None
     )
@@ -122,7 +144,7 @@ def make(round_: Round, observed: Observed, desired: Desired) -> bool:
     """
     owner, digest = desired.owner, desired.digest
     try:
-        data = engine.render(desired.raw, desired.spec, owner, desired.settings)
+        data = engine.render(desired.raw, desired.spec, owner, desired.settings, desired.key)
     except SpecError as error:
         round_.problems.append(Problem(error.reason, error.message))
         return False
@@ -136,15 +158,29 @@ def make(round_: Round, observed: Observed, desired: Desired) -> bool:
     return scope not in observed.failures
 
 
-def note(round_: Round, desired: Desired, target: Target, now: float, *, whole: bool) -> None:
-    """Write down that the target has become it, or that it stands whole."""
+def note(
+    round_: Round, desired: Desired, target: Target, now: float, whole: Mapping[str, int]
+) -> None:
+    """Write down that the target has become it, or that it stands whole, with how many groups.
+
+    `whole`: groups of each role; empty while it does not.
+    """
+    text = json.dumps(whole, sort_keys=True)
     if target.fresh:
-        key, moment = names.TARGETED, target.since
+        told: dict[str, str | None] = {names.TARGETED: rfc3339(target.since), names.WAITED: None}
     elif whole and not target.settled:
-        key, moment = names.SERVED, max(now, target.since)
+        told = {names.SERVED: rfc3339(max(now, target.since)), names.GROUPS: text}
+    elif whole and whole != target.revision.groups:
+        told = {names.GROUPS: text}
     else:
         return
-    _annotate(round_, desired, target.revision, {key: rfc3339(moment)})
+    _annotate(round_, desired, target.revision, told)
+
+
+def use_up(round_: Round, desired: Desired, target: Target, waited: Waited) -> None:
+    """Write down what its rollout has used up of its deadline."""
+    told = {key: round(value, 3) for key, value in dataclasses.asdict(waited).items()}
+    _annotate(round_, desired, target.revision, {names.WAITED: json.dumps(told)})
 
 
 def reject(round_: Round, desired: Desired, target: Target, why: str) -> None:
@@ -180,6 +216,6 @@ def prune(round_: Round, observed: Observed, desired: Desired, target: Target | 
     for stored in unused[: max(0, len(unused) - limit)]:
         name, scope = names.revision(desired.owner.name, stored.digest), "history"
         live = observed.objects.get(("ConfigMap", name))
-        if live is not None and diff.ours(live, desired.owner.uid):
+        if live is not None:
             round_.actions.append(Delete("ConfigMap", name, live["metadata"]["uid"], scope))
         round_.actions.append(Delete("ControllerRevision", name, stored.uid, scope))

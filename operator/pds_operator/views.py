@@ -22,6 +22,17 @@ def conditions(told: Object) -> list[list[str]]:
     return [["CONDITION", "STATUS", "REASON", "SINCE", "MESSAGE"], *rows]
 
 
+def unseen(pds: Object) -> list[str]:
+    """A line where the operator has not looked at the last edit: the rest is of an older one."""
+    asked = int(pds["metadata"].get("generation") or 0)
+    seen = int((pds.get("status") or {}).get("observedGeneration") or 0)
+    if seen >= asked:
+        return []
+    looked = f"generation {seen} was seen last" if seen else "none was seen yet"
+    cure = "if this lasts, see the operator's log and lease"
+    return [f"generation {asked} is asked for, {looked}: {cure}"]
+
+
 def tree(told: Object, pods: Iterable[Pod], in_flight: Mapping[str, int]) -> list[list[str]]:
     """Roles, their groups, and the pods of those: revision, phase, and what is under way.
 

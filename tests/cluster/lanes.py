@@ -33,16 +33,26 @@ WITHOUT = ("-p", "no:schemathesis", "-p", "no:hypothesispytest")
 Part = tuple[str, ...]
 """Files of one process."""
 ROLLOUTS: tuple[Part, ...] = (
-    ("cluster/test_warmup.py", "cluster/test_rollout.py", "cluster/test_pipeline.py"),
+    (
+        "cluster/test_warmup.py",
+        "cluster/test_rollout.py",
+        "cluster/test_rotation.py",
+        "cluster/test_pipeline.py",
+        "cluster/test_volume.py",
+    ),
+    ("cluster/test_recreate.py", "cluster/test_rollback.py"),
+    ("cluster/test_faults.py",),
 )
 """On the instance that is up."""
 OTHERS: tuple[Part, ...] = (
     (
         "operator/test_crd_cel.py",
         "operator/test_operator_process.py",
+        "operator/test_owned_fields.py",
         "operator/test_ha.py",
         "operator/test_upgrade.py",
     ),
+    ("cluster/test_skew.py",),
     ("cluster/test_cluster_lifecycle.py", "cluster/test_cluster_teardown.py"),
     ("cluster/test_refusals.py",),
     (
@@ -51,12 +61,12 @@ OTHERS: tuple[Part, ...] = (
         "cluster/test_sizes.py",
         "cluster/test_scaling.py",
         "cluster/test_migration.py",
+        "cluster/test_beside.py",
     ),
-    ("cluster/test_faults.py",),
-    ("cluster/test_rollback.py",),
-    ("cluster/test_operator_killed.py",),
+    ("cluster/test_operator_killed.py", "cluster/test_long.py"),
 )
-"""On a second one. The first part needs a cluster without our chart, or takes its operator away."""
+"""On a second one. The first part needs a cluster without our chart, or takes its operator away,
+the second installs another."""
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ from urllib.parse import quote
 
 import httpx
 from pds_cluster.testing import Cluster
+from pds_operator.kubectl import app as kubectl_pds
+from typer.testing import CliRunner
 
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "examples" / "models" / "tiny"
@@ -137,6 +139,16 @@ class Serving:
     def complete(self, client: httpx.Client, prompt: Any, **options: Any) -> httpx.Response:
         body = {"model": "tiny", "prompt": prompt, "temperature": 0, **options}
         return client.post(f"{self.url}/v1/completions", json=body, timeout=120)
+
+    def pds(self, command: str, *words: str) -> str:
+        """What `kubectl pds COMMAND NAME` prints."""
+        here = self.cluster
+        path = f"{Path(here.program).parent}:/usr/bin:/bin"
+        env = {"KUBECONFIG": str(here.kubeconfig), "PATH": path}
+        place = ["-n", self.namespace, "--context", here.context]
+        done = CliRunner().invoke(kubectl_pds, [command, self.name, *words, *place], env=env)
+        assert done.exit_code == 0, done.output
+        return done.output
 
     def exec(self, pod: Object, *words: str) -> str:
         name = pod["metadata"]["name"]

@@ -6,7 +6,14 @@ import pytest
 import yaml
 from pds_cluster import local_values
 from pds_cluster.errors import ClusterError
-from pds_cluster.local_values import Mount, check_readable, interpreter_folders, mounts, values
+from pds_cluster.local_values import (
+    TREE,
+    Mount,
+    check_readable,
+    interpreter_folders,
+    mounts,
+    values,
+)
 
 
 @pytest.fixture
@@ -95,7 +102,7 @@ def test_what_pods_do_not_read_may_be_closed(machine):
 
 def test_values_are_the_seam_with_the_chart():
     found = [Mount("host-usr", Path("/usr"), "/usr"), Mount("tree-0", Path("/tree"), "/tree")]
-    made = values(Path("/tree"), Path("/tree/.venv"), found)
+    made = values(TREE, Path("/tree/.venv"), found)
     assert made["image"] == {
         "repository": "localhost/pds-dev",
         "tag": "latest",
@@ -113,3 +120,12 @@ def test_values_are_the_seam_with_the_chart():
     }
     assert all(mount["readOnly"] for mount in pods["volumeMounts"])
     assert yaml.safe_load(yaml.safe_dump(made)) == made
+
+
+def test_pods_of_another_release_run_its_packages_in_this_environment():
+    made = values(Path("/tree/old"), Path("/tree/.venv"), [])
+    for pods in (made["operator"], made["podDefaults"]):
+        env = {item["name"]: item["value"] for item in pods["env"]}
+        assert env["PYTHONPATH"] == "/tree/old/operator:/tree/old/engine:/tree/old/kernels"
+    here = values(TREE, Path("/tree/.venv"), [])["podDefaults"]["env"]
+    assert "PYTHONPATH" not in {item["name"] for item in here}

@@ -12,7 +12,7 @@ from pds_cluster.errors import ClusterError
 from pds_cluster.testing import Cluster
 from serving import Serving, manifest
 from streams import REST, Body, Outcome, ask, crowd, data_of, known, opened, text_of
-from workers import BACK, LONG, Worker, amid_prefill, comes_back, leader
+from workers import BACK, LONG, Process, Worker, amid_prefill, comes_back, leader
 
 pytestmark = pytest.mark.cluster
 
@@ -27,6 +27,10 @@ FREED = LEASE - 10
 """No page is held for a request that has ended."""
 ON_ITS_WAY = 3.0
 """Seconds after which nothing comes any more that a killed process had sent."""
+UNREADY = 7.0
+"""A router that hangs is left out: 5 s by its probe, and what the news takes."""
+RESTARTED = 20.0
+"""And started again."""
 PATIENCE = 4.0
 """Seconds after which the impatient client of one test leaves."""
 
@@ -209,6 +213,39 @@ def test_a_stream_waits_for_its_killed_decode_worker(served: Serving, client: ht
     assert_answers(served, client)
     print(f"the only decode worker killed: its stream went on after {went_on:.1f} s;")
     print(f"  the group back in {back:.1f} s, all free in {seconds:.1f} s")
+
+
+def test_a_hung_router_is_left_out_and_started_again(served: Serving, client: httpx.Client) -> None:
+    """A stopped process answers nothing and does not end: its own connections stay open."""
+    before = served.object["spec"]["router"]
+    served.apply(router={**before, "replicas": 2})
+    served.settled()
+    served.until("two routers", lambda: served.get()["status"]["router"]["ready"] == 2, BACK)
+    hung, other = served.pods("router")
+    process, name = Process(hung, "pds-router"), hung["metadata"]["name"]
+
+    def container(field: str) -> int | bool:
+        [pod] = [pod for pod in served.pods("router") if pod["metadata"]["name"] == name]
+        value: int | bool = pod["status"]["containerStatuses"][0][field]
+        return value
+
+    restarts = container("restartCount")
+    process.stop()
+    stopped = time.monotonic()
+    try:
+        served.until("unready", lambda: not container("ready"), UNREADY)
+        unready = time.monotonic() - stopped
+        assert_answers(served, client)  # by the other one
+        served.until("restarted", lambda: container("restartCount") > restarts, RESTARTED - unready)
+        restarted = time.monotonic() - stopped
+        served.until("ready again", lambda: container("ready"), BACK)
+    finally:
+        process.go_on()
+    pods = {pod["metadata"]["name"] for pod in served.pods("router")}
+    assert {name, other["metadata"]["name"]} == pods
+    served.apply(router=before)
+    served.settled()
+    print(f"router stopped: unready in {unready:.1f} s, started again in {restarted:.1f} s")
 
 
 def test_clients_do_not_notice_that_the_operator_is_gone(served: Serving) -> None:

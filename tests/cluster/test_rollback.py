@@ -20,6 +20,8 @@ pytestmark = pytest.mark.cluster
 
 GIVEN_UP = 240
 """Seconds within which a revision is given up; engines start in 10 to 70 on two busy cores."""
+SEEN = 60
+"""Seconds within which what keeps pods from starting is in status."""
 CLIENTS = 2
 ROLES = ("prefill", "decode")
 
@@ -113,6 +115,12 @@ def given_up(served: Serving, reason: str) -> str:
     return message
 
 
+def degraded(served: Serving, reason: str) -> str:
+    """What Degraded says for that reason; empty while it gives another or none."""
+    found = served.conditions()["Degraded"]
+    return str(found["message"]) if found["reason"] == reason else ""
+
+
 def serving_revision(served: Serving) -> str:
     found = served.get()["status"]["currentRevision"]
     return str(found).removeprefix(f"{served.name}-")
@@ -134,11 +142,14 @@ def undone(served: Serving) -> None:
 def test_an_image_that_nobody_has(served: Serving, questions: list[Question]) -> None:
     """Routers come first: the new one's pod is what waits for the image."""
     with unharmed(served, questions):
-        served.apply(
-            image="localhost/nowhere:0",
-            imagePullPolicy="IfNotPresent",
-            rollout={"drainSeconds": 30, "progressDeadlineSeconds": 10},
-        )
+        began = time.monotonic()
+        served.apply(image="localhost/nowhere:0", imagePullPolicy="IfNotPresent")
+        told = served.until("told", lambda: degraded(served, "ImagePullBackOff"), SEEN)
+        print(f"a bad image: in status after {time.monotonic() - began:.1f} s: {told}")
+        assert "localhost/nowhere:0" in told
+        assert "put the image right in the spec" in told
+        # What it has waited counts: the time that it has had is over at once.
+        served.apply(rollout={"drainSeconds": 30, "progressDeadlineSeconds": 20})
         message = given_up(served, "ProgressDeadlineExceeded")
         assert "localhost/nowhere:0" in message
         assert "ErrImagePull" in message or "ImagePullBackOff" in message

@@ -6,17 +6,14 @@ first token are printed (`pytest -rP`).
 
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 import torch
 from pds_cluster import image
 from pds_cluster.settings import DEV_IMAGE
-from pds_operator.kubectl import app as kubectl_pds
 from reference import Reference
 from serving import MODEL, Object, Serving
 from streams import REST, Crowd, Outcome, Phase, Question, copies, crowd, known
-from typer.testing import CliRunner
 from watching import ROLES, Watch, watching
 
 pytestmark = pytest.mark.cluster
@@ -114,12 +111,8 @@ def rolled(name: str, watch: Watch, **spec: Object | str) -> Phase:
 
 def undone(watch: Watch) -> Phase:
     """`kubectl pds undo`."""
-    began, serving = time.monotonic(), watch.serving
-    here = serving.cluster
-    env = {"KUBECONFIG": str(here.kubeconfig), "PATH": f"{Path(here.program).parent}:/usr/bin:/bin"}
-    words = ["undo", serving.name, "-n", serving.namespace, "--context", here.context]
-    done = CliRunner().invoke(kubectl_pds, words, env=env)
-    assert done.exit_code == 0, done.output
+    began = time.monotonic()
+    watch.serving.pds("undo")
     watch.settled(SETTLED)
     return Phase("undo", began, time.monotonic())
 

@@ -18,11 +18,12 @@ BACK = 240.0
 """Seconds within which a group is there again; it takes 10 to 70 on two busy cores, for torch."""
 
 
-class Worker:
-    """The worker process of an engine's pod, seen from the node that this test runs on."""
+class Process:
+    """A process of a pod, seen from the node that this test runs on."""
 
-    def __init__(self, pod: Object, rank: int = 0) -> None:
-        self._pid = _pid(pod["metadata"]["uid"], f"worker-{rank}")
+    def __init__(self, pod: Object, *words: str) -> None:
+        """The one whose command line has arguments that end with all of `words`."""
+        self._pid = _pid(pod["metadata"]["uid"], words)
 
     def stop(self) -> None:
         os.kill(self._pid, signal.SIGSTOP)
@@ -37,15 +38,22 @@ class Worker:
         return time.monotonic()
 
 
-def _pid(uid: str, kind: str) -> int:
+class Worker(Process):
+    """The worker process of an engine's pod."""
+
+    def __init__(self, pod: Object, rank: int = 0) -> None:
+        super().__init__(pod, "pds_engine.child", f"worker-{rank}")
+
+
+def _pid(uid: str, wanted: tuple[str, ...]) -> int:
     """By the command line, and the pod's UID in the control group."""
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            words = (folder / "cmdline").read_bytes().split(b"\0")
-            ours = b"pds_engine.child" in words and kind.encode() in words
+            words = (folder / "cmdline").read_text(errors="replace").split("\0")
+            ours = all(any(word.endswith(each) for word in words) for each in wanted)
             if ours and uid in (folder / "cgroup").read_text():
                 return int(folder.name)
-    raise LookupError(f"no {kind} of pod {uid}")
+    raise LookupError(f"no {' '.join(wanted)} of pod {uid}")
 
 
 def leader(serving: Serving, role: str, group: int = 0) -> Object:

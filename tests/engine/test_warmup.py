@@ -1,30 +1,268 @@
-"""The warm-up's proof, as the operator reads it."""
+"""The warm-up and its proof, as the operator reads it, on good volumes and on bad ones.
 
+Nothing is really compiled here: what matters is where artefacts lie, and who is told what.
+"""
+
+import errno
+import functools
 import json
+import os
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pds_engine import config as configuration
 from pds_engine import warmup
 from pds_engine.config import EngineConfig
-from pds_kernels.graph import toolchain
+from pds_engine.errors import ConfigError
+from pds_engine.keys import Keys
+from pds_engine.runner import graphs
+from pds_kernels import graph as aot
+from pds_kernels.cache import Cache, manifest_digest
+from pds_kernels.cache.files import Files
+from pds_kernels.graph import Graph, toolchain
 
 MODEL = Path(__file__).parents[2] / "examples" / "models" / "tiny"
 
 
-def test_a_warm_up_without_a_compiler_says_so_in_its_proof(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+class Refusing(Files):
+    """A volume that can be read, and refuses to be written with `NUMBER`."""
+
+    NUMBER = errno.ENOSPC
+
+    def begin(self, operation: str, path: Path) -> None:
+        if operation in ("make", "write", "rename"):
+            raise OSError(self.NUMBER, os.strerror(self.NUMBER), str(path))
+
+
+class Pod:
+    """A pod: its warm-up, and then its engine, over one folder of its own."""
+
+    def __init__(self, root: Path, name: str) -> None:
+        self.volume, self.private, self.log = root / "volume", root / name, root / f"{name}.log"
+        self.built: list[str] = []
+        self.log.touch()
+        self.volume.mkdir(exist_ok=True)
+
+    def config(self, **cache: Any) -> EngineConfig:
+        given = {"path": self.volume, "private": self.private, "warmup": True, **cache}
+        model = {"path": MODEL, "dtype": "float32"}
+        return EngineConfig.model_validate({"model": model, "cache": given, "compile": True})
+
+    def warm(self, **cache: Any) -> dict[str, Any]:
+        """The proof, and the exit status in it."""
+        status = warmup.run(self.config(**cache))
+        proof: dict[str, Any] = json.loads(self.log.read_text())
+        return proof | {"status": status}
+
+    def load(self) -> str:
+        """The digest of what the engine loads, which compiles nothing."""
+        config = self.config()
+        before = len(self.built)
+        cache = warmup.open_cache(config)
+        found = {g.name: graphs.fetch(g, cache, 10) for g in warmup._wanted(config)}
+        assert len(self.built) == before
+        assert all(artefact.folder.is_relative_to(self.private) for artefact in found.values())
+        return manifest_digest({name: artefact.key for name, artefact in found.items()})
+
+
+@pytest.fixture
+def pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Pod]:
+    """Pods over one volume. The last one made is that which warms up."""
+    monkeypatch.setattr(warmup, "_pool", ThreadPoolExecutor)
+
+    def make(name: str) -> Pod:
+        made = Pod(tmp_path, name)
+
+        def build(graph: Graph, folder: Path) -> None:
+            made.built.append(graph.name)
+            (folder / aot.PACKAGE).write_bytes(graph.name.encode() * 1000)
+
+        monkeypatch.setattr(aot, "build", build)
+        monkeypatch.setattr(warmup, "TERMINATION_LOG", made.log)
+        return made
+
+    return make
+
+
+@pytest.fixture
+def refuses(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """From now on the volume refuses writes with this error."""
+
+    def begin(number: int) -> None:
+        monkeypatch.setattr(Refusing, "NUMBER", number)
+        monkeypatch.setattr(warmup, "Cache", functools.partial(Cache, files=Refusing))
+
+    return begin
+
+
+def test_the_next_pod_compiles_nothing(pod: Callable[[str], Pod]) -> None:
+    first = pod("a").warm()
+    assert (first["compiled"], first["reused"], first["error"], first["volume"]) == (2, 0, "", "")
+    second = pod("b")
+    proof = second.warm()
+    assert (proof["compiled"], proof["reused"], proof["volume"]) == (0, 2, "")
+    assert proof["manifest"] == first["manifest"] == second.load()
+    assert len(list(second.volume.glob("v1/manifests/default/none/unified/0.json"))) == 1
+
+
+def test_an_engine_does_without_the_volume_that_its_warm_up_had(pod: Callable[[str], Pod]) -> None:
+    warm = pod("a")
+    proof = warm.warm()
+    shutil.rmtree(warm.volume)
+    assert warm.load() == proof["manifest"]
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (errno.ENOSPC, "is full ("),
+        (errno.EDQUOT, "is above its quota: "),
+        (errno.EROFS, "is read-only: mount it writable"),
+        (errno.EACCES, "refuses uid "),
+        (errno.ESTALE, "is gone or broken (Stale file handle: "),
+    ],
+)
+def test_a_volume_that_takes_nothing_costs_sharing_alone(
+    pod: Callable[[str], Pod], refuses: Callable[[int], None], number: int, words: str
 ) -> None:
-    log = tmp_path / "termination-log"
-    log.touch()
-    monkeypatch.setattr(warmup, "TERMINATION_LOG", log)
+    refuses(number)
+    lone = pod("a")
+    proof = lone.warm()
+    assert (proof["status"], proof["compiled"], proof["error"]) == (0, 2, "")
+    assert proof["volume"].startswith(f"the compile cache's volume at {lone.volume} {words}")
+    assert lone.load() == proof["manifest"]
+
+
+def test_a_volume_that_has_all_is_good_even_if_it_takes_nothing(
+    pod: Callable[[str], Pod], refuses: Callable[[int], None]
+) -> None:
+    pod("a").warm()
+    refuses(errno.EROFS)
+    proof = pod("b").warm()
+    assert (proof["compiled"], proof["reused"], proof["volume"]) == (0, 2, "")
+
+
+def test_where_a_compiler_fails_too_both_are_told(
+    pod: Callable[[str], Pod], refuses: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuses(errno.ENOSPC)
+    lone = pod("a")
+
+    def fail(graph: Graph, folder: Path) -> None:
+        raise ValueError("unexpected pos 128 vs 0")
+
+    monkeypatch.setattr(aot, "build", fail)
+    proof = lone.warm()
+    assert (proof["status"], proof["manifest"]) == (1, "")
+    assert "ValueError: unexpected pos 128 vs 0; besides, the compile cache's" in proof["error"]
+    assert f"volume at {lone.volume} is full (" in proof["error"]
+
+
+def test_a_failure_on_a_good_volume_is_told_alone(
+    pod: Callable[[str], Pod], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lone = pod("a")
+
+    def fail(graph: Graph, folder: Path) -> None:
+        raise ValueError("no such instruction")
+
+    monkeypatch.setattr(aot, "build", fail)
+    proof = lone.warm()
+    assert proof["status"] == 1
+    assert proof["error"] in {
+        f"graph {name}: ValueError: no such instruction" for name in ("before", "after")
+    }
+
+
+def test_what_works_for_others_alone_compiles_nothing_that_they_will_not_get(
+    pod: Callable[[str], Pod], refuses: Callable[[int], None]
+) -> None:
+    """The Job before a rollout: a fault of the volume is not the revision's."""
+    refuses(errno.ENOSPC)
+    job = pod("job")
+    proof = job.warm(only_shared=True)
+    assert (proof["status"], proof["manifest"], proof["error"]) == (0, "", "")
+    assert proof["volume"].startswith(f"the compile cache's volume at {job.volume} is full (")
+    assert job.built == []
+
+
+def test_what_works_for_others_alone_fills_a_good_volume(pod: Callable[[str], Pod]) -> None:
+    assert pod("job").warm(only_shared=True)["compiled"] == 2
+    assert pod("a").warm()["reused"] == 2
+
+
+def test_a_variable_says_that_a_warm_up_is_for_others() -> None:
+    found = configuration.load(environ={"PDS_CACHE_ONLY_SHARED": "true"})
+    assert found.cache.only_shared is True
+
+
+def test_the_log_says_what_was_damaged_and_how_long_it_took_to_rebuild(
+    pod: Callable[[str], Pod], capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = pod("a")
+    first.warm()
+    for package in first.volume.rglob(aot.PACKAGE):
+        package.write_bytes(b"evil")
+    proof = pod("b").warm()
+    assert (proof["compiled"], proof["volume"]) == (2, "")
+    what = r"what lay in the cache was damaged (graph.pt2 has changed); compiled in 0.0 s"
+    told = {json.loads(line)["message"] for line in capsys.readouterr().err.splitlines()}
+    assert {f"graph {name}: {what}" for name in ("before", "after")} <= told
+    assert pod("c").warm()["reused"] == 2
+
+
+def test_a_proof_of_many_words_can_still_be_read(
+    pod: Callable[[str], Pod], refuses: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuses(errno.ENOSPC)
+    lone = pod("a")
+
+    def fail(graph: Graph, folder: Path) -> None:
+        raise ValueError("é" * 9000)
+
+    monkeypatch.setattr(aot, "build", fail)
+    assert lone.warm()["error"].startswith("graph ")
+    assert lone.log.stat().st_size <= 4096
+
+
+def test_a_warm_up_without_a_compiler_says_so_in_its_proof(
+    pod: Callable[[str], Pod], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("CXX", "/bin/false")
     toolchain.cache_clear()
-    cache = {"path": tmp_path / "cache", "warmup": True}
-    tree = {"model": {"path": MODEL, "dtype": "float32"}, "cache": cache, "compile": True}
     try:
-        assert warmup.run(EngineConfig.model_validate(tree)) == 1
+        proof = pod("a").warm()
     finally:
         toolchain.cache_clear()
-    proof = json.loads(log.read_text())
-    assert proof["manifest"] == ""
+    assert (proof["status"], proof["manifest"]) == (1, "")
     assert proof["error"].startswith("the C++ compiler /bin/false does not run: ")
+
+
+def test_artefacts_stay_when_their_key_gets_a_secret_of_its_own(tmp_path: Path) -> None:
+    """cache.key starts as a copy of hmac.key, and stays when the control key is another."""
+    old, new, own = tmp_path / "old", tmp_path / "new", tmp_path / "own"
+    keys = Keys.make()
+    keys.write(old)
+    Keys.make().write(new)
+    own.mkdir()
+    (own / "cache.key").write_text(keys.hmac.hex() + "\n")
+
+    def cache(keys_dir: Path, key_dir: Path | None) -> Cache:
+        places = {"path": tmp_path / "cache", "key_dir": key_dir}
+        tree = {"cache": places, "http": {"keys_dir": keys_dir}}
+        return warmup.open_cache(EngineConfig.model_validate(tree))
+
+    def build(folder: Path) -> None:
+        (folder / "kernel").write_text("compiled")
+
+    assert cache(old, None).get("graph", {"name": "x"}, build, timeout=5).built
+    assert cache(old, own).find("graph", {"name": "x"}) is not None  # the upgrade
+    assert cache(new, own).find("graph", {"name": "x"}) is not None  # a rotation
+    assert cache(new, None).find("graph", {"name": "x"}) is None
+    (own / "cache.key").unlink()
+    with pytest.raises(ConfigError, match=r"cannot read the key .*cache\.key: No such file"):
+        cache(new, own)

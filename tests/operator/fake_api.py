@@ -1,4 +1,4 @@
-"""An API server in memory, at the edge alone: objects, versions, uids, refusals."""
+"""An API server in memory, at the edge alone: objects, versions, uids, owners, refusals."""
 
 import base64
 import copy
@@ -6,10 +6,12 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
-from pds_operator import errors
+import field_owners
+from pds_operator import errors, names
 from pds_operator.cluster import Store
 
 Object = dict[str, Any]
+ROUTER = {"pdserving.io/name": "chat", "pdserving.io/role": "router"}
 
 
 class FakeApi:
@@ -20,6 +22,8 @@ class FakeApi:
         self.calls: list[str] = []
         self.store: Store | None = None
         self.refuse: Callable[[str, Object], Exception | None] = lambda verb, obj: None
+        self.webhook: Callable[[Object], None] = lambda obj: None
+        """Changes what an apply or a patch makes, as an admission webhook may."""
         self._counter = itertools.count(1)
 
     def put(self, obj: Object) -> Object:
@@ -31,6 +35,22 @@ class FakeApi:
         self.objects[obj["kind"], meta["namespace"], meta["name"]] = obj
         self._show(obj)
         return copy.deepcopy(obj)
+
+    def put_set(self, name: str, deployment: Object) -> Object:
+        """The Deployment controller makes a ReplicaSet."""
+        owner = {"kind": "Deployment", "name": name, "uid": deployment["metadata"]["uid"]}
+        meta = {"name": f"{name}-set", "namespace": "team", "labels": ROUTER}
+        meta["ownerReferences"] = [{**owner, "controller": True}]
+        return self.put({"kind": "ReplicaSet", "metadata": meta, "spec": {}})
+
+    def put_router(self, name: str, controller: Object | None, ip: str = "10.0.1.1") -> Object:
+        """A ready pod with a router's labels, made by a ReplicaSet or by anybody."""
+        meta = {"name": name, "namespace": "team", "labels": ROUTER}
+        if controller is not None:
+            owner = {"kind": controller["kind"], "uid": controller["metadata"]["uid"]}
+            meta["ownerReferences"] = [{**owner, "controller": True}]
+        status = {"podIP": ip, "conditions": [{"type": "Ready", "status": "True"}]}
+        return self.put({"kind": "Pod", "metadata": meta, "status": status})
 
     def one(self, kind: str, name: str) -> Object:
         return self.objects[kind, "team", name]
@@ -60,19 +80,79 @@ class FakeApi:
         if kind == "Secret":
             text = made.pop("stringData")
             made["data"] = {k: base64.b64encode(v.encode()).decode() for k, v in text.items()}
-        return self.put(made)
+        if kind == "Deployment":
+            made["spec"].setdefault("replicas", 1)
+        return self.put(field_owners.created(made, names.MANAGER))
 
     async def apply(self, obj: Object) -> Object:
         self._called("apply", obj)
         live = self._live(obj["kind"], obj["metadata"])
-        return self.put(_merged(live, obj))
+        made = field_owners.applied(live, obj, names.MANAGER)
+        if made["kind"] == "Deployment":
+            made["spec"].setdefault("replicas", 1)
+        _validate(made)
+        return self._write(made, live)
 
     async def merge(
         self, kind: str, namespace: str, name: str, patch: Object, subresource: str = ""
     ) -> Object:
         self._called("patch", {"kind": kind, "metadata": {"name": name}})
         live = self._live(kind, {"namespace": namespace, "name": name, **patch["metadata"]})
-        return self.put(_merged(live, patch))
+        made = _merged(live, patch)
+        if not subresource:
+            made = field_owners.updated(live, made, names.MANAGER)
+        return self._write(made, live)
+
+    def edit(self, kind: str, name: str, patch: Object, manager: str = "kubectl-edit") -> Object:
+        """Somebody else's merge patch."""
+        live = self.one(kind, name)
+        return self.put(field_owners.updated(live, _merged(live, patch), manager))
+
+    def slice_of(self, service: str, ready: list[str]) -> Object:
+        """What the endpoint controller writes: it has the labels of its Service."""
+        live = self.one("Service", service)["metadata"]
+        owner = {"apiVersion": "v1", "kind": "Service", "name": service, "uid": live["uid"]}
+        meta = {
+            "name": f"{service}-x",
+            "namespace": live["namespace"],
+            "labels": {**live.get("labels", {}), names.SERVICE_NAME: service},
+            "ownerReferences": [{**owner, "controller": True}],
+        }
+        endpoints = [
+            {"conditions": {"ready": True}, "targetRef": {"kind": "Pod", "name": pod}}
+            for pod in ready
+        ]
+        known = self.objects.get(("EndpointSlice", meta["namespace"], meta["name"]), {})
+        own = ("uid", "generation", "resourceVersion")
+        meta |= {k: v for k, v in known.get("metadata", {}).items() if k in own}
+        return {"kind": "EndpointSlice", "metadata": meta, "endpoints": endpoints}
+
+    def remove(self, obj: Object) -> None:
+        """It is gone."""
+        meta = obj["metadata"]
+        place = obj["kind"], meta["namespace"], meta["name"]
+        if self.objects.get(place, obj)["metadata"]["uid"] == meta["uid"]:
+            self.objects.pop(place, None)
+            if self.store is not None:
+                self.store.drop(copy.deepcopy(obj))
+
+    def owned(self, uid: str) -> list[Object]:
+        """What garbage collection takes when the owner of `uid` is gone, the last first."""
+        direct = [
+            obj
+            for obj in self.objects.values()
+            if any(o["uid"] == uid for o in obj["metadata"].get("ownerReferences") or [])
+        ]
+        below = [one for obj in direct for one in self.owned(obj["metadata"]["uid"])]
+        return [*below, *direct]
+
+    def orphan(self, uid: str) -> None:
+        """As `kubectl delete --cascade=orphan` of the owner of `uid` leaves what it owned."""
+        for obj in self.owned(uid):
+            meta = obj["metadata"]
+            kept = [o for o in meta.get("ownerReferences") or [] if o["uid"] != uid]
+            if kept != meta.get("ownerReferences"):
+                self.put({**obj, "metadata": {**meta, "ownerReferences": kept}})
 
     async def strategic(
         self, kind: str, namespace: str, name: str, patch: Object, subresource: str
@@ -95,12 +175,20 @@ class FakeApi:
         if self.store is not None:
             self.store.drop(live)
 
+    def _write(self, made: Object, live: Object) -> Object:
+        """Nothing is written where nothing changes."""
+        self.webhook(made)
+        return self.put(made) if made != live else copy.deepcopy(live)
+
     def _live(self, kind: str, meta: Object) -> Object:
         live = self.objects.get((kind, meta["namespace"], meta["name"]))
         if live is None:
             raise errors.Missing(404, "NotFound", meta["name"])
         if meta.get("uid", live["metadata"]["uid"]) != live["metadata"]["uid"]:
             raise errors.Conflict(409, "Conflict", "another uid")
+        version = live["metadata"]["resourceVersion"]
+        if meta.get("resourceVersion", version) != version:
+            raise errors.Conflict(409, "Conflict", "the object has been modified")
         return copy.deepcopy(live)
 
     def _called(self, verb: str, obj: Object) -> None:
@@ -113,12 +201,20 @@ class FakeApi:
             raise error
 
     def _show(self, obj: Object) -> None:
-        if self.store is None:
+        if self.store is None or obj["kind"] == "Secret":  # which nobody watches
             return
         if obj["kind"] == "PDServing":
             self.store.put_parent(copy.deepcopy(obj))
         else:
             self.store.put(copy.deepcopy(obj))
+
+
+def _validate(obj: Object) -> None:
+    """As the API server does: two ports of one name are refused."""
+    ports = (obj.get("spec") or {}).get("ports") or []
+    named = [port.get("name") for port in ports]
+    if obj["kind"] == "Service" and len(named) != len(set(named)):
+        raise errors.from_status(422, {"message": f"spec.ports: Duplicate value: {named}"})
 
 
 def _merged(base: Any, patch: Any) -> Any:

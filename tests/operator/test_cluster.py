@@ -4,10 +4,11 @@ import asyncio
 import json
 import time
 
+import kopf
 import pytest
-from aiohttp import web
+from aiohttp import ClientTimeout, web
 from kubernetes.aio.client import Configuration
-from pds_operator import errors
+from pds_operator import api, errors, handlers
 from pds_operator.api import Api
 from pds_operator.cluster import Store, follow
 
@@ -39,6 +40,8 @@ class Server:
         self.busy: list[str] = []
         """Retry-After of the answers before all others, each of which is a 429."""
         self.at: list[float] = []
+        self.mute: list[str] = []
+        """The kind of call that gets no answer, once."""
         self.done = asyncio.Event()
         self.url = ""
 
@@ -47,6 +50,9 @@ class Server:
         self.at.append(time.monotonic())
         if self.busy:
             return web.Response(status=429, headers={"Retry-After": self.busy.pop(0)})
+        if self.mute == ["watch" if "watch" in request.query else "list"]:
+            self.mute.clear()
+            await asyncio.Event().wait()
         if "watch" not in request.query:
             body = {
                 "apiVersion": "v1",
@@ -60,6 +66,8 @@ class Server:
             self.done.set()
             await asyncio.Event().wait()
         for event in self.watches.pop(0):
+            if "sleeps" in event:
+                await asyncio.Event().wait()
             await response.write(json.dumps(event).encode() + b"\n")
         return response
 
@@ -105,6 +113,40 @@ async def test_a_watch_resumes_where_the_last_one_ended(server):
     versions = [query["resourceVersion"] for query in server.asked if "watch" in query]
     assert versions == ["10", "30", "31"]
     assert all(query["labelSelector"] == "pdserving.io/name" for query in server.asked)
+
+
+async def test_a_watch_that_falls_silent_goes_on_where_it_was(server, monkeypatch):
+    """Its packets are dropped both ways: nobody closes the connection."""
+    assert api.WATCH_TIMEOUT.sock_read <= 90
+    monkeypatch.setattr(api, "WATCH_TIMEOUT", ClientTimeout(sock_read=0.2))
+    silence = {"sleeps": True}
+    server.watches = [
+        [{"type": "ADDED", "object": service("a", 20)}, silence],
+        [{"type": "ADDED", "object": service("b", 21)}],
+    ]
+    store, _ = await followed(server)
+    assert names(store) == {"a", "b"}
+    watches = [query for query in server.asked if "watch" in query]
+    assert [query["resourceVersion"] for query in watches] == ["10", "20", "21"]
+    # The server ends it before that, where it has no bookmark to tell.
+    assert {query["timeoutSeconds"] for query in watches} == {"60"}
+
+
+@pytest.mark.parametrize("kind", ["list", "watch"])
+async def test_a_server_that_never_answers_is_asked_again(server, monkeypatch, kind):
+    monkeypatch.setattr(api, "TIMEOUT", ClientTimeout(total=0.3))
+    server.items, server.mute = [service("a", 5)], [kind]
+    store, _ = await followed(server)
+    assert names(store) == {"a"}
+    assert server.mute == []
+
+
+def test_kopfs_watch_of_pdservings_is_not_trusted_for_longer():
+    settings = kopf.OperatorSettings()
+    handlers.configure(settings)
+    assert settings.watching.server_timeout <= 60
+    assert settings.watching.inactivity_timeout <= 90
+    assert settings.watching.client_timeout <= 90
 
 
 async def test_gone_means_list_anew_and_drop_what_is_gone(server):
@@ -194,15 +236,48 @@ def test_what_tells_nothing_new_is_no_reason_to_look():
     assert changed == [KEY, KEY, KEY]
 
 
-def test_a_pod_that_does_not_say_any_more_which_it_is_is_forgotten():
+def test_a_pod_is_told_by_its_name_whatever_its_labels_say():
     changed: list = []
     store = Store(changed.append)
     store.put(pod(10))
-    stripped = pod(11)
-    del stripped["metadata"]["labels"]["pdserving.io/rank-pod"]
-    store.put(stripped)
-    assert not store.owned(KEY).pods
+    moved = pod(11)
+    del moved["metadata"]["labels"]["pdserving.io/rank-pod"]
+    moved["metadata"]["labels"]["pdserving.io/group"] = "7"
+    store.put(moved)
+    [(facts, _)] = store.owned(KEY).pods.values()
+    assert (facts.role, facts.group, facts.attempt, facts.rank_pod) == ("prefill", 0, 0, 0)
+    right = dict(facts.wrong)
+    assert {right["pdserving.io/rank-pod"], right["pdserving.io/group"]} == {"0"}
     assert changed == [KEY, KEY]
+
+
+@pytest.mark.parametrize(
+    ("mounted", "revision", "right"),
+    [("chat-0123456789", "0123456789", False), ("chat-mine", "r", True), ("mine", "r", True)],
+)
+def test_the_configuration_that_a_pod_mounts_tells_its_revision(mounted, revision, right):
+    """Where a podTemplate mounts another, the label does."""
+    store, obj = Store(lambda key: None), pod(10)
+    obj["spec"] = {"volumes": [{"name": "config", "configMap": {"name": mounted}}]}
+    store.put(obj)
+    [(facts, _)] = store.owned(KEY).pods.values()
+    assert (facts.revision, not facts.wrong) == (revision, right)
+
+
+def test_of_endpoints_only_those_of_the_endpoints_service_are_kept():
+    store = Store(lambda key: None)
+    for name, ready in (("chat", True), ("chat-ranks", True)):
+        obj = {**service(f"{name}-1", 10), "kind": "EndpointSlice"}
+        obj["metadata"]["labels"]["kubernetes.io/service-name"] = name
+        obj["endpoints"] = [
+            {"conditions": {"ready": ready}, "targetRef": {"kind": "Pod", "name": "r1"}},
+            {"conditions": {"ready": False}, "targetRef": {"kind": "Pod", "name": "r2"}},
+            {"conditions": {}, "targetRef": {"kind": "Pod", "name": "r3"}},
+        ]
+        store.put(obj)
+    [(obj, _)] = store.owned(KEY).objects.values()
+    assert obj["metadata"]["name"] == "chat-1"
+    assert obj["ready"] == ["r1", "r3"]
 
 
 def parent(version: int, generation: int, **status: object) -> dict:
@@ -248,3 +323,25 @@ def test_refusals(status, body, kind, reason):
     error = errors.from_status(status, body)
     assert type(error) is kind
     assert error.reason == reason
+
+
+@pytest.mark.parametrize(
+    ("secret", "label", "key", "right"),
+    [
+        ("chat-control", "", "", True),
+        ("chat-control-0123456789", "0123456789", "0123456789", True),
+        ("chat-control-0123456789", "", "0123456789", False),
+        ("chat-control-0123456789", "9876543210", "0123456789", False),
+        ("chat-control", "9876543210", "", True),  # a label more than ours
+        ("mine", "9876543210", "9876543210", True),
+        ("mine", "mine", "", True),
+    ],
+)
+def test_the_secret_that_a_pod_mounts_tells_its_control_key(secret, label, key, right):
+    """Where a podTemplate mounts another, the label does."""
+    store, obj = Store(lambda key: None), pod(10)
+    obj["metadata"]["labels"] |= {"pdserving.io/key": label} if label else {}
+    obj["spec"] = {"volumes": [{"name": "keys", "secret": {"secretName": secret}}]}
+    store.put(obj)
+    [(facts, _)] = store.owned(KEY).pods.values()
+    assert (facts.key, not facts.wrong) == (key, right)

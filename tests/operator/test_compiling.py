@@ -1,5 +1,7 @@
 """Compile first: the Job of a new revision, told round by round."""
 
+import dataclasses
+
 import pytest
 from pds_operator.build import engine, warmup
 from pds_operator.facts import warmup_facts
@@ -90,11 +92,11 @@ def test_a_job_that_cannot_start_is_late_like_any_pod(world):
     """Its image cannot be pulled: no time-out of the warm-up's runs."""
     world.round()
     world.warmups = pod(scheduled=True, waits="ErrImagePull: no such tag")
-    world.now = START + 1799
+    world.wait(1799)
     assert world.round() == []
     told = f"the Job {JOB} cannot start: {JOB}-x: ErrImagePull: no such tag"
     assert progressing(world)[1].startswith(told)
-    world.now = START + 1800
+    world.wait(1)
     world.settle()
     assert world.revisions[digest(NEW)].failed == (
         f"ProgressDeadlineExceeded: no group of it could be made yet; "
@@ -120,6 +122,19 @@ def test_a_job_that_failed_is_left_to_people_where_they_say_so(world):
     [problem] = world.plan().problems
     assert problem.reason == "RevisionFailing"
     assert f"WarmupFailed: Job {JOB}: BackoffLimitExceeded" in problem.message
+
+
+@pytest.mark.parametrize("rollout", [{"paused": True}, {"progressDeadlineSeconds": 0}])
+def test_a_job_that_failed_where_nobody_gives_up_is_told(world, rollout):
+    """Before anything stood whole, or paused: no pod will be made until somebody edits the spec."""
+    world.round()
+    for own, stored in world.revisions.items():
+        world.revisions[own] = dataclasses.replace(stored, served=None)
+    world.raw = {**NEW, "rollout": {"drainSeconds": 60, **rollout}}
+    world.end_job("Failed")
+    world.round()
+    reasons = {problem.reason: problem.message for problem in world.plan().problems}
+    assert f"Job {JOB}: BackoffLimitExceeded" in reasons["WarmupFailed"]
 
 
 def test_an_edit_in_between_clears_the_job_away(world):

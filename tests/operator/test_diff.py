@@ -1,7 +1,8 @@
 import copy
 
 import pytest
-from pds_operator.diff import Verdict, covers, stamped, verdict
+from fake_api import _merged
+from pds_operator.diff import Verdict, covers, difference, excess, stamped, verdict
 
 WANTED = stamped(
     {
@@ -22,29 +23,105 @@ def live(**spec: object) -> dict:
 
 
 def test_what_the_server_filled_in_is_no_difference():
-    assert verdict(WANTED, live(), "u") is Verdict.KEEP
+    assert verdict(WANTED, live()) is Verdict.KEEP
 
 
 def test_verdicts():
-    assert verdict(WANTED, None, "u") is Verdict.CREATE
-    assert verdict(WANTED, live(), "other") is Verdict.FOREIGN
-    assert verdict(WANTED, live(selector={"a": "c"}), "u") is Verdict.APPLY
+    assert verdict(WANTED, None) is Verdict.CREATE
+    assert verdict(WANTED, live(selector={"a": "c"})) is Verdict.APPLY
+    posted = live()
+    posted["metadata"]["managedFields"] = [{"manager": "pds-operator", "operation": "Update"}]
+    assert verdict(WANTED, posted) is Verdict.TAKE_OVER
+    posted["metadata"]["managedFields"][0]["subresource"] = "status"
+    assert verdict(WANTED, posted) is Verdict.KEEP
 
 
 def test_a_field_that_is_no_longer_wanted_is_applied_away():
     less = copy.deepcopy(WANTED)
     del less["metadata"]["annotations"], less["spec"]["selector"]
-    assert verdict(stamped(less), live(), "u") is Verdict.APPLY
+    assert verdict(stamped(less), live()) is Verdict.APPLY
 
 
-def test_a_retained_claim_of_an_earlier_object_is_taken_over():
-    claim = {
-        "kind": "PersistentVolumeClaim",
-        "metadata": {"name": "c", "labels": {"app.kubernetes.io/managed-by": "pds-operator"}},
-    }
-    assert verdict(claim, claim, "new-uid") is Verdict.KEEP
-    del claim["metadata"]["labels"]
-    assert verdict(claim, claim, "new-uid") is Verdict.FOREIGN
+def test_a_claim_that_was_retained_is_adopted_once_it_is_to_go_with_its_owner():
+    claim = {"kind": "PersistentVolumeClaim", "metadata": {"name": "c"}}
+    assert verdict(claim, claim) is Verdict.KEEP
+    wanted = {**claim, "metadata": {"name": "c", "ownerReferences": [{"uid": "u"}]}}
+    assert verdict(wanted, claim) is Verdict.ADOPT
+
+
+DEPLOYMENT = {
+    "kind": "Deployment",
+    "metadata": {"name": "r", "ownerReferences": [{"uid": "u", "controller": True}]},
+    "spec": {
+        "selector": {"matchLabels": {"a": "b"}},
+        "strategy": {"type": "RollingUpdate"},
+        "template": {
+            "metadata": {"labels": {"a": "b"}},
+            "spec": {"containers": [{"name": "router", "env": [{"name": "HOME", "value": "/"}]}]},
+        },
+    },
+}
+
+
+def foreign(**more: object) -> dict:
+    """DEPLOYMENT, with what others added."""
+    obj = copy.deepcopy(DEPLOYMENT)
+    template = obj["spec"]["template"]
+    for key, value in more.items():
+        match key:
+            case "label":
+                template["metadata"]["labels"] |= value
+            case "annotation":
+                template["metadata"]["annotations"] = value
+            case "container":
+                template["spec"]["containers"].insert(0, value)
+            case "env":
+                template["spec"]["containers"][0]["env"].insert(0, value)
+            case "node":
+                template["spec"]["nodeSelector"] = value
+            case "default":
+                template["spec"] |= value
+    return obj
+
+
+@pytest.mark.parametrize(
+    ("more", "path"),
+    [
+        ({"default": {"dnsPolicy": "ClusterFirst", "tolerations": []}}, ""),
+        ({"annotation": {"kubectl.kubernetes.io/restartedAt": "now"}}, ""),
+        ({"label": {"x": "y"}}, "spec.template.metadata.labels.x"),
+        ({"node": {"disk": "ssd"}}, "spec.template.spec.nodeSelector.disk"),
+        ({"container": {"name": "side"}}, "spec.template.spec.containers"),
+        ({"env": {"name": "A"}}, "spec.template.spec.containers[name=router].env"),
+    ],
+)
+def test_what_others_added_is_told_by_its_field_and_taken_away(more, path):
+    there = foreign(**more)
+    assert difference(DEPLOYMENT, there) == path
+    patch = excess(DEPLOYMENT, there)
+    assert bool(patch) is bool(path)
+    assert difference(DEPLOYMENT, _merged(there, patch)) == ""
+
+
+def test_another_owner_beside_ours_may_stay():
+    there = foreign()
+    there["metadata"]["ownerReferences"].append({"uid": "x"})
+    assert (difference(DEPLOYMENT, there), excess(DEPLOYMENT, there)) == ("", {})
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"selector": {"a": "b", "c": "d"}},
+        {"ports": [{"port": 80, "protocol": "TCP"}, {"port": 81, "name": "more"}]},
+    ],
+)
+def test_a_service_selects_and_offers_exactly_what_is_ours(spec):
+    assert verdict(WANTED, live(**spec)) is Verdict.APPLY
+    kept = _merged(live(**spec), excess(WANTED, live(**spec)))
+    assert difference(WANTED, kept) == ""
+    assert kept["spec"]["clusterIP"] == "10.0.0.1"
+    assert kept["spec"]["ports"] == [{"port": 80, "protocol": "TCP"}]
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,9 @@
 
 import pytest
 from pds_operator.actions import Say
-from pds_operator.observed import NO_PROOF, Failure, Proof
+from pds_operator.observed import NO_PROOF, Failure, Proof, RouterPod, rfc3339
 from pds_operator.status import status
-from worlds import NOW, World, desired, digest, raw_spec
+from worlds import NOW, ROUTER, World, desired, digest, raw_spec
 
 GOOD = digest(raw_spec())
 BAD = raw_spec(image="engine:2")
@@ -67,22 +67,149 @@ def test_three_failures_in_a_row(world):
 def test_groups_that_are_not_ready_by_the_deadline(world):
     for name in ("chat-p-2-0-0", "chat-d-1-0-0"):
         world.change(name, scheduled=True, message="ImagePullBackOff: no such tag")
-    world.now += DEADLINE - 1
+    world.wait(DEADLINE - 1)
     assert failed(world) == ""
-    world.now += 1
+    world.wait(1)
     assert failed(world).startswith("ProgressDeadlineExceeded: chat-p-2-0-0: ImagePullBackOff: no")
 
 
 def test_a_lack_of_nodes_or_quota_speaks_against_no_revision(world):
-    world.now += DEADLINE
+    world.wait(DEADLINE)
     assert failed(world) == ""  # nobody has scheduled them yet
     for name in ("chat-p-2-0-0", "chat-d-1-0-0"):
         world.change(name, scheduled=True)
-    world.failures = {"group/prefill/3": Failure("QuotaExceeded", "gpus", 9, world.now + 300)}
+    world.failures = {"group/prefill/3": Failure("QuotaExceeded", "gpus", 9, world.now + 9000)}
+    world.wait(DEADLINE)
     assert failed(world) == ""
-    assert world.plan().overdue
     world.failures = {}
+    world.wait(DEADLINE - 60)
+    assert failed(world) == ""
+    world.wait(90)
     assert failed(world)
+
+
+HINDRANCES = {
+    "no operator": lambda world: setattr(world, "now", world.now + 7200),
+    "no router": lambda world: setattr(world, "router_pods", ()),
+    "routers that crash": lambda world: setattr(world, "router_pods", (CRASHING,)),
+    "a volume that is gone": lambda world: [
+        world.change(name, unprepared=world.now) for name in ("chat-p-2-0-0", "chat-d-1-0-0")
+    ],
+    "no node for routers": lambda world: setattr(world, "router_pods", (ROUTER, HOMELESS)),
+    "paused": lambda world: setattr(world, "raw", raw_spec(image="engine:2", rollout=PAUSED)),
+    "held": lambda world: setattr(world, "raw", raw_spec(image="engine:2", rollout=HELD)),
+}
+CRASHING = RouterPod("chat-router-0", "", False, waits="CrashLoopBackOff: back-off 5m0s")
+HOMELESS = RouterPod("chat-router-x", "", False, unscheduled="0/3 nodes are available")
+PAUSED = {"drainSeconds": 60, "paused": True}
+HELD = {"drainSeconds": 60, "partition": "100%"}
+
+
+@pytest.mark.parametrize("hinder", HINDRANCES.values(), ids=HINDRANCES)
+def test_time_in_which_nothing_could_be_done_counts_for_nothing(world, hinder):
+    for name in ("chat-p-2-0-0", "chat-d-1-0-0"):
+        world.change(name, scheduled=True)
+    world.wait(60)
+    before = world.now
+    hinder(world)
+    world.wait(before + 7200 - world.now)
+    world.router_pods, world.raw = (ROUTER,), BAD
+    for name in ("chat-p-2-0-0", "chat-d-1-0-0"):
+        world.change(name, unprepared=None)
+    world.wait(DEADLINE - 200)
+    assert failed(world) == ""
+    world.wait(200)
+    assert failed(world).startswith("ProgressDeadlineExceeded")
+
+
+def test_an_operator_that_starts_again_and_again_counts_on(world):
+    """Each look is an operator's first: what is used up stands on the revision."""
+    for name in ("chat-p-2-0-0", "chat-d-1-0-0"):
+        world.change(name, scheduled=True)
+    for _ in range(DEADLINE // 80 + 1):
+        assert failed(world) == ""
+        world.now += 80
+    assert failed(world).startswith("ProgressDeadlineExceeded")
+
+
+DISRUPTIONS = ("Evicted", "UnexpectedAdmissionError", "OutOfcpu", "NodeShutdown", "Terminated")
+
+
+def test_disruptions_in_a_row_are_no_evidence(world):
+    for attempt, reason in enumerate(DISRUPTIONS):
+        name = f"chat-p-2-{attempt}-0"
+        world.fail(name, exit_code=137)
+        world.change(name, disrupted=reason)
+        assert failed(world) == ""
+        world.now += 300
+        world.round()
+        world.bury()
+    assert world.pods["chat-p-2-5-0"].failures == 0
+    assert world.pods["chat-p-2-5-0"].disruptions == 5
+
+
+def test_a_pod_that_ends_for_ever_on_a_dead_node_keeps_no_rollout_open():
+    world = World(raw_spec())
+    world.settle()
+    world.now += 60
+    world.raw = BAD
+    while world.revisions.get(digest(BAD)) is None or not world.revisions[digest(BAD)].served:
+        world.round()
+        world.turn_ready()
+        gone = [name for name, pod in world.pods.items() if pod.deleting]
+        world.pods = {k: p for k, p in world.pods.items() if k not in gone or k == "chat-p-0-0-0"}
+        if "chat-p-0-0-0" in gone and world.pods["chat-p-0-0-0"].gone_by is None:
+            world.change("chat-p-0-0-0", gone_by=world.now + 90)
+        world.now += 5
+        assert world.now < NOW + 600
+    assert world.pods["chat-p-0-0-0"].deleting
+    told = status(world.observed(), desired(BAD), world.plan(), {}, world.now)
+    [progress] = [item for item in told["conditions"] if item["type"] == "Progressing"]
+    assert (progress["status"], progress["reason"]) == ("False", "Complete")
+
+
+def test_only_what_stood_whole_is_gone_back_to():
+    world = World(raw_spec())
+    world.round()
+    world.round()
+    world.turn_ready()
+    world.change("chat-d-0-0-0", started=False, containers_ready=False, ready=False)
+    world.now += 60
+    world.raw = BAD
+    world.settle()
+    assert world.revisions[GOOD].served is None
+    world.fail(max(n for n, p in world.pods.items() if p.revision != GOOD), exit_code=78)
+    world.round()
+    assert world.revisions[digest(BAD)].failed == ""
+
+
+def test_evidence_is_not_older_than_the_retry(world):
+    """Its pod ended with status 78 an hour before somebody asked for a retry."""
+    world.fail("chat-d-1-0-0", exit_code=78, message="no model")
+    failed(world)
+    world.now += 3600
+    obj = world.objects["ControllerRevision", f"chat-{digest(BAD)}"]
+    del obj["metadata"]["annotations"]["pdserving.io/failed"]
+    obj["metadata"]["annotations"]["pdserving.io/targeted"] = rfc3339(world.now)
+    world.revisions[digest(BAD)] = world.stored(obj)
+    assert failed(world) == ""
+
+
+def test_groups_of_one_revision_that_cannot_pair_replace_nobody(world):
+    """Two nodes hold two models under one path: the old groups go on, and it is told."""
+    world.fingerprints = {"chat-p-2-0-0": "one", "chat-d-1-0-0": "other"}
+    for _ in range(6):
+        world.turn_ready()
+        world.round()
+        world.bury()
+    assert sorted(pod.revision for pod in world.pods.values()).count(GOOD) == 3
+    told = status(world.observed(), desired(BAD), world.plan(), {}, world.now)
+    conditions = {item["type"]: item for item in told["conditions"]}
+    assert conditions["Degraded"]["reason"] == "KvFingerprintMismatch"
+    assert conditions["Progressing"]["status"] == "True"
+    assert conditions["Ready"]["status"] == "True"
+    world.wait(DEADLINE + 60)
+    assert failed(world).startswith("ProgressDeadlineExceeded")
 
 
 def test_routers_that_cannot_roll_to_the_new_image():
@@ -92,11 +219,12 @@ def test_routers_that_cannot_roll_to_the_new_image():
     world.raw = BAD
     world.round()
     world.objects["Deployment", "chat-router"]["status"]["updatedReplicas"] = 0
-    world.now += DEADLINE
-    world.routers_unscheduled = {"chat-router-x": "0/3 nodes are available"}
+    world.router_pods = (ROUTER, HOMELESS)
+    world.wait(DEADLINE)
     assert failed(world) == ""
-    world.routers_unscheduled = {}
-    world.routers_waiting = {"chat-router-x": "ErrImagePull: no such tag"}
+    waits = "ErrImagePull: no such tag"
+    world.router_pods = (ROUTER, RouterPod("chat-router-x", "", False, waits=waits))
+    world.wait(DEADLINE + 15)
     assert failed(world) == (
         "ProgressDeadlineExceeded: no group of it could be made yet; "
         "chat-router-x: ErrImagePull: no such tag"

@@ -1,50 +1,16 @@
 """The kubectl plugin, with a kubectl that answers from memory."""
 
-import json
-import subprocess
-
+import plugin
 import pytest
 from pds_operator import kubectl, revision
+from plugin import pod, stored, told
 from typer.testing import CliRunner
 from worlds import raw_spec
 
 
-class Kubectl:
-    """Answers by the first words of a command; keeps what it was asked to do."""
-
-    def __init__(self):
-        self.answers: dict[str, object] = {}
-        self.asked: list[list[str]] = []
-
-    def run(self, words, **_):
-        words = words[1:]
-        assert "json" in words or "--raw" in words
-        self.asked.append([word for word in words if word not in ("-o", "json")])
-        key = next((key for key in self.answers if " ".join(words).startswith(key)), None)
-        if key is None:
-            return subprocess.CompletedProcess(words, 1, "", f"no answer to {words}")
-        return subprocess.CompletedProcess(words, 0, json.dumps(self.answers[key]), "")
-
-    def patches(self):
-        return [
-            (words[2], json.loads(words[words.index("-p") + 1]))
-            for words in self.asked
-            if words[0] == "patch"
-        ]
-
-
 @pytest.fixture
 def cluster(monkeypatch):
-    fake = Kubectl()
-    monkeypatch.setattr(kubectl.subprocess, "run", fake.run)
-    monkeypatch.setattr(kubectl.shutil, "which", lambda name: f"/bin/{name}")
-    return fake
-
-
-def told(*words: str) -> str:
-    result = CliRunner().invoke(kubectl.app, list(words), catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return result.output
+    return plugin.answering(monkeypatch)
 
 
 def test_pause_and_resume_patch_the_spec_and_nothing_else(cluster):
@@ -62,20 +28,6 @@ def test_what_kubectl_says_is_told(cluster):
     result = CliRunner().invoke(kubectl.app, ["pause", "chat"])
     assert result.exit_code == 1
     assert "no answer to" in result.output
-
-
-def stored(raw, number, **annotations):
-    digest = revision.digest(raw)
-    return {
-        "kind": "ControllerRevision",
-        "metadata": {
-            "name": f"chat-{digest}",
-            "uid": f"uid-{digest}",
-            "annotations": {f"pdserving.io/{key}": value for key, value in annotations.items()},
-        },
-        "revision": number,
-        "data": {"spec": revision.affecting(raw)},
-    }
 
 
 FIRST = raw_spec(image="engine:1", engine={"chunkSize": 64})
@@ -142,37 +94,55 @@ def test_retry_takes_the_mark_of_failure_away(three):
     assert (result.exit_code, "not marked as failed" in result.output) == (1, True)
 
 
+KEY = "0123456789"
+
+
+@pytest.fixture
+def rotated(three):
+    """The same, after a rotation of keys: the third has failed with the new one too."""
+    three.answers["get controllerrevisions"]["items"] += [
+        stored(SECOND, 4, key=KEY, served="2026-01-03T00:00:00Z"),
+        stored(THIRD, 5, key=KEY, failed="CrashLoop: chat-u-0-2-0 ended"),
+    ]
+    return three
+
+
+def test_the_revision_of_the_spec_is_the_one_with_the_keys_of_now(rotated):
+    states = [line.split(maxsplit=3)[3:] for line in told("history", "chat").splitlines()[1:]]
+    assert [["spec" in text for text in each] for each in states].count([True]) == 1
+    assert "spec, failed" in states[4][0]
+    told("retry", "chat")
+    [(name, _)] = rotated.patches()
+    assert name == f"chat-{revision.digest(THIRD, KEY)}"
+
+
+def test_undo_is_never_to_the_same_spec_with_older_keys(rotated):
+    rotated.answers["get pdserving chat"]["spec"] = SECOND
+    told("undo", "chat")
+    [(_, patch)] = rotated.patches()
+    assert patch["spec"]["image"] == "engine:1"
+
+
+def test_keys_are_rotated_by_an_annotation_and_one_rotation_at_a_time(rotated):
+    new = revision.digest(THIRD, KEY)
+    have = {"pdserving.io/key": KEY}
+    rotated.answers["get pods"] = {"items": [pod("chat-p-0-0-0", new, have)]}
+    assert "new control keys" in told("rotate-keys", "chat", "-n", "team")
+    [(name, patch)] = rotated.patches()
+    [(annotation, moment)] = patch["metadata"]["annotations"].items()
+    assert (name, list(patch), annotation) == ("chat", ["metadata"], "pdserving.io/rotate-keys")
+    assert moment.endswith("Z")
+    rotated.answers["get pods"]["items"].append(pod("chat-d-0-0-0", "old", {}))
+    result = CliRunner().invoke(kubectl.app, ["rotate-keys", "chat"])
+    assert (result.exit_code, "1 pods have older ones (chat-d-0-0-0)" in result.output) == (1, True)
+    assert len(rotated.patches()) == 1
+
+
 def test_restart_is_a_new_revision(three):
     told("restart", "chat")
     [(_, patch)] = three.patches()
     assert list(patch["spec"]) == ["restartedAt"]
     assert revision.digest({**SECOND, **patch["spec"]}) != revision.digest(SECOND)
-
-
-def pod(name, revision, labels=()):
-    _, letter, group, attempt, rank = name.split("-")
-    role = {"p": "prefill", "d": "decode"}[letter]
-    ready = [{"type": t, "status": "True"} for t in ("PodScheduled", "ContainersReady", "Ready")]
-    return {
-        "metadata": {
-            "name": name,
-            "uid": name,
-            "labels": {
-                "pdserving.io/role": role,
-                "pdserving.io/group": group,
-                "pdserving.io/attempt": attempt,
-                "pdserving.io/rank-pod": rank,
-                "pdserving.io/revision": revision,
-                **dict(labels),
-            },
-            "annotations": {},
-        },
-        "status": {
-            "phase": "Running",
-            "conditions": ready,
-            "containerStatuses": [{"name": "engine", "started": True}],
-        },
-    }
 
 
 def test_status_is_a_tree_with_what_is_under_way(cluster):
@@ -183,6 +153,7 @@ def test_status_is_a_tree_with_what_is_under_way(cluster):
         "metadata": {"name": "chat-router-x", "labels": {"pdserving.io/role": "router"}},
         "status": {},
     }
+    stranger = {**router, "metadata": {**router["metadata"], "name": "stranger"}}
     cluster.answers["get pdserving chat"] = {
         "metadata": {"namespace": "team"},
         "status": {
@@ -193,7 +164,10 @@ def test_status_is_a_tree_with_what_is_under_way(cluster):
         },
     }
     cluster.answers["get pods"] = {
-        "items": [pod("chat-p-0-1-0", now), draining, pod("chat-d-0-0-0", now), router]
+        "items": [pod("chat-p-0-1-0", now), draining, pod("chat-d-0-0-0", now), router, stranger]
+    }
+    cluster.answers["get --raw /api/v1/namespaces/team/pods/stranger:8000/proxy"] = {
+        "backends": [{"pod": "chat-d-0-0-0", "in_flight": "many"}]
     }
     cluster.answers["get --raw /api/v1/namespaces/team/pods/chat-router-x:8000/proxy"] = {
         "backends": [
@@ -213,54 +187,16 @@ def test_status_is_a_tree_with_what_is_under_way(cluster):
     ]
 
 
-def test_plan_of_a_file_says_each_step_and_changes_nothing(cluster):
-    old, new = raw_spec(image="engine:1"), raw_spec(image="engine:2")
-    now = revision.digest(old)
-    cluster.answers["apply --dry-run=server -f edit.yaml"] = {
-        "kind": "PDServing",
-        "metadata": {"name": "chat", "namespace": "team"},
-        "spec": new,
+def test_an_edit_that_nobody_has_looked_at_is_told(cluster):
+    when = {"lastTransitionTime": "2026-01-01T00:00:00Z", "message": ""}
+    seen = [{"type": "Progressing", "reason": "Complete", "status": "False"} | when]
+    cluster.answers["get pdserving chat"] = {
+        "metadata": {"namespace": "team", "generation": 3},
+        "status": {"observedGeneration": 2, "conditions": seen},
     }
-    cluster.answers["get pods"] = {
-        "items": [pod(f"chat-{name}-0-0", now) for name in ("p-0", "p-1", "d-0")]
-    }
-    cluster.answers["get controllerrevisions"] = {
-        "items": [stored(old, 1, served="2026-01-01T00:00:00Z")]
-    }
-    assert told("plan", "-f", "edit.yaml").splitlines() == [
-        f"target   {revision.digest(new)}, new; {now} served last",
-        "  1. create 1 new prefill, create 1 new decode",
-        "  2. drain 1 old prefill",
-        "  3. create 1 new prefill",
-        "  4. drain 1 old prefill, drain 1 old decode",
-        "nothing left to do",
-    ]
-    cluster.answers["apply --dry-run=server -f edit.yaml"]["spec"] = {
-        **new,
-        "rollout": {"drainSeconds": 60, "partition": 1},
-    }
-    assert told("plan", "-f", "edit.yaml").splitlines()[-2:] == [
-        "  2. drain 1 old prefill",
-        "held at step 1 of 2",
-    ]
-    assert {words[0] for words in cluster.asked} == {"apply", "get"}
-    assert all("--dry-run=server" in words for words in cluster.asked if words[0] == "apply")
-
-
-def test_plan_of_a_scaled_spec_makes_no_revision(cluster):
-    old = raw_spec(image="engine:1")
-    cluster.answers["apply"] = {
-        "kind": "PDServing",
-        "metadata": {"name": "chat"},
-        "spec": {**old, "prefill": {"replicas": 4}, "decode": {"replicas": 0}},
-    }
-    names = ("p-0", "p-1", "d-0")
-    cluster.answers["get pods"] = {
-        "items": [pod(f"chat-{name}-0-0", revision.digest(old)) for name in names]
-    }
-    cluster.answers["get controllerrevisions"] = {"items": [stored(old, 1)]}
-    assert told("plan", "chat", "-f", "edit.yaml").splitlines() == [
-        f"target   {revision.digest(old)}",
-        "  1. create 2 new prefill, drain 1 new decode",
-        "nothing left to do",
-    ]
+    cluster.answers["get pods"] = {"items": []}
+    for command in ("status", "plan"):
+        lines = told(command, "chat").splitlines()[:2]
+        assert any("generation 3 is asked for, generation 2 was seen last" in x for x in lines)
+    cluster.answers["get pdserving chat"]["status"]["observedGeneration"] = 3
+    assert "generation" not in told("plan", "chat")

@@ -19,6 +19,8 @@ from pds_operator.api import Api
 from running import CHAT, Operator, condition, eventually, listed
 
 pytestmark = pytest.mark.cluster
+SEEN = 90
+"""Seconds: what may pass by itself is told once it has lasted for half a minute."""
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +172,8 @@ def test_a_full_quota_is_a_condition(cluster, namespace, operator):
         lambda: (
             condition(cluster.get("pdserving", "second", namespace), "Degraded")["reason"]
             == "QuotaExceeded"
-        )
+        ),
+        SEEN,
     )
     cluster.kubectl("-n", namespace, "delete", "resourcequota", "full")
     cluster.kubectl("-n", namespace, "delete", "pdserving", "second")

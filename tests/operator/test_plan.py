@@ -3,7 +3,8 @@
 import dataclasses
 
 import pytest
-from pds_operator.actions import Delete, MakeSecret, Problem
+from pds_operator import names
+from pds_operator.actions import Delete, Problem
 from pds_operator.observed import Failure
 from pds_operator.plan import plan
 from worlds import NOW, OWNER, World, desired, digest, pod_names, problems, raw_spec
@@ -20,10 +21,12 @@ def test_first_start():
     ]
 
 
-def test_the_first_round_makes_the_secret_before_what_mounts_it():
+def test_the_first_round_makes_the_secrets_before_what_mounts_them():
     actions = World(raw_spec()).plan().actions
-    assert isinstance(actions[0], MakeSecret)
-    assert [str(action) for action in actions[1:]] == [
+    assert [str(action) for action in actions] == [
+        "make the first control key",
+        "write the ring of 1 keys",
+        "make the key of the compile cache",
         "create service chat-ranks",
         "create poddisruptionbudget chat-prefill",
         "create poddisruptionbudget chat-decode",
@@ -192,9 +195,21 @@ def test_a_group_that_may_serve_unheard_is_told_to_drain():
 
 def test_a_foreign_object_of_our_name_is_left_alone(world):
     service = world.objects["Service", "chat"]
-    service["metadata"]["ownerReferences"][0]["uid"] = "somebody-else"
+    service["metadata"]["ownerReferences"][0] |= {"kind": "Other", "uid": "somebody-else"}
     assert world.plan().actions == ()
     assert problems(world) == ["NameTaken"]
+    service["metadata"]["ownerReferences"] = []
+    service["metadata"]["labels"] = {names.NAME: "chat"}
+    assert problems(world) == ["NameTaken"]
+
+
+def test_a_predecessors_object_is_waited_for(world):
+    service = world.objects["Service", "chat"]
+    service["metadata"]["ownerReferences"][0]["uid"] = "uid-before"
+    assert world.plan().actions == ()
+    assert problems(world) == ["PredecessorLeaving"]
+    del world.objects["Service", "chat"]
+    assert [str(action) for action in world.plan().actions] == ["create service chat"]
 
 
 def test_what_was_refused_is_held_back_and_told(world):
@@ -213,12 +228,6 @@ def test_what_was_refused_and_is_not_asked_for_any_more_is_not_told(world):
         "PodDisruptionBudget/chat-prefill": Failure("ApiUnreachable", "TimeoutError", 1, NOW - 1)
     }
     assert world.plan().problems == ()
-
-
-def test_a_lost_secret_is_told_and_not_made_again(world):
-    world.secret = False
-    assert world.plan().actions == ()
-    assert problems(world) == ["SecretMissing"]
 
 
 def test_drift_is_put_right(world):

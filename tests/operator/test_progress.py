@@ -14,6 +14,7 @@ def world() -> World:
     world = World(raw_spec())
     world.settle()
     world.now = START
+    world.schedules = True
     world.raw = raw_spec(image="engine:2", rollout=ROLLOUT)
     world.round()
     world.round()
@@ -28,10 +29,10 @@ def progressing(world: World) -> tuple[str, str, str]:
 
 def test_a_rollout_that_does_not_get_on_is_told_at_its_deadline(world):
     world.change("chat-p-2-0-0", message="ImagePullBackOff: no such tag")
-    world.now = START + 299
+    world.wait(299)
     assert progressing(world)[:2] == ("True", "RollingOut")
     assert world.plan().wake == START + 300
-    world.now = START + 300
+    world.wait(1)
     state, reason, message = progressing(world)
     assert (state, reason) == ("False", "ProgressDeadlineExceeded")
     assert message.startswith(
@@ -45,20 +46,20 @@ def test_a_group_that_turns_ready_is_progress(world):
     world.change("chat-d-1-0-0", routable=True)
     world.turn_ready()
     world.change("chat-p-2-0-0", started=False, containers_ready=False)
-    assert world.plan().wake == START + 500
-    world.now = START + 500
+    world.wait(299)
+    assert progressing(world)[1] == "RollingOut"
+    world.wait(1)
     assert progressing(world)[1] == "ProgressDeadlineExceeded"
 
 
 def test_an_attempt_after_a_failure_is_none(world):
     for seconds in (10, 100, 200):
-        world.now = START + seconds
+        world.wait(START + seconds - world.now)
         world.fail(max(name for name in world.pods if "-p-2-" in name))
         world.round()
-        world.now += 30
-        world.round()
+        world.wait(30)
         world.bury()
-    world.now = START + 300
+    world.wait(START + 300 - world.now)
     assert progressing(world)[1] == "ProgressDeadlineExceeded"
 
 

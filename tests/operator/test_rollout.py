@@ -305,3 +305,17 @@ def test_a_held_rollout_ends_at_what_is_wanted_in_all(old, want, limits, partiti
     for role in fleet.values():
         surge, _ = limits.of(role.want)
         assert role.want <= role.old + role.new <= max(role.want, role.old) + surge
+
+
+def test_what_was_lost_of_the_serving_revision_is_made_before_anything_new():
+    """A node took a group along while there was no operator, and the spec was changed meanwhile."""
+    lost = {"prefill": Role(2, old=1, old_ready=1, before=2), "decode": Role(1, 1, 1, before=1)}
+    move = step(lost, Limits()).moves["prefill"]
+    assert (move.create_old, move.create) == (1, 1)
+    [tight] = step({"unified": Role(2, old=1, old_ready=1, before=2)}, Limits(0, 1)).moves.values()
+    assert (tight.create_old, tight.create) == (0, 1)  # one may be missing
+
+
+def test_what_was_never_there_is_not_lost():
+    wider = {"unified": Role(4, old=2, old_ready=2, before=2)}
+    assert step(wider, Limits()).moves["unified"].create_old == 0

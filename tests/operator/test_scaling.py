@@ -81,7 +81,7 @@ def test_where_the_spec_says_replicas_the_child_goes(world: World) -> None:
 
 def test_an_object_of_somebody_else_rules_nothing(world: World) -> None:
     live = child(world)
-    live["metadata"]["ownerReferences"][0]["uid"] = "another"
+    live["metadata"]["ownerReferences"][0] |= {"name": "another", "uid": "another"}
     live["spec"]["replicas"] = 9
     decided = plan(world.observed(), desired(world.raw), NOW)
     assert decided.roles["decode"].want == 1

@@ -42,6 +42,8 @@ def test_a_settled_world(world):
         "Progressing": ("False", "Complete"),
         "KernelsWarm": ("True", "Warm"),
         "Degraded": ("False", "AsExpected"),
+        "Reconciling": ("False", "Complete"),
+        "Stalled": ("False", "AsExpected"),
     }
     assert said["prefill"] == {
         "desired": 2,
@@ -113,7 +115,7 @@ def test_transition_times_move_only_with_the_status(world):
     world.change("chat-d-0-0-0", ready=False)
     third = told(world, second)
     moved = {c["type"] for c in third["conditions"] if c not in second["conditions"]}
-    assert moved == {"Ready", "Progressing"}
+    assert moved == {"Ready", "Progressing", "Reconciling"}
     assert [kind for kind, _, _ in transitions(second, third)] == ["Ready", "Progressing"]
 
 
@@ -139,3 +141,52 @@ def test_a_held_rollout_says_so(world, rollout, reason):
     assert condition(said, "Progressing") == ("False", reason)
     [message] = [c["message"] for c in said["conditions"] if c["type"] == "Progressing"]
     assert message.startswith("held at step 0 of 2 by spec.rollout")
+
+
+def test_a_rollout_of_routers_is_told(world):
+    assert condition(told(world), "Progressing") == ("False", "Complete")
+    world.raw = {**world.raw, "router": {"replicas": 3}}
+    assert condition(told(world), "Progressing") == ("True", "RollingOut")
+    assert condition(told(world), "Reconciling") == ("True", "RollingOut")
+    world.settle()
+    assert condition(told(world), "Progressing")[0] == "True"
+    live = world.objects["Deployment", "chat-router"]
+    live["status"].update(replicas=3, updatedReplicas=3, readyReplicas=3)
+    assert condition(told(world), "Progressing") == ("False", "Complete")
+
+
+def test_what_serves_is_named_though_it_never_stood_whole(world):
+    """Nothing is left of the revision that did."""
+    whole = told(world)["currentRevision"]
+    world.raw = raw_spec(
+        image="engine:2",
+        prefill={"replicas": 2},
+        rollout={"drainSeconds": 60, "maxSurge": 0, "maxUnavailable": "100%"},
+    )
+    for _ in range(8):
+        world.round()
+        world.turn_ready()
+        world.bury()
+    new = sorted(pod.name for pod in world.pods.values() if pod.role == "prefill")
+    world.change(new[0], ready=False)
+    said = told(world)
+    assert said["currentRevision"] not in ("", whole)
+
+
+def test_no_message_is_longer_than_a_status_may_hold(world):
+    names_of = list(world.pods)
+    states = {name: EngineState(compiles_after_ready=9) for name in names_of}
+    for name in names_of:
+        world.change(name, containers_ready=False, ready=False, fallen="x" * 40_000)
+    said = told(world, states=states)
+    assert max(len(item["message"]) for item in said["conditions"]) <= 2000
+
+
+def test_a_partition_whose_groups_are_gone_is_not_over(world):
+    world.raw = raw_spec(image="engine:2", rollout={"drainSeconds": 60, "partition": "100%"})
+    world.round()
+    world.round()
+    assert condition(told(world), "Progressing") == ("False", "PartitionReached")
+    assert condition(told(world), "Reconciling") == ("False", "PartitionReached")
+    world.change("chat-p-0-0-0", ready=False)
+    assert condition(told(world), "Reconciling") == ("True", "PartitionReached")

@@ -1,6 +1,7 @@
 """Which revision is brought out, and what holds it back, told round by round."""
 
 import pytest
+from pds_operator.observed import Failure
 from pds_operator.plan import plan
 from worlds import NOW, World, desired, digest, raw_spec
 
@@ -88,7 +89,7 @@ def test_a_revert_is_the_newest_target_again(world):
     second = digest(world.raw)
     world.now += 60
     world.raw = raw_spec()
-    assert "note targeted on chat-" + first in [str(item) for item in world.plan().actions]
+    assert "note targeted, waited on chat-" + first in [str(item) for item in world.plan().actions]
     world.settle()
     times = {name: (item.since, item.served) for name, item in world.revisions.items()}
     assert times == {
@@ -159,3 +160,63 @@ def test_a_failed_revision_stays_while_the_spec_asks_for_it():
     world.raw = {**world.raw, "image": "engine:3"}
     world.settle()
     assert set(world.revisions) == {digest(world.raw)}
+
+
+def test_a_group_that_was_lost_while_nobody_looked_is_made_before_a_new_one(world):
+    """Its node is gone, its pod with it, and the spec was changed meanwhile."""
+    assert world.revisions[REVISION].groups == {"prefill": 2, "decode": 1}
+    del world.pods["chat-p-1-0-0"]
+    world.now += 3600
+    world.raw = raw_spec(image="engine:2")
+    world.round()
+    made = [name for name in world.round() if name.startswith("chat-")]
+    assert made == ["chat-p-1-0-0", "chat-d-1-0-0"]
+    assert world.pods["chat-p-1-0-0"].revision == REVISION
+    world.settle()
+    assert {pod.revision for pod in world.pods.values()} == {digest(world.raw)}
+    assert len(world.pods) == 3
+
+
+def ours_env() -> dict:
+    """A podTemplate that touches what is the operator's."""
+    engine = {"name": "engine", "env": [{"name": "PDS_X", "value": "1"}]}
+    return {"replicas": 1, "podTemplate": {"spec": {"containers": [engine]}}}
+
+
+@pytest.mark.parametrize("how", ["by the operator", "by the API server"])
+def test_an_edit_that_is_refused_stops_nothing(world, how):
+    """What is lost is made again, scaling goes on, of the revision that there was."""
+    if how == "by the operator":
+        world.raw = raw_spec(decode=ours_env())
+    else:
+        world.raw = raw_spec(image="engine:2")
+        failure = Failure("Invalid", "spec.priority: Forbidden", 3, world.now + 10**6)
+        world.failures = {f"revision/{digest(world.raw)}": failure}
+    world.round()
+    del world.pods["chat-d-0-0-0"]
+    world.settle()
+    assert {pod.revision for pod in world.pods.values()} == {REVISION}
+    assert [name for name in world.pods if "-d-" in name]
+    world.raw = {**world.raw, "prefill": {"replicas": 3}}
+    if how == "by the API server":
+        world.failures = {f"revision/{digest(world.raw)}": next(iter(world.failures.values()))}
+    world.settle()
+    assert len([name for name in world.pods if "-p-" in name]) == 3
+    assert {problem.reason for problem in world.plan().problems} & {"InvalidSpec", "Invalid"}
+
+
+def test_an_edit_that_is_refused_in_mid_rollout_lets_it_go_on(world):
+    world.raw = raw_spec(image="engine:2")
+    middle = digest(world.raw)
+    for _ in range(3):
+        world.round()
+    assert middle in {pod.revision for pod in world.pods.values()}
+    world.raw = raw_spec(image="engine:2", decode=ours_env())
+    world.settle()
+    assert {pod.revision for pod in world.pods.values()} == {middle}
+
+
+def test_a_refused_first_spec_makes_no_group():
+    empty = World(raw_spec(decode=ours_env()))
+    empty.settle()
+    assert not empty.pods

@@ -4,12 +4,14 @@ import copy
 import dataclasses
 from typing import Any
 
-from pds_operator import names, revision, spec
+from pds_operator import names, ownership, revision, spec
 from pds_operator.actions import (
     Annotate,
     Create,
     Delete,
-    MakeSecret,
+    KeepRing,
+    MakeCacheKey,
+    MakeKey,
     MarkDraining,
     Recover,
     Say,
@@ -22,9 +24,12 @@ from pds_operator.facts import pod_facts, revision_facts
 from pds_operator.observed import (
     EngineState,
     Failure,
+    Keys,
+    KeySecret,
     Observed,
     Pod,
     Revision,
+    RouterPod,
     RouterView,
     WarmupPod,
     rfc3339,
@@ -34,6 +39,7 @@ from pds_operator.settings import Settings
 
 OWNER = Owner("chat", "team", "uid-chat")
 NOW = 1_700_000_000.0
+ROUTER = RouterPod("chat-router-0", "10.0.0.1", ready=True)
 
 
 def raw_spec(**changes: Any) -> dict[str, Any]:
@@ -48,9 +54,9 @@ def raw_spec(**changes: Any) -> dict[str, Any]:
     return {key: value for key, value in merged.items() if value is not None}
 
 
-def desired(raw: dict[str, Any] | None = None, **settings: Any) -> Desired:
+def desired(raw: dict[str, Any] | None = None, rotate: str = "", **settings: Any) -> Desired:
     raw = raw_spec() if raw is None else raw
-    return Desired(OWNER, 1, raw, spec.parse(raw), Settings(**settings))
+    return Desired(OWNER, 1, raw, spec.parse(raw), Settings(**settings), rotate)
 
 
 class World:
@@ -64,15 +70,21 @@ class World:
         self.objects: dict[tuple[str, str], dict[str, Any]] = {}
         self.busy: dict[str, int] = {}
         self.asked: set[str] = set()
-        self.secret = False
+        self.keys = Keys()
+        self.rotate = ""
+        """The PDServing's annotation rotate-keys."""
         self.counter = 0
         self.failures: dict[str, Any] = {}
         self.unschedulable = False
+        self.schedules = False
+        """Pods have a node from the first."""
         self.compiles = False
         """Warm-up Jobs take their time; else they end at once."""
         self.warmups: tuple[WarmupPod, ...] = ()
-        self.routers_waiting: dict[str, str] = {}
-        self.routers_unscheduled: dict[str, str] = {}
+        self.router_pods: tuple[RouterPod, ...] = (ROUTER,)
+        """There once their Deployment is."""
+        self.fingerprints: dict[str, str] = {}
+        """By leader pod, what it tells."""
         self.counts: dict[str, tuple[int, int]] = {}
 
     def observed(self) -> Observed:
@@ -94,29 +106,35 @@ class World:
                 and all((role, pod.revision) in whole for role in pair(pod))
             )
 
+        mine = ownership.sort(
+            OWNER, self.pods.values(), objects=copy.deepcopy(self.objects), warmups=()
+        )
         return Observed(
-            pods=tuple(self.pods.values()),
+            pods=tuple(mine.pods.values()),
             revisions=dict(self.revisions),
-            objects=copy.deepcopy(self.objects),
+            objects=mine.objects,
+            orphans=mine.orphans,
+            others=mine.others,
+            endpoints=1,
             states={
                 pod.name: EngineState(
-                    in_flight=self.busy.get(pod.name, 0), draining=pod.name in self.asked
+                    in_flight=self.busy.get(pod.name, 0),
+                    draining=pod.name in self.asked,
+                    fingerprint=self.fingerprints.get(pod.name, ""),
                 )
                 for pod in leaders
             },
             routers=(
                 RouterView("r", {pod.name: routable(pod) for pod in leaders}, dict(self.counts)),
             ),
-            routers_ready=1,
-            routers_waiting=self.routers_waiting,
-            routers_unscheduled=self.routers_unscheduled,
+            router_pods=self.router_pods if ("Deployment", "chat-router") in self.objects else (),
             warmups=self.warmups,
-            secret=self.secret,
+            keys=self.keys,
             failures=dict(self.failures),
         )
 
     def plan(self) -> Plan:
-        return plan(self.observed(), desired(self.raw), self.now)
+        return plan(self.observed(), desired(self.raw, self.rotate), self.now)
 
     def round(self) -> list[str]:
         """One round, carried out; what was done to pods and revisions, in order."""
@@ -124,9 +142,16 @@ class World:
         for action in self.plan().actions:
             self._do(action)
             text = str(action)
-            if not isinstance(action, Say | MakeSecret) and _worth_telling(text):
+            if not isinstance(action, Say) and _worth_telling(text):
                 told.append(text.removeprefix("create pod ").removeprefix("create "))
         return told
+
+    def wait(self, seconds: float) -> None:
+        """Time goes by, and the operator looks as often as it does."""
+        until = self.now + seconds
+        while self.now < until:
+            self.now = min(until, self.now + 15)
+            self.round()
 
     def settle(self, most: int = 60) -> list[list[str]]:
         """Rounds until nothing happens; after each, all that can turn ready does."""
@@ -196,10 +221,33 @@ class World:
             failed_at=self.now,
         )
 
+    def lose(self, key: str) -> None:
+        """Somebody deletes the Secret of a control key."""
+        kept = {own: it for own, it in self.keys.secrets.items() if own != key}
+        self.keys = dataclasses.replace(self.keys, secrets=kept)
+
+    def _keep_keys(self, action: Any) -> None:
+        keys, secrets = self.keys, dict(self.keys.secrets)
+        match action:
+            case MakeKey(first=first, asked=asked):
+                self.counter += 1
+                key = "" if first else f"{self.counter:010x}"
+                secrets[key] = KeySecret(f"uid-{self.counter}", asked)
+                ring = frozenset({key}) | (keys.ring or frozenset())
+                held = keys.held | {key}
+                self.keys = Keys(secrets, ring, key, held, keys.cache)
+            case KeepRing(keys=ring, active=key):
+                self.keys = dataclasses.replace(keys, ring=ring, active=key)
+            case MakeCacheKey():
+                self.keys = dataclasses.replace(keys, cache=True)
+            case Delete(name=name):
+                del secrets[name.removeprefix(f"{OWNER.name}-control").removeprefix("-")]
+                self.keys = dataclasses.replace(keys, secrets=secrets)
+
     def _do(self, action: Any) -> None:
         match action:
-            case MakeSecret():
-                self.secret = True
+            case MakeKey() | KeepRing() | MakeCacheKey() | Delete(kind="Secret"):
+                self._keep_keys(action)
             case Create(obj={"kind": "Pod"} as obj):
                 self.counter += 1
                 obj = copy.deepcopy(obj)
@@ -207,7 +255,9 @@ class World:
                 facts = pod_facts(obj)
                 assert facts is not None
                 assert facts.name not in self.pods
-                self.pods[facts.name] = dataclasses.replace(facts, created=self.now)
+                self.pods[facts.name] = dataclasses.replace(
+                    facts, created=self.now, scheduled=self.schedules
+                )
             case Create(obj=obj):
                 obj = copy.deepcopy(obj)
                 obj["metadata"]["uid"] = f"uid-{obj['kind']}-{obj['metadata']['name']}"

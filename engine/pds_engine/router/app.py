@@ -22,6 +22,7 @@ from pds_engine.router.backends import Backend, Fleet
 from pds_engine.router.call import STREAMED, Call, plain_call, read_call
 from pds_engine.router.config import RouterConfig
 from pds_engine.router.discovery import Discovery
+from pds_engine.router.keyring import Keyring
 from pds_engine.router.metrics import Metrics
 from pds_engine.router.peek import Peeker
 from pds_engine.router.relay import Relay
@@ -47,12 +48,12 @@ class ClientGone(Exception):
 class Router:
     """One router: its parts, and the ASGI application that they make."""
 
-    def __init__(self, config: RouterConfig, key: bytes | None = None) -> None:
+    def __init__(self, config: RouterConfig, keys: Keyring | None = None) -> None:
         self.config = config
-        self.fleet = Fleet(config)
+        self.fleet = Fleet(config, keys)
         self.metrics = Metrics(self.fleet)
-        self.relay = Relay(config, self.fleet, key, self.metrics)
-        self.discovery = Discovery(config, self.fleet, key)
+        self.relay = Relay(config, self.fleet, self.metrics)
+        self.discovery = Discovery(config, self.fleet)
         self.leaving = False
         """SIGTERM came: not ready any more, and connections close after their answer."""
         self._keys = ApiKeys(config.auth.secret_dir) if config.auth else None
@@ -130,9 +131,12 @@ class Router:
             "incarnation": (state and state.incarnation) or None,
             "revision": (state and state.revision) or None,
             "kv_fingerprint": backend.kv or None,
+            "protocol": state.protocol if state else None,
+            "key_id": (state and backend.key_id) or None,
             "url": backend.found.url,
             "routable": not reason,
             "reason": reason or "routable",
+            "clock_offset": round(backend.clock, 1),
             "circuit": backend.circuit.phase(monotonic()),
             "requests": backend.requests,
             "failures": backend.failures,

@@ -3,7 +3,6 @@
 import json
 import secrets
 from dataclasses import dataclass, field
-from time import time
 
 from pds_engine.errors import (
     Drained,
@@ -13,6 +12,7 @@ from pds_engine.errors import (
     Preempted,
     TransferFailed,
     Unavailable,
+    WrongClock,
 )
 from pds_engine.messages import Role
 from pds_engine.router.answers import JSON, error_body
@@ -20,10 +20,9 @@ from pds_engine.router.backends import Backend, Fleet
 from pds_engine.router.call import STREAMED, Call
 from pds_engine.router.client import Client
 from pds_engine.router.policy import Pick
+from pds_engine.router.signed import Signature
 from pds_engine.router.upstream import BackendLost, Reply
-from pds_engine.signing import signed
 
-SIGNATURE_SECONDS = 60
 RETRIED = frozenset({408, 429, 500, 502, 503})
 """Answers of a group that another group may do better. 504 says that the request's time is over."""
 ROOM = frozenset({Overloaded.code, Preempted.code})
@@ -32,7 +31,9 @@ DIED = "the group has failed"
 UNOFFERED = "no decode group has offered pages"
 """How messages begin by which engines of the release before say `unavailable` of work that they had
 taken in. Ours have codes of their own for that."""
-FAULTS = frozenset({500, 502})
+REFUSED = frozenset({401, 403})
+"""The client's key was good here: it is ours that was not."""
+FAULTS = REFUSED | {500, 502}
 """Answers that count against the group's circuit; 429 and 503 only say that it is busy. Not so
 NotFinite: a prompt that no group can answer would else close them all to everybody."""
 
@@ -91,6 +92,7 @@ class Side:
     backend: Backend
     reply: Reply
     tokens: int
+    signature: Signature | None = None
     body: bytearray = field(default_factory=bytearray)
     settled: bool = False
     gave_up: bool = False
@@ -99,10 +101,19 @@ class Side:
     """Its own word was that it has failed."""
 
     @property
+    def ahead(self) -> float | None:
+        """How far the group's clock is ahead, where that alone is why it refuses."""
+        if self.signature is None:
+            return None
+        return self.signature.corrected(self.reply.status, self.reply.headers)
+
+    @property
     def healthy(self) -> bool | None:
         """What this exchange says of the backend (Fleet.end)."""
         if self.reply.error is not None or self.died:
             return False
+        if self.ahead is not None:
+            return None
         if self.reply.status in FAULTS:
             return None if _code(bytes(self.body)) == NotFinite.code else False
         if self.gave_up:
@@ -121,13 +132,10 @@ class Side:
 class Attempt:
     """The prefill side first, the decode side last; a unified group is both."""
 
-    def __init__(
-        self, fleet: Fleet, call: Call, pick: Pick, key: bytes | None, client: Client
-    ) -> None:
+    def __init__(self, fleet: Fleet, call: Call, pick: Pick, client: Client) -> None:
         self._fleet = fleet
         self._call = call
         self._client = client
-        self._key = key
         self._name = secrets.token_hex(4)
         self.sides: list[Side] = []
         first = fleet[pick.prefill]
@@ -203,20 +211,17 @@ class Attempt:
             side.settle(self._fleet)
 
     def _post(self, role: Role, backend: Backend, peer: Backend | None, tokens: int) -> None:
-        call = self._call
+        call, signature = self._call, None
         headers = list(call.headers)
-        if call.path in STREAMED and self._key is not None:
+        if call.path in STREAMED and backend.key is not None:
             ours = internal_headers(call, role, peer, self._name)
-            expires = int(time()) + SIGNATURE_SECONDS
-            headers += [
-                (name.encode(), value.encode())
-                for name, value in signed(self._key, "POST", call.path, ours, expires).items()
-            ]
+            signature = Signature(backend.key, ("POST", call.path), ours, backend.clock)
+            headers += signature.headers
         self._fleet.start(backend, tokens)
         reply = backend.upstream.request(
             call.method, call.path, headers, call.body, poke=self._client.signal.set
         )
-        self.sides.append(Side(role, backend, reply, tokens))
+        self.sides.append(Side(role, backend, reply, tokens, signature))
 
     def _lost(self, side: Side, error: BackendLost) -> Failure:
         lost = Unavailable(f"the {side.role} group was lost: {error}", hint="ask again")
@@ -227,7 +232,12 @@ class Attempt:
 
     def _refused(self, side: Side) -> Failure:
         reply, body = side.reply, bytes(side.body)
-        if reply.status in (401, 403):  # the client's key was good here: our own was not
+        if (ahead := side.ahead) is not None:
+            # Nothing was begun, and it may be asked again, by its own clock.
+            side.backend.clock = ahead
+            late = WrongClock(f"the clock of the {side.role} group has jumped", headers={})
+            return Failure(503, error_body(late), "", (JSON,))
+        if reply.status in REFUSED:
             error = Unavailable(f"the {side.role} group refuses the router's signature")
             key = side.backend.found.key
             return Failure(502, error_body(error), key, (JSON,), untaken=True)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from time import monotonic
-from typing import Any
+from typing import Annotated
 
 import msgspec
 
@@ -14,27 +14,34 @@ from pds_engine.messages import Role
 from pds_engine.router import circuit
 from pds_engine.router.circuit import Circuit, Limits
 from pds_engine.router.config import RouterConfig
+from pds_engine.router.keyring import Keyring
 from pds_engine.router.policy import Ask, Candidate, Pick, pick, shortage
 from pds_engine.router.upstream import Upstream
+
+Text = Annotated[str, msgspec.Meta(max_length=1024)]
+Tokens = Annotated[int, msgspec.Meta(ge=1, le=1 << 31)]
 
 
 class EngineState(msgspec.Struct, frozen=True, kw_only=True):
     """What the router reads of `/pds/state`; anything else in it is none of its business."""
 
     role: Role
-    kv_fingerprint: str | None = ""
-    revision: str | None = ""
-    incarnation: str | None = ""
-    control: str | None = ""
+    kv_fingerprint: Text | None = ""
+    protocol: Annotated[int, msgspec.Meta(ge=0, le=1 << 31)] = 1
+    """Of the messages between groups. Engines of the release before do not tell theirs."""
+    key_id: Text | None = ""
+    """Of the control key that it holds."""
+    revision: Text | None = ""
+    incarnation: Text | None = ""
+    control: Text | None = ""
     """host:port of the group's scheduler."""
-    group: str | None = ""
+    group: Text | None = ""
     ready: bool = True
     reason: str | None = ""
     """Why it is not ready."""
     draining: bool = False
-    max_model_len: int | None = None
-    model: Any = None
-    model_digest: str | None = ""
+    max_model_len: Tokens | None = None
+    model_digest: Text | None = ""
 
     def goes_on_with(self, other: "EngineState") -> bool:
         """Whether it computes what `other` does, so that it can go on with a stream of its.
@@ -71,11 +78,14 @@ class Backend:
 
     found: Found
     upstream: Upstream
+    keys: Keyring
     state: EngineState | None = None
     trouble: str = "not asked yet"
     """Why the last look at /pds/state failed; "" when it did not."""
     missed: int = 0
     answered_at: float = 0.0
+    clock: float = 0.0
+    """Seconds that its clock is ahead of ours, where it refuses what is signed by ours."""
     suspected: bool = False
     """A request failed by its fault, and it has not answered a look since: others go first."""
     circuit: Circuit = field(default_factory=Circuit)
@@ -93,6 +103,16 @@ class Backend:
     @property
     def kv(self) -> str:
         return (self.state and self.state.kv_fingerprint) or ""
+
+    @property
+    def key_id(self) -> str:
+        """Of the control key that it holds."""
+        return self.keys.name((self.state and self.state.key_id) or "")
+
+    @property
+    def key(self) -> bytes | None:
+        """What is told to it is signed with this one; None: the router holds none for it."""
+        return self.keys.of(self.key_id)
 
     def reason(self, now: float, misses: int) -> str:
         """Why no request is sent there; "" when it is routable."""
@@ -118,14 +138,17 @@ class Backend:
             return f"not ready: {self.state.reason}"
         if not self.state.kv_fingerprint:
             return "its ranks have not joined yet"
+        if self.keys and self.key is None:
+            return f"its control key {self.key_id} has not come to this router yet"
         return ""
 
 
 class Fleet:
     """All backends, and the choice among them."""
 
-    def __init__(self, config: RouterConfig) -> None:
+    def __init__(self, config: RouterConfig, keys: Keyring | None = None) -> None:
         self._config = config
+        self.keys = Keyring() if keys is None else keys
         self._backends: dict[str, Backend] = {}
         self._turn = random.Random(config.seed).getrandbits(16)
         self.limits = Limits(
@@ -140,6 +163,10 @@ class Fleet:
 
     def __getitem__(self, key: str) -> Backend:
         return self._backends[key]
+
+    def key_ids(self) -> set[str]:
+        """Of the control keys that its groups hold."""
+        return {backend.key_id for backend in self}
 
     @property
     def longest(self) -> int | None:
@@ -158,7 +185,7 @@ class Fleet:
                 upstream = Upstream(
                     each.host, each.port, connect_timeout=self._config.connect_timeout
                 )
-                new.append(self._backends.setdefault(key, Backend(each, upstream)))
+                new.append(self._backends.setdefault(key, Backend(each, upstream, self.keys)))
         self.synced = True
         self.tell()
         return new, gone
@@ -191,7 +218,7 @@ class Fleet:
         now, misses = monotonic(), self._config.health.misses
         left_out = set(excluded)
         return [
-            Candidate(key, b.state.role, b.kv, b.outstanding)
+            Candidate(key, b.state.role, b.kv, b.outstanding, b.state.protocol, b.key_id)
             for key, b in self._backends.items()
             if b.state is not None
             and key not in left_out

@@ -5,18 +5,16 @@ import json
 import logging
 from collections.abc import Coroutine
 from contextlib import suppress
-from time import time
 from urllib.parse import urlsplit
 
 from pds_engine.errors import ConfigError
 from pds_engine.router.backends import Backend, Fleet, Found
 from pds_engine.router.config import RouterConfig
-from pds_engine.router.exchange import whole
 from pds_engine.router.health import Health
 from pds_engine.router.kube import PodWatch
 from pds_engine.router.pods import LABEL, GroupKey, Pod, ended_groups, found, group_of
+from pds_engine.router.signed import ask
 from pds_engine.router.upstream import BackendLost
-from pds_engine.signing import signed
 
 logger = logging.getLogger(__name__)
 GONE = "/pds/peers/gone"
@@ -45,12 +43,11 @@ def given(urls: tuple[str, ...]) -> list[Found]:
 
 
 class Discovery:
-    """Runs until closed. `key` signs the news of peers that are gone."""
+    """Runs until closed."""
 
-    def __init__(self, config: RouterConfig, fleet: Fleet, key: bytes | None) -> None:
+    def __init__(self, config: RouterConfig, fleet: Fleet) -> None:
         self._config = config
         self._fleet = fleet
-        self._key = key
         self._health = Health(fleet, config.health)
         self._tasks: set[asyncio.Task[None]] = set()
         self._watch: PodWatch | None = None
@@ -124,21 +121,16 @@ class Discovery:
 
     def _tell_gone(self, incarnation: str) -> None:
         """Decode groups may free pages that this incarnation could have written (engine.md §6)."""
-        if self._key is None:
-            return
         for backend in self._fleet:
-            if backend.state and backend.state.role == "decode":
-                self._spawn(self._post_gone(backend, incarnation, self._key))
+            if backend.state and backend.state.role == "decode" and backend.key is not None:
+                self._spawn(self._post_gone(backend, incarnation, backend.key))
 
     async def _post_gone(self, backend: Backend, incarnation: str, key: bytes) -> None:
         body = json.dumps({"incarnation": incarnation}).encode()
         for again in range(GONE_TRIES):
-            headers = signed(key, "POST", GONE, {}, int(time()) + 60)
-            sent = [(b"content-type", b"application/json")]
-            sent += [(name.encode(), value.encode()) for name, value in headers.items()]
             with suppress(BackendLost, TimeoutError):
                 async with asyncio.timeout(self._config.health.timeout):
-                    status, _ = await whole(backend.upstream, "POST", GONE, sent, body)
+                    status, _ = await ask(backend, key, "POST", GONE, body)
                 if status < 300:
                     return
             await asyncio.sleep(0.5 * 2**again)

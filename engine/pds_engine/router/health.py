@@ -10,10 +10,11 @@ import msgspec
 from pds_engine.router.backends import Backend, EngineState, Fleet
 from pds_engine.router.circuit import Circuit
 from pds_engine.router.config import HealthConfig
-from pds_engine.router.exchange import whole
+from pds_engine.router.signed import ask
 from pds_engine.router.upstream import BackendLost
 
 logger = logging.getLogger(__name__)
+REFUSED = "refuses the router's signature: their control keys differ, or their clocks"
 _decoder = msgspec.json.Decoder(EngineState)
 
 
@@ -67,11 +68,8 @@ async def look(backend: Backend, config: HealthConfig) -> None:
     """Ask a backend how it is, and note the answer or the trouble."""
     try:
         async with asyncio.timeout(config.timeout):
-            status, body = await whole(backend.upstream, "GET", "/pds/state")
-        if status != 200:
-            raise BackendLost(f"answered {status}")
-        state = _decoder.decode(body)
-    except (BackendLost, msgspec.DecodeError, TimeoutError) as error:
+            state = await _told(backend, config)
+    except (BackendLost, msgspec.DecodeError, RecursionError, TimeoutError) as error:
         backend.missed += 1
         backend.trouble = str(error) or f"no answer within {config.timeout} s"
         return
@@ -82,3 +80,33 @@ async def look(backend: Backend, config: HealthConfig) -> None:
     backend.suspected = False
     backend.trouble = ""
     backend.answered_at = monotonic()
+
+
+async def _told(backend: Backend, config: HealthConfig) -> EngineState:
+    """Its state, asked for by its own key, so that one that would refuse our requests says so.
+
+    Which key it has everybody may know: that is asked first, and again after a trouble, as it may
+    be another process since.
+    """
+    key = None if backend.trouble else backend.key
+    if key is None:
+        state = await _asked(backend, None)
+        key = backend.keys.of(backend.keys.name(state.key_id or ""))
+        if key is None:  # `unfit` tells, where the router has others
+            return state
+    try:
+        return await _asked(backend, key)
+    except _Refused as error:
+        backend.missed = config.misses  # so it would answer each request
+        raise BackendLost(REFUSED) from error
+
+
+class _Refused(BackendLost):
+    """It answered 403."""
+
+
+async def _asked(backend: Backend, key: bytes | None) -> EngineState:
+    status, body = await ask(backend, key, "GET", "/pds/state")
+    if status != 200:
+        raise (_Refused if status == 403 else BackendLost)(f"answered {status}")
+    return _decoder.decode(body)

@@ -22,9 +22,12 @@ from pds_engine.router.config import KubernetesConfig
 from pds_engine.router.pods import Pod
 
 logger = logging.getLogger(__name__)
-WATCH_SECONDS = 240
-"""How long one watch is asked to last; silence 30 s beyond it means that the connection is dead."""
-TIMEOUT = aiohttp.ClientTimeout(total=None, connect=10, sock_read=WATCH_SECONDS + 30)
+WATCH_SECONDS = 60
+"""How long one watch is asked to last."""
+LIST_TIMEOUT = aiohttp.ClientTimeout(total=30)
+WATCH_TIMEOUT = aiohttp.ClientTimeout(total=None, connect=10, sock_read=WATCH_SECONDS + 30)
+"""Longer silence means that the connection is dead, though nobody closed it."""
+SILENT = aiohttp.SocketTimeoutError
 PAGE = 500
 MAX_PAUSE = 10.0
 BROKEN = (aiohttp.ClientError, OSError, HttpProcessingError, msgspec.DecodeError)
@@ -136,7 +139,7 @@ class PodWatch:
         token = ""
         while True:
             query = {"limit": str(PAGE), **({"continue": token} if token else {})}
-            async with await self._get(api, query) as response:
+            async with await self._get(api, query, LIST_TIMEOUT) as response:
                 page = msgspec.json.decode(await response.read(), type=_PodList)
             pods.update((pod.metadata.uid, pod) for pod in page.items)
             token = page.metadata.continue_
@@ -147,7 +150,7 @@ class PodWatch:
         return page.metadata.resource_version
 
     async def _follow(self, api: DynamicClient, version: str) -> None:
-        """Watch from `version`; a clean end of file goes on from the last version seen."""
+        """Watch from `version`; one that ends, or falls silent, goes on from the last one seen."""
         while True:
             query = {
                 "watch": "1",
@@ -156,15 +159,22 @@ class PodWatch:
                 "timeoutSeconds": str(WATCH_SECONDS),
             }
             began = asyncio.get_running_loop().time()
-            async with await self._get(api, query) as response:
-                async for line in response.content:
-                    version = self._apply(line)
+            async with asyncio.timeout(LIST_TIMEOUT.total):  # it answers before it has news
+                response = await self._get(api, query, WATCH_TIMEOUT)
+            async with response:
+                try:
+                    async for line in response.content:
+                        version = self._apply(line)
+                except SILENT:
+                    logger.warning("the watch is silent: going on from where it was")
             if asyncio.get_running_loop().time() - began < 1:
                 await asyncio.sleep(
                     random.uniform(0.1, 0.3)
                 )  # a server that ends every watch at once
 
-    async def _get(self, api: DynamicClient, query: dict[str, str]) -> aiohttp.ClientResponse:
+    async def _get(
+        self, api: DynamicClient, query: dict[str, str], within: aiohttp.ClientTimeout
+    ) -> aiohttp.ClientResponse:
         try:
             response: aiohttp.ClientResponse = await api.request(
                 "GET",
@@ -172,7 +182,7 @@ class PodWatch:
                 serialize=False,
                 label_selector=self._selector,
                 query_params=list(query.items()),
-                _request_timeout=TIMEOUT,
+                _request_timeout=within,
             )
         except DynamicApiError as error:
             message = f"the API server answers {error.status}: {(error.body or '')[:300]}"

@@ -15,15 +15,12 @@ logger = logging.getLogger(__name__)
 
 
 class Pairs:
-    """The groups as calls see them. `key` signs what they are told."""
+    """The groups as calls see them."""
 
-    def __init__(
-        self, config: RouterConfig, fleet: Fleet, key: bytes | None, metrics: Metrics
-    ) -> None:
+    def __init__(self, config: RouterConfig, fleet: Fleet, metrics: Metrics) -> None:
         self.config = config
         self.fleet = fleet
         self.metrics = metrics
-        self._key = key
 
     def pick(self, call: Call, excluded: set[str], like: EngineState | None = None) -> Pick | None:
         """The groups for the next attempt; with `like`, those that go on with what it began."""
@@ -39,13 +36,13 @@ class Pairs:
         Raises:
             Unavailable: this router cannot sign, and they ask for it.
         """
-        if pick.decode is not None and self._key is None:
+        if pick.decode is not None and not self.fleet.keys:
             raise Unavailable(
                 "prefill and decode groups take signed requests only", hint="set keys_dir"
             )
         if logger.isEnabledFor(logging.DEBUG):
             self._tell(call, pick)
-        return Attempt(self.fleet, call, pick, self._key, client)
+        return Attempt(self.fleet, call, pick, client)
 
     def _tell(self, call: Call, pick: Pick) -> None:
         """Which pods a request goes to, for whoever asks afterwards."""

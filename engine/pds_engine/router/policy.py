@@ -1,8 +1,8 @@
 """Which groups serve a request: pure, and the same for the same arguments.
 
-A head is the group that takes the prompt: a prefill group that has a decode group of its KV
-fingerprint, or a unified group. A head's load is its own outstanding tokens and those of its best
-partner, so that a fingerprint with many prefill groups does not flood its one decode group.
+A head is the group that takes the prompt: a prefill group that has a decode group of its
+`terms`, or a unified group. A head's load is its own outstanding tokens and those of its best
+partner, so that many prefill groups do not flood the one decode group that they can pair with.
 """
 
 import hashlib
@@ -26,6 +26,22 @@ class Candidate:
     role: Role
     kv: str
     outstanding: int = 0
+    protocol: int = 1
+    key_id: str = ""
+    """Of the control key that it holds."""
+
+
+Terms = tuple[str, int, str]
+"""KV fingerprint, protocol of the messages, id of the control key."""
+
+
+def terms(group: Candidate) -> Terms:
+    """What must be equal in a prefill and a decode group, so that they can work as a pair.
+
+    The format of the keys and values that are handed over, the messages by which that is agreed,
+    and the key by which each proves to the other that it belongs there.
+    """
+    return group.kv, group.protocol, group.key_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,39 +74,50 @@ class _Loaded:
 def pick(candidates: Iterable[Candidate], ask: Ask) -> Pick | None:
     """The groups for one request, or None when no head exists (`shortage` says why)."""
     groups = sorted(candidates, key=lambda c: c.key)
-    partners: dict[str, list[_Loaded]] = {}
+    partners: dict[Terms, list[_Loaded]] = {}
     for group in groups:
         if group.role == "decode":
-            partners.setdefault(group.kv, []).append(_Loaded(group, group.outstanding))
+            partners.setdefault(terms(group), []).append(_Loaded(group, group.outstanding))
     heads = []
     for group in groups:
         if group.role == "unified":
             heads.append(_Loaded(group, group.outstanding))
-        elif group.role == "prefill" and group.kv in partners:
-            best = min(partner.load for partner in partners[group.kv])
+        elif group.role == "prefill" and terms(group) in partners:
+            best = min(partner.load for partner in partners[terms(group)])
             heads.append(_Loaded(group, group.outstanding + best))
     if not heads:
         return None
     head = _choose(heads, ask).candidate
     if head.role == "unified":
         return Pick(head.key)
-    return Pick(head.key, _choose(partners[head.kv], ask).candidate.key)
+    return Pick(head.key, _choose(partners[terms(head)], ask).candidate.key)
 
 
 def shortage(candidates: Sequence[Candidate]) -> str:
     """Why `pick` finds nothing among `candidates`."""
-    prefill = sorted({c.kv for c in candidates if c.role == "prefill"})
-    decode = sorted({c.kv for c in candidates if c.role == "decode"})
+    prefill = {terms(c) for c in candidates if c.role == "prefill"}
+    decode = {terms(c) for c in candidates if c.role == "decode"}
     if prefill and decode:
+        what, have = _differing(prefill, decode)
         return (
-            "no ready prefill and decode group share a KV fingerprint "
-            f"(prefill: {', '.join(prefill)}; decode: {', '.join(decode)})"
+            f"no ready prefill and decode group share a {what} "
+            f"(prefill: {', '.join(have[0])}; decode: {', '.join(have[1])})"
         )
     if prefill:
         return "no ready decode group"
     if decode:
         return "no ready prefill group"
     return "no ready group"
+
+
+def _differing(*sides: set[Terms]) -> tuple[str, list[list[str]]]:
+    """The first of the terms that the two sides never share, and what they have of it."""
+    for place, what in enumerate(("KV fingerprint", "protocol", "control key")):
+        have = [sorted({str(each[place]) for each in side}) for side in sides]
+        if not set(have[0]) & set(have[1]):
+            return what, have
+    told = [sorted("/".join(map(str, each)) for each in side) for side in sides]
+    return "KV fingerprint, protocol and control key", told
 
 
 def _choose(groups: list[_Loaded], ask: Ask) -> _Loaded:

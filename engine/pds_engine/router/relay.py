@@ -22,13 +22,11 @@ from pds_engine.router.stream import EVENT_STREAM, Stream
 
 
 class Relay:
-    """Answers the calls of one router. `key` signs what it tells the groups."""
+    """Answers the calls of one router."""
 
-    def __init__(
-        self, config: RouterConfig, fleet: Fleet, key: bytes | None, metrics: Metrics
-    ) -> None:
+    def __init__(self, config: RouterConfig, fleet: Fleet, metrics: Metrics) -> None:
         self._bound = config.max_in_flight
-        self._pairs = Pairs(config, fleet, key, metrics)
+        self._pairs = Pairs(config, fleet, metrics)
         self._metrics = metrics
         self.in_flight = 0
         self._ended = monotonic()

@@ -13,7 +13,7 @@ from pds_engine.listening import bound
 from pds_engine.ports import Use
 from pds_engine.router.app import Router
 from pds_engine.router.config import RouterConfig
-from pds_engine.signing import read_key
+from pds_engine.router.keyring import follow, opened
 
 logger = logging.getLogger(__name__)
 LOOK_SECONDS = 0.1
@@ -61,7 +61,7 @@ async def serve(config: RouterConfig) -> None:
         ConfigError: keys or backends cannot be found, or an address is not this machine's.
         PortTaken: another process has a port.
     """
-    router = Router(config, read_key(config.keys_dir) if config.keys_dir else None)
+    router = Router(config, opened(config.keys_dir) if config.keys_dir else None)
     servers = [server(router, config.host, config.port, CANCEL_SECONDS)]
     ours = [bound(config.host, config.port, HTTP)]
     if config.metrics_port is not None:
@@ -82,14 +82,19 @@ async def serve(config: RouterConfig) -> None:
     main, *others = [
         loop.create_task(each.serve(at)) for each, at in zip(servers, ours, strict=True)
     ]
-    leave = loop.create_task(_leave(router, servers[0], leaving, now))
+    beside = [loop.create_task(_leave(router, servers[0], leaving, now))]
+    if config.keys_dir is not None:
+        fleet = router.fleet
+        follows = follow(fleet.keys, config.keys_dir, fleet.key_ids, fleet.tell)
+        beside.append(loop.create_task(follows))
     try:
         await main
     finally:
-        leave.cancel()
+        for task in beside:
+            task.cancel()
         for each in servers:
             each.should_exit = True
-        await asyncio.gather(leave, *others, return_exceptions=True)
+        await asyncio.gather(*beside, *others, return_exceptions=True)
         await router.close()
 
 

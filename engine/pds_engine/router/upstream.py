@@ -16,6 +16,8 @@ from pds_engine.errors import GroupError
 
 HIGH_WATER = 256 << 10
 """Unread bytes of a reply above which its socket is not read: a slow client slows the engine."""
+HEAD_BYTES = 64 << 10
+"""Of an answer, before its body."""
 IDLE_SECONDS = 4.0
 """A connection idle for longer is not used again: uvicorn closes it after 5 seconds."""
 
@@ -302,6 +304,9 @@ class _Connection(asyncio.Protocol):
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             self._fail(f"does not speak HTTP: {error}")
+            return
+        if self._reply is not None and not self._reply.status and self._bytes > HEAD_BYTES:
+            self._fail(f"its answer has more than {HEAD_BYTES} bytes of headers")
 
     def eof_received(self) -> bool:
         return False
@@ -331,7 +336,7 @@ class _Connection(asyncio.Protocol):
         name = name.lower()
         if name in (b"content-length", b"transfer-encoding"):
             self._framed = True
-        if self._reply is not None:
+        if self._reply is not None and not self._reply.status:  # no trailers
             self._reply.headers[name] = value
 
     def on_headers_complete(self) -> None:

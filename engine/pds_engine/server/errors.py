@@ -7,7 +7,7 @@ import msgspec
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from pds_engine.errors import GroupError, PdsError, RequestError, Unavailable
+from pds_engine.errors import GroupError, PdsError, RequestError, Unavailable, WrongClock
 from pds_engine.messages import Failed
 
 _KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
@@ -36,6 +36,8 @@ def told(error: Exception) -> tuple[int, bytes, dict[str, str]]:
     if isinstance(error, RequestError):
         status, wait = error.status, error.retry_after
         content = body(str(error), status, error.code, error.param)
+        if isinstance(error, WrongClock):
+            headers.update(error.headers)
     elif isinstance(error, RequestFailed):
         failed = error.failed
         status, wait = failed.status, failed.retry_after

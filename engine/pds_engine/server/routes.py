@@ -25,6 +25,7 @@ from pds_engine.server.lanes import Lanes
 from pds_engine.server.respond import respond
 from pds_engine.server.session import Session
 from pds_engine.server.strict import Body
+from pds_engine.signing import key_id
 from pds_engine.text.tokenizer import Tokenizer
 
 B = TypeVar("B", bound=Body)
@@ -204,12 +205,14 @@ class Routes:
         return Response(self._engine.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
     async def state(self, request: Request) -> Response:
+        self._signed(request)  # nobody has to; who does learns whether keys and clocks agree
         engine = self._engine
         return _json(
             state.report(
                 engine.state,
                 self._config,
                 incarnation=engine.incarnation,
+                key_id=None if self._key is None else key_id(self._key),
                 in_flight=engine.in_flight,
                 draining=engine.draining,
                 error=engine.error.message if engine.error else None,

@@ -1,11 +1,11 @@
-"""What a group says of itself: alive, ready, and its state (contracts.md, Engine HTTP; pure)."""
+"""What a group says of itself: alive, ready, and its state (docs/contract.md; pure)."""
 
 from typing import Any
 
 from msgspec import structs
 
 from pds_engine.config import EngineConfig
-from pds_engine.messages import KernelsProof, State
+from pds_engine.messages import PROTOCOL, KernelsProof, State
 
 
 def sick(state: State | None, age: float, step_timeout: float, error: str | None) -> str | None:
@@ -41,11 +41,15 @@ def report(
     config: EngineConfig,
     *,
     incarnation: str,
+    key_id: str | None,
     in_flight: int,
     draining: bool,
     error: str | None,
 ) -> dict[str, Any]:
-    """The body of /pds/state."""
+    """The body of /pds/state.
+
+    `key_id` names the control key that the group holds; None where it has none but its own.
+    """
     known = state or _NOTHING
     problem = error or unready(state, config)
     return {
@@ -58,6 +62,8 @@ def report(
         "max_model_len": config.max_model_len,
         "control": f"{config.pod.ip}:{config.http.control_port}",
         "kv_fingerprint": known.kv_fingerprint,
+        "protocol": PROTOCOL,
+        "key_id": key_id,
         "ready": problem is None,
         "reason": problem or "",
         "ranks_ready": known.ranks_ready,

@@ -155,8 +155,9 @@ def kv_format(config: EngineConfig, decoder: Decoder) -> KvFormat:
 
 
 def use_graphs(config: EngineConfig, decoder: Decoder, device: torch.device) -> KernelsProof:
-    """Run `decoder`'s pieces compiled, and prove by what. Warm-up has left every graph in the
-    cache; if one was pruned since, it is compiled here, before Ready.
+    """Run `decoder`'s pieces compiled, and prove by what. Warm-up has left a copy of every graph in
+    this pod's own folder, so that the volume is not asked; what is missing there or damaged comes
+    from the volume, or is compiled here, before Ready.
 
     Raises:
         ConfigError: there is no cache to take them from.
@@ -167,7 +168,10 @@ def use_graphs(config: EngineConfig, decoder: Decoder, device: torch.device) -> 
     for graph in graphs.plan(config, decoder.spec, decoder.part, device):
         artefact = graphs.fetch(graph, cache, config.cache.timeout_seconds)
         if artefact.built:
-            logger.warning("%s was not warm: compiled in %.1f s", graph.name, artefact.seconds)
+            why = cache.damage.get(artefact.key, "not in the cache")
+            logger.warning(
+                "graph %s was not warm (%s): compiled in %.1f s", graph.name, why, artefact.seconds
+            )
         found[graph.name] = artefact
         loaded[graph.name] = load_graph(artefact.folder)
     decoder.pieces = graphs.CompiledPieces(decoder.pieces.shape, loaded)

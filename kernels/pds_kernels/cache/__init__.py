@@ -7,7 +7,8 @@
 
 A key is the digest of everything that decides the artefact (sources, toolchain, target, constants),
 never of the binary: compilers are not reproducible. An artefact appears by one rename, so that
-a reader sees all of it or nothing.
+a reader sees all of it or nothing. Each pod has a folder of the same layout of its own: it compiles
+there, and runs what lies there. Whatever becomes of the volume costs sharing alone.
 """
 
 from pds_kernels.cache.manifest import (
@@ -16,15 +17,23 @@ from pds_kernels.cache.manifest import (
     read_manifest,
     write_manifest,
 )
-from pds_kernels.cache.store import Artefact, Cache, Entry, cache_key
+from pds_kernels.cache.own import own_folder
+from pds_kernels.cache.store import Artefact, Cache, cache_key
+from pds_kernels.cache.tending import Entry, entries, prune
+from pds_kernels.cache.trouble import PlaceError, Trouble
 
 __all__ = [
     "Artefact",
     "Cache",
     "Entry",
     "Manifest",
+    "PlaceError",
+    "Trouble",
     "cache_key",
+    "entries",
     "manifest_digest",
+    "own_folder",
+    "prune",
     "read_manifest",
     "write_manifest",
 ]

@@ -2,11 +2,13 @@
 
 import hashlib
 import json
-import os
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from pds_kernels.cache.files import FileFault, Files
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +39,21 @@ def manifest_path(root: Path, model: str, revision: str, role: str, stage: int) 
     return root / "v1" / "manifests" / model / (revision or "none") / role / f"{stage}.json"
 
 
-def write_manifest(path: Path, manifest: Manifest) -> None:
-    """Replace the manifest at once: a reader sees the old one or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def write_manifest(files: Files, path: Path, manifest: Manifest) -> None:
+    """Replace the manifest at once: a reader sees the old one or the new one.
+
+    Raises:
+        FileFault: it cannot be written; nothing half written is left.
+    """
+    files.make_folder(path.parent)
     scratch = path.with_name(f".{uuid.uuid4().hex}")
-    scratch.write_text(json.dumps(asdict(manifest), indent=1, sort_keys=True))
-    os.replace(scratch, path)
+    try:
+        files.write(scratch, [json.dumps(asdict(manifest), indent=1, sort_keys=True).encode()])
+        files.rename(scratch, path)
+    except FileFault:
+        with suppress(FileFault):
+            files.remove(scratch)
+        raise
 
 
 def read_manifest(path: Path) -> Manifest | None:

@@ -7,51 +7,62 @@ import hashlib
 import hmac
 import json
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 META = "meta.json"
 COMMITTED = ".committed"
+MARKS = frozenset({META, COMMITTED})
+"""Files that are the seal's own."""
 
 
 def digests(folder: Path) -> dict[str, str]:
     """SHA-256 of every file below `folder` but the seal's own, by relative name."""
     return {
-        path.relative_to(folder).as_posix(): file_digest(path)
+        path.relative_to(folder).as_posix(): _file_digest(path)
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name not in (META, COMMITTED)
+        if path.is_file() and path.name not in MARKS
     }
 
 
-def file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def sealed(meta: Mapping[str, Any], secret: bytes) -> bytes:
+    """`meta` as the content of meta.json, with its seal."""
+    told = {**meta, "seal": _seal(meta, secret)}
+    return json.dumps(told, indent=1, sort_keys=True).encode()
 
 
-def sealed(meta: Mapping[str, Any], secret: bytes) -> str:
-    """`meta` as the text of meta.json, with its seal."""
-    return json.dumps({**meta, "seal": _seal(meta, secret)}, indent=1, sort_keys=True)
-
-
-def opened(folder: Path, secret: bytes) -> dict[str, Any] | None:
-    """The meta of the artefact in `folder`; None when absent, unfinished, changed or forged."""
+def opened(content: bytes, secret: bytes) -> dict[str, Any] | None:
+    """The meta that `content` holds; None where it cannot be read, or was sealed by another key."""
     try:
-        if not (folder / COMMITTED).exists():
-            return None
-        meta: dict[str, Any] = json.loads((folder / META).read_text())
+        meta: dict[str, Any] = json.loads(content)
         seal = str(meta.pop("seal", ""))
-        intact = hmac.compare_digest(seal, _seal(meta, secret)) and meta["files"] == digests(folder)
-    except (OSError, ValueError, KeyError, TypeError):
+        files = meta["files"]
+        if not hmac.compare_digest(seal, _seal(meta, secret)):
+            return None
+        # Without a secret anybody can seal: no name may lead out of the folder.
+        inside = all(_inside(name) and isinstance(files[name], str) for name in files)
+        float(meta["seconds"])
+    except (ValueError, KeyError, TypeError, AttributeError):
         return None
-    return meta if intact else None
+    return meta if inside else None
 
 
-def key_of(folder: Path) -> str:
+def key_of(content: bytes) -> str:
     """Which secret's holders made the artefact, by its own word; "" where that cannot be read."""
     try:
-        return str(json.loads((folder / META).read_text()).get("seal_key", ""))
-    except (OSError, ValueError, AttributeError):
+        return str(json.loads(content).get("seal_key", ""))
+    except (ValueError, AttributeError):
         return ""
+
+
+def _inside(name: str) -> bool:
+    path = PurePosixPath(name)
+    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _seal(meta: Mapping[str, Any], secret: bytes) -> str:

@@ -1,22 +1,27 @@
-"""Finding, building, publishing, checking and pruning artefacts."""
+"""Finding, building and sharing artefacts: on the volume, and in the pod's own folder.
 
-import errno
+What runs is always a private copy, checked while it was copied. So a build that fails is never the
+volume's fault, nor the other way round; and once an artefact is found, the volume may vanish.
+"""
+
+import contextlib
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 import time
-import uuid
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pds_kernels.cache import seal
+from pds_kernels.cache import trouble as words
+from pds_kernels.cache.files import FileFault, Files
 from pds_kernels.cache.flight import Flight
+from pds_kernels.cache.shelf import Damaged, Item, Shelf
+from pds_kernels.cache.trouble import PlaceError, Trouble
+from pds_kernels.cache.volume import LEAST_FREE, Volume
 
 VERSION = "v1"
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 def cache_key(inputs: Mapping[str, str]) -> str:
@@ -27,53 +32,56 @@ def cache_key(inputs: Mapping[str, str]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Artefact:
-    """A verified artefact, ready to be loaded from `folder`."""
+    """A verified artefact, ready to be loaded from `folder`, which is the pod's own."""
 
+    kind: str
     key: str
     folder: Path
     built: bool
     """This process compiled it; else it was found, or another process's build was awaited."""
     shared: bool
-    """It lies in the cache; False where the volume could not be written."""
+    """It is known to lie on the volume."""
     seconds: float
     """Of compilation, by whoever compiled it."""
-    digest: str
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A line of `pds-engine cache ls`."""
-
-    kind: str
-    key: str
-    bytes: int
-    seconds: float
-    intact: bool
-    used: float
-    """Seconds since the epoch of the last use."""
 
 
 class Cache:
-    """The artefacts under `root`, sealed by `secret`. Any number of processes may share it."""
+    """The artefacts on the volume `root`, with copies in `private`, sealed by `secret`.
+
+    Any number of processes may share either. `patience` is how long an operation on the volume may
+    take, and `lease` how long a lock lives without a beat, both in seconds.
+    """
 
     def __init__(
-        self, root: Path, secret: bytes, *, lease: float = 20.0, producer: str = ""
+        self,
+        root: Path,
+        private: Path,
+        secret: bytes,
+        *,
+        lease: float = 20.0,
+        patience: float = 15.0,
+        producer: str = "",
+        files: Callable[[], Files] = Files,
     ) -> None:
-        self.root = root / VERSION
         self._secret = hmac_key(secret)
-        self._seal = hashlib.sha256(self._secret).hexdigest()[:16]
+        self.seal_key = hashlib.sha256(self._secret).hexdigest()[:16]
+        shelf = Shelf(root / VERSION, self._secret)
+        self.volume = Volume(root, shelf, patience, files)
+        self.damage: dict[str, str] = {}
+        """What was wrong with artefacts that were found, by key."""
+        self._private = Shelf(private / VERSION, self._secret)
+        self._files = Files()
         self._lease = lease
         self._producer = producer
 
     def find(self, kind: str, inputs: Mapping[str, str]) -> Artefact | None:
-        """The intact artefact of these inputs, or None."""
+        """The intact artefact of these inputs, from the pod's own folder or the volume, or None.
+
+        Raises:
+            PlaceError: the pod's own folder takes nothing.
+        """
         key = self._key(inputs)
-        folder = self._folder(kind, key)
-        meta = seal.opened(folder, self._secret)
-        if meta is None:
-            return None
-        _touch(folder / seal.COMMITTED)
-        return Artefact(key, folder, False, True, float(meta["seconds"]), _digest(meta["files"]))
+        return self._own(kind, key) or self._fetched(kind, key)
 
     def get(
         self,
@@ -85,113 +93,144 @@ class Cache:
     ) -> Artefact:
         """The artefact of these inputs, compiled by `build(folder)` where nobody has yet.
 
-        At most one process of all that share the volume builds a key at a time. Where the volume
-        cannot be written the artefact is built in a private folder, and `shared` is False.
+        At most one process of all that share the volume builds a key at a time; the others wait
+        for it for half of `timeout` seconds. Where the volume cannot be used, or does not take the
+        artefact, `shared` is False, and `volume.trouble` says why.
 
         Raises:
-            TimeoutError: another process holds the key and delivers nothing within `timeout` s.
+            PlaceError: the pod's own folder takes nothing.
             Exception: whatever `build` raises; nothing is published then.
         """
         found = self.find(kind, inputs)
-        if found:
+        if found is not None:
             return found
         key = self._key(inputs)
+        flight = Flight(self.volume, key, self._lease)
         try:
-            (self.root / "locks").mkdir(parents=True, exist_ok=True)
-            flight = Flight(self.root / "locks" / key, self._lease)
-            mine = flight.acquire(lambda: self.find(kind, inputs) is not None, timeout)
-        except OSError as error:
-            if error.errno not in _NO_ROOM:
-                raise
-            return self._private(key, build)
+            self.volume.try_out()
+            arrived = flight.acquire(lambda: self._fetched(kind, key), timeout / 2)
+        except Trouble:
+            return self._build(kind, key, inputs, build)
+        if arrived is not None:
+            return arrived
         try:
-            if mine:
-                return self._build(kind, key, inputs, build)
+            return self.share(self._build(kind, key, inputs, build))
         finally:
             flight.release()
-        arrived = self.find(kind, inputs)
-        return arrived or self.get(kind, inputs, build, timeout=timeout)
 
-    def entries(self) -> Iterator[Entry]:
-        """Every artefact under our seal, damaged ones too; those of another secret are not ours."""
-        for marker in sorted(self.root.glob(f"*/??/*/{seal.COMMITTED}")):
-            folder = marker.parent
-            if seal.key_of(folder) not in ("", self._seal):
-                continue
-            meta = seal.opened(folder, self._secret)
-            size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
-            seconds = float(meta["seconds"]) if meta else 0.0
-            kind = folder.parent.parent.name
-            yield Entry(kind, folder.name, size, seconds, bool(meta), marker.stat().st_mtime)
+    def share(self, artefact: Artefact) -> Artefact:
+        """Put a copy of `artefact` on the volume, unless there is one."""
+        if artefact.shared:
+            return artefact
+        kind, key, shelf = artefact.kind, artefact.key, self.volume.shelf
 
-    def prune(self, *, unused_for: float, now: float) -> list[Entry]:
-        """Remove what is damaged or was unused for `unused_for` seconds at `now`; and leftovers."""
-        for leftover in (self.root / "tmp").glob("*"):
-            if now - leftover.stat().st_mtime > max(unused_for, 3600):
-                shutil.rmtree(leftover, ignore_errors=True)
-        gone = [e for e in self.entries() if not e.intact or now - e.used > unused_for]
-        for entry in gone:
-            shutil.rmtree(self._folder(entry.kind, entry.key))
-        return gone
+        def publish(files: Files) -> None:
+            item = self._private.find(self._files, kind, key)
+            if item is None:
+                raise Damaged("the private copy is gone")
+            names = (*item.files, seal.META)
+            size = sum(self._files.size(item.folder / name) for name in names)
+            self.volume.need(files, max(size, LEAST_FREE))
+            shelf.put(files, kind, key, item.meta, lambda name: item.content(self._files, name))
 
-    def _key(self, inputs: Mapping[str, str]) -> str:
-        """Holders of different secrets keep apart: neither may run what the other has compiled."""
-        return cache_key({**inputs, "seal": self._seal})
+        try:
+            if not self._lies_there(kind, key):
+                self.volume.write(publish)
+        except (Trouble, Damaged):
+            return artefact
+        except FileFault as fault:
+            raise self._place_error(fault) from fault
+        return replace(artefact, shared=True)
 
-    def _folder(self, kind: str, key: str) -> Path:
-        return self.root / kind / key[:2] / key
+    def _lies_there(self, kind: str, key: str) -> bool:
+        shelf = self.volume.shelf
+        try:
+            return self.volume.read(lambda files: shelf.check(files, kind, key)) is not None
+        except Damaged:
+            return False
+
+    def _own(self, kind: str, key: str) -> Artefact | None:
+        """The pod's own copy. One that is damaged is taken away."""
+        try:
+            try:
+                item = self._private.check(self._files, kind, key)
+            except Damaged as damage:
+                self.damage[key] = str(damage)
+                self._private.discard(self._files, kind, key)
+                return None
+        except FileFault as fault:
+            raise self._place_error(fault) from fault
+        return None if item is None else _artefact(kind, key, item, shared=False)
+
+    def _fetched(self, kind: str, key: str) -> Artefact | None:
+        """A copy of the volume's artefact, made and checked now."""
+        shelf = self.volume.shelf
+
+        def copy(files: Files) -> Item | None:
+            item = shelf.find(files, kind, key)
+            if item is None:
+                return None
+            own = self._private.put(
+                self._files, kind, key, item.meta, lambda name: item.content(files, name)
+            )
+            with contextlib.suppress(FileFault):  # read-only: only `prune` would want to know
+                files.touch(item.folder / seal.COMMITTED)
+            return own
+
+        try:
+            own = self.volume.read(copy)
+        except Damaged as damage:
+            self.damage[key] = str(damage)
+            return None
+        except Trouble:
+            return None
+        except FileFault as fault:
+            raise self._place_error(fault) from fault
+        return None if own is None else _artefact(kind, key, own, shared=True)
 
     def _build(
         self, kind: str, key: str, inputs: Mapping[str, str], build: Callable[[Path], None]
     ) -> Artefact:
-        scratch = self.root / "tmp" / uuid.uuid4().hex
+        """Compile into the pod's own folder, where only this pod can be the cause of a failure."""
+        files, own = self._files, self._private
+        scratch: Path | None = None
         try:
-            scratch.mkdir(parents=True)
+            scratch = own.new_scratch(files)
             started = time.monotonic()
             build(scratch)
             seconds = time.monotonic() - started
-            files = seal.digests(scratch)
             meta = {
                 "inputs": dict(inputs),
-                "seal_key": self._seal,
-                "files": files,
+                "seal_key": self.seal_key,
+                "files": seal.digests(scratch),
                 "seconds": round(seconds, 3),
                 "producer": self._producer,
             }
-            (scratch / seal.META).write_text(seal.sealed(meta, self._secret))
-            (scratch / seal.COMMITTED).touch()
-            _sync(scratch)
-            folder = self._publish(scratch, self._folder(kind, key))
-        except OSError as error:
-            if error.errno not in _NO_ROOM:
-                raise
-            return self._private(key, build)
+            item = own.commit(files, scratch, kind, key, meta)
+        except FileFault as fault:
+            raise self._place_error(fault) from fault
+        except Exception as error:
+            space = files.space(own.root)
+            if space.total and space.free < LEAST_FREE:  # libraries tell a full disk in many ways
+                told = words.full(words.private(own.root.parent), space)
+                raise PlaceError(f"{told} ({type(error).__name__}: {error})") from error
+            raise
         finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-        return Artefact(key, folder, True, True, seconds, _digest(files))
+            if scratch is not None:
+                with contextlib.suppress(FileFault):
+                    files.remove(scratch)
+        return replace(_artefact(kind, key, item, shared=False), built=True)
 
-    def _publish(self, scratch: Path, folder: Path) -> Path:
-        """Move `scratch` to its place; an intact artefact that came first stays."""
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        while True:
-            try:
-                scratch.rename(folder)
-                return folder
-            except OSError as error:
-                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
-                    raise
-            if seal.opened(folder, self._secret) is not None:
-                return folder
-            damaged = self.root / "tmp" / uuid.uuid4().hex
-            folder.rename(damaged)
-            shutil.rmtree(damaged, ignore_errors=True)
+    def _place_error(self, fault: FileFault) -> PlaceError:
+        space = None
+        with contextlib.suppress(FileFault):
+            space = self._files.space(self._private.root.parent)
+        doing, place = f"{fault.operation} {fault.path}", words.private(self._private.root.parent)
+        return PlaceError(words.refused(place, fault.number, doing, space, os.geteuid()))
 
-    def _private(self, key: str, build: Callable[[Path], None]) -> Artefact:
-        folder = Path(tempfile.mkdtemp(prefix="pds-cache-"))
-        started = time.monotonic()
-        build(folder)
-        seconds = time.monotonic() - started
-        return Artefact(key, folder, True, False, seconds, _digest(seal.digests(folder)))
+    def _key(self, inputs: Mapping[str, str]) -> str:
+        """Holders of different secrets keep apart: neither may run what the other has compiled."""
+        return cache_key({**inputs, "seal": self.seal_key})
 
 
 def hmac_key(secret: bytes) -> bytes:
@@ -199,22 +238,5 @@ def hmac_key(secret: bytes) -> bytes:
     return hashlib.sha256(b"pdserving compile cache\0" + secret).digest()
 
 
-def _digest(files: Mapping[str, str]) -> str:
-    return cache_key(files)
-
-
-def _touch(path: Path) -> None:
-    try:
-        os.utime(path)
-    except OSError:
-        return  # a read-only volume: only `prune` would want to know
-
-
-def _sync(folder: Path) -> None:
-    """Flush the files and then the folder: a rename must never expose an empty file."""
-    for path in [*folder.rglob("*"), folder]:
-        fd = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+def _artefact(kind: str, key: str, item: Item, *, shared: bool) -> Artefact:
+    return Artefact(kind, key, item.folder, built=False, shared=shared, seconds=item.seconds)

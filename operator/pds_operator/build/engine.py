@@ -12,7 +12,7 @@ from typing import Any
 from pds_operator import names, revision
 from pds_operator.build import config, gang
 from pds_operator.build.owner import Owner
-from pds_operator.build.volumes import CONFIG_FILE, pod_volumes
+from pds_operator.build.volumes import CACHE_KEY_MOUNT, CONFIG_FILE, pod_volumes
 from pds_operator.errors import SpecError
 from pds_operator.settings import Settings
 from pds_operator.spec import PDServingSpec, RoleSpec
@@ -24,6 +24,9 @@ USER = 65532
 DRAIN_SECONDS = 120
 RELEASE_SECONDS = 30
 """Grace beyond the drain: what a rank needs to end once its leader has released it."""
+HUNG_GRACE = 5
+"""Of a container whose liveness probe fails. Routers have given up its requests after 15 s of
+silence (`lost_after`), and the pod's own grace is for requests that can still end."""
 
 
 def drain_seconds(spec: PDServingSpec) -> int:
@@ -32,20 +35,25 @@ def drain_seconds(spec: PDServingSpec) -> int:
     return DRAIN_SECONDS if given is None else given
 
 
-def render(raw: Object, spec: PDServingSpec, owner: Owner, settings: Settings) -> Object:
+def render(
+    raw: Object, spec: PDServingSpec, owner: Owner, settings: Settings, key: str = ""
+) -> Object:
     """The data of a new revision: the spec it came from, a pod template and a file per role.
+
+    `key` is the id of the control key that its pods mount; the first key has none.
 
     Raises:
         SpecError: a podTemplate touches what is ours, or asks for what the settings forbid.
     """
-    digest = revision.digest(raw)
+    digest = revision.digest(raw, key)
     return {
+        **({"key": key} if key else {}),
         "spec": revision.affecting(raw),
         "roles": {
             role: {
                 "podsPerGroup": shape.pods_per_group,
                 "config": config.engine_config(spec, role),
-                "template": _template(spec, role, shape, owner, digest, settings),
+                "template": _template(spec, role, shape, owner, digest, settings, key),
             }
             for role, shape in spec.roles.items()
         },
@@ -129,6 +137,7 @@ def _template(
     owner: Owner,
     digest: str,
     settings: Settings,
+    key: str,
 ) -> Object:
     labels = names.common_labels(owner.name, role)
     base: Object = {
@@ -136,8 +145,17 @@ def _template(
             "labels": {**labels, names.REVISION: digest, names.KV: kv_label(spec)},
             "annotations": {"cluster-autoscaler.kubernetes.io/safe-to-evict": "true"},
         },
-        "spec": _pod_spec(spec, role, shape, owner, digest, settings),
+        "spec": _pod_spec(
+            spec,
+            role,
+            shape,
+            owner,
+            settings,
+            pod_volumes(spec, role, owner, digest, settings, key),
+        ),
     }
+    if key:
+        base["metadata"]["labels"][names.KEY] = key
     if shape.pod_template is None:
         return base
     field = f"spec.{role}.podTemplate"
@@ -176,11 +194,11 @@ def _pod_spec(
     role: str,
     shape: RoleSpec,
     owner: Owner,
-    digest: str,
     settings: Settings,
+    mounted: tuple[list[Object], list[Object]],
 ) -> Object:
     defaults, scheduling = settings.pod_defaults, spec.scheduling
-    volumes, mounts = pod_volumes(spec, role, owner, digest, settings)
+    volumes, mounts = mounted
     engine = _container(spec, shape, settings, mounts) | {
         "ports": [
             {"name": "http", "containerPort": names.HTTP_PORT},
@@ -239,7 +257,7 @@ def _container(
     return {
         "image": spec.image or settings.image.reference,
         "imagePullPolicy": spec.image_pull_policy or settings.image.pull_policy,
-        "env": with_defaults(_env(), settings),
+        "env": with_defaults(_env(spec), settings),
         "resources": resources,
         "volumeMounts": mounts,
         "securityContext": container_security(),
@@ -254,7 +272,7 @@ def with_defaults(env: list[Object], settings: Settings) -> list[Object]:
     return [item for item in env if item["name"] not in theirs] + site
 
 
-def _env() -> list[Object]:
+def _env(spec: PDServingSpec) -> list[Object]:
     def field(name: str, path: str) -> Object:
         return {"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}}
 
@@ -265,6 +283,8 @@ def _env() -> list[Object]:
         field("PDS_POD_IP", "status.podIP"),
         field("PDS_REVISION", f"metadata.labels['{names.REVISION}']"),
         {"name": "HOME", "value": "/tmp"},
+        # Not in the configuration: an engine of the release before would refuse the unknown key.
+        *([{"name": "PDS_CACHE_KEY_DIR", "value": CACHE_KEY_MOUNT}] if spec.compile_cache else []),
     ]
 
 
@@ -275,7 +295,10 @@ def _probes() -> Object:
     return {
         "startupProbe": get("/healthz", periodSeconds=1, timeoutSeconds=2, failureThreshold=1800),
         "readinessProbe": get("/readyz", periodSeconds=2, timeoutSeconds=2, failureThreshold=2),
-        "livenessProbe": get("/healthz", periodSeconds=10, timeoutSeconds=5, failureThreshold=3),
+        "livenessProbe": {
+            **get("/healthz", periodSeconds=10, timeoutSeconds=5, failureThreshold=3),
+            "terminationGracePeriodSeconds": HUNG_GRACE,
+        },
     }
 
 

@@ -177,7 +177,8 @@ def _pod_spec(owner: Owner, spec: PDServingSpec, settings: Settings) -> Object:
         {"name": "config", "configMap": {"name": names.router(owner.name)}},
         {
             "name": "keys",
-            "secret": {"secretName": names.control_secret(owner.name), "defaultMode": 0o440},
+            # A folder, so that the kubelet brings new keys in: a rotation starts no router anew.
+            "secret": {"secretName": names.keyring(owner.name), "defaultMode": 0o440},
         },
         {"name": "tmp", "emptyDir": {}},
     ]
@@ -217,8 +218,9 @@ def _pod_spec(owner: Owner, spec: PDServingSpec, settings: Settings) -> Object:
                 if router.resources
                 else {},
                 "startupProbe": _probe("/healthz", periodSeconds=1, failureThreshold=60),
-                "readinessProbe": _probe("/readyz", periodSeconds=2, failureThreshold=2),
-                "livenessProbe": _probe("/healthz", periodSeconds=10, failureThreshold=3),
+                # One that hangs is unready within 5 s.
+                "readinessProbe": _probe("/readyz", periodSeconds=1, failureThreshold=2),
+                "livenessProbe": _liveness(),
                 "volumeMounts": mounts + defaults.volume_mounts,
                 "securityContext": container_security(),
                 "terminationMessagePolicy": "FallbackToLogsOnError",
@@ -229,6 +231,20 @@ def _pod_spec(owner: Owner, spec: PDServingSpec, settings: Settings) -> Object:
     if spec.image_pull_secrets:
         result["imagePullSecrets"] = [{"name": item.name} for item in spec.image_pull_secrets]
     return result
+
+
+def _liveness() -> Object:
+    """A hung router is dead within 16 s, and made again at once.
+
+    /healthz is answered by its event loop, so that a busy one answers late; three answers in a row
+    that take 3 s each are a loop that has stopped. The pod's own grace is for streams to end by
+    themselves, which those of a hung router do not.
+    """
+    return {
+        **_probe("/healthz", periodSeconds=4, failureThreshold=3),
+        "timeoutSeconds": 3,
+        "terminationGracePeriodSeconds": 1,
+    }
 
 
 def _probe(path: str, **timing: int) -> Object:

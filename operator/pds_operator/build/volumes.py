@@ -12,10 +12,11 @@ from pds_operator.spec import PDServingSpec
 Object = dict[str, Any]
 
 CONFIG_FILE = "/etc/pds/engine.json"
+CACHE_KEY_MOUNT = "/etc/pds/cache-key"
 
 
 def pod_volumes(
-    spec: PDServingSpec, role: str, owner: Owner, digest: str, settings: Settings
+    spec: PDServingSpec, role: str, owner: Owner, digest: str, settings: Settings, key: str
 ) -> tuple[list[Object], list[Object]]:
     """(volumes, mounts) of the engine's container and its warm-up, the site's own included.
 
@@ -24,10 +25,7 @@ def pod_volumes(
     """
     volumes: list[Object] = [
         {"name": "config", "configMap": {"name": names.revision(owner.name, digest)}},
-        {
-            "name": "keys",
-            "secret": {"secretName": names.control_secret(owner.name), "defaultMode": 0o440},
-        },
+        _secret("keys", names.control_secret(owner.name, key)),
         {"name": "tmp", "emptyDir": {}},
         # The runtime's own /dev/shm has 64 MB, which NCCL dies of.
         {"name": "shm", "emptyDir": {"medium": "Memory"}},
@@ -50,8 +48,15 @@ def pod_volumes(
         if source is not None:
             volumes.append({"name": name, **source})
             mounts.append({"name": name, **mount})
+    if spec.compile_cache is not None:
+        volumes.append(_secret("cache-key", names.cache_key(owner.name)))
+        mounts.append({"name": "cache-key", "mountPath": CACHE_KEY_MOUNT, "readOnly": True})
     defaults = settings.pod_defaults
     return volumes + defaults.volumes, mounts + defaults.volume_mounts
+
+
+def _secret(name: str, secret: str) -> Object:
+    return {"name": name, "secret": {"secretName": secret, "defaultMode": 0o440}}
 
 
 def _model_volume(spec: PDServingSpec) -> Object | None:

@@ -74,6 +74,8 @@ def _step(owner: Owner, data: Object, role: str, index: int) -> Object:
         "PDS_GROUP": f"{owner.name}-{role[0]}-warmup",
         "PDS_RANK_POD": str(index),
         "PDS_LEADER": "localhost",
+        # Its own kernels are of no use to others: a volume that takes none fails no revision.
+        "PDS_CACHE_ONLY_SHARED": "true",
     }
     env = [{"name": key, "value": value} for key, value in place.items()]
     return {**container, "name": f"{role}-{index}", "env": env + container.get("env", [])}

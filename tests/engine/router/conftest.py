@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -9,9 +10,12 @@ from typing import Any
 
 import aiohttp
 import pytest
+from pds_engine.errors import Forbidden, WrongClock
 from pds_engine.router.app import Router
 from pds_engine.router.config import RouterConfig
+from pds_engine.router.keyring import Keyring
 from pds_engine.router.serve import Server, server
+from pds_engine.server.headers import check
 
 KEY = b"k" * 32
 FAST = {"interval": 0.05, "start_interval": 0.02, "timeout": 0.5}
@@ -104,6 +108,15 @@ class FakeEngine:
     state: dict[str, Any] = field(default_factory=dict)
     silent: bool = False
     """/pds/state gets no answer."""
+    key: bytes | None = None
+    """Checks signatures by it, as engines do."""
+    ahead: float = 0.0
+    """Seconds that its clock is ahead."""
+    rude: bytes = b""
+    """What /pds/state is answered, again and again until the router has had enough."""
+    checks_state: bool = True
+    """Not so in the release before."""
+    refused: int = 0
     seen: list[Seen] = field(default_factory=list)
     streams: list[Stream] = field(default_factory=list)
     port: int = 0
@@ -157,6 +170,15 @@ class FakeEngine:
     ) -> bytes:
         self.seen.append(seen)
         stream = Stream(writer)
+        if self.rude and seen.path == "/pds/state":
+            while not writer.is_closing():
+                writer.write(self.rude)
+                await writer.drain()
+            return b""
+        if (refusal := self._refusal(seen)) is not None:
+            self.refused += 1
+            await stream.json(403, {"error": {"code": refusal.code}}, **_named(refusal))
+            return await reader.read(1)
         if seen.path == "/pds/state":
             if not self.silent:
                 await stream.json(200, self.answered_state())
@@ -175,6 +197,15 @@ class FakeEngine:
         finally:
             watch.cancel()
 
+    def _refusal(self, seen: Seen) -> Forbidden | None:
+        if self.key is None or (seen.path == "/pds/state" and not self.checks_state):
+            return None
+        try:
+            check(self.key, seen.method, seen.path, seen.headers, time.time() + self.ahead)
+        except Forbidden as refusal:
+            return refusal
+        return None
+
     def answered_state(self) -> dict[str, Any]:
         return {
             "role": self.role,
@@ -188,6 +219,11 @@ class FakeEngine:
             "in_flight": 0,
             **self.state,
         }
+
+
+def _named(refusal: Forbidden) -> dict[str, str]:
+    told = refusal.headers if isinstance(refusal, WrongClock) else {}
+    return {name.replace("-", "_"): value for name, value in told.items()}
 
 
 async def read_request(reader: asyncio.StreamReader, first: bytes) -> Seen:
@@ -262,7 +298,7 @@ async def router() -> AsyncIterator[Routers]:
         config = RouterConfig.model_validate(
             {"backends": [e.url for e in engines], "health": health, "port": 0, **options}
         )
-        router = Router(config, key)
+        router = Router(config, Keyring(key) if key else None)
         await router.discovery.start()
         serving = server(router, "127.0.0.1", 0, 5)
         task = asyncio.create_task(serving.serve())

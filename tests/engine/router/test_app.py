@@ -5,6 +5,7 @@ import json
 
 import openai
 import pytest
+from pds_engine.signing import key_id
 
 CHAT = "/v1/chat/completions"
 
@@ -70,9 +71,12 @@ async def test_backends_says_what_each_one_is(engine, router):
         "incarnation": f"inc-{p.port}",
         "revision": "r1",
         "kv_fingerprint": "kv-a",
+        "protocol": 1,
+        "key_id": key_id(b"k" * 32),
         "url": p.url,
         "routable": True,
         "reason": "routable",
+        "clock_offset": 0.0,
         "circuit": "closed",
         "requests": 0,
         "failures": 0,

@@ -4,12 +4,15 @@ import asyncio
 import json
 from collections import Counter, deque
 
+import aiohttp
 import pytest
 import yaml
 from aiohttp import web
 from pds_engine.errors import ConfigError
+from pds_engine.router import kube
 from pds_engine.router.app import Router
 from pds_engine.router.config import KubernetesConfig, RouterConfig
+from pds_engine.router.keyring import Keyring
 from pds_engine.router.kube import PodWatch
 
 KEY = b"k" * 32
@@ -60,6 +63,7 @@ class FakeApi:
         self.watches = deque()
         self.lists, self.asked = 0, []
         self.refuse = 0
+        self.mute = []  # the kind of call that gets no answer, once
         self.page = None
         self.tokens, self.expired = [], ""
         self.open = asyncio.Queue()
@@ -75,6 +79,9 @@ class FakeApi:
 
     async def serve(self, request):
         assert request.query["labelSelector"]
+        if self.mute == ["watch" if "watch" in request.query else "list"]:
+            self.mute.clear()
+            await asyncio.sleep(3600)
         self.tokens.append(request.headers["Authorization"])
         if self.tokens[-1] == self.expired:
             return web.json_response({"code": 401}, status=401)
@@ -178,6 +185,30 @@ async def test_a_clean_end_goes_on_from_the_last_version_seen(api, watching):
     assert api.asked == ["100", "107", "150"]
     assert api.lists == 1
     assert names(watch) == ["chat-p-0-0-0"]
+
+
+async def test_a_watch_that_falls_silent_goes_on_from_the_last_version_seen(
+    api, watching, monkeypatch
+):
+    """Its packets are dropped both ways: nobody closes the connection."""
+    assert kube.WATCH_TIMEOUT.sock_read <= 90
+    monkeypatch.setattr(kube, "WATCH_TIMEOUT", aiohttp.ClientTimeout(sock_read=0.2))
+    api.watches.append([event("ADDED", pod("chat-p-0-0-0", 107)), b"hold"])
+    api.watches.append([event("ADDED", pod("chat-d-0-0-0", 108)), b"hold"])
+    watch = await watching()
+    await until(lambda: names(watch) == ["chat-d-0-0-0", "chat-p-0-0-0"])
+    assert api.asked[:2] == ["100", "107"]
+    assert (api.lists, watch.trouble) == (1, "")
+
+
+@pytest.mark.parametrize("kind", ["list", "watch"])
+async def test_a_server_that_never_answers_is_asked_again(api, watching, monkeypatch, kind):
+    monkeypatch.setattr(kube, "LIST_TIMEOUT", aiohttp.ClientTimeout(total=0.3))
+    api.mute, api.pods = [kind], [pod("chat-p-0-0-0", 1)]
+    watch = await watching()
+    await api.open.get()
+    assert names(watch) == ["chat-p-0-0-0"]
+    assert api.mute == []
 
 
 @pytest.mark.parametrize(
@@ -311,7 +342,7 @@ async def discovering(api, monkeypatch, tmp_path):
         config = RouterConfig.model_validate(
             {"namespace": "ns", "pdserving": "chat", "health": health, "kubernetes": access}
         )
-        router = Router(config, KEY)
+        router = Router(config, Keyring(KEY))
         await router.discovery.start()
         routers.append(router)
         return router

@@ -5,15 +5,15 @@ from collections import Counter
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pds_engine.router.policy import Ask, Candidate, Pick, pick, shortage
+from pds_engine.router.policy import Ask, Candidate, Pick, pick, shortage, terms
 
 
-def p(key, kv="a", outstanding=0):
-    return Candidate(key, "prefill", kv, outstanding)
+def p(key, kv="a", outstanding=0, **more):
+    return Candidate(key, "prefill", kv, outstanding, **more)
 
 
-def d(key, kv="a", outstanding=0):
-    return Candidate(key, "decode", kv, outstanding)
+def d(key, kv="a", outstanding=0, **more):
+    return Candidate(key, "decode", kv, outstanding, **more)
 
 
 def u(key, outstanding=0):
@@ -30,6 +30,13 @@ def u(key, outstanding=0):
         # never across fingerprints, whatever the load
         ([p("p0", "a"), d("d0", "b"), p("p1", "b", outstanding=9)], Pick("p1", "d0")),
         ([p("p0", "a"), d("d0", "b")], None),
+        # nor across protocols, nor across control keys
+        ([p("p0", protocol=2), d("d0"), p("p1", outstanding=9)], Pick("p1", "d0")),
+        (
+            [p("p0", key_id="k"), d("d0", key_id="l"), d("d1", key_id="k", outstanding=9)],
+            Pick("p0", "d1"),
+        ),
+        ([p("p0", key_id="k"), d("d0", key_id="l")], None),
         # b's prefill groups are idle, but its one decode group is flooded
         (
             [p("p0", "a", 10), d("d0", "a", 10), p("p1", "b"), p("p2", "b"), d("d1", "b", 30)],
@@ -101,6 +108,19 @@ def test_affinity_holds_until_its_group_is_loaded(policy):
             [p("p0", "a"), p("p1", "b"), d("d0", "c")],
             "no ready prefill and decode group share a KV fingerprint (prefill: a, b; decode: c)",
         ),
+        (
+            [p("p0"), d("d0", protocol=2)],
+            "no ready prefill and decode group share a protocol (prefill: 1; decode: 2)",
+        ),
+        (
+            [p("p0", key_id="k"), d("d0", key_id="l")],
+            "no ready prefill and decode group share a control key (prefill: k; decode: l)",
+        ),
+        (
+            [p("p0", "a", key_id="k"), p("p1", "b", key_id="l"), d("d0", "a", key_id="l")],
+            "no ready prefill and decode group share a KV fingerprint, protocol and control key "
+            "(prefill: a/1/k, b/1/l; decode: a/1/l)",
+        ),
     ],
 )
 def test_shortage_names_what_is_missing(fleet, expected):
@@ -114,6 +134,8 @@ candidates = st.lists(
         st.sampled_from(["prefill", "decode", "unified"]),
         st.sampled_from(["x", "y", "z"]),
         st.integers(0, 10_000),
+        st.integers(1, 2),
+        st.sampled_from(["k", "l"]),
     ),
     max_size=12,
     unique_by=lambda c: c.key,
@@ -128,19 +150,23 @@ asks = st.builds(
 
 
 @given(candidates, asks, st.randoms())
-def test_a_pick_is_always_a_pair_of_one_fingerprint(fleet, ask, shuffle):
+def test_a_pick_is_always_a_pair_on_equal_terms(fleet, ask, shuffle):
     chosen = pick(fleet, ask)
     mixed = list(fleet)
     shuffle.shuffle(mixed)
     assert pick(mixed, ask) == chosen  # whatever the order they are named in
     by_key = {c.key: c for c in fleet}
     if chosen is None:
-        kvs = {c.kv for c in fleet if c.role == "prefill"}
+        kvs = {terms(c) for c in fleet if c.role == "prefill"}
         assert not any(c.role == "unified" for c in fleet)
-        assert not any(c.role == "decode" and c.kv in kvs for c in fleet)
+        assert not any(c.role == "decode" and terms(c) in kvs for c in fleet)
     elif chosen.decode is None:
         assert by_key[chosen.prefill].role == "unified"
     else:
         head, partner = by_key[chosen.prefill], by_key[chosen.decode]
         assert (head.role, partner.role) == ("prefill", "decode")
-        assert head.kv == partner.kv
+        assert (head.kv, head.protocol, head.key_id) == (
+            partner.kv,
+            partner.protocol,
+            partner.key_id,
+        )

@@ -132,6 +132,30 @@ async def test_forged_headers(served, script, key, change, status):
     assert answer.status_code == status
 
 
+@pytest.mark.parametrize(("method", "path"), [("POST", C), ("GET", "/pds/state")])
+@pytest.mark.parametrize("late", [120, -900])
+async def test_a_signature_of_another_time_is_told_ours(served, script, key, method, path, late):
+    """Whoever made it signs anew by what we say, and is heard."""
+    async with served(script([300])) as s:
+        sent = signing.signed(key, method, path, {}, int(time.time()) + 60 - late)
+        answer = await s.client.request(method, path, json={"prompt": "a"}, headers=sent)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (403, "clock")
+        told = signing.clock_of(key, sent[signing.SIGNATURE], answer.headers)
+        assert told == pytest.approx(time.time(), abs=5)
+        again = signing.signed(key, method, path, {}, int(told) + 60)
+        answer = await s.client.request(method, path, json={"prompt": "a"}, headers=again)
+        assert answer.status_code == 200
+
+
+async def test_the_state_is_everybodys_but_not_by_another_key(served, script):
+    async with served(script([300])) as s:
+        assert (await s.client.get("/pds/state")).status_code == 200
+        sent = signing.signed(bytes(32), "GET", "/pds/state", {}, int(time.time()) + 60)
+        answer = await s.client.get("/pds/state", headers=sent)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (403, "forbidden")
+        assert signing.NOW not in answer.headers
+
+
 @pytest.mark.parametrize(
     ("role", "given"),
     [

@@ -1,27 +1,56 @@
 """The compile cache: one build a key, whatever else happens on the volume."""
 
-import errno
 import json
 import multiprocessing
 import os
 import signal
 import threading
 import time
+import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from pds_kernels.cache import Cache, Manifest, cache_key, read_manifest, store, write_manifest
+from pds_kernels.cache import (
+    Cache,
+    Manifest,
+    Trouble,
+    cache_key,
+    entries,
+    own_folder,
+    prune,
+    read_manifest,
+    seal,
+    write_manifest,
+)
+from pds_kernels.cache.files import Files
 from pds_kernels.cache.flight import Flight
 from pds_kernels.cache.manifest import manifest_path
+from pds_kernels.cache.store import hmac_key
 
 INPUTS = {"source": "abc", "torch": "2", "shape": "16"}
+Pod = Callable[..., Cache]
+
+
+@pytest.fixture
+def pod(tmp_path: Path) -> Pod:
+    """The cache as another pod has it at each call: the same volume, and a folder of its own."""
+    return lambda secret=b"key", **options: pod_on(tmp_path, secret, **options)
+
+
+def pod_on(root: Path, secret: bytes = b"key", **options) -> Cache:
+    return Cache(root / "volume", root / f"pod-{uuid.uuid4().hex}", secret, **options)
 
 
 def build(folder: Path) -> None:
     (folder / "kernel.so").write_bytes(b"code")
 
 
-def counted(log: Path):
+def never(folder: Path) -> None:
+    pytest.fail("compiled twice")
+
+
+def counted(log: Path) -> Callable[[Path], None]:
     def run(folder: Path) -> None:
         with log.open("a") as file:
             file.write(f"{os.getpid()}\n")
@@ -31,15 +60,30 @@ def counted(log: Path):
     return run
 
 
-def test_an_artefact_is_built_once_and_found_again(tmp_path):
-    cache = Cache(tmp_path, b"key", producer="pod-0")
-    first = cache.get("inductor", INPUTS, build)
-    again = cache.get("inductor", INPUTS, lambda _: pytest.fail("compiled twice"))
+def lying(cache: Cache, key: str) -> Path:
+    """Where the volume has the artefact."""
+    return cache.volume.shelf.folder("k", key)
+
+
+def test_an_artefact_is_built_once_and_found_by_the_next_pod(pod, tmp_path):
+    first = pod(producer="pod-0").get("k", INPUTS, build)
+    again = pod().get("k", INPUTS, never)
     assert (first.built, again.built) == (True, False)
-    assert first.folder == again.folder and first.digest == again.digest
+    assert first.shared and again.shared
+    assert first.key == again.key and first.folder != again.folder
     assert (again.folder / "kernel.so").read_bytes() == b"code"
     meta = json.loads((again.folder / "meta.json").read_text())
     assert meta["inputs"] == INPUTS and meta["producer"] == "pod-0"
+
+
+def test_what_a_pod_has_found_is_its_own(pod, tmp_path):
+    """The volume may vanish between warm-up and engine, which share the pod's folder."""
+    pod().get("k", INPUTS, build)
+    warm = pod()
+    kept = warm.find("k", INPUTS)
+    (tmp_path / "volume").rename(tmp_path / "gone")
+    assert warm.get("k", INPUTS, never).folder == kept.folder
+    assert warm.volume.trouble == ""
 
 
 def test_any_input_changes_the_key():
@@ -47,42 +91,85 @@ def test_any_input_changes_the_key():
     assert len(keys) == 4
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "extra", "unseal", "uncommit"])
-def test_a_damaged_artefact_is_rebuilt(tmp_path, damage):
-    cache = Cache(tmp_path, b"key")
-    folder = cache.get("k", INPUTS, build).folder
-    if damage == "flip":
-        (folder / "kernel.so").write_bytes(b"evil")
-    elif damage == "cut":
-        (folder / "kernel.so").write_bytes(b"")
-    elif damage == "extra":
-        (folder / "other.so").write_bytes(b"evil")
-    elif damage == "unseal":
-        (folder / "meta.json").write_text("{")
-    else:
-        (folder / ".committed").unlink()
+DAMAGES = {
+    "flip": "kernel.so has changed",
+    "cut": "kernel.so has changed",
+    "extra": "other.so is a stranger",
+    "lose": "kernel.so is missing",
+    "unseal": "meta.json has no valid seal",
+    "uncommit": "it is unfinished",
+}
+
+
+def damage(folder: Path, how: str) -> None:
+    match how:
+        case "flip":
+            (folder / "kernel.so").write_bytes(b"evil")
+        case "cut":
+            (folder / "kernel.so").write_bytes(b"")
+        case "extra":
+            (folder / "other.so").write_bytes(b"evil")
+        case "lose":
+            (folder / "kernel.so").unlink()
+        case "unseal":
+            (folder / "meta.json").write_text("{")
+        case "uncommit":
+            (folder / ".committed").unlink()
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_a_damaged_artefact_is_rebuilt(pod, how):
+    key = pod().get("k", INPUTS, build).key
+    damage(lying(pod(), key), how)
+    cache = pod()
     assert cache.find("k", INPUTS) is None
-    assert cache.get("k", INPUTS, build).built
-    assert (cache.get("k", INPUTS, build).folder / "kernel.so").read_bytes() == b"code"
+    made = cache.get("k", INPUTS, build)
+    assert made.built and made.shared
+    assert cache.damage == {made.key: DAMAGES[how]}
+    assert cache.volume.trouble == ""
+    assert (pod().get("k", INPUTS, never).folder / "kernel.so").read_bytes() == b"code"
 
 
-def test_an_artefact_sealed_by_a_stranger_is_not_loaded(tmp_path):
-    Cache(tmp_path, b"stranger").get("k", INPUTS, build)
-    assert Cache(tmp_path, b"key").find("k", INPUTS) is None
+@pytest.mark.parametrize("how", DAMAGES)
+def test_a_damaged_copy_is_taken_from_the_volume_again(pod, how):
+    cache = pod()
+    damage(cache.get("k", INPUTS, build).folder, how)
+    again = cache.get("k", INPUTS, never)
+    assert (again.folder / "kernel.so").read_bytes() == b"code"
+    assert cache.damage == {again.key: DAMAGES[how]}
 
 
-def test_holders_of_two_secrets_share_a_volume_and_leave_each_other_alone(tmp_path):
-    ours, theirs = Cache(tmp_path, b"key"), Cache(tmp_path, b"stranger")
+def test_an_artefact_sealed_by_a_stranger_is_not_loaded(pod):
+    pod(b"stranger").get("k", INPUTS, build)
+    assert pod().find("k", INPUTS) is None
+
+
+def test_a_sealed_name_leads_nowhere_else(pod, tmp_path):
+    """Without a secret anybody can seal."""
+    cache = pod(b"")
+    key = cache.get("k", INPUTS, build).key
+    folder = lying(cache, key)
+    meta = json.loads((folder / "meta.json").read_text())
+    del meta["seal"]
+    meta["files"] = {"../../../../../out.so": meta["files"]["kernel.so"]}
+    (folder / "meta.json").write_bytes(seal.sealed(meta, hmac_key(b"")))
+    reader = pod(b"")
+    assert reader.find("k", INPUTS) is None
+    assert reader.damage == {key: "meta.json has no valid seal"}
+
+
+def test_holders_of_two_secrets_share_a_volume_and_leave_each_other_alone(pod):
+    ours, theirs = pod(), pod(b"stranger")
     kept = theirs.get("k", INPUTS, build)
     assert ours.get("k", INPUTS, build).built
-    assert ours.prune(unused_for=1e9, now=time.time()) == []
-    assert [entry.key for entry in theirs.entries()] == [kept.key]
-    assert theirs.find("k", INPUTS)
+    assert prune(ours, unused_for=1e9, now=time.time()) == []
+    assert [entry.key for entry in entries(theirs)] == [kept.key]
+    assert pod(b"stranger").find("k", INPUTS)
 
 
 def _rival(root: Path, log: Path, barrier) -> None:
     barrier.wait()
-    Cache(root, b"key").get("k", INPUTS, counted(log))
+    pod_on(root).get("k", INPUTS, counted(log))
 
 
 def test_four_processes_build_once(tmp_path):
@@ -102,7 +189,7 @@ def _hang(root: Path, started) -> None:
         started.set()
         signal.pause()
 
-    Cache(root, b"key", lease=0.4).get("k", INPUTS, run)
+    pod_on(root, lease=0.4).get("k", INPUTS, run)
 
 
 def test_a_killed_compiler_is_replaced_when_its_lease_ends(tmp_path):
@@ -113,74 +200,128 @@ def test_a_killed_compiler_is_replaced_when_its_lease_ends(tmp_path):
     assert started.wait(10)
     holder.kill()
     holder.join(10)
-    assert Cache(tmp_path, b"key", lease=0.4).get("k", INPUTS, build, timeout=10).built
+    cache = pod_on(tmp_path, lease=0.4)
+    assert cache.get("k", INPUTS, build, timeout=20).built
+    assert cache.volume.trouble == ""
 
 
-def test_a_slow_compiler_keeps_its_lease(tmp_path):
-    holder = Flight(tmp_path / "lock", lease=0.2)
-    assert holder.acquire(lambda: False, 1)
-    waiter = Flight(tmp_path / "lock", lease=0.2)
-    with pytest.raises(TimeoutError):
-        waiter.acquire(lambda: False, 1.0)
+def test_a_slow_compiler_keeps_its_lease(pod):
+    volume = pod().volume
+    volume.try_out()
+    holder = Flight(volume, "lock", lease=0.2)
+    assert holder.acquire(lambda: None, 1) is None
+    waiter = Flight(pod().volume, "lock", lease=0.2)
+    with pytest.raises(Trouble, match=r"a lock that another process holds for 1 s .*locks/lock"):
+        waiter.acquire(lambda: None, 1.0)
     holder.release()
-    assert not (tmp_path / "lock").exists()
+    assert list(volume.locks.iterdir()) == []
 
 
-def test_a_failed_build_publishes_nothing_and_frees_the_key(tmp_path):
+def test_who_waits_too_long_for_another_compiles_for_itself(pod):
+    """The holder beats, and delivers nothing."""
+    cache = pod()
+    key = cache.get("k", INPUTS, build).key
+    cache.volume.shelf.discard(Files(), "k", key)
+    holder = Flight(cache.volume, key, lease=0.2)
+    assert holder.acquire(lambda: None, 1) is None
+    late = pod(lease=0.2)
+    made = late.get("k", INPUTS, build, timeout=1.0)
+    assert made.built and not made.shared
+    assert "another process holds" in late.volume.trouble
+    holder.release()
+
+
+def test_a_failed_build_publishes_nothing_and_frees_the_key(pod, tmp_path):
     def fail(folder: Path) -> None:
         (folder / "half").touch()
         raise RuntimeError("the compiler died")
 
-    cache = Cache(tmp_path, b"key")
+    cache = pod()
     with pytest.raises(RuntimeError, match="the compiler died"):
         cache.get("k", INPUTS, fail)
-    assert list(cache.entries()) == []
-    assert list((tmp_path / "v1" / "tmp").iterdir()) == []
+    assert list(entries(cache)) == []
+    assert leftovers(tmp_path) == []
     assert cache.get("k", INPUTS, build).built
 
 
-def test_a_full_disk_costs_sharing_but_not_service(tmp_path, monkeypatch):
-    def full(folder: Path) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(store, "_sync", full)
-    made = Cache(tmp_path, b"key").get("k", INPUTS, build)
-    assert made.built and not made.shared
-    assert (made.folder / "kernel.so").read_bytes() == b"code"
+def leftovers(root: Path) -> list[str]:
+    """What no cache should leave in its scratch folders, nor in those of its locks."""
+    found = [*root.glob("*/v1/tmp/*"), *root.glob("*/v1/locks/*")]
+    return [str(path.relative_to(root)) for path in found]
 
 
-def test_two_builders_at_once_leave_one_artefact(tmp_path):
+def test_two_builders_at_once_leave_one_artefact(pod, tmp_path):
     """A holder stopped for longer than its lease comes back and publishes second."""
-    cache = Cache(tmp_path, b"key")
+    cache = pod()
 
     def overtaken(folder: Path) -> None:
-        next((tmp_path / "v1" / "locks").iterdir()).unlink()
-        rival = threading.Thread(target=lambda: Cache(tmp_path, b"key").get("k", INPUTS, build))
+        next((tmp_path / "volume" / "v1" / "locks").iterdir()).unlink()
+        rival = threading.Thread(target=lambda: pod().get("k", INPUTS, build))
         rival.start()
         rival.join(10)
         build(folder)
 
     assert cache.get("k", INPUTS, overtaken).shared
-    assert [entry.intact for entry in cache.entries()] == [True]
+    assert [entry.intact for entry in entries(cache)] == [True]
+    assert leftovers(tmp_path) == []
 
 
-def test_prune_removes_the_damaged_and_the_unused(tmp_path):
-    cache = Cache(tmp_path, b"key")
-    now = time.time()
+def test_prune_removes_the_damaged_and_the_unused(pod):
+    cache, now = pod(), time.time()
     kept = cache.get("k", INPUTS, build)
     damaged = cache.get("k", {"a": "1"}, build)
-    (damaged.folder / "kernel.so").write_bytes(b"x")
+    (lying(cache, damaged.key) / "kernel.so").write_bytes(b"x")
     old = cache.get("k", {"a": "2"}, build)
-    os.utime(old.folder / ".committed", (now - 100, now - 100))
-    gone = cache.prune(unused_for=50, now=now)
+    os.utime(lying(cache, old.key) / ".committed", (now - 100, now - 100))
+    gone = prune(cache, unused_for=50, now=now)
     assert {entry.key for entry in gone} == {damaged.key, old.key}
-    assert [entry.key for entry in cache.entries()] == [kept.key]
+    assert [entry.key for entry in entries(cache)] == [kept.key]
+
+
+def test_prune_removes_what_killed_compilers_have_left_whatever_is_asked_for(pod, tmp_path):
+    """Up to 30 days by default, on a volume that is full of it."""
+    cache, now = pod(), time.time()
+    cache.get("k", INPUTS, build)
+    stale, fresh = (cache.volume.shelf.scratch / name for name in ("stale", "fresh"))
+    for folder in (stale, fresh):
+        folder.mkdir()
+        (folder / "half").write_bytes(b"x")
+    lock = cache.volume.locks / "stale"
+    lock.write_bytes(b"x")
+    for path in (stale, lock):
+        os.utime(path, (now - 4000, now - 4000))
+    assert prune(cache, unused_for=30 * 86400, now=now) == []
+    assert leftovers(tmp_path) == ["volume/v1/tmp/fresh"]
+
+
+def test_prune_removes_a_predecessors_when_it_is_asked_to(pod):
+    """A retained claim is full of what a key sealed that nobody has any more."""
+    pod(b"gone").get("k", INPUTS, build)
+    ours, later = pod(), time.time() + 100
+    assert prune(ours, unused_for=50, now=later) == []
+    assert len(prune(ours, unused_for=50, now=later, any_key=True)) == 1
+    assert pod(b"gone").find("k", INPUTS) is None
 
 
 def test_a_manifest_comes_back_as_written(tmp_path):
     path = manifest_path(tmp_path, "tiny", "abc", "decode", 0)
     manifest = Manifest({"b1": "k1"}, compiled=1, reused=0, seconds=2.5, producer="pod-0")
-    write_manifest(path, manifest)
+    write_manifest(Files(), path, manifest)
+    write_manifest(Files(), path, manifest)
     assert read_manifest(path) == manifest
+    assert [found.name for found in path.parent.iterdir()] == ["0.json"]
     assert read_manifest(path.with_name("1.json")) is None
     assert manifest.digest == Manifest({"b1": "k1"}, 0, 1, 0.1, "pod-1").digest
+
+
+def test_a_folder_of_our_own_is_found_again_and_a_strangers_is_left_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    ours = own_folder("cache")
+    assert own_folder("cache") == ours
+    assert ours.stat().st_mode & 0o777 == 0o700
+    ours.chmod(0o777)
+    other = own_folder("cache")
+    assert other != ours and other.stat().st_mode & 0o777 == 0o700
+    ours.rmdir()
+    ours.symlink_to(other)
+    assert own_folder("cache") not in (ours, other)

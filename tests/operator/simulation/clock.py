@@ -39,9 +39,9 @@ class Clock:
         self.now, _, act, args = heapq.heappop(self._due)
         act(*args)
 
-    def text(self) -> str:
-        """Now, as the API server writes times."""
-        second = int(self.now)
+    def text(self, ahead: float = 0.0) -> str:
+        """Now, as the API server writes times, or somebody whose clock is ahead of its."""
+        second = int(self.now + ahead)
         if self._text[0] != second:
             self._text = (second, rfc3339(second))
         return self._text[1]

@@ -31,6 +31,8 @@ class Jobs:
         if self._live(job) is None:
             return
         meta = {"name": _pod(job), "labels": job["spec"]["template"]["metadata"]["labels"]}
+        owner = {"apiVersion": "batch/v1", "kind": "Job", "name": job["metadata"]["name"]}
+        meta["ownerReferences"] = [{**owner, "uid": job["metadata"]["uid"], "controller": True}]
         status = {"conditions": [{"type": "PodScheduled", "status": "True"}]}
         self._server.put({"kind": "Pod", "metadata": meta, "status": status})
         self._clock.after(self._clock.between(1.0, 4.0), self._end, job)

@@ -4,15 +4,21 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
-from pds_operator import names, revision
+from pds_operator import names
+from pds_operator.build.owner import Owner
 from pds_operator.facts import owner_uid
 from pds_operator.observed import seconds
+from pds_operator.ownership import sort
 from pds_operator.rollout import Limits
+from simulation.blame import Blame
 from simulation.clock import Clock
+from simulation.generations import Generations
 from simulation.kubelet import Kubelet, Running, gate
 from simulation.operators import KEY, Operator
+from simulation.punctual import Punctual
 from simulation.server import Server
 from simulation.serving import Router, Serving
+from simulation.specs import held
 
 Object = dict[str, Any]
 Place = tuple[str, int]
@@ -33,7 +39,7 @@ class Judge:
         self, clock: Clock, server: Server, kubelet: Kubelet, serving: Serving, uid: str
     ) -> None:
         self._clock, self._server, self._kubelet = clock, server, kubelet
-        self._uid = uid
+        self.uid = uid
         self.operators: dict[str, Operator] = {}
         self.writes = 0
         self._lost: list[tuple[float, Running]] = []
@@ -43,6 +49,8 @@ class Judge:
         self.troubled = False
         """Groups were lost that have not been replaced yet: a request may find none."""
         server.watched = self._write
+        self._punctual = Punctual(clock, kubelet)
+        self.blame = Blame(server, kubelet)
         kubelet.over = self._over  # type: ignore[method-assign]
         serving.chosen = self._chosen  # type: ignore[method-assign]
         serving.unserved = self._unserved  # type: ignore[method-assign]
@@ -51,10 +59,23 @@ class Judge:
         self._served = False
         self._groups: tuple[int, dict[tuple[str, int, int], list[Object]]] = (-1, {})
         self._specs: dict[str, Object] = {}
+        self.generations = Generations(server)
+        self._parents: dict[str, str] = {}
+        """By operator, the uid of the PDServing that its round is for."""
         self._serving: dict[str, set[str]] = {}
         """By operator, the revisions that serve when its round for a held spec begins."""
 
+    def succeeded(self, uid: str) -> None:
+        """Another PDServing of the same name is there."""
+        self.uid = uid
+        self._groups = (-1, {})
+        self.blame.forget()
+
     # Facts --------------------------------------------------------------------------------
+
+    def target(self, spec: Object, operator: Operator | None = None) -> str:
+        """The revision that `spec` asks for; as it was when the round of `operator` began."""
+        return self.generations.target(spec, self.uid, operator.name if operator else "")
 
     def spec(self, operator: Operator) -> Object:
         """The spec that the round of `operator` was planned for."""
@@ -73,7 +94,7 @@ class Judge:
             return self._groups[1]
         found: dict[tuple[str, int, int], list[Object]] = defaultdict(list)
         for (kind, _), obj in self._server.objects.items():
-            if kind == "Pod" and owner_uid(obj) == self._uid:
+            if kind == "Pod" and owner_uid(obj) == self.uid:
                 labels = obj["metadata"]["labels"]
                 if names.ATTEMPT in labels:
                     place = (
@@ -106,12 +127,14 @@ class Judge:
             and _seen(pods)
         )
 
-    def serving(self, spec: Object, missed: Iterable[str] = ()) -> dict[str, set[Place]]:
+    def serving(
+        self, spec: Object, missed: Iterable[str] = (), operator: Operator | None = None
+    ) -> dict[str, set[Place]]:
         """Groups that serve, by role: while there are old ones, new ones only as pairs.
 
         A role that is `missed` counts as there: its loss may take all new ones of the other along.
         """
-        target = revision.digest(spec)
+        target = self.target(spec, operator)
         by_role: dict[str, set[Place]] = defaultdict(set)
         new: dict[str, set[Place]] = defaultdict(set)
         for (role, index, _), pods in self.groups().items():
@@ -153,8 +176,11 @@ class Judge:
         reconciler = operator.reconciler
         parent = reconciler.store.parent(KEY) if reconciler else None
         self._specs[operator.name] = parent["spec"] if parent else {}
+        self.generations.begins(operator.name, self.uid)
+        self._parents[operator.name] = parent["metadata"]["uid"] if parent else ""
         self._blind[operator.name] = self._clock.now, self._unheard(operator)
-        if parent is not None and _held(parent["spec"]):
+        self._punctual.begins()
+        if parent is not None and held(parent["spec"]):
             self._serving[operator.name] = self._serving_now()
 
     def _serving_now(self) -> set[str]:
@@ -177,8 +203,13 @@ class Judge:
         self.writes += 1
         self._may_write(operator)
         if live is not None:
-            mine = live["kind"] == names.KIND or owner_uid(live) == self._uid
+            owner = owner_uid(live)
+            mine = live["kind"] == names.KIND or owner == self._parents[by]
+            # An orphan of ours: adopted, or left behind just now.
+            mine = mine or (not owner and names.NAME in live["metadata"].get("labels", {}))
             self._hold(mine, f"{verb} of {kind} {name}, which is not ours")
+            blamed = self.blame.rejected(wanted, live)
+            self._hold(not blamed, blamed)
         if kind == "Pod":
             self._pod_write(operator, verb, wanted, live)
 
@@ -211,9 +242,13 @@ class Judge:
     def _created(self, operator: Operator, obj: Object) -> None:
         labels = obj["metadata"]["labels"]
         role, index = labels[names.ROLE], int(labels[names.GROUP_INDEX])
+        late = self._punctual.late(obj)
+        self._hold(not late, late)
         spec = self.spec(operator)
         if int(labels[names.ATTEMPT]) or role not in spec:
             return
+        before = self.blame.made(labels)
+        self._hold(not before, before)
         want, surge, _ = self.limits(spec, role)
         there = {index}
         for (other, number, _), pods in self.groups().items():
@@ -229,21 +264,24 @@ class Judge:
 
     def _held_back(self, operator: Operator, spec: Object, labels: Object) -> bool:
         """Nothing of the spec's revision may be made: another serves, and goes on to."""
-        target = revision.digest(spec)
-        if not _held(spec) or labels[names.REVISION] != target:
+        target = self.target(spec, operator)
+        if not held(spec) or labels[names.REVISION] != target:
             return False
-        return bool(self._serving[operator.name] - {target})
+        others = self._serving[operator.name] - {target}
+        return any(self.generations.startable(other) for other in others)
 
     def _given_up(self, operator: Operator, digest: str) -> bool:
         """It knows that the revision is bad, and another serves."""
         failed = self._failed(operator)
-        return digest in failed and bool(self._serving_now() - failed)
+        others = self._serving_now() - failed
+        return digest in failed and any(self.generations.startable(other) for other in others)
 
     def _failed(self, operator: Operator) -> set[str]:
         if operator.reconciler is None:
             return set()
-        known = operator.reconciler.store.owned(KEY).revisions("chat")
-        return {own for own, stored in known.items() if stored.failed}
+        known = operator.reconciler.store.owned(KEY).objects.items()
+        mine = sort(Owner("chat", KEY[0], self.uid), objects={p: obj for p, (obj, _) in known})
+        return {own for own, stored in mine.revisions("chat").items() if stored.failed}
 
     def _hopeless(self, pods: list[Object], labels: Object) -> bool:
         """Of another revision, and it never served: deleted at once, so the surge spares it."""
@@ -264,13 +302,13 @@ class Judge:
     def _taken_away(self, operator: Operator, role: str, index: int) -> None:
         """A group that serves is drained by the operator: the role's floor must remain."""
         spec = self.spec(operator)
-        target = revision.digest(spec)
+        target = self.target(spec, operator)
         both = {"unified", "prefill"} <= {other for other, _, _ in self.groups()}
         if both and target in self._failed(operator):
             return  # back to a revision of other roles: nobody knows how many groups it had
         want, _, unavailable = self.limits(spec, role)
         missed = self._missed(operator)
-        serving = self.serving(spec, missed).get(role, set())
+        serving = self.serving(spec, missed, operator).get(role, set())
         if (role, index) not in serving:
             return  # a new one without a new one of the other role serves nobody yet
         there = len(serving | self._coming(role, target))
@@ -302,8 +340,10 @@ class Judge:
     def _chosen(self, pods: list[Running]) -> None:
         self._served = True
         self.troubled = self.troubled and not self._replaced()
+        told = [pod.name for pod in pods]
         kinds = {pod.fingerprint for pod in pods}
-        self._hold(len(kinds) == 1, f"a pair across KV formats: {[pod.name for pod in pods]}")
+        self._hold(len(kinds) == 1, f"a pair across KV formats: {told}")
+        self._hold(len({pod.key for pod in pods}) == 1, f"a pair across control keys: {told}")
         for pod in pods:
             self._hold(bool(pod.warm), f"{pod.name} serves and was not warmed up")
 
@@ -334,12 +374,6 @@ def _runs(pod: Object) -> bool:
     """It holds its place on a node, and goes on to."""
     failed = (pod.get("status") or {}).get("phase") == "Failed"
     return not failed and "deletionTimestamp" not in pod["metadata"]
-
-
-def _held(spec: Object) -> bool:
-    """No step may be taken."""
-    given = spec["rollout"]
-    return bool(given.get("paused")) or given.get("partition") == "100%"
 
 
 def _seen(pods: list[Object]) -> bool:

@@ -1,12 +1,13 @@
 """A model of scheduler, kubelets and the node controller: the lives of engine pods."""
 
+import base64
 import json
 from dataclasses import dataclass
 from typing import Any
 
 from pds_operator import names
 from simulation.clock import Clock
-from simulation.server import Server
+from simulation.server import Server, written
 
 Object = dict[str, Any]
 Group = tuple[str, int, int]
@@ -20,6 +21,8 @@ class Node:
     slots: int
     alive: bool = True
     used: int = 0
+    ahead: float = 0.0
+    """Seconds that its clock is ahead of the API server's."""
 
 
 @dataclass(slots=True, eq=False)
@@ -33,10 +36,17 @@ class Running:
     rank: int
     revision: str
     fingerprint: str
+    secrets: frozenset[str]
+    """That it mounts."""
     nature: str
-    """What its image does: "good", "exit78", "crash", "warmup" (fails), "never" (gets ready)."""
+    """What its image does: "good", "exit78", "crash", "warmup" (fails), "never" (gets ready),
+    "pull" (is nowhere), "mismatch" (prefill and decode see two models)."""
+    made: float = 0.0
+    """When the API server was asked for it."""
     node: Node | None = None
     ip: str = ""
+    key: bytes = b""
+    """The control key that it has read."""
     warm: str = ""
     """The manifest that its warm-up proved."""
     loaded: bool = False
@@ -65,6 +75,8 @@ class Kubelet:
         """By uid: everything that exists, or is still running."""
         self.compiled: set[str] = set()
         """Revisions whose kernels are in the cache volume."""
+        self.faulty: set[str] = set()
+        """Revisions of which a pod ended by a fault of its own."""
         self._waiting: list[Running] = []
         self._addresses = 0
         server.controllers.append(self._changed)
@@ -104,8 +116,16 @@ class Kubelet:
             rank=int(labels[names.RANK_POD]),
             revision=labels[names.REVISION],
             fingerprint=labels[names.KV],
+            secrets=frozenset(
+                volume["secret"]["secretName"]
+                for volume in obj["spec"]["volumes"]
+                if "secret" in volume
+            ),
             nature=image.rpartition("-")[2],
+            made=self._clock.now,
         )
+        if pod.nature == "mismatch":
+            pod.fingerprint += place[0]
         self.pods[pod.uid] = pod
         self._clock.after(self._clock.between(0.05, 0.4), self._schedule, pod)
 
@@ -121,6 +141,19 @@ class Kubelet:
         pod.node = min(free, key=lambda node: (node.used, node.name))
         pod.node.used += 1
         self._show(pod)
+        self._mount(pod)
+
+    def _mount(self, pod: Running) -> None:
+        """Its containers start when what it mounts is there, and their image."""
+        if pod.ended or pod.stopping or pod.nature == "pull":
+            return
+        found = {name: self._server.find("Secret", name) for name in pod.secrets}
+        if not all(found.values()):
+            self._clock.after(self._clock.between(0.5, 2.0), self._mount, pod)
+            return
+        for secret in found.values():
+            if secret is not None and "hmac.key" in secret["data"]:
+                pod.key = bytes.fromhex(base64.b64decode(secret["data"]["hmac.key"]).decode())
         slow = 4.0 if pod.revision not in self.compiled else 1.0
         self._clock.after(self._clock.between(0.5, 1.0) * slow, self._warmed, pod)
 
@@ -162,21 +195,37 @@ class Kubelet:
         pod.served = pod.served or pod.gated
         self._show(pod)
 
-    def fail(self, pod: Running, code: int, *, warmup: bool = False) -> None:
-        """Its container ends by itself; the kubelet says so."""
+    def fail(
+        self,
+        pod: Running,
+        code: int,
+        *,
+        warmup: bool = False,
+        reason: str = "",
+        sidecar: bool = False,
+    ) -> None:
+        """Its container ends by itself; the kubelet says so.
+
+        reason: the kubelet ended it, for this. sidecar: the pod goes on.
+        """
         if pod.ended:
             return
+        if not reason:
+            self.faulty.add(pod.revision)
         if pod.loaded or not warmup:
             self.harm(pod)
         self._end(pod)
         live = self._live(pod)
         if live is None:
             return
-        ended = {"exitCode": code, "finishedAt": self._clock.text(), "message": "it failed"}
+        self.failed(pod)
+        ended = {"exitCode": code, "finishedAt": self._text(pod), "message": "it failed"}
         container = {"name": "warmup" if warmup else "engine", "state": {"terminated": ended}}
-        status = {**self._status(pod, live), "phase": "Failed"}
+        status = {**self._status(pod, live), "phase": "Running" if sidecar else "Failed"}
         status["initContainerStatuses" if warmup else "containerStatuses"] = [container]
-        self._server.put({**live, "status": status})
+        if reason:
+            status["reason"] = reason
+        self._write(live, status)
 
     def harm(self, pod: Running) -> None:
         """A rank that is lost takes its whole group along."""
@@ -208,7 +257,7 @@ class Kubelet:
         live = self._live(pod)
         if live is not None:
             pod.gated = False
-            self._server.put({**live, "status": self._status(pod, live)})
+            self._write(live, self._status(pod, live))
 
     def _evict(self, pod: Running) -> None:
         live = self._live(pod)
@@ -269,7 +318,20 @@ class Kubelet:
         live = self._live(pod)
         if live is not None:
             spec = {**live["spec"], "nodeName": pod.node.name} if pod.node else live["spec"]
-            self._server.put({**live, "spec": spec, "status": self._status(pod, live)})
+            self._write({**live, "spec": spec}, self._status(pod, live))
+
+    def failed(self, pod: Running) -> None:
+        """Told before the API server is; the judge's."""
+
+    def _text(self, pod: Running) -> str:
+        """Now, as the node of `pod` writes it."""
+        return self._clock.text(pod.node.ahead if pod.node is not None else 0.0)
+
+    def _write(self, live: Object, status: Object) -> None:
+        """The API server notes by its own clock who wrote a status, and when."""
+        managed = written(live["metadata"], "kubelet", self._clock.text())
+        meta = {**live["metadata"], "managedFields": managed}
+        self._server.put({**live, "metadata": meta, "status": status})
 
     def _status(self, pod: Running, live: Object) -> Object:
         old = live.get("status") or {}
@@ -283,11 +345,14 @@ class Kubelet:
             known = before.get(kind)
             text = "True" if state else "False"
             if known is None or known["status"] != text:
-                known = {"type": kind, "status": text, "lastTransitionTime": self._clock.text()}
+                known = {"type": kind, "status": text, "lastTransitionTime": self._text(pod)}
                 if kind == "PodScheduled" and not state:
                     known["message"] = "0/3 nodes are available"
             conditions.append(known)
         status: Object = {"phase": "Running" if pod.ip else "Pending", "conditions": conditions}
+        if pod.nature == "pull" and pod.node is not None:
+            waits = {"reason": "ImagePullBackOff", "message": "Back-off pulling image"}
+            status["containerStatuses"] = [{"name": "engine", "state": {"waiting": waits}}]
         if pod.warm:
             proof = json.dumps({"manifest": pod.warm, "compiled": 1})
             done = {"name": "warmup", "state": {"terminated": {"exitCode": 0, "message": proof}}}

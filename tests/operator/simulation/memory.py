@@ -2,12 +2,13 @@
 
 import contextlib
 import gc
+import hashlib
 import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
-from pds_operator import cluster, diff, execute, fleet, keys, objects, revision, spec
+from pds_operator import cluster, diff, fleet, objects, ownership, revision, spec, vault
 from pds_operator.build import engine, router, shared, warmup
 from pds_operator.build.owner import Owner
 
@@ -43,13 +44,13 @@ def _remembering(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _digesting(function: Callable[..., str]) -> Callable[..., str]:
-    """`revision.digest`, which is asked for most: by the identity of the spec alone."""
-    known: dict[int, tuple[Any, str]] = {}
+    """`revision.digest`, which is asked for most: by the identity of the spec, and the key."""
+    known: dict[tuple[int, str], tuple[Any, str]] = {}
 
-    def digest(raw: Any) -> str:
-        found = known.get(id(raw))
+    def digest(raw: Any, key: str = "") -> str:
+        found = known.get((id(raw), key))
         if found is None:
-            known[id(raw)] = found = (raw, function(raw))
+            known[id(raw), key] = found = (raw, function(raw, key))
         return found[1]
 
     return digest
@@ -59,11 +60,11 @@ def _rendering(function: Callable[..., Any]) -> Callable[..., Any]:
     """`engine.render`: one revision is one object, however many specs have it."""
     known: dict[tuple[str, int], tuple[Any, Any]] = {}
 
-    def render(raw: Any, spec: Any, owner: Owner, settings: Any) -> Any:
-        place = (revision.digest(raw), id(settings))
+    def render(raw: Any, spec: Any, owner: Owner, settings: Any, key: str) -> Any:
+        place = (revision.digest(raw, key), id(settings))
         found = known.get(place)
         if found is None:
-            known[place] = found = (settings, function(raw, spec, owner, settings))
+            known[place] = found = (settings, function(raw, spec, owner, settings, key))
         return found[1]
 
     return render
@@ -71,15 +72,15 @@ def _rendering(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _ensuring(function: Callable[..., None]) -> Callable[..., None]:
     """`objects.ensure`: what was left alone once is left alone again."""
-    known: dict[tuple[int, int, str], tuple[Any, Any]] = {}
+    known: dict[tuple[int, int], tuple[Any, Any]] = {}
 
-    def ensure(round_: Any, observed: Any, obj: Any, uid: str) -> None:
+    def ensure(round_: Any, observed: Any, obj: Any) -> None:
         live = observed.objects.get((obj["kind"], obj["metadata"]["name"]))
-        place = id(obj), id(live), uid
+        place = id(obj), id(live)
         if place in known:
             return
         before = len(round_.actions), len(round_.problems)
-        function(round_, observed, obj, uid)
+        function(round_, observed, obj)
         if before == (len(round_.actions), len(round_.problems)):
             if len(known) >= MOST:
                 known.clear()
@@ -104,6 +105,19 @@ def _grouping(function: Callable[..., Any]) -> Callable[..., Any]:
     return group
 
 
+class Keys:
+    """In place of `keys.control_keys`: each differs from those before, in every run the same."""
+
+    def __init__(self) -> None:
+        self.made = 0
+
+    def __call__(self) -> dict[str, str]:
+        self.made += 1
+        return {"hmac.key": hashlib.sha256(b"%d" % self.made).hexdigest()}
+
+
+KEYS = Keys()
+
 PURE: dict[tuple[Any, str], Callable[[Callable[..., Any]], Callable[..., Any]]] = {
     (spec, "parse"): _remembering,
     (revision, "digest"): _digesting,
@@ -113,7 +127,7 @@ PURE: dict[tuple[Any, str], Callable[[Callable[..., Any]], Callable[..., Any]]] 
     (objects, "ensure"): _ensuring,
     (fleet, "Group"): _grouping,
     (cluster, "pod_facts"): _remembering,
-    (cluster, "revision_facts"): _remembering,
+    (ownership, "revision_facts"): _remembering,
     (warmup, "job"): _remembering,
     (engine, "render"): _rendering,
     (engine, "config_map"): _remembering,
@@ -128,13 +142,13 @@ def remembering() -> Iterator[None]:
 
     What is remembered is garbage to nobody, so that looking for garbage is put off, too.
     """
-    same, threshold = keys.control_keys(), gc.get_threshold()
+    threshold = gc.get_threshold()
     gc.set_threshold(200_000, 20, 20)
     with contextlib.ExitStack() as stack:
         for (module, name), remember in PURE.items():
             wrapped = remember(getattr(module, name))
             stack.enter_context(mock.patch.object(module, name, wrapped))
-        stack.enter_context(mock.patch.object(execute, "control_keys", return_value=same))
+        stack.enter_context(mock.patch.object(vault, "control_keys", KEYS))
         logging.disable(logging.CRITICAL)
         try:
             yield

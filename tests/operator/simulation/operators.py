@@ -4,59 +4,24 @@ Every call of it pauses first. At a pause the world goes on, another replica act
 dies: then the coroutine is closed, and what it had not done yet is never done.
 """
 
-import types
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
-from pds_operator import errors
-from pds_operator.api import TRANSIENT
+from pds_operator import errors, names, parents
+from pds_operator.api import TRANSIENT, WATCH_TIMEOUT
+from pds_operator.cluster import Store
 from pds_operator.lease import Lease
 from pds_operator.observed import EngineState, RouterView
 from pds_operator.reconcile import SETTLE_SECONDS, Reconciler
 from pds_operator.settings import Settings
 from simulation.clock import Clock
+from simulation.pausing import Pause, together
 from simulation.server import NAMESPACE, Server
 from simulation.serving import Serving
 
 Object = dict[str, Any]
 KEY = (NAMESPACE, "chat")
-
-
-class Pause:
-    """Awaiting it hands control back for `seconds`."""
-
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
-
-    def __await__(self) -> Generator[float, None, None]:
-        yield self.seconds
-
-
-@types.coroutine
-def together(
-    *works: Coroutine[Any, Any, Any], return_exceptions: bool
-) -> Generator[float, None, list[Any]]:
-    """As `asyncio.gather`: each goes on when its own pause is over, the one asked first before."""
-    ended: list[Any] = [None] * len(works)
-    due = dict.fromkeys(range(len(works)), 0.0)
-    now = 0.0
-    try:
-        while due:
-            at = min(due, key=due.__getitem__)
-            if due[at] > now:
-                yield due[at] - now
-                now = due[at]
-            try:
-                due[at] = now + works[at].send(None)
-            except StopIteration:
-                del due[at]
-            except Exception as error:
-                ended[at] = error
-                del due[at]
-    finally:
-        for work in works:
-            work.close()
-    return ended
+UNFOLLOWED = ("Secret", "Lease")
 
 
 class Trouble:
@@ -93,26 +58,33 @@ class Client:
 
     async def get(self, kind: str, namespace: str, name: str) -> Object:
         live: Object = await self._call(lambda: self._server.get(kind, name), write=False)
-        return {**live, "spec": {**live["spec"]}} if kind == "Lease" else live
+        return {**_own(live), "spec": {**live["spec"]}} if kind == "Lease" else _own(live)
+
+    async def list(self, kind: str, namespace: str | None) -> tuple[list[Object], str]:
+        def answered() -> tuple[list[Object], str]:
+            return self._server.all(kind), str(self._server.version)
+
+        found: tuple[list[Object], str] = await self._call(answered, write=False)
+        return found
 
     async def create(self, obj: Object, *, dry_run: bool = False) -> Object:
         if dry_run:
             return obj
         made: Object = await self._call(lambda: self._server.create(self._name, obj))
-        return made
+        return _own(made)
 
     async def apply(self, obj: Object) -> Object:
         kind, name = obj["kind"], obj["metadata"]["name"]
         made: Object = await self._call(
             lambda: self._server.patch(self._name, kind, name, obj, "apply")
         )
-        return made
+        return _own(made)
 
     async def merge(
         self, kind: str, namespace: str, name: str, patch: Object, subresource: str = ""
     ) -> Object:
         made: Object = await self._call(lambda: self._server.patch(self._name, kind, name, patch))
-        return made
+        return _own(made)
 
     async def strategic(
         self, kind: str, namespace: str, name: str, patch: Object, subresource: str
@@ -137,7 +109,10 @@ class Questions:
         self._clock, self._serving, self._trouble = clock, serving, trouble
 
     async def look(
-        self, leaders: list[tuple[str, str]], routers: list[tuple[str, str]], key: bytes
+        self,
+        leaders: list[tuple[str, str]],
+        routers: list[tuple[str, str]],
+        keys: Mapping[str, bytes],
     ) -> tuple[dict[str, EngineState], list[RouterView]]:
         await Pause(self._clock.between(0.001, 0.02))
         states, views = self._serving.states(leaders), self._serving.views(routers)
@@ -151,7 +126,7 @@ class Questions:
         await Pause(self._clock.between(0.001, 0.02))
         if self._clock.chance(self._trouble.deaf):
             return "TimeoutError"
-        return self._serving.drain(ip, seconds)
+        return self._serving.drain(ip, seconds, key)
 
 
 class Operator:
@@ -174,6 +149,7 @@ class Operator:
         self.reconciler: Reconciler | None = None
         self._round: Coroutine[Any, Any, Any] | None = None
         self._leasing: Coroutine[Any, Any, Any] | None = None
+        self._listing: Coroutine[Any, Any, Any] | None = None
         self._heard: dict[str, float] = {}
         self._listed_at: dict[str, int] = {}
         """By kind, the version of the last list after a gap: no watch tells older things again."""
@@ -186,7 +162,7 @@ class Operator:
         """A new process: it knows nothing but what it lists."""
         clock = self._clock
         self.life += 1
-        client = Client(self.name, clock, self._server, self._trouble)
+        self._client = client = Client(self.name, clock, self._server, self._trouble)
         self.lease = Lease(client, self._settings, lambda: clock.now, lambda: clock.now)  # type: ignore[arg-type]
         self.lease.identity = f"{self.name}/{self.life}"
         self.reconciler = Reconciler(
@@ -199,24 +175,26 @@ class Operator:
         )
         self._heard, self._listed_at, self._due = {}, {}, None
         for obj in self._server.objects.values():
-            self._hear(self.life, "PUT", obj)
+            if obj["kind"] not in UNFOLLOWED:
+                self._hear(self.life, "PUT", obj)
         clock.note(f"{self.name} starts")
         self._renew(self.life)
+        self._look_for_parents(self.life)
         self.soon()
 
     def die(self) -> None:
         """Killed, wherever it was."""
         self._clock.note(f"{self.name} dies")
         self.reconciler = None
-        for work in (self._round, self._leasing):
+        for work in (self._round, self._leasing, self._listing):
             if work is not None:
                 work.close()
-        self._round = self._leasing = None
+        self._round = self._leasing = self._listing = None
 
     # Watches ------------------------------------------------------------------------------
 
     def _watched(self, what: str, obj: Object) -> None:
-        if self.reconciler is None or obj["kind"] in ("Secret", "Lease"):
+        if self.reconciler is None or obj["kind"] in UNFOLLOWED:
             return
         clock, kind = self._clock, obj["kind"]
         lag = self._trouble.lag
@@ -230,18 +208,20 @@ class Operator:
         if int(obj["metadata"]["resourceVersion"]) <= self._listed_at.get(obj["kind"], -1):
             return
         store = self.reconciler.store
-        if obj["kind"] == "PDServing":
-            store.put_parent(obj)
+        if obj["kind"] == names.KIND and what == "GONE":
+            store.drop_parent(KEY, obj["metadata"]["uid"])
+        elif obj["kind"] == names.KIND:
+            store.put_parent(_own(obj))
         elif what == "GONE":
             store.drop(obj)
         elif obj["metadata"].get("labels"):
-            store.put(obj)
+            store.put(_own(obj))
         self._look()
 
     def gap(self, kind: str, seconds: float) -> None:
         """410 Gone: the watch of `kind` tells nothing for a while, then all is listed anew.
 
-        The list is as old as its answer took to come.
+        The list is as old as its answer took to come. kopf's, of PDServings, tells of no deletion.
         """
         if self.reconciler is not None:
             self._clock.note(f"{self.name}: the watch of {kind} breaks off")
@@ -254,9 +234,47 @@ class Operator:
         self._clock.after(0.05, self._listed, life, kind, items)
 
     def _listed(self, life: int, kind: str, items: list[Object]) -> None:
-        if self.reconciler is not None and life == self.life:
-            self.reconciler.store.replace(kind, NAMESPACE, [i for i in items if _labelled(i)])
-            self._look()
+        if self.reconciler is None or life != self.life:
+            return
+        if kind == names.KIND:
+            for item in items:
+                self.reconciler.store.put_parent(_own(item))
+        else:
+            mine = [_own(item) for item in items if _labelled(item)]
+            self.reconciler.store.replace(kind, NAMESPACE, mine)
+        self._look()
+
+    def fall_silent(self, kind: str) -> None:
+        """Packets of this watch are dropped both ways: it goes on where it was, when that shows."""
+        if self.reconciler is not None:
+            self._clock.note(f"{self.name}: the watch of {kind} falls silent")
+            self._heard[kind] = self._clock.now + (WATCH_TIMEOUT.sock_read or 0.0)
+
+    # The list of PDServings ---------------------------------------------------------------
+
+    def _look_for_parents(self, life: int) -> None:
+        if self.reconciler is None or life != self.life:
+            return
+        if self._listing is None:
+            self._listing = self._list_parents(self.reconciler.store)
+            self._drive_list(life)
+        wait = 2 * self._settings.resync_seconds * self._clock.between(0.8, 1.2)
+        self._clock.after(wait, self._look_for_parents, life)
+
+    async def _list_parents(self, store: Store) -> None:
+        try:
+            await parents.look(self._client, store, [])  # type: ignore[arg-type]
+        except (errors.ApiError, *TRANSIENT):
+            pass  # the next one tells
+        self._look()
+
+    def _drive_list(self, life: int) -> None:
+        if self._listing is None or life != self.life:
+            return
+        try:
+            self._clock.after(self._listing.send(None), self._drive_list, life)
+        except StopIteration:
+            self._listing = None
 
     # The lease ----------------------------------------------------------------------------
 
@@ -314,6 +332,9 @@ class Operator:
         worker = reconciler._workers.get(KEY)
         if worker is None:
             return
+        if reconciler.store.parent(KEY) is None:
+            del reconciler._workers[KEY]  # as the end of `Reconciler._work` does
+            return
         worker.dirty.clear()
         self.begins(self)
         self.rounds += 1
@@ -342,6 +363,16 @@ class Operator:
             self._round = None
             again = self.reconciler is not None and self._dirty(self.reconciler)
             self.soon(SETTLE_SECONDS if again else done.value)
+
+
+def _own(obj: Object) -> Object:
+    """As it comes over the wire: what a reader takes out of its metadata is there for all others.
+
+    Pods and revisions, of which there are many, are read and left as they are.
+    """
+    if obj["kind"] in ("Pod", "ControllerRevision"):
+        return obj
+    return {**obj, "metadata": {**obj["metadata"]}}
 
 
 def _labelled(obj: Object) -> bool:

@@ -4,10 +4,15 @@ import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from pds_operator import names, revision
+from pds_operator import names
 from pds_operator.cluster import FOLLOWED
+from pds_operator.facts import owner_uid
 from simulation import specs
+from simulation.knowledge import Knowledge
+from simulation.mishaps import Mishaps
 from simulation.operators import Operator, Trouble
+from simulation.serving import RING
+from simulation.successors import Successors
 
 if TYPE_CHECKING:
     from simulation.world import World
@@ -22,6 +27,9 @@ class Script:
         self._world = world
         self._clock = world.clock
         self._before = world.wish
+        self._knowledge = Knowledge(world.clock, world.server)
+        self._successors = Successors(world)
+        self._mishaps = Mishaps(world)
         self.played = 0
 
     def play(self) -> None:
@@ -33,17 +41,30 @@ class Script:
             (4, self._kill_operator),
             (3, self._crash_pod),
             (2, self._lose_node),
+            (1, self._mishaps.evict_again_and_again),
+            (1, self._mishaps.end_beside_a_sidecar),
+            (1, self._mishaps.be_away),
+            (1, self._mishaps.hold),
+            (1, self._mishaps.name_an_image_that_is_nowhere),
+            (1, self._mishaps.cannot_pair),
             (2, self._delete_pod),
             (2, self._delete_object),
             (1, self._edit_object),
+            (1, self._add_to_selector),
+            (1, self._successors.begin_anew),
+            (1, self._successors.leave_behind),
             (2, self._hide_pod),
             (1, self._hide_object),
             (2, self._break_watch),
+            (1, self._silence_watch),
             (1, self._slow_watches),
             (1, self._throttle),
             (1, self._time_out),
             (1, self._deafen),
             (1, self._end_router),
+            (2, self._rotate_keys),
+            (3, self._delete_secret),
+            (1, world.serving.wear_our_labels),
         ]
         weights = [weight for weight, _ in events]
         for _ in range(clock.random.randint(2, 6)):
@@ -64,6 +85,9 @@ class Script:
         for operator in world.operators:
             if operator.reconciler is None:
                 operator.start()
+        begun = max(self._knowledge.all_known_at(), self._mishaps.over_at)
+        if begun > self._clock.now:
+            world.until(begun)
         freed = specs.freed(world.wish)
         bad = dataclasses.replace(freed, nature=world.wish.nature)
         if bad.nature in specs.GIVEN_UP and not world.judge.lenient:
@@ -108,6 +132,11 @@ class Script:
     def _break_watch(self) -> None:
         operator = self._clock.random.choice(self._world.operators)
         operator.gap(self._clock.random.choice(FOLLOWED), self._clock.between(0.5, 6.0))
+
+    def _silence_watch(self) -> None:
+        operator = self._clock.random.choice(self._world.operators)
+        kind = self._clock.random.choice([*FOLLOWED, names.KIND])
+        self._knowledge.silence(operator, kind)
 
     def _slow_watches(self) -> None:
         self._trouble("lag", self._clock.between(1.0, 3.0))
@@ -165,6 +194,30 @@ class Script:
             self._clock.note("somebody deletes a router pod")
             self._world.serving.end(self._clock.random.choice(routers))
 
+    # Keys ------------------------------------------------------------------------------------
+
+    def _rotate_keys(self) -> None:
+        self._clock.note("new control keys are asked for")
+        self._world.rotate()
+
+    def _active(self) -> str:
+        return self._world.judge.generations.active(self._world.judge.uid)
+
+    def _delete_secret(self) -> None:
+        """But never the ring while it is all that tells of a key, nor a key while there is none.
+
+        Whoever deletes both, and the operator between its writes, has a key that nobody knows: its
+        groups are replaced all the same, or its Secret stays until the PDServing goes.
+        """
+        found = {obj["metadata"]["name"]: obj for obj in self._others("Secret")}
+        if RING not in found:
+            return
+        keys = [name for name in found if name.startswith("chat-control")]
+        told = {obj["data"].get("key", "") for obj in self._others("ControllerRevision")}
+        if len(keys) < len(found[RING]["data"]) - 1 or self._active() not in told:
+            del found[RING]
+        self._delete("Secret", found[self._clock.random.choice(sorted(found))])
+
     # Other objects --------------------------------------------------------------------------
 
     def _others(self, *kinds: str) -> list[Object]:
@@ -194,11 +247,14 @@ class Script:
                 self._hide(live)
 
     def _hide_object(self) -> None:
-        target = names.revision("chat", revision.digest(specs.spec(self._world.wish)))
+        target = names.revision("chat", self._world.judge.target(specs.spec(self._world.wish)))
         found = self._others("Service", "PodDisruptionBudget", "NetworkPolicy")
         found += [o for o in self._others("ControllerRevision") if o["metadata"]["name"] == target]
         found = [obj for obj in found if names.NAME in obj["metadata"]["labels"]]
-        if found:
+        # Without owner and label nothing would tell that it was ours.
+        found = [obj for obj in found if owner_uid(obj) == self._world.judge.uid]
+        own = self._world.server.find(names.KIND, "chat")
+        if found and own is not None and "deletionTimestamp" not in own["metadata"]:
             self._hide(self._clock.random.choice(found))
 
     def _hide(self, live: Object) -> None:
@@ -213,3 +269,11 @@ class Script:
             spec = {**obj["spec"]}
             spec.pop(self._clock.random.choice(sorted(spec)))
             self._world.server.put({**obj, "spec": spec})
+
+    def _add_to_selector(self) -> None:
+        """A foreign key: the Service reaches nothing any more."""
+        live = self._world.server.find("Service", "chat")
+        if live is not None and names.NAME in (live["metadata"].get("labels") or {}):
+            self._clock.note("somebody adds to the selector of Service chat")
+            selector = {**live["spec"].get("selector", {}), "stranger": "yes"}
+            self._world.server.put({**live, "spec": {**live["spec"], "selector": selector}})

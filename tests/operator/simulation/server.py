@@ -5,10 +5,13 @@ was when it was read.
 """
 
 import base64
+import copy
 from collections.abc import Callable
 from typing import Any
 
+import field_owners
 from pds_operator import errors, names
+from pds_operator.diff import CHANGING
 from simulation.clock import Clock
 
 Object = dict[str, Any]
@@ -59,7 +62,7 @@ class Server:
         if kind == "Secret":
             text = made.pop("stringData")
             made["data"] = {k: base64.b64encode(v.encode()).decode() for k, v in text.items()}
-        return self._put(made)
+        return self._put(field_owners.created(made, names.MANAGER) if _owned(made) else made)
 
     def patch(self, by: str, kind: str, name: str, patch: Object, verb: str = "patch") -> Object:
         """Merge patch, or an apply. Raises Missing, and Conflict for another uid."""
@@ -67,8 +70,11 @@ class Server:
         wanted = patch["metadata"].get("uid")
         if wanted is not None and wanted != live["metadata"]["uid"]:
             raise errors.Conflict(409, "Conflict", f"{kind} {name} has another uid")
+        version = live["metadata"]["resourceVersion"]
+        if patch["metadata"].get("resourceVersion", version) != version:
+            raise errors.Conflict(409, "Conflict", "the object has been modified")
         self.watched(by, verb, patch, live)
-        made = merged(live, patch)
+        made = _written(live, patch, verb)
         if made == live:
             return live
         if made.get("spec") != live.get("spec"):
@@ -85,7 +91,9 @@ class Server:
         status = live.get("status") or {}
         kept = [c for c in status.get("conditions", []) if c["type"] != condition["type"]]
         status = {**status, "conditions": [*kept, condition]}
-        return self._put({**live, "metadata": {**live["metadata"]}, "status": status})
+        meta = live["metadata"]
+        managed = written(meta, names.MANAGER, self._clock.text())
+        return self._put({**live, "metadata": {**meta, "managedFields": managed}, "status": status})
 
     def replace(self, by: str, obj: Object) -> Object:
         """PUT. Raises Conflict when somebody wrote since it was read."""
@@ -115,7 +123,7 @@ class Server:
                 **live,
                 "metadata": {
                     **meta,
-                    "deletionTimestamp": meta.get("deletionTimestamp") or self._clock.text(),
+                    "deletionTimestamp": self._clock.text(until - self._clock.now),
                     "until": until,
                 },
             }
@@ -168,6 +176,31 @@ class Server:
             watcher(what, obj)
         for controller in self.controllers:
             controller(what, obj, before)
+
+
+def written(meta: Object, manager: str, at: str) -> list[Object]:
+    """managedFields of an object whose status `manager` has just written."""
+    entry = {"manager": manager, "operation": "Update", "subresource": "status", "time": at}
+    return [e for e in meta.get("managedFields", []) if e["manager"] != manager] + [entry]
+
+
+def _owned(obj: Object) -> bool:
+    """Whether owners of its fields are kept: where they decide anything."""
+    return obj["kind"] in CHANGING and not obj.get("immutable")
+
+
+def _written(live: Object, patch: Object, verb: str) -> Object:
+    """Raises ApiError: two ports of a Service have one name."""
+    if not _owned(live):
+        return merged(live, patch)
+    if verb == "apply":
+        made = field_owners.applied(copy.deepcopy(live), patch, names.MANAGER)
+    else:
+        made = field_owners.updated(live, merged(live, patch), names.MANAGER)
+    ports = [port.get("name") for port in (made.get("spec") or {}).get("ports") or []]
+    if len(ports) != len(set(ports)):
+        raise errors.from_status(422, {"message": f"spec.ports: Duplicate value: {ports}"})
+    return made
 
 
 def merged(base: Any, patch: Any) -> Any:

@@ -1,10 +1,16 @@
 """Models of engines, routers and the Deployment that keeps routers: who serves a request."""
 
+import base64
+import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from pds_engine.router.keyring import Keyring, Ring
 from pds_engine.router.policy import Ask, Candidate, pick
+from pds_engine.signing import key_id
 from pds_operator import names
+from pds_operator.facts import owner_uid
 from pds_operator.observed import EngineState, RouterView
 from simulation.clock import Clock
 from simulation.kubelet import Kubelet, Running
@@ -12,6 +18,7 @@ from simulation.server import Server
 
 Object = dict[str, Any]
 ENDED = ("Failed", "Succeeded")
+RING = "chat-keyring"
 
 
 @dataclass(slots=True, eq=False)
@@ -22,12 +29,16 @@ class Router:
     uid: str
     template: str
     ip: str
+    engines: Mapping[str, Running]
+    """By uid: what engines say of themselves when they are asked."""
     ready: bool = False
     known: dict[str, Object] = field(default_factory=dict)
     draining: set[str] = field(default_factory=set)
     """Uids of leaders that said so, or do not answer."""
     heard_at: float = 0.0
     turn: int = 0
+    keys: Keyring = field(default_factory=Keyring)
+    """That it has read of the ring."""
     choices: dict[str, tuple[str, bool]] | None = None
 
     def backends(self) -> dict[str, tuple[str, bool]]:
@@ -44,9 +55,30 @@ class Router:
                     if pod["metadata"]["labels"][names.RANK_POD] == "0" and _ip(pod):
                         uid = pod["metadata"]["uid"]
                         good = uid not in self.draining and _containers_ready(pod)
-                        good = good and not any(map(_leaves, pods))
+                        good = good and not any(map(_leaves, pods)) and self.holds(uid)
                         self.choices[pod["metadata"]["name"]] = (uid, good)
         return self.choices
+
+    def holds(self, uid: str) -> bool:
+        """It has the key by which the engine is asked."""
+        engine = self.engines.get(uid)
+        return engine is not None and self.keys.of(key_id(engine.key)) == engine.key
+
+    def read(self, ring: Object) -> None:
+        """The folder of keys is as the ring was."""
+        text = {n: base64.b64decode(t).decode() for n, t in ring["data"].items()}
+        keys = {name: bytes.fromhex(value) for name, value in text.items()}
+        default = key_id(keys["hmac.key"])
+        known = [self.engines[uid] for uid in self.known if uid in self.engines]
+        used = {key_id(engine.key) for engine in known}
+        self.keys.take(Ring({key_id(key): key for key in keys.values()}, default), used)
+        self.choices = None
+
+
+def _controller(obj: Object) -> Object:
+    meta = obj["metadata"]
+    what = {"apiVersion": "apps/v1", "kind": obj["kind"], "name": meta["name"]}
+    return {**what, "uid": meta["uid"], "controller": True}
 
 
 def _ip(pod: Object) -> str:
@@ -88,6 +120,9 @@ class Serving:
     def _changed(self, what: str, obj: Object, before: Object | None) -> None:
         if obj["kind"] == "Deployment":
             self._clock.after(self._clock.between(0.1, 0.4), self._keep_up)
+        elif obj["kind"] == "Secret" and obj["metadata"]["name"] == RING and what == "PUT":
+            for router in self.routers.values():
+                self._clock.after(self._clock.between(1.0, 8.0), self._read, router)
         elif obj["kind"] == "Pod":
             labels = obj["metadata"].get("labels") or {}
             if names.ATTEMPT in labels and names.RANK_POD in labels:
@@ -97,6 +132,12 @@ class Serving:
             elif what == "GONE" and obj["metadata"]["uid"] in self.routers:
                 self.routers.pop(obj["metadata"]["uid"])
                 self._clock.after(self._clock.between(0.1, 0.4), self._keep_up)
+
+    def _read(self, router: Router) -> None:
+        """The kubelet brings in what the ring holds by now; nothing, where it is gone."""
+        ring = self._server.find("Secret", RING)
+        if ring is not None:
+            router.read(ring)
 
     def _tell(self, router: Router, what: str, obj: Object) -> None:
         lag = self._clock.between(0.01, 0.3) if self._clock.chance(0.9) else 2.0
@@ -138,11 +179,11 @@ class Serving:
         self._made += 1
         name = f"{live['metadata']['name']}-{self._made}"
         labels = live["spec"]["template"]["metadata"]["labels"]
-        obj = self._server.put(
-            {"kind": "Pod", "metadata": {"name": name, "labels": labels}, "status": {}}
-        )
+        meta = {"name": name, "labels": labels}
+        meta["ownerReferences"] = [_controller(self._set_of(live, template))]
+        obj = self._server.put({"kind": "Pod", "metadata": meta, "status": {}})
         uid = obj["metadata"]["uid"]
-        router = Router(name, uid, template, f"10.1.0.{self._made}")
+        router = Router(name, uid, template, f"10.1.0.{self._made}", self._kubelet.pods)
         self.routers[uid] = router
         for pod in self._server.all("Pod"):
             if names.ATTEMPT in pod["metadata"]["labels"] and _selected(pod):
@@ -151,8 +192,33 @@ class Serving:
             self._learn(router, engine)
         self._clock.after(self._clock.between(0.3, 1.5), self._ready, router)
 
+    def _set_of(self, live: Object, template: str) -> Object:
+        """The ReplicaSet of one template of the Deployment `live`."""
+        digest = hashlib.sha256(template.encode()).hexdigest()[:8]
+        name = f"{live['metadata']['name']}-{digest}"
+        found = self._server.find("ReplicaSet", name)
+        if found is not None and owner_uid(found) == live["metadata"]["uid"]:
+            return found
+        meta: Object = {"name": name, "labels": live["spec"]["template"]["metadata"]["labels"]}
+        meta["ownerReferences"] = [_controller(live)]
+        return self._server.put({"kind": "ReplicaSet", "metadata": meta, "spec": {}})
+
+    def wear_our_labels(self) -> None:
+        """Somebody makes a pod with a router's labels, which says that nothing is routable."""
+        self._made += 1
+        labels = names.common_labels("chat", "router")
+        meta = {"name": f"stranger-{self._made}", "labels": labels}
+        conditions = [{"type": "Ready", "status": "True"}]
+        status = {"podIP": f"10.6.0.{self._made}", "conditions": conditions}
+        self._server.put({"kind": "Pod", "metadata": meta, "status": status})
+        self._clock.note(f"{meta['name']} wears the labels of a router")
+
     def _ready(self, router: Router) -> None:
         live = self._server.find("Pod", router.name)
+        self._read(router)
+        if not router.keys and live is not None:
+            self._clock.after(self._clock.between(0.5, 2.0), self._ready, router)
+            return
         if live is not None:
             router.ready = True
             conditions = [{"type": "Ready", "status": "True"}]
@@ -187,7 +253,13 @@ class Serving:
     def views(self, routers: list[tuple[str, str]]) -> list[RouterView]:
         """What the routers that can be reached answer."""
         by_name = {router.name: router for router in self.routers.values() if router.ready}
-        return [
+        leaders = [pod.name for pod in self._kubelet.pods.values() if pod.rank == 0]
+        strangers = [
+            RouterView(name, dict.fromkeys(leaders, False))
+            for name, _ in routers
+            if name.startswith("stranger")
+        ]
+        return strangers + [
             RouterView(
                 name,
                 {pod: good for pod, (_, good) in by_name[name].backends().items()},
@@ -197,11 +269,13 @@ class Serving:
             if name in by_name
         ]
 
-    def drain(self, ip: str, seconds: int) -> str:
+    def drain(self, ip: str, seconds: int, key: bytes) -> str:
         """POST /pds/drain: what is left at the deadline ends."""
         pod = self.leader_at(ip)
         if pod is None:
             return "no route to host"
+        if key != pod.key:
+            return "HTTP 403"
         if not pod.draining:
             pod.draining, pod.deadline = True, self._clock.now + seconds
             self._clock.after(seconds, self._end_what_is_left, pod)
@@ -254,7 +328,10 @@ class Serving:
         for uid, good in router.backends().values():
             pod = self._kubelet.pods.get(uid)
             if good and pod is not None and uid not in left_out:
-                found.append(Candidate(uid, pod.group[0], pod.fingerprint, pod.in_flight))
+                key = key_id(pod.key)
+                found.append(
+                    Candidate(uid, pod.group[0], pod.fingerprint, pod.in_flight, key_id=key)
+                )
         return found
 
     def _run(self, pods: list[Running]) -> None:

@@ -33,6 +33,10 @@ class Wish:
     drain: int = 8
     partition: int | str = 0
     paused: bool = False
+    port: int = 8000
+    """Of the endpoint's Service."""
+    deadline: int = 0
+    """Seconds of a rollout's progress deadline; 0: the default."""
 
     @property
     def lenient(self) -> bool:
@@ -58,7 +62,7 @@ def spec(wish: Wish) -> Object:
         "model": {"name": "tiny", "source": {"path": "/models/tiny"}},
         "image": f"engine:{wish.version}-{kind}-{wish.nature}",
         "engine": {"kvDtype": wish.dtype},
-        "router": {"replicas": 1},
+        "router": {"replicas": 1, "service": {"port": wish.port}},
         "compileCache": {"warmup": {"enabled": True}, **cache},
         "rollout": {
             "drainSeconds": wish.drain,
@@ -67,6 +71,7 @@ def spec(wish: Wish) -> Object:
             "minReadySeconds": wish.min_ready,
             **({"partition": wish.partition} if wish.partition else {}),
             **({"paused": True} if wish.paused else {}),
+            **({"progressDeadlineSeconds": wish.deadline} if wish.deadline else {}),
         },
         **roles,
     }
@@ -84,6 +89,7 @@ def first(chance: random.Random) -> Wish:
         surge=surge,
         unavailable=unavailable,
         min_ready=min_ready,
+        deadline=chance.choice([0, 240]),
     )
 
 
@@ -103,16 +109,43 @@ def changed(wish: Wish, chance: random.Random) -> Wish:
             counts,
             {**another, **counts},
             {**another, "decode": 0},
-            {"nature": chance.choice(["exit78", "crash", "warmup", "never"])},
+            {"nature": chance.choice(["exit78", "crash", "warmup", "never", "mismatch"])},
             {"unified": not wish.unified, "paired": False},
             {**another, "paused": True},
             {**another, "partition": chance.choice([1, "50%", "100%"])},
             {"paused": not wish.paused},
+            {"port": 80 if wish.port == 8000 else 8000},
         ]
     )
     return dataclasses.replace(wish, **{"nature": "good", **more})
 
 
+def next_version(wish: Wish) -> Wish:
+    """`wish` with another image that is good."""
+    return dataclasses.replace(wish, version=wish.version % 3 + 1, nature="good")
+
+
+def mismatched(wish: Wish) -> Wish:
+    """`wish` with another image, whose roles do not pair."""
+    return dataclasses.replace(next_version(wish), nature="mismatch")
+
+
+def unpullable(wish: Wish) -> Wish:
+    """`wish` with another image, which is nowhere."""
+    return dataclasses.replace(next_version(wish), nature="pull")
+
+
+def waiting(wish: Wish) -> Wish:
+    """`wish` as a rollout that is to wait."""
+    return dataclasses.replace(wish, paused=True)
+
+
 def freed(wish: Wish) -> Wish:
     """`wish` with nothing that keeps its rollout from its end."""
     return dataclasses.replace(wish, nature="good", partition=0, paused=False)
+
+
+def held(spec: dict[str, Any]) -> bool:
+    """No step of its rollout may be taken."""
+    given = spec["rollout"]
+    return bool(given.get("paused")) or given.get("partition") == "100%"

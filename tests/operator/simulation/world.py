@@ -4,17 +4,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from pds_operator import names, revision
+from pds_engine.signing import key_id
+from pds_operator import names
+from pds_operator.facts import owner_uid
 from pds_operator.settings import LeaseSettings, Settings
-from simulation import specs
+from simulation import memory, specs
 from simulation.clock import START, Clock
+from simulation.endpoints import Endpoints
+from simulation.garbage import Garbage
 from simulation.jobs import Jobs
 from simulation.judge import Judge, Violation
 from simulation.kubelet import Kubelet, Node
 from simulation.operators import KEY, Operator, Trouble
 from simulation.script import Script
 from simulation.server import Server
-from simulation.serving import Serving
+from simulation.serving import RING, Serving
 
 Object = dict[str, Any]
 UID = "uid-chat"
@@ -24,6 +28,10 @@ SETTLES_WITHIN = 35.0
 """Leaders are asked this seldom when nothing is under way: a last word on status."""
 QUIET = 45.0
 """At rest nothing is written for so long."""
+ENDS_WITHIN = 200.0
+"""A list of PDServings comes at least every 144 s, and tells what no event did."""
+SKEWS = (900.0, -900.0)
+"""Seconds by which the clocks of half of the nodes are wrong, in some clusters."""
 SETTINGS = {
     replicas: Settings(probe_seconds=3.0, lease=LeaseSettings(enabled=replicas > 1))
     for replicas in (1, 2)
@@ -54,14 +62,22 @@ class World:
     """Everything of one run."""
 
     def __init__(self, seed: int) -> None:
+        memory.KEYS.made = 0
         self.clock = Clock(seed)
         self.server = Server(self.clock)
         slots = 7 if self.clock.chance(0.7) else 4  # where nodes are lost a surge waits
         self.nodes = [Node(f"node-{number}", slots) for number in range(4)]
+        wrong = 0.5 if self.clock.chance(0.4) else 0.0
+        for node in self.nodes:
+            if self.clock.chance(wrong):
+                node.ahead = self.clock.random.choice(SKEWS)
         self.kubelet = Kubelet(self.clock, self.server, self.nodes)
         self.serving = Serving(self.clock, self.server, self.kubelet)
         Jobs(self.clock, self.server, self.kubelet)
+        Endpoints(self.clock, self.server, "chat")
+        garbage = Garbage(self.clock, self.server)
         self.judge = Judge(self.clock, self.server, self.kubelet, self.serving, UID)
+        garbage.collects = self.collected
         self.lag = self.clock.random.choice([0.4, 0.8, 1.2])
         self.trouble = Trouble(self.lag)
         self.wish = specs.first(self.clock.random)
@@ -81,17 +97,30 @@ class World:
         for operator in self.operators:
             operator.begins = self.judge.begins  # type: ignore[method-assign]
 
+    def collected(self, obj: Object) -> None:
+        """The garbage collector takes `obj`, and no operator is to blame for what it served."""
+        pod = self.kubelet.pods.get(obj["metadata"]["uid"])
+        if pod is not None:
+            self.judge.harmed([pod])
+
     def ask(self, wish: specs.Wish) -> None:
         """The user writes the spec."""
         self.clock.note(f"spec: {wish}")
         if wish.lenient or self.wish.lenient:
             self.judge.lenient = True
         self.wish = wish
+        self.judge.blame.forget()
         live = self.server.find(names.KIND, "chat") or {"metadata": {"generation": 0}}
-        meta = {"name": "chat", "namespace": KEY[0], "uid": UID, **live["metadata"]}
+        meta = {"name": "chat", "namespace": KEY[0], "uid": self.judge.uid, **live["metadata"]}
         meta["generation"] += 1
         kind = {"kind": names.KIND, "apiVersion": names.API_VERSION}
         self.server.put({**live, **kind, "metadata": meta, "spec": specs.spec(wish)})
+
+    def rotate(self) -> None:
+        """The user asks for new control keys."""
+        live = self.server.get(names.KIND, "chat")
+        notes = {**live["metadata"].get("annotations", {}), names.ROTATE: self.clock.text()}
+        self.server.put({**live, "metadata": {**live["metadata"], "annotations": notes}})
 
     def run(self) -> Told:
         """Raises Violation."""
@@ -105,6 +134,8 @@ class World:
         script.play()
         self.converge("after the last fault", self.missing)
         self._rest()
+        if clock.chance(0.3):
+            self._delete()
         return Told(
             clock.now - START,
             sum(operator.rounds for operator in self.operators),
@@ -139,10 +170,29 @@ class World:
         if sum(operator.rounds for operator in self.operators) == rounds:
             raise Violation("nobody looks any more")
 
+    def _delete(self) -> None:
+        """The PDServing goes, mostly while kopf does not watch; and another comes, some time."""
+        if self.clock.chance(0.7):
+            for operator in self.operators:
+                operator.gap(names.KIND, 5.0)
+        self.clock.note("somebody deletes the PDServing")
+        self.server.delete("somebody", names.KIND, "chat", self.judge.uid, None)
+        self.until(self.clock.now + ENDS_WITHIN)
+        rounds = sum(operator.rounds for operator in self.operators)
+        self.until(self.clock.now + 2 * ENDS_WITHIN)
+        if sum(operator.rounds for operator in self.operators) != rounds:
+            raise Violation("rounds for a PDServing that is gone")
+        if left := [place for place, obj in self.server.objects.items() if owner_uid(obj)]:
+            raise Violation(f"what a PDServing had is left: {left}")
+        self.judge.succeeded("uid-anew")
+        self.judge.lenient = True
+        self.ask(self.wish)
+        self.converge("made anew", self.missing)
+
     def missing(self) -> str:
         """What the cluster lacks of what is wanted; nothing at the end."""
         spec = specs.spec(self.wish)
-        target = revision.digest(spec)
+        target = self.judge.target(spec)
         counts = dict.fromkeys((role for role in names.ROLES if role in spec), 0)
         for (role, index, attempt), pods in self.judge.groups().items():
             place = f"{role} group {index}, attempt {attempt}"
@@ -154,17 +204,39 @@ class World:
         for role, count in counts.items():
             if count != (spec[role]["replicas"] if role in spec else 0):
                 return f"{count} groups of {role}"
-        return self._told(ready=all(counts.values()), degraded=False)
+        return self._keys() or self._told(ready=all(counts.values()), degraded=False)
+
+    def _keys(self) -> str:
+        """What is left of keys that no group has any more, or to do for one that is asked for."""
+        active = self.judge.generations.active(self.judge.uid)
+        asked = [
+            (obj or {"metadata": {}})["metadata"].get("annotations", {}).get(names.ROTATE)
+            for obj in (
+                self.server.find(names.KIND, "chat"),
+                self.server.find("Secret", names.control_secret("chat", active)),
+            )
+        ]
+        if asked[0] and asked[0] != asked[1]:
+            return f"keys are asked for by {asked[0]}, and made by {asked[1]}"
+        held = {pod.key for pod in self.kubelet.pods.values()}
+        ring = self.server.find("Secret", RING)
+        kept = {name for name in (ring or {"data": ()})["data"] if name != "hmac.key"}
+        if held and kept != {f"{key_id(key)}.key" for key in held}:
+            return f"the ring holds {sorted(kept)}"
+        known = {secret["metadata"]["name"] for secret in self.server.all("Secret")}
+        wanted = {RING, "chat-cache-key", names.control_secret("chat", active)}
+        return f"there are the Secrets {sorted(known)}" if known != wanted else ""
 
     def not_back(self) -> str:
         """What the cluster lacks of a revision that served, when that of the spec is bad."""
-        bad = revision.digest(specs.spec(self.wish))
+        bad = self.judge.target(specs.spec(self.wish))
         stored = {
             obj["metadata"]["name"].removeprefix("chat-"): obj["metadata"].get("annotations") or {}
             for obj in self.server.all("ControllerRevision")
         }
         if names.FAILED not in stored.get(bad, ()):
             good = [own for own in stored if own != bad and names.SERVED in stored[own]]
+            good = [own for own in good if self.judge.generations.startable(own)]
             return f"revision {bad} is not given up" if good else ""
         kinds, roles = set(), set()
         for (role, index, attempt), pods in self.judge.groups().items():

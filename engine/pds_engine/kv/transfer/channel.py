@@ -6,7 +6,7 @@ Handshake, before a single frame is read (a stranger can neither write nor make 
     dialer → listener   nonce c, HMAC("dialer", s, c)
     listener → dialer   instance, HMAC("listener", c, s, instance)
 
-The key is the control Secret's hmac.key. Both sides prove that they hold it, and the dialer learns
+The key is the control key's hmac.key. Both sides prove that they hold it, and the dialer learns
 that it speaks to that very process which made the endpoint. What is read goes straight to where it
 belongs: the reading side is a generator that yields the buffers it wants filled next.
 """

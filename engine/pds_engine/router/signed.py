@@ -1,0 +1,88 @@
+"""What the router signs, by the clock of whoever reads it.
+
+An engine that refuses a signature for its time alone tells its own, in headers that only the
+control key can make (`signing`). From then on it is spoken to by that, until ours is good for it
+again.
+"""
+
+from collections.abc import Mapping
+from time import time
+
+from pds_engine.router.backends import Backend
+from pds_engine.router.exchange import whole
+from pds_engine.router.upstream import Headers
+from pds_engine.signing import SIGNATURE, clock_of, signed
+
+SECONDS = 60
+"""How long a signature holds: so long a request may be on its way, and so far clocks may differ."""
+LOOK_SECONDS = 30
+"""The same of what is asked time and again: it fails before a request does."""
+SAME = 5.0
+"""Seconds: two clocks that differ by less are the same here."""
+
+
+class Signature:
+    """The signed headers of one request, and the answer to them as far as it is about clocks."""
+
+    def __init__(
+        self,
+        key: bytes,
+        request: tuple[str, str],
+        ours: Mapping[str, str],
+        ahead: float,
+        seconds: int = SECONDS,
+    ) -> None:
+        """
+        Args:
+            request: method and path.
+            ours: lower-case x-pds-* names.
+            ahead: seconds that the reader's clock is ahead of ours.
+        """
+        self._key, self._ahead, self._at = key, ahead, time()
+        expires = int(self._at + ahead) + seconds
+        self._signed = signed(key, *request, ours, expires)
+        self.headers = [(name.encode(), value.encode()) for name, value in self._signed.items()]
+
+    def corrected(self, status: int, answer: Mapping[bytes, bytes]) -> float | None:
+        """How far the reader's clock is ahead, where that is why it refused; else None.
+
+        None too where it was told so before, and refuses what it has asked for.
+        """
+        if status != 403:
+            return None
+        headers = {n.decode("latin-1"): v.decode("latin-1") for n, v in answer.items()}
+        theirs = clock_of(self._key, self._signed[SIGNATURE], headers)
+        if theirs is None or abs(theirs - self._at - self._ahead) < SAME:
+            return None
+        return theirs - self._at
+
+
+async def ask(
+    backend: Backend,
+    key: bytes | None,
+    method: str,
+    path: str,
+    body: bytes = b"",
+) -> tuple[int, bytes]:
+    """One whole exchange, signed by our clock, and once more by the engine's where it asks for it.
+
+    Raises:
+        BackendLost: it did not come to its end.
+    """
+    plain: Headers = [(b"content-type", b"application/json")] if body else []
+    if key is None:
+        status, _, told = await whole(backend.upstream, method, path, plain, body)
+        return status, told
+    signature = Signature(key, (method, path), {}, 0.0, LOOK_SECONDS)
+    sent = [*plain, *signature.headers]
+    status, headers, told = await whole(backend.upstream, method, path, sent, body)
+    ahead = signature.corrected(status, headers)
+    if ahead is None:
+        if status != 403:
+            backend.clock = 0.0
+        return status, told
+    backend.clock = ahead
+    again = Signature(key, (method, path), {}, ahead, LOOK_SECONDS)
+    sent = [*plain, *again.headers]
+    status, _, told = await whole(backend.upstream, method, path, sent, body)
+    return status, told

@@ -1,0 +1,71 @@
+"""Containers that users add beside the engine: one outlives it, and one ends before it."""
+
+import time
+
+import pytest
+from pds_cluster.settings import PAUSE_IMAGE
+from pds_cluster.testing import Cluster
+from serving import Object, Serving, manifest
+from workers import BACK, Process, Worker, comes_back, label
+
+pytestmark = pytest.mark.cluster
+
+TOLD = 60.0
+BESIDE: Object = {
+    "name": "beside",
+    "image": PAUSE_IMAGE,
+    "imagePullPolicy": "Never",
+    "args": ["beside"],
+}
+"""It does nothing, for ever. Its argument tells it from the pod's own pause."""
+
+
+@pytest.fixture(scope="module")
+def served(operator: Cluster, namespace: str) -> Serving:
+    found = Serving(operator, namespace, manifest("beside"))
+    template = {"spec": {"containers": [BESIDE]}}
+    found.apply(decode={**found.object["spec"]["decode"], "podTemplate": template})
+    found.settled()
+    return found
+
+
+def phase(served: Serving, name: str) -> str:
+    found = [pod for pod in served.pods("decode") if pod["metadata"]["name"] == name]
+    return str(found[0]["status"]["phase"]) if found else "gone"
+
+
+def test_a_dead_engine_is_replaced_though_its_sidecar_lives(served: Serving) -> None:
+    [pod] = served.pods("decode")
+    name, attempt = pod["metadata"]["name"], label(pod, "attempt")
+    killed = Worker(pod).kill()
+    served.until("noticed", lambda: phase(served, name) != "Running" or _dead(served, name), 30)
+    assert phase(served, name) in ("Running", "gone")  # the sidecar goes on
+    back = comes_back(served, "decode", label(pod, "group"), attempt + 1, killed)
+    print(f"engine dead beside a living sidecar: the group is back in {back:.1f} s")
+
+
+def _dead(served: Serving, name: str) -> bool:
+    for pod in served.pods("decode"):
+        if pod["metadata"]["name"] == name:
+            statuses = pod["status"]["containerStatuses"]
+            return any(s["name"] == "engine" and "terminated" in s["state"] for s in statuses)
+    return True
+
+
+def test_a_dead_sidecar_is_told_and_the_cure_that_is_named_helps(served: Serving) -> None:
+    [pod] = served.pods("decode")
+    name = pod["metadata"]["name"]
+    killed = Process(pod, "/pause", "beside").kill()
+    served.until("told", lambda: served.conditions()["Degraded"]["reason"] == "SidecarEnded", TOLD)
+    told = time.monotonic() - killed
+    message = served.conditions()["Degraded"]["message"]
+    assert f"pod {name} is not ready: container beside has ended" in message
+    cure = f"kubectl delete pod {name}"
+    assert cure in message
+    served.cluster.kubectl("-n", served.namespace, *cure.split()[1:], "--wait=false")
+    back = comes_back(
+        served, "decode", label(pod, "group"), label(pod, "attempt") + 1, time.monotonic()
+    )
+    print(f"sidecar dead: told in {told:.1f} s; its pod deleted: the group is back in {back:.1f} s")
+    assert served.conditions()["Degraded"]["status"] == "False"
+    served.until("one group", lambda: len(served.pods("decode")) == 1, BACK)
