@@ -54,6 +54,22 @@ def test_whose(kind, labels, owner, expected):
 # ---- a predecessor -------------------------------------------------------------------------------
 
 
+async def for_minutes_refused(bench, policy):
+    """Somebody's policy refuses these patches, and rounds go by; what is to be put back after."""
+    merge = bench.api.merge
+
+    async def refused(kind, namespace, name, patch, subresource=""):
+        if policy(kind, name, patch):
+            raise errors.from_status(403, {"message": "a policy says no"})
+        return await merge(kind, namespace, name, patch, subresource)
+
+    bench.api.merge = refused
+    for _ in range(6):
+        bench.now += 60
+        await bench.round()
+    return merge
+
+
 async def test_deleted_and_applied_at_once(bench):
     """Nothing of the predecessor is counted, and what it leaves is waited for by name."""
     old = bench.begin_anew("uid-next")
@@ -247,17 +263,8 @@ async def test_a_secret_that_cannot_be_adopted_is_not_lost(bench):
     """Its groups go on, and nothing is made that mounts it."""
     secret = bench.api.one("Secret", "chat-control")
     bench.api.put({**secret, "metadata": {**secret["metadata"], "ownerReferences": []}})
-    before, merge = kept(bench, "Pod", "Secret"), bench.api.merge
-
-    async def refused(kind, namespace, name, patch, subresource=""):
-        if kind == "Secret":
-            raise errors.from_status(403, {"message": "a policy says no"})
-        return await merge(kind, namespace, name, patch, subresource)
-
-    bench.api.merge = refused
-    for _ in range(6):
-        bench.now += 60
-        await bench.round()
+    before = kept(bench, "Pod", "Secret")
+    merge = await for_minutes_refused(bench, lambda kind, name, patch: kind == "Secret")
     bench.ask(decode={"replicas": 2})
     for _ in range(3):
         await bench.round()
@@ -317,17 +324,11 @@ async def test_a_pdserving_that_is_being_deleted_adopts_nothing(bench):
 
 async def test_what_cannot_be_adopted_is_told_and_the_rest_goes_on(bench):
     bench.api.orphan(bench.begin_anew("uid-next"))
-    merge = bench.api.merge
-
-    async def refused(kind, namespace, name, patch, subresource=""):
-        if (kind, name) == ("Service", "chat") and "ownerReferences" in patch["metadata"]:
-            raise errors.from_status(403, {"message": "a policy says no"})
-        return await merge(kind, namespace, name, patch, subresource)
-
-    bench.api.merge = refused
-    for _ in range(6):
-        bench.now += 60
-        await bench.round()
+    adopts = ("Service", "chat")
+    merge = await for_minutes_refused(
+        bench,
+        lambda kind, name, patch: (kind, name) == adopts and "ownerReferences" in patch["metadata"],
+    )
     assert bench.condition("Degraded") == ("True", "Forbidden")
     assert "adopt service chat: a policy says no" in bench.told("Degraded")["message"]
     assert bench.status["prefill"]["summary"] == "2/2"

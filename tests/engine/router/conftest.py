@@ -16,6 +16,7 @@ from pds_engine.router.config import RouterConfig
 from pds_engine.router.keyring import Keyring
 from pds_engine.router.serve import Server, server
 from pds_engine.server.headers import check
+from scripted_kube import FakeApi
 
 KEY = b"k" * 32
 FAST = {"interval": 0.05, "start_interval": 0.02, "timeout": 0.5}
@@ -316,3 +317,12 @@ async def router() -> AsyncIterator[Routers]:
         one.server.force_exit = True
         await task
         await one.router.close()
+
+
+@pytest.fixture
+async def api():
+    """A scripted API server."""
+    server = FakeApi()
+    await server.start()
+    yield server
+    await server.stop()

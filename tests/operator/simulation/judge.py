@@ -14,6 +14,7 @@ from simulation.blame import Blame
 from simulation.clock import Clock
 from simulation.generations import Generations
 from simulation.kubelet import Kubelet, Running, gate
+from simulation.losses import Losses
 from simulation.operators import KEY, Operator
 from simulation.punctual import Punctual
 from simulation.server import Server
@@ -23,8 +24,6 @@ from simulation.specs import held
 Object = dict[str, Any]
 Place = tuple[str, int]
 """(role, index) of a group, whatever its attempt."""
-UNHEARD_SECONDS = 12.0
-"""Everybody has heard of a loss by then: a node is missed within 4 s, a watch breaks off for 6."""
 PAIRS = {"prefill": "decode", "decode": "prefill", "unified": "unified"}
 
 
@@ -42,10 +41,7 @@ class Judge:
         self.uid = uid
         self.operators: dict[str, Operator] = {}
         self.writes = 0
-        self._lost: list[tuple[float, Running]] = []
-        """When a pod was harmed by something else than the operator."""
-        self._blind: dict[str, tuple[float, list[Running]]] = {}
-        """By operator, when its round began, and the losses that it had not heard of then."""
+        self.losses = Losses(clock)
         self.troubled = False
         """Groups were lost that have not been replaced yet: a request may find none."""
         server.watched = self._write
@@ -150,26 +146,7 @@ class Judge:
     def harmed(self, pods: Iterable[Running]) -> None:
         """By something else than the operator: a request may find no group for a while."""
         self.troubled = True
-        self._lost += [(self._clock.now, pod) for pod in pods]
-
-    def _missed(self, operator: Operator) -> list[str]:
-        """Roles of the losses that this round of `operator` was decided on without."""
-        began, blind = self._blind[operator.name]
-        later = [pod for at, pod in self._lost if at >= began]
-        return [pod.group[0] for pod in [*blind, *later]]
-
-    def _unheard(self, operator: Operator) -> list[Running]:
-        """Lost pods that are well for all that `operator` knows."""
-        if operator.reconciler is None:
-            return []
-        self._lost = [(at, pod) for at, pod in self._lost if at > self._clock.now - 60.0]
-        known = operator.reconciler.store.owned(KEY).pods
-        facts = [(pod, known[pod.name][0]) for _, pod in self._lost if pod.name in known]
-        return [
-            pod
-            for pod, told in facts
-            if told.uid == pod.uid and told.ready and not (told.failed or told.deleting)
-        ]
+        self.losses.add(pods)
 
     def begins(self, operator: Operator) -> None:
         """A round of `operator` begins: what it decides on is known now."""
@@ -178,7 +155,7 @@ class Judge:
         self._specs[operator.name] = parent["spec"] if parent else {}
         self.generations.begins(operator.name, self.uid)
         self._parents[operator.name] = parent["metadata"]["uid"] if parent else ""
-        self._blind[operator.name] = self._clock.now, self._unheard(operator)
+        self.losses.begins(operator)
         self._punctual.begins()
         if parent is not None and held(parent["spec"]):
             self._serving[operator.name] = self._serving_now()
@@ -307,7 +284,7 @@ class Judge:
         if both and target in self._failed(operator):
             return  # back to a revision of other roles: nobody knows how many groups it had
         want, _, unavailable = self.limits(spec, role)
-        missed = self._missed(operator)
+        missed = self.losses.missed(operator)
         serving = self.serving(spec, missed, operator).get(role, set())
         if (role, index) not in serving:
             return  # a new one without a new one of the other role serves nobody yet
@@ -353,13 +330,9 @@ class Judge:
         spec = parent["spec"]
         serving = self.serving(spec)
         roles = [role for role in names.ROLES if role in spec]
-        return not self.lost_lately() and all(
+        return not self.losses.lately() and all(
             len(serving.get(role, ())) >= spec[role]["replicas"] for role in roles
         )
-
-    def lost_lately(self) -> bool:
-        """Whether something was lost so lately that not everybody knows."""
-        return any(at > self._clock.now - UNHEARD_SECONDS for at, _ in self._lost)
 
     def _unserved(self, router: Router) -> None:
         excused = self.lenient or self.troubled or not self._served
