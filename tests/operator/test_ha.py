@@ -90,6 +90,11 @@ def seen(pds: dict[str, Any]) -> bool:
     return bool(pds["status"].get("observedGeneration") == pds["metadata"]["generation"])
 
 
+def hindered(chat: Callable[[], dict[str, Any]]) -> None:
+    """Wait until it is told what keeps the pods from starting: nothing is left to be written."""
+    eventually(lambda: condition(chat(), "Degraded")["reason"] == "Unschedulable")
+
+
 @contextmanager
 def without_api_server(cluster: testing.Cluster) -> Iterator[None]:
     """The local cluster's API server crashes, and starts anew at the end of the block."""
@@ -157,6 +162,7 @@ def test_a_leader_that_hung_writes_nothing_when_it_goes_on(cluster, namespace, r
 
 def test_an_api_server_that_restarts_changes_nothing(cluster, namespace, replicas, chat):
     """Nobody leads meanwhile; watches that broke off list anew."""
+    hindered(chat)
     pods, made = engines(cluster, namespace), listed(cluster, namespace, "services,configmaps")
     with without_api_server(cluster):
         gone = time.monotonic()
@@ -173,7 +179,6 @@ def test_an_api_server_that_restarts_changes_nothing(cluster, namespace, replica
     assert (leader.writes(), other.writes()) == before
     assert engines(cluster, namespace) == pods
     assert listed(cluster, namespace, "services,configmaps") == made
-    assert condition(chat(), "Degraded")["reason"] == "Unschedulable"
     for each in replicas:
         assert each.process.poll() is None
         assert "Traceback" not in each.log.read_text()

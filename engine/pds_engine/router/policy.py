@@ -8,7 +8,8 @@ partner, so that many prefill groups do not flood the one decode group that they
 import hashlib
 import random
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import lcm
 
 from pds_engine.messages import Role
 from pds_engine.router.config import Policy
@@ -90,7 +91,10 @@ def pick(candidates: Iterable[Candidate], ask: Ask) -> Pick | None:
     head = _choose(heads, ask).candidate
     if head.role == "unified":
         return Pick(head.key)
-    return Pick(head.key, _choose(partners[terms(head)], ask).candidate.key)
+    fitting = partners[terms(head)]
+    # By one and the same turn, the first of two heads would never meet the second of two partners.
+    shifted = replace(ask, turn=ask.turn + ask.turn // lcm(len(heads), len(fitting)))
+    return Pick(head.key, _choose(fitting, shifted).candidate.key)
 
 
 def shortage(candidates: Sequence[Candidate]) -> str:

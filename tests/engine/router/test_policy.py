@@ -65,6 +65,22 @@ def test_equal_groups_take_turns(policy):
     ]
 
 
+@pytest.mark.parametrize("policy", ["leastTokens", "roundRobin"])
+@given(heads=st.integers(1, 6), partners=st.integers(1, 6), first=st.integers(0, 5))
+def test_every_pair_of_equal_groups_has_its_turn(policy, heads, partners, first):
+    fleet = [p(f"p{i}") for i in range(heads)] + [d(f"d{i}") for i in range(partners)]
+    all_of_them = heads * partners
+    turns = range(first * all_of_them, (first + 1) * all_of_them)
+    assert len({pick(fleet, Ask(policy, turn)) for turn in turns}) == all_of_them
+
+
+def test_two_draws_for_one_request_are_not_one_and_the_same():
+    fleet = [p("p0"), p("p1"), d("d0"), d("d1")]
+    picks = Counter(pick(fleet, Ask("powerOfTwo", turn, seed=7)) for turn in range(400))
+    assert min(picks.values()) > 60
+    assert len(picks) == 4
+
+
 def test_round_robin_does_not_look_at_loads():
     fleet = [p("p0", outstanding=1000), p("p1"), d("d0")]
     assert [pick(fleet, Ask("roundRobin", turn)).prefill for turn in range(4)] == [
