@@ -181,18 +181,17 @@ async def test_a_prefill_group_that_dies_is_replaced(engine, router):
 
 
 async def test_a_decode_group_that_dies_while_prefill_works_is_replaced(engine, router):
-    deaths = 0
-
     async def waits_then_hello(seen, stream):
-        """Longer where its decode group has died: the router hears of that first."""
-        nonlocal deaths
-        await asyncio.sleep(0.05)
-        if len(bad.calls) > deaths:
-            deaths = len(bad.calls)
-            await asyncio.sleep(0.5)
+        """Where its decode group has died, until the router has heard of it, and leaves."""
+        await until(lambda: attempt(seen) in {*map(attempt, bad.calls), *map(attempt, good.calls)})
+        if attempt(seen) in map(attempt, bad.calls):
+            await stream.gone.wait()
         await stream.head()
         await stream.put(b'data: {"t":1}\n\n')
         stream.end()
+
+    def attempt(seen):
+        return seen.headers["x-pds-attempt"]
 
     p = await engine("prefill", script=waits_then_hello)
     bad, good = await engine("decode", script=dies_at_once()), await engine("decode")
