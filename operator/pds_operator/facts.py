@@ -92,7 +92,7 @@ def pod_facts(obj: Object) -> Pod | None:
     conditions = {item["type"]: item for item in status.get("conditions") or []}
     engine = containers.named(status.get("containerStatuses"), "engine")
     failed = containers.failed(obj)
-    ended = (failed.get("state") or {}).get("terminated") or {}
+    ended = ((failed or engine).get("state") or {}).get("terminated") or {}
     gate = conditions.get(names.ROUTABLE)
     created = seconds(meta.get("creationTimestamp")) or 0.0
     heard = frame(meta, created)

@@ -133,8 +133,8 @@ def _crashes(own: list[Group]) -> Evidence | None:
     for group in own:
         culprit, failures = group.culprit, group.next_failures()
         if culprit is not None and not culprit.disrupted and failures >= CRASHES:
-            code, told = culprit.exit_code, culprit.message.strip()[-500:]
-            text = f"{culprit.name} ended with exit code {code}, {failures} failures in a row"
+            told = culprit.message.strip()[-500:]
+            text = f"{culprit.name} {culprit.end}, {failures} failures in a row"
             return Evidence("CrashLoop", f"{text}: {told}")
     return None
 

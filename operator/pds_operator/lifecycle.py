@@ -184,8 +184,8 @@ def _ended(group: Group, culprit: Pod, told: str) -> Problem:
         count = group.next_disruptions()
         text = f"{culprit.name} was ended by its node or the scheduler ({culprit.disrupted}), "
         return Problem("GroupDisrupted", f"{text}{count} times in a row: {told}")
-    count, code = group.next_failures(), culprit.exit_code
-    text = f"{culprit.name} ended with exit code {code}, {count} failures in a row: {told}"
+    count = group.next_failures()
+    text = f"{culprit.name} {culprit.end}, {count} failures in a row: {told}"
     return Problem("GroupFailing", text)
 
 
@@ -215,7 +215,7 @@ def _replace(
     text = f"{group.role} group {group.index} starts again as attempt {attempt}"
     culprit = group.culprit
     if culprit is not None:
-        text += f": {culprit.name} ended with exit code {culprit.exit_code}: {culprit.message}"
+        text += f": {culprit.name} {culprit.end}: {culprit.message}"
     round_.actions.append(Say(reason, text, warning=True, scope=scope))
 
 

@@ -83,6 +83,7 @@ class Pod:
     """The readiness gate; None: never set."""
     ip: str = ""
     exit_code: int | None = None
+    """Of the container that failed, else of the engine that ended well; None: nobody saw an end."""
     failed_at: float | None = None
     message: str = ""
     """The termination message of the container that failed, else why it waits."""
@@ -92,6 +93,11 @@ class Pod:
     def failed(self) -> bool:
         """It will never run again."""
         return self.ended or self.phase in ("Failed", "Succeeded")
+
+    @property
+    def end(self) -> str:
+        """How it has ended, for people."""
+        return "ended" if self.exit_code is None else f"ended with exit code {self.exit_code}"
 
     @property
     def leader(self) -> bool:

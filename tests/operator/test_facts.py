@@ -39,6 +39,14 @@ def test_a_dead_engine_beside_a_living_sidecar_has_failed():
 def test_an_engine_that_ended_well_beside_a_sidecar_is_over_too():
     told = facts({"phase": "Running", "containerStatuses": [runs("proxy"), ended("engine", 0)]})
     assert told.failed
+    assert (told.end, told.message) == ("ended with exit code 0", "engine ended")
+    assert told.failed_at == told.created + 60
+
+
+def test_a_pod_whose_end_nobody_saw_has_no_exit_code():
+    told = facts({"phase": "Failed", "reason": "Evicted", "message": "the node is short of memory"})
+    assert (told.end, told.disrupted) == ("ended", "Evicted")
+    assert told.message == "the node is short of memory"
 
 
 def test_a_dead_sidecar_beside_a_living_engine_is_no_failure():
