@@ -68,14 +68,14 @@ def plan(observed: Observed, desired: Desired, now: float) -> Plan:
     fleet = _fleet(observed, desired)
     desired = replace(desired, key=keyring.active(observed))
     target = targets.choose(observed, desired.digest, fleet, now)
-    asked, desired = desired, _effective(desired, target, observed, fleet)
+    asked, desired = desired, targets.effective(desired, target, observed, fleet)
     scaling.keep_up(round_, asked.spec, desired.owner, observed, fleet)
     keyring.keep(round_, observed, desired, target)
     objects.keep(round_, observed, desired, now)
     coming = target is None and targets.make(round_, observed, desired)
     if target is None and not coming:
         target = targets.stand_in(observed, fleet, now)
-        desired = _effective(desired, target, observed, fleet)
+        desired = targets.effective(desired, target, observed, fleet)
     moving = None if targets.recover(round_, observed, asked, fleet) else target
     if target is not None and target.rejected is not None:
         round_.problems.append(_rejected(asked, target, target.rejected))
@@ -116,14 +116,6 @@ def plan(observed: Observed, desired: Desired, now: float) -> Plan:
         overdue=overdue,
         warmup=warmup,
     )
-
-
-def _effective(
-    desired: Desired, target: Target | None, observed: Observed, fleet: list[Group]
-) -> Desired:
-    """What the target's revision asks for, in such numbers as the roles are scaled to."""
-    desired = targets.effective(desired, target, fleet)
-    return replace(desired, spec=scaling.scaled(desired.spec, desired.owner, observed, fleet))
 
 
 def _judge(

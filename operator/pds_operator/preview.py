@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pds_operator import counting, keyring, rollout, scaling, spec
+from pds_operator import counting, keyring, rollout, spec
 from pds_operator import target as targets
 from pds_operator.actions import Round
 from pds_operator.build import engine, router
@@ -58,9 +58,7 @@ def preview(name: str, raw: Object, there: Cluster, now: float) -> list[str]:
     target = targets.choose(Observed(revisions=known), wanted, fleet, now)
     if target is None:
         return []
-    desired = targets.effective(desired, target, fleet)
-    wants = scaling.scaled(desired.spec, owner, Observed(objects=there.children), fleet)
-    desired = dataclasses.replace(desired, spec=wants)
+    desired = targets.effective(desired, target, Observed(objects=there.children), fleet)
     limits = counting.limits(desired, target)
     frame = Frame(target.digest, target, limits.holds)
     roles = counts(Round(), fleet, desired, frame, now)

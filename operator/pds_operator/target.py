@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pds_operator import names, spec
+from pds_operator import names, scaling, spec
 from pds_operator import revision as revisions
 from pds_operator.actions import Annotate, Create, Delete, Problem, Recover, Round, Say, TryOut
 from pds_operator.actions import revision_scope as scope_of
@@ -97,8 +97,17 @@ def stand_in(observed: Observed, fleet: list[Group], now: float) -> Target | Non
     return dataclasses.replace(found, stands_in=True) if found else None
 
 
-def effective(desired: Desired, target: Target | None, fleet: list[Group]) -> Desired:
-    """`desired` as the target has it: with the older one's pods, where that is in its place."""
+def effective(
+    desired: Desired, target: Target | None, observed: Observed, fleet: list[Group]
+) -> Desired:
+    """`desired` as the target has it, in such numbers as its roles are scaled to."""
+    found = _standing_in(desired, target, fleet)
+    wanted = scaling.scaled(found.spec, found.owner, observed, fleet)
+    return dataclasses.replace(found, spec=wanted)
+
+
+def _standing_in(desired: Desired, target: Target | None, fleet: list[Group]) -> Desired:
+    """With the older revision's pods, where that is in the place of what is asked for."""
     if target is None or (target.rejected is None and not target.stands_in):
         return desired
     raw = revisions.restored(desired.raw, target.revision.data["spec"])
