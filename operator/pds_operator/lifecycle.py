@@ -110,14 +110,20 @@ def keep_up(round_: Round, terms: Terms, group: Group, observed: Observed, now: 
 
 
 def retire(round_: Round, terms: Terms, group: Group, now: float) -> None:
-    """Begin to drain `group`; one that never served is deleted at once."""
+    """Begin to drain `group`; one that cannot serve is deleted at once.
+
+    One that seems to start may serve unheard, where a watch is late or silent: the mark's answer
+    says how its pods stand now, and the next round ends them by that.
+    """
     scope = group_scope(group.role, group.index)
     deadline = now + terms.drain_seconds
     round_.actions += [MarkDraining(pod.name, pod.uid, deadline, scope) for pod in group.pods]
+    if group.phase is Phase.STARTING:
+        round_.unsettled = True
+        round_.wake_at(now)
+        return
     if group.phase is not Phase.UP:
-        # Routers may take a group before we hear that it has started: what runs is told to drain.
-        runs = group.phase is Phase.STARTING and any(p.phase == "Running" for p in group.pods)
-        _delete(round_, group.pods, scope, None if runs else BROKEN_GRACE)
+        _delete(round_, group.pods, scope, BROKEN_GRACE)
         return
     _ask(round_, terms, group, scope)
     round_.actions.append(
@@ -137,8 +143,9 @@ def _leave(round_: Round, terms: Terms, group: Group, observed: Observed, now: f
         return
     leader = group.leader
     if leader is None or not _serves(group):
-        broken = group.missing or any(pod.failed or not pod.started for pod in group.pods)
-        _delete(round_, group.pods, scope, BROKEN_GRACE if broken else None)
+        broken = group.missing or any(pod.failed for pod in group.pods)
+        runs = not broken and any(pod.phase == "Running" for pod in group.pods)
+        _delete(round_, group.pods, scope, None if runs else BROKEN_GRACE)
         return
     state = observed.states.get(leader.name)
     chosen = any(view.routable.get(leader.name) for view in observed.routers)

@@ -13,6 +13,8 @@ Object = dict[str, Any]
 EVICTIONS = (0.0, 12.0, 40.0)
 """When a group is evicted: each time after its backoff."""
 HOURS = 7200.0
+HELD = 900.0
+"""Longer than the shorter of the deadlines that rollouts have here."""
 SETTLED_WITHIN = 90.0
 """Most rollouts are over by then."""
 TOLD_WITHIN = 240.0
@@ -127,5 +129,5 @@ class Mishaps:
         """A rollout stands still by a user's wish for longer than its deadline."""
         world, wish = self._world, self._world.wish
         world.ask(specs.waiting(specs.next_version(wish)))
-        world.until(self._clock.now + HOURS / 4)
+        world.until(self._clock.now + HELD)
         world.ask(specs.freed(world.wish))
