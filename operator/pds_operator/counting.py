@@ -125,8 +125,8 @@ def retired(fleet: list[Group], step: Step, frame: Frame) -> list[Group]:
         new = [g for g in staying if g.revision == frame.digest]
         useful = [g for g in old if not frame.useless(g)]
         result += [g for g in old if frame.useless(g)]
-        result += _least_useful(useful, move.retire_old, ready)
-        result += _least_useful(new, move.retire_new, ready)
+        result += _least_useful(useful, move.retire_old, ready, frame)
+        result += _least_useful(new, move.retire_new, ready, frame)
     return result
 
 
@@ -139,17 +139,22 @@ def _pairs(fleet: list[Group], states: Mapping[str, EngineState]) -> dict[str, i
     }
 
 
-def _least_useful(candidates: list[Group], count: int, ready: Mapping[str, int]) -> list[Group]:
+def _least_useful(
+    candidates: list[Group], count: int, ready: Mapping[str, int], frame: Frame
+) -> list[Group]:
     """Unready ones before ready ones; of the revision with fewest pairs, in all roles the same.
 
-    Of unready ones those last that run and whose gate is open: they may be ready unheard.
+    Of unready ones those last that run and whose gate is open: they may be ready unheard. Of as
+    many pairs those go first that no pod can join any more, and last those that served last.
     """
+    good = frame.target.good.digest if frame.target and frame.target.good else ""
     order = {Phase.FAILED: 0, Phase.STARTING: 1, Phase.EVICTED: 2}
 
-    def rank(group: Group) -> tuple[int, bool, bool, int, str, int]:
+    def rank(group: Group) -> tuple[int, bool, bool, int, bool, bool, str, int]:
         phase, own = order.get(group.phase, 3), group.revision
         gate = bool(group.leader and group.leader.routable)
         nearly = gate and all(pod.containers_ready for pod in group.pods)
-        return phase, group.ready, nearly, ready[own], own, -group.index
+        worth = ready[own], own not in frame.lost, own == good
+        return phase, group.ready, nearly, *worth, own, -group.index
 
     return sorted(candidates, key=rank)[:count]
