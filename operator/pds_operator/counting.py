@@ -57,14 +57,15 @@ def counts(
 ) -> dict[str, Role]:
     """Each role's groups, as the arithmetic of rollouts wants them.
 
-    A new group counts as ready with a partner of its KV format: without one it serves nobody.
+    A new group counts as ready once it is known to have a partner of its KV format: without one it
+    serves nobody.
     """
     spec = desired.spec
     held = desired.rollout.min_ready_seconds or 0
     roles: dict[str, Role] = {}
     present = {group.role for group in fleet if group.phase is not Phase.LEAVING}
     wants = {name: shape.groups for name, shape in spec.roles.items()}
-    matching = pairs.matching(fleet, frame.states)
+    matching = pairs.matching(_known(fleet, frame.states), frame.states)
     for name in [*wants, *sorted(present - set(wants))]:
         own = [group for group in fleet if group.role == name]
         staying = [group for group in own if group.phase is not Phase.LEAVING]
@@ -92,6 +93,14 @@ def counts(
     return roles
 
 
+def _known(fleet: list[Group], states: Mapping[str, EngineState]) -> list[Group]:
+    """Those whose leaders have told what they pair with; all, where nobody can be asked.
+
+    An answer that is late may say that a new revision's groups do not pair, when old ones are gone.
+    """
+    return [g for g in fleet if not states or (g.leader and g.leader.name in states)]
+
+
 def whole(fleet: list[Group], roles: Mapping[str, Role], digest: str, now: float) -> dict[str, int]:
     """Groups of each role, once all of the target are available and no others left; else nothing.
 
@@ -115,19 +124,36 @@ def limits(desired: Desired, target: Target | None) -> Limits:
     )
 
 
-def retired(fleet: list[Group], step: Step, frame: Frame) -> list[Group]:
-    """The groups that leave now: useless old ones, and what each role's move retires."""
-    result: list[Group] = []
-    ready = _pairs(fleet, frame.states)
+def retired(fleet: list[Group], step: Step, frame: Frame, *, serves_on: bool) -> list[Group]:
+    """The groups that leave now: useless old ones, and what each role's move retires.
+
+    serves_on: the last of those that serve together stay. Groups that several revisions have left
+    over may be ready in every role, and not pair.
+    """
+    staying = [group for group in fleet if group.phase is not Phase.LEAVING]
+    old = [group for group in staying if group.revision != frame.digest]
+    useless = [group for group in old if frame.useless(group)]
+    left = [group for group in staying if group not in useless]
+    serves_on = serves_on and pairs.serves(left, frame.states)
+    result = useless
     for name, move in step.moves.items():
-        staying = [g for g in fleet if g.role == name and g.phase is not Phase.LEAVING]
-        old = [g for g in staying if g.revision != frame.digest]
-        new = [g for g in staying if g.revision == frame.digest]
-        useful = [g for g in old if not frame.useless(g)]
-        result += [g for g in old if frame.useless(g)]
-        result += _least_useful(useful, move.retire_old, ready, frame)
-        result += _least_useful(new, move.retire_new, ready, frame)
+        own = _by_use([group for group in left if group.role == name], fleet, frame)
+        of_old = [group for group in own if group.revision != frame.digest]
+        of_new = [group for group in own if group.revision == frame.digest]
+        for candidates, count in ((of_old, move.retire_old), (of_new, move.retire_new)):
+            for group in candidates:
+                rest = [other for other in left if other is not group]
+                if count and (not serves_on or pairs.serves(rest, frame.states)):
+                    result.append(group)
+                    left, count = rest, count - 1
     return result
+
+
+def must_serve_on(roles: Mapping[str, Role], limits: Limits) -> bool:
+    """Whether a rollout must not interrupt the service: no role may be without a group."""
+    wants = {name: role.want for name, role in roles.items()}
+    needed = ("unified",) if wants.get("unified") else ("prefill", "decode")
+    return all(limits.of(wants.get(name, 0))[1] < wants.get(name, 0) for name in needed)
 
 
 def _pairs(fleet: list[Group], states: Mapping[str, EngineState]) -> dict[str, int]:
@@ -139,22 +165,23 @@ def _pairs(fleet: list[Group], states: Mapping[str, EngineState]) -> dict[str, i
     }
 
 
-def _least_useful(
-    candidates: list[Group], count: int, ready: Mapping[str, int], frame: Frame
-) -> list[Group]:
-    """Unready ones before ready ones; of the revision with fewest pairs, in all roles the same.
+def _by_use(groups: list[Group], fleet: list[Group], frame: Frame) -> list[Group]:
+    """Those that serve last, and before them those that are ready and have no partner.
 
-    Of unready ones those last that run and whose gate is open: they may be ready unheard. Of as
-    many pairs those go first that no pod can join any more, and last those that served last.
+    What runs and has an open gate counts as ready here: it may be so unheard. Of those that serve
+    go first those of the revision with fewest pairs, in all roles the same. What served last stays
+    longer than its equals, and what no pod can join any more goes before them.
     """
     good = frame.target.good.digest if frame.target and frame.target.good else ""
     order = {Phase.FAILED: 0, Phase.STARTING: 1, Phase.EVICTED: 2}
+    serving, count = pairs.serving(fleet, frame.states), _pairs(fleet, frame.states)
 
-    def rank(group: Group) -> tuple[int, bool, bool, int, bool, bool, str, int]:
+    def rank(group: Group) -> tuple[bool | int | str, ...]:
         phase, own = order.get(group.phase, 3), group.revision
         gate = bool(group.leader and group.leader.routable)
-        nearly = gate and all(pod.containers_ready for pod in group.pods)
-        worth = ready[own], own not in frame.lost, own == good
-        return phase, group.ready, nearly, *worth, own, -group.index
+        ready = group.ready or (gate and all(pod.containers_ready for pod in group.pods))
+        serves = group in serving
+        worth = serves * count[own], own == good, group.ready, count[own], own not in frame.lost
+        return serves, ready, phase, *worth, own, -group.index
 
-    return sorted(candidates, key=rank)[:count]
+    return sorted(groups, key=rank)

@@ -125,6 +125,23 @@ def excess(wanted: Object, live: Object) -> Object:
     return _patch(live, trimmed)
 
 
+def lists(wanted: Object, live: Object) -> Object:
+    """A merge patch with those lists of `wanted` that are others in `live`; empty: there are none.
+
+    An apply tells items by their keys: a port that somebody renumbered is another one, and ours
+    beside it has the same name.
+    """
+    found: Object = {}
+    for key, value in wanted.items():
+        there = live.get(key)
+        if isinstance(value, dict) and isinstance(there, dict) and key != "metadata":
+            if below := lists(value, there):
+                found[key] = below
+        elif isinstance(value, list) and _missing(there, value, ()):
+            found[key] = value
+    return found
+
+
 def _unowned(obj: Object) -> Object:
     """Without its owners: ours is told apart (`ownership`), and others may be there, too."""
     meta = {key: value for key, value in obj["metadata"].items() if key != "ownerReferences"}

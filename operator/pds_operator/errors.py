@@ -10,6 +10,7 @@ OperatorError             carries `reason` (CamelCase, for a condition) and `mes
     ├── Conflict          409: changed or vanished in between; the next round looks again
     ├── Gone              410: the watch must list anew
     ├── Missing           404
+    ├── Invalid           422: it is not what the server takes
     ├── Throttled         429, or 5xx with Retry-After: nothing was done; ask again when it says
     └── Refused           403 of a quota, a LimitRange or an ending namespace: wait, say so
 """
@@ -104,6 +105,12 @@ class Missing(ApiError):
     reason = "Missing"
 
 
+class Invalid(ApiError):
+    """422."""
+
+    reason = "Invalid"
+
+
 class Throttled(ApiError):
     """429, or 5xx with Retry-After: the server has no room for the call now."""
 
@@ -132,11 +139,8 @@ def from_status(status: int, body: object, retry_after: str = "") -> ApiError:
         error = Throttled(status, api_reason, message)
         error.after = min(float(asked), LONGEST_WAIT) if asked.isdecimal() else 1.0
         return error
-    kinds = {404: Missing, 409: Conflict, 410: Gone}
-    other = kinds.get(status, ApiError)(status, api_reason, message)
-    if status == 422:
-        other.reason = "Invalid"
-    return other
+    kinds = {404: Missing, 409: Conflict, 410: Gone, 422: Invalid}
+    return kinds.get(status, ApiError)(status, api_reason, message)
 
 
 def _forbidden(status: int, api_reason: str, message: str, causes: list[object]) -> ApiError:

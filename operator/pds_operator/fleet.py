@@ -143,6 +143,8 @@ class Group:
         A group that was evicted, or has failed once, may have served, and is made again.
         """
         if self.phase is Phase.STARTING:
+            if self.leader is not None and self.leader.started:
+                return False  # it may have served: another pod of it is new
             refused = any(pod.unscheduled for pod in self.unscheduled)
             return self.attempt == 0 or self.failures > 1 or refused
         return self.phase is Phase.FAILED and (self.misconfigured or self.failures > 1)

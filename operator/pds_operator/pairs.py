@@ -54,14 +54,28 @@ def matching(fleet: Iterable[Group], states: Mapping[str, EngineState]) -> list[
     return [group for group in ready if has_partner(group)]
 
 
+def serving(fleet: Iterable[Group], states: Mapping[str, EngineState]) -> list[Group]:
+    """The ready groups that requests come to: those that need no partner, or have one that fits.
+
+    Of whatever revision: that is how routers pair them.
+    """
+    ready = [group for group in fleet if group.ready]
+    told: dict[str, set[Terms]] = {"prefill": set(), "decode": set()}
+    for group in ready:
+        if group.role in told:
+            told[group.role].add(_terms(group, states))
+
+    def fits(group: Group) -> bool:
+        partner = PARTNER.get(group.role)
+        own = _terms(group, states)
+        return partner is None or any(own.fits(other) for other in told[partner])
+
+    return [group for group in ready if fits(group)]
+
+
 def serves(fleet: Iterable[Group], states: Mapping[str, EngineState]) -> bool:
     """Whether a request would find its groups: one that does all, or a pair that fits."""
-    ready = [group for group in fleet if group.ready]
-    heads = {_terms(group, states) for group in ready if group.role == "prefill"}
-    tails = {_terms(group, states) for group in ready if group.role == "decode"}
-    return any(group.role == "unified" for group in ready) or any(
-        head.fits(tail) for head in heads for tail in tails
-    )
+    return bool(serving(fleet, states))
 
 
 def mismatch(fleet: Iterable[Group], states: Mapping[str, EngineState], digest: str) -> str:

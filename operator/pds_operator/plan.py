@@ -86,7 +86,8 @@ def plan(observed: Observed, desired: Desired, now: float) -> Plan:
     frame = Frame(digest, target, limit.holds, observed.states, _lost(observed))
     roles = counts(round_, fleet, desired, frame, now)
     step = rollout.step(roles, limit)
-    retired = counting.retired(fleet, step, frame) if moving else []
+    on = counting.must_serve_on(roles, limit)
+    retired = counting.retired(fleet, step, frame, serves_on=on) if moving else []
     for group in retired:
         lifecycle.retire(round_, terms, group, now)
     for group in fleet:

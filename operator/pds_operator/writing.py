@@ -103,7 +103,13 @@ class Writer:
             live = await self._api.get(kind, meta["namespace"], meta["name"])
             if live["metadata"]["uid"] == uid:
                 await self._move(obj, {**live, "kind": kind})
-        live = await self._api.apply({**obj, "metadata": {**meta, "uid": uid}})
+        sent = {**obj, "metadata": {**meta, "uid": uid}}
+        try:
+            live = await self._api.apply(sent)
+        except errors.Invalid:
+            if not await self._put_lists_back(obj, uid):
+                raise
+            live = await self._api.apply(sent)
         live["kind"] = kind
         more = diff.excess(obj, live)
         if more:
@@ -116,6 +122,19 @@ class Writer:
         self.seen(live, kind)
         if error is not None:
             raise error
+
+    async def _put_lists_back(self, obj: Object, uid: str) -> bool:
+        """Replace the lists that others have changed; False: there are none."""
+        kind, meta = obj["kind"], obj["metadata"]
+        live = await self._api.get(kind, meta["namespace"], meta["name"])
+        patch = diff.lists(obj, live)
+        if live["metadata"]["uid"] != uid or not patch:
+            return False
+        only = {"uid": uid, "resourceVersion": live["metadata"]["resourceVersion"]}
+        patched = {**patch, "metadata": only}
+        live = await self._api.merge(kind, meta["namespace"], meta["name"], patched)
+        await self._move(obj, {**live, "kind": kind})
+        return True
 
     async def take_over(self, obj: Object, uid: str) -> None:
         """Move our fields, and apply: what is wanted no more goes with it."""

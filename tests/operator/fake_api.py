@@ -210,11 +210,15 @@ class FakeApi:
 
 
 def _validate(obj: Object) -> None:
-    """As the API server does: two ports of one name are refused."""
-    ports = (obj.get("spec") or {}).get("ports") or []
-    named = [port.get("name") for port in ports]
-    if obj["kind"] == "Service" and len(named) != len(set(named)):
-        raise errors.from_status(422, {"message": f"spec.ports: Duplicate value: {named}"})
+    """As the API server does: two ports of one name are refused, of a Service and a container."""
+    spec = obj.get("spec") or {}
+    places = [spec] if obj["kind"] == "Service" else []
+    if obj["kind"] == "Deployment":
+        places = spec["template"]["spec"]["containers"]
+    for place in places:
+        named = [port.get("name") for port in place.get("ports") or []]
+        if len(named) != len(set(named)):
+            raise errors.from_status(422, {"message": f"ports: Duplicate value: {named}"})
 
 
 def _merged(base: Any, patch: Any) -> Any:

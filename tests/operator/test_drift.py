@@ -1,7 +1,12 @@
 """What others change in objects of ours is whole again within a round, or told."""
 
+import copy
+
 import pytest
 from bench import Bench
+from pds_operator import names
+
+ROUTER = names.router("chat")
 
 
 @pytest.fixture
@@ -30,6 +35,22 @@ async def test_labels_that_somebody_took_away_are_put_back(bench):
     assert bench.api.one("Service", "chat")["metadata"]["uid"] == service
     assert bench.condition("Degraded") == ("False", "AsExpected")
     assert bench.status["decode"]["summary"] == "1/1"
+
+
+@pytest.mark.parametrize("manager", ["kubectl-edit", names.MANAGER])
+async def test_a_port_that_somebody_renumbers_is_put_back(bench, manager):
+    """By its number it is another port, and ours beside it would have the same name."""
+    service, deployment = bench.api.one("Service", "chat"), bench.api.one("Deployment", ROUTER)
+    ports = [{**service["spec"]["ports"][0], "port": 9999, "targetPort": 1}]
+    bench.api.edit("Service", "chat", {"spec": {"ports": ports}}, manager)
+    template = copy.deepcopy(deployment["spec"]["template"])
+    template["spec"]["containers"][0]["ports"][0]["containerPort"] = 8765
+    template["spec"]["nodeSelector"] = {"disk": "none"}
+    bench.api.edit("Deployment", ROUTER, {"spec": {"template": template}}, manager)
+    await bench.settle()
+    assert bench.api.one("Service", "chat")["spec"] == service["spec"]
+    assert bench.api.one("Deployment", ROUTER)["spec"] == deployment["spec"]
+    assert bench.condition("Degraded") == ("False", "AsExpected")
 
 
 async def test_the_revision_that_served_is_found_again_by_what_runs_of_it(bench):

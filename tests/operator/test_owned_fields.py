@@ -145,9 +145,12 @@ def test_replicas_that_are_taken_out_of_the_spec_stay_as_they_are(cluster, names
     eventually(lambda: parts(cluster, namespace) == REMOVED)
 
 
+RENUMBERED = {"name": "http", "port": 9999, "targetPort": 1}
+GONE = {"$patch": "delete", "port": 80}
 EDITS: list[tuple[str, str, dict[str, Any]]] = [
     ("service", "chat", {"spec": {"selector": {"stranger": "yes"}}}),
     ("service", "chat", {"spec": {"ports": [{"name": "more", "port": 81}]}}),
+    ("service", "chat", {"spec": {"ports": [RENUMBERED, GONE]}}),
     ("configmap", "chat-router", {"data": {"more.json": "{}"}}),
     ("poddisruptionbudget", "chat-decode", {"spec": {"minAvailable": 0}}),
     ("networkpolicy", "chat-engine", {"spec": {"egress": [{}]}}),

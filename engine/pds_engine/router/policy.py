@@ -9,7 +9,7 @@ import hashlib
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from math import lcm
+from math import gcd, lcm
 
 from pds_engine.messages import Role
 from pds_engine.router.config import Policy
@@ -92,8 +92,11 @@ def pick(candidates: Iterable[Candidate], ask: Ask) -> Pick | None:
     if head.role == "unified":
         return Pick(head.key)
     fitting = partners[terms(head)]
-    # By one and the same turn, the first of two heads would never meet the second of two partners.
-    shifted = replace(ask, turn=ask.turn + ask.turn // lcm(len(heads), len(fitting)))
+    # By one and the same turn, or draw, the first of two heads would never meet the second of two
+    # partners.
+    count = len(heads), len(fitting)
+    turn = ask.turn + ask.turn // lcm(*count) % gcd(*count)
+    shifted = replace(ask, turn=turn, seed=ask.seed + 1)
     return Pick(head.key, _choose(fitting, shifted).candidate.key)
 
 

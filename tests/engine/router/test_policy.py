@@ -74,6 +74,13 @@ def test_every_pair_of_equal_groups_has_its_turn(policy, heads, partners, first)
     assert len({pick(fleet, Ask(policy, turn)) for turn in turns}) == all_of_them
 
 
+@pytest.mark.parametrize("policy", ["leastTokens", "roundRobin"])
+@given(partners=st.integers(2, 6), turn=st.integers(0, 100))
+def test_one_head_meets_another_partner_each_time(policy, partners, turn):
+    fleet = [p("p0"), *(d(f"d{i}") for i in range(partners))]
+    assert pick(fleet, Ask(policy, turn)) != pick(fleet, Ask(policy, turn + 1))
+
+
 def test_two_draws_for_one_request_are_not_one_and_the_same():
     fleet = [p("p0"), p("p1"), d("d0"), d("d1")]
     picks = Counter(pick(fleet, Ask("powerOfTwo", turn, seed=7)) for turn in range(400))

@@ -16,6 +16,13 @@ class Blame:
         self._server, self._kubelet = server, kubelet
         self._lost: tuple[str, str] | None = None
         """(role, revision) of a group that vanished, until it is made again."""
+        self._left = False
+        """Other groups of that are there, for all to see."""
+
+    def begins(self) -> None:
+        """A round begins."""
+        pods = self._server.all("Pod") if self._lost else []
+        self._left = any(self._is_lost(pod["metadata"]["labels"]) for pod in pods)
 
     def forget(self) -> None:
         """What was lost is not asked for any more."""
@@ -46,4 +53,10 @@ class Blame:
         if labels[names.REVISION] == self._lost[1]:
             self._lost = None
             return ""
+        if not self._left:
+            return ""  # nothing of it is left to be made whole, as far as this round knew
         return "something new is made before what was lost of the revision that serves"
+
+    def _is_lost(self, labels: Object) -> bool:
+        known = labels.get(names.NAME) == "chat"
+        return known and (labels.get(names.ROLE), labels.get(names.REVISION)) == self._lost

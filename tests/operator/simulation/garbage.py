@@ -25,7 +25,8 @@ class Garbage:
             uid = obj["metadata"]["uid"]
             for other in [o for o in self._server.objects.values() if owner_uid(o) == uid]:
                 self._collect_soon(other)
-        elif before is None and (uid := owner_uid(obj)) and not self._exists(uid):
+        elif (uid := owner_uid(obj)) and not self._exists(uid):
+            # What is made or adopted just now for an owner that has gone meanwhile.
             self._collect_soon(obj)
 
     def _exists(self, uid: str) -> bool:

@@ -157,6 +157,7 @@ class Judge:
         self._parents[operator.name] = parent["metadata"]["uid"] if parent else ""
         self.losses.begins(operator)
         self._punctual.begins()
+        self.blame.begins()
         if parent is not None and held(parent["spec"]):
             self._serving[operator.name] = self._serving_now()
 
@@ -278,6 +279,9 @@ class Judge:
 
     def _taken_away(self, operator: Operator, role: str, index: int) -> None:
         """A group that serves is drained by the operator: the role's floor must remain."""
+        live = self._server.find(names.KIND, "chat")
+        if live is None or live["metadata"].get("deletionTimestamp"):
+            return  # it is deleted, which the operator is about to hear; all is left behind
         spec = self.spec(operator)
         target = self.target(spec, operator)
         both = {"unified", "prefill"} <= {other for other, _, _ in self.groups()}

@@ -34,7 +34,9 @@ class Punctual:
         """What is wrong with the time at which a pod is made; nothing, if nothing is."""
         labels = obj["metadata"]["labels"]
         role, index = labels[names.ROLE], int(labels[names.GROUP_INDEX])
-        at = self._failed.pop((role, index, int(labels[names.ATTEMPT]) - 1), self._able)
+        attempt = int(labels[names.ATTEMPT])
+        self._failed.pop((role, index, attempt), None)  # an earlier group's of that name
+        at = self._failed.pop((role, index, attempt - 1), self._able)
         if self._able - at <= LATEST:
             return ""
         return f"{obj['metadata']['name']} is made {self._able - at:.0f} s after its group failed"

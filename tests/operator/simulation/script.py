@@ -216,7 +216,8 @@ class Script:
         told = {obj["data"].get("key", "") for obj in self._others("ControllerRevision")}
         if len(keys) < len(found[RING]["data"]) - 1 or self._active() not in told:
             del found[RING]
-        self._delete("Secret", found[self._clock.random.choice(sorted(found))])
+        if found:
+            self._delete("Secret", found[self._clock.random.choice(sorted(found))])
 
     # Other objects --------------------------------------------------------------------------
 
