@@ -147,6 +147,10 @@ def test_replicas_that_are_taken_out_of_the_spec_stay_as_they_are(cluster, names
 
 RENUMBERED = {"name": "http", "port": 9999, "targetPort": 1}
 GONE = {"$patch": "delete", "port": 80}
+ROUTER_PORTS = [
+    {"name": "http", "containerPort": 8765},
+    {"$patch": "delete", "containerPort": 8000},
+]
 EDITS: list[tuple[str, str, dict[str, Any]]] = [
     ("service", "chat", {"spec": {"selector": {"stranger": "yes"}}}),
     ("service", "chat", {"spec": {"ports": [{"name": "more", "port": 81}]}}),
@@ -159,6 +163,15 @@ EDITS: list[tuple[str, str, dict[str, Any]]] = [
         "deployment",
         "chat-router",
         {"spec": {"template": {"spec": {"nodeSelector": {"x": "y"}, "containers": [SIDE]}}}},
+    ),
+    (
+        "deployment",
+        "chat-router",
+        {
+            "spec": {
+                "template": {"spec": {"containers": [{"name": "router", "ports": ROUTER_PORTS}]}}
+            }
+        },
     ),
 ]
 FIELDS = ("spec", "data", "subjects", "roleRef")
