@@ -11,6 +11,8 @@ WORDS_LIMIT = 600
 """Characters of what a pod, its node or the scheduler says."""
 LAST_WORDS_LIMIT = 4096
 """Of a termination message: as many as the kubelet keeps."""
+CRASHES = 2
+"""Restarts of a sidecar before it counts as one that crashes: one may be its node's."""
 LOST = ("ContainerStatusUnknown", "Unknown")
 """What a kubelet says of containers that ran when its node went down: nobody saw their end."""
 
@@ -52,6 +54,20 @@ def fallen(status: Object) -> str:
         if ended:
             return f"container {item.get('name')} has ended with exit code {ended.get('exitCode')}"
     return ""
+
+
+def crashing(obj: Object) -> tuple[str, float | None]:
+    """A native sidecar that ends again and again, and since when it runs; None: it does not now.
+
+    The pod is ready between its ends, for as long as it runs.
+    """
+    status, native = obj.get("status") or {}, sidecars(obj)
+    for item in status.get("initContainerStatuses") or []:
+        if item.get("name") in native and (item.get("restartCount") or 0) >= CRASHES:
+            runs = (item.get("state") or {}).get("running")
+            since = seconds(runs.get("startedAt")) if runs else None
+            return f"container {item['name']} ends again and again: {fell(item)}", since
+    return "", None
 
 
 def fell(container: Object) -> str:

@@ -96,6 +96,7 @@ def pod_facts(obj: Object) -> Pod | None:
     gate = conditions.get(names.ROUTABLE)
     created = seconds(meta.get("creationTimestamp")) or 0.0
     heard = frame(meta, created)
+    crashes, runs_since = containers.crashing(obj)
     key, label = _key(obj, pds), str(labels.get(names.KEY, ""))
     return Pod(
         name=meta["name"],
@@ -128,6 +129,8 @@ def pod_facts(obj: Object) -> Pod | None:
         unprepared=containers.unprepared(conditions),
         waits=containers.waiting(status),
         fallen=containers.fallen(status),
+        crashes=crashes,
+        runs_since=heard.turned_ready(runs_since),
         unready=heard.turned_ready(containers.since(conditions.get("ContainersReady"), "False")),
         started=bool(engine.get("started")),
         containers_ready=containers.true(conditions.get("ContainersReady")),

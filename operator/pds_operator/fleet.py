@@ -85,7 +85,9 @@ class Group:
         )
 
     def available(self, now: float, min_ready_seconds: float) -> bool:
-        """Ready for so long."""
+        """Ready for so long, and no sidecar of it about to crash again."""
+        if any(pod.crashing(now) for pod in self.pods):
+            return False
         due = self.available_at(min_ready_seconds)
         return self.ready and (min_ready_seconds <= 0 or (due is not None and due <= now))
 

@@ -82,7 +82,7 @@ def look(round_: Round, observed: Observed, fleet: Iterable[Group], now: float) 
 def _all(observed: Observed, fleet: Iterable[Group], now: float) -> Iterator[_Hindrance]:
     for group in fleet:
         for pod in group.pods:
-            yield from _engine(pod)
+            yield from _engine(pod, now)
         for pod in group.remnants:
             yield from _stuck(pod)
         if group.phase is Phase.STARTING and group.failures >= FAILURES:
@@ -96,8 +96,12 @@ def _all(observed: Observed, fleet: Iterable[Group], now: float) -> Iterator[_Hi
     yield from _deployment(observed)
 
 
-def _engine(pod: Pod) -> Iterator[_Hindrance]:
+def _engine(pod: Pod, now: float) -> Iterator[_Hindrance]:
     yield from _stuck(pod)
+    if pod.crashing(now) and not pod.failed and pod.gone_by is None:
+        text = f" is ready for moments only: {pod.crashes[:WORDS]}"
+        cure = CURES["CrashLoopBackOff"]
+        yield _Hindrance("CrashLoopBackOff", pod.name, text, cure, pod.created)
     if pod.failed or pod.gone_by is not None or pod.containers_ready:
         return
     since = max(pod.created, pod.unready or 0.0)

@@ -23,6 +23,10 @@ class Proof:
     """What was wrong with the cache volume, where the pod had to compile for itself."""
 
 
+STEADY_SECONDS = 60.0
+"""A sidecar that has crashed again and again, and has run for so long, is taken to stay."""
+
+
 @dataclass(frozen=True, slots=True)
 class Pod:
     """One engine pod; times are Unix seconds by the API server's clock (`clocks`)."""
@@ -72,6 +76,10 @@ class Pod:
     """Why a container of it cannot start."""
     fallen: str = ""
     """A container beside the engine that has ended, while the engine runs."""
+    crashes: str = ""
+    """A native sidecar that ends again and again."""
+    runs_since: float | None = None
+    """Since when that runs; None: it does not now."""
     unready: float | None = None
     """Since when its containers are not ready; None: they are, or nobody tells."""
     started: bool = False
@@ -98,6 +106,11 @@ class Pod:
     def end(self) -> str:
         """How it has ended, for people."""
         return "ended" if self.exit_code is None else f"ended with exit code {self.exit_code}"
+
+    def crashing(self, now: float) -> bool:
+        """What crashed in it may do so again: it is ready for moments."""
+        steady = self.runs_since is not None and now - self.runs_since >= STEADY_SECONDS
+        return bool(self.crashes) and not steady
 
     @property
     def leader(self) -> bool:

@@ -133,3 +133,19 @@ def test_what_pods_say_is_one_line_that_can_be_stored_and_shown():
         assert "oh" in text
         assert text.isprintable()
         text.encode()
+
+
+def test_a_native_sidecar_that_crashes_again_and_again():
+    """A kubelet may show one that is backed off as terminated, not as waiting."""
+    spec = {"initContainers": [{"name": "proxy", "restartPolicy": "Always"}, {"name": "warmup"}]}
+    over = {"terminated": {"exitCode": 3, "reason": "Error"}}
+    down = {"name": "proxy", "restartCount": 2, "state": over}
+    up = {**down, "lastState": over, "state": {"running": {"startedAt": "2026-01-01T00:00:09Z"}}}
+    told = facts({"initContainerStatuses": [up]}, spec)
+    assert told.crashes == "container proxy ends again and again: exit code 3, Error"
+    assert told.crashing(told.created + 60)
+    assert not told.crashing(told.created + 70)
+    assert facts({"initContainerStatuses": [down]}, spec).crashing(told.created + 500)
+    once = {**up, "restartCount": 1}
+    assert not facts({"initContainerStatuses": [once]}, spec).crashing(told.created + 10)
+    assert not facts({"initContainerStatuses": [up]}).crashing(told.created + 10)  # no sidecar

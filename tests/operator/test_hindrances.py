@@ -270,6 +270,33 @@ def test_a_dead_sidecar_of_the_users_is_told(world):
     assert "kubectl delete pod chat-d-0-0-0" in message
 
 
+CRASHES = "container proxy ends again and again: exit code 3"
+
+
+def test_a_sidecar_that_crashes_again_and_again_is_told_while_it_runs_too(world):
+    world.change("chat-d-0-0-0", crashes=CRASHES, runs_since=world.now - 5)
+    state, reason, message = degraded(world)
+    assert (state, reason) == ("True", "CrashLoopBackOff")
+    assert CRASHES in message
+    assert "kubectl logs chat-d-0-0-0 --all-containers --previous" in message
+    world.now += 60
+    assert degraded(world)[:2] == ("False", "AsExpected")
+
+
+def test_old_groups_stay_while_sidecars_of_the_new_ones_crash(world):
+    new = begin(world)
+    world.turn_ready()
+    world.round()
+    world.turn_ready()
+    for name in new:
+        world.change(name, crashes=CRASHES)
+    left = [each for each in world.round() if each.startswith("drain")]
+    assert left == []
+    for name in new:
+        world.change(name, crashes="", runs_since=None)
+    assert [each for each in world.round() if each.startswith("drain")]
+
+
 def test_the_worst_is_told_first():
     """What stands for ever before what may pass, and that before what does no harm."""
     found = [
@@ -304,10 +331,12 @@ def test_kstatus_of_a_paused_rollout_is_under_way(world):
     assert condition(world, "Reconciling")[:2] == ("True", "Paused")
 
 
-def engine(status: dict[str, Any], created: float = NOW) -> Pod:
+def engine(status: dict[str, Any], created: float = NOW, spec: dict[str, Any] | None = None) -> Pod:
     meta = {"name": "chat-d-0-0-0", "uid": "u", "creationTimestamp": rfc3339(created)}
     meta |= {"labels": {names.NAME: "chat", names.ROLE: "decode"}}
-    found = pod_facts({"metadata": meta, "spec": {"nodeName": "n1"}, "status": status})
+    found = pod_facts(
+        {"metadata": meta, "spec": {"nodeName": "n1", **(spec or {})}, "status": status}
+    )
     assert found is not None
     return found
 
