@@ -135,15 +135,19 @@ def retired(fleet: list[Group], step: Step, frame: Frame, *, serves_on: bool) ->
     useless = [group for group in old if frame.useless(group)]
     left = [group for group in staying if group not in useless]
     serves_on = serves_on and pairs.serves(left, frame.states)
-    result = useless
+    result = [*useless]
     for name, move in step.moves.items():
+        if not (move.retire_old or move.retire_new):
+            continue
         own = _by_use([group for group in left if group.role == name], fleet, frame)
         of_old = [group for group in own if group.revision != frame.digest]
         of_new = [group for group in own if group.revision == frame.digest]
         for candidates, count in ((of_old, move.retire_old), (of_new, move.retire_new)):
             for group in candidates:
+                if not count:
+                    break
                 rest = [other for other in left if other is not group]
-                if count and (not serves_on or pairs.serves(rest, frame.states)):
+                if not serves_on or pairs.serves(rest, frame.states):
                     result.append(group)
                     left, count = rest, count - 1
     return result
@@ -174,13 +178,14 @@ def _by_use(groups: list[Group], fleet: list[Group], frame: Frame) -> list[Group
     """
     good = frame.target.good.digest if frame.target and frame.target.good else ""
     order = {Phase.FAILED: 0, Phase.STARTING: 1, Phase.EVICTED: 2}
-    serving, count = pairs.serving(fleet, frame.states), _pairs(fleet, frame.states)
+    serving = {(group.role, group.index) for group in pairs.serving(fleet, frame.states)}
+    count = _pairs(fleet, frame.states)
 
     def rank(group: Group) -> tuple[bool | int | str, ...]:
         phase, own = order.get(group.phase, 3), group.revision
         gate = bool(group.leader and group.leader.routable)
         ready = group.ready or (gate and all(pod.containers_ready for pod in group.pods))
-        serves = group in serving
+        serves = (group.role, group.index) in serving
         worth = serves * count[own], own == good, group.ready, count[own], own not in frame.lost
         return serves, ready, phase, *worth, own, -group.index
 

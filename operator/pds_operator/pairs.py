@@ -39,19 +39,10 @@ class Terms:
 
 def matching(fleet: Iterable[Group], states: Mapping[str, EngineState]) -> list[Group]:
     """The ready groups that have a ready partner of their revision that they fit, or need none."""
-    ready = [group for group in fleet if group.ready]
-    told = {(g.role, g.index): _terms(g, states) for g in ready}
-
-    def has_partner(group: Group) -> bool:
-        own, partner = told[group.role, group.index], PARTNER.get(group.role)
-        return partner is None or any(
-            other.role == partner
-            and other.revision == group.revision
-            and own.fits(told[other.role, other.index])
-            for other in ready
-        )
-
-    return [group for group in ready if has_partner(group)]
+    of: dict[str, list[Group]] = {}
+    for group in fleet:
+        of.setdefault(group.revision, []).append(group)
+    return [group for own in of.values() for group in serving(own, states)]
 
 
 def serving(fleet: Iterable[Group], states: Mapping[str, EngineState]) -> list[Group]:

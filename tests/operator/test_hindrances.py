@@ -331,12 +331,10 @@ def test_kstatus_of_a_paused_rollout_is_under_way(world):
     assert condition(world, "Reconciling")[:2] == ("True", "Paused")
 
 
-def engine(status: dict[str, Any], created: float = NOW, spec: dict[str, Any] | None = None) -> Pod:
+def engine(status: dict[str, Any], created: float = NOW) -> Pod:
     meta = {"name": "chat-d-0-0-0", "uid": "u", "creationTimestamp": rfc3339(created)}
     meta |= {"labels": {names.NAME: "chat", names.ROLE: "decode"}}
-    found = pod_facts(
-        {"metadata": meta, "spec": {"nodeName": "n1", **(spec or {})}, "status": status}
-    )
+    found = pod_facts({"metadata": meta, "spec": {"nodeName": "n1"}, "status": status})
     assert found is not None
     return found
 
