@@ -175,6 +175,12 @@ def _next(demo: Demo, url: str) -> str:
     if not demo.local:
         reach = f"  reach it             {kubectl} -n {NAMESPACE} port-forward svc/{NAME} 8000"
         url = "http://127.0.0.1:8000"
+    plugin = Path(sys.executable).parent
+    shell, context = f"export PATH={plugin}:$PATH", f" --context {demo.settings.context}"
+    if demo.local:
+        settings = demo.settings
+        shell = f"export KUBECONFIG={settings.kubeconfig} PATH={plugin}:{settings.bin}:$PATH"
+        context = ""
     return f"""
 {reach}
   OpenAI API           {url}/v1
@@ -183,6 +189,8 @@ def _next(demo: Demo, url: str) -> str:
   look                 {kubectl} -n {NAMESPACE} get pds,pods
   scale                {kubectl} -n {NAMESPACE} patch pds {NAME} --type merge \\
                          -p '{{"spec": {{"decode": {{"replicas": 2}}}}}}'
+  as a plugin          {shell}
+                       kubectl pds status {NAME} -n {NAMESPACE}{context}
   remove               {kubectl} delete namespace {NAMESPACE}; make cluster-down"""
 
 

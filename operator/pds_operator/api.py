@@ -29,6 +29,7 @@ Object = dict[str, Any]
 APPLY = "application/apply-patch+yaml; charset=utf-8"
 YAML = "application/yaml; charset=utf-8"
 MERGE = "application/merge-patch+json"
+DRY_RUN = {"dryRun": "All", "fieldValidation": "Strict"}
 WATCH_SECONDS = 60
 """How long the server is asked to keep a watch. It sends bookmarks as seldom, and none at all while
 nothing has happened: a short watch ends by itself then, with a bookmark where there is one."""
@@ -156,11 +157,13 @@ class Api:
     async def create(self, obj: Object, *, dry_run: bool = False) -> Object:
         """POST. Raises Conflict when the name is taken.
 
+        A dry run refuses fields that the server does not know, which it would drop in silence.
+
         A ControllerRevision goes as YAML: its data is immutable byte by byte, and what the server
         keeps of JSON is what it was sent, spaces and all, which no later patch of it writes back.
         """
         kind, meta = kind_of(obj), obj["metadata"]
-        params = {"fieldManager": MANAGER, **({"dryRun": "All"} if dry_run else {})}
+        params = {"fieldManager": MANAGER, **(DRY_RUN if dry_run else {})}
         if not dry_run:
             self._count("create", kind)
         path = self._path(kind, meta["namespace"])

@@ -10,7 +10,7 @@ OperatorError             carries `reason` (CamelCase, for a condition) and `mes
     ├── Conflict          409: changed or vanished in between; the next round looks again
     ├── Gone              410: the watch must list anew
     ├── Missing           404
-    ├── Invalid           422: it is not what the server takes
+    ├── Invalid           422, or 400 for an unknown field: it is not what the server takes
     ├── Throttled         429, or 5xx with Retry-After: nothing was done; ask again when it says
     └── Refused           403 of a quota, a LimitRange or an ending namespace: wait, say so
 """
@@ -106,7 +106,7 @@ class Missing(ApiError):
 
 
 class Invalid(ApiError):
-    """422."""
+    """422; 400 where fields that the server does not know are refused."""
 
     reason = "Invalid"
 
@@ -139,6 +139,8 @@ def from_status(status: int, body: object, retry_after: str = "") -> ApiError:
         error = Throttled(status, api_reason, message)
         error.after = min(float(asked), LONGEST_WAIT) if asked.isdecimal() else 1.0
         return error
+    if status == 400 and "strict decoding error" in message:
+        return Invalid(status, api_reason, message)
     kinds = {404: Missing, 409: Conflict, 410: Gone, 422: Invalid}
     return kinds.get(status, ApiError)(status, api_reason, message)
 

@@ -56,6 +56,8 @@ class Plan:
     roles: Mapping[str, Role] = field(default_factory=dict)
     rejected: str = ""
     """The spec's revision, where it has failed and `target` stands in for it."""
+    refused: Problem | None = None
+    """Why what the spec asks for is no revision. What was before goes on, if there was anything."""
     overdue: str = ""
     """Why the rollout has not got on within its deadline."""
     warmup: Warmup = field(default_factory=Warmup)
@@ -72,8 +74,9 @@ def plan(observed: Observed, desired: Desired, now: float) -> Plan:
     scaling.keep_up(round_, asked.spec, desired.owner, observed, fleet)
     keyring.keep(round_, observed, desired, target)
     objects.keep(round_, observed, desired, now)
-    coming = target is None and targets.make(round_, observed, desired)
-    if target is None and not coming:
+    refused = targets.make(round_, observed, desired) if target is None else None
+    coming = target is None and refused is None
+    if refused:
         target = targets.stand_in(observed, fleet, now)
         desired = targets.effective(desired, target, observed, fleet)
     moving = None if targets.recover(round_, observed, asked, fleet) else target
@@ -114,6 +117,7 @@ def plan(observed: Observed, desired: Desired, now: float) -> Plan:
         unsettled=round_.unsettled,
         roles=roles,
         rejected=target.rejected.digest if target and target.rejected else "",
+        refused=refused,
         overdue=overdue,
         warmup=warmup,
     )

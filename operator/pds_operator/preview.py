@@ -11,7 +11,7 @@ from typing import Any
 from pds_operator import counting, keyring, rollout, spec
 from pds_operator import target as targets
 from pds_operator.actions import Round
-from pds_operator.build import engine, router
+from pds_operator.build import engine, router, warmup
 from pds_operator.build.owner import Owner
 from pds_operator.counting import Frame, counts
 from pds_operator.desired import Desired
@@ -53,7 +53,7 @@ def preview(name: str, raw: Object, there: Cluster, now: float) -> list[str]:
     fleet = groups(pods, _size)
     owner, settings = Owner(name, "", ""), Settings(pod_defaults=PodDefaults(allow_host_path=True))
     desired = Desired(owner, 0, raw, spec.parse(raw), settings)
-    engine.render(raw, desired.spec, owner, settings)
+    data = engine.render(raw, desired.spec, owner, settings)
     asked = desired
     target = targets.choose(Observed(revisions=known), wanted, fleet, now)
     if target is None:
@@ -62,7 +62,11 @@ def preview(name: str, raw: Object, there: Cluster, now: float) -> list[str]:
     limits = counting.limits(desired, target)
     frame = Frame(target.digest, target, limits.holds)
     roles = counts(Round(), fleet, desired, frame, now)
-    return [*_head(target, wanted in stored), *_routers(asked, there), *rounds(roles, limits)]
+    compiles = target.rolling and not any(group.revision == wanted for group in fleet)
+    job = warmup.job(owner, wanted, data) if compiles else None
+    first = ["     a Job compiles, before any pod of it is made"] if job else []
+    head = [*_head(target, wanted in stored), *_routers(asked, there), *first]
+    return [*head, *rounds(roles, limits)]
 
 
 def rounds(roles: Mapping[str, Role], limits: Limits) -> list[str]:

@@ -66,7 +66,8 @@ def refused(generation: int, problem: Problem, previous: Mapping[str, Any], now:
     """The status of an object whose spec cannot be read: what runs goes on as it is."""
     told: dict[str, Told] = {"Degraded": ("True", problem.reason, problem.message)}
     told |= _kstatus(("False", problem.reason, problem.message), [problem], lacking=True)
-    for kind in ("Ready", "Progressing", "KernelsWarm"):
+    told["Progressing"] = ("False", problem.reason, problem.message)
+    for kind in ("Ready", "KernelsWarm"):
         old = _previous(previous, kind)
         if old:
             told[kind] = (old["status"], old["reason"], old["message"])
@@ -80,7 +81,10 @@ def refused(generation: int, problem: Problem, previous: Mapping[str, Any], now:
 
 
 def transitions(previous: Mapping[str, Any], new: Mapping[str, Any]) -> list[Told]:
-    """(type, reason, message) of the conditions whose status or reason changed: worth an Event."""
+    """(type, reason, message) of the conditions whose status or reason changed: worth an Event.
+
+    What Degraded says is told once, though others say it too.
+    """
     changed = []
     for condition in new.get("conditions", []):
         if condition["type"] in KSTATUS:
@@ -91,7 +95,8 @@ def transitions(previous: Mapping[str, Any], new: Mapping[str, Any]) -> list[Tol
         before = (old["status"], old["reason"]) if old else None
         if before != (condition["status"], condition["reason"]):
             changed.append((condition["type"], condition["reason"], condition["message"]))
-    return changed
+    worst = {reason for kind, reason, _ in changed if kind == "Degraded"}
+    return [told for told in changed if told[0] == "Degraded" or told[1] not in worst]
 
 
 def warm(group: Group, observed: Observed) -> bool:
@@ -166,6 +171,9 @@ def _progressing(
         group.revision != plan.target and not group.stuck(now) for group in plan.groups
     )
     done, steps = plan.step.reached, plan.step.steps
+    if plan.refused:
+        state = "False" if severity.stalled([plan.refused]) else "True"
+        return state, plan.refused.reason, f"{plan.refused.message}; {counts}"
     if plan.step.held:
         paused = desired.rollout.paused
         said = "paused" if paused else f"partition {desired.rollout.partition}"
@@ -180,7 +188,8 @@ def _progressing(
         return "True", "WarmupInInit", f"{said}; {counts}"
     if stale:
         reason = "RollingBack" if plan.rejected else "RollingOut"
-        return "True", reason, f"step {done} of {steps} is done: {counts}"
+        first = "" if routers_settled(observed, desired) else "routers are replaced first; "
+        return "True", reason, f"{first}step {done} of {steps} is done: {counts}"
     leaving = any(g.phase is Phase.LEAVING and not g.stuck(now) for g in plan.groups)
     if leaving or any(told["created"] > told["desired"] for told in roles.values()):
         return "True", "Draining", counts

@@ -146,8 +146,8 @@ def recover(round_: Round, observed: Observed, desired: Desired, fleet: list[Gro
     return undecided
 
 
-def make(round_: Round, observed: Observed, desired: Desired) -> bool:
-    """Store the revision of the spec; whether it can be, and is the target in the next round.
+def make(round_: Round, observed: Observed, desired: Desired) -> Problem | None:
+    """Store the revision of the spec, which is the target in the next round, or say why not.
 
     Another replica or version may store it before: pods come from what is stored.
     """
@@ -155,8 +155,9 @@ def make(round_: Round, observed: Observed, desired: Desired) -> bool:
     try:
         data = engine.render(desired.raw, desired.spec, owner, desired.settings, desired.key)
     except SpecError as error:
-        round_.problems.append(Problem(error.reason, error.message))
-        return False
+        problem = Problem(error.reason, error.message)
+        round_.problems.append(problem)
+        return problem
     scope = scope_of(digest)
     number = 1 + max((item.number for item in observed.revisions.values()), default=0)
     for role in data["roles"]:
@@ -164,7 +165,8 @@ def make(round_: Round, observed: Observed, desired: Desired) -> bool:
     round_.actions.append(Create(engine.controller_revision(owner, digest, number, data), scope))
     said = f"revision {digest} (number {number}) is the target"
     round_.actions.append(Say("RevisionCreated", said, scope=scope))
-    return scope not in observed.failures
+    failure = observed.failures.get(scope)
+    return Problem(failure.reason, failure.message) if failure else None
 
 
 def note(

@@ -72,6 +72,7 @@ async def api(server):
 
 
 MANAGED = {"fieldManager": "pds-operator"}
+STRICTLY = {"dryRun": "All", "fieldValidation": "Strict"}
 GONE = {
     "kind": "DeleteOptions",
     "apiVersion": "v1",
@@ -94,7 +95,7 @@ GONE = {
         ),
         (
             lambda api: api.create(LEASE, dry_run=True),
-            ("POST", LEASES, {**MANAGED, "dryRun": "All"}, "application/json", LEASE),
+            ("POST", LEASES, MANAGED | STRICTLY, "application/json", LEASE),
         ),
         (
             lambda api: api.create(REVISION),

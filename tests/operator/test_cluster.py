@@ -315,6 +315,8 @@ def test_a_status_that_we_have_told_is_no_reason_to_look_but_a_new_spec_in_its_a
         (403, {"message": "maximum cpu usage per Pod is 1"}, errors.Refused, "LimitRange"),
         (403, {"message": "User cannot create"}, errors.ApiError, "Forbidden"),
         (422, {"message": "spec.x: Invalid"}, errors.Invalid, "Invalid"),
+        (400, {"message": "strict decoding error: unknown x"}, errors.Invalid, "Invalid"),
+        (400, {"message": "json: cannot unmarshal"}, errors.ApiError, "ApiError"),
         (429, None, errors.Throttled, "Throttled"),
         (500, None, errors.ApiError, "ApiError"),
     ],

@@ -179,15 +179,18 @@ def test_a_full_quota_is_a_condition(cluster, namespace, operator):
     cluster.kubectl("-n", namespace, "delete", "pdserving", "second")
 
 
-def test_a_refused_template_is_a_condition(cluster, namespace, operator):
+@pytest.mark.parametrize("wrong", [{"dnsPolicy": "Sometimes"}, {"nodeSelektor": {"a": "b"}}])
+def test_a_refused_template_is_a_condition(cluster, namespace, operator, wrong):
     odd = json.loads(json.dumps(CHAT))
     odd["metadata"]["name"] = "odd"
-    odd["spec"]["decode"]["podTemplate"] = {"spec": {"dnsPolicy": "Sometimes"}}
+    odd["spec"]["decode"]["podTemplate"] = {"spec": wrong}
     cluster.apply(odd, namespace=namespace)
 
     def invalid() -> bool:
-        told = condition(cluster.get("pdserving", "odd", namespace), "Degraded")
-        return told["reason"] == "Invalid" and "dnsPolicy" in told["message"]
+        found = cluster.get("pdserving", "odd", namespace)
+        told = [condition(found, kind) for kind in ("Degraded", "Progressing")]
+        [field] = wrong
+        return all(one["reason"] == "Invalid" and field in one["message"] for one in told)
 
     eventually(invalid)
     text = cluster.kubectl(

@@ -91,6 +91,27 @@ def test_plan_of_a_role_that_is_scaled_by_others_counts_by_what_they_ask(cluster
     assert "  1. create 2 new prefill" in told("plan", "-f", "edit.yaml").splitlines()
 
 
+def test_plan_tells_of_the_job_that_compiles_first(cluster):
+    cache = {"volume": {"claim": {"size": "1Gi"}}}
+    old = raw_spec(image="engine:1", compileCache=cache)
+    new = {**old, "image": "engine:2"}
+    cluster.answers["apply"] = {"kind": "PDServing", "metadata": {"name": "chat"}, "spec": new}
+    names, was = ("p-0", "p-1", "d-0"), revision.digest(old)
+    cluster.answers["get pods"] = {"items": [pod(f"chat-{name}-0-0", was) for name in names]}
+    there = [stored(old, 1, served="2026-01-01T00:00:00Z")]
+    cluster.answers["get controllerrevisions"] = {"items": there}
+    lines = told("plan", "-f", "edit.yaml").splitlines()
+    assert lines[1] == "     a Job compiles, before any pod of it is made"
+    cluster.answers["get pods"]["items"].append(pod("chat-p-2-0-0", revision.digest(new)))
+    assert not any(
+        "a Job compiles" in line for line in told("plan", "-f", "edit.yaml").splitlines()
+    )
+    cluster.answers["apply"]["spec"] = old
+    assert not any(
+        "a Job compiles" in line for line in told("plan", "-f", "edit.yaml").splitlines()
+    )
+
+
 def test_plan_of_what_no_operator_makes_says_so(cluster):
     engine = {"name": "engine", "env": [{"name": "PDS_X", "value": "1"}]}
     raw = raw_spec(decode={"replicas": 1, "podTemplate": {"spec": {"containers": [engine]}}})

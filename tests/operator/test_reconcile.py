@@ -212,6 +212,7 @@ async def test_a_spec_older_than_the_schema_is_told_and_what_runs_goes_on(bench)
     _, calls = await bench.round()
     assert calls == ["patch PDServing chat", "create Event InvalidSpec"]
     assert bench.condition("Degraded") == ("True", "InvalidSpec")
+    assert bench.condition("Progressing") == ("False", "InvalidSpec")
     assert bench.condition("Ready") == ("True", "Routable")
     _, calls = await bench.round()
     assert calls == []

@@ -3,7 +3,8 @@
 import dataclasses
 
 import pytest
-from pds_operator.observed import EngineState, Proof
+from pds_operator.observed import EngineState, Failure, Proof
+from pds_operator.revision import digest
 from pds_operator.status import status, transitions
 from worlds import NOW, World, desired, raw_spec
 
@@ -25,6 +26,10 @@ def told(world: World, previous: dict | None = None, **observed) -> dict:
 def condition(status: dict, kind: str) -> tuple[str, str]:
     [found] = [item for item in status["conditions"] if item["type"] == kind]
     return found["status"], found["reason"]
+
+
+def message(status: dict, kind: str) -> str:
+    return next(item["message"] for item in status["conditions"] if item["type"] == kind)
 
 
 def prove(world: World, **changes: object) -> dict[str, EngineState]:
@@ -139,8 +144,7 @@ def test_a_held_rollout_says_so(world, rollout, reason):
     world.settle()
     said = told(world)
     assert condition(said, "Progressing") == ("False", reason)
-    [message] = [c["message"] for c in said["conditions"] if c["type"] == "Progressing"]
-    assert message.startswith("held at step 0 of 2 by spec.rollout")
+    assert message(said, "Progressing").startswith("held at step 0 of 2 by spec.rollout")
 
 
 def test_a_rollout_of_routers_is_told(world):
@@ -153,6 +157,36 @@ def test_a_rollout_of_routers_is_told(world):
     live = world.objects["Deployment", "chat-router"]
     live["status"].update(replicas=3, updatedReplicas=3, readyReplicas=3)
     assert condition(told(world), "Progressing") == ("False", "Complete")
+
+
+def test_an_edit_that_is_refused_is_no_complete_rollout(world):
+    template = {"spec": {"hostname": "mine"}}
+    world.raw = raw_spec(**WARM, decode={"replicas": 1, "podTemplate": template})
+    before, said = told(world), told(world)
+    assert condition(said, "Progressing") == ("False", "InvalidSpec")
+    assert condition(said, "Stalled") == ("True", "InvalidSpec")
+    assert condition(said, "Ready") == ("True", "Routable")
+    assert said["conditions"] == before["conditions"]
+
+
+@pytest.mark.parametrize(("reason", "state"), [("Invalid", "False"), ("QuotaExceeded", "True")])
+def test_a_revision_that_the_api_server_takes_not_yet_may_come(world, reason, state):
+    world.raw = raw_spec(**WARM, image="engine:2")
+    failure = Failure(reason, "try out pod: no", 3, world.now + 60, world.now - 60)
+    world.failures = {f"revision/{digest(world.raw)}": failure}
+    said = told(world)
+    assert condition(said, "Progressing") == (state, reason)
+    assert condition(said, "Reconciling")[0] == state
+    assert condition(said, "Stalled")[0] != state
+
+
+def test_engines_that_wait_for_routers_say_so(world):
+    world.raw = raw_spec(**WARM, image="engine:2")
+    world.objects["Deployment", "chat-router"]["status"]["updatedReplicas"] = 0
+    world.round()
+    world.round()
+    world.end_job()
+    assert "routers are replaced first" in message(told(world), "Progressing")
 
 
 def test_what_serves_is_named_though_it_never_stood_whole(world):
