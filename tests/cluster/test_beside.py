@@ -1,11 +1,12 @@
-"""Containers that users add beside the engine: one outlives it, and one ends before it."""
+"""Containers that users add beside the engine: one outlives it, others end before it."""
 
 import time
 
 import pytest
-from pds_cluster.settings import PAUSE_IMAGE
+from pds_cluster.settings import DEV_IMAGE, PAUSE_IMAGE
 from pds_cluster.testing import Cluster
 from serving import Object, Serving, manifest
+from streams import REST, crowd, known
 from workers import BACK, Process, Worker, comes_back, label
 
 pytestmark = pytest.mark.cluster
@@ -18,6 +19,17 @@ BESIDE: Object = {
     "args": ["beside"],
 }
 """It does nothing, for ever. Its argument tells it from the pod's own pause."""
+CRASHES: Object = {
+    "name": "crashes",
+    "image": DEV_IMAGE,
+    "imagePullPolicy": "Never",
+    "restartPolicy": "Always",
+    "command": ["/bin/sh", "-c", "sleep 1; exit 3"],
+    "volumeMounts": [{"name": "usr", "mountPath": "/usr", "readOnly": True}],
+}
+"""A native sidecar: its pod is ready for a second, now and then."""
+SEEN = 180.0
+"""Seconds until it has crashed so often, beside an engine that starts meanwhile."""
 
 
 @pytest.fixture(scope="module")
@@ -69,3 +81,39 @@ def test_a_dead_sidecar_is_told_and_the_cure_that_is_named_helps(served: Serving
     print(f"sidecar dead: told in {told:.1f} s; its pod deleted: the group is back in {back:.1f} s")
     assert served.conditions()["Degraded"]["status"] == "False"
     served.until("one group", lambda: len(served.pods("decode")) == 1, BACK)
+
+
+def test_a_native_sidecar_that_crashes_takes_no_old_group_away(served: Serving) -> None:
+    good, [old] = served.object, served.pods("decode")
+    usr = {"name": "usr", "hostPath": {"path": "/usr", "type": "Directory"}}
+    spec = {"initContainers": [CRASHES], "volumes": [usr]}
+    with crowd(served.url, known(served, at_least=4), clients=2, rest=REST) as clients:
+        clients.goes_on()
+        served.apply(decode={**good["spec"]["decode"], "podTemplate": {"spec": spec}})
+
+        def told() -> str:
+            degraded = served.conditions()["Degraded"]
+            return degraded["message"] if degraded["reason"] == "CrashLoopBackOff" else ""
+
+        message = served.until("told", told, SEEN)
+        assert "container crashes" in message
+        assert "exit code 3" in message
+        served.until("its engine has started", lambda: _started(served, old), SEEN)
+        clients.goes_on()
+        assert old["metadata"]["uid"] in {pod["metadata"]["uid"] for pod in served.pods("decode")}
+        served.object = good
+        served.apply()
+        served.settled()
+    assert not clients.troubles
+    [left] = served.pods("decode")
+    assert left["metadata"]["uid"] == old["metadata"]["uid"]
+    print(f"a sidecar that crashes: {len(clients.outcomes)} requests, none failed")
+
+
+def _started(served: Serving, old: Object) -> bool:
+    """The engine of the new pod has."""
+    for pod in served.pods("decode"):
+        if pod["metadata"]["uid"] != old["metadata"]["uid"]:
+            statuses = pod["status"].get("containerStatuses", [])
+            return any(s["name"] == "engine" and s.get("started") for s in statuses)
+    return False
