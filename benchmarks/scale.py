@@ -41,8 +41,8 @@ from kubernetes.aio.config import load_kube_config
 from pds_cluster import testing
 from pds_cluster.shell import wait_for
 from pds_operator import cli, names
-from pds_operator.api import Api
-from pds_operator.cluster import Store
+from pds_operator.run.api import Api
+from pds_operator.run.cluster import Store
 
 STAMP = "pdserving.io/benchmark-stamp"
 WITHIN = 180.0

@@ -18,11 +18,13 @@ from pds_engine.config import EngineConfig
 from pds_engine.kv.transfer.frames import Frame
 from pds_engine.messages.base import Message
 from pds_engine.router.config import RouterConfig
-from pds_operator import keys, names, observed
-from pds_operator.build import engine
-from pds_operator.build.owner import Owner
+from pds_operator import names
+from pds_operator.facts import observed
+from pds_operator.render import engine
+from pds_operator.render.owner import Owner
+from pds_operator.run import keys
+from pds_operator.schema import parse
 from pds_operator.settings import Settings
-from pds_operator.spec import parse
 from pydantic import BaseModel
 
 ROOT = Path(__file__).parents[1]
@@ -66,7 +68,7 @@ def told() -> str:
             r"pds_[a-z_]+",
             "engine/pds_engine/metrics.py",
             "engine/pds_engine/router/metrics.py",
-            "operator/pds_operator/handlers.py",
+            "operator/pds_operator/run/handlers.py",
         ),
     }
     return "\n".join(f"{title}\n{_indented(lines)}" for title, lines in parts.items())

@@ -73,8 +73,8 @@ def _time_told(key: bytes, signature: str, now: int) -> dict[str, str]:
 def key_id(key: bytes) -> str:
     """Ten characters by which a control key is known in the open: labels, /pds/state, names.
 
-    The operator works it out in the same way (`pds_operator.keys`). The hash has a domain of its
-    own, so that it tells nothing of other uses of the key.
+    The operator works it out in the same way (`pds_operator.run.keys`). The hash has a domain of
+    its own, so that it tells nothing of other uses of the key.
     """
     return hashlib.sha256(b"pdserving control key\0" + key).hexdigest()[:10]
 

@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 import httpx
 from pds_cluster.testing import Cluster
-from pds_operator.kubectl import app as kubectl_pds
+from pds_operator.kubectl.commands import app as kubectl_pds
 from typer.testing import CliRunner
 
 ROOT = Path(__file__).parents[2]

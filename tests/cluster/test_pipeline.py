@@ -18,7 +18,7 @@ import pytest
 import torch
 from pds_cluster.testing import Cluster
 from pds_engine.text.tokenizer import Tokenizer
-from pds_operator.kubectl import app as kubectl_pds
+from pds_operator.kubectl.commands import app as kubectl_pds
 from reference import Reference
 from serving import MODEL, Object, Serving, manifest
 from streams import Outcome, ask, known

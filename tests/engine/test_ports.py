@@ -8,12 +8,12 @@ from pds_engine.config import EngineConfig
 from pds_engine.errors import ConfigError
 from pds_engine.ports import ROOM, KvAddress, PodPorts, kv_address, plan
 from pds_operator import names
-from pds_operator.build.owner import Owner
-from pds_operator.build.shared import network_policies
-from pds_operator.crd import definition
 from pds_operator.errors import SpecError
+from pds_operator.render.owner import Owner
+from pds_operator.render.shared import network_policies
+from pds_operator.schema import parse
+from pds_operator.schema.crd import definition
 from pds_operator.settings import Settings
-from pds_operator.spec import parse
 
 EPHEMERAL = 32768
 """Linux gives this port and those above it to outgoing connections."""

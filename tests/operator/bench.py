@@ -1,8 +1,8 @@
 """The reconciler between an API server and pods in memory, round by round."""
 
 from fake_api import FakeApi
-from pds_operator.observed import EngineState, RouterView
-from pds_operator.reconcile import Reconciler
+from pds_operator.facts.observed import EngineState, RouterView
+from pds_operator.run.reconcile import Reconciler
 from pds_operator.settings import Settings
 from worlds import NOW, raw_spec
 

@@ -3,7 +3,8 @@
 import json
 import subprocess
 
-from pds_operator import kubectl, revision
+from pds_operator import revision
+from pds_operator.kubectl import commands
 from typer.testing import CliRunner
 
 
@@ -35,13 +36,13 @@ def answering(monkeypatch):
     """A Kubectl in place of the real one."""
     fake = Kubectl()
     fake.answers |= {"get pdservingroles": {"items": []}, "get pdservings --": {"items": []}}
-    monkeypatch.setattr(kubectl.subprocess, "run", fake.run)
-    monkeypatch.setattr(kubectl.shutil, "which", lambda name: f"/bin/{name}")
+    monkeypatch.setattr(commands.subprocess, "run", fake.run)
+    monkeypatch.setattr(commands.shutil, "which", lambda name: f"/bin/{name}")
     return fake
 
 
 def told(*words: str) -> str:
-    result = CliRunner().invoke(kubectl.app, list(words), catch_exceptions=False)
+    result = CliRunner().invoke(commands.app, list(words), catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return result.output
 

@@ -9,7 +9,7 @@ from aiohttp import web
 from kubernetes.aio.client import Configuration
 from kubernetes.aio.config import incluster_config, kube_config
 from pds_operator import errors
-from pds_operator.api import Api, login
+from pds_operator.run.api import Api, login
 
 EXEC = "client.authentication.k8s.io/v1"
 LEASE = {

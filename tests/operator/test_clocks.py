@@ -4,11 +4,11 @@ import dataclasses
 from email.utils import formatdate
 
 import pytest
-from pds_operator import clocks
-from pds_operator.facts import pod_facts
-from pds_operator.fleet import groups
-from pds_operator.observed import EngineState, RouterView, rfc3339
-from pds_operator.server_clock import ServerClock
+from pds_operator.decide.fleet import groups
+from pds_operator.facts import clocks
+from pds_operator.facts.observed import EngineState, RouterView, rfc3339
+from pds_operator.facts.reading import pod_facts
+from pds_operator.run.server_clock import ServerClock
 
 MADE = 1_700_000_000
 """By the API server."""

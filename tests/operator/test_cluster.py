@@ -8,9 +8,10 @@ import kopf
 import pytest
 from aiohttp import ClientTimeout, web
 from kubernetes.aio.client import Configuration
-from pds_operator import api, errors, handlers
-from pds_operator.api import Api
-from pds_operator.cluster import Store, follow
+from pds_operator import errors
+from pds_operator.run import api, handlers
+from pds_operator.run.api import Api
+from pds_operator.run.cluster import Store, follow
 
 KEY = ("team", "chat")
 

@@ -3,11 +3,11 @@
 import dataclasses
 
 import pytest
-from pds_operator.build import engine, warmup
-from pds_operator.facts import warmup_facts
-from pds_operator.observed import WarmupPod
+from pds_operator.decide.status import status
+from pds_operator.facts.observed import WarmupPod
+from pds_operator.facts.reading import warmup_facts
+from pds_operator.render import engine, warmup
 from pds_operator.settings import Settings
-from pds_operator.status import status
 from worlds import NOW, OWNER, World, desired, digest, raw_spec
 
 SHARED = {"compileCache": {"volume": {"existingClaim": "c"}}}

@@ -1,12 +1,12 @@
 """Which groups leave, of those that are too many."""
 
 import pytest
-from pds_operator.actions import Round
-from pds_operator.counting import Frame, counts, must_serve_on, retired
-from pds_operator.fleet import groups
-from pds_operator.observed import EngineState, Pod, Revision
-from pds_operator.rollout import Limits, Move, Role, Step
-from pds_operator.target import Target
+from pds_operator.decide.actions import Round
+from pds_operator.decide.counting import Frame, counts, must_serve_on, retired
+from pds_operator.decide.fleet import groups
+from pds_operator.decide.rollout import Limits, Move, Role, Step
+from pds_operator.decide.target import Target
+from pds_operator.facts.observed import EngineState, Pod, Revision
 from worlds import desired, raw_spec
 
 ONE_DECODE = Step(0, 1, {"decode": Move(retire_old=1)})

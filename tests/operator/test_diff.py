@@ -2,7 +2,7 @@ import copy
 
 import pytest
 from fake_api import _merged
-from pds_operator.diff import Verdict, covers, difference, excess, stamped, verdict
+from pds_operator.decide.diff import Verdict, covers, difference, excess, stamped, verdict
 
 WANTED = stamped(
     {

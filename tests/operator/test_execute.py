@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 from fake_api import FakeApi
 from pds_operator import errors, names
-from pds_operator.actions import Action, Create, Say
-from pds_operator.build.owner import Owner
-from pds_operator.cluster import Store
-from pds_operator.execute import LANES, Executor, Ledger
+from pds_operator.decide.actions import Action, Create, Say
+from pds_operator.render.owner import Owner
+from pds_operator.run.cluster import Store
+from pds_operator.run.execute import LANES, Executor, Ledger
 
 OWNER = Owner("chat", "team", "uid-chat")
 

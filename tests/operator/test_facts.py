@@ -2,8 +2,8 @@
 
 import pytest
 from pds_operator import names
-from pds_operator.facts import pod_facts
-from pds_operator.observed import Pod
+from pds_operator.facts.observed import Pod
+from pds_operator.facts.reading import pod_facts
 
 
 def facts(status: dict, spec: dict | None = None) -> Pod:

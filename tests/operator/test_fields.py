@@ -5,7 +5,8 @@ import copy
 import field_owners
 import pytest
 from bench import Bench
-from pds_operator import fields, names
+from pds_operator import names
+from pds_operator.facts import fields
 from worlds import raw_spec
 
 KINDS = ("Service", "Deployment", "PodDisruptionBudget", "NetworkPolicy", "RoleBinding",

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 import yaml
 from fake_api import FakeApi
-from pds_operator import errors, names, spec
-from pds_operator.actions import Create, Delete, Disband, Hold
-from pds_operator.build import engine, gang
-from pds_operator.cluster import Store
-from pds_operator.execute import Executor, Ledger
-from pds_operator.observed import Failure
-from pds_operator.plan import plan
-from pds_operator.probe import Prober
+from pds_operator import errors, names, schema
+from pds_operator.decide.actions import Create, Delete, Disband, Hold
+from pds_operator.decide.plan import plan
+from pds_operator.facts.observed import Failure
+from pds_operator.render import engine, gang
+from pds_operator.run.cluster import Store
+from pds_operator.run.execute import Executor, Ledger
+from pds_operator.run.probe import Prober
 from pds_operator.settings import Settings
 from worlds import NOW, OWNER, World, desired, raw_spec
 
@@ -31,7 +31,7 @@ def raw(kind: str, **scheduling: object) -> dict:
 
 
 def data(made: dict) -> dict:
-    return engine.render(made, spec.parse(made), OWNER, Settings())
+    return engine.render(made, schema.parse(made), OWNER, Settings())
 
 
 @pytest.mark.parametrize("kind", ["volcano", "coscheduling", "kai"])

@@ -18,7 +18,7 @@ from kubernetes.aio.client import Configuration
 from kubernetes.aio.config import load_kube_config
 from pds_cluster import processes, testing
 from pds_operator import errors
-from pds_operator.api import Api
+from pds_operator.run.api import Api
 from running import CHAT, CHAT_PODS, Operator, condition, eventually, listed
 
 pytestmark = pytest.mark.cluster

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 from pds_operator import names
-from pds_operator.actions import Problem
-from pds_operator.facts import pod_facts, router_facts
-from pds_operator.observed import EngineState, Failure, Pod, RouterPod, WarmupPod, rfc3339
-from pds_operator.severity import worst_first
-from pds_operator.status import status
+from pds_operator.decide.actions import Problem
+from pds_operator.decide.severity import worst_first
+from pds_operator.decide.status import status
+from pds_operator.facts.observed import EngineState, Failure, Pod, RouterPod, WarmupPod, rfc3339
+from pds_operator.facts.reading import pod_facts, router_facts
 from worlds import NOW, ROUTER, World, desired, raw_spec
 
 PULL = "ImagePullBackOff: Back-off pulling image engine:tpyo"

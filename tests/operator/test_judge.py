@@ -1,9 +1,9 @@
 """Revisions that show to be bad, and what becomes of them."""
 
 import pytest
-from pds_operator.actions import Say
-from pds_operator.observed import NO_PROOF, Failure, Proof, RouterPod, rfc3339
-from pds_operator.status import status
+from pds_operator.decide.actions import Say
+from pds_operator.decide.status import status
+from pds_operator.facts.observed import NO_PROOF, Failure, Proof, RouterPod, rfc3339
 from worlds import NOW, ROUTER, World, desired, digest, raw_spec
 
 GOOD = digest(raw_spec())

@@ -3,8 +3,9 @@
 import dataclasses
 
 import pytest
-from pds_operator import keyring, names, revision
-from pds_operator.observed import Failure, Keys, KeySecret, Observed
+from pds_operator import names, revision
+from pds_operator.decide import keyring
+from pds_operator.facts.observed import Failure, Keys, KeySecret, Observed
 from worlds import OWNER, World, digest, problems, raw_spec
 
 SHARED = {"volume": {"existingClaim": "cache"}}

@@ -2,7 +2,8 @@
 
 import plugin
 import pytest
-from pds_operator import kubectl, revision
+from pds_operator import revision
+from pds_operator.kubectl import commands
 from plugin import pod, stored, told
 from typer.testing import CliRunner
 from worlds import raw_spec
@@ -25,7 +26,7 @@ def test_pause_and_resume_patch_the_spec_and_nothing_else(cluster):
 
 
 def test_what_kubectl_says_is_told(cluster):
-    result = CliRunner().invoke(kubectl.app, ["pause", "chat"])
+    result = CliRunner().invoke(commands.app, ["pause", "chat"])
     assert result.exit_code == 1
     assert "no answer to" in result.output
 
@@ -77,7 +78,7 @@ def test_undo_goes_back_to_what_is_named(three):
     three.answers["get pdserving chat"]["spec"] = SECOND
     told("undo", "chat", "--to", "1")
     assert three.patches()[0][1] == {"spec": {"image": "engine:1", "engine": {"chunkSize": 64}}}
-    result = CliRunner().invoke(kubectl.app, ["undo", "chat", "--to", "9"])
+    result = CliRunner().invoke(commands.app, ["undo", "chat", "--to", "9"])
     assert (result.exit_code, "no revision 9" in result.output) == (1, True)
 
 
@@ -90,7 +91,7 @@ def test_retry_takes_the_mark_of_failure_away(three):
         )
     ]
     three.answers["get pdserving chat"]["spec"] = SECOND
-    result = CliRunner().invoke(kubectl.app, ["retry", "chat"])
+    result = CliRunner().invoke(commands.app, ["retry", "chat"])
     assert (result.exit_code, "not marked as failed" in result.output) == (1, True)
 
 
@@ -133,7 +134,7 @@ def test_keys_are_rotated_by_an_annotation_and_one_rotation_at_a_time(rotated):
     assert (name, list(patch), annotation) == ("chat", ["metadata"], "pdserving.io/rotate-keys")
     assert moment.endswith("Z")
     rotated.answers["get pods"]["items"].append(pod("chat-d-0-0-0", "old", {}))
-    result = CliRunner().invoke(kubectl.app, ["rotate-keys", "chat"])
+    result = CliRunner().invoke(commands.app, ["rotate-keys", "chat"])
     assert (result.exit_code, "1 pods have older ones (chat-d-0-0-0)" in result.output) == (1, True)
     assert len(rotated.patches()) == 1
 

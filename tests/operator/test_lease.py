@@ -4,7 +4,7 @@ import copy
 
 import pytest
 from pds_operator import errors
-from pds_operator.lease import Lease
+from pds_operator.run.lease import Lease
 from pds_operator.settings import LeaseSettings, Settings
 
 TERM = 15.0

@@ -15,7 +15,7 @@ import pytest
 from kubernetes.aio.client import Configuration
 from kubernetes.aio.config import load_kube_config
 from pds_cluster import testing
-from pds_operator.api import Api
+from pds_operator.run.api import Api
 from running import CHAT, Operator, condition, eventually, listed
 
 pytestmark = pytest.mark.cluster

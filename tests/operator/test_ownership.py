@@ -5,8 +5,8 @@ import copy
 import pytest
 from bench import Bench
 from pds_operator import errors, names
-from pds_operator.build.owner import Owner
-from pds_operator.ownership import Whose, whose
+from pds_operator.decide.ownership import Whose, whose
+from pds_operator.render.owner import Owner
 
 OWNER = Owner("chat", "team", "uid-chat")
 MADE = {names.MANAGED_BY: names.MANAGER, names.NAME: "chat"}

@@ -3,9 +3,9 @@
 import dataclasses
 
 import pytest
-from pds_operator import pairs
-from pds_operator.fleet import groups
-from pds_operator.observed import EngineState, Pod
+from pds_operator.decide import pairs
+from pds_operator.decide.fleet import groups
+from pds_operator.facts.observed import EngineState, Pod
 
 P, D = "chat-p-0-0-0", "chat-d-0-0-0"
 TOLD = EngineState(fingerprint="f" * 64, protocol=1, key_id="a" * 10)

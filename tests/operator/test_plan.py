@@ -4,9 +4,9 @@ import dataclasses
 
 import pytest
 from pds_operator import names
-from pds_operator.actions import Delete, Problem
-from pds_operator.observed import Failure
-from pds_operator.plan import plan
+from pds_operator.decide.actions import Delete, Problem
+from pds_operator.decide.plan import plan
+from pds_operator.facts.observed import Failure
 from worlds import NOW, OWNER, World, desired, digest, pod_names, problems, raw_spec
 
 REVISION = digest(raw_spec())

@@ -1,7 +1,7 @@
 """Groups that fail, are evicted, or vanish: what the plan makes of it, round by round."""
 
 import pytest
-from pds_operator.actions import Delete, Problem
+from pds_operator.decide.actions import Delete, Problem
 from worlds import World, digest, pod_names, raw_spec
 
 REVISION = digest(raw_spec())

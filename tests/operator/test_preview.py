@@ -2,7 +2,8 @@
 
 import plugin
 import pytest
-from pds_operator import kubectl, revision
+from pds_operator import revision
+from pds_operator.kubectl import commands
 from plugin import pod, stored, told
 from typer.testing import CliRunner
 from worlds import raw_spec
@@ -118,7 +119,7 @@ def test_plan_of_what_no_operator_makes_says_so(cluster):
     cluster.answers["apply"] = {"kind": "PDServing", "metadata": {"name": "chat"}, "spec": raw}
     cluster.answers["get pods"] = {"items": []}
     cluster.answers["get controllerrevisions"] = {"items": []}
-    result = CliRunner().invoke(kubectl.app, ["plan", "-f", "edit.yaml"])
+    result = CliRunner().invoke(commands.app, ["plan", "-f", "edit.yaml"])
     assert result.exit_code == 1
     assert "InvalidSpec" in result.output
     assert "PDS_X" in result.output

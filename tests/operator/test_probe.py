@@ -10,9 +10,9 @@ from pds_engine import signing
 from pds_engine.errors import Forbidden
 from pds_engine.server import errors as server_errors
 from pds_engine.server import headers
-from pds_operator.answers import BACKENDS_BYTES, STATE_BYTES
-from pds_operator.observed import EngineState, RouterView
-from pds_operator.probe import Prober, signature
+from pds_operator.facts.answers import BACKENDS_BYTES, STATE_BYTES
+from pds_operator.facts.observed import EngineState, RouterView
+from pds_operator.run.probe import Prober, signature
 
 KEY = bytes(range(32))
 
@@ -227,7 +227,7 @@ async def test_a_compressed_answer_is_not_unpacked(rude):
 
 
 async def test_silent_pods_are_asked_some_at_a_time(rude, monkeypatch):
-    monkeypatch.setattr("pds_operator.probe.AT_ONCE", 3)
+    monkeypatch.setattr("pds_operator.run.probe.AT_ONCE", 3)
     rude.script = endless  # busy until it is cut off
     async with Prober(rude.port) as prober:
         await prober.states([(f"p{n}", "127.0.0.1") for n in range(12)], {})

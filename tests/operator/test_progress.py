@@ -1,7 +1,7 @@
 """Rollouts that do not get on."""
 
 import pytest
-from pds_operator.status import status
+from pds_operator.decide.status import status
 from worlds import NOW, World, desired, digest, raw_spec
 
 ROLLOUT = {"drainSeconds": 60, "progressDeadlineSeconds": 300, "autoRollback": False}

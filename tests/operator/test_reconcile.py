@@ -6,8 +6,8 @@ import time
 import pytest
 from bench import KEY, Bench
 from pds_operator import errors
-from pds_operator.observed import RouterView
-from pds_operator.reconcile import Reconciler, settle
+from pds_operator.facts.observed import RouterView
+from pds_operator.run.reconcile import Reconciler, settle
 from pds_operator.settings import Settings
 
 

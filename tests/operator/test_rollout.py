@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pds_operator.rollout import Limits, Move, Role, step
+from pds_operator.decide.rollout import Limits, Move, Role, step
 
 Fleet = dict[str, Role]
 

@@ -2,8 +2,8 @@
 
 import pytest
 from pds_operator import names
-from pds_operator.actions import TellScale
-from pds_operator.plan import plan
+from pds_operator.decide.actions import TellScale
+from pds_operator.decide.plan import plan
 from worlds import NOW, OWNER, World, desired, raw_spec
 
 SELECTOR = (

@@ -1,6 +1,6 @@
 """Groups that begin: how many at once, and what becomes of those that find no node."""
 
-from pds_operator.actions import Say
+from pds_operator.decide.actions import Say
 from worlds import World, raw_spec
 
 

@@ -3,9 +3,9 @@
 import dataclasses
 
 import pytest
-from pds_operator.observed import EngineState, Failure, Proof
+from pds_operator.decide.status import status, transitions
+from pds_operator.facts.observed import EngineState, Failure, Proof
 from pds_operator.revision import digest
-from pds_operator.status import status, transitions
 from worlds import NOW, World, desired, raw_spec
 
 WARM = {"compileCache": {"volume": {"existingClaim": "c"}}}

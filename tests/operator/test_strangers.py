@@ -2,8 +2,8 @@
 
 import pytest
 from bench import KEY, Bench
-from pds_operator import parents
-from pds_operator.observed import RouterView
+from pds_operator.facts.observed import RouterView
+from pds_operator.run import parents
 
 
 @pytest.fixture

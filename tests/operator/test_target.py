@@ -1,8 +1,8 @@
 """Which revision is brought out, and what holds it back, told round by round."""
 
 import pytest
-from pds_operator.observed import Failure
-from pds_operator.plan import plan
+from pds_operator.decide.plan import plan
+from pds_operator.facts.observed import Failure
 from worlds import NOW, World, desired, digest, raw_spec
 
 REVISION = digest(raw_spec())

@@ -6,12 +6,13 @@ import pytest
 from fake_api import FakeApi
 from pds_engine import signing
 from pds_engine.router.keyring import Ring, read
-from pds_operator import errors, keys, names
-from pds_operator.actions import KeepRing, MakeCacheKey, MakeKey
-from pds_operator.observed import Keys, KeySecret
-from pds_operator.reconcile import Reconciler
+from pds_operator import errors, names
+from pds_operator.decide.actions import KeepRing, MakeCacheKey, MakeKey
+from pds_operator.facts.observed import Keys, KeySecret
+from pds_operator.run import keys
+from pds_operator.run.reconcile import Reconciler
+from pds_operator.run.vault import Vault
 from pds_operator.settings import Settings
-from pds_operator.vault import Vault
 from worlds import NOW, OWNER, raw_spec
 
 OLD = dict.fromkeys(("server.key", "server.pub", "client.key", "client.pub"), "0" * 40)

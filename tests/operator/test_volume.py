@@ -4,13 +4,13 @@ import dataclasses
 import json
 
 import pytest
-from pds_operator import spec
-from pds_operator.build import engine, warmup
-from pds_operator.facts import proof, warmup_facts
-from pds_operator.observed import EngineState, Proof, WarmupPod, rfc3339
+from pds_operator import schema
+from pds_operator.decide.status import status
+from pds_operator.decide.volume import problem
+from pds_operator.facts.observed import EngineState, Proof, WarmupPod, rfc3339
+from pds_operator.facts.reading import proof, warmup_facts
+from pds_operator.render import engine, warmup
 from pds_operator.settings import Settings
-from pds_operator.status import status
-from pds_operator.volume import problem
 from worlds import NOW, OWNER, World, desired, digest, raw_spec
 
 FULL = "the compile cache's volume at /var/cache/pds is full (0 B of 64 KiB free): give it room"
@@ -63,7 +63,7 @@ def test_a_path_of_the_node_is_named_too():
     here = world()
     prove(here, FULL)
     raw = raw_spec(compileCache={"volume": {"hostPath": "/srv/cache"}})
-    found = problem("chat", spec.parse(raw), here.observed(), here.plan().groups)
+    found = problem("chat", schema.parse(raw), here.observed(), here.plan().groups)
     assert found.message.startswith("the compile cache's hostPath /srv/cache cannot be used")
 
 

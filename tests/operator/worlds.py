@@ -4,8 +4,9 @@ import copy
 import dataclasses
 from typing import Any
 
-from pds_operator import names, ownership, revision, spec
-from pds_operator.actions import (
+from pds_operator import names, revision, schema
+from pds_operator.decide import ownership
+from pds_operator.decide.actions import (
     Annotate,
     Create,
     Delete,
@@ -18,10 +19,9 @@ from pds_operator.actions import (
     SetGate,
     TellScale,
 )
-from pds_operator.build.owner import Owner
+from pds_operator.decide.plan import Desired, Plan, plan
 from pds_operator.errors import RevisionMissing
-from pds_operator.facts import pod_facts, revision_facts
-from pds_operator.observed import (
+from pds_operator.facts.observed import (
     EngineState,
     Failure,
     Keys,
@@ -34,7 +34,8 @@ from pds_operator.observed import (
     WarmupPod,
     rfc3339,
 )
-from pds_operator.plan import Desired, Plan, plan
+from pds_operator.facts.reading import pod_facts, revision_facts
+from pds_operator.render.owner import Owner
 from pds_operator.settings import Settings
 
 OWNER = Owner("chat", "team", "uid-chat")
@@ -56,7 +57,7 @@ def raw_spec(**changes: Any) -> dict[str, Any]:
 
 def desired(raw: dict[str, Any] | None = None, rotate: str = "", **settings: Any) -> Desired:
     raw = raw_spec() if raw is None else raw
-    return Desired(OWNER, 1, raw, spec.parse(raw), Settings(**settings), rotate)
+    return Desired(OWNER, 1, raw, schema.parse(raw), Settings(**settings), rotate)
 
 
 class World:

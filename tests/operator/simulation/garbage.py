@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pds_operator.facts import owner_uid
+from pds_operator.facts.reading import owner_uid
 from simulation.clock import Clock
 from simulation.server import Server
 

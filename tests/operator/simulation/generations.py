@@ -3,7 +3,7 @@
 from typing import Any
 
 from pds_operator import names, revision
-from pds_operator.facts import owner_uid
+from pds_operator.facts.reading import owner_uid
 from simulation.server import Server
 from simulation.serving import RING
 

@@ -5,11 +5,11 @@ from collections.abc import Iterable
 from typing import Any
 
 from pds_operator import names
-from pds_operator.build.owner import Owner
-from pds_operator.facts import owner_uid
-from pds_operator.observed import seconds
-from pds_operator.ownership import sort
-from pds_operator.rollout import Limits
+from pds_operator.decide.ownership import sort
+from pds_operator.decide.rollout import Limits
+from pds_operator.facts.observed import seconds
+from pds_operator.facts.reading import owner_uid
+from pds_operator.render.owner import Owner
 from simulation.blame import Blame
 from simulation.clock import Clock
 from simulation.generations import Generations

@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
-from pds_operator import cluster, diff, fleet, objects, ownership, revision, spec, vault
-from pds_operator.build import engine, router, shared, warmup
-from pds_operator.build.owner import Owner
+from pds_operator import revision, schema
+from pds_operator.decide import diff, fleet, objects, ownership
+from pds_operator.render import engine, router, shared, warmup
+from pds_operator.render.owner import Owner
+from pds_operator.run import cluster, vault
 
 MOST = 10_000
 """Results that a function remembers."""
@@ -135,7 +137,7 @@ class Keys:
 KEYS = Keys()
 
 PURE: dict[tuple[Any, str], Callable[[Callable[..., Any]], Callable[..., Any]]] = {
-    (spec, "parse"): _remembering,
+    (schema, "parse"): _remembering,
     (revision, "digest"): _digesting,
     (shared, "objects"): _remembering,
     (router, "objects"): _remembering,

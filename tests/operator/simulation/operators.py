@@ -7,12 +7,13 @@ dies: then the coroutine is closed, and what it had not done yet is never done.
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
-from pds_operator import errors, names, parents
-from pds_operator.api import TRANSIENT, WATCH_TIMEOUT
-from pds_operator.cluster import Store
-from pds_operator.lease import Lease
-from pds_operator.observed import EngineState, RouterView
-from pds_operator.reconcile import SETTLE_SECONDS, Reconciler
+from pds_operator import errors, names
+from pds_operator.facts.observed import EngineState, RouterView
+from pds_operator.run import parents
+from pds_operator.run.api import TRANSIENT, WATCH_TIMEOUT
+from pds_operator.run.cluster import Store
+from pds_operator.run.lease import Lease
+from pds_operator.run.reconcile import SETTLE_SECONDS, Reconciler
 from pds_operator.settings import Settings
 from simulation.clock import Clock
 from simulation.pausing import Pause, together
@@ -39,7 +40,7 @@ class Trouble:
 
 
 class Client:
-    """The methods of `pds_operator.api.Api` that reconciling uses."""
+    """The methods of `pds_operator.run.api.Api` that reconciling uses."""
 
     def __init__(self, name: str, clock: Clock, server: Server, trouble: Trouble) -> None:
         self._name, self._clock, self._server, self._trouble = name, clock, server, trouble
@@ -103,7 +104,7 @@ class Client:
 
 
 class Questions:
-    """The methods of `pds_operator.probe.Prober` that reconciling uses."""
+    """The methods of `pds_operator.run.probe.Prober` that reconciling uses."""
 
     def __init__(self, clock: Clock, serving: Serving, trouble: Trouble) -> None:
         self._clock, self._serving, self._trouble = clock, serving, trouble

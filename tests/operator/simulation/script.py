@@ -5,8 +5,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from pds_operator import names
-from pds_operator.cluster import FOLLOWED
-from pds_operator.facts import owner_uid
+from pds_operator.facts.reading import owner_uid
+from pds_operator.run.cluster import FOLLOWED
 from simulation import specs
 from simulation.knowledge import Knowledge
 from simulation.mishaps import Mishaps

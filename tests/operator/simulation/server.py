@@ -11,7 +11,7 @@ from typing import Any
 
 import field_owners
 from pds_operator import errors, names
-from pds_operator.diff import CHANGING
+from pds_operator.decide.diff import CHANGING
 from simulation.clock import Clock
 
 Object = dict[str, Any]

@@ -10,8 +10,8 @@ from pds_engine.router.keyring import Keyring, Ring
 from pds_engine.router.policy import Ask, Candidate, pick
 from pds_engine.signing import key_id
 from pds_operator import names
-from pds_operator.facts import owner_uid
-from pds_operator.observed import EngineState, RouterView
+from pds_operator.facts.observed import EngineState, RouterView
+from pds_operator.facts.reading import owner_uid
 from simulation.clock import Clock
 from simulation.kubelet import Kubelet, Running
 from simulation.server import Server

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from pds_operator import names
-from pds_operator.facts import owner_uid
+from pds_operator.facts.reading import owner_uid
 
 if TYPE_CHECKING:
     from simulation.world import World

@@ -7,12 +7,8 @@ from typing import Any
 import pytest
 from aiohttp import ClientTimeout
 from pds_engine.router import policy
-from pds_operator import (
-    clocks,
-    cluster,
-    containers,
+from pds_operator.decide import (
     counting,
-    fields,
     hindrances,
     keyring,
     lifecycle,
@@ -22,10 +18,12 @@ from pds_operator import (
     progress,
     rollout,
 )
-from pds_operator.actions import Delete, KeepRing
-from pds_operator.diff import Verdict
-from pds_operator.ownership import Whose
-from pds_operator.plan import limits
+from pds_operator.decide.actions import Delete, KeepRing
+from pds_operator.decide.diff import Verdict
+from pds_operator.decide.ownership import Whose
+from pds_operator.decide.plan import limits
+from pds_operator.facts import clocks, containers, fields
+from pds_operator.run import cluster
 from simulation import memory, operators
 from simulation.memory import remembering
 from simulation.world import Failed, run

@@ -6,7 +6,7 @@ from typing import Any
 
 from pds_engine.signing import key_id
 from pds_operator import names
-from pds_operator.facts import owner_uid
+from pds_operator.facts.reading import owner_uid
 from pds_operator.settings import LeaseSettings, Settings
 from simulation import memory, specs
 from simulation.clock import START, Clock

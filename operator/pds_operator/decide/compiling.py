@@ -1,0 +1,126 @@
+"""Compile first: a new revision's kernels are made before its pods are (operator.md §5). Pure.
+
+Only where a volume is shared and a revision serves meanwhile. The Job stays until the rollout is
+over, as a record; one that finds no node makes room for the surge pods, which compile in their own
+init containers.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from pds_operator import names
+from pds_operator.decide import objects
+from pds_operator.decide.actions import Delete, Round, object_scope
+from pds_operator.decide.desired import Desired
+from pds_operator.decide.fleet import Group, Phase
+from pds_operator.decide.rollout import Step
+from pds_operator.decide.target import Target
+from pds_operator.facts.observed import Observed, seconds
+from pds_operator.render import warmup
+
+Object = dict[str, Any]
+
+PENDING_SECONDS = 60.0
+"""How long the Job may look for a node."""
+
+
+class State(Enum):
+    """Where compiling stands."""
+
+    NONE = "none"
+    """There is nothing to compile first, or it is done."""
+    RUNNING = "running"
+    FAILED = "failed"
+    IN_INIT = "in init"
+    """No node for the Job: the surge pods compile while the old ones serve."""
+
+
+@dataclass(frozen=True, slots=True)
+class Warmup:
+    """The state, and what is known of it."""
+
+    state: State = State.NONE
+    message: str = ""
+    ended: float = 0.0
+    """When the Job did, or was given up, in Unix seconds: pods may be made since."""
+    waits: str = ""
+    """Why its pod cannot start, while it is RUNNING: no time-out of the warm-up's runs yet."""
+
+    @property
+    def holds(self) -> bool:
+        """No pod of the revision is made now."""
+        return self.state in (State.RUNNING, State.FAILED)
+
+
+def first(
+    round_: Round,
+    observed: Observed,
+    desired: Desired,
+    target: Target,
+    step: Step,
+    fleet: list[Group],
+    now: float,
+) -> Warmup:
+    """Make, follow and clear away the Job."""
+    owner = desired.owner
+    name = names.warmup(owner.name, target.digest)
+    can = target.rolling and not observed.lost(target.revision.key)
+    wanted = warmup.job(owner, target.digest, target.revision.data) if can else None
+    for (kind, other), stale in observed.objects.items():
+        if kind == "Job" and (wanted is None or other != name):
+            _clear(round_, stale)
+    if wanted is None:
+        return Warmup()
+    live = observed.objects.get(("Job", name))
+    own = [g for g in fleet if g.revision == target.digest and g.phase is not Phase.LEAVING]
+    if live is None and own:
+        cold = any(pod.proof is None for group in own for pod in group.pods)
+        return Warmup(State.IN_INIT if cold else State.NONE)
+    if live is None:
+        if not any(move.create for move in step.moves.values()):
+            return Warmup()
+        objects.ensure(round_, observed, wanted)
+        return Warmup(State.RUNNING, f"the Job {name} compiles")
+    return _follow(round_, observed, target, live, own, now)
+
+
+def _follow(
+    round_: Round,
+    observed: Observed,
+    target: Target,
+    live: Object,
+    own: list[Group],
+    now: float,
+) -> Warmup:
+    name = live["metadata"]["name"]
+    pods = [pod for pod in observed.warmups if pod.revision == target.digest]
+    ended = {
+        item["type"]: item
+        for item in (live.get("status") or {}).get("conditions") or []
+        if item["status"] == "True"
+    }
+    if "Complete" in ended:
+        return Warmup(ended=seconds(ended["Complete"].get("lastTransitionTime")) or 0.0)
+    if "Failed" in ended:
+        told = [f"{pod.name}: {pod.error}" for pod in pods if pod.error]
+        why = told[0] if told else f"Job {name}: {ended['Failed'].get('message', '')}"
+        return Warmup(State.FAILED, why)
+    waits = next((f"{pod.name}: {pod.waits}" for pod in pods if pod.waits), "")
+    if waits:
+        return Warmup(State.RUNNING, f"the Job {name} cannot start: {waits}", waits=waits)
+    if any(pod.scheduled for pod in pods):
+        return Warmup(State.RUNNING, f"the Job {name} compiles")
+    due = (seconds(live["metadata"].get("creationTimestamp")) or 0.0) + PENDING_SECONDS
+    if now < due and not own:
+        round_.wake_at(due)
+        return Warmup(State.RUNNING, f"the Job {name} waits for a node")
+    _clear(round_, live)
+    why = next((pod.unscheduled for pod in pods if pod.unscheduled), "it has no pod")
+    return Warmup(State.IN_INIT, f"the Job {name} found no node: {why}", due)
+
+
+def _clear(round_: Round, live: Object) -> None:
+    meta = live["metadata"]
+    if not meta.get("deletionTimestamp"):
+        round_.actions.append(Delete("Job", meta["name"], meta["uid"], object_scope(live)))

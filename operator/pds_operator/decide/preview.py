@@ -1,0 +1,164 @@
+"""What an edit would do, by the planner itself: `kubectl pds plan -f FILE`. Pure.
+
+From the counts of now every created group turns ready and every leaving one is gone by the next
+round. What cannot be foreseen (nodes, failures, long drains) is not in it.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pds_operator import schema
+from pds_operator.decide import counting, keyring, rollout
+from pds_operator.decide import target as targets
+from pds_operator.decide.actions import Round
+from pds_operator.decide.counting import Frame, counts
+from pds_operator.decide.desired import Desired
+from pds_operator.decide.fleet import groups
+from pds_operator.decide.rollout import Limits, Move, Role
+from pds_operator.errors import SpecError
+from pds_operator.facts.observed import Observed, Pod, Revision
+from pds_operator.render import engine, router, warmup
+from pds_operator.render.owner import Owner
+from pds_operator.revision import affecting, digest
+from pds_operator.settings import PodDefaults, Settings
+
+Object = dict[str, Any]
+MOST = 10_000
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Cluster:
+    """What there is of a PDServing; all of it empty where it is new."""
+
+    pods: Sequence[Pod] = ()
+    stored: Mapping[str, Revision] = dataclasses.field(default_factory=dict)
+    children: Mapping[tuple[str, str], Object] = dataclasses.field(default_factory=dict)
+    """Its PDServingRoles, as `Observed.objects` has them."""
+    spec: Object = dataclasses.field(default_factory=dict)
+    """What is asked for now."""
+
+
+def preview(name: str, raw: Object, there: Cluster, now: float) -> list[str]:
+    """Lines for people: the revision, and each round until nothing is left to do.
+
+    Raises:
+        SpecError: `raw` is no spec, or asks for what no operator makes. What only the settings of
+            this one forbid is not known here.
+    """
+    stored, pods = there.stored, there.pods
+    key = keyring.active(Observed(revisions=stored))
+    wanted = digest(raw, key)
+    new = Revision(wanted, 1 + max((r.number for r in stored.values()), default=0), "", {}, "", now)
+    known = {wanted: dataclasses.replace(new, data={"spec": affecting(raw), "key": key}), **stored}
+    fleet = groups(pods, _size)
+    owner, settings = Owner(name, "", ""), Settings(pod_defaults=PodDefaults(allow_host_path=True))
+    desired = Desired(owner, 0, raw, schema.parse(raw), settings)
+    data = engine.render(raw, desired.spec, owner, settings)
+    asked = desired
+    target = targets.choose(Observed(revisions=known), wanted, fleet, now)
+    if target is None:
+        return []
+    desired = targets.effective(desired, target, Observed(objects=there.children), fleet)
+    limits = counting.limits(desired, target)
+    frame = Frame(target.digest, target, limits.holds)
+    roles = counts(Round(), fleet, desired, frame, now)
+    compiles = target.rolling and not any(group.revision == wanted for group in fleet)
+    job = warmup.job(owner, wanted, data) if compiles else None
+    first = ["     a Job compiles, before any pod of it is made"] if job else []
+    head = [*_head(target, wanted in stored), *_routers(asked, there), *first]
+    return [*head, *rounds(roles, limits)]
+
+
+def rounds(roles: Mapping[str, Role], limits: Limits) -> list[str]:
+    """Each round's creations and retirements, numbered, and where it ends.
+
+    Each round begins once what the one before has begun is done; the first one, once what is under
+    way already is.
+    """
+    told: list[str] = []
+    number = 0
+    for _ in range(MOST):
+        step = rollout.step(roles, limits)
+        said = [text for name, move in step.moves.items() for text in _said(name, move)]
+        waits = [text for name, role in roles.items() for text in _awaited(name, role)]
+        if not said and waits:
+            told.append(f"     under way: {', '.join(waits)}")
+            roles = {name: _settled(role) for name, role in roles.items()}
+            continue
+        if not said:
+            end = f"held at step {step.last} of {step.steps}" if step.held else "nothing left to do"
+            return [*told, end]
+        number += 1
+        told.append(f"{number:3}. {', '.join(said)}")
+        roles = {name: _after(role, step.moves[name]) for name, role in roles.items()}
+    return told
+
+
+def _size(revision: str, role: str) -> int:
+    return 1  # a group of several pods is counted by those that are there
+
+
+def _head(target: targets.Target, stored: bool) -> list[str]:
+    if target.rejected is not None:
+        failed = f"revision {target.rejected.digest} has failed: {target.rejected.failed}"
+        return [failed, f"target   {target.digest}, the last good one"]
+    if target.good is None or target.settled:
+        return [f"target   {target.digest}" + ("" if stored else ", new")]
+    kind = "stored" if stored else "new"
+    return [f"target   {target.digest}, {kind}; {target.good.digest} served last"]
+
+
+def _routers(desired: Desired, there: Cluster) -> list[str]:
+    """They are replaced by their Deployment, before any engine is."""
+    if not there.spec:
+        return []
+    try:
+        old = _template(dataclasses.replace(desired, spec=schema.parse(there.spec)))
+    except SpecError:
+        return []  # what is asked for now is none, and runs nowhere
+    return ["     routers are replaced first"] if old != _template(desired) else []
+
+
+def _template(desired: Desired) -> Object:
+    made = router.objects(desired.owner, desired.spec, desired.settings)
+    [deployment] = [obj for obj in made if obj["kind"] == "Deployment"]
+    return dict(deployment["spec"]["template"])
+
+
+def _said(name: str, move: Move) -> list[str]:
+    counts = (
+        ("create", move.create, "new"),
+        ("create", move.create_old, "old"),
+        ("drain", move.retire_old, "old"),
+        ("drain", move.retire_new, "new"),
+    )
+    return [f"{verb} {count} {age} {name}" for verb, count, age in counts if count]
+
+
+def _awaited(name: str, role: Role) -> list[str]:
+    """What is under way. A group that serves and is not ready may stay so: it is not waited for."""
+    told = []
+    if role.new > role.new_ready:
+        told.append(f"{role.new - role.new_ready} new {name} not serving yet")
+    if role.leaving:
+        told.append(f"{role.leaving} {name} drain")
+    return told
+
+
+def _settled(role: Role) -> Role:
+    return dataclasses.replace(role, new_ready=role.new, leaving=0)
+
+
+def _after(role: Role, move: Move) -> Role:
+    unready = role.old - role.old_ready
+    old = role.old - move.retire_old + move.create_old
+    new = role.new + move.create - move.retire_new
+    return dataclasses.replace(
+        role,
+        old=old,
+        old_ready=old - max(0, unready - move.retire_old),
+        new=new,
+        new_ready=new,
+        leaving=0,
+    )

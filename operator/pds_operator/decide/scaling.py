@@ -1,0 +1,95 @@
+"""PDServingRole: the child that rules how many groups a role has where the PDServing does not say.
+
+It has `/scale`, so that `kubectl scale pdsr` and HorizontalPodAutoscalers work on one role. It is
+made for roles whose `replicas` are left out, and deleted when they are given again. Pure.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+from pds_operator import names
+from pds_operator.decide.actions import Create, Delete, Round, TellScale, object_scope
+from pds_operator.decide.fleet import Group, Phase
+from pds_operator.facts.observed import Observed
+from pds_operator.render.owner import Owner
+from pds_operator.schema import PDServingSpec
+
+Object = dict[str, Any]
+
+
+def scaled(
+    spec: PDServingSpec, owner: Owner, observed: Observed, fleet: Iterable[Group]
+) -> PDServingSpec:
+    """`spec` with the replicas that it leaves out.
+
+    They are the child's. Until it exists, as many groups are wanted as there are, and one where
+    there is none: to take `replicas` out of a spec scales nothing.
+    """
+    found: dict[str, Any] = {}
+    for role, shape in spec.roles.items():
+        if shape.replicas is None:
+            live = _child(observed, owner, role)
+            wanted = (live.get("spec") or {}).get("replicas", 1) if live else _present(fleet, role)
+            found[role] = shape.model_copy(update={"replicas": wanted})
+    return spec.model_copy(update=found) if found else spec
+
+
+def keep_up(
+    round_: Round,
+    spec: PDServingSpec,
+    owner: Owner,
+    observed: Observed,
+    fleet: Iterable[Group],
+) -> None:
+    """Make, tell and delete the children; `spec` is the one that was applied, before `scaled`."""
+    ruling = {role for role, shape in spec.roles.items() if shape.replicas is None}
+    for role in names.ROLES:
+        name = names.role_object(owner.name, role)
+        live = observed.objects.get((names.ROLE_KIND, name))
+        if role not in ruling:
+            if live is not None and not live["metadata"].get("deletionTimestamp"):
+                scope = object_scope(live)
+                round_.actions.append(Delete(names.ROLE_KIND, name, live["metadata"]["uid"], scope))
+        elif live is None:
+            made = child(owner, role, _present(fleet, role))
+            round_.actions.append(Create(made, object_scope(made)))
+        else:
+            told = _status(owner, role, fleet)
+            if told != (live.get("status") or {}):
+                uid, scope = live["metadata"]["uid"], f"{object_scope(live)}/status"
+                round_.actions.append(TellScale(name, uid, told, scope))
+
+
+def child(owner: Owner, role: str, replicas: int) -> Object:
+    """The object as it is made. Afterwards `spec` belongs to whoever scales it."""
+    return {
+        "apiVersion": names.API_VERSION,
+        "kind": names.ROLE_KIND,
+        "metadata": owner.metadata(names.role_object(owner.name, role), role),
+        "spec": {"replicas": replicas},
+    }
+
+
+def _status(owner: Owner, role: str, fleet: Iterable[Group]) -> Object:
+    """In groups. A selector of leaders alone: an autoscaler averages over as many pods as there
+    are groups."""
+    staying = [group for group in fleet if group.role == role and group.phase is not Phase.LEAVING]
+    selector = f"{names.NAME}={owner.name},{names.ROLE}={role},{names.RANK_POD}=0"
+    return {
+        "replicas": len(staying),
+        "readyReplicas": sum(group.ready for group in staying),
+        "selector": f"{selector},!{names.DRAINING}",
+    }
+
+
+def _child(observed: Observed, owner: Owner, role: str) -> Object | None:
+    return observed.objects.get((names.ROLE_KIND, names.role_object(owner.name, role)))
+
+
+def _present(fleet: Iterable[Group], role: str) -> int:
+    """Groups of the revision that has most: amid a rollout there are more than were wanted."""
+    counts = Counter(
+        group.revision for group in fleet if group.role == role and group.phase is not Phase.LEAVING
+    )
+    return max(counts.values(), default=1)
