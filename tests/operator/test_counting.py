@@ -1,12 +1,12 @@
 """Which groups leave, of those that are too many."""
 
 import pytest
-from pds_operator.decide.actions import Round
 from pds_operator.decide.counting import Frame, counts, must_serve_on, retired
 from pds_operator.decide.fleet import groups
 from pds_operator.decide.rollout import Limits, Move, Role, Step
+from pds_operator.decide.round import Round
 from pds_operator.decide.target import Target
-from pds_operator.facts.observed import EngineState, Pod, Revision
+from pds_operator.facts.observed import EngineState, Observed, Pod, Revision
 from worlds import desired, raw_spec
 
 ONE_DECODE = Step(0, 1, {"decode": Move(retire_old=1)})
@@ -81,10 +81,10 @@ def test_a_new_group_counts_once_it_has_told_what_it_pairs_with():
     states = {each.name: EngineState(fingerprint="one") for each in pods}
     asked = desired(raw_spec(prefill={"replicas": 1}, decode={"replicas": 1}))
     fleet = groups(pods, lambda *_: 1)
-    both = counts(Round(), fleet, asked, Frame("b", states=states), 9.0)
+    both = counts(Round(Observed(), asked, 9.0, tuple(fleet)), asked, Frame("b", states=states))
     assert {role.new_ready for role in both.values()} == {1}
     late = {name: state for name, state in states.items() if name != "chat-d-1-0-0"}
-    one = counts(Round(), fleet, asked, Frame("b", states=late), 9.0)
+    one = counts(Round(Observed(), asked, 9.0, tuple(fleet)), asked, Frame("b", states=late))
     assert {role.new_ready for role in one.values()} == {0}
 
 

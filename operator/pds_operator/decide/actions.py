@@ -5,7 +5,7 @@
 and the scope is held back for a while.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 Object = dict[str, Any]
@@ -281,22 +281,6 @@ class Problem:
 
     reason: str
     message: str
-
-
-@dataclass(slots=True)
-class Round:
-    """What one round does, as it is put together."""
-
-    actions: list[Action] = field(default_factory=list)
-    problems: list[Problem] = field(default_factory=list)
-    wake: float | None = None
-    """When to look again although nothing has changed."""
-    unsettled: bool = False
-    """Whether routers and leaders should be asked often."""
-
-    def wake_at(self, moment: float) -> None:
-        """Look again at `moment`, or before."""
-        self.wake = moment if self.wake is None else min(self.wake, moment)
 
 
 def group_scope(role: str, index: int) -> str:

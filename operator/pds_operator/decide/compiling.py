@@ -11,12 +11,12 @@ from typing import Any
 
 from pds_operator import names
 from pds_operator.decide import objects
-from pds_operator.decide.actions import Delete, Round, object_scope
-from pds_operator.decide.desired import Desired
-from pds_operator.decide.fleet import Group, Phase
+from pds_operator.decide.actions import Delete, object_scope
+from pds_operator.decide.fleet import Group
 from pds_operator.decide.rollout import Step
+from pds_operator.decide.round import Round
 from pds_operator.decide.target import Target
-from pds_operator.facts.observed import Observed, seconds
+from pds_operator.facts.observed import seconds
 from pds_operator.render import warmup
 
 Object = dict[str, Any]
@@ -53,17 +53,9 @@ class Warmup:
         return self.state in (State.RUNNING, State.FAILED)
 
 
-def first(
-    round_: Round,
-    observed: Observed,
-    desired: Desired,
-    target: Target,
-    step: Step,
-    fleet: list[Group],
-    now: float,
-) -> Warmup:
+def first(round_: Round, target: Target, step: Step) -> Warmup:
     """Make, follow and clear away the Job."""
-    owner = desired.owner
+    owner, observed = round_.owner, round_.observed
     name = names.warmup(owner.name, target.digest)
     can = target.rolling and not observed.lost(target.revision.key)
     wanted = warmup.job(owner, target.digest, target.revision.data) if can else None
@@ -73,28 +65,21 @@ def first(
     if wanted is None:
         return Warmup()
     live = observed.objects.get(("Job", name))
-    own = [g for g in fleet if g.revision == target.digest and g.phase is not Phase.LEAVING]
+    own = round_.staying(target.digest)
     if live is None and own:
         cold = any(pod.proof is None for group in own for pod in group.pods)
         return Warmup(State.IN_INIT if cold else State.NONE)
     if live is None:
         if not any(move.create for move in step.moves.values()):
             return Warmup()
-        objects.ensure(round_, observed, wanted)
+        objects.ensure(round_, wanted)
         return Warmup(State.RUNNING, f"the Job {name} compiles")
-    return _follow(round_, observed, target, live, own, now)
+    return _follow(round_, target, live, own)
 
 
-def _follow(
-    round_: Round,
-    observed: Observed,
-    target: Target,
-    live: Object,
-    own: list[Group],
-    now: float,
-) -> Warmup:
+def _follow(round_: Round, target: Target, live: Object, own: list[Group]) -> Warmup:
     name = live["metadata"]["name"]
-    pods = [pod for pod in observed.warmups if pod.revision == target.digest]
+    pods = [pod for pod in round_.observed.warmups if pod.revision == target.digest]
     ended = {
         item["type"]: item
         for item in (live.get("status") or {}).get("conditions") or []
@@ -112,7 +97,7 @@ def _follow(
     if any(pod.scheduled for pod in pods):
         return Warmup(State.RUNNING, f"the Job {name} compiles")
     due = (seconds(live["metadata"].get("creationTimestamp")) or 0.0) + PENDING_SECONDS
-    if now < due and not own:
+    if round_.now < due and not own:
         round_.wake_at(due)
         return Warmup(State.RUNNING, f"the Job {name} waits for a node")
     _clear(round_, live)

@@ -1,14 +1,14 @@
 """What the arithmetic of rollouts is told of the groups, and which of them leave. Pure."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pds_operator.decide import pairs
-from pds_operator.decide.actions import Round
 from pds_operator.decide.desired import Desired
 from pds_operator.decide.fleet import Group, Phase
 from pds_operator.decide.rollout import Limits, Role, Step
+from pds_operator.decide.round import Round
 from pds_operator.decide.target import Target
 from pds_operator.facts.observed import EngineState
 
@@ -52,15 +52,13 @@ class Frame:
         return good.groups.get(role, 0) if good is not None else 0
 
 
-def counts(
-    round_: Round, fleet: list[Group], desired: Desired, frame: Frame, now: float
-) -> dict[str, Role]:
+def counts(round_: Round, desired: Desired, frame: Frame) -> dict[str, Role]:
     """Each role's groups, as the arithmetic of rollouts wants them.
 
     A new group counts as ready once it is known to have a partner of its KV format: without one it
     serves nobody.
     """
-    spec = desired.spec
+    spec, fleet, now = desired.spec, round_.fleet, round_.now
     held = desired.rollout.min_ready_seconds or 0
     roles: dict[str, Role] = {}
     present = {group.role for group in fleet if group.phase is not Phase.LEAVING}
@@ -93,7 +91,7 @@ def counts(
     return roles
 
 
-def _known(fleet: list[Group], states: Mapping[str, EngineState]) -> list[Group]:
+def _known(fleet: Iterable[Group], states: Mapping[str, EngineState]) -> list[Group]:
     """Those whose leaders have told what they pair with; all, where nobody can be asked.
 
     An answer that is late may say that a new revision's groups do not pair, when old ones are gone.
@@ -101,14 +99,14 @@ def _known(fleet: list[Group], states: Mapping[str, EngineState]) -> list[Group]
     return [g for g in fleet if not states or (g.leader and g.leader.name in states)]
 
 
-def whole(fleet: list[Group], roles: Mapping[str, Role], digest: str, now: float) -> dict[str, int]:
+def whole(round_: Round, roles: Mapping[str, Role], digest: str) -> dict[str, int]:
     """Groups of each role, once all of the target are available and no others left; else nothing.
 
     Pods that are stuck on a dead node count as gone.
     """
     wants = {name: role.want for name, role in roles.items() if role.want}
     there = all(role.new_ready >= role.want for role in roles.values())
-    alone = all(group.revision == digest or group.stuck(now) for group in fleet)
+    alone = all(group.revision == digest or group.stuck(round_.now) for group in round_.fleet)
     return wants if there and alone else {}
 
 
@@ -124,7 +122,7 @@ def limits(desired: Desired, target: Target | None) -> Limits:
     )
 
 
-def retired(fleet: list[Group], step: Step, frame: Frame, *, serves_on: bool) -> list[Group]:
+def retired(fleet: Sequence[Group], step: Step, frame: Frame, *, serves_on: bool) -> list[Group]:
     """The groups that leave now: useless old ones, and what each role's move retires.
 
     serves_on: the last of those that serve together stay. Groups that several revisions have left
@@ -160,7 +158,7 @@ def must_serve_on(roles: Mapping[str, Role], limits: Limits) -> bool:
     return all(limits.of(wants.get(name, 0))[1] < wants.get(name, 0) for name in needed)
 
 
-def _pairs(fleet: list[Group], states: Mapping[str, EngineState]) -> dict[str, int]:
+def _pairs(fleet: Sequence[Group], states: Mapping[str, EngineState]) -> dict[str, int]:
     """Ready pairs of each revision: those of two revisions may not work with each other."""
     ready = Counter((group.revision, group.role) for group in pairs.matching(fleet, states))
     return {
@@ -169,7 +167,7 @@ def _pairs(fleet: list[Group], states: Mapping[str, EngineState]) -> dict[str, i
     }
 
 
-def _by_use(groups: list[Group], fleet: list[Group], frame: Frame) -> list[Group]:
+def _by_use(groups: list[Group], fleet: Sequence[Group], frame: Frame) -> list[Group]:
     """Those that serve last, and before them those that are ready and have no partner.
 
     What runs and has an open gate counts as ready here: it may be so unheard. Of those that serve

@@ -6,12 +6,12 @@ mounted, a router that crashes again and again, a dead container beside a living
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pds_operator import names
-from pds_operator.decide.actions import Problem, Round
 from pds_operator.decide.fleet import STUCK_SECONDS, Group, Phase
+from pds_operator.decide.round import Round
 from pds_operator.facts import clocks, containers
 from pds_operator.facts.observed import Observed, Pod, RouterPod
 
@@ -60,10 +60,11 @@ class _Hindrance:
     """When it has lasted."""
 
 
-def look(round_: Round, observed: Observed, fleet: Iterable[Group], now: float) -> None:
+def look(round_: Round) -> None:
     """Tell what has lasted, one of each kind with the number of the others."""
+    observed, now = round_.observed, round_.now
     told: dict[tuple[str, str], list[_Hindrance]] = {}
-    for found in _all(observed, fleet, now):
+    for found in _all(round_):
         if found.due > now:
             round_.wake_at(found.due)
         else:
@@ -73,17 +74,18 @@ def look(round_: Round, observed: Observed, fleet: Iterable[Group], now: float) 
         who = f"pod {first.pod}" if first.pod else "pods"
         more = f" (and {len(same) - 1} more pods)" if len(same) > 1 else ""
         cure = f"; {first.cure.replace('{pod}', first.pod)}" if first.cure else ""
-        round_.problems.append(Problem(first.reason, f"{who}{more}{first.text}{cure}"))
+        round_.tell(first.reason, f"{who}{more}{first.text}{cure}")
     nodes = {pod.name: pod.node for pod in observed.pods}
     skew = clocks.skew(observed.states, observed.routers, nodes)
     if skew:
-        round_.problems.append(Problem("ClockSkew", skew))
+        round_.tell("ClockSkew", skew)
 
 
-def _all(observed: Observed, fleet: Iterable[Group], now: float) -> Iterator[_Hindrance]:
-    for group in fleet:
+def _all(round_: Round) -> Iterator[_Hindrance]:
+    observed = round_.observed
+    for group in round_.fleet:
         for pod in group.pods:
-            yield from _engine(pod, now)
+            yield from _engine(pod, round_.now)
         for pod in group.remnants:
             yield from _stuck(pod)
         if group.phase is Phase.STARTING and group.failures >= FAILURES:

@@ -4,12 +4,12 @@ Judged is only what the spec asks for, while it takes the place of one that serv
 back to is never judged: there is no way from one bad revision to another.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pds_operator.decide.compiling import State, Warmup
-from pds_operator.decide.fleet import Group, Phase
+from pds_operator.decide.fleet import Group
 from pds_operator.decide.progress import Progress, waits_for
+from pds_operator.decide.round import Round
 from pds_operator.decide.target import Target
 from pds_operator.facts.observed import NO_PROOF, Observed, Revision
 
@@ -38,20 +38,13 @@ class Evidence:
         return f"{self.reason}: {self.message}"
 
 
-def evidence(
-    observed: Observed,
-    target: Target,
-    progress: Progress,
-    warmup: Warmup,
-    fleet: Iterable[Group],
-    now: float,
-) -> Evidence | None:
+def evidence(round_: Round, target: Target, progress: Progress, warmup: Warmup) -> Evidence | None:
     """What speaks against the target; the clearest first."""
     if not target.judged or target.fresh:
         return None
     if warmup.state is State.FAILED:
         return Evidence("WarmupFailed", warmup.message)
-    own = [g for g in fleet if g.revision == target.digest and g.phase is not Phase.LEAVING]
+    own = round_.staying(target.digest)
     # What was seen before it became the target (a retry makes it anew) counts no more.
     begin = target.since - SECONDS_APART
     late = [g for g in own if g.culprit is None or g.culprit.created >= begin]
@@ -59,18 +52,19 @@ def evidence(
         _warmup(late)
         or _misconfigured(late)
         or _crashes(late)
-        or _faults(observed, target)
-        or _late(observed, target, progress, warmup, own, now)
+        or _faults(round_.observed, target)
+        or _late(round_, target, progress, warmup)
     )
 
 
-def able(observed: Observed, target: Target, own: Iterable[Group]) -> bool:
-    """Whether the target, with its groups `own`, could get on now.
+def able(round_: Round, target: Target) -> bool:
+    """Whether the target could get on now.
 
     Nodes, quotas, volumes that were there before and routers that nobody keeps are not a revision's
     fault, and time without them is not time that it had.
     """
-    bare = _mounts_as_before(target)
+    observed, bare = round_.observed, _mounts_as_before(target)
+    own = round_.staying(target.digest)
     starved = (
         any(group.unscheduled for group in own)
         or any(
@@ -104,12 +98,12 @@ def _mounts_as_before(target: Target) -> bool:
     return target.good is not None and volumes(target.revision) == volumes(target.good)
 
 
-def delay(observed: Observed, target: Target, fleet: Iterable[Group], warmup: Warmup) -> str:
+def delay(round_: Round, target: Target, warmup: Warmup) -> str:
     """What the target waits for: its groups, or before them the warm-up's Job and the routers."""
     before = [warmup.waits] if warmup.waits else []
-    routers = {pod.name: pod.waits or pod.unscheduled for pod in observed.router_pods}
+    routers = {pod.name: pod.waits or pod.unscheduled for pod in round_.observed.router_pods}
     before += [f"{name}: {why[:300]}" for name, why in sorted(routers.items()) if why]
-    return waits_for(target, fleet, before[:3])
+    return waits_for(target, round_.fleet, before[:3])
 
 
 def _warmup(own: list[Group]) -> Evidence | None:
@@ -158,15 +152,8 @@ def _faults(observed: Observed, target: Target) -> Evidence | None:
     return Evidence("ErrorRate", f"{text}, {failed[False]} of {asked[False]} to others")
 
 
-def _late(
-    observed: Observed,
-    target: Target,
-    progress: Progress,
-    warmup: Warmup,
-    own: list[Group],
-    now: float,
-) -> Evidence | None:
+def _late(round_: Round, target: Target, progress: Progress, warmup: Warmup) -> Evidence | None:
     """Never ready in the time that it had."""
-    if not progress.overdue(now):
+    if not progress.overdue(round_.now):
         return None
-    return Evidence("ProgressDeadlineExceeded", delay(observed, target, own, warmup))
+    return Evidence("ProgressDeadlineExceeded", delay(round_, target, warmup))

@@ -7,8 +7,8 @@ active.
 """
 
 from pds_operator import names
-from pds_operator.decide.actions import Delete, KeepRing, MakeCacheKey, MakeKey, Round, Say
-from pds_operator.decide.desired import Desired
+from pds_operator.decide.actions import Delete, KeepRing, MakeCacheKey, MakeKey, Say
+from pds_operator.decide.round import Round
 from pds_operator.decide.target import Target
 from pds_operator.facts.observed import Keys, Observed
 
@@ -25,24 +25,26 @@ def active(observed: Observed) -> str:
     return newest.key if newest else ""
 
 
-def keep(round_: Round, observed: Observed, desired: Desired, target: Target | None) -> None:
+def keep(round_: Round, target: Target | None) -> None:
     """Make keys, keep the ring, and delete keys that nobody has any more."""
+    observed = round_.observed
     keys = observed.keys
     if keys is None:
         return
-    if not _made(round_, observed, desired, keys):
-        _clear(round_, observed, desired, keys, target)
+    if not _made(round_, keys):
+        _clear(round_, keys, target)
     if not keys.cache:
         # What stands in a volume was sealed with the first key, by the releases that had no other.
         copied = bool(observed.revisions or observed.pods)
         round_.actions.append(MakeCacheKey(copied))
 
 
-def _made(round_: Round, observed: Observed, desired: Desired, keys: Keys) -> bool:
+def _made(round_: Round, keys: Keys) -> bool:
     """A new key is made in this round."""
+    desired = round_.asked
     secret, name = keys.secrets.get(desired.key), desired.owner.name
     if secret is None:
-        first = keys.ring is None and not desired.key and not _begun(observed)
+        first = keys.ring is None and not desired.key and not _begun(round_.observed)
         if desired.key in keys.awaited and not first:
             return False  # nor is anything made that mounts it (`ownership.yielding`)
         said = f"the Secret {names.control_secret(name, desired.key)} is gone"
@@ -64,10 +66,9 @@ def _begun(observed: Observed) -> bool:
     return any(pod.started for pod in observed.pods)
 
 
-def _clear(
-    round_: Round, observed: Observed, desired: Desired, keys: Keys, target: Target | None
-) -> None:
-    used = {pod.key for pod in observed.pods} | {desired.key}
+def _clear(round_: Round, keys: Keys, target: Target | None) -> None:
+    desired = round_.asked
+    used = {pod.key for pod in round_.observed.pods} | {desired.key}
     whole = target is not None and target.settled and target.revision.key == desired.key
     kept = used if whole else used | set(keys.secrets)
     ring = frozenset(kept & keys.held)

@@ -16,15 +16,14 @@ from pds_operator.decide.actions import (
     Hold,
     MarkDraining,
     Problem,
-    Round,
     Say,
     SetGate,
     group_scope,
 )
 from pds_operator.decide.fleet import Group, Phase
-from pds_operator.facts.observed import Observed, Pod, Revision
+from pds_operator.decide.round import Round
+from pds_operator.facts.observed import Pod, Revision
 from pds_operator.render import engine, gang
-from pds_operator.render.owner import Owner
 
 Object = dict[str, Any]
 
@@ -38,7 +37,6 @@ DEADLINE_GRACE = 30
 class Terms:
     """What the spec says of a group's life."""
 
-    owner: Owner
     drain_seconds: int
     schedule_timeout: float
     probe_seconds: float
@@ -64,7 +62,7 @@ class Start:
     index: int
 
 
-def create(round_: Round, terms: Terms, starts: Sequence[Start]) -> None:
+def create(round_: Round, starts: Sequence[Start]) -> None:
     """The first attempts of new groups, in this order.
 
     One Event tells of all that a role begins: one for each would cost as much as the pods.
@@ -73,7 +71,7 @@ def create(round_: Round, terms: Terms, starts: Sequence[Start]) -> None:
     for start in starts:
         role, data = start.role, start.revision.data
         size = engine.pods_per_group(data, role)
-        _create_pods(round_, terms, start.revision, role, start.index, 0, range(size))
+        _create_pods(round_, start.revision, role, start.index, 0, range(size))
         told.setdefault((role, start.revision.digest), []).append(start.index)
     for (role, digest), indices in told.items():
         which = "group" if len(indices) == 1 else "groups"
@@ -92,35 +90,35 @@ def _spans(numbers: Iterable[int]) -> str:
     return ", ".join("-".join(map(str, span)) for span in spans)
 
 
-def keep_up(round_: Round, terms: Terms, group: Group, observed: Observed, now: float) -> None:
+def keep_up(round_: Round, terms: Terms, group: Group) -> None:
     """One round of one group's life."""
     _sweep(round_, group.remnants, group_scope(group.role, group.index))
     match group.phase:
         case Phase.LEAVING:
-            _leave(round_, terms, group, observed, now)
+            _leave(round_, terms, group)
         case Phase.FAILED:
-            _make_again(round_, terms, group, observed, now)
+            _make_again(round_, group)
         case Phase.EVICTED:
-            _replace(round_, terms, group, observed, Ends(group.failures), "EvictedGroupReplaced")
+            _replace(round_, group, Ends(group.failures), "EvictedGroupReplaced")
         case Phase.STARTING:
-            _start(round_, terms, group, observed, now)
+            _start(round_, terms, group)
         case Phase.UP:
             pass
-    _route(round_, group, observed)
+    _route(round_, group)
 
 
-def retire(round_: Round, terms: Terms, group: Group, now: float) -> None:
+def retire(round_: Round, terms: Terms, group: Group) -> None:
     """Begin to drain `group`; one that cannot serve is deleted at once.
 
     One that seems to start may serve unheard, where a watch is late or silent: the mark's answer
     says how its pods stand now, and the next round ends them by that.
     """
     scope = group_scope(group.role, group.index)
-    deadline = now + terms.drain_seconds
+    deadline = round_.now + terms.drain_seconds
     round_.actions += [MarkDraining(pod.name, pod.uid, deadline, scope) for pod in group.pods]
     if group.phase is Phase.STARTING:
         round_.unsettled = True
-        round_.wake_at(now)
+        round_.wake_at(round_.now)
         return
     if group.phase is not Phase.UP:
         _delete(round_, group.pods, scope, BROKEN_GRACE)
@@ -130,13 +128,13 @@ def retire(round_: Round, terms: Terms, group: Group, now: float) -> None:
         Say("GroupDraining", f"draining {group.role} group {group.index}", scope=scope)
     )
     round_.unsettled = True
-    round_.wake_at(now + terms.probe_seconds)
+    round_.wake_at(round_.now + terms.probe_seconds)
 
 
-def _leave(round_: Round, terms: Terms, group: Group, observed: Observed, now: float) -> None:
+def _leave(round_: Round, terms: Terms, group: Group) -> None:
     scope = group_scope(group.role, group.index)
     deadlines = [pod.drain_deadline for pod in group.pods if pod.drain_deadline is not None]
-    deadline = min(deadlines, default=now)
+    deadline = min(deadlines, default=round_.now)
     unmarked = [pod for pod in group.pods if not pod.draining]
     round_.actions += [MarkDraining(pod.name, pod.uid, deadline, scope) for pod in unmarked]
     if all(pod.deleting for pod in group.pods):
@@ -147,14 +145,14 @@ def _leave(round_: Round, terms: Terms, group: Group, observed: Observed, now: f
         runs = not broken and any(pod.phase == "Running" for pod in group.pods)
         _delete(round_, group.pods, scope, None if runs else BROKEN_GRACE)
         return
-    state = observed.states.get(leader.name)
-    chosen = any(view.routable.get(leader.name) for view in observed.routers)
+    state = round_.observed.states.get(leader.name)
+    chosen = any(view.routable.get(leader.name) for view in round_.observed.routers)
     idle = state is not None and state.draining and not (state.in_flight or state.transfers)
     if idle and not chosen:
         _delete(round_, group.pods, scope, BROKEN_GRACE)
         said = f"{group.role} group {group.index} has drained"
         round_.actions.append(Say("GroupDrained", said, scope=scope))
-    elif now >= deadline:
+    elif round_.now >= deadline:
         _delete(round_, group.pods, scope, DEADLINE_GRACE)
         said = f"{group.role} group {group.index} did not drain in time: what it has is ended"
         round_.actions.append(Say("DrainDeadline", said, warning=True, scope=scope))
@@ -162,10 +160,10 @@ def _leave(round_: Round, terms: Terms, group: Group, observed: Observed, now: f
         if state is None or not state.draining:
             _ask(round_, terms, group, scope)
         round_.unsettled = True
-        round_.wake_at(min(deadline, now + terms.probe_seconds))
+        round_.wake_at(min(deadline, round_.now + terms.probe_seconds))
 
 
-def _make_again(round_: Round, terms: Terms, group: Group, observed: Observed, now: float) -> None:
+def _make_again(round_: Round, group: Group) -> None:
     """End what is left of a failed attempt; start the next when its backoff is over.
 
     The pod that failed stays until then: it is what the attempts and the backoff are read from.
@@ -175,15 +173,15 @@ def _make_again(round_: Round, terms: Terms, group: Group, observed: Observed, n
     culprit = group.culprit
     told = (culprit.message if culprit else "a pod of it vanished").strip()
     if group.misconfigured:
-        round_.problems.append(Problem("ConfigurationError", f"{group.role}: {told}"))
+        round_.tell("ConfigurationError", f"{group.role}: {told}")
         return
     retry_at = group.retry_at()
-    if culprit is not None and retry_at > now:
+    if culprit is not None and retry_at > round_.now:
         round_.problems.append(_ended(group, culprit, told[-500:]))
         round_.wake_at(retry_at)
         return
     ends = Ends(group.next_failures(), group.next_disruptions())
-    _replace(round_, terms, group, observed, ends, "FailedGroupReplaced")
+    _replace(round_, group, ends, "FailedGroupReplaced")
 
 
 def _ended(group: Group, culprit: Pod, told: str) -> Problem:
@@ -196,22 +194,19 @@ def _ended(group: Group, culprit: Pod, told: str) -> Problem:
     return Problem("GroupFailing", text)
 
 
-def _replace(
-    round_: Round, terms: Terms, group: Group, observed: Observed, ends: Ends, reason: str
-) -> None:
+def _replace(round_: Round, group: Group, ends: Ends, reason: str) -> None:
     """Make the next attempt, from the group's own revision; the old one is swept next round."""
-    revision = observed.revisions.get(group.revision)
+    revision = round_.observed.revisions.get(group.revision)
     scope = group_scope(group.role, group.index)
     if revision is None or group.role not in revision.data.get("roles", {}):
         text = f"revision {group.revision} of {group.role} group {group.index} is not stored"
-        round_.problems.append(Problem("RevisionMissing", text))
+        round_.tell("RevisionMissing", text)
         return
-    if _lost(round_, terms, group, revision, observed):
+    if _lost(round_, group, revision):
         return
     attempt = group.attempt + 1
     _create_pods(
         round_,
-        terms,
         revision,
         group.role,
         group.index,
@@ -226,30 +221,27 @@ def _replace(
     round_.actions.append(Say(reason, text, warning=True, scope=scope))
 
 
-def _lost(
-    round_: Round, terms: Terms, group: Group, revision: Revision, observed: Observed
-) -> bool:
+def _lost(round_: Round, group: Group, revision: Revision) -> bool:
     """No pod of its revision can start: the Secret that it mounts is gone."""
-    if not observed.lost(revision.key):
+    if not round_.observed.lost(revision.key):
         return False
-    name = names.control_secret(terms.owner.name, revision.key)
+    name = names.control_secret(round_.owner.name, revision.key)
     text = (
         f"{group.role} group {group.index} of revision {revision.digest} is not made again, as the "
         f"Secret {name} is gone: one with a new key takes its place"
     )
-    round_.problems.append(Problem("SecretLost", text))
+    round_.tell("SecretLost", text)
     return True
 
 
-def _start(round_: Round, terms: Terms, group: Group, observed: Observed, now: float) -> None:
+def _start(round_: Round, terms: Terms, group: Group) -> None:
     """Make pods that are missing of a group that never ran; give up one that is half scheduled."""
     scope = group_scope(group.role, group.index)
-    revision = observed.revisions.get(group.revision)
-    lost = revision is None or _lost(round_, terms, group, revision, observed)
+    revision = round_.observed.revisions.get(group.revision)
+    lost = revision is None or _lost(round_, group, revision)
     if group.missing and revision is not None and not lost:
         _create_pods(
             round_,
-            terms,
             revision,
             group.role,
             group.index,
@@ -264,26 +256,26 @@ def _start(round_: Round, terms: Terms, group: Group, observed: Observed, now: f
     if len(waiting) == len(group.pods):
         return  # holds nothing: it may wait for as long as it takes
     until = max(pod.created for pod in group.pods) + terms.schedule_timeout
-    if now < until:
+    if round_.now < until:
         round_.wake_at(until)
         return
-    deadline = now
+    deadline = round_.now
     round_.actions += [MarkDraining(pod.name, pod.uid, deadline, scope) for pod in group.pods]
     _delete(round_, group.pods, scope, BROKEN_GRACE)
     text = f"{group.role} group {group.index} was scheduled in part for too long: {said}"
     round_.actions.append(Hold(f"schedule/{group.role}", "Unschedulable", text))
 
 
-def _route(round_: Round, group: Group, observed: Observed) -> None:
+def _route(round_: Round, group: Group) -> None:
     """The readiness gate: True when every ready router would choose the leader."""
     leader = group.leader
     if leader is None or leader.deleting or leader.failed or not leader.containers_ready:
         return
-    told = [view.routable.get(leader.name, False) for view in observed.routers]
+    told = [view.routable.get(leader.name, False) for view in round_.observed.routers]
     scope = group_scope(group.role, group.index)
     if not leader.routable:
         round_.unsettled = round_.unsettled or group.phase is not Phase.LEAVING
-        if told and all(told) and len(told) == observed.routers_ready:
+        if told and all(told) and len(told) == round_.observed.routers_ready:
             round_.actions.append(SetGate(leader.name, leader.uid, True, scope))
     elif told and not all(told):
         round_.actions.append(SetGate(leader.name, leader.uid, False, scope))
@@ -330,7 +322,6 @@ def _disband(round_: Round, pods: Iterable[Pod], scope: str) -> None:
 
 def _create_pods(
     round_: Round,
-    terms: Terms,
     revision: Revision,
     role: str,
     index: int,
@@ -339,13 +330,13 @@ def _create_pods(
     *,
     ends: Ends = NONE,
 ) -> None:
-    scope = group_scope(role, index)
+    owner, scope = round_.owner, group_scope(role, index)
     if gang.of(revision.data, role):
-        name = names.group_name(terms.owner.name, role, index, attempt)
-        made = gang.pod_group(terms.owner, revision.data, role, name)
+        name = names.group_name(owner.name, role, index, attempt)
+        made = gang.pod_group(owner, revision.data, role, name)
         round_.actions.append(Create(made, scope))
     for rank_pod in rank_pods:
-        made = engine.pod(terms.owner, revision.data, role, index, attempt, rank_pod, ends.failures)
+        made = engine.pod(owner, revision.data, role, index, attempt, rank_pod, ends.failures)
         round_.actions.append(Create(_noted(made, ends), scope))
 
 

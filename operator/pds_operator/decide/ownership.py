@@ -20,9 +20,9 @@ from pds_operator.decide.actions import (
     MakeCacheKey,
     MakeKey,
     Problem,
-    Round,
     TryOut,
 )
+from pds_operator.decide.round import Round
 from pds_operator.facts.observed import Observed, Pod, Revision, RouterPod, WarmupPod
 from pds_operator.facts.reading import controller, revision_facts
 from pds_operator.render.owner import Owner
@@ -188,18 +188,19 @@ def adopt_scope(kind: str, name: str) -> str:
     return f"adopt/{kind}/{name}"
 
 
-def yielding(round_: Round, observed: Observed, owner: Owner, now: float) -> None:
+def yielding(round_: Round) -> None:
     """Take back what would be made under a name that another's object has, and say why.
 
     As after a refusal, what follows in the same scope goes with it.
     """
+    observed, owner = round_.observed, round_.owner
     taken = {*observed.others, *observed.orphans}
     blocked: dict[str, list[Place]] = {}
     for action in round_.actions:
         place = _made(action, owner)
         if place is not None and place in taken:
             blocked.setdefault(action.scope, []).append(place)
-    _await_keys(round_, observed, owner, blocked, now)
+    _await_keys(round_, blocked)
     if not blocked:
         return
     kept: list[Action] = []
@@ -217,19 +218,14 @@ def yielding(round_: Round, observed: Observed, owner: Owner, now: float) -> Non
             round_.problems.append(problem(kind, name, other is Whose.PREDECESSOR))
 
 
-def _await_keys(
-    round_: Round,
-    observed: Observed,
-    owner: Owner,
-    blocked: dict[str, list[Place]],
-    now: float,
-) -> None:
+def _await_keys(round_: Round, blocked: dict[str, list[Place]]) -> None:
     """Make no keys while a pod of a predecessor has its own, and nothing that mounts them.
 
     A node keeps an immutable Secret by its name for as long as any pod of it uses that: what
     starts beside such a pod would have keys that nobody else has. So would what starts while a
     Secret of a predecessor, or one that is still to be adopted, has a name of ours.
     """
+    observed = round_.observed
     gone = [place for place, other in observed.others.items() if other is Whose.PREDECESSOR]
     making = any(isinstance(item, MakeKey | MakeCacheKey) for item in round_.actions)
     left = [place for place in gone if making and place[0] == "Pod"]
@@ -238,9 +234,9 @@ def _await_keys(
     if not (left or secrets):
         return
     if secrets:
-        round_.wake_at(now + SECRET_WAKE_SECONDS)
+        round_.wake_at(round_.now + SECRET_WAKE_SECONDS)
     for action in round_.actions:
-        place = _made(action, owner)
+        place = _made(action, round_.owner)
         if place is not None and (place[0] in MOUNTING or place[0] == "Secret"):
             blocked.setdefault(action.scope, []).append(place)
     for kind, name in (*left, *sorted(secrets.intersection(gone))):

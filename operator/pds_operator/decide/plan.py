@@ -22,17 +22,17 @@ from pds_operator.decide import (
 )
 from pds_operator.decide import progress as progresses
 from pds_operator.decide import target as targets
-from pds_operator.decide.actions import Action, Problem, Round
+from pds_operator.decide.actions import Action, Problem
 from pds_operator.decide.compiling import State, Warmup
 from pds_operator.decide.counting import Frame, counts, limits, whole
 from pds_operator.decide.desired import Desired
 from pds_operator.decide.fleet import Group, Phase, groups
 from pds_operator.decide.judge import able, delay, evidence
-from pds_operator.decide.rollout import Role, Step
-from pds_operator.decide.target import Target
+from pds_operator.decide.rollout import Limits, Role, Step
+from pds_operator.decide.round import Round
+from pds_operator.decide.target import Aim, Target
 from pds_operator.facts.observed import Failure, Observed, Revision, rfc3339
 from pds_operator.render import engine
-from pds_operator.render.owner import Owner
 
 __all__ = ["Desired", "Plan", "counts", "limits", "plan", "routers_settled"]
 
@@ -64,103 +64,137 @@ class Plan:
     """Compiling the target before its pods are made."""
 
 
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How far the rollout is: the groups of each role, and what each may do now."""
+
+    limits: Limits
+    frame: Frame
+    roles: Mapping[str, Role]
+    step: Step
+
+    @property
+    def serves_on(self) -> bool:
+        """The last groups that serve together may not leave."""
+        return counting.must_serve_on(self.roles, self.limits)
+
+
 def plan(observed: Observed, desired: Desired, now: float) -> Plan:
     """The next round."""
-    round_ = Round()
-    fleet = _fleet(observed, desired)
-    desired = replace(desired, key=keyring.active(observed))
-    target = targets.choose(observed, desired.digest, fleet, now)
-    asked, desired = desired, targets.effective(desired, target, observed, fleet)
-    scaling.keep_up(round_, asked.spec, desired.owner, observed, fleet)
-    keyring.keep(round_, observed, desired, target)
-    objects.keep(round_, observed, desired, now)
-    refused = targets.make(round_, observed, desired) if target is None else None
-    coming = target is None and refused is None
-    if refused:
-        target = targets.stand_in(observed, fleet, now)
-        desired = targets.effective(desired, target, observed, fleet)
-    moving = None if targets.recover(round_, observed, asked, fleet) else target
-    if target is not None and target.rejected is not None:
-        round_.problems.append(_rejected(asked, target, target.rejected))
-    terms = _terms(desired)
-    limit = limits(desired, target)
-    overdue, warmup = "", Warmup()
-    digest = target.digest if target else desired.digest
-    frame = Frame(digest, target, limit.holds, observed.states, _lost(observed))
-    roles = counts(round_, fleet, desired, frame, now)
-    step = rollout.step(roles, limit)
-    on = counting.must_serve_on(roles, limit)
-    retired = counting.retired(fleet, step, frame, serves_on=on) if moving else []
-    for group in retired:
-        lifecycle.retire(round_, terms, group, now)
-    for group in fleet:
-        # What the coming target retires in the next round is not made again in this one.
-        if group not in retired and not (coming and group.hopeless):
-            lifecycle.keep_up(round_, terms, group, observed, now)
-    if moving is not None:
-        used = {group.revision for group in fleet} | {digest, *_good(moving)}
-        objects.config_maps(round_, observed, desired, used)
-        warmup = compiling.first(round_, observed, desired, moving, step, fleet, now)
-        held = warmup.holds
-        _create(round_, observed, desired, moving, fleet, retired, step, now, hold_new=held)
-        overdue = _judge(round_, observed, desired, moving, step, fleet, warmup, now)
-        targets.note(round_, desired, moving, now, whole(fleet, roles, digest, now))
-    targets.prune(round_, observed, asked, target)
-    hindrances.look(round_, observed, fleet, now)
+    round_ = see(observed, desired, now)
+    seen = targets.aim(round_)
+    keep(round_, seen)
+    aim = targets.secure(round_, seen)
+    standing = measure(round_, aim)
+    retired = keep_up(round_, aim, standing)
+    warmup, overdue = Warmup(), ""
+    if aim.moving is not None:
+        warmup = move(round_, aim.moving, standing, retired)
+        overdue = judge(round_, aim.moving, standing, warmup)
+    targets.prune(round_, aim.target)
+    hindrances.look(round_)
     return Plan(
-        actions=_allowed(round_, observed, desired.owner, now),
+        actions=_allowed(round_),
         problems=tuple(dict.fromkeys(round_.problems)),
-        step=step,
-        groups=tuple(fleet),
-        target=digest,
+        step=standing.step,
+        groups=round_.fleet,
+        target=aim.digest,
         wake=round_.wake,
         unsettled=round_.unsettled,
-        roles=roles,
-        rejected=target.rejected.digest if target and target.rejected else "",
-        refused=refused,
+        roles=standing.roles,
+        rejected=aim.target.rejected.digest if aim.target and aim.target.rejected else "",
+        refused=aim.refused,
         overdue=overdue,
         warmup=warmup,
     )
 
 
-def _judge(
-    round_: Round,
-    observed: Observed,
-    desired: Desired,
-    target: Target,
-    step: Step,
-    fleet: list[Group],
-    warmup: Warmup,
-    now: float,
-) -> str:
-    """Give up a revision that shows to be bad; why the rollout is overdue, if it is."""
+def see(observed: Observed, desired: Desired, now: float) -> Round:
+    """The groups that pods make, and the control key of now."""
+    asked = replace(desired, key=keyring.active(observed))
+
+    def size(digest: str, role: str) -> int:
+        stored = observed.revisions.get(digest)
+        if stored is None or role not in stored.data.get("roles", {}):
+            return 1
+        return engine.pods_per_group(stored.data, role)
+
+    return Round(observed, asked, now, tuple(groups(observed.pods, size)))
+
+
+def keep(round_: Round, aim: Aim) -> None:
+    """Everything but pods and revisions."""
+    scaling.keep_up(round_)
+    keyring.keep(round_, aim.target)
+    objects.keep(round_, aim.desired)
+
+
+def measure(round_: Round, aim: Aim) -> Standing:
+    """Where the rollout stands."""
+    target = aim.target
+    if target is not None and target.rejected is not None:
+        round_.problems.append(_rejected(round_, target, target.rejected))
+    limit = limits(aim.desired, target)
+    frame = Frame(aim.digest, target, limit.holds, round_.observed.states, _lost(round_.observed))
+    roles = counts(round_, aim.desired, frame)
+    return Standing(limit, frame, roles, rollout.step(roles, limit))
+
+
+def keep_up(round_: Round, aim: Aim, standing: Standing) -> list[Group]:
+    """Keep up the groups that there are; those of them that leave from now on."""
+    terms = _terms(aim.desired)
+    fleet = round_.fleet
+    retired: list[Group] = []
+    if aim.moving is not None:
+        step, frame = standing.step, standing.frame
+        retired = counting.retired(fleet, step, frame, serves_on=standing.serves_on)
+    for group in retired:
+        lifecycle.retire(round_, terms, group)
+    for group in fleet:
+        # What the coming target retires in the next round is not made again in this one.
+        if group not in retired and not (aim.coming and group.hopeless):
+            lifecycle.keep_up(round_, terms, group)
+    return retired
+
+
+def move(round_: Round, target: Target, standing: Standing, retired: list[Group]) -> Warmup:
+    """Bring groups to the target: compile it first, then make what this step allows."""
+    used = {group.revision for group in round_.fleet} | {target.digest, *_good(target)}
+    objects.config_maps(round_, used)
+    warmup = compiling.first(round_, target, standing.step)
+    _create(round_, target, standing.step, retired, hold_new=warmup.holds)
+    return warmup
+
+
+def judge(round_: Round, target: Target, standing: Standing, warmup: Warmup) -> str:
+    """Give up a revision that shows to be bad, or note that it stands whole.
+
+    Why the rollout is overdue, if it is.
+    """
+    overdue = _judge(round_, target, standing.step, warmup)
+    targets.note(round_, target, whole(round_, standing.roles, target.digest))
+    return overdue
+
+
+def _judge(round_: Round, target: Target, step: Step, warmup: Warmup) -> str:
     busy = warmup.state is State.RUNNING and not warmup.waits
-    own = [g for g in fleet if g.revision == target.digest and g.phase is not Phase.LEAVING]
-    progress = progresses.progress(
-        desired,
-        target,
-        step,
-        progresses.last_progress(desired, target, fleet, warmup.ended),
-        now,
-        waits=not busy,
-        able=able(observed, target, own),
-    )
+    since = progresses.last_progress(round_, target, warmup.ended)
+    may = able(round_, target)
+    progress = progresses.progress(round_, target, step, since, waits=not busy, able=may)
     if progress.note is not None:
-        targets.use_up(round_, desired, target, progress.note)
-    found = evidence(observed, target, progress, warmup, fleet, now)
-    if desired.rollout.paused:
-        found = None
+        targets.use_up(round_, target, progress.note)
+    given = round_.asked.rollout
+    found = None if given.paused else evidence(round_, target, progress, warmup)
     if found is None and warmup.state is State.FAILED:
         # Nobody goes back from it, and no pod is made: an edit has to come.
-        round_.problems.append(Problem("WarmupFailed", warmup.message))
-    if found is not None and desired.rollout.auto_rollback is not False:
-        targets.reject(round_, desired, target, str(found))
+        round_.tell("WarmupFailed", warmup.message)
+    if found is not None and given.auto_rollback is not False:
+        targets.reject(round_, target, str(found))
     elif found is not None:
         text = f"revision {target.digest} is bad, and spec.rollout.autoRollback is false: {found}"
-        round_.problems.append(Problem("RevisionFailing", text))
-    if progress.overdue(now):
-        why = delay(observed, target, fleet, warmup)
-        return f"no progress since {rfc3339(progress.since)}: {why}"
+        round_.tell("RevisionFailing", text)
+    if progress.overdue(round_.now):
+        return f"no progress since {rfc3339(progress.since)}: {delay(round_, target, warmup)}"
     if progress.look is not None:
         round_.wake_at(progress.look)
     return ""
@@ -171,31 +205,18 @@ def _good(target: Target) -> list[str]:
     return [target.good.digest] if target.good and not target.settled else []
 
 
-def _rejected(asked: Desired, target: Target, rejected: Revision) -> Problem:
+def _rejected(round_: Round, target: Target, rejected: Revision) -> Problem:
     text = (
         f"revision {rejected.digest} of the spec has failed, and {target.digest} serves in its "
-        f"place: {rejected.failed}; put the spec right, or: kubectl pds retry {asked.owner.name}"
+        f"place: {rejected.failed}; put the spec right, or: kubectl pds retry {round_.owner.name}"
     )
     return Problem("RevisionFailed", text)
-
-
-def _fleet(observed: Observed, desired: Desired) -> list[Group]:
-    """Our groups."""
-
-    def size(digest: str, role: str) -> int:
-        stored = observed.revisions.get(digest)
-        if stored is None or role not in stored.data.get("roles", {}):
-            return 1
-        return engine.pods_per_group(stored.data, role)
-
-    return groups(observed.pods, size)
 
 
 def _terms(desired: Desired) -> lifecycle.Terms:
     scheduling = desired.spec.scheduling
     timeout = scheduling.schedule_timeout_seconds if scheduling else None
     return lifecycle.Terms(
-        owner=desired.owner,
         drain_seconds=engine.drain_seconds(desired.spec),
         schedule_timeout=timeout or SCHEDULE_TIMEOUT,
         probe_seconds=desired.settings.probe_seconds,
@@ -209,21 +230,13 @@ def _lost(observed: Observed) -> frozenset[str]:
 
 
 def _create(
-    round_: Round,
-    observed: Observed,
-    desired: Desired,
-    target: Target,
-    fleet: list[Group],
-    retired: list[Group],
-    step: Step,
-    now: float,
-    *,
-    hold_new: bool,
+    round_: Round, target: Target, step: Step, retired: list[Group], *, hold_new: bool
 ) -> None:
     """Start what this step allows, the roles by turns: where nodes run out, each has its share."""
-    staying = [group for group in fleet if group not in retired]
+    observed = round_.observed
+    staying = [group for group in round_.fleet if group not in retired]
     rolling = any(group.revision != target.digest for group in staying)
-    if rolling and not routers_settled(observed, desired):
+    if rolling and not routers_settled(observed, round_.owner.name):
         return
     starts: list[tuple[float, lifecycle.Start]] = []
     for name, move in step.moves.items():
@@ -233,10 +246,10 @@ def _create(
             continue
         if observed.lost(source.key):
             continue
-        if observed.held(f"schedule/{name}", now):
+        if observed.held(f"schedule/{name}", round_.now):
             continue
         wanted = move.create if source is target.revision else move.create_old
-        taken = {group.index for group in fleet if group.role == name}
+        taken = {group.index for group in round_.fleet if group.role == name}
         free = (index for index in count() if index not in taken)
         allowed = _may_start(own, wanted, engine.pods_per_group(source.data, name))
         starts += [
@@ -244,7 +257,7 @@ def _create(
             for turn, index in enumerate(islice(free, allowed))
         ]
     starts.sort(key=lambda item: item[0])
-    lifecycle.create(round_, _terms(desired), [start for _, start in starts])
+    lifecycle.create(round_, [start for _, start in starts])
 
 
 def _source(target: Target, move: rollout.Move, *, hold_new: bool) -> Revision | None:
@@ -271,9 +284,12 @@ def _may_start(own: list[Group], wanted: int, pods: int) -> int:
     return 0 if waiting else min(wanted, 1)
 
 
-def routers_settled(observed: Observed, desired: Desired) -> bool:
-    """Whether the routers run what was last applied: they roll before engines do."""
-    live = observed.objects.get(("Deployment", names.router(desired.owner.name)))
+def routers_settled(observed: Observed, name: str) -> bool:
+    """Whether the routers of the PDServing `name` run what was last applied.
+
+    They roll before engines do.
+    """
+    live = observed.objects.get(("Deployment", names.router(name)))
     if live is None:
         return False
     status = live.get("status") or {}
@@ -285,26 +301,28 @@ def routers_settled(observed: Observed, desired: Desired) -> bool:
     )
 
 
-def _allowed(round_: Round, observed: Observed, owner: Owner, now: float) -> tuple[Action, ...]:
+def _allowed(round_: Round) -> tuple[Action, ...]:
     """Without what is held back; what holds it back is a problem to tell.
 
     So is what was refused and is tried again now, but not what nobody asks for any more.
     """
-    ownership.yielding(round_, observed, owner, now)
+    ownership.yielding(round_)
+    observed, now = round_.observed, round_.now
     asked = {item.scope for item in round_.actions}
     for scope, failure in observed.failures.items():
         held = observed.held(scope, now)
         if held or scope in asked:
-            _refusal(round_, failure, now)
+            _refusal(round_, failure)
         if held:
             round_.wake_at(failure.until)
     return tuple(item for item in round_.actions if not observed.held(item.scope, now))
 
 
-def _refusal(round_: Round, failure: Failure, now: float) -> None:
+def _refusal(round_: Round, failure: Failure) -> None:
     """Tell it; what may pass by itself, once it lasts."""
-    due = failure.since + hindrances.LASTS_SECONDS if failure.reason in PASSING else now
-    if due > now:
+    passing = failure.reason in PASSING
+    due = failure.since + hindrances.LASTS_SECONDS if passing else round_.now
+    if due > round_.now:
         round_.wake_at(due)
     else:
-        round_.problems.append(Problem(failure.reason, failure.message))
+        round_.tell(failure.reason, failure.message)

@@ -11,11 +11,11 @@ from typing import Any
 from pds_operator import schema
 from pds_operator.decide import counting, keyring, rollout
 from pds_operator.decide import target as targets
-from pds_operator.decide.actions import Round
 from pds_operator.decide.counting import Frame, counts
 from pds_operator.decide.desired import Desired
 from pds_operator.decide.fleet import groups
 from pds_operator.decide.rollout import Limits, Move, Role
+from pds_operator.decide.round import Round
 from pds_operator.errors import SpecError
 from pds_operator.facts.observed import Observed, Pod, Revision
 from pds_operator.render import engine, router, warmup
@@ -51,18 +51,19 @@ def preview(name: str, raw: Object, there: Cluster, now: float) -> list[str]:
     wanted = digest(raw, key)
     new = Revision(wanted, 1 + max((r.number for r in stored.values()), default=0), "", {}, "", now)
     known = {wanted: dataclasses.replace(new, data={"spec": affecting(raw), "key": key}), **stored}
-    fleet = groups(pods, _size)
     owner, settings = Owner(name, "", ""), Settings(pod_defaults=PodDefaults(allow_host_path=True))
-    desired = Desired(owner, 0, raw, schema.parse(raw), settings)
-    data = engine.render(raw, desired.spec, owner, settings)
-    asked = desired
-    target = targets.choose(Observed(revisions=known), wanted, fleet, now)
+    asked = Desired(owner, 0, raw, schema.parse(raw), settings)
+    data = engine.render(raw, asked.spec, owner, settings)
+    observed = Observed(revisions=known, objects=there.children)
+    fleet = tuple(groups(pods, _size))
+    round_ = Round(observed, asked, now, fleet)
+    target = targets.choose(round_, wanted)
     if target is None:
         return []
-    desired = targets.effective(desired, target, Observed(objects=there.children), fleet)
+    desired = targets.effective(round_, target)
     limits = counting.limits(desired, target)
     frame = Frame(target.digest, target, limits.holds)
-    roles = counts(Round(), fleet, desired, frame, now)
+    roles = counts(round_, desired, frame)
     compiles = target.rolling and not any(group.revision == wanted for group in fleet)
     job = warmup.job(owner, wanted, data) if compiles else None
     first = ["     a Job compiles, before any pod of it is made"] if job else []

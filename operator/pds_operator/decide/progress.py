@@ -8,9 +8,9 @@ that neither a restart nor an absence of the operator changes it.
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from pds_operator.decide.desired import Desired
 from pds_operator.decide.fleet import Group, Phase
 from pds_operator.decide.rollout import Step
+from pds_operator.decide.round import Round
 from pds_operator.decide.target import Target
 from pds_operator.facts.observed import Waited
 
@@ -40,11 +40,10 @@ class Progress:
 
 
 def progress(
-    desired: Desired,
+    round_: Round,
     target: Target,
     step: Step,
     since: float,
-    now: float,
     *,
     waits: bool,
     able: bool,
@@ -54,7 +53,7 @@ def progress(
     waits: something is to come, and nothing with a time-out of its own (the warm-up's Job).
     able: it could come now (`judge.able`).
     """
-    given = desired.rollout.progress_deadline_seconds
+    now, given = round_.now, round_.asked.rollout.progress_deadline_seconds
     limit = float(PROGRESS_DEADLINE if given is None else given)
     if not waits or not limit or target.settled or step.reached >= step.last:
         return Progress(since)
@@ -82,18 +81,16 @@ def _watched(gap: float, every: float) -> float:
     return gap if gap <= min(PRESENCE_SECONDS, 3 * every) else 0.0
 
 
-def last_progress(
-    desired: Desired, target: Target, fleet: Iterable[Group], compiled: float
-) -> float:
+def last_progress(round_: Round, target: Target, compiled: float) -> float:
     """When the rollout of `target` last came nearer to its end, in Unix seconds.
 
     The revision became the target, was `compiled`, a group of it was made for the first time,
     turned ready, or has been ready for minReadySeconds; an old group drained. A group that is made
     again after a failure brings nothing nearer.
     """
-    held = desired.rollout.min_ready_seconds or 0
+    held = round_.asked.rollout.min_ready_seconds or 0
     moments = [target.since, compiled]
-    for group in fleet:
+    for group in round_.fleet:
         if group.phase is Phase.LEAVING:
             moments += [pod.drain_deadline for pod in group.pods if pod.drain_deadline is not None]
         elif group.revision == target.digest:

@@ -9,18 +9,16 @@ from collections.abc import Iterable
 from typing import Any
 
 from pds_operator import names
-from pds_operator.decide.actions import Create, Delete, Round, TellScale, object_scope
+from pds_operator.decide.actions import Create, Delete, TellScale, object_scope
 from pds_operator.decide.fleet import Group, Phase
-from pds_operator.facts.observed import Observed
+from pds_operator.decide.round import Round
 from pds_operator.render.owner import Owner
 from pds_operator.schema import PDServingSpec
 
 Object = dict[str, Any]
 
 
-def scaled(
-    spec: PDServingSpec, owner: Owner, observed: Observed, fleet: Iterable[Group]
-) -> PDServingSpec:
+def scaled(round_: Round, spec: PDServingSpec) -> PDServingSpec:
     """`spec` with the replicas that it leaves out.
 
     They are the child's. Until it exists, as many groups are wanted as there are, and one where
@@ -29,24 +27,20 @@ def scaled(
     found: dict[str, Any] = {}
     for role, shape in spec.roles.items():
         if shape.replicas is None:
-            live = _child(observed, owner, role)
-            wanted = (live.get("spec") or {}).get("replicas", 1) if live else _present(fleet, role)
+            live = _child(round_, role)
+            there = _present(round_.fleet, role)
+            wanted = (live.get("spec") or {}).get("replicas", 1) if live else there
             found[role] = shape.model_copy(update={"replicas": wanted})
     return spec.model_copy(update=found) if found else spec
 
 
-def keep_up(
-    round_: Round,
-    spec: PDServingSpec,
-    owner: Owner,
-    observed: Observed,
-    fleet: Iterable[Group],
-) -> None:
-    """Make, tell and delete the children; `spec` is the one that was applied, before `scaled`."""
+def keep_up(round_: Round) -> None:
+    """Make, tell and delete the children, by the spec as it was applied."""
+    owner, spec, fleet = round_.owner, round_.asked.spec, round_.fleet
     ruling = {role for role, shape in spec.roles.items() if shape.replicas is None}
     for role in names.ROLES:
         name = names.role_object(owner.name, role)
-        live = observed.objects.get((names.ROLE_KIND, name))
+        live = round_.observed.objects.get((names.ROLE_KIND, name))
         if role not in ruling:
             if live is not None and not live["metadata"].get("deletionTimestamp"):
                 scope = object_scope(live)
@@ -83,8 +77,9 @@ def _status(owner: Owner, role: str, fleet: Iterable[Group]) -> Object:
     }
 
 
-def _child(observed: Observed, owner: Owner, role: str) -> Object | None:
-    return observed.objects.get((names.ROLE_KIND, names.role_object(owner.name, role)))
+def _child(round_: Round, role: str) -> Object | None:
+    place = names.ROLE_KIND, names.role_object(round_.owner.name, role)
+    return round_.observed.objects.get(place)
 
 
 def _present(fleet: Iterable[Group], role: str) -> int:

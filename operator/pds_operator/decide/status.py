@@ -189,7 +189,8 @@ def _progressing(
         return "True", "WarmupInInit", f"{said}; {counts}"
     if stale:
         reason = "RollingBack" if plan.rejected else "RollingOut"
-        first = "" if routers_settled(observed, desired) else "routers are replaced first; "
+        settled = routers_settled(observed, desired.owner.name)
+        first = "" if settled else "routers are replaced first; "
         return "True", reason, f"{first}step {done} of {steps} is done: {counts}"
     leaving = any(g.phase is Phase.LEAVING and not g.stuck(now) for g in plan.groups)
     if leaving or any(told["created"] > told["desired"] for told in roles.values()):
@@ -201,7 +202,7 @@ def _progressing(
     if pairs.mismatch(plan.groups, observed.states, plan.target):
         return "True", "Starting", f"groups are ready and cannot pair; {counts}"
     counts = f"router {routers['ready']} ready of {routers['desired']}; {counts}"
-    if _writes_routers(plan) or not routers_settled(observed, desired):
+    if _writes_routers(plan) or not routers_settled(observed, desired.owner.name):
         return "True", "RollingOut", f"routers are replaced: {counts}"
     if routers["ready"] < routers["desired"]:
         return "True", "Starting", counts

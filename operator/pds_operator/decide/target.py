@@ -23,15 +23,14 @@ from pds_operator.decide.actions import (
     Delete,
     Problem,
     Recover,
-    Round,
     Say,
     TryOut,
 )
 from pds_operator.decide.actions import revision_scope as scope_of
 from pds_operator.decide.desired import Desired
-from pds_operator.decide.fleet import Group
+from pds_operator.decide.round import Round
 from pds_operator.errors import RevisionMissing, SpecError
-from pds_operator.facts.observed import Observed, Revision, Waited, rfc3339
+from pds_operator.facts.observed import Revision, Waited, rfc3339
 from pds_operator.render import engine
 
 HISTORY_LIMIT = 10
@@ -75,64 +74,107 @@ class Target:
         return self.good is not None and not self.settled
 
 
-def choose(observed: Observed, digest: str, fleet: list[Group], now: float) -> Target | None:
-    """The target, given the revision that the spec asks for; None until that is stored.
+@dataclass(frozen=True, slots=True)
+class Aim:
+    """What a round brings groups to."""
+
+    desired: Desired
+    """What is asked for, as the target has it, in such numbers as its roles are scaled to."""
+    target: Target | None
+    """None: the spec's revision is not stored yet, and there is none before it."""
+    refused: Problem | None = None
+    """Why the spec's revision cannot be stored."""
+    coming: bool = False
+    """It is stored in this round, and the target in the next."""
+    unseen: bool = False
+    """Revisions that groups run may yet be found: nothing is brought out before."""
+
+    @property
+    def digest(self) -> str:
+        """Of the target, or of what it will be."""
+        return self.target.digest if self.target else self.desired.digest
+
+    @property
+    def moving(self) -> Target | None:
+        """The target, where groups may be brought to it."""
+        return None if self.unseen else self.target
+
+
+def aim(round_: Round) -> Aim:
+    """By the revisions that are stored."""
+    target = choose(round_, round_.asked.digest)
+    return Aim(effective(round_, target), target)
+
+
+def secure(round_: Round, aim: Aim) -> Aim:
+    """Store the spec's revision where it is new; where it is refused, what was before stands in."""
+    if aim.target is None:
+        refused = make(round_, aim.desired)
+        target = stand_in(round_) if refused else None
+        desired = effective(round_, target)
+        aim = Aim(desired, target, refused, coming=refused is None)
+    return dataclasses.replace(aim, unseen=recover(round_))
+
+
+def choose(round_: Round, digest: str) -> Target | None:
+    """The target, given the revision that is asked for; None until that is stored.
 
     Where that has failed the last good one is, and nothing is behind it: what is gone back to is
     neither held nor judged.
     """
-    wanted = observed.revisions.get(digest)
+    stored = round_.observed.revisions
+    wanted = stored.get(digest)
     if wanted is None:
         return None
-    good = _last_good(observed, wanted, fleet)
+    good = _last_good(round_, wanted)
     back = bool(wanted.failed) and good is not None and good.served is not None
     revision = good if back and good is not None else wanted
-    others = [r.since for r in observed.revisions.values() if r.digest != revision.digest]
+    others = [r.since for r in stored.values() if r.digest != revision.digest]
     latest = max(others, default=-1.0)
     # Times are written in whole seconds: the target's must be the latest, and alone.
     fresh = revision.since <= latest
-    since = float(int(max(now, latest + 1))) if fresh else revision.since
+    since = float(int(max(round_.now, latest + 1))) if fresh else revision.since
     if back:
         return Target(revision, since, rejected=wanted, fresh=fresh)
     return Target(revision, since, good, fresh=fresh)
 
 
-def stand_in(observed: Observed, fleet: list[Group], now: float) -> Target | None:
+def stand_in(round_: Round) -> Target | None:
     """The target that there was: what the spec asks for now is refused, and nothing stops for it.
 
     None at a first start.
     """
-    newest = max(observed.revisions.values(), key=lambda r: (r.since, r.number), default=None)
-    found = choose(observed, newest.digest, fleet, now) if newest else None
+    stored = round_.observed.revisions.values()
+    newest = max(stored, key=lambda r: (r.since, r.number), default=None)
+    found = choose(round_, newest.digest) if newest else None
     return dataclasses.replace(found, stands_in=True) if found else None
 
 
-def effective(
-    desired: Desired, target: Target | None, observed: Observed, fleet: list[Group]
-) -> Desired:
-    """`desired` as the target has it, in such numbers as its roles are scaled to."""
-    found = _standing_in(desired, target, fleet)
-    wanted = scaling.scaled(found.spec, found.owner, observed, fleet)
-    return dataclasses.replace(found, spec=wanted)
+def effective(round_: Round, target: Target | None) -> Desired:
+    """What is asked for, as the target has it, in such numbers as its roles are scaled to."""
+    found = _standing_in(round_, target)
+    return dataclasses.replace(found, spec=scaling.scaled(round_, found.spec))
 
 
-def _standing_in(desired: Desired, target: Target | None, fleet: list[Group]) -> Desired:
+def _standing_in(round_: Round, target: Target | None) -> Desired:
     """With the older revision's pods, where that is in the place of what is asked for."""
+    asked = round_.asked
     if target is None or (target.rejected is None and not target.stands_in):
-        return desired
-    raw = revisions.restored(desired.raw, target.revision.data["spec"])
-    for role in set(raw) & set(names.ROLES) - set(desired.raw):
-        there = sum(g.role == role and g.revision == target.digest for g in fleet)
+        return asked
+    raw = revisions.restored(asked.raw, target.revision.data["spec"])
+    for role in set(raw) & set(names.ROLES) - set(asked.raw):
+        there = sum(g.role == role and g.revision == target.digest for g in round_.fleet)
         raw[role] = {**raw[role], "replicas": max(1, there)}
     try:
-        return dataclasses.replace(desired, raw=raw, spec=schema.parse(raw))
+        return dataclasses.replace(asked, raw=raw, spec=schema.parse(raw))
     except SpecError:
-        return desired  # of a version that took more: its pods are stored, and that is enough
+        return asked  # of a version that took more: its pods are stored, and that is enough
 
 
-def _last_good(observed: Observed, target: Revision, fleet: list[Group]) -> Revision | None:
+def _last_good(round_: Round, target: Revision) -> Revision | None:
     """The revision that served last; before any has been whole, the one with most ready groups."""
-    ready = Counter(group.revision for group in fleet if group.ready)
+    observed = round_.observed
+    ready = Counter(group.revision for group in round_.fleet if group.ready)
     others = [item for item in observed.revisions.values() if item.digest != target.digest]
     known = [r for r in others if not r.failed and (r.served is not None or ready[r.digest])]
     known = [item for item in known if not observed.lost(item.key)]  # no pod of it could start
@@ -141,27 +183,28 @@ def _last_good(observed: Observed, target: Revision, fleet: list[Group]) -> Revi
     )
 
 
-def recover(round_: Round, observed: Observed, desired: Desired, fleet: list[Group]) -> bool:
+def recover(round_: Round) -> bool:
     """Look for revisions that groups run and that we do not see: somebody took their labels.
 
     Whether one may yet be found: it may be what served last, so that nothing is brought out now.
     """
-    unseen = {group.revision for group in fleet} - set(observed.revisions) - {desired.digest}
+    observed, asked = round_.observed, round_.asked
+    unseen = {g.revision for g in round_.fleet} - set(observed.revisions) - {asked.digest}
     undecided = False
     for digest in sorted(unseen):
-        metadata = desired.owner.metadata(names.revision(desired.owner.name, digest))
+        metadata = round_.owner.metadata(names.revision(round_.owner.name, digest))
         round_.actions.append(Recover(metadata, scope_of(digest)))
         failure = observed.failures.get(scope_of(digest))
         undecided = undecided or failure is None or failure.reason != RevisionMissing.reason
     return undecided
 
 
-def make(round_: Round, observed: Observed, desired: Desired) -> Problem | None:
+def make(round_: Round, desired: Desired) -> Problem | None:
     """Store the revision of the spec, which is the target in the next round, or say why not.
 
     Another replica or version may store it before: pods come from what is stored.
     """
-    owner, digest = desired.owner, desired.digest
+    observed, owner, digest = round_.observed, round_.owner, desired.digest
     try:
         data = engine.render(desired.raw, desired.spec, owner, desired.settings, desired.key)
     except SpecError as error:
@@ -179,9 +222,7 @@ def make(round_: Round, observed: Observed, desired: Desired) -> Problem | None:
     return Problem(failure.reason, failure.message) if failure else None
 
 
-def note(
-    round_: Round, desired: Desired, target: Target, now: float, whole: Mapping[str, int]
-) -> None:
+def note(round_: Round, target: Target, whole: Mapping[str, int]) -> None:
     """Write down that the target has become it, or that it stands whole, with how many groups.
 
     `whole`: groups of each role; empty while it does not.
@@ -190,42 +231,41 @@ def note(
     if target.fresh:
         told: dict[str, str | None] = {names.TARGETED: rfc3339(target.since), names.WAITED: None}
     elif whole and not target.settled:
-        told = {names.SERVED: rfc3339(max(now, target.since)), names.GROUPS: text}
+        told = {names.SERVED: rfc3339(max(round_.now, target.since)), names.GROUPS: text}
     elif whole and whole != target.revision.groups:
         told = {names.GROUPS: text}
     else:
         return
-    _annotate(round_, desired, target.revision, told)
+    _annotate(round_, target.revision, told)
 
 
-def use_up(round_: Round, desired: Desired, target: Target, waited: Waited) -> None:
+def use_up(round_: Round, target: Target, waited: Waited) -> None:
     """Write down what its rollout has used up of its deadline."""
     told = {key: round(value, 3) for key, value in dataclasses.asdict(waited).items()}
-    _annotate(round_, desired, target.revision, {names.WAITED: json.dumps(told)})
+    _annotate(round_, target.revision, {names.WAITED: json.dumps(told)})
 
 
-def reject(round_: Round, desired: Desired, target: Target, why: str) -> None:
+def reject(round_: Round, target: Target, why: str) -> None:
     """Mark the target as failed: from the next round on the last good revision is the target."""
-    _annotate(round_, desired, target.revision, {names.FAILED: why[:1000]})
+    _annotate(round_, target.revision, {names.FAILED: why[:1000]})
     good = target.good.digest if target.good else ""
     said = f"revision {target.digest} is given up for {good}: {why}"
     scope = scope_of(target.digest)
     round_.actions.append(Say("RevisionFailed", said, warning=True, scope=scope))
 
 
-def _annotate(
-    round_: Round, desired: Desired, revision: Revision, notes: dict[str, str | None]
-) -> None:
-    name = names.revision(desired.owner.name, revision.digest)
+def _annotate(round_: Round, revision: Revision, notes: dict[str, str | None]) -> None:
+    name = names.revision(round_.owner.name, revision.digest)
     scope = scope_of(revision.digest)
     round_.actions.append(Annotate("ControllerRevision", name, revision.uid, notes, scope))
 
 
-def prune(round_: Round, observed: Observed, desired: Desired, target: Target | None) -> None:
+def prune(round_: Round, target: Target | None) -> None:
     """Delete revisions beyond the limit that nothing uses; the ConfigMap goes first."""
-    given = desired.rollout.revision_history_limit
+    observed, asked = round_.observed, round_.asked
+    given = asked.rollout.revision_history_limit
     limit = HISTORY_LIMIT if given is None else given
-    used = {pod.revision for pod in observed.pods} | {desired.digest}
+    used = {pod.revision for pod in observed.pods} | {asked.digest}
     if target is not None:
         used.add(target.digest)
         if target.good is not None and not target.settled:
@@ -235,7 +275,7 @@ def prune(round_: Round, observed: Observed, desired: Desired, target: Target | 
         key=lambda item: item.number,
     )
     for stored in unused[: max(0, len(unused) - limit)]:
-        name, scope = names.revision(desired.owner.name, stored.digest), "history"
+        name, scope = names.revision(round_.owner.name, stored.digest), "history"
         live = observed.objects.get(("ConfigMap", name))
         if live is not None:
             round_.actions.append(Delete("ConfigMap", name, live["metadata"]["uid"], scope))

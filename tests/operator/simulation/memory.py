@@ -76,13 +76,13 @@ def _ensuring(function: Callable[..., None]) -> Callable[..., None]:
     """`objects.ensure`: what was left alone once is left alone again."""
     known: dict[tuple[int, int], tuple[Any, Any]] = {}
 
-    def ensure(round_: Any, observed: Any, obj: Any) -> None:
-        live = observed.objects.get((obj["kind"], obj["metadata"]["name"]))
+    def ensure(round_: Any, obj: Any) -> None:
+        live = round_.observed.objects.get((obj["kind"], obj["metadata"]["name"]))
         place = id(obj), id(live)
         if place in known:
             return
         before = len(round_.actions), len(round_.problems)
-        function(round_, observed, obj)
+        function(round_, obj)
         if before == (len(round_.actions), len(round_.problems)):
             if len(known) >= MOST:
                 known.clear()

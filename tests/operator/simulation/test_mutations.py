@@ -63,14 +63,13 @@ def roles_seen_as(change: Callable[[rollout.Role], dict[str, int]]) -> Callable[
     return mutated
 
 
-def deleted_at_once(round_: Any, terms: Any, group: Any, observed: Any, now: float) -> None:
+def deleted_at_once(round_: Any, terms: Any, group: Any) -> None:
     scope = f"group/{group.role}/{group.index}"
     lifecycle._delete(round_, group.pods, scope, lifecycle.BROKEN_GRACE)
 
 
-def ring_of_the_active_key(
-    round_: Any, observed: Any, desired: Any, keys: Any, target: Any
-) -> None:
+def ring_of_the_active_key(round_: Any, keys: Any, target: Any) -> None:
+    desired = round_.asked
     others = set(keys.secrets) - {desired.key}
     for key in sorted(others):
         name = keyring.names.control_secret("chat", key)
