@@ -1,4 +1,4 @@
-"""Signatures of internal headers and calls: HMAC-SHA256 by a control key (operator.md §8).
+"""Signatures of internal headers and calls: HMAC-SHA256 by a control key (router.md).
 
 The text that is signed: method, path and expiry, a line each, then every other x-pds-* header as
 `name:value`, sorted by name. Without it a client could name a peer (SSRF, remote KV writes).

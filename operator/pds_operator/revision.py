@@ -1,4 +1,4 @@
-"""What a revision is: a digest of what changes a pod (operator.md §4). Pure."""
+"""What a revision is: a digest of what changes a pod (rollouts.md). Pure."""
 
 import hashlib
 import json

@@ -54,7 +54,7 @@ def server(app: Any, host: str, port: int, drain_seconds: float) -> Server:
 
 
 async def serve(config: RouterConfig) -> None:
-    """Serve until SIGTERM or SIGINT, then leave in good order (operator.md §5): not ready at once,
+    """Serve until SIGTERM or SIGINT, then leave in good order (router.md): not ready at once,
     new connections for `linger_seconds` more, and the streams' end. A second signal ends it now.
 
     Raises:

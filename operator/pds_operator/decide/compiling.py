@@ -1,4 +1,4 @@
-"""Compile first: a new revision's kernels are made before its pods are (operator.md §5). Pure.
+"""Compile first: a new revision's kernels are made before its pods are (rollouts.md). Pure.
 
 Only where a volume is shared and a revision serves meanwhile. The Job stays until the rollout is
 over, as a record; one that finds no node makes room for the surge pods, which compile in their own

@@ -1,4 +1,4 @@
-"""Which control keys there are, and which are no longer needed (operator.md §4). Pure.
+"""Which control keys there are, and which are no longer needed (rollouts.md). Pure.
 
 A key is made when there is none, when its Secret is gone, and when somebody asks for one. New
 revisions have the newest key, so that a rotation is a rollout. The ring holds the keys of all

@@ -1,4 +1,4 @@
-"""The arithmetic of replacing groups step by step (operator.md §5). Pure, and without state.
+"""The arithmetic of replacing groups step by step (rollouts.md). Pure, and without state.
 
 Each round computes from what is observed how far the new revision has come and what may be
 created and retired next; scaling, a changed spec and a revert in mid-rollout are the same

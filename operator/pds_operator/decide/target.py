@@ -1,4 +1,4 @@
-"""Which revision groups are brought to, and which one stands behind it (operator.md §4). Pure.
+"""Which revision groups are brought to, and which one stands behind it (rollouts.md). Pure.
 
 Annotations on a ControllerRevision keep what nothing shows any more afterwards:
   targeted  since when groups are brought to it, where it is not the newest (a revert, a retry)

@@ -12,7 +12,7 @@ NO_PROOF = "the warm-up wrote no proof"
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """What a warm-up container wrote to its termination message (operator.md §6)."""
+    """What a warm-up container wrote to its termination message (warm-up.md)."""
 
     manifest: str
     compiled: int = 0

@@ -1,7 +1,7 @@
 """Engine pods: a template per role, rendered once into a revision, and the pods made from it.
 
 What `render` returns is stored in the ControllerRevision, and every pod of that revision is made
-from the stored data alone: no later operator, setting or default changes it (operator.md §4).
+from the stored data alone: no later operator, setting or default changes it (rollouts.md).
 """
 
 import copy

@@ -23,7 +23,7 @@ Object = dict[str, Any]
 CONFIG_FILE = "/etc/pds/router.json"
 AUTH_MOUNT = "/etc/pds/auth"
 LINGER_SECONDS = 5
-"""A router accepts so long after SIGTERM: endpoints lag behind (operator.md §5)."""
+"""A router accepts so long after SIGTERM: endpoints lag behind (router.md)."""
 DEFAULT_REPLICAS = 1
 
 

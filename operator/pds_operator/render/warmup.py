@@ -1,4 +1,4 @@
-"""The Job that compiles a revision before any pod of it surges (operator.md §5). Pure.
+"""The Job that compiles a revision before any pod of it surges (rollouts.md). Pure.
 
 One pod runs the warm-up of every pod of a group of each role, one after the other, so that it asks
 for no more than the largest of them. It is made from the stored revision alone, as pods are.

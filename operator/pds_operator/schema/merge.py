@@ -1,4 +1,4 @@
-"""A user's podTemplate merged into a rendered pod (operator.md §9). Pure.
+"""A user's podTemplate merged into a rendered pod (operator.md). Pure.
 
 Containers, env, volumes, mounts and ports merge by their key; tolerations and pull secrets are
 appended; maps merge; everything else is replaced. What is ours is refused by name.
