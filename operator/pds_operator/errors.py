@@ -128,10 +128,10 @@ def from_status(status: int, body: object, retry_after: str = "") -> ApiError:
 
     `body` is the decoded Status object, if it is one; `retry_after` the header of that name.
     """
-    told = body if isinstance(body, dict) else {}
-    api_reason = str(told.get("reason") or "")
-    message = str(told.get("message") or f"HTTP {status}")
-    details = told["details"] if isinstance(told.get("details"), dict) else {}
+    answer = body if isinstance(body, dict) else {}
+    api_reason = str(answer.get("reason") or "")
+    message = str(answer.get("message") or f"HTTP {status}")
+    details = answer["details"] if isinstance(answer.get("details"), dict) else {}
     if status == 403:
         return _forbidden(status, api_reason, message, details.get("causes") or [])
     asked = retry_after or str(details.get("retryAfterSeconds") or "")

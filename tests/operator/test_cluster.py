@@ -290,11 +290,11 @@ def test_a_status_that_we_have_told_is_no_reason_to_look_but_a_new_spec_in_its_a
     changed: list = []
     store = Store(changed.append)
     store.put_parent(parent(1, 1))
-    store.put_parent(parent(2, 1, ready="yes"), told=True)
+    store.put_parent(parent(2, 1, ready="yes"), ours=True)
     store.put_parent(parent(2, 1, ready="yes"))  # the same by the watch
     assert changed == [KEY]
     assert store.parent(KEY)["status"] == {"ready": "yes"}
-    store.put_parent(parent(4, 2, ready="no"), told=True)
+    store.put_parent(parent(4, 2, ready="no"), ours=True)
     assert changed == [KEY, KEY]
     store.put_parent(parent(5, 2, ready="a lie"))  # by somebody else
     assert changed == [KEY, KEY, KEY]

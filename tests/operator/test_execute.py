@@ -9,7 +9,7 @@ from pds_operator import errors, names
 from pds_operator.decide.actions import Action, Create, Say
 from pds_operator.render.owner import Owner
 from pds_operator.run.cluster import Store
-from pds_operator.run.execute import LANES, Executor, Ledger
+from pds_operator.run.execute import LANES, Backoff, Executor
 
 OWNER = Owner("chat", "team", "uid-chat")
 
@@ -44,7 +44,7 @@ class Slow(FakeApi):
 
 class Bench:
     def __init__(self) -> None:
-        self.api, self.ledger, self.left = Slow(), Ledger(), 10_000
+        self.api, self.backoff, self.left = Slow(), Backoff(), 10_000
         self.executor = Executor(self.api, Store(lambda key: None), None, self._leads)  # type: ignore[arg-type]
 
     def _leads(self) -> bool:
@@ -52,7 +52,7 @@ class Bench:
         return self.left >= 0
 
     async def do(self, *actions: Action) -> bool:
-        return await self.executor.carry_out(actions, OWNER, self.ledger, b"")
+        return await self.executor.carry_out(actions, OWNER, self.backoff, b"")
 
 
 async def test_pods_are_posted_side_by_side_and_no_more_than_so_many():
@@ -83,7 +83,7 @@ async def test_a_refusal_ends_its_own_group_alone():
         *("chat-p-0-0-0", "chat-p-0-0-1"),
         *("chat-p-2-0-0", "chat-p-2-0-1"),
     ]
-    assert list(bench.ledger.failures) == ["group/prefill/1"]
+    assert list(bench.backoff.failures) == ["group/prefill/1"]
 
 
 async def test_a_lease_that_is_lost_ends_every_lane():

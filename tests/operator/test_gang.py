@@ -13,7 +13,7 @@ from pds_operator.decide.plan import plan
 from pds_operator.facts.observed import Failure
 from pds_operator.render import engine, gang
 from pds_operator.run.cluster import Store
-from pds_operator.run.execute import Executor, Ledger
+from pds_operator.run.execute import Backoff, Executor
 from pds_operator.run.probe import Prober
 from pds_operator.settings import Settings
 from worlds import NOW, OWNER, World, desired, raw_spec
@@ -156,13 +156,13 @@ def test_a_group_scheduled_in_part_for_too_long_is_deleted_whole_and_held_back()
 
 class Bench:
     def __init__(self) -> None:
-        self.api, self.ledger = FakeApi(), Ledger()
+        self.api, self.backoff = FakeApi(), Backoff()
         self.executor = Executor(
             self.api, Store(lambda key: None), Prober(), lambda: True, lambda: NOW
         )
 
     async def do(self, *actions: Create | Disband | Hold) -> None:
-        await self.executor.carry_out(actions, OWNER, self.ledger, b"")
+        await self.executor.carry_out(actions, OWNER, self.backoff, b"")
 
 
 MADE = Create(gang.pod_group(OWNER, data(raw("volcano")), "prefill", "chat-p-0-0"), "group")
@@ -175,7 +175,7 @@ async def test_made_twice_and_deleted_twice_is_the_same_as_once() -> None:
     assert bench.api.names("PodGroup") == ["chat-p-0-0"]
     await bench.do(GONE, GONE)
     assert bench.api.names("PodGroup") == []
-    assert not bench.ledger.failures
+    assert not bench.backoff.failures
 
 
 async def test_a_wait_that_ran_out_holds_longer_each_time() -> None:
@@ -184,11 +184,11 @@ async def test_a_wait_that_ran_out_holds_longer_each_time() -> None:
     for count, seconds in ((1, 5), (2, 10), (3, 20)):
         await bench.do(hold)
         held = Failure("Unschedulable", "in part", count, NOW + seconds, NOW)
-        assert bench.ledger.failures == {"schedule/prefill": held}
-    bench.ledger.settle((), set(), NOW + 600)
-    assert bench.ledger.failures
-    bench.ledger.settle((), set(), NOW + 3600)
-    assert not bench.ledger.failures
+        assert bench.backoff.failures == {"schedule/prefill": held}
+    bench.backoff.settle((), set(), NOW + 600)
+    assert bench.backoff.failures
+    bench.backoff.settle((), set(), NOW + 3600)
+    assert not bench.backoff.failures
 
 
 async def test_another_ones_pod_group_is_left_alone() -> None:
@@ -199,7 +199,7 @@ async def test_another_ones_pod_group_is_left_alone() -> None:
     await bench.do(GONE)
     assert bench.api.names("PodGroup") == ["chat-p-0-0"]
     await bench.do(MADE)
-    assert bench.ledger.failures["group"].reason == "NameTaken"
+    assert bench.backoff.failures["group"].reason == "NameTaken"
 
 
 async def test_a_pod_group_that_was_left_behind_is_adopted_or_goes() -> None:
@@ -214,13 +214,13 @@ async def test_a_pod_group_that_was_left_behind_is_adopted_or_goes() -> None:
     meta["ownerReferences"] = []
     await bench.do(GONE)
     assert bench.api.names("PodGroup") == []
-    assert not bench.ledger.failures
+    assert not bench.backoff.failures
 
 
 async def test_a_cluster_without_the_kind_is_told() -> None:
     bench = Bench()
     bench.api.refuse = lambda verb, obj: errors.Missing(404, "NotFound", "no such kind")
     await bench.do(MADE)
-    failure = bench.ledger.failures["group"]
+    failure = bench.backoff.failures["group"]
     assert failure.reason == "GangUnknown"
     assert "scheduling.volcano.sh/v1beta1 PodGroup" in failure.message

@@ -88,8 +88,8 @@ def _follow(round_: Round, target: Target, live: Object, own: list[Group]) -> Wa
     if "Complete" in ended:
         return Warmup(ended=seconds(ended["Complete"].get("lastTransitionTime")) or 0.0)
     if "Failed" in ended:
-        told = [f"{pod.name}: {pod.error}" for pod in pods if pod.error]
-        why = told[0] if told else f"Job {name}: {ended['Failed'].get('message', '')}"
+        errors = [f"{pod.name}: {pod.error}" for pod in pods if pod.error]
+        why = errors[0] if errors else f"Job {name}: {ended['Failed'].get('message', '')}"
         return Warmup(State.FAILED, why)
     waits = next((f"{pod.name}: {pod.waits}" for pod in pods if pod.waits), "")
     if waits:

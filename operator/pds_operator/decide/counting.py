@@ -1,4 +1,4 @@
-"""What the arithmetic of rollouts is told of the groups, and which of them leave. Pure."""
+"""Groups, counted for the arithmetic of rollouts; and which of them leave. Pure."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -32,7 +32,7 @@ class Frame:
         """The revision that a held rollout goes on with."""
         return self.target.good.digest if self.holds and self.target and self.target.good else ""
 
-    def useless(self, group: Group) -> bool:
+    def leaves_at_once(self, group: Group) -> bool:
         """An old group that has never served, or is over: retired at once, and not counted.
 
         Not of the revision that serves where it was made in place of one that was lost. What is
@@ -41,8 +41,8 @@ class Frame:
         if group.revision in self.lost and group.phase is not Phase.UP:
             return True
         good = self.target.good if self.target else None
-        if good is None or group.revision != good.digest or not group.hopeless:
-            return group.hopeless
+        if good is None or group.revision != good.digest or not group.never_served:
+            return group.never_served
         again = self.target is not None and group.born > self.target.since
         return not self.holds and not again
 
@@ -68,7 +68,7 @@ def counts(round_: Round, desired: Desired, frame: Frame) -> dict[str, Role]:
         own = [group for group in fleet if group.role == name]
         staying = [group for group in own if group.phase is not Phase.LEAVING]
         new = [group for group in staying if group.revision == frame.digest]
-        old = [g for g in staying if g.revision != frame.digest and not frame.useless(g)]
+        old = [g for g in staying if g.revision != frame.digest and not frame.leaves_at_once(g)]
         for group in new:
             due = group.available_at(held)
             if due is not None and due > now:
@@ -123,17 +123,17 @@ def limits(desired: Desired, target: Target | None) -> Limits:
 
 
 def retired(fleet: Sequence[Group], step: Step, frame: Frame, *, serves_on: bool) -> list[Group]:
-    """The groups that leave now: useless old ones, and what each role's move retires.
+    """The groups that leave now: old ones that never served, and what each role's move retires.
 
     serves_on: the last of those that serve together stay. Groups that several revisions have left
     over may be ready in every role, and not pair.
     """
     staying = [group for group in fleet if group.phase is not Phase.LEAVING]
     old = [group for group in staying if group.revision != frame.digest]
-    useless = [group for group in old if frame.useless(group)]
-    left = [group for group in staying if group not in useless]
+    at_once = [group for group in old if frame.leaves_at_once(group)]
+    left = [group for group in staying if group not in at_once]
     serves_on = serves_on and pairs.serves(left, frame.states)
-    result = [*useless]
+    result = [*at_once]
     for name, move in step.moves.items():
         if not (move.retire_old or move.retire_new):
             continue

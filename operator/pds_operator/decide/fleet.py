@@ -139,7 +139,7 @@ class Group:
         return any(pod.failed and pod.exit_code == names.CONFIG_ERROR for pod in self.pods)
 
     @property
-    def hopeless(self) -> bool:
+    def never_served(self) -> bool:
         """Of a revision that is replaced: not worth keeping for its floor, as it never served.
 
         A group that was evicted, or has failed once, may have served, and is made again.

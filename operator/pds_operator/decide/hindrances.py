@@ -63,13 +63,13 @@ class _Hindrance:
 def look(round_: Round) -> None:
     """Tell what has lasted, one of each kind with the number of the others."""
     observed, now = round_.observed, round_.now
-    told: dict[tuple[str, str], list[_Hindrance]] = {}
+    lasting: dict[tuple[str, str], list[_Hindrance]] = {}
     for found in _all(round_):
         if found.due > now:
             round_.wake_at(found.due)
         else:
-            told.setdefault((found.reason, found.cure), []).append(found)
-    for same in told.values():
+            lasting.setdefault((found.reason, found.cure), []).append(found)
+    for same in lasting.values():
         first = min(same, key=lambda found: found.pod)
         who = f"pod {first.pod}" if first.pod else "pods"
         more = f" (and {len(same) - 1} more pods)" if len(same) > 1 else ""

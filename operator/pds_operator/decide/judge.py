@@ -127,9 +127,9 @@ def _crashes(own: list[Group]) -> Evidence | None:
     for group in own:
         culprit, failures = group.culprit, group.next_failures()
         if culprit is not None and not culprit.disrupted and failures >= CRASHES:
-            told = culprit.message.strip()[-500:]
+            last_words = culprit.message.strip()[-500:]
             text = f"{culprit.name} {culprit.end}, {failures} failures in a row"
-            return Evidence("CrashLoop", f"{text}: {told}")
+            return Evidence("CrashLoop", f"{text}: {last_words}")
     return None
 
 

@@ -67,13 +67,13 @@ def create(round_: Round, starts: Sequence[Start]) -> None:
 
     One Event tells of all that a role begins: one for each would cost as much as the pods.
     """
-    told: dict[tuple[str, str], list[int]] = {}
+    begun: dict[tuple[str, str], list[int]] = {}
     for start in starts:
         role, data = start.role, start.revision.data
         size = engine.pods_per_group(data, role)
         _create_pods(round_, start.revision, role, start.index, 0, range(size))
-        told.setdefault((role, start.revision.digest), []).append(start.index)
-    for (role, digest), indices in told.items():
+        begun.setdefault((role, start.revision.digest), []).append(start.index)
+    for (role, digest), indices in begun.items():
         which = "group" if len(indices) == 1 else "groups"
         text = f"created {role} {which} {_spans(indices)} of revision {digest}"
         round_.actions.append(Say("GroupCreated", text, scope=group_scope(role, indices[0])))
@@ -171,26 +171,26 @@ def _make_again(round_: Round, group: Group) -> None:
     scope = group_scope(group.role, group.index)
     _delete(round_, [pod for pod in group.pods if not pod.failed], scope, BROKEN_GRACE)
     culprit = group.culprit
-    told = (culprit.message if culprit else "a pod of it vanished").strip()
+    message = (culprit.message if culprit else "a pod of it vanished").strip()
     if group.misconfigured:
-        round_.tell("ConfigurationError", f"{group.role}: {told}")
+        round_.tell("ConfigurationError", f"{group.role}: {message}")
         return
     retry_at = group.retry_at()
     if culprit is not None and retry_at > round_.now:
-        round_.problems.append(_ended(group, culprit, told[-500:]))
+        round_.problems.append(_ended(group, culprit, message[-500:]))
         round_.wake_at(retry_at)
         return
     ends = Ends(group.next_failures(), group.next_disruptions())
     _replace(round_, group, ends, "FailedGroupReplaced")
 
 
-def _ended(group: Group, culprit: Pod, told: str) -> Problem:
+def _ended(group: Group, culprit: Pod, message: str) -> Problem:
     if culprit.disrupted:
         count = group.next_disruptions()
         text = f"{culprit.name} was ended by its node or the scheduler ({culprit.disrupted}), "
-        return Problem("GroupDisrupted", f"{text}{count} times in a row: {told}")
+        return Problem("GroupDisrupted", f"{text}{count} times in a row: {message}")
     count = group.next_failures()
-    text = f"{culprit.name} {culprit.end}, {count} failures in a row: {told}"
+    text = f"{culprit.name} {culprit.end}, {count} failures in a row: {message}"
     return Problem("GroupFailing", text)
 
 
@@ -271,13 +271,13 @@ def _route(round_: Round, group: Group) -> None:
     leader = group.leader
     if leader is None or leader.deleting or leader.failed or not leader.containers_ready:
         return
-    told = [view.routable.get(leader.name, False) for view in round_.observed.routers]
+    lists = [view.routable.get(leader.name, False) for view in round_.observed.routers]
     scope = group_scope(group.role, group.index)
     if not leader.routable:
         round_.unsettled = round_.unsettled or group.phase is not Phase.LEAVING
-        if told and all(told) and len(told) == round_.observed.routers_ready:
+        if lists and all(lists) and len(lists) == round_.observed.routers_ready:
             round_.actions.append(SetGate(leader.name, leader.uid, True, scope))
-    elif told and not all(told):
+    elif lists and not all(lists):
         round_.actions.append(SetGate(leader.name, leader.uid, False, scope))
 
 

@@ -27,13 +27,13 @@ class Terms:
 
     def fits(self, other: "Terms") -> bool:
         """Whether groups of both can pair, as far as that is known."""
-        told = (
+        both = (
             (self.fingerprint, other.fingerprint),
             (self.protocol, other.protocol),
             (self.key, other.key),
         )
         return self.mounted == other.mounted and all(
-            not one or not two or one == two for one, two in told
+            not one or not two or one == two for one, two in both
         )
 
 
@@ -51,15 +51,15 @@ def serving(fleet: Iterable[Group], states: Mapping[str, EngineState]) -> list[G
     Of whatever revision: that is how routers pair them.
     """
     ready = [group for group in fleet if group.ready]
-    told: dict[str, set[Terms]] = {"prefill": set(), "decode": set()}
+    present: dict[str, set[Terms]] = {"prefill": set(), "decode": set()}
     for group in ready:
-        if group.role in told:
-            told[group.role].add(_terms(group, states))
+        if group.role in present:
+            present[group.role].add(_terms(group, states))
 
     def fits(group: Group) -> bool:
         partner = PARTNER.get(group.role)
         own = _terms(group, states)
-        return partner is None or any(own.fits(other) for other in told[partner])
+        return partner is None or any(own.fits(other) for other in present[partner])
 
     return [group for group in ready if fits(group)]
 
@@ -72,11 +72,11 @@ def serves(fleet: Iterable[Group], states: Mapping[str, EngineState]) -> bool:
 def mismatch(fleet: Iterable[Group], states: Mapping[str, EngineState], digest: str) -> str:
     """Why groups of one revision never pair; empty where they do, or have not told."""
     own = [group for group in fleet if group.revision == digest]
-    told = [(f"{group.role} group {group.index}", _terms(group, states)) for group in own]
+    known = [(f"{group.role} group {group.index}", _terms(group, states)) for group in own]
     found = (
-        ("", {who: terms.fingerprint[:12] for who, terms in told}, SAME_MODEL),
-        ("protocol ", {who: str(terms.protocol or "") for who, terms in told}, SAME_IMAGE),
-        ("control key ", {who: terms.key for who, terms in told}, SAME_KEY),
+        ("", {who: terms.fingerprint[:12] for who, terms in known}, SAME_MODEL),
+        ("protocol ", {who: str(terms.protocol or "") for who, terms in known}, SAME_IMAGE),
+        ("control key ", {who: terms.key for who, terms in known}, SAME_KEY),
     )
     for what, values, hint in found:
         first: dict[str, str] = {}

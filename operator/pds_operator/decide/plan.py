@@ -152,7 +152,7 @@ def keep_up(round_: Round, aim: Aim, standing: Standing) -> list[Group]:
         lifecycle.retire(round_, terms, group)
     for group in fleet:
         # What the coming target retires in the next round is not made again in this one.
-        if group not in retired and not (aim.coming and group.hopeless):
+        if group not in retired and not (aim.coming and group.never_served):
             lifecycle.keep_up(round_, terms, group)
     return retired
 

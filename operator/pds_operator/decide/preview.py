@@ -77,23 +77,23 @@ def rounds(roles: Mapping[str, Role], limits: Limits) -> list[str]:
     Each round begins once what the one before has begun is done; the first one, once what is under
     way already is.
     """
-    told: list[str] = []
+    lines: list[str] = []
     number = 0
     for _ in range(MOST):
         step = rollout.step(roles, limits)
         said = [text for name, move in step.moves.items() for text in _said(name, move)]
         waits = [text for name, role in roles.items() for text in _awaited(name, role)]
         if not said and waits:
-            told.append(f"     under way: {', '.join(waits)}")
+            lines.append(f"     under way: {', '.join(waits)}")
             roles = {name: _settled(role) for name, role in roles.items()}
             continue
         if not said:
             end = f"held at step {step.last} of {step.steps}" if step.held else "nothing left to do"
-            return [*told, end]
+            return [*lines, end]
         number += 1
-        told.append(f"{number:3}. {', '.join(said)}")
+        lines.append(f"{number:3}. {', '.join(said)}")
         roles = {name: _after(role, step.moves[name]) for name, role in roles.items()}
-    return told
+    return lines
 
 
 def _size(revision: str, role: str) -> int:
@@ -139,12 +139,12 @@ def _said(name: str, move: Move) -> list[str]:
 
 def _awaited(name: str, role: Role) -> list[str]:
     """What is under way. A group that serves and is not ready may stay so: it is not waited for."""
-    told = []
+    lines = []
     if role.new > role.new_ready:
-        told.append(f"{role.new - role.new_ready} new {name} not serving yet")
+        lines.append(f"{role.new - role.new_ready} new {name} not serving yet")
     if role.leaving:
-        told.append(f"{role.leaving} {name} drain")
-    return told
+        lines.append(f"{role.leaving} {name} drain")
+    return lines
 
 
 def _settled(role: Role) -> Role:

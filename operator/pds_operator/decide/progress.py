@@ -107,7 +107,7 @@ def waits_for(target: Target, fleet: Iterable[Group], before: Iterable[str] = ()
 
     `before` is what the first of them waits for.
     """
-    told = []
+    waiting = []
     for group in fleet:
         if group.revision == target.digest and group.phase is not Phase.LEAVING and not group.ready:
             pod = group.culprit or next((pod for pod in group.pods if not pod.ready), None)
@@ -115,5 +115,5 @@ def waits_for(target: Target, fleet: Iterable[Group], before: Iterable[str] = ()
                 why = pod.unscheduled or pod.message or "not ready"
                 if pod.unprepared is not None and why == "not ready":
                     why = "its volumes, its network or its image are not there"
-                told.append(f"{pod.name}: {why[-300:]}")
-    return "; ".join(told[:3] or ["no group of it could be made yet", *before])
+                waiting.append(f"{pod.name}: {why[-300:]}")
+    return "; ".join(waiting[:3] or ["no group of it could be made yet", *before])

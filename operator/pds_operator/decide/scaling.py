@@ -49,10 +49,10 @@ def keep_up(round_: Round) -> None:
             made = child(owner, role, _present(fleet, role))
             round_.actions.append(Create(made, object_scope(made)))
         else:
-            told = _status(owner, role, fleet)
-            if told != (live.get("status") or {}):
+            status = _status(owner, role, fleet)
+            if status != (live.get("status") or {}):
                 uid, scope = live["metadata"]["uid"], f"{object_scope(live)}/status"
-                round_.actions.append(TellScale(name, uid, told, scope))
+                round_.actions.append(TellScale(name, uid, status, scope))
 
 
 def child(owner: Owner, role: str, replicas: int) -> Object:

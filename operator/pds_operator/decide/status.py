@@ -23,7 +23,7 @@ from pds_operator.facts.observed import Observed, rfc3339
 from pds_operator.render import config, router
 
 Object = dict[str, Any]
-Told = tuple[str, str, str]
+Condition = tuple[str, str, str]
 """(status, reason, message) of a condition."""
 
 MESSAGE_LIMIT = 2000
@@ -44,17 +44,17 @@ def status(
     problems += [Problem("ProgressDeadlineExceeded", plan.overdue)] if plan.overdue else []
     roles = {role: _role(observed, plan, role) for role in plan.roles}
     routers = _routers(observed, desired)
-    told: dict[str, Told] = {
+    conditions: dict[str, Condition] = {
         "Ready": _ready(observed, desired, plan, routers),
         "Progressing": _progressing(observed, desired, plan, {**roles, "router": routers}, now),
         "KernelsWarm": _kernels_warm(observed, desired, plan, roles),
         "Degraded": _degraded(problems),
     }
     lacking = any(one["ready"] < one["desired"] for one in (*roles.values(), routers))
-    told |= _kstatus(told["Progressing"], problems, lacking=lacking)
+    conditions |= _kstatus(conditions["Progressing"], problems, lacking=lacking)
     return {
         "observedGeneration": desired.generation,
-        "conditions": _conditions(told, previous, desired.generation, now),
+        "conditions": _conditions(conditions, previous, desired.generation, now),
         "currentRevision": _current(observed, desired, plan),
         "targetRevision": names.revision(desired.owner.name, plan.target),
         "endpoint": router.endpoint(desired.owner, desired.spec),
@@ -65,23 +65,23 @@ def status(
 
 def refused(generation: int, problem: Problem, previous: Mapping[str, Any], now: float) -> Object:
     """The status of an object whose spec cannot be read: what runs goes on as it is."""
-    told: dict[str, Told] = {"Degraded": ("True", problem.reason, problem.message)}
-    told |= _kstatus(("False", problem.reason, problem.message), [problem], lacking=True)
-    told["Progressing"] = ("False", problem.reason, problem.message)
+    conditions: dict[str, Condition] = {"Degraded": ("True", problem.reason, problem.message)}
+    conditions |= _kstatus(("False", problem.reason, problem.message), [problem], lacking=True)
+    conditions["Progressing"] = ("False", problem.reason, problem.message)
     for kind in ("Ready", "KernelsWarm"):
         old = _previous(previous, kind)
         if old:
-            told[kind] = (old["status"], old["reason"], old["message"])
+            conditions[kind] = (old["status"], old["reason"], old["message"])
         else:
-            told[kind] = ("False", problem.reason, problem.message)
+            conditions[kind] = ("False", problem.reason, problem.message)
     return {
         **previous,
         "observedGeneration": generation,
-        "conditions": _conditions(told, previous, generation, now),
+        "conditions": _conditions(conditions, previous, generation, now),
     }
 
 
-def transitions(previous: Mapping[str, Any], new: Mapping[str, Any]) -> list[Told]:
+def transitions(previous: Mapping[str, Any], new: Mapping[str, Any]) -> list[Condition]:
     """(type, reason, message) of the conditions whose status or reason changed: worth an Event.
 
     What Degraded says is told once, though others say it too.
@@ -97,7 +97,7 @@ def transitions(previous: Mapping[str, Any], new: Mapping[str, Any]) -> list[Tol
         if before != (condition["status"], condition["reason"]):
             changed.append((condition["type"], condition["reason"], condition["message"]))
     worst = {reason for kind, reason, _ in changed if kind == "Degraded"}
-    return [told for told in changed if told[0] == "Degraded" or told[1] not in worst]
+    return [change for change in changed if change[0] == "Degraded" or change[1] not in worst]
 
 
 def warm(group: Group, observed: Observed) -> bool:
@@ -133,7 +133,7 @@ def _routers(observed: Observed, desired: Desired) -> Object:
     return {"desired": wanted, "ready": (live.get("status") or {}).get("readyReplicas", 0)}
 
 
-def _ready(observed: Observed, desired: Desired, plan: Plan, routers: Object) -> Told:
+def _ready(observed: Observed, desired: Desired, plan: Plan, routers: Object) -> Condition:
     if not routers["ready"]:
         return "False", "NoRouter", "no router pod is ready"
     if not observed.endpoints:
@@ -161,12 +161,12 @@ def _endpoint(desired: Desired) -> str:
 
 def _progressing(
     observed: Observed, desired: Desired, plan: Plan, parts: Mapping[str, Object], now: float
-) -> Told:
+) -> Condition:
     roles, routers = {role: parts[role] for role in plan.roles}, parts["router"]
     counts = "; ".join(
-        f"{role} {told['ready']} ready of {told['desired']}, {told['updated']} of revision "
-        f"{plan.target}" + (f", {told['draining']} draining" if told["draining"] else "")
-        for role, told in roles.items()
+        f"{role} {count['ready']} ready of {count['desired']}, {count['updated']} of revision "
+        f"{plan.target}" + (f", {count['draining']} draining" if count["draining"] else "")
+        for role, count in roles.items()
     )
     stale = any(role.old for role in plan.roles.values()) or any(
         group.revision != plan.target and not group.stuck(now) for group in plan.groups
@@ -193,11 +193,11 @@ def _progressing(
         first = "" if settled else "routers are replaced first; "
         return "True", reason, f"{first}step {done} of {steps} is done: {counts}"
     leaving = any(g.phase is Phase.LEAVING and not g.stuck(now) for g in plan.groups)
-    if leaving or any(told["created"] > told["desired"] for told in roles.values()):
+    if leaving or any(count["created"] > count["desired"] for count in roles.values()):
         return "True", "Draining", counts
-    if any(told["created"] < told["desired"] for told in roles.values()):
+    if any(count["created"] < count["desired"] for count in roles.values()):
         return "True", "Creating", counts
-    if any(told["ready"] < told["desired"] for told in roles.values()):
+    if any(count["ready"] < count["desired"] for count in roles.values()):
         return "True", "Starting", counts
     if pairs.mismatch(plan.groups, observed.states, plan.target):
         return "True", "Starting", f"groups are ready and cannot pair; {counts}"
@@ -217,7 +217,7 @@ def _writes_routers(plan: Plan) -> bool:
 
 def _kernels_warm(
     observed: Observed, desired: Desired, plan: Plan, roles: Mapping[str, Object]
-) -> Told:
+) -> Condition:
     if not config.warms_up(desired.spec):
         return "Unknown", "WarmupDisabled", "spec.compileCache asks for no warm-up"
     late = [
@@ -232,8 +232,8 @@ def _kernels_warm(
     failed = _failed_proof(plan)
     if failed:
         return "False", "WarmupFailed", failed
-    cold = {role: told["created"] - told["warm"] for role, told in roles.items()}
-    if any(cold.values()) or not any(told["created"] for told in roles.values()):
+    cold = {role: count["created"] - count["warm"] for role, count in roles.items()}
+    if any(cold.values()) or not any(count["created"] for count in roles.values()):
         text = ", ".join(f"{count} {role}" for role, count in cold.items() if count)
         return "False", "WarmingUp", f"groups without a proof: {text or 'all'}"
     sums = [
@@ -261,7 +261,7 @@ def _failed_proof(plan: Plan) -> str:
     return ""
 
 
-def _degraded(problems: list[Problem]) -> Told:
+def _degraded(problems: list[Problem]) -> Condition:
     if not problems:
         return "False", "AsExpected", "nothing stands in the way"
     ranked = severity.worst_first(problems)
@@ -269,7 +269,9 @@ def _degraded(problems: list[Problem]) -> Told:
     return "True", ranked[0].reason, text
 
 
-def _kstatus(progressing: Told, problems: list[Problem], *, lacking: bool) -> dict[str, Told]:
+def _kstatus(
+    progressing: Condition, problems: list[Problem], *, lacking: bool
+) -> dict[str, Condition]:
     """As Deployments are read: a paused rollout is under way, one at its partition is over.
 
     lacking: not everything that is wanted is ready.
@@ -308,11 +310,11 @@ def _current(observed: Observed, desired: Desired, plan: Plan) -> str:
 
 
 def _conditions(
-    told: Mapping[str, Told], previous: Mapping[str, Any], generation: int, now: float
+    states: Mapping[str, Condition], previous: Mapping[str, Any], generation: int, now: float
 ) -> list[Object]:
     result = []
     for kind in (*OWN, *KSTATUS):
-        state, reason, message = told[kind]
+        state, reason, message = states[kind]
         old = _previous(previous, kind)
         same = old is not None and old["status"] == state
         result.append(

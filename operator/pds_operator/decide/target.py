@@ -229,20 +229,20 @@ def note(round_: Round, target: Target, whole: Mapping[str, int]) -> None:
     """
     text = json.dumps(whole, sort_keys=True)
     if target.fresh:
-        told: dict[str, str | None] = {names.TARGETED: rfc3339(target.since), names.WAITED: None}
+        notes: dict[str, str | None] = {names.TARGETED: rfc3339(target.since), names.WAITED: None}
     elif whole and not target.settled:
-        told = {names.SERVED: rfc3339(max(round_.now, target.since)), names.GROUPS: text}
+        notes = {names.SERVED: rfc3339(max(round_.now, target.since)), names.GROUPS: text}
     elif whole and whole != target.revision.groups:
-        told = {names.GROUPS: text}
+        notes = {names.GROUPS: text}
     else:
         return
-    _annotate(round_, target.revision, told)
+    _annotate(round_, target.revision, notes)
 
 
 def use_up(round_: Round, target: Target, waited: Waited) -> None:
     """Write down what its rollout has used up of its deadline."""
-    told = {key: round(value, 3) for key, value in dataclasses.asdict(waited).items()}
-    _annotate(round_, target.revision, {names.WAITED: json.dumps(told)})
+    used = {key: round(value, 3) for key, value in dataclasses.asdict(waited).items()}
+    _annotate(round_, target.revision, {names.WAITED: json.dumps(used)})
 
 
 def reject(round_: Round, target: Target, why: str) -> None:

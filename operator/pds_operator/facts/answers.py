@@ -58,18 +58,18 @@ class _Backends(_Told):
 
 def engine_state(body: bytes | str, clock: float = 0.0) -> EngineState:
     """An answer of /pds/state, from a clock so far ahead of ours. Raises BadAnswer."""
-    told = _parse(_State, body)
-    kernels = told.kernels or _Kernels()
+    answer = _parse(_State, body)
+    kernels = answer.kernels or _Kernels()
     return EngineState(
-        in_flight=told.in_flight,
-        transfers=told.transfers_in_flight,
-        draining=told.draining,
+        in_flight=answer.in_flight,
+        transfers=answer.transfers_in_flight,
+        draining=answer.draining,
         manifest=kernels.manifest or "",
-        fingerprint=told.kv_fingerprint or "",
+        fingerprint=answer.kv_fingerprint or "",
         compiles_after_ready=kernels.compiles_after_ready,
         clock=clock,
-        protocol=told.protocol or 1,
-        key_id=told.key_id or "",
+        protocol=answer.protocol or 1,
+        key_id=answer.key_id or "",
     )
 
 
@@ -80,13 +80,13 @@ def backends(body: bytes | str) -> list[Backend]:
 
 def router_view(pod: str, body: bytes | str) -> RouterView:
     """What the router `pod` answered to /pds/backends. Raises BadAnswer."""
-    told = backends(body)
+    listed = backends(body)
     return RouterView(
         pod,
-        {item.pod: item.routable for item in told},
-        {item.pod: (item.requests, item.failures) for item in told},
-        {item.pod: item.uid for item in told if item.uid},
-        {item.pod: item.clock_offset for item in told if item.clock_offset},
+        {item.pod: item.routable for item in listed},
+        {item.pod: (item.requests, item.failures) for item in listed},
+        {item.pod: item.uid for item in listed if item.uid},
+        {item.pod: item.clock_offset for item in listed if item.clock_offset},
     )
 
 

@@ -23,22 +23,22 @@ class Frame:
     last: float | None
     """Somebody else last wrote its status; None: the API server does not say."""
 
-    def ended(self, told: float | None) -> float | None:
+    def ended(self, at: float | None) -> float | None:
         """When a container ended. A clock that cannot be right counts for nothing."""
-        if told is None or self._possible(told):
-            return told
+        if at is None or self._possible(at):
+            return at
         return self.first if self.last is None else max(self.first, self.last)
 
-    def turned_ready(self, told: float | None) -> float | None:
+    def turned_ready(self, at: float | None) -> float | None:
         """When the pod turned ready: with its gate, where its node's clock cannot be right.
 
         The kubelet writes the status for other reasons later on, and would put it off each time.
         """
-        return told if told is None or self._possible(told) else self.first
+        return at if at is None or self._possible(at) else self.first
 
-    def _possible(self, told: float) -> bool:
+    def _possible(self, at: float) -> bool:
         # Times are told in whole seconds.
-        return self.first - 1.0 <= told and (self.last is None or told <= self.last + 1.0)
+        return self.first - 1.0 <= at and (self.last is None or at <= self.last + 1.0)
 
 
 def frame(meta: Object, created: float) -> Frame:
@@ -77,9 +77,9 @@ def skew(
     wrong = sorted(name for name, offset in found.items() if abs(offset) > TOLERATED)
     if not wrong:
         return ""
-    told = [_ahead(name, nodes.get(name, ""), found[name]) for name in wrong[:5]]
+    lines = [_ahead(name, nodes.get(name, ""), found[name]) for name in wrong[:5]]
     more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
-    return f"{'; '.join(told)}{more}: set the clocks of the nodes (NTP)"
+    return f"{'; '.join(lines)}{more}: set the clocks of the nodes (NTP)"
 
 
 def _ahead(pod: str, node: str, offset: float) -> str:

@@ -76,8 +76,8 @@ def fell(container: Object) -> str:
     over = next((state["terminated"] for state in states if state.get("terminated")), None)
     if not over:
         return ""
-    told = words(termination(over)) or str(over.get("reason") or "")
-    return f"exit code {over.get('exitCode')}" + (f", {told}" if told else "")
+    last_words = words(termination(over)) or str(over.get("reason") or "")
+    return f"exit code {over.get('exitCode')}" + (f", {last_words}" if last_words else "")
 
 
 def named(statuses: list[Object] | None, name: str) -> Object:

@@ -153,12 +153,12 @@ def warmup_facts(obj: Object) -> WarmupPod:
     meta, status = obj["metadata"], obj.get("status") or {}
     conditions = {item["type"]: item for item in status.get("conditions") or []}
     failed = containers.failed(obj)
-    told = proof(failed)
+    found = proof(failed)
     ended = (failed.get("state") or {}).get("terminated") or {}
     error = ""
     if ended:
-        known = told is not None and told.error != NO_PROOF
-        text = told.error if known and told is not None else containers.termination(ended)
+        known = found is not None and found.error != NO_PROOF
+        text = found.error if known and found is not None else containers.termination(ended)
         error = text or f"container {failed['name']} ended with exit code {ended['exitCode']}"
     return WarmupPod(
         name=meta["name"],
@@ -219,7 +219,7 @@ def slice_facts(obj: Object) -> Object:
 def _proofs(status: Object) -> list[Proof]:
     """Of a Job's pod, whose steps are containers of both kinds."""
     every = (status.get("initContainerStatuses") or []) + (status.get("containerStatuses") or [])
-    return [told for item in every if (told := proof(item)) is not None]
+    return [found for item in every if (found := proof(item)) is not None]
 
 
 def proof(container: Object) -> Proof | None:
@@ -228,14 +228,14 @@ def proof(container: Object) -> Proof | None:
     if not ended:
         return None
     try:
-        told = json.loads(ended.get("message") or "")
+        note = json.loads(ended.get("message") or "")
         return Proof(
-            manifest=str(told.get("manifest") or ""),
-            compiled=int(told.get("compiled") or 0),
-            reused=int(told.get("reused") or 0),
-            seconds=float(told.get("seconds") or 0.0),
-            error=containers.words(told.get("error")),
-            volume=containers.words(told.get("volume")),
+            manifest=str(note.get("manifest") or ""),
+            compiled=int(note.get("compiled") or 0),
+            reused=int(note.get("reused") or 0),
+            seconds=float(note.get("seconds") or 0.0),
+            error=containers.words(note.get("error")),
+            volume=containers.words(note.get("volume")),
         )
     except (ValueError, AttributeError, TypeError):
         return Proof(manifest="", error=NO_PROOF)
@@ -262,16 +262,16 @@ def revision_facts(obj: Object, pds: str) -> Revision:
 def _counts(text: str | None) -> dict[str, int]:
     """What people may have edited: nothing, where it is not what we write."""
     try:
-        told = json.loads(text or "{}")
-        return {role: int(told[role]) for role in names.ROLES if role in told}
+        stored = json.loads(text or "{}")
+        return {role: int(stored[role]) for role in names.ROLES if role in stored}
     except (ValueError, TypeError):
         return {}
 
 
 def _waited(text: str | None) -> Waited | None:
     try:
-        told = json.loads(text or "")
-        return Waited(float(told["since"]), float(told["seconds"]), float(told["at"]))
+        stored = json.loads(text or "")
+        return Waited(float(stored["since"]), float(stored["seconds"]), float(stored["at"]))
     except (ValueError, TypeError, KeyError):
         return None
 

@@ -34,12 +34,13 @@ def _pds() -> None:
 def status(name: str, namespace: Namespace = None, context: Context = None) -> None:
     """Conditions, and the tree of roles and groups: revision, phase, requests under way."""
     pds = _get(["get", "pdserving", name], namespace, context)
-    told = pds.get("status") or {}
+    reported = pds.get("status") or {}
     pods, routers = _pods(name, namespace, context)
-    typer.echo(f"{name}  {told.get('endpoint', '')}")
+    typer.echo(f"{name}  {reported.get('endpoint', '')}")
     for line in views.unseen(pds):
         typer.echo(line)
-    for rows in (views.conditions(told), views.tree(told, pods, _in_flight(pds, routers, context))):
+    in_flight = _in_flight(pds, routers, context)
+    for rows in (views.conditions(reported), views.tree(reported, pods, in_flight)):
         typer.echo("\n" + views.table(rows))
 
 
@@ -59,31 +60,31 @@ def plan(
     if not name:
         _fail("give the name of a PDServing, or -f FILE")
     pds = _get(["get", "pdserving", name], namespace, context)
-    told = pds.get("status") or {}
+    reported = pds.get("status") or {}
     for line in views.unseen(pds):
         typer.echo(line)
-    for condition in told.get("conditions", []):
+    for condition in reported.get("conditions", []):
         if condition["type"] == "Progressing" or (
             condition["type"] == "Degraded" and condition["status"] == "True"
         ):
             typer.echo(f"{condition['type']}: {condition['reason']}: {condition['message']}")
-    typer.echo(f"serving  {told.get('currentRevision') or '-'}")
-    typer.echo(f"target   {told.get('targetRevision') or '-'}")
+    typer.echo(f"serving  {reported.get('currentRevision') or '-'}")
+    typer.echo(f"target   {reported.get('targetRevision') or '-'}")
 
 
 @app.command()
 def history(name: str, namespace: Namespace = None, context: Context = None) -> None:
     """The stored revisions: which serves, which is the target, which has failed and why."""
     pds = _get(["get", "pdserving", name], namespace, context)
-    told = pds.get("status") or {}
+    reported = pds.get("status") or {}
     rows = [["NUMBER", "REVISION", "IMAGE", "SERVED", "STATE"]]
     stored = _revisions(name, namespace, context)
     now = digest(pds["spec"], _active(stored))
     for item in stored:
         full, wanted = names.revision(name, item.digest), item.digest == now
         states = ["spec"] if wanted else []
-        states += ["target"] if told.get("targetRevision") == full else []
-        states += ["current"] if told.get("currentRevision") == full else []
+        states += ["target"] if reported.get("targetRevision") == full else []
+        states += ["current"] if reported.get("currentRevision") == full else []
         states += [f"failed: {item.failed}"] if item.failed else []
         served = rfc3339(item.served) if item.served is not None else ""
         image = str(item.data.get("spec", {}).get("image") or "")
@@ -259,8 +260,8 @@ def _get(words: list[str], namespace: str | None, context: str | None) -> Object
     if done.returncode:
         typer.echo(done.stderr.strip(), err=True)
         raise typer.Exit(done.returncode)
-    told = json.loads(done.stdout)
-    return told if isinstance(told, dict) else {}
+    decoded = json.loads(done.stdout)
+    return decoded if isinstance(decoded, dict) else {}
 
 
 def _kubectl(

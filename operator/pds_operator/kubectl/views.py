@@ -16,9 +16,9 @@ def table(rows: list[list[str]]) -> str:
     return "\n".join(lines)
 
 
-def conditions(told: Object) -> list[list[str]]:
+def conditions(status: Object) -> list[list[str]]:
     keys = ("type", "status", "reason", "lastTransitionTime", "message")
-    rows = [[str(item[key]) for key in keys] for item in told.get("conditions", [])]
+    rows = [[str(item[key]) for key in keys] for item in status.get("conditions", [])]
     return [["CONDITION", "STATUS", "REASON", "SINCE", "MESSAGE"], *rows]
 
 
@@ -33,18 +33,18 @@ def unseen(pds: Object) -> list[str]:
     return [f"generation {asked} is asked for, {looked}: {cure}"]
 
 
-def tree(told: Object, pods: Iterable[Pod], in_flight: Mapping[str, int]) -> list[list[str]]:
+def tree(status: Object, pods: Iterable[Pod], in_flight: Mapping[str, int]) -> list[list[str]]:
     """Roles, their groups, and the pods of those: revision, phase, and what is under way.
 
-    `told` is the status; `in_flight` what the routers have sent to each leader and await.
+    `in_flight`: what the routers have sent to each leader and await.
     """
     rows = [["ROLE", "REVISION", "ATTEMPT", "PHASE", "READY", "IN FLIGHT"]]
     fleet = groups(pods, lambda revision, role: 1)
     for role in ("prefill", "decode", "unified"):
         own = [group for group in fleet if group.role == role]
-        if role not in told and not own:
+        if role not in status and not own:
             continue
-        said = told.get(role, {})
+        said = status.get(role, {})
         counts = ", ".join(f"{said[key]} {key}" for key in ROLE_COUNTS if said.get(key))
         rows.append([role, "", "", counts, str(said.get("summary", "")), ""])
         for group in own:
@@ -55,8 +55,8 @@ def tree(told: Object, pods: Iterable[Pod], in_flight: Mapping[str, int]) -> lis
                 [f"    {pod.name}", "", "", "an attempt before, ending", "", ""]
                 for pod in group.remnants
             ]
-    if "router" in told:
-        router = told["router"]
+    if "router" in status:
+        router = status["router"]
         ready = f"{router.get('ready', 0)}/{router.get('desired', 0)}"
         rows.append(["router", "", "", "", ready, ""])
     return rows

@@ -185,8 +185,8 @@ def kv_label(spec: PDServingSpec) -> str:
         return getattr(own, field, None) or getattr(engine, field, None)
 
     source = spec.model.source.model_dump(exclude_none=True)
-    told = [source, spec.model.dtype, setting("kv_dtype"), setting("page_size")]
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:10]
+    parts = [source, spec.model.dtype, setting("kv_dtype"), setting("page_size")]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:10]
 
 
 def _pod_spec(

@@ -84,8 +84,8 @@ def pod_group(owner: Owner, data: Object, role: str, group: str) -> Object:
     kind, rendered = KINDS[of(data, role)], data["roles"][role]
     template = rendered["template"]
     spec: Object = {"minMember": rendered["podsPerGroup"]}
-    told = {**(template["metadata"].get("annotations") or {}), **template["metadata"]["labels"]}
-    queue = told.get(kind.queue, kind.default_queue)
+    given = {**(template["metadata"].get("annotations") or {}), **template["metadata"]["labels"]}
+    queue = given.get(kind.queue, kind.default_queue)
     if queue:
         spec["queue"] = queue
     priority = template["spec"].get("priorityClassName")

@@ -242,8 +242,8 @@ class Api:
         self, method: str, path: str, body: Object | str | None = None, **more: Any
     ) -> Object:
         async with await self._request(method, path, body, **more) as answer:
-            told = json.loads(await answer.read() or b"{}")
-        return told if isinstance(told, dict) else {}
+            decoded = json.loads(await answer.read() or b"{}")
+        return decoded if isinstance(decoded, dict) else {}
 
     async def _request(
         self,

@@ -77,8 +77,8 @@ class Store:
         found = self._parents.get(key)
         return found[0] if found else None
 
-    def put_parent(self, obj: Object, *, told: bool = False) -> None:
-        """A PDServing was seen, or its status `told` by us: that alone is no reason to look."""
+    def put_parent(self, obj: Object, *, ours: bool = False) -> None:
+        """A PDServing was seen. A status that is `ours` alone is no reason to look."""
         meta, version = obj["metadata"], _version(obj)
         key = (meta["namespace"], meta["name"])
         known = self._parents.get(key)
@@ -86,7 +86,7 @@ class Store:
         if known is None or version > known[1] or (not same and version == known[1]):
             self._parents[key] = (_slim(obj), version)
             generation = known[0]["metadata"].get("generation") if known else None
-            if not (told and same and generation == meta.get("generation")):
+            if not (ours and same and generation == meta.get("generation")):
                 self._changed(key)
 
     def drop_parent(self, key: Key, uid: str) -> None:

@@ -60,7 +60,7 @@ WAIT_COUNTS_SECONDS = 1200.0
 
 
 @dataclass(slots=True)
-class Ledger:
+class Backoff:
     """What one PDServing remembers between rounds. Lost in a restart, and told anew."""
 
     failures: dict[str, Failure] = field(default_factory=dict)
@@ -116,7 +116,7 @@ class Executor:
         self._together = together
 
     async def carry_out(
-        self, actions: Iterable[Action], owner: Owner, ledger: Ledger, vault: Vault
+        self, actions: Iterable[Action], owner: Owner, backoff: Backoff, vault: Vault
     ) -> bool:
         """All of one round; whether something is worth another look at once.
 
@@ -131,14 +131,14 @@ class Executor:
         for together, wave in groupby(actions, _side_by_side):
             ended = await self._together(
                 *(
-                    self._lane(lane, outcome, owner, ledger, vault)
+                    self._lane(lane, outcome, owner, backoff, vault)
                     for lane in _lanes(wave, LANES if together else 1)
                 ),
                 return_exceptions=True,
             )
             for error in filter(None, ended):
                 raise error
-        ledger.settle(outcome.done - outcome.refused, outcome.planned, self._clock())
+        backoff.settle(outcome.done - outcome.refused, outcome.planned, self._clock())
         return outcome.again
 
     async def _lane(
@@ -146,7 +146,7 @@ class Executor:
         actions: Iterable[Action],
         outcome: Outcome,
         owner: Owner,
-        ledger: Ledger,
+        backoff: Backoff,
         vault: Vault,
     ) -> None:
         for action in actions:
@@ -156,7 +156,7 @@ class Executor:
             if not self._leads():
                 raise errors.NotLeading("the lease is not ours; nothing was written")
             try:
-                await self._one(action, owner, ledger, vault)
+                await self._one(action, owner, backoff, vault)
                 outcome.again = outcome.again or isinstance(action, MakeKey)
                 if not isinstance(action, Hold):
                     outcome.done.add(action.scope)
@@ -170,16 +170,16 @@ class Executor:
             except errors.OperatorError as error:
                 log.warning("%s: %s: %s", owner.name, action, error.message)
                 outcome.refused.add(action.scope)
-                ledger.refuse(
+                backoff.refuse(
                     action.scope, error.reason, f"{action}: {error.message}", self._clock()
                 )
             except TRANSIENT as error:
-                told = str(error) or type(error).__name__
-                log.warning("%s: %s: %s", owner.name, action, told)
+                message = str(error) or type(error).__name__
+                log.warning("%s: %s: %s", owner.name, action, message)
                 outcome.refused.add(action.scope)
-                ledger.refuse(action.scope, "ApiUnreachable", told, self._clock())
+                backoff.refuse(action.scope, "ApiUnreachable", message, self._clock())
 
-    async def _one(self, action: Action, owner: Owner, ledger: Ledger, vault: Vault) -> None:
+    async def _one(self, action: Action, owner: Owner, backoff: Backoff, vault: Vault) -> None:
         if not isinstance(action, Say):
             log.info("%s/%s: %s", owner.namespace, owner.name, action)
         match action:
@@ -211,9 +211,9 @@ class Executor:
             case MarkDraining():
                 await self._mark(action, owner)
             case AskDrain(ip=ip, seconds=seconds, key=key):
-                told = await self._prober.drain(ip, seconds, vault.key(key))
-                if told:
-                    log.info("%s: %s: %s", owner.name, action, told)
+                error = await self._prober.drain(ip, seconds, vault.key(key))
+                if error:
+                    log.info("%s: %s: %s", owner.name, action, error)
             case SetGate():
                 await self._gate(action, owner)
             case TellScale(name=name, uid=uid, status=status):
@@ -229,7 +229,7 @@ class Executor:
             case Disband(api_version=api_version, name=name):
                 await self._disband(api_version, name, owner)
             case Hold(scope=scope, reason=reason, message=message):
-                ledger.refuse(scope, reason, message, self._clock())
+                backoff.refuse(scope, reason, message, self._clock())
             case Say():
                 await self._say(action, owner)
 

@@ -15,7 +15,7 @@ from pds_operator.facts.reading import owner_uid, revision_facts
 from pds_operator.render.owner import Owner
 from pds_operator.run.api import Api
 from pds_operator.run.cluster import Key, Owned, Store
-from pds_operator.run.execute import Ledger
+from pds_operator.run.execute import Backoff
 from pds_operator.run.probe import Prober
 from pds_operator.run.vault import Vault
 from pds_operator.settings import Settings
@@ -35,7 +35,7 @@ class Worker:
     """When it became dirty, by the monotonic clock."""
     thought: float = 0.0
     """Seconds that the last round took to plan."""
-    ledger: Ledger = field(default_factory=Ledger)
+    backoff: Backoff = field(default_factory=Backoff)
     states: dict[str, tuple[EngineState, float, str]] = field(default_factory=dict)
     """By leader: its last answer, when that came, and its uid. A name may be another pod's soon."""
     views: list[RouterView] = field(default_factory=list)
@@ -100,7 +100,7 @@ class Observer:
             router_pods=tuple(mine.routers),
             warmups=tuple(mine.warmups),
             keys=worker.vault.facts,
-            failures=dict(worker.ledger.failures),
+            failures=dict(worker.backoff.failures),
         )
 
     def _sorted(self, key: Key, owner: Owner, worker: Worker) -> Belongings:

@@ -92,8 +92,9 @@ class Prober:
             return engine_state(_good(answer), answer.clock)
 
         pods = list(leaders)
-        told = await asyncio.gather(*(_or_none(one(pod, ip)) for pod, ip in pods))
-        return {pod: state for (pod, _), state in zip(pods, told, strict=True) if state is not None}
+        answers = await asyncio.gather(*(_or_none(one(pod, ip)) for pod, ip in pods))
+        known = zip(pods, answers, strict=True)
+        return {pod: state for (pod, _), state in known if state is not None}
 
     async def views(self, routers: Iterable[tuple[str, str]]) -> list[RouterView]:
         """Of those routers (pod, ip) that answer."""
@@ -102,8 +103,8 @@ class Prober:
             answer = await self._ask("GET", ip, "/pds/backends", b"", most=BACKENDS_BYTES)
             return router_view(pod, _good(answer))
 
-        told = await asyncio.gather(*(_or_none(one(pod, ip)) for pod, ip in routers))
-        return [view for view in told if view is not None]
+        answers = await asyncio.gather(*(_or_none(one(pod, ip)) for pod, ip in routers))
+        return [view for view in answers if view is not None]
 
     async def drain(self, ip: str, seconds: int, key: bytes) -> str:
         """Ask a leader to take nothing new; what went wrong, or nothing."""

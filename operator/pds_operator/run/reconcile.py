@@ -33,7 +33,7 @@ SETTLE_SECONDS, SETTLE_MOST = 0.02, 1.0
 SETTLE_TIMES = 20
 """In between, so many times as long as the last plan took, which grows with the pods."""
 MOST_ASKED = 64
-"""Characters of a request to rotate keys by which it is told from others."""
+"""Characters of a request to rotate keys that tell it from others."""
 
 
 def settle(thought: float) -> float:
@@ -154,8 +154,9 @@ class Reconciler:
             wanted = schema.parse(parent["spec"])
         except errors.SpecError as error:
             problem = Problem(error.reason, error.message)
-            told = status.refused(generation, problem, parent.get("status") or {}, self._clock())
-            await self._tell(parent, owner, told, worker)
+            before = parent.get("status") or {}
+            new_status = status.refused(generation, problem, before, self._clock())
+            await self._tell(parent, owner, new_status, worker)
             return self._settings.resync_seconds
         rotate = (meta.get("annotations") or {}).get(names.ROTATE, "")[:MOST_ASKED]
         desired = Desired(owner, generation, parent["spec"], wanted, self._settings, rotate)
@@ -172,11 +173,12 @@ class Reconciler:
         )
         if makes and not await self._is_there(owner):
             return self._settings.resync_seconds
-        again = await self._executor.carry_out(decided.actions, owner, worker.ledger, worker.vault)
+        again = await self._executor.carry_out(decided.actions, owner, worker.backoff, worker.vault)
         if again and not await self._is_there(owner):
             return self._settings.resync_seconds
-        told = status.status(observed, desired, decided, parent.get("status") or {}, self._clock())
-        await self._tell(parent, owner, told, worker)
+        before = parent.get("status") or {}
+        new_status = status.status(observed, desired, decided, before, self._clock())
+        await self._tell(parent, owner, new_status, worker)
         return 1.0 if again else self._until(decided, worker)
 
     def _until(self, decided: Plan, worker: Worker) -> float:
@@ -185,7 +187,7 @@ class Reconciler:
         if decided.wake is not None:
             waits.append(max(0.05, decided.wake - self._clock()))
         now = self._clock()
-        held = [failure.until for failure in worker.ledger.failures.values()]
+        held = [failure.until for failure in worker.backoff.failures.values()]
         waits += [until - now for until in held if until > now]
         return min(waits)
 
@@ -216,23 +218,23 @@ class Reconciler:
         A round that took what serves for absent would make it anew: it waits, but not for ever,
         for what somebody refuses to let us adopt.
         """
-        adoptions, ledger = ownership.adoptions(observed, self._clock()), worker.ledger
-        await self._executor.carry_out(adoptions, owner, ledger, worker.vault)
+        adoptions, backoff = ownership.adoptions(observed, self._clock()), worker.backoff
+        await self._executor.carry_out(adoptions, owner, backoff, worker.vault)
         if adoptions:
             worker.vault.forget()
         observed = await self._observer.look(key, owner, worker)
         wait = ownership.wait(observed, self._clock())
         return observed, wait
 
-    async def _tell(self, parent: Object, owner: Owner, told: Object, worker: Worker) -> None:
+    async def _tell(self, parent: Object, owner: Owner, new_status: Object, worker: Worker) -> None:
         """Write the status where it differs, and an Event for each condition that changed."""
         before = parent.get("status") or {}
-        if told == before:
+        if new_status == before:
             return
         if not self._leads():
             raise errors.NotLeading("the lease is not ours; the status was not written")
-        gone = dict.fromkeys(set(before) - set(told))
-        patch = {"metadata": {"uid": owner.uid}, "status": {**gone, **told}}
+        gone = dict.fromkeys(set(before) - set(new_status))
+        patch = {"metadata": {"uid": owner.uid}, "status": {**gone, **new_status}}
         try:
             written = await self._api.merge(
                 names.KIND, owner.namespace, owner.name, patch, subresource="status"
@@ -242,7 +244,7 @@ class Reconciler:
             return
         says = [
             Say(reason, f"{kind}: {message}", warning=kind == "Degraded" and reason != "AsExpected")
-            for kind, reason, message in status.transitions(before, told)
+            for kind, reason, message in status.transitions(before, new_status)
         ]
-        await self._executor.carry_out(says, owner, worker.ledger, worker.vault)
-        self.store.put_parent(written, told=True)
+        await self._executor.carry_out(says, owner, worker.backoff, worker.vault)
+        self.store.put_parent(written, ours=True)

@@ -31,9 +31,9 @@ class ServerClock:
     def heard(self, date: str, asked: float) -> None:
         """An answer of that Date. A clock that it does not contradict is left as it is."""
         try:
-            told = parsedate_to_datetime(date).timestamp()
+            server_time = parsedate_to_datetime(date).timestamp()
         except (TypeError, ValueError, OverflowError):
             return
-        least, most = told - self._monotonic(), told + 1.0 - asked
+        least, most = server_time - self._monotonic(), server_time + 1.0 - asked
         if not least <= self._ahead <= most:
             self._ahead = (least + most) / 2

@@ -75,10 +75,10 @@ class Vault:
         name = names.keyring(owner.name)
         whose = await read(name)
         ring = found[name] if whose is Whose.OURS else None
-        told = self._of_ring(owner, ring)
+        in_ring = self._of_ring(owner, ring)
         # One that is to be adopted says no more than which Secrets are, too.
         orphan = self._of_ring(owner, found[name] if whose is Whose.ORPHAN else None)
-        wanted = {"", *in_use, *self._secrets, *told, *orphan}
+        wanted = {"", *in_use, *self._secrets, *in_ring, *orphan}
         # Without a ring only revisions tell which keys there were.
         newest = max(revisions.values(), key=lambda item: item.number, default=None)
         wanted |= {r.key for r in revisions.values() if ring is None or r is newest}
@@ -92,7 +92,7 @@ class Vault:
                 case Whose.ORPHAN | Whose.PREDECESSOR, _:
                     awaited.add(key)
         self._cache = await read(names.cache_key(owner.name)) is Whose.OURS
-        for key, value in told.items():
+        for key, value in in_ring.items():
             self._held.setdefault(key, value)
         self._ring, self._secrets, self._awaited = ring, secrets, frozenset(awaited)
         self.objects = {
@@ -186,8 +186,8 @@ class Vault:
         if whose is Whose.ORPHAN:
             raise errors.Conflict(409, "Conflict", f"Secret {name} is to be adopted first")
         if whose is not Whose.OURS:
-            told = ownership.problem("Secret", name, whose is Whose.PREDECESSOR)
-            raise errors.NameTaken(told.message, reason=told.reason)
+            problem = ownership.problem("Secret", name, whose is Whose.PREDECESSOR)
+            raise errors.NameTaken(problem.message, reason=problem.reason)
         return live
 
     def _opened(self, key: str, live: Object) -> KeySecret:

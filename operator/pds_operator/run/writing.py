@@ -65,8 +65,8 @@ class Writer:
             await self.adopt(kind, meta["name"], live["metadata"]["uid"], owner)
             return
         if whose is not Whose.OURS:
-            told = ownership.problem(kind, meta["name"], whose is Whose.PREDECESSOR)
-            raise errors.NameTaken(told.message, reason=told.reason)
+            problem = ownership.problem(kind, meta["name"], whose is Whose.PREDECESSOR)
+            raise errors.NameTaken(problem.message, reason=problem.reason)
         right = meta.get("labels") or {}
         if kind == "Pod":
             right = {**right, **(place_labels(live, owner.name) or {})}

@@ -334,8 +334,8 @@ def parse(raw: dict[str, Any]) -> PDServingSpec:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(["spec", *(str(part) for part in first["loc"])])
-        told = "unknown key" if first["type"] == "extra_forbidden" else first["msg"]
-        raise SpecError(f"{key}: {told}") from error
+        message = "unknown key" if first["type"] == "extra_forbidden" else first["msg"]
+        raise SpecError(f"{key}: {message}") from error
     if not spec.roles:
         raise SpecError("spec: give either unified alone, or prefill and decode together")
     return spec
