@@ -1,4 +1,4 @@
-"""The router's word on a request: signed x-pds-* headers (engine.md §7, operator.md §8)."""
+"""The router's word on a request: signed x-pds-* headers (router.md, operator.md §8)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
