@@ -1,4 +1,4 @@
-"""The control keys of a group: CURVE pairs for ZMQ and the HMAC key for HTTP (engine.md §1)."""
+"""The control keys of a group: CURVE pairs for ZMQ and the HMAC key for HTTP (processes.md)."""
 
 import os
 import secrets

@@ -1,4 +1,4 @@
-"""Starts a pod's processes and lets them live and die as one (engine.md §1, operator.md).
+"""Starts a pod's processes and lets them live and die as one (processes.md, operator.md).
 
 The leader pod runs an API server and a scheduler; every pod runs one worker per rank, and every pod
 a server: that of a pod other than the leader tells its health alone (server/rank_pod.py). When one

@@ -1,4 +1,4 @@
-"""Which ports a pod listens on: one plan of all of them, made from its ranks (engine.md §1).
+"""Which ports a pod listens on: one plan of all of them, made from its ranks (processes.md).
 
     8000         HTTP
     8001 + d     control: the scheduler of dp rank d, in the leader pod

@@ -2,7 +2,7 @@
 
 `KvFormat` says what must be equal for two groups to exchange pages; its fingerprint is what the
 router pairs on. `KvShard` says which part of it one rank holds, and may differ between the groups.
-Pure: no torch, no clock, no transport (engine.md §6).
+Pure: no torch, no clock, no transport (hand-over.md).
 
 A rank's pool is page-major:
 

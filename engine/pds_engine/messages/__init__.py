@@ -1,4 +1,4 @@
-"""Everything that crosses a process, declared once (engine.md §2).
+"""Everything that crosses a process, declared once (processes.md).
 
 All of it is frozen msgspec structs, encoded as tagged MessagePack: no pickle on any socket.
 Who sends what:

@@ -1,4 +1,4 @@
-"""The hand-over of KV pages: inside a group, and between two schedulers (engine.md §6)."""
+"""The hand-over of KV pages: inside a group, and between two schedulers (hand-over.md)."""
 
 from pds_engine.messages.base import FinishReason, Message
 from pds_engine.messages.joining import KvEndpoint
@@ -77,7 +77,7 @@ class Forgotten(Message, frozen=True, kw_only=True):
 
 
 class TransferOffer(Message, frozen=True, kw_only=True):
-    """D holds pages for this request and P may fill them (engine.md §6).
+    """D holds pages for this request and P may fill them (hand-over.md).
 
     `transfer` is the request id.
     """

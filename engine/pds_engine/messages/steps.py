@@ -1,4 +1,4 @@
-"""Steps: what the scheduler orders, and what comes back (engine.md §2)."""
+"""Steps: what the scheduler orders, and what comes back (scheduling.md)."""
 
 from msgspec import Struct
 
@@ -45,7 +45,7 @@ class Push(Struct, frozen=True, array_like=True, kw_only=True):
 
 
 class StepPlan(Message, frozen=True, kw_only=True):
-    """One step, the same for every stage: executed in order, never cancelled (engine.md §2)."""
+    """One step, the same for every stage: executed in order, never cancelled (scheduling.md)."""
 
     step_id: int
     rows: tuple[Row, ...]

@@ -1,4 +1,4 @@
-"""The real transfers between stages: torch.distributed, gloo or NCCL (engine.md §4).
+"""The real transfers between stages: torch.distributed, gloo or NCCL (pipeline.md).
 
 Both ends act on the same plan: who sends, who receives, how many rows, and the tag. A receive is
 posted when its plan is known and the step before it begins to compute, never while idle; on NCCL

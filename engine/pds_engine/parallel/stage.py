@@ -7,7 +7,7 @@ checking in every order there can be. No torch, no socket, no clock.
     hidden states   stage r → r + 1, every step
     outputs         last stage → first, for steps whose plan says expects_output, and no other
 
-Nothing is decided here: both ends of an exchange act on the same plan (engine.md §4).
+Nothing is decided here: both ends of an exchange act on the same plan (pipeline.md).
 """
 
 from collections import deque
@@ -100,7 +100,7 @@ class Stage(Generic[H, W]):
 
     Args:
         ahead: a step's hidden states may be received while the step before it computes. Not by
-            NCCL, whose receives spin on an SM until they are answered (engine.md §4).
+            NCCL, whose receives spin on an SM until they are answered (pipeline.md).
     """
 
     def __init__(

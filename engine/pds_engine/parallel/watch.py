@@ -1,4 +1,4 @@
-"""Who holds up a step: a decision on what the ranks' watchdogs have told. Pure (engine.md §4).
+"""Who holds up a step: a decision on what the ranks' watchdogs have told. Pure (pipeline.md).
 
 A step that is not done in step_timeout ends the group; whoever reads the log then wants to know
 which stage it was: one that is silent (stopped, or its machine gone), one that computes for too

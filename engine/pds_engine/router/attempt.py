@@ -263,7 +263,7 @@ _KEPT = frozenset({b"content-type", b"retry-after"})
 
 
 def internal_headers(call: Call, role: Role, peer: Backend | None, attempt: str) -> dict[str, str]:
-    """What the engine learns besides the body (engine.md §7); decode is told its `peer`.
+    """What the engine learns besides the body (router.md); decode is told its `peer`.
 
     Both sides know the work by `attempt` too: the end of an earlier one may come after its begin.
     """

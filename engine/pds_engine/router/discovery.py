@@ -120,7 +120,7 @@ class Discovery:
                         names.add(backend.state.incarnation)
 
     def _tell_gone(self, incarnation: str) -> None:
-        """Decode groups may free pages that this incarnation could have written (engine.md §6)."""
+        """Decode groups may free pages that this incarnation could have written (hand-over.md)."""
         for backend in self._fleet:
             if backend.state and backend.state.role == "decode" and backend.key is not None:
                 self._spawn(self._post_gone(backend, incarnation, backend.key))

@@ -1,4 +1,4 @@
-"""Server-sent events as bytes, and the journal that engines keep beside them (engine.md §7).
+"""Server-sent events as bytes, and the journal that engines keep beside them (router.md).
 
 : pds <count> <ids>            before each event: output tokens so far, and its own, by commas
 : pds <count> <ids> end        before each event that comes of the last token

@@ -1,4 +1,4 @@
-"""Choosing tokens: Gumbel-max with counter-based noise (engine.md §4).
+"""Choosing tokens: Gumbel-max with counter-based noise (pipeline.md).
 
 argmax(logits / temperature + Gumbel noise) is a draw from the softmax (Gumbel, 1954). A row's token
 depends on that row alone: not on the batch it is in, nor on the order or layout of the work. The

@@ -1,4 +1,4 @@
-"""The scheduler: one authority over a group's slots, pages and steps (engine.md §3).
+"""The scheduler: one authority over a group's slots, pages and steps (scheduling.md).
 
 All but `process` is pure: no torch, no socket, no clock. Messages and the time go in,
 messages come out.

@@ -1,4 +1,4 @@
-"""The decode side of a hand-over: pages offered under a lease, and their way back (engine.md §6).
+"""The decode side of a hand-over: pages offered under a lease, and their way back (hand-over.md).
 
     live ──TransferDone──▶ gone: the request decodes on these pages
       ├── Refused ──▶ gone: nothing was posted, the pages are free
@@ -30,7 +30,7 @@ from pds_engine.scheduler.party import WORKERS, Party, failure
 from pds_engine.scheduler.request import Phase, Request
 
 QUARANTINE_SHARE = 0.25
-"""Above this share of the pool in lasting quarantine, the group restarts itself (engine.md §6)."""
+"""Above this share of the pool in lasting quarantine, the group restarts itself (hand-over.md)."""
 
 
 @dataclass(slots=True, eq=False)

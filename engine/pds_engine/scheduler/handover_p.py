@@ -1,4 +1,4 @@
-"""The prefill side of a hand-over: offers kept, pages pushed, transfers closed (engine.md §6).
+"""The prefill side of a hand-over: offers kept, pages pushed, transfers closed (hand-over.md).
 
     KEPT ──Submit──▶ MATCHED ──admission──▶ OPEN ──pushed, or given up──▶ CLOSING ──drained──▶ gone
       └──────────────────┴── Abort, expiry, peer lost ──▶ gone: nothing was posted

@@ -1,7 +1,7 @@
 """What a request holds, from its reservation to the return of its last page.
 
 Pages and slot of an ended or preempted request return to the pool only when the last issued step
-that names them is done and no transfer refers to them (engine.md §3): a plan that was sent is
+that names them is done and no transfer refers to them (scheduling.md): a plan that was sent is
 executed by every stage, so until then the pages are still written.
 """
 
@@ -26,7 +26,7 @@ RETIRED = frozenset({Phase.ENDED, Phase.PREEMPTED})
 GROWTH_RESERVE = 2
 """Pages that a decode group leaves over for each request that may be put out, as far as it may want
 them. With one, twice as many are put out for the same work done; with four, few are, and a tenth
-less runs (docs/engine.md §3)."""
+less runs (scheduling.md)."""
 NO_PAGE = "the decode group has no KV page left for its next token"
 _RANK = attrgetter("rank")
 

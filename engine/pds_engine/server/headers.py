@@ -1,4 +1,4 @@
-"""The router's word on a request: signed x-pds-* headers (engine.md §7, router.md)."""
+"""The router's word on a request: signed x-pds-* headers (router.md)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -39,7 +39,7 @@ class StreamOptions(Body):
 
 
 class Resume(Body):
-    """Given by the router alone: tokens that the client already has (engine.md §7)."""
+    """Given by the router alone: tokens that the client already has (router.md)."""
 
     output_ids: Many[TokenId]
 

@@ -1,4 +1,4 @@
-"""How the choices of one request come along: tokens in, events out (pure; engine.md §7)."""
+"""How the choices of one request come along: tokens in, events out (pure; router.md)."""
 
 from dataclasses import dataclass
 from typing import NamedTuple

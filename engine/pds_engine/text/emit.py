@@ -1,4 +1,4 @@
-"""What the client is told at each token: a pure function of request and output ids (engine.md §7).
+"""What the client is told at each token: a pure function of request and output ids (router.md).
 
 P sends the events of the first token; D replays that token, drops its events and goes on from the
 state it leaves: both together send what one server would have sent. A resumed request replays all

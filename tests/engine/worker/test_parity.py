@@ -1,4 +1,4 @@
-"""Real groups of any shape answer as transformers does, token for token (engine.md §8).
+"""Real groups of any shape answer as transformers does, token for token (correctness.md).
 
 In float32 a greedy answer has the likeliest token at each place, given its own tokens before:
 so it is the one of transformers. Where the two likeliest differ by less than CLOSE, either will do;

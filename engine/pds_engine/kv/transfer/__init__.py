@@ -1,4 +1,4 @@
-"""The hand-over of pages from one group's pools into another's (engine.md §6).
+"""The hand-over of pages from one group's pools into another's (hand-over.md).
 
 `TransferThread` is all that a worker needs; the rest is how it is made:
 
