@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from pds_engine.messages import Sampling, Submit
 from pds_engine.scheduler.settings import Settings
-from pds_engine.simulation.events import Events
-from pds_engine.simulation.group import Group, Machine
+from pds_simulation.events import Events
+from pds_simulation.group import Group, Machine
 
 
 @pytest.fixture(scope="session")

@@ -8,10 +8,10 @@ import pytest
 from pds_engine.errors import PdsError
 from pds_engine.messages import Push
 from pds_engine.scheduler.settings import Settings
-from pds_engine.simulation.cluster import Cluster
-from pds_engine.simulation.events import Events
-from pds_engine.simulation.group import Machine
-from pds_engine.simulation.transfers import SimulatedTransfers
+from pds_simulation.cluster import Cluster
+from pds_simulation.events import Events
+from pds_simulation.group import Machine
+from pds_simulation.transfers import SimulatedTransfers
 
 PAGE = 4
 Layout = tuple[int, int]

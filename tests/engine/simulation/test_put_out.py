@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from pds_engine.messages import Submit
 from pds_engine.scheduler.settings import Settings
-from pds_engine.simulation import model
-from pds_engine.simulation.cluster import Cluster
-from pds_engine.simulation.events import Events
-from pds_engine.simulation.group import Machine
+from pds_simulation import model
+from pds_simulation.cluster import Cluster
+from pds_simulation.events import Events
+from pds_simulation.group import Machine
 
 LAYERS = 4
 Layout = tuple[int, int]

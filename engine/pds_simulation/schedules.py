@@ -1,6 +1,6 @@
 """Random schedules: delays, stalls, arrivals, cancels and deadlines, all from one seed.
 
-    python -m pds_engine.simulation.schedules [--first SEED] [--count N]
+    python -m pds_simulation.schedules [--first SEED] [--count N]
 
 runs N of them and names the first seed that ends in anything but every request answered rightly or
 given up, and nothing left behind.
@@ -14,10 +14,11 @@ import time
 from pds_engine.errors import PdsError
 from pds_engine.messages import Sampling, Submit
 from pds_engine.scheduler.settings import Settings
-from pds_engine.simulation.events import Events
-from pds_engine.simulation.group import Group, Machine
-from pds_engine.simulation.wire import Delay
-from pds_engine.simulation.worker import StepTime
+
+from pds_simulation.events import Events
+from pds_simulation.group import Group, Machine
+from pds_simulation.wire import Delay
+from pds_simulation.worker import StepTime
 
 PAGE = 4
 LONGEST = 48

@@ -23,12 +23,13 @@ from pds_engine.parallel.stage import Place, Stage
 from pds_engine.scheduler.party import WORKERS, Out, Party
 from pds_engine.scheduler.scheduler import Scheduler
 from pds_engine.scheduler.settings import Settings
-from pds_engine.simulation import model
-from pds_engine.simulation.events import Events
-from pds_engine.simulation.exchange import HiddenWire, OutputWire, SimulatedExchange, Wires
-from pds_engine.simulation.runner import SimulatedRunner
-from pds_engine.simulation.wire import Delay, Line, Wire
-from pds_engine.simulation.worker import Lockstep, Stepper, StepTime, Worker
+
+from pds_simulation import model
+from pds_simulation.events import Events
+from pds_simulation.exchange import HiddenWire, OutputWire, SimulatedExchange, Wires
+from pds_simulation.runner import SimulatedRunner
+from pds_simulation.wire import Delay, Line, Wire
+from pds_simulation.worker import Lockstep, Stepper, StepTime, Worker
 
 CLIENT = Party("server", "clients")
 ENDPOINT = "simulated"
