@@ -58,7 +58,7 @@ class Cluster:
                 self.events,
                 rank,
                 worker.shard,
-                settings.tp,
+                settings.parallelism.tp,
                 worker.runner,
                 self._copy,
                 self._receivers,
