@@ -11,6 +11,7 @@ import re
 import textwrap
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from pds_engine import messages
@@ -18,6 +19,7 @@ from pds_engine.config import EngineConfig
 from pds_engine.kv.transfer.frames import Frame
 from pds_engine.messages.base import Message
 from pds_engine.router.config import RouterConfig
+from pds_engine.server.state import report
 from pds_operator import names
 from pds_operator.facts import observed
 from pds_operator.render import engine
@@ -47,7 +49,7 @@ def told() -> str:
         "messages (tag, then the fields in the order of the wire)": structs(Message),
         "parts of messages": parts_of_messages(),
         "frames of the KV transfer": structs(Frame),
-        "/pds/state": keys_of("engine/pds_engine/server/state.py", "report"),
+        "/pds/state": list(said_of_nothing()),
         "/pds/backends": keys_of("engine/pds_engine/router/app.py", "described"),
         "headers": literals(r"x-pds-[a-z-]+", "engine/pds_engine"),
         "termination message of a warm-up": [
@@ -66,6 +68,7 @@ def told() -> str:
         "configuration of a router": sorted(settings_of(RouterConfig)),
         "metrics": literals(
             r"pds_[a-z_]+",
+            "engine/pds_engine/messages/state.py",
             "engine/pds_engine/metrics.py",
             "engine/pds_engine/router/metrics.py",
             "operator/pds_operator/run/handlers.py",
@@ -126,6 +129,19 @@ def settings_of(kind: type[BaseModel], before: str = "") -> Iterator[str]:
             yield from settings_of(inner, f"{before}{name}.")
         else:
             yield f"{before}{name}"
+
+
+def said_of_nothing() -> dict[str, Any]:
+    """What an engine answers that has no scheduler yet."""
+    return report(
+        None,
+        EngineConfig(),
+        incarnation="",
+        key_id=None,
+        in_flight=0,
+        draining=False,
+        error=None,
+    )
 
 
 def keys_of(path: str, function: str) -> list[str]:

@@ -49,11 +49,11 @@ from pds_engine.messages.requests import (
     PeerGone,
     Sampling,
     Source,
-    State,
     Submit,
     Token,
     TokenLogprobs,
 )
+from pds_engine.messages.state import STATE_METRICS, State
 from pds_engine.messages.steps import Admit, Push, Release, Row, StepDone, StepPlan
 from pds_engine.messages.watching import Doing, Progress, Traffic
 
@@ -70,6 +70,7 @@ AnyMessage = (
 
 __all__ = [
     "PROTOCOL",
+    "STATE_METRICS",
     "Abort",
     "AbortAck",
     "Admit",

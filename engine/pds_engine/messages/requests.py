@@ -3,8 +3,6 @@
 from msgspec import Struct
 
 from pds_engine.messages.base import FinishReason, Message, Role
-from pds_engine.messages.joining import KernelsProof
-from pds_engine.messages.watching import Traffic
 
 
 class Sampling(Struct, frozen=True, array_like=True, kw_only=True):
@@ -110,35 +108,3 @@ class PeerGone(Message, frozen=True, kw_only=True):
     """The pod of this incarnation has certainly ended: nothing of it can write any more."""
 
     incarnation: str
-
-
-class State(Message, frozen=True, kw_only=True):
-    """What `/pds/state` reports of a scheduler; sent on every change, coalesced."""
-
-    in_flight: int
-    """Requests known to the scheduler, waiting ones included."""
-    running: int
-    transfers_in_flight: int
-    queued_tokens: int
-    kv_used: int
-    kv_total: int
-    kv_quarantined: int
-    draining: bool
-    ranks_ready: int
-    kv_fingerprint: str
-    steps_done: int
-    oldest_step_seconds: float
-    """Age of the oldest step in flight; 0 when idle."""
-    kv_cached: int = 0
-    """Free pages (not in kv_used) that hold a prefix until they are needed for something else."""
-    prefix_query_tokens: int = 0
-    """Tokens of requests taken up since the start, prompt and given output."""
-    prefix_hit_tokens: int = 0
-    """Those of them that the prefix cache had."""
-    preemptions: int = 0
-    kernels: KernelsProof | None = None
-    missing: tuple[int, ...] = ()
-    """Ranks that are not ready yet."""
-    model_digest: str = ""
-    traffic: tuple[Traffic, ...] = ()
-    """What the ranks of a pipeline have exchanged, by rank; about a second old."""

@@ -81,7 +81,7 @@ class DecodeSide:
             request,
             self._epoch,
             prefill,
-            now + self._ledger.settings.lease,
+            now + self._ledger.settings.kv.lease_seconds,
             self._peers.get(prefill, ""),
         )
         self.live[request.id] = reservation
@@ -94,7 +94,7 @@ class DecodeSide:
                 transfer=request.id,
                 epoch=self._epoch,
                 prompt_digest=token_digest(request.context),
-                start_token=request.shared * self._ledger.settings.page_size,
+                start_token=request.shared * self._ledger.settings.kv.page_size,
                 pages=pages,
                 incarnation=self._incarnation,
                 kv_fingerprint=self.kv_fingerprint,
@@ -114,7 +114,7 @@ class DecodeSide:
         for name in message.transfers:
             reservation = self.live.get(name)
             if reservation is not None and reservation.prefill == prefill:
-                reservation.expires = now + self._ledger.settings.lease
+                reservation.expires = now + self._ledger.settings.kv.lease_seconds
 
     def done(self, prefill: Party, message: TransferDone) -> Request | None:
         """Every page is in place: the request to go on with, or None when it was given up."""
@@ -205,7 +205,7 @@ class DecodeSide:
             self.drop(reservation.request, now)
             error = TransferFailed(f"{reservation.prefill.name} has not renewed its lease")
             self._fail(reservation.request, error)
-        lease, total = self._ledger.settings.lease, self._ledger.pool.total
+        lease, total = self._ledger.settings.kv.lease_seconds, self._ledger.pool.total
         lasting = sum(len(r.pages) for r in self.barred.values() if now - r.barred_at >= lease)
         if lasting > QUARANTINE_SHARE * total:
             raise GroupError(

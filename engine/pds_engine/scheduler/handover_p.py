@@ -153,7 +153,7 @@ class PrefillSide:
         """
         transfer, settings = self.transfers[request.id], self._ledger.settings
         offer = transfer.offer
-        skipped = offer.start_token // settings.page_size
+        skipped = offer.start_token // settings.kv.page_size
         first = max(transfer.posted, skipped)
         end = max(settings.pages_for(chunk.start + chunk.length), first)
         transfer.posted = end
@@ -260,7 +260,7 @@ class PrefillSide:
 
     def tick(self, now: float) -> None:
         """Renew the leases of all offers, and let go of what waited too long for its other half."""
-        lease = self._ledger.settings.lease
+        lease = self._ledger.settings.kv.lease_seconds
         for request in [r for r in self.unoffered.values() if now - r.arrived >= lease]:
             # Silent with the request, so not Unavailable: that says that nobody began anything.
             self._end(request, TransferFailed("no decode group has offered pages for it in time"))
@@ -294,7 +294,7 @@ class PrefillSide:
         if offer.prompt_digest != token_digest(request.context):
             return InvalidRequest("prefill and decode side were given different prompts")
         start, pages = offer.start_token, len(offer.pages)
-        if start % settings.page_size or not 0 <= start < request.context_len:
+        if start % settings.kv.page_size or not 0 <= start < request.context_len:
             return TransferFailed(f"pages were offered from token {start} on")
         wanted = settings.pages_for(request.context_len - start)
         if pages != wanted:
@@ -351,7 +351,7 @@ class PrefillSide:
 
     def _bound(self) -> int:
         settings = self._ledger.settings
-        return settings.max_waiting + settings.max_running
+        return settings.scheduler.max_waiting + settings.scheduler.max_running
 
 
 def _names(message: Abort, offer: TransferOffer) -> bool:

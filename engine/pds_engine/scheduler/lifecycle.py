@@ -45,7 +45,7 @@ class Ledger:
         self.out = out
         self.pool = PagePool(0)
         """Empty until the workers have told how many pages they have."""
-        self.slots = Slots(settings.max_running)
+        self.slots = Slots(settings.scheduler.max_running)
         self.requests: dict[str, Request] = {}
         self.queue = WaitingQueue()
         self.prefilling: list[Request] = []
@@ -63,6 +63,8 @@ class Ledger:
         """Tokens of requests taken up, that the prefix cache was asked for."""
         self.prefix_hits = 0
         """Those of them that it had."""
+        self._page_size = settings.kv.page_size
+        """Read once: every token asks for it."""
         self._computing: deque[tuple[int, Request, Chunk]] = deque()
         """Slices of prompts in flight that sample nothing, by step."""
         self._lingering: defaultdict[int, list[Request]] = defaultdict(list)
@@ -70,7 +72,7 @@ class Ledger:
     @property
     def running(self) -> int:
         """Slots that are held."""
-        return self.settings.max_running - self.slots.free
+        return self.settings.scheduler.max_running - self.slots.free
 
     def fits(self, request: Request) -> bool:
         """Whether a slot is there, and the pages that it is to be taken up with.
@@ -94,8 +96,8 @@ class Ledger:
         self.pool.share(prefix)
         request.pages = prefix
         request.shared = request.entered = len(prefix)
-        request.computed = len(prefix) * self.settings.page_size
-        if request.gen < 0 and self.settings.prefix_cache:
+        request.computed = len(prefix) * self._page_size
+        if request.gen < 0 and self.settings.scheduler.prefix_cache:
             request.cached = min(request.computed, request.prompt_len)
             self.prefix_queries += request.context_len
             self.prefix_hits += request.computed
@@ -124,7 +126,7 @@ class Ledger:
 
     def lacks_page(self, request: Request) -> bool:
         """Whether the request's next token needs a page that it does not hold."""
-        return request.computed == len(request.pages) * self.settings.page_size
+        return request.computed == len(request.pages) * self._page_size
 
     def elastic(self, request: Request) -> bool:
         """Whether it may be preempted, and so is taken up before its full growth has pages."""
@@ -209,9 +211,9 @@ class Ledger:
 
         Only what a step or a transfer has brought may be said here, never what one will bring.
         """
-        size, chain = self.settings.page_size, request.chain
+        size, chain = self._page_size, request.chain
         full = tokens // size
-        if full <= request.entered or not self.settings.prefix_cache:
+        if full <= request.entered or not self.settings.scheduler.prefix_cache:
             return
         lengthen(chain, request.known(len(chain) * size, full * size), size)
         for index in range(request.entered, full):
@@ -238,8 +240,8 @@ class Ledger:
 
         None where its prompt's log-probabilities are asked for: they come of computing it.
         """
-        size, chain = self.settings.page_size, request.chain
-        if not self.settings.prefix_cache or request.scores(0):
+        size, chain = self._page_size, request.chain
+        if not self.settings.scheduler.prefix_cache or request.scores(0):
             return []
         lengthen(chain, request.known(len(chain) * size, request.context_len), size)
         return self.pool.cache.find(islice(chain, (request.context_len - 1) // size))

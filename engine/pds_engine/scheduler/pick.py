@@ -60,11 +60,11 @@ def pick(ledger: Ledger, step_id: int, policy: ChunkPolicy, turns: Turns) -> Pic
     # Whoever computes its last token still counts: else the last of many that end together would
     # be spread over ever smaller steps.
     running = len(ledger.decoding) + len(ledger.finishing)
-    share = -(-running * (1 + apart) // settings.pp)
-    known = max(step_id - settings.pp, ledger.done)
+    share = -(-running * (1 + apart) // settings.parallelism.pp)
+    known = max(step_id - settings.parallelism.pp, ledger.done)
     due = takewhile(lambda request: request.last_sample <= known, ledger.decoding)
     decodes = [] if apart and not turns.decodes else with_pages(ledger, due, share)
-    room = min(policy.chunk_size, settings.max_step_tokens - len(decodes))
+    room = min(policy.chunk_size, settings.step_tokens - len(decodes))
     chunks = [] if apart and decodes else next_chunks(_in_turn(ledger, turns), room, policy)
     if not decodes and not chunks:
         decodes = with_pages(ledger, ledger.decoding, share)

@@ -128,7 +128,7 @@ class Edge:
         self._poller = zmq.Poller()
         self._poller.register(hub.socket, zmq.POLLIN)
         hello = Hello(peer="scheduler", group=group, incarnation=incarnation, rank=-1)
-        self._peers = Peers(context, self._poller, keys, hello, core.settings.lease)
+        self._peers = Peers(context, self._poller, keys, hello, core.settings.kv.lease_seconds)
         self._now = _steady_clock()
         self._next = dict.fromkeys((TICK, PROBE, STATE), 0.0)
         self._state: State | None = None

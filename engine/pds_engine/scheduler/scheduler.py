@@ -215,7 +215,7 @@ class Scheduler:
 
     def _watch_steps(self, now: float) -> None:
         seconds = self.steps.stalled(now)
-        if seconds > self.settings.step_timeout:
+        if seconds > self.settings.scheduler.step_timeout:
             oldest = self.steps.in_flight[0].plan
             raise StageTimeout(
                 f"step {oldest.step_id} ({len(oldest.rows)} rows) is not done after "
@@ -302,7 +302,7 @@ class Scheduler:
             return misfit
         at_once = waiting == 0 and self.ledger.slots.free > 0
         begun = bool(message.output_ids)  # its client has a part of the answer
-        if waiting >= self.settings.max_waiting and not at_once and not begun:
+        if waiting >= self.settings.scheduler.max_waiting and not at_once and not begun:
             return Overloaded(f"{waiting} requests are waiting already", retry_after=RETRY_AFTER)
         return None
 

@@ -36,7 +36,7 @@ def depends_on(picked: Picked, step_id: int, settings: Settings) -> int:
     With skip_output off (for comparison) every step waits for the one before it, as engines did
     whose stages exchanged outputs of middle chunks: M chunks on N stages then take M·N.
     """
-    if settings.pp > 1 and not settings.skip_output:
+    if settings.parallelism.pp > 1 and not settings.pipeline.skip_output:
         return step_id - 1
     return max((request.last_sample for request in picked.decodes), default=-1)
 
@@ -47,9 +47,9 @@ def expects_output(samplers: Iterable[Request], settings: Settings) -> bool:
     Decided here alone, before the step counts its own tokens: some row samples, and its request may
     be planned again in this group. With skip_output off (for comparison) every step sends.
     """
-    if settings.pp == 1:
+    if settings.parallelism.pp == 1:
         return False
-    if not settings.skip_output:
+    if not settings.pipeline.skip_output:
         return True
     return settings.role != "prefill" and any(
         request.planned + 1 < request.max_tokens for request in samplers
@@ -62,7 +62,7 @@ class Steps:
     def __init__(self, ledger: Ledger) -> None:
         settings = ledger.settings
         self.ledger = ledger
-        self.policy = ChunkPolicy(settings.chunk_size, settings.page_size)
+        self.policy = ChunkPolicy(settings.scheduler.chunk_size, settings.kv.page_size)
         self.in_flight: deque[Issued] = deque()
         self.next_id = 0
         self._advanced = 0.0
@@ -95,7 +95,7 @@ class Steps:
             rows=tuple(rows),
             expects_output=sends,
             depends_on=reads,
-            padded_tokens=tokens + -tokens % settings.tp,
+            padded_tokens=tokens + -tokens % settings.parallelism.tp,
             padded_rows=len(rows),
             pushes=tuple(pushes),
         )
@@ -129,7 +129,7 @@ class Steps:
         self._keep_scores(message)
         self.in_flight.popleft()
         self._advanced = now
-        if chunks and self.ledger.settings.dynamic_chunks:
+        if chunks and self.ledger.settings.scheduler.dynamic_chunks:
             self._meter.add(Measured(chunks, message.elapsed))
             self.policy = self.policy._replace(cost=self._meter.cost)
         return samplers
@@ -148,7 +148,7 @@ class Steps:
     def _decode_rows(self, requests: Sequence[Request]) -> list[Row]:
         """The longest loop of a plan: what it needs of a request is said in place."""
         ledger, decoding, step = self.ledger, self.ledger.decoding, self.next_id
-        page_size = ledger.settings.page_size
+        page_size = ledger.settings.kv.page_size
         waiting = deque[Request]()
         rows = []
         for request in requests:

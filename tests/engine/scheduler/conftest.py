@@ -14,6 +14,7 @@ from itertools import accumulate, islice
 from typing import Any
 
 import pytest
+from bounds import bounded
 from pds_engine.messages import (
     Abort,
     AbortAck,
@@ -192,7 +193,7 @@ def bench() -> Callable[..., Bench]:
     def make(pages: int = 64, ranks: tuple[int, ...] = (), **bounds: Any) -> Bench:
         small = {"chunk_size": 32, "max_step_tokens": 40, "max_running": 4, "max_waiting": 4}
         small["prefix_cache"] = False  # page numbers are those just freed, unless a test says so
-        settings = Settings(**(small | bounds))
+        settings = bounded(**(small | bounds))
         return Bench(settings, ranks or (pages,) * settings.ranks)
 
     return make

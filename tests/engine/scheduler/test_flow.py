@@ -21,7 +21,7 @@ class Pipeline:
         self.b = b
         self.ticks = 0
         self.plans: list[StepPlan] = []
-        self.passed = [0] * b.settings.pp
+        self.passed = [0] * b.settings.parallelism.pp
         """Steps that each stage has done."""
         self.said: dict[str, int] = {}
         """Tokens of each request so far."""
@@ -93,7 +93,7 @@ def test_amid_running_requests_it_takes_as_long_but_for_a_constant(
 @pytest.mark.parametrize("stages", [1, 2, 4])
 def test_separate_steps_take_turns_with_the_running_ones(bench: Make, stages: int) -> None:
     chunks = 12
-    line = Pipeline(make(bench, stages, separate=True))
+    line = Pipeline(make(bench, stages, chunked_prefill="separate"))
     for at in range(64):
         line.submit(f"r{at}", 3, max_tokens=10_000)
     while len(line.said) < 64 or line.ticks < 40:

@@ -78,7 +78,7 @@ def test_a_smaller_priority_number_has_every_turn(bench: Make) -> None:
 
 
 def test_separate_steps_hold_chunks_or_decodes_by_turns(bench: Make) -> None:
-    b = bench(separate=True)
+    b = bench(chunked_prefill="separate")
     b.submit("a", 5, max_tokens=20)
     b.submit("b", 6, max_tokens=20)
     assert rows(b, 2) == ["0:0+5* 1:0+6*", "0:5+1* 1:6+1*"]
@@ -95,7 +95,7 @@ def test_separate_steps_hold_chunks_or_decodes_by_turns(bench: Make) -> None:
 
 
 def test_separate_steps_of_a_pipeline_hold_twice_the_decodes(bench: Make) -> None:
-    b = bench(pp=2, separate=True)
+    b = bench(pp=2, chunked_prefill="separate")
     for name in "abc":
         b.submit(name, 5, max_tokens=50)
     rows(b, 3)
@@ -127,15 +127,15 @@ ARRIVALS = st.lists(
 """Prompt, steps until the next one comes, max_tokens."""
 
 
-@pytest.mark.parametrize("separate", [False, True])
+@pytest.mark.parametrize("chunked_prefill", ["mixed", "separate"])
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(arrivals=ARRIVALS)
 def test_waiting_is_bounded(
-    bench: Make, separate: bool, arrivals: list[tuple[int, int, int]]
+    bench: Make, chunked_prefill: str, arrivals: list[tuple[int, int, int]]
 ) -> None:
     """Whoever comes meanwhile, a prompt is computed within twice the chunks that were left of those
     before it when it came, and its own. (Steps of running requests alone are not counted.)"""
-    b = bench(max_running=8, max_waiting=8, pages=256, separate=separate)
+    b = bench(max_running=8, max_waiting=8, pages=256, chunked_prefill=chunked_prefill)
     ledger = b.core.ledger
     coming = dict(enumerate(arrivals))
     bounds: dict[str, int] = {}

@@ -70,7 +70,7 @@ def test_the_reserve_is_no_more_than_what_a_request_may_still_want(d: Any) -> No
 
 
 def test_nobody_is_put_out_with_preemption_none(d: Any) -> None:
-    b = d(6, preemption=False)
+    b = d(6, preemption="none")
     for name in "abc":
         ask(b, name)  # four pages in the end
     assert offers(b) == ["a@1"]

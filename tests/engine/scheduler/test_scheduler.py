@@ -205,7 +205,7 @@ def test_requests_wait_in_order_for_pages(bench: Make) -> None:
 
 
 def test_without_preemption_growth_is_promised_before_a_request_is_taken_up(bench: Make) -> None:
-    b = bench(pages=6, preemption=False)
+    b = bench(pages=6, preemption="none")
     b.submit("a", 16, max_tokens=49)  # 4 pages in all
     b.submit("b", 16, max_tokens=33)  # 3
     assert [line for line in b.plan() if "admit" in line] == ["workers admit 0/1 [0]"]

@@ -39,20 +39,7 @@ from pds_engine.wire import decode, encode
 TINY = Path(__file__).parents[3] / "examples" / "models" / "tiny"
 KEY = b"k" * 32
 Script = Callable[[Submit], Iterable[Token | Failed]]
-IDLE = State(
-    in_flight=0,
-    running=0,
-    transfers_in_flight=0,
-    queued_tokens=0,
-    kv_used=3,
-    kv_total=64,
-    kv_quarantined=0,
-    draining=False,
-    ranks_ready=1,
-    kv_fingerprint="f00d",
-    steps_done=0,
-    oldest_step_seconds=0.0,
-)
+IDLE = State(kv_used=3, kv_total=64, ranks_ready=1, kv_fingerprint="f00d")
 
 
 def outputs(ids: list[int], *, end: str = "stop", cached: int = 0) -> Script:

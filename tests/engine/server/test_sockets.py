@@ -119,20 +119,7 @@ class Process:
 
 @pytest.fixture(scope="module")
 def idle() -> State:
-    return State(
-        in_flight=0,
-        running=0,
-        transfers_in_flight=0,
-        queued_tokens=0,
-        kv_used=0,
-        kv_total=8,
-        kv_quarantined=0,
-        draining=False,
-        ranks_ready=1,
-        kv_fingerprint="f00d",
-        steps_done=0,
-        oldest_step_seconds=0.0,
-    )
+    return State(kv_total=8, ranks_ready=1, kv_fingerprint="f00d")
 
 
 def start(folder: Path, idle: State) -> tuple[EchoScheduler, Process]:

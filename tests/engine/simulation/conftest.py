@@ -4,10 +4,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
+from bounds import bounded
 from pds_engine.messages import Sampling, Submit
-from pds_engine.scheduler.settings import Settings
-from pds_engine.simulation.events import Events
-from pds_engine.simulation.group import Group, Machine
+from pds_simulation.events import Events
+from pds_simulation.group import Group, Machine
 
 
 @pytest.fixture(scope="session")
@@ -18,8 +18,10 @@ def simulate() -> Callable[..., Group]:
         machine = {name: about.pop(name) for name in Machine.__slots__ if name in about}
         settings = {"max_model_len": 1 << 20, "step_timeout": float("inf"), "chunk_size": 16}
         settings |= {"max_running": 80, "max_step_tokens": about.get("chunk_size", 16) + 80}
-        chosen = Settings(**(settings | about))
-        return Group(Events(), chosen, Machine(**({"layers": max(4, chosen.pp)} | machine)))
+        chosen = bounded(**(settings | about))
+        return Group(
+            Events(), chosen, Machine(**({"layers": max(4, chosen.parallelism.pp)} | machine))
+        )
 
     return make
 

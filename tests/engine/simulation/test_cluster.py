@@ -5,13 +5,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from bounds import bounded
 from pds_engine.errors import PdsError
 from pds_engine.messages import Push
-from pds_engine.scheduler.settings import Settings
-from pds_engine.simulation.cluster import Cluster
-from pds_engine.simulation.events import Events
-from pds_engine.simulation.group import Machine
-from pds_engine.simulation.transfers import SimulatedTransfers
+from pds_simulation.cluster import Cluster
+from pds_simulation.events import Events
+from pds_simulation.group import Machine
+from pds_simulation.transfers import SimulatedTransfers
 
 PAGE = 4
 Layout = tuple[int, int]
@@ -28,7 +28,7 @@ def pair() -> Callable[..., Cluster]:
 
         cluster = Cluster(Events(), some(copy))
         for role, (pp, tp) in (("prefill", prefill), ("decode", decode)):
-            settings = Settings(
+            settings = bounded(
                 role=role, pp=pp, tp=tp, page_size=PAGE, chunk_size=8, max_step_tokens=24
             )
             cluster.add(settings, Machine(pages=64, control=some(0.01), rendezvous=seed % 2 == 0))

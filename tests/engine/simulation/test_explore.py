@@ -10,10 +10,10 @@ from pds_engine.errors import GroupError
 from pds_engine.messages import StepDone, StepPlan
 from pds_engine.parallel import stage as stages_module
 from pds_engine.parallel.stage import Following, Place, Stage
-from pds_engine.simulation import explore as explore_module
-from pds_engine.simulation.exchange import SimulatedExchange
-from pds_engine.simulation.explore import Op, Protocol, Violation, plan, script, sequences
-from pds_engine.simulation.worker import Worker
+from pds_simulation import explore as explore_module
+from pds_simulation.exchange import SimulatedExchange
+from pds_simulation.explore import Op, Protocol, Violation, plan, script, sequences
+from pds_simulation.worker import Worker
 
 CHAIN = [plan(0, True), *(plan(at, True, at - 1) for at in range(1, 8))]
 """One request decodes: each step reads the token of the one before."""

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 from pds_engine.messages import Submit
-from pds_engine.simulation import model
-from pds_engine.simulation.model import Answer
+from pds_simulation import model
+from pds_simulation.model import Answer
 
 SHARED = tuple(range(100, 148))
 """A beginning that some prompts have in common: three pages."""

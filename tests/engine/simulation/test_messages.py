@@ -4,11 +4,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from bounds import bounded
 from pds_engine.messages import Sampling, Submit
-from pds_engine.scheduler.settings import Settings
-from pds_engine.simulation.cluster import Cluster
-from pds_engine.simulation.events import Events
-from pds_engine.simulation.group import Group, Machine
+from pds_simulation.cluster import Cluster
+from pds_simulation.events import Events
+from pds_simulation.group import Group, Machine
 
 CHUNK = 16
 
@@ -57,7 +57,7 @@ def test_a_prefill_group_sends_no_output_at_all():
     """Of the same prompt: its first token leaves the group with the hand-over."""
     cluster = Cluster(Events(), lambda: 0.1)
     for role, pp in (("prefill", 2), ("decode", 1)):
-        settings = Settings(
+        settings = bounded(
             role=role,
             pp=pp,
             page_size=256,

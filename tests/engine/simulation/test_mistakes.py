@@ -10,9 +10,9 @@ from pds_engine.messages import StepDone, StepPlan
 from pds_engine.parallel import stage as stages_module
 from pds_engine.parallel.stage import Following, Place, Stage
 from pds_engine.scheduler import steps as scheduler_steps
-from pds_engine.simulation.exchange import Hidden, SimulatedExchange
-from pds_engine.simulation.group import Group, MakeStage
-from pds_engine.simulation.worker import Stepper, Worker
+from pds_simulation.exchange import Hidden, SimulatedExchange
+from pds_simulation.group import Group, MakeStage
+from pds_simulation.worker import Stepper, Worker
 
 CHUNK = 16
 Belief = Callable[[StepPlan, Worker], StepPlan]

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from pds_engine.messages import Submit
-from pds_engine.simulation.group import Group
+from pds_simulation.group import Group
 
 CHUNK = 16
 WAIT = 2

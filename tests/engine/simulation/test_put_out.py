@@ -5,12 +5,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
+from bounds import bounded
 from pds_engine.messages import Submit
-from pds_engine.scheduler.settings import Settings
-from pds_engine.simulation import model
-from pds_engine.simulation.cluster import Cluster
-from pds_engine.simulation.events import Events
-from pds_engine.simulation.group import Machine
+from pds_simulation import model
+from pds_simulation.cluster import Cluster
+from pds_simulation.events import Events
+from pds_simulation.group import Machine
 
 LAYERS = 4
 Layout = tuple[int, int]
@@ -29,12 +29,12 @@ def cluster() -> Callable[..., Cluster]:
             ("prefill", prefill, 1024),
             *(("decode", each, pages) for each in decode),
         ]:
-            settings = Settings(
+            settings = bounded(
                 **{"page_size": page_size, "chunk_size": 64, "max_step_tokens": 128} | bounds,
                 role=role,
                 pp=pp,
                 tp=tp,
-                lease=1e6,  # prefill waits for room on decode as long as it takes
+                lease_seconds=1e6,  # prefill waits for room on decode as long as it takes
                 step_timeout=1e6,
             )
             made.add(settings, Machine(pages=of, layers=LAYERS, control=lambda: 0.01))

@@ -8,9 +8,9 @@ from msgspec.structs import replace
 from pds_engine.errors import ProtocolError
 from pds_engine.messages import Admit, Release, Row, Sampling, StepPlan, Submit
 from pds_engine.parallel.stage import Place
-from pds_engine.simulation import model
-from pds_engine.simulation.exchange import Hidden
-from pds_engine.simulation.runner import SimulatedRunner
+from pds_simulation import model
+from pds_simulation.exchange import Hidden
+from pds_simulation.runner import SimulatedRunner
 
 PAGE = 4
 PROMPT = tuple(range(50, 60))

@@ -1,10 +1,10 @@
 """Deadlock freedom and right answers, over random schedules.
 
-All 10,000: python -m pds_engine.simulation.schedules (four minutes of CPU), part of `make soak`.
+All 10,000: python -m pds_simulation.schedules (four minutes of CPU), part of `make soak`.
 """
 
 import pytest
-from pds_engine.simulation import schedules
+from pds_simulation import schedules
 
 BATCH = 100
 

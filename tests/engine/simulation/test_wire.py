@@ -2,8 +2,8 @@
 
 import pytest
 from pds_engine.errors import ProtocolError
-from pds_engine.simulation.events import Events, Signal
-from pds_engine.simulation.wire import Wire
+from pds_simulation.events import Events, Signal
+from pds_simulation.wire import Wire
 
 
 def make(rendezvous: bool) -> tuple[Events, Wire[int]]:

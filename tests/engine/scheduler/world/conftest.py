@@ -38,14 +38,14 @@ def check(core: Scheduler) -> None:
     settings, ledger, flight = core.settings, core.ledger, core.steps.in_flight
     assert len(flight) <= settings.depth
     for issued in flight:
-        assert sum(row.length for row in issued.plan.rows) <= settings.max_step_tokens
+        assert sum(row.length for row in issued.plan.rows) <= settings.step_tokens
         assert len({row.slot for row in issued.plan.rows}) == len(issued.plan.rows)
     check_pages(core)
     promised = sum(r.promised for r in ledger.requests.values())
     assert (ledger.pool.promised, ledger.pool.available >= 0) == (promised, True)
     waiting = [*ledger.queue, *core.prefill.unoffered.values()]
     fresh = [r for r in waiting if r.gen < 0 and not r.submit.output_ids]  # others had a slot once
-    assert len(fresh) <= settings.max_waiting
+    assert len(fresh) <= settings.scheduler.max_waiting
     assert all(r.slot >= 0 and not r.promised > 1 for r in ledger.growing)
     ranks = [request.rank for request in ledger.prefilling]
     assert ranks == sorted(ranks)
@@ -103,7 +103,7 @@ class Auditor:
 
     def check_writes(self) -> None:
         """No step in flight writes a page that is free, or another's."""
-        ledger, size = self.core.ledger, self.core.settings.page_size
+        ledger, size = self.core.ledger, self.core.settings.kv.page_size
         holders = {p: (r.slot, r.gen) for r in ledger.requests.values() for p in r.pages}
         for row in (row for issued in self.core.steps.in_flight for row in issued.plan.rows):
             owner = row.slot, row.gen

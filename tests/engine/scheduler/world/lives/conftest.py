@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 import pytest
+from bounds import bounded
 from msgspec.structs import replace
 from pds_engine.errors import GroupError
 from pds_engine.messages import (
@@ -25,7 +26,6 @@ from pds_engine.messages import (
     Welcome,
 )
 from pds_engine.scheduler.party import WORKERS, Party
-from pds_engine.scheduler.settings import Settings
 
 PAGE, STOP = 4, 3
 SERVER, PREFILL = Party("server", "s"), Party("prefill", "p")
@@ -36,7 +36,7 @@ BOUNDS: dict[str, Any] = {
     "max_waiting": 4,
     "chunk_size": 2 * PAGE,
     "max_step_tokens": 2 * PAGE + 3,
-    "lease": 30.0,
+    "lease_seconds": 30.0,
     "step_timeout": 1e9,
 }
 
@@ -68,7 +68,7 @@ class World:
         """The share of requests with which a router goes on, when D puts them out."""
         roles = ("prefill", "decode") if pair else ("unified",)
         self.nodes = [
-            make_node(Settings(role=role, pp=pp, tp=tp, **(BOUNDS | bounds)), pages)
+            make_node(bounded(role=role, pp=pp, tp=tp, **(BOUNDS | bounds)), pages)
             for role in roles
         ]
         self.openings = [self.words(rng.randint(1, 16)) for _ in range(2)]

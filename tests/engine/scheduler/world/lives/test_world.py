@@ -42,7 +42,12 @@ SHORT_OF_PAGES: dict[str, Any] = {
 
 
 @settings(max_examples=LIVES, deadline=None, derandomize=True)
-@given(**SHAPES, pages=st.integers(9, 13), separate=st.booleans(), dynamic_chunks=st.booleans())
+@given(
+    **SHAPES,
+    pages=st.integers(9, 13),
+    chunked_prefill=st.sampled_from(["mixed", "separate"]),
+    dynamic_chunks=st.booleans(),
+)
 def test_a_group_short_of_pages(world: Any, seed: int, **shape: Any) -> None:
     life = world(random.Random(seed), pair=False, fenced=True, **shape, **SHORT_OF_PAGES)
     life.live(events=500)

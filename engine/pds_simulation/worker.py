@@ -6,13 +6,13 @@ from functools import partial
 from typing import Any, Protocol
 
 from msgspec.structs import replace
-
 from pds_engine.errors import ProtocolError
 from pds_engine.messages import Admit, Message, Release, StepDone, StepPlan
 from pds_engine.parallel.stage import Computed, Following, Place
-from pds_engine.simulation.events import Action, Events, Signal
-from pds_engine.simulation.exchange import Hidden
-from pds_engine.simulation.runner import SimulatedRunner
+
+from pds_simulation.events import Action, Events, Signal
+from pds_simulation.exchange import Hidden
+from pds_simulation.runner import SimulatedRunner
 
 StepTime = Callable[[int, int, int], float]
 """Seconds that a stage takes for a step of so many tokens, which attend so many."""

@@ -8,8 +8,9 @@ from typing import Any
 from pds_engine.errors import ProtocolError
 from pds_engine.messages import StepPlan
 from pds_engine.parallel.stage import BUFFERS, Place
-from pds_engine.simulation.events import Signal
-from pds_engine.simulation.wire import Wire
+
+from pds_simulation.events import Signal
+from pds_simulation.wire import Wire
 
 INVALID = -1
 """What an output's buffer holds where nothing was sampled. No slot ever gets it."""

@@ -18,9 +18,10 @@ from pds_engine.messages import (
     StepPlan,
     TransferClosed,
 )
-from pds_engine.simulation.events import Action, Events
-from pds_engine.simulation.runner import SimulatedRunner
-from pds_engine.simulation.wire import Delay
+
+from pds_simulation.events import Action, Events
+from pds_simulation.runner import SimulatedRunner
+from pds_simulation.wire import Delay
 
 Locate = Callable[[OpenTransfer], Sequence["SimulatedTransfers"]]
 """The ranks that a transfer goes to."""

@@ -6,15 +6,15 @@ from functools import partial
 from itertools import chain
 
 from msgspec.structs import replace
-
 from pds_engine.errors import PdsError
 from pds_engine.messages import Message, OpenTransfer, Source, Submit, Welcome
 from pds_engine.scheduler.party import Out, Party
 from pds_engine.scheduler.settings import Settings
-from pds_engine.simulation.events import Events
-from pds_engine.simulation.group import ENDPOINT, Group, Machine, Told
-from pds_engine.simulation.transfers import SimulatedTransfers
-from pds_engine.simulation.wire import Delay, Line
+
+from pds_simulation.events import Events
+from pds_simulation.group import ENDPOINT, Group, Machine, Told
+from pds_simulation.transfers import SimulatedTransfers
+from pds_simulation.wire import Delay, Line
 
 AGAIN = "+"
 """Ends the name of a request that goes on: each attempt has its own, as the router's have."""
@@ -58,7 +58,7 @@ class Cluster:
                 self.events,
                 rank,
                 worker.shard,
-                settings.tp,
+                settings.parallelism.tp,
                 worker.runner,
                 self._copy,
                 self._receivers,

@@ -15,8 +15,9 @@ from pds_engine.messages import (
 )
 from pds_engine.parallel.reads import Reads
 from pds_engine.parallel.stage import Computed, Place
-from pds_engine.simulation import model
-from pds_engine.simulation.exchange import INVALID, Hidden
+
+from pds_simulation import model
+from pds_simulation.exchange import INVALID, Hidden
 
 POISON = 1 << 90
 """A cell of a page that was never written."""

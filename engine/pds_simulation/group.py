@@ -23,12 +23,13 @@ from pds_engine.parallel.stage import Place, Stage
 from pds_engine.scheduler.party import WORKERS, Out, Party
 from pds_engine.scheduler.scheduler import Scheduler
 from pds_engine.scheduler.settings import Settings
-from pds_engine.simulation import model
-from pds_engine.simulation.events import Events
-from pds_engine.simulation.exchange import HiddenWire, OutputWire, SimulatedExchange, Wires
-from pds_engine.simulation.runner import SimulatedRunner
-from pds_engine.simulation.wire import Delay, Line, Wire
-from pds_engine.simulation.worker import Lockstep, Stepper, StepTime, Worker
+
+from pds_simulation import model
+from pds_simulation.events import Events
+from pds_simulation.exchange import HiddenWire, OutputWire, SimulatedExchange, Wires
+from pds_simulation.runner import SimulatedRunner
+from pds_simulation.wire import Delay, Line, Wire
+from pds_simulation.worker import Lockstep, Stepper, StepTime, Worker
 
 CLIENT = Party("server", "clients")
 ENDPOINT = "simulated"
@@ -96,6 +97,7 @@ class Group:
     def __init__(
         self, events: Events, settings: Settings, machine: Machine, name: str = "simulated"
     ) -> None:
+        pp, tp = settings.parallelism.pp, settings.parallelism.tp
         self.events = events
         self.name = name
         self.settings = settings
@@ -108,15 +110,15 @@ class Group:
         self.put_out: Callable[[Told], None] | None = None
         """Goes on elsewhere with a request that was preempted here."""
         self.hidden: list[list[HiddenWire]] = [
-            [self._wire(f"hidden states {stage}/{shard}") for shard in range(settings.tp)]
-            for stage in range(settings.pp - 1)
+            [self._wire(f"hidden states {stage}/{shard}") for shard in range(tp)]
+            for stage in range(pp - 1)
         ]
         """By stage that sends, by rank in it."""
         self.outputs: list[OutputWire] = [
-            self._wire(f"outputs {shard}") for shard in range(settings.tp * (settings.pp > 1))
+            self._wire(f"outputs {shard}") for shard in range(tp * (pp > 1))
         ]
         """By rank in the last and the first stage."""
-        self.workers = [worker for stage in range(settings.pp) for worker in self._stage(stage)]
+        self.workers = [worker for stage in range(pp) for worker in self._stage(stage)]
         """By rank: the ranks of a stage are neighbours."""
         self._to_workers = [Line(events, machine.control) for _ in self.workers]
         self._to_scheduler = [Line(events, machine.control) for _ in self.workers]
@@ -260,21 +262,22 @@ class Group:
 
     def _stage(self, stage: int) -> list[Worker]:
         settings, machine = self.settings, self.machine
-        place = Place(stage, settings.pp)
-        lockstep = Lockstep(self.events, settings.tp)
-        each = machine.layers / settings.pp
+        pp, tp = settings.parallelism.pp, settings.parallelism.tp
+        place = Place(stage, pp)
+        lockstep = Lockstep(self.events, tp)
+        each = machine.layers / pp
         layers = range(round(stage * each), round((stage + 1) * each))
         workers = []
-        for shard in range(settings.tp):
+        for shard in range(tp):
             runner = SimulatedRunner(
                 place,
                 shard,
                 layers,
                 pages=machine.pages,
-                page_size=settings.page_size,
-                max_slots=settings.max_running,
+                page_size=settings.kv.page_size,
+                max_slots=settings.scheduler.max_running,
             )
-            rank = stage * settings.tp + shard
+            rank = stage * tp + shard
             report = partial(self.report, rank)
             worker = Worker(self.events, place, shard, runner, lockstep, machine.step_time, report)
             exchange = SimulatedExchange(place, self._wires(place, shard), worker.post)
@@ -301,7 +304,7 @@ class Group:
         results.append(message)
         if (results[0].tokens, results[0].logprobs) != (message.tokens, message.logprobs):
             raise ProtocolError(f"the last stage's ranks differ in step {message.step_id}")
-        if len(results) == self.settings.tp:
+        if len(results) == self.settings.parallelism.tp:
             del self._results[message.step_id]
         if self.workers[rank].shard == 0:
             self._to_scheduler[rank].carry(tell)

@@ -5,7 +5,8 @@ from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from pds_engine.errors import ProtocolError
-from pds_engine.simulation.events import Events, Signal
+
+from pds_simulation.events import Events, Signal
 
 T = TypeVar("T")
 Delay = Callable[[], float]

@@ -1,6 +1,6 @@
 """Random schedules: delays, stalls, arrivals, cancels and deadlines, all from one seed.
 
-    python -m pds_engine.simulation.schedules [--first SEED] [--count N]
+    python -m pds_simulation.schedules [--first SEED] [--count N]
 
 runs N of them and names the first seed that ends in anything but every request answered rightly or
 given up, and nothing left behind.
@@ -11,13 +11,15 @@ import random
 import sys
 import time
 
+from pds_engine.config import KvConfig, ParallelConfig, PipelineConfig, SchedulerConfig
 from pds_engine.errors import PdsError
 from pds_engine.messages import Sampling, Submit
 from pds_engine.scheduler.settings import Settings
-from pds_engine.simulation.events import Events
-from pds_engine.simulation.group import Group, Machine
-from pds_engine.simulation.wire import Delay
-from pds_engine.simulation.worker import StepTime
+
+from pds_simulation.events import Events
+from pds_simulation.group import Group, Machine
+from pds_simulation.wire import Delay
+from pds_simulation.worker import StepTime
 
 PAGE = 4
 LONGEST = 48
@@ -36,23 +38,11 @@ def schedule(seed: int) -> Group:
     talkative = rng.random() < 0.3
     """Short prompts and long answers, of which many grow at once on few pages."""
     longest, most = (8, MOST) if talkative else (LONGEST, 12)
-    settings = Settings(
-        pp=rng.randint(1, 4),
-        tp=rng.choice([1, 1, 2]),
-        page_size=PAGE,
-        max_running=8 if talkative else rng.randint(1, 8),
-        max_waiting=rng.choice([2, 64, 64, 64]),
-        chunk_size=(chunk := rng.choice([4, 8, 16, 1000])),
-        max_step_tokens=chunk + rng.choice([8, 64]),
-        skip_output=rng.random() < 0.9,
-        async_scheduling=rng.random() < 0.9,
-        prefix_cache=rng.random() < 0.7,
-        step_timeout=1e6,
-    )
+    settings = _settings(rng, talkative)
     machine = Machine(
         pages=24 if talkative else rng.randint(16, 48),
         layers=4,
-        step_time=_step_time(rng, settings.pp),
+        step_time=_step_time(rng, settings.parallelism.pp),
         link=_delay(rng),
         control=_delay(rng),
         tick=0.1,
@@ -92,6 +82,27 @@ def _request(rng: random.Random, name: str, at: float, longest: int, most: int) 
 def _delay(rng: random.Random) -> Delay:
     mean = rng.choice([0.0, 0.0002, 0.003, 0.02])
     return (lambda: rng.expovariate(1 / mean)) if mean else (lambda: 0.0)
+
+
+def _settings(rng: random.Random, talkative: bool) -> Settings:
+    layout = ParallelConfig(pp=rng.randint(1, 4), tp=rng.choice([1, 1, 2]))
+    running = 8 if talkative else rng.randint(1, 8)
+    waiting = rng.choice([2, 64, 64, 64])
+    chunk = rng.choice([4, 8, 16, 1000])
+    step = chunk + rng.choice([8, 64])
+    pipeline = PipelineConfig(skip_output=rng.random() < 0.9)
+    bounds = SchedulerConfig(
+        max_running=running,
+        max_waiting=waiting,
+        chunk_size=chunk,
+        max_step_tokens=step,
+        async_scheduling=rng.random() < 0.9,
+        prefix_cache=rng.random() < 0.7,
+        step_timeout=1e6,
+    )
+    return Settings(
+        parallelism=layout, kv=KvConfig(page_size=PAGE), scheduler=bounds, pipeline=pipeline
+    )
 
 
 def _step_time(rng: random.Random, stages: int) -> StepTime:
