@@ -68,3 +68,22 @@ async def test_what_it_refuses(engine, router, name):
     assert first == f"HTTP/1.1 {status}"
     assert [line for line in lines if line.split(":")[0] not in usual] == headers
     assert given["content-type"] == "application/json"
+
+
+async def test_a_deadline_that_passes_within_a_stream_is_told_as_the_engine_tells_it(
+    engine, router
+):
+    kind = "timeout_error"
+    told = {"error": {"message": "late", "type": kind, "param": None, "code": "timeout"}}
+    error = json.dumps(told).encode()
+
+    async def late(seen, stream):
+        await stream.head()
+        await stream.put(b': pds 1 7\ndata: {"t":1}\n\n')
+        await stream.put(b": pds failed 504 %b\n\n" % error)
+        stream.end()
+
+    one, other = await engine("unified", script=late), await engine("unified", script=late)
+    running = await router(one, other)
+    assert await running.stream() == b'data: {"t":1}\n\ndata: %b\n\n' % error
+    assert len(one.calls) + len(other.calls) == 1

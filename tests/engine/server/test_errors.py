@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 from pds_engine.messages import Failed, Submit, Token
-from pds_engine.server import body as body_module
+from pds_engine.server import routes
 
 C = "/v1/completions"
 
@@ -53,7 +53,7 @@ async def test_what_it_refuses(served, script, name):
 
 
 async def test_a_body_that_does_not_come(served, script, monkeypatch):
-    monkeypatch.setattr(body_module.read, "__defaults__", (0.05,))
+    monkeypatch.setattr(routes, "BODY_SECONDS", 0.05)
 
     async def slowly():
         yield b"{"
@@ -81,9 +81,9 @@ async def test_a_deadline_that_passed(served, read_events):
         name = submit.request_id
         if submit.sampling.max_tokens > 1:
             yield Token(request_id=name, index=0, token=300)
-        yield Failed(request_id=name, code="deadline_passed", message="late", status=504)
+        yield Failed(request_id=name, code="timeout", message="late", status=504)
 
-    content = body("late", "deadline_passed", "server_error")
+    content = body("late", "timeout", "timeout_error")
     async with served(late) as s:
         for stream in (False, True):
             asked = {"prompt": "a", "max_tokens": 1, "stream": stream}
