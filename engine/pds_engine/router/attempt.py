@@ -5,6 +5,7 @@ import secrets
 from dataclasses import dataclass, field
 
 from pds_engine.errors import (
+    DeadlinePassed,
     Drained,
     GroupFailed,
     NotFinite,
@@ -56,6 +57,11 @@ class Failure:
     @property
     def retry(self) -> bool:
         return self.status in RETRIED
+
+    @property
+    def late(self) -> bool:
+        """The request's own time is over, wherever it goes."""
+        return self.status == DeadlinePassed.status
 
     @property
     def preempted(self) -> bool:

@@ -1,6 +1,7 @@
 """The client's end of one call: where its answer goes, and whether it is still there."""
 
-from pds_engine.router.answers import Receive, Send
+from pds_engine.body import Receive
+from pds_engine.router.answers import Send
 from pds_engine.router.signal import Signal
 
 

@@ -41,9 +41,10 @@ class KubeError(PdsError):
 
     code = "kube_error"
 
-    def __init__(self, message: str, *, status: int = 0) -> None:
+    def __init__(self, message: str, *, answered: int = 0) -> None:
         super().__init__(message)
-        self.status = status
+        self.answered = answered
+        """HTTP's status of its answer; 0: there was none."""
 
 
 class _ListMeta(msgspec.Struct, frozen=True, rename="camel"):
@@ -121,11 +122,11 @@ class PodWatch:
                     self.trouble, pause = "", 0.1
                     await self._follow(api, version)
                 except KubeError as error:
-                    if error.status == 410:
+                    if error.answered == 410:
                         logger.info("the watch is too old: listing anew")
                         continue
                     self.trouble = str(error)
-                    if error.status == 401:  # a plugin's tokens expire
+                    if error.answered == 401:  # a plugin's tokens expire
                         with suppress(ConfigError):
                             await self.login()
                 except BROKEN as error:
@@ -186,14 +187,14 @@ class PodWatch:
             )
         except DynamicApiError as error:
             message = f"the API server answers {error.status}: {(error.body or '')[:300]}"
-            raise KubeError(message, status=error.status) from error
+            raise KubeError(message, answered=error.status) from error
         return response
 
     def _apply(self, line: bytes) -> str:
         event = msgspec.json.decode(line, type=_Event)
         if event.type == "ERROR":
             status = msgspec.json.decode(event.object, type=_Status)
-            raise KubeError(f"watch: {status.message or status.code}", status=status.code)
+            raise KubeError(f"watch: {status.message or status.code}", answered=status.code)
         if event.type == "BOOKMARK":
             return msgspec.json.decode(event.object, type=_Bookmark).metadata.resource_version
         pod = msgspec.json.decode(event.object, type=Pod)

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from time import monotonic
 
+from pds_engine.body import Receive
 from pds_engine.errors import Overloaded, PdsError, Unavailable
-from pds_engine.router.answers import Headers, Receive, Send, answer, answer_error, status_of
+from pds_engine.router.answers import Headers, Send, answer, answer_error
 from pds_engine.router.attempt import Attempt, Failure
 from pds_engine.router.backends import Fleet
 from pds_engine.router.call import Call
@@ -137,5 +138,5 @@ class _Exchange:
         await answer(self._client.send, status, body, [*headers, *self._headers])
 
     async def _error(self, error: PdsError) -> None:
-        self.status = status_of(error)
+        self.status = error.status
         await answer_error(self._client.send, error, self._headers)

@@ -68,7 +68,8 @@ class Stream:
                         continue
                     failure = next_
                     problem = self._spent or f"no other pair took it over in {seconds:.0f} s"
-                await self._client.give(error_event(failure.body, problem), more=False)
+                note = "" if failure.late else problem
+                await self._client.give(error_event(failure.body, note), more=False)
                 return failure.status
         finally:
             attempt.close()

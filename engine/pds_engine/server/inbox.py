@@ -11,12 +11,6 @@ SLICE = 64
 """Arrivals that one request works off before others have their turn: a few milliseconds."""
 
 
-class ClientGone(PdsError):
-    """The client closed its connection: nobody reads the answer."""
-
-    code = "client_gone"
-
-
 class ClientSlow(PdsError):
     """The client reads so slowly that its answer does not fit in memory's share for it."""
 

@@ -8,12 +8,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from pds_engine.errors import PdsError
+from pds_engine.errors import ClientGone, PdsError
 from pds_engine.messages import Failed, Token
 from pds_engine.server.answers import DONE, Answer, broken_off, server_sent
 from pds_engine.server.engine import Engine
 from pds_engine.server.errors import RequestFailed, told
-from pds_engine.server.inbox import ClientGone, Inbox
+from pds_engine.server.inbox import Inbox
 from pds_engine.server.session import Session, Told
 
 _LONG = 256

@@ -10,16 +10,16 @@ import msgspec
 from fastapi import FastAPI, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from pds_engine import body
 from pds_engine.config import EngineConfig
-from pds_engine.errors import Forbidden, Overloaded, PdsError, Unavailable
+from pds_engine.errors import ClientGone, Forbidden, Overloaded, PdsError, Unavailable
 from pds_engine.room import Room
-from pds_engine.server import body, headers, job, large, openapi, protocol, state
+from pds_engine.server import headers, job, large, openapi, protocol, state
 from pds_engine.server.answers import Answer
 from pds_engine.server.chat import ChatAnswer
 from pds_engine.server.completion import CompletionAnswer
 from pds_engine.server.engine import Engine
 from pds_engine.server.errors import response, verdict
-from pds_engine.server.inbox import ClientGone
 from pds_engine.server.job import Job
 from pds_engine.server.lanes import Lanes
 from pds_engine.server.respond import respond
@@ -33,6 +33,8 @@ R = TypeVar("R")
 Route = Callable[[Request], Awaitable[Response]]
 
 _log = logging.getLogger("pds.server")
+BODY_SECONDS = 30.0
+"""In which a body has to come."""
 _INTERNAL = 64 * 1024
 """Bytes of a body that the router or the operator sends of its own."""
 _CLIENT_GONE = 499
@@ -253,13 +255,15 @@ class Routes:
 
     async def _read(self, request: Request, form: large.Form, work: Callable[[bytes], R]) -> R:
         """The result of `work` on the body, which is let go then."""
-        limit = self._config.http.max_body_bytes
+        bounds = _bounds(self._config.http.max_body_bytes)
         with self._room.share() as share:
-            return await self._lanes.read(await body.read(request, limit, share), form, work)
+            return await self._lanes.read(
+                await body.read(request.receive, bounds, share), form, work
+            )
 
     async def _internal_body(self, request: Request) -> bytes:
         with self._room.share() as share:
-            return await body.read(request, _INTERNAL, share)
+            return await body.read(request.receive, _bounds(_INTERNAL), share)
 
     def _parse(self, kind: type[B], data: bytes) -> B:
         parsed = large.parse(kind, data, self._limits)
@@ -289,6 +293,16 @@ class Routes:
             "parent": None,
             "max_model_len": self._config.max_model_len,
         }
+
+
+def _bounds(size: int) -> body.Bounds:
+    return body.Bounds(
+        size=size,
+        seconds=BODY_SECONDS,
+        too_large=f"the body is above {size} bytes",
+        too_late=f"the body did not come within {BODY_SECONDS:g} s",
+        patience=8,
+    )
 
 
 def _json(value: object) -> Response:

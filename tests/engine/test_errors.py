@@ -1,0 +1,177 @@
+"""What a client is told of every error, byte for byte, by each process that may tell it.
+
+The API server writes its JSON without spaces, and text as it is; the router as `json.dumps` does.
+"""
+
+import asyncio
+import inspect
+import json
+from collections.abc import MutableMapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+from pds_engine import errors
+from pds_engine.errors import PdsError
+from pds_engine.messages import Failed
+from pds_engine.router.answers import answer_error
+from pds_engine.scheduler.party import failure
+from pds_engine.server.errors import RequestFailed, response
+from pds_engine.server.inbox import ClientSlow
+from pds_engine.wire import decode, encode
+from starlette.exceptions import HTTPException
+
+INVALID, SERVER, TIMEOUT = "invalid_request_error", "server_error", "timeout_error"
+AUTHENTICATION, PERMISSION = "authentication_error", "permission_error"
+RATE = "rate_limit_error"
+INTERNAL = "an internal error; the server's log has it"
+CLOSE = ("connection", "close")
+
+
+@dataclass(frozen=True)
+class Row:
+    """An error, and what the API server tells of it."""
+
+    error: Exception
+    status: int
+    kind: str
+    code: str
+    param: str | None = None
+    headers: tuple[tuple[str, str], ...] = ()
+    message: str = "größer (so)"
+
+    def __str__(self) -> str:
+        return type(self.error).__name__
+
+    @property
+    def body(self) -> dict[str, Any]:
+        told = {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}
+        return {"error": told}
+
+
+def of(kind: type[PdsError], **more: Any) -> PdsError:
+    return kind("größer", hint="so", **more)
+
+
+def again(seconds: int) -> tuple[tuple[str, str], ...]:
+    return (("retry-after", str(seconds)),)
+
+
+REQUESTS = [
+    Row(of(errors.RequestError, param="p"), 400, INVALID, "invalid_request", "p"),
+    Row(of(errors.InvalidRequest, param="n"), 400, INVALID, "invalid_request", "n"),
+    Row(of(errors.TooLong, param="prompt"), 400, INVALID, "context_length_exceeded", "prompt"),
+    Row(of(errors.UnknownModel, param="model"), 404, INVALID, "model_not_found", "model"),
+    Row(errors.NoRoute("größer", 405, hint="so"), 405, INVALID, "invalid_request"),
+    Row(of(errors.Unauthorized), 401, AUTHENTICATION, "invalid_api_key"),
+    Row(of(errors.Forbidden), 403, PERMISSION, "forbidden"),
+    Row(of(errors.BodyTimeout), 408, INVALID, "body_timeout", headers=(CLOSE,)),
+    Row(of(errors.BodyTooLarge), 413, INVALID, "body_too_large", headers=(CLOSE,)),
+    Row(of(errors.DeadlinePassed), 504, TIMEOUT, "timeout"),
+    Row(of(errors.Unexpected), 500, SERVER, "internal_error"),
+    Row(of(errors.Overloaded, retry_after=7), 429, RATE, "overloaded", headers=again(7)),
+    Row(of(errors.NotFinite), 500, SERVER, "not_finite"),
+    Row(of(errors.Unavailable), 503, SERVER, "unavailable"),
+    Row(of(errors.Unavailable, retry_after=1), 503, SERVER, "unavailable", headers=again(1)),
+    Row(of(errors.Drained), 503, SERVER, "drained"),
+    Row(of(errors.Preempted), 503, SERVER, "preempted"),
+    Row(of(errors.NotRead, retry_after=1), 503, SERVER, "body_not_read", headers=again(1)),
+    Row(of(errors.GroupFailed, retry_after=1), 503, SERVER, "group_failed", headers=again(1)),
+]
+"""What any process may tell a client."""
+CLOCK = Row(
+    of(errors.WrongClock, headers={"x-pds-now": "5"}),
+    *(403, PERMISSION, "clock"),
+    headers=(("x-pds-now", "5"),),
+)
+TRANSFER = Row(of(errors.TransferFailed), 503, SERVER, "transfer_failed")
+"""Found by schedulers alone."""
+GROUPS = [
+    Row(of(errors.GroupError), 503, SERVER, "group_error", headers=again(1)),
+    Row(of(errors.ProtocolError), 503, SERVER, "protocol_error", headers=again(1)),
+    Row(of(errors.RankLost), 503, SERVER, "rank_lost", headers=again(1)),
+    Row(of(errors.StageTimeout), 503, SERVER, "stage_timeout", headers=again(1)),
+    Row(of(errors.PortTaken), 503, SERVER, "port_taken", headers=again(1)),
+]
+HIDDEN = [
+    Row(error, 500, SERVER, "internal_error", message=INTERNAL)
+    for error in (
+        of(PdsError),
+        of(errors.ConfigError),
+        ClientSlow("größer"),
+        of(errors.ClientGone),
+        ValueError("größer"),
+    )
+]
+"""Of these the API server tells nothing but that they happened."""
+ROUTES = [
+    Row(HTTPException(404), 404, INVALID, "not_found", message="Not Found"),
+    Row(
+        HTTPException(405, headers={"Allow": "GET"}),
+        *(405, INVALID, "method_not_allowed"),
+        headers=(("allow", "GET"),),
+        message="Method Not Allowed",
+    ),
+]
+OPEN = [
+    Row(of(PdsError), 500, SERVER, "internal_error"),
+    Row(of(errors.ConfigError), 500, SERVER, "config_error"),
+]
+"""Of these the router tells more."""
+
+
+def test_the_table_has_every_error() -> None:
+    kinds = {kind for _, kind in inspect.getmembers(errors, inspect.isclass)}
+    rows = [*REQUESTS, CLOCK, TRANSFER, *GROUPS, *HIDDEN]
+    assert {kind for kind in kinds if issubclass(kind, PdsError)} <= {type(r.error) for r in rows}
+
+
+@pytest.mark.parametrize("row", [*REQUESTS, CLOCK, *GROUPS, *HIDDEN, *ROUTES], ids=str)
+def test_the_api_server_tells(row: Row) -> None:
+    assert answered(row.error) == (row.status, compact(row.body), headers(row))
+
+
+@pytest.mark.parametrize("row", [*REQUESTS, TRANSFER], ids=str)
+def test_the_api_server_tells_what_the_scheduler_found(row: Row) -> None:
+    assert isinstance(row.error, PdsError)
+    sent = failure("r", row.error)
+    assert (sent.code, sent.status, sent.message) == (row.code, row.status, row.message)
+    came = decode(encode(sent))
+    assert isinstance(came, Failed)
+    nameless = replace(row, param=None)  # the message carries no field's name
+    told = answered(RequestFailed(came))
+    assert told == (row.status, compact(nameless.body), headers(nameless))
+
+
+@pytest.mark.parametrize("row", [*REQUESTS, TRANSFER, *OPEN], ids=str)
+def test_the_router_tells(row: Row) -> None:
+    assert isinstance(row.error, PdsError)
+    sent: list[MutableMapping[str, Any]] = []
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        sent.append(message)
+
+    asyncio.run(answer_error(send, row.error, [(b"x-more", b"1")]))
+    content = json.dumps(row.body).encode()
+    given = [(b"content-type", b"application/json")]
+    given += [(n.encode(), v.encode()) for n, v in row.headers if n == "retry-after"]
+    given += [(b"x-more", b"1"), (b"content-length", b"%d" % len(content))]
+    assert sent == [
+        {"type": "http.response.start", "status": row.status, "headers": given},
+        {"type": "http.response.body", "body": content},
+    ]
+
+
+def answered(error: Exception) -> tuple[int, bytes, list[tuple[str, str]]]:
+    answer = response(error)
+    given = [(name.decode(), value.decode()) for name, value in answer.raw_headers]
+    return answer.status_code, bytes(answer.body), given
+
+
+def headers(row: Row) -> list[tuple[str, str]]:
+    length = ("content-length", str(len(compact(row.body))))
+    return [*row.headers, length, ("content-type", "application/json")]
+
+
+def compact(told: dict[str, Any]) -> bytes:
+    return json.dumps(told, separators=(",", ":"), ensure_ascii=False).encode()
