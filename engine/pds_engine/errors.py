@@ -242,7 +242,7 @@ class GroupError(PdsError):
 
     code = "group_error"
     status = 503
-    retry_after = 1
+    retry_after: int | None = 1
 
 
 class ProtocolError(GroupError):
