@@ -64,15 +64,12 @@ def status(
 
 def refused(generation: int, problem: Problem, previous: Mapping[str, Any], now: float) -> Object:
     """The status of an object whose spec cannot be read: what runs goes on as it is."""
-    told: dict[str, Told] = {"Degraded": ("True", problem.reason, problem.message)}
-    told |= _kstatus(("False", problem.reason, problem.message), [problem], lacking=True)
-    told["Progressing"] = ("False", problem.reason, problem.message)
+    no: Told = ("False", problem.reason, problem.message)
+    told: dict[str, Told] = {"Progressing": no, "Degraded": ("True", *no[1:])}
+    told |= _kstatus(no, [problem], lacking=True)
     for kind in ("Ready", "KernelsWarm"):
         old = _previous(previous, kind)
-        if old:
-            told[kind] = (old["status"], old["reason"], old["message"])
-        else:
-            told[kind] = ("False", problem.reason, problem.message)
+        told[kind] = (old["status"], old["reason"], old["message"]) if old else no
     return {
         **previous,
         "observedGeneration": generation,

@@ -94,8 +94,8 @@ def test_a_native_sidecar_that_crashes_takes_no_old_group_away(served: Serving) 
         def told() -> str:
             degraded = served.conditions()["Degraded"]
             message = str(degraded["message"])
-            known = degraded["reason"] == "CrashLoopBackOff" and "exit code 3" in message
-            return message if known else ""
+            whole = degraded["reason"] == "CrashLoopBackOff" and "exit code 3" in message
+            return message if whole else ""
 
         message = served.until("told", told, SEEN)
         assert "container crashes" in message
