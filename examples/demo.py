@@ -175,12 +175,12 @@ def _next(demo: Demo, url: str) -> str:
     if not demo.local:
         reach = f"  reach it             {kubectl} -n {NAMESPACE} port-forward svc/{NAME} 8000"
         url = "http://127.0.0.1:8000"
-    plugin = Path(sys.executable).parent
-    shell, context = f"export PATH={plugin}:$PATH", f" --context {demo.settings.context}"
+    settings, plugin = demo.settings, Path(sys.executable).parent
     if demo.local:
-        settings = demo.settings
         shell = f"export KUBECONFIG={settings.kubeconfig} PATH={plugin}:{settings.bin}:$PATH"
         context = ""
+    else:
+        shell, context = f"export PATH={plugin}:$PATH", f" --context {settings.context}"
     return f"""
 {reach}
   OpenAI API           {url}/v1

@@ -2,13 +2,14 @@
 
 import random
 import time
+from functools import partial
 
 import pytest
 from pds_cluster.testing import Cluster
 from serving import Serving, is_settled, manifest
 from streams import REST, crowd, known
 from watching import ROLES
-from workers import newest
+from workers import is_ready, newest
 
 pytestmark = [pytest.mark.cluster, pytest.mark.soak]
 
@@ -45,7 +46,7 @@ def test_no_request_fails_while_groups_are_deleted(serving: Serving) -> None:
             words = ("-n", serving.namespace, "delete", "pod", *pods, "--wait=false")
             serving.cluster.kubectl(*words)
             deleted += 1
-            serving.until("whole again", lambda: _whole(serving), PATIENCE)
+            serving.until("whole", partial(_whole, serving, role, group, pods), PATIENCE)
             time.sleep(max(0.0, EVERY - (time.monotonic() - began)))
         clients.goes_on()
     troubles = [each.trouble for each in clients.outcomes if each.trouble]
@@ -55,7 +56,11 @@ def test_no_request_fails_while_groups_are_deleted(serving: Serving) -> None:
     assert deleted >= MINUTES
 
 
-def _whole(serving: Serving) -> bool:
+def _whole(serving: Serving, role: str, group: int, deleted: list[str]) -> bool:
+    """All are ready, the successor of what was deleted too: a status may be older than that."""
+    successor = newest(serving, role, group)[0]
+    if successor["metadata"]["name"] in deleted or not is_ready(successor):
+        return False
     found = serving.get()
     ready = [found["status"][role]["ready"] for role in ROLES]
     return ready == [2, 2] and is_settled(found)

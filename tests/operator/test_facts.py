@@ -146,6 +146,8 @@ def test_a_native_sidecar_that_crashes_again_and_again():
     assert told.crashing(told.created + 60)
     assert not told.crashing(told.created + 70)
     assert facts({"initContainerStatuses": [down]}, spec).crashing(told.created + 500)
+    forgotten = facts({"initContainerStatuses": [{**up, "lastState": {}}]}, spec)
+    assert forgotten.crashes == "container proxy ends again and again"
     once = {**up, "restartCount": 1}
     assert not facts({"initContainerStatuses": [once]}, spec).crashing(told.created + 10)
     assert not facts({"initContainerStatuses": [up]}).crashing(told.created + 10)  # no sidecar

@@ -160,13 +160,13 @@ def test_a_rollout_of_routers_is_told(world):
 
 
 def test_an_edit_that_is_refused_is_no_complete_rollout(world):
-    template = {"spec": {"hostname": "mine"}}
+    before, template = told(world), {"spec": {"hostname": "mine"}}
     world.raw = raw_spec(**WARM, decode={"replicas": 1, "podTemplate": template})
-    before, said = told(world), told(world)
+    said = told(world, before)
     assert condition(said, "Progressing") == ("False", "InvalidSpec")
     assert condition(said, "Stalled") == ("True", "InvalidSpec")
     assert condition(said, "Ready") == ("True", "Routable")
-    assert said["conditions"] == before["conditions"]
+    assert [kind for kind, _, _ in transitions(before, said)] == ["Degraded"]
 
 
 @pytest.mark.parametrize(("reason", "state"), [("Invalid", "False"), ("QuotaExceeded", "True")])

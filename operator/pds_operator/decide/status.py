@@ -65,15 +65,12 @@ def status(
 
 def refused(generation: int, problem: Problem, previous: Mapping[str, Any], now: float) -> Object:
     """The status of an object whose spec cannot be read: what runs goes on as it is."""
-    conditions: dict[str, Condition] = {"Degraded": ("True", problem.reason, problem.message)}
-    conditions |= _kstatus(("False", problem.reason, problem.message), [problem], lacking=True)
-    conditions["Progressing"] = ("False", problem.reason, problem.message)
+    verdict: Condition = ("False", problem.reason, problem.message)
+    conditions: dict[str, Condition] = {"Progressing": verdict, "Degraded": ("True", *verdict[1:])}
+    conditions |= _kstatus(verdict, [problem], lacking=True)
     for kind in ("Ready", "KernelsWarm"):
         old = _previous(previous, kind)
-        if old:
-            conditions[kind] = (old["status"], old["reason"], old["message"])
-        else:
-            conditions[kind] = ("False", problem.reason, problem.message)
+        conditions[kind] = (old["status"], old["reason"], old["message"]) if old else verdict
     return {
         **previous,
         "observedGeneration": generation,

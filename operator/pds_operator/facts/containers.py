@@ -66,7 +66,9 @@ def crashing(obj: Object) -> tuple[str, float | None]:
         if item.get("name") in native and (item.get("restartCount") or 0) >= CRASHES:
             runs = (item.get("state") or {}).get("running")
             since = seconds(runs.get("startedAt")) if runs else None
-            return f"container {item['name']} ends again and again: {fell(item)}", since
+            how = fell(item)  # a kubelet that starts it again forgets it for a while
+            text = f"container {item['name']} ends again and again"
+            return f"{text}: {how}" if how else text, since
     return "", None
 
 

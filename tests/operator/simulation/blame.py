@@ -3,6 +3,7 @@
 from typing import Any
 
 from pds_operator import names
+from simulation.generations import Generations
 from simulation.kubelet import Kubelet
 from simulation.server import Server
 
@@ -12,16 +13,17 @@ Object = dict[str, Any]
 class Blame:
     """Knows which revisions are good, and what was lost while nobody looked."""
 
-    def __init__(self, server: Server, kubelet: Kubelet) -> None:
-        self._server, self._kubelet = server, kubelet
+    def __init__(self, server: Server, kubelet: Kubelet, generations: Generations) -> None:
+        self._server, self._kubelet, self._generations = server, kubelet, generations
         self._lost: tuple[str, str] | None = None
         """(role, revision) of a group that vanished, until it is made again."""
         self._left = False
-        """Other groups of that are there, for all to see."""
+        """Other groups of that are there, for all to see, and one more could start."""
 
     def begins(self) -> None:
         """A round begins."""
-        pods = self._server.all("Pod") if self._lost else []
+        able = self._lost is not None and self._generations.startable(self._lost[1])
+        pods = self._server.all("Pod") if able else []
         self._left = any(self._is_lost(pod["metadata"]["labels"]) for pod in pods)
 
     def forget(self) -> None:
@@ -54,7 +56,7 @@ class Blame:
             self._lost = None
             return ""
         if not self._left:
-            return ""  # nothing of it is left to be made whole, as far as this round knew
+            return ""  # nothing of it can be made whole, as far as this round knew
         return "something new is made before what was lost of the revision that serves"
 
     def _is_lost(self, labels: Object) -> bool:

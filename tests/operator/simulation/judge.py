@@ -46,7 +46,8 @@ class Judge:
         """Groups were lost that have not been replaced yet: a request may find none."""
         server.watched = self._write
         self._punctual = Punctual(clock, kubelet)
-        self.blame = Blame(server, kubelet)
+        self.generations = Generations(server)
+        self.blame = Blame(server, kubelet, self.generations)
         kubelet.over = self._over  # type: ignore[method-assign]
         serving.chosen = self._chosen  # type: ignore[method-assign]
         serving.unserved = self._unserved  # type: ignore[method-assign]
@@ -55,7 +56,6 @@ class Judge:
         self._served = False
         self._groups: tuple[int, dict[tuple[str, int, int], list[Object]]] = (-1, {})
         self._specs: dict[str, Object] = {}
-        self.generations = Generations(server)
         self._parents: dict[str, str] = {}
         """By operator, the uid of the PDServing that its round is for."""
         self._serving: dict[str, set[str]] = {}
