@@ -77,7 +77,6 @@ class Runner:
                 come.
         """
         begun, part = time.perf_counter(), self._decoder.part
-        self._copy(plan.copies)
         batch = build(plan, self._tables, plan.padded_tokens)
         if part.embeds:
             self._reads.check(plan)
@@ -126,12 +125,6 @@ class Runner:
         self._tables.sampled(batch.slots, tokens.clamp(min=0))
         chances = logprobs(logits, tokens, batch.samples, self._decoder.vocab)
         return tokens.tolist(), chances
-
-    def _copy(self, copies: Sequence[tuple[int, int]]) -> None:
-        for source, destination in copies:
-            for keys, values in self._kv:
-                keys[destination] = keys[source]
-                values[destination] = values[source]
 
     def _free(self) -> None:
         waiting = []

@@ -43,7 +43,6 @@ def planned(rows: list[tuple[int, int]], padded: int = 0) -> tuple[AttentionPlan
         expects_output=False,
         depends_on=-1,
         padded_tokens=padded,
-        padded_rows=0,
     )
     return build(step, tables, padded).attention, tables
 
