@@ -57,7 +57,7 @@ class SimulatedExchange:
         return self._receive(plan, self._wires.hidden_in)
 
     def receive_output(self, plan: StepPlan) -> Signal[Any]:
-        """The tokens at the buffer's beginning; the rest says that nothing was sampled there."""
+        """What was sampled; () for a buffer that says that nothing was."""
         sampled = sum(row.samples for row in plan.rows)
         came: Signal[Any] = Signal(f"outputs of step {plan.step_id}")
         self._receive(plan, self._wires.output_in).then(
@@ -70,7 +70,7 @@ class SimulatedExchange:
         return self._send(plan, self._wires.hidden_out, self._hidden, at, hidden)
 
     def send_output(self, plan: StepPlan, tokens: tuple[int, ...]) -> Signal[Any]:
-        buffer = tokens + (INVALID,) * (max(plan.padded_rows, 1) - len(tokens))
+        buffer = tokens or (INVALID,)
         at = plan.step_id % len(self._outputs)
         return self._send(plan, self._wires.output_out, self._outputs, at, buffer)
 

@@ -127,7 +127,6 @@ def plan(step_id: int, expects_output: bool, depends_on: int = -1) -> StepPlan:
         expects_output=expects_output,
         depends_on=depends_on,
         padded_tokens=1,
-        padded_rows=1,
     )
 
 

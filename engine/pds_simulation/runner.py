@@ -1,6 +1,6 @@
 """One rank's computation: the model's layers of its stage, on pages and slots as a worker's."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from pds_engine.errors import ProtocolError
@@ -85,7 +85,6 @@ class SimulatedRunner:
     # ---- parallel.stage.StageRunner ------------------------------------------------------------
 
     def execute(self, plan: StepPlan, hidden: Hidden | None) -> Computed[Hidden]:
-        self._copy(plan.copies)
         slots = [self._take(row) for row in plan.rows]
         if self._place.first:
             self.reads.check(plan)
@@ -187,14 +186,6 @@ class SimulatedRunner:
             tokens.append(token)
             scores.append(model.logprobs(values[-1], token, slot.sampling.logprobs))
         return tuple(tokens), tuple(scores)
-
-    def _copy(self, copies: Iterable[tuple[int, int]]) -> None:
-        size = self.page_size
-        for source, destination in copies:
-            for memory in self.memory.values():
-                memory[destination * size : destination * size + size] = memory[
-                    source * size : source * size + size
-                ]
 
     def _free(self) -> None:
         waiting = []

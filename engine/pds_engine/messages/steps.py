@@ -54,10 +54,6 @@ class StepPlan(Message, frozen=True, kw_only=True):
     depends_on: int
     """The last step whose tokens this one reads; -1: none."""
     padded_tokens: int
-    padded_rows: int
-    graph: str | None = None
-    copies: tuple[tuple[int, int], ...] = ()
-    """(source, destination) pages, copied before the step."""
     pushes: tuple[Push, ...] = ()
 
 

@@ -1,12 +1,13 @@
 """From a plan and the tables to a step's input tensors. Nothing is read back from the device."""
 
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
+from pds_kernels.paged_attention import AttentionPlan
 from torch import Tensor
 
 from pds_engine.errors import ProtocolError
-from pds_engine.layers.attention import AttentionPlan, Decode, Extend
 from pds_engine.messages import Row, StepPlan
 from pds_engine.runner.tables import Slot, Tables
 
@@ -54,8 +55,8 @@ class _Part:
 def build(plan: StepPlan, tables: Tables, padded: int) -> Batch:
     """The inputs of `plan`, padded to `padded` tokens.
 
-    Chunks come first and decode rows after them, those of similar context side by side. A row's
-    tokens are those that came with Admit; the one past them is the slot's last sampled token.
+    Chunks come first and decode rows after them, in order of their contexts. A row's tokens are
+    those that came with Admit; the one past them is the slot's last sampled token.
 
     Raises:
         ProtocolError: a row names a foreign generation, lacks pages, or reads an unknown token.
@@ -63,10 +64,10 @@ def build(plan: StepPlan, tables: Tables, padded: int) -> Batch:
     parts = [_Part(row, tables.take(row)) for row in plan.rows]
     for part in parts:
         _check(part, tables.page_size)
-    extends = [part for part in parts if part.row.length > 1]
-    groups = _similar([part for part in parts if part.row.length == 1], tables.page_size)
-    ordered = extends + [part for group in groups for part in group]
+    ordered = sorted(parts, key=_place)
     tokens, positions, owners = _tokens(ordered, tables, padded)
+    pages = tables.pages[owners, positions // tables.page_size]
+    write_slots = (positions % tables.page_size).add(pages, alpha=tables.page_size)
     wanted = [part for part in parts if part.row.samples]
     sampled, slots = _ints(
         tables,
@@ -76,12 +77,7 @@ def build(plan: StepPlan, tables: Tables, padded: int) -> Batch:
     return Batch(
         tokens=tokens,
         positions=positions,
-        attention=AttentionPlan(
-            pages=tables.pages[owners, positions // tables.page_size],
-            offsets=positions % tables.page_size,
-            extends=tuple(_extend(part, tables) for part in extends),
-            decodes=tuple(_decode(group, tables) for group in groups),
-        ),
+        attention=_attention(ordered, tables, write_slots),
         sampled=sampled,
         slots=slots,
         samples=tuple((part.slot, part.end - part.slot.prompt_len) for part in wanted),
@@ -107,12 +103,9 @@ def _check(part: _Part, page_size: int) -> None:
         )
 
 
-def _similar(parts: list[_Part], page_size: int) -> list[list[_Part]]:
-    """Decode rows by context within a factor of two: a group is padded to its longest context."""
-    groups: dict[int, list[_Part]] = {}
-    for part in parts:
-        groups.setdefault(max(8, (part.end - 1) // page_size).bit_length(), []).append(part)
-    return [groups[size] for size in sorted(groups)]
+def _place(part: _Part) -> int:
+    """Where a row stands among a step's, as AttentionPlan has them."""
+    return part.end if part.row.length == 1 else 0
 
 
 def _tokens(parts: list[_Part], tables: Tables, padded: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -144,28 +137,24 @@ def _tokens(parts: list[_Part], tables: Tables, padded: int) -> tuple[Tensor, Te
     return ids, places, slots
 
 
-def _extend(part: _Part, tables: Tables) -> Extend:
-    start, length = part.row.start, part.row.length
-    mask = None
-    if start:
-        places = tables.places[: part.end]
-        mask = places <= places[start:].unsqueeze(1)
-    pages = tables.pages[part.row.slot, : -(-part.end // tables.page_size)]
-    return Extend(slice(part.at, part.at + length), part.end, pages, mask)
-
-
-def _decode(parts: list[_Part], tables: Tables) -> Decode:
-    size, at = tables.page_size, parts[0].at
-    context, slots = _ints(tables, [part.end for part in parts], [part.row.slot for part in parts])
-    count = -(-max(part.end for part in parts) // size)
-    last = (context - 1) // size
-    within = tables.places[:count] <= last.unsqueeze(1)
-    return Decode(
-        tokens=slice(at, at + len(parts)),
-        pages=tables.pages[slots, :count].where(within, tables.null_page),
-        unseen=(tables.places[: count * size] >= context.unsqueeze(1)).unsqueeze(1),
-        last=last + tables.places[: len(parts)] * count,
-        tail=tables.places[:size, None] > (context - 1).remainder(size).view(-1, 1, 1, 1),
+def _attention(parts: list[_Part], tables: Tables, write_slots: Tensor) -> AttentionPlan:
+    ends = [part.end for part in parts]
+    slots = [part.row.slot for part in parts]
+    starts = [0, *accumulate(part.row.length for part in parts)]
+    seq_lens, owners, cu_seqlens_q = (
+        torch.tensor([*ends, *slots, *starts], dtype=torch.int32)
+        .to(tables.device, non_blocking=True)
+        .split_with_sizes([len(ends), len(slots), len(starts)])
+    )
+    most = -(-max(ends, default=0) // tables.page_size)
+    past = tables.starts[:most] >= seq_lens.unsqueeze(1)
+    return AttentionPlan(
+        page_table=tables.pages[owners, :most].masked_fill_(past, tables.null_page),
+        seq_lens=seq_lens,
+        cu_seqlens_q=cu_seqlens_q,
+        write_slots=write_slots,
+        seq_lens_host=tuple(ends),
+        cu_seqlens_q_host=tuple(starts),
     )
 
 

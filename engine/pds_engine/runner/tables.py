@@ -48,10 +48,11 @@ class Tables:
         self.null_slot = max_slots
         self.null_page = null_page
         self.device = device
-        self.pages = torch.full((max_slots + 1, max_pages), null_page, device=device)
+        shape = (max_slots + 1, max_pages)
+        self.pages = torch.full(shape, null_page, dtype=torch.int32, device=device)
         self.last_token = torch.zeros(max_slots + 1, dtype=torch.int64, device=device)
-        self.places = torch.arange(max(max_pages * page_size, max_slots), device=device)
-        """0, 1, 2 …: slices of it spare a step the making of ranges."""
+        self.starts = page_size * torch.arange(max_pages, dtype=torch.int32, device=device)
+        """[max_pages] int32: the position at which each page of a slot begins."""
         self._vocab = vocab
         self._samples = samples
         self._slots: dict[int, Slot] = {}
@@ -126,7 +127,7 @@ class Tables:
         start, end = len(slot.pages), len(slot.pages) + len(pages)
         if end > self.pages.shape[1]:
             raise ProtocolError(f"slot {index} has {end} pages, {self.pages.shape[1]} is the most")
-        self.pages[index, start:end] = torch.tensor(pages, dtype=torch.int64)
+        self.pages[index, start:end] = torch.tensor(pages, dtype=torch.int32)
         slot.pages.extend(pages)
 
     def _count(self, order: Admit) -> None:

@@ -96,7 +96,6 @@ class Steps:
             expects_output=sends,
             depends_on=reads,
             padded_tokens=tokens + -tokens % settings.parallelism.tp,
-            padded_rows=len(rows),
             pushes=tuple(pushes),
         )
         chunks = () if picked.decodes else tuple((c.start, c.length) for _, c in picked.chunks)

@@ -103,6 +103,7 @@ def _serve(
             )
         )
         logger.info("rank %d is ready with %d pages", rank, pages)
+        logger.info("rank %d computes attention by the kernel %s", rank, runner.attention)
         reports = rank == split.ranks - split.tp
         Loop(link, stage, runner, transfers, mailbox, activity, reports=reports).run(link)
     finally:

@@ -72,7 +72,6 @@ def plan(step: int, *samples: bool, tokens: int = 0) -> StepPlan:
         expects_output=True,
         depends_on=-1,
         padded_tokens=tokens,
-        padded_rows=0,
     )
 
 

@@ -198,15 +198,13 @@ class Driver:
         )
         return Sequence_(slot, self.gen, list(prompt), sampling, pages[covered:])
 
-    def step(self, rows: Sequence[Row], padded: int = 0, **keys: Any) -> StepDone:
+    def step(self, rows: Sequence[Row], padded: int = 0) -> StepDone:
         plan = StepPlan(
             step_id=self.steps,
             rows=tuple(rows),
             expects_output=False,
             depends_on=-1,
             padded_tokens=padded,
-            padded_rows=0,
-            **keys,
         )
         self.steps += 1
         done = self.runner.execute(plan, None).done

@@ -62,7 +62,6 @@ class FirstStage:
             **{"step_id": number, "expects_output": True, "depends_on": -1, **plan},
             rows=(row,),
             padded_tokens=0,
-            padded_rows=0,
         )
         step, answer = self.stage.step(made), None
         try:

@@ -33,7 +33,6 @@ def step(number: int, *rows: Row) -> StepPlan:
         expects_output=False,
         depends_on=-1,
         padded_tokens=tokens,
-        padded_rows=len(rows),
     )
 
 
@@ -123,15 +122,6 @@ def test_a_page_that_was_never_written_shows():
     runner.admit(ADMIT)
     runner.execute(step(0, row(4, 4)), None)
     assert tokens(runner, step(1, row(8, 2, samples=True))) != right(1)
-
-
-def test_a_copied_page_holds_the_same():
-    runner = whole()
-    runner.admit(ADMIT)
-    runner.execute(step(0, row(0, 8)), None)
-    runner.slots[1].pages[1] = 7
-    copying = replace(step(1, row(8, 2, samples=True)), copies=((2, 7),))
-    assert tokens(runner, copying) == right(1)
 
 
 def test_what_came_with_the_request_is_part_of_its_context():

@@ -103,7 +103,6 @@ def plan(step, row, *pushes):
         expects_output=False,
         depends_on=-1,
         padded_tokens=0,
-        padded_rows=0,
         pushes=pushes,
     )
 

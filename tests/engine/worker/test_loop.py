@@ -92,7 +92,6 @@ def plan(step: int, *pushes: Push) -> StepPlan:
         expects_output=True,
         depends_on=-1,
         padded_tokens=5,
-        padded_rows=1,
         pushes=pushes,
     )
 

@@ -76,7 +76,6 @@ def plan(step: int, *rows: Row) -> StepPlan:
         expects_output=False,
         depends_on=-1,
         padded_tokens=0,
-        padded_rows=0,
     )
 
 
