@@ -18,6 +18,8 @@ from pds_engine.messages import Role
 
 T = TypeVar("T", bound="Section")
 Dtype = Literal["float32", "bfloat16", "float16"]
+KvBackend = Literal["nixl", "tcp", "shm"]
+"""What kv/transfer/registry.py has."""
 
 
 class Section(BaseModel):
@@ -62,7 +64,7 @@ class KvConfig(Section):
     pages: int | None = Field(None, ge=2)
     """None: as many as memory_bytes holds."""
     memory_bytes: int = Field(256 << 20, ge=1 << 20)
-    backends: tuple[Literal["nixl", "tcp", "shm"], ...] = ("nixl", "tcp")
+    backends: tuple[KvBackend, ...] = ("nixl", "tcp")
     """What this group offers for the hand-over; the pair takes the best that both offer."""
     port_base: int = Field(8100, ge=0, le=65000)
     """The pod's rank i listens on port_base + i, its UCX on one of 8 ports from

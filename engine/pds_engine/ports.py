@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Final
 
-from pds_engine.config import EngineConfig
+from pds_engine.config import EngineConfig, KvBackend
 from pds_engine.errors import ConfigError
 
 ROOM: Final = 64
@@ -36,6 +36,8 @@ class Use:
 
     purpose: str
     key: str
+    backend: KvBackend | None = None
+    """The KV backend that listens there, if it is offered; None: not a backend's."""
 
 
 HTTP: Final = Use("HTTP", "http.port")
@@ -43,7 +45,7 @@ METRICS: Final = Use("metrics", "http.metrics_port")
 CONTROL: Final = Use("control (the scheduler)", "http.control_port")
 RENDEZVOUS: Final = Use("the rendezvous of the ranks", "http.rendezvous_port")
 KV: Final = Use("KV channels", "kv.port_base")
-UCX: Final = Use("UCX (NIXL)", "kv.port_base")
+UCX: Final = Use("UCX (NIXL)", "kv.port_base", backend="nixl")
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +116,7 @@ def plan(config: EngineConfig) -> PodPorts:
                 f"parallelism.{key}: a pod has ports for {ROOM}, got {width}",
                 hint="spread the ranks over more pods" if key == "ranks_per_pod" else "lower dp",
             )
-    leads, writes = config.pod.index == 0, "nixl" in config.kv.backends
+    leads, writes = config.pod.index == 0, UCX.backend in config.kv.backends
     made = PodPorts(
         http=Lane(HTTP, http.port),
         metrics=Lane(METRICS, http.metrics_port),

@@ -40,7 +40,7 @@ class KvEndpoint(Struct, frozen=True, array_like=True, kw_only=True):
     shard: bytes
     pages: int
     backends: dict[str, bytes]
-    """By backend name ("nixl", "tcp", "shm"): what a peer needs to connect, opaque to the rest."""
+    """By the backend's name (config.KvBackend): what a peer needs to connect, opaque to others."""
 
 
 class KernelsProof(Struct, frozen=True, array_like=True, kw_only=True):

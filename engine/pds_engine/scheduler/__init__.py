@@ -11,7 +11,8 @@ messages come out.
     pick       which rows the next step has; prefill: how long a chunk is; cost: what it costs
     preemption who is put back when pages run out
     steps      the steps in flight, and their plans
-    lifecycle  what a request holds, from its reservation to the last page's return
+    lifecycle  the transitions of a request, from its arrival to the last page's return
+    allocation the slot and the pages of each: admission, growth, prefix cache
     pages, prefix   who holds which page; which tokens' keys it holds
     finish, queue, request, slots, digest, settings, party   the vocabulary
 """

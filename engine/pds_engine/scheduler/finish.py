@@ -1,7 +1,34 @@
-"""When a request has said enough. Stop strings are the API server's: it sends Cancel."""
+"""A request's next token, and when it has said enough. Stop strings are the API server's: it sends
+Cancel."""
 
 from pds_engine.errors import NotFinite
-from pds_engine.messages import FinishReason, Sampling
+from pds_engine.messages import FinishReason, Sampling, Token, TokenLogprobs
+from pds_engine.scheduler.request import Request
+
+
+def next_token(
+    request: Request,
+    token: int,
+    logprobs: TokenLogprobs | None,
+    prompt_logprobs: tuple[TokenLogprobs, ...],
+    cached_tokens: int,
+    reason: FinishReason | None = None,
+) -> Token:
+    """What its server is told of the request's next output, being `token`.
+
+    It is the last one where it ends the request here, or has ended it where it was computed
+    (`reason`).
+    """
+    index = len(request.outputs)
+    return Token(
+        request_id=request.id,
+        index=index,
+        token=token,
+        logprobs=logprobs,
+        finish_reason=reason or finish_reason(request.sampling, index, token),
+        cached_tokens=cached_tokens,
+        prompt_logprobs=prompt_logprobs,
+    )
 
 
 def finish_reason(sampling: Sampling, index: int, token: int) -> FinishReason | None:

@@ -26,8 +26,8 @@ from pds_engine.messages import (
 )
 from pds_engine.scheduler.digest import token_digest
 from pds_engine.scheduler.lifecycle import Ledger
-from pds_engine.scheduler.party import WORKERS, Party, failure
-from pds_engine.scheduler.request import Phase, Request
+from pds_engine.scheduler.party import WORKERS, Party
+from pds_engine.scheduler.request import Request
 
 QUARANTINE_SHARE = 0.25
 """Above this share of the pool in lasting quarantine, the group restarts itself (hand-over.md)."""
@@ -85,8 +85,7 @@ class DecodeSide:
             self._peers.get(prefill, ""),
         )
         self.live[request.id] = reservation
-        request.phase = Phase.OFFERED
-        pages = tuple(request.pages[request.shared :])
+        pages = self._ledger.offer(request)
         self._out.put(WORKERS, Expect(transfer=request.id, epoch=self._epoch, pages=pages))
         self._out.put(
             prefill,
@@ -131,7 +130,7 @@ class DecodeSide:
         reservation = self.live.get(message.transfer)
         if reservation is not None and reservation.prefill == prefill:
             self._forget(reservation)
-            self._fail(reservation.request, TransferFailed(f"refused: {message.message}"))
+            self._ledger.abort(reservation.request, TransferFailed(f"refused: {message.message}"))
 
     def acknowledged(self, prefill: Party, message: AbortAck, now: float) -> None:
         """No rank of the prefill side posts anything more; drained, the pages are safe."""
@@ -144,7 +143,7 @@ class DecodeSide:
                 self._forget(reservation)
             else:
                 self._bar(reservation, now)
-            self._fail(reservation.request, error)
+            self._ledger.abort(reservation.request, error)
             return
         barred = self.barred.get((message.transfer, message.epoch))
         if barred is not None and message.drained and self._speaks_for(prefill, barred):
@@ -178,7 +177,7 @@ class DecodeSide:
                 self._bar(reservation, now)
             else:
                 self._forget(reservation)
-            self._fail(reservation.request, TransferFailed("the prefill side is lost"))
+            self._ledger.abort(reservation.request, TransferFailed("the prefill side is lost"))
         for reservation in [r for r in self.barred.values() if r.prefill == prefill]:
             if reservation.incarnation:
                 self._abort(reservation)
@@ -190,7 +189,9 @@ class DecodeSide:
         for reservation in list(self.live.values()):
             if reservation.incarnation == message.incarnation:
                 self._forget(reservation)
-                self._fail(reservation.request, TransferFailed("the prefill side's pod has gone"))
+                self._ledger.abort(
+                    reservation.request, TransferFailed("the prefill side's pod has gone")
+                )
         for reservation in list(self.barred.values()):
             if reservation.incarnation == message.incarnation:
                 self._readmit(reservation)
@@ -204,7 +205,7 @@ class DecodeSide:
         for reservation in [r for r in self.live.values() if now >= r.expires]:
             self.drop(reservation.request, now)
             error = TransferFailed(f"{reservation.prefill.name} has not renewed its lease")
-            self._fail(reservation.request, error)
+            self._ledger.abort(reservation.request, error)
         lease, total = self._ledger.settings.kv.lease_seconds, self._ledger.pool.total
         lasting = sum(len(r.pages) for r in self.barred.values() if now - r.barred_at >= lease)
         if lasting > QUARANTINE_SHARE * total:
@@ -233,9 +234,8 @@ class DecodeSide:
 
     def _bar(self, reservation: Reservation, now: float) -> None:
         self._forget(reservation)
-        reservation.pages = self._ledger.detach(reservation.request)
+        reservation.pages = self._ledger.quarantine(reservation.request)
         reservation.barred_at = now
-        self._ledger.pool.quarantine(reservation.pages)
         self.barred[reservation.key] = reservation
 
     def _abort(self, reservation: Reservation) -> None:
@@ -250,8 +250,4 @@ class DecodeSide:
 
     def _readmit(self, reservation: Reservation) -> None:
         del self.barred[reservation.key]
-        self._ledger.pool.readmit(reservation.pages)
-
-    def _fail(self, request: Request, error: PdsError) -> None:
-        self._out.put(request.server, failure(request.id, error))
-        self._ledger.end(request)
+        self._ledger.readmit(reservation.pages)

@@ -17,21 +17,20 @@ from pds_engine.messages import (
     Abort,
     AbortAck,
     CloseTransfer,
-    FinishReason,
     OpenTransfer,
     Push,
     PushDone,
     PushFailed,
     Queued,
     Refused,
-    TokenLogprobs,
+    Token,
     TransferClosed,
     TransferDone,
     TransferOffer,
 )
 from pds_engine.scheduler.digest import token_digest
 from pds_engine.scheduler.lifecycle import Ledger
-from pds_engine.scheduler.party import WORKERS, Party, failure
+from pds_engine.scheduler.party import WORKERS, Party
 from pds_engine.scheduler.prefill import Chunk
 from pds_engine.scheduler.request import Phase, Request
 
@@ -126,7 +125,7 @@ class PrefillSide:
         self._refuse(decode, message.transfer, error)
         request = self.unoffered.get(message.transfer)
         if request is not None:
-            self._end(request, error)
+            self._abort(request, error)
 
     def is_closing(self, request: Request) -> bool:
         """Whether an earlier transfer of this id is not yet closed."""
@@ -138,7 +137,7 @@ class PrefillSide:
         """The request is taken up: workers may push its pages."""
         transfer = self.transfers[request.id]
         transfer.stage = Stage.OPEN
-        request.transferring = True
+        self._ledger.begin_transfer(request)
         self._out.put(
             WORKERS,
             OpenTransfer(
@@ -164,24 +163,17 @@ class PrefillSide:
             last=chunk.samples,
         )
 
-    def sampled(
-        self,
-        request: Request,
-        token: int,
-        logprobs: TokenLogprobs | None,
-        finish_reason: FinishReason | None,
-        prompt_logprobs: tuple[TokenLogprobs, ...],
-    ) -> None:
+    def sampled(self, request: Request, token: Token) -> None:
         """The first token is known: the record that closes the transfer once all is pushed."""
         transfer = self.transfers[request.id]
         transfer.record = TransferDone(
             transfer=request.id,
             epoch=transfer.offer.epoch,
-            token=token,
-            logprobs=logprobs,
-            cached_tokens=request.cached,
-            finish_reason=finish_reason,
-            prompt_logprobs=prompt_logprobs,
+            token=token.token,
+            logprobs=token.logprobs,
+            cached_tokens=token.cached_tokens,
+            finish_reason=token.finish_reason,
+            prompt_logprobs=token.prompt_logprobs,
         )
         self._complete(transfer)
 
@@ -219,8 +211,7 @@ class PrefillSide:
                 transfer.decode, structs.replace(transfer.given_up, drained=transfer.drained)
             )
         if transfer.request is not None:
-            transfer.request.transferring = False
-            self._ledger.reclaim(transfer.request)
+            self._ledger.end_transfer(transfer.request)
 
     # ---- giving up ---------------------------------------------------------------------------
 
@@ -263,7 +254,7 @@ class PrefillSide:
         lease = self._ledger.settings.kv.lease_seconds
         for request in [r for r in self.unoffered.values() if now - r.arrived >= lease]:
             # Silent with the request, so not Unavailable: that says that nobody began anything.
-            self._end(request, TransferFailed("no decode group has offered pages for it in time"))
+            self._abort(request, TransferFailed("no decode group has offered pages for it in time"))
         for transfer in [t for t in self.transfers.values() if t.stage is Stage.KEPT]:
             if now - transfer.since >= lease:
                 del self.transfers[transfer.offer.transfer]
@@ -283,11 +274,11 @@ class PrefillSide:
         if problem is not None:
             del self.transfers[request.id]
             self._refuse(transfer.decode, request.id, problem)
-            self._end(request, problem)
+            self._abort(request, problem)
             return
         transfer.request = request
         transfer.stage = Stage.MATCHED
-        self._ledger.queue.push(request)
+        self._ledger.enqueue(request)
 
     def _mismatch(self, request: Request, offer: TransferOffer) -> PdsError | None:
         settings = self._ledger.settings
@@ -311,7 +302,7 @@ class PrefillSide:
         request = transfer.request
         self._give_up(transfer, error.code, error.message)
         if request is not None and request.phase is not Phase.ENDED:
-            self._end(request, error)
+            self._abort(request, error)
 
     def _give_up(self, transfer: Transfer, code: str, message: str) -> None:
         offer = transfer.offer
@@ -331,10 +322,9 @@ class PrefillSide:
         self.closing[name] = self.transfers.pop(name)
         self._out.put(WORKERS, CloseTransfer(transfer=name))
 
-    def _end(self, request: Request, error: PdsError) -> None:
+    def _abort(self, request: Request, error: PdsError) -> None:
         self.unoffered.pop(request.id, None)
-        self._out.put(request.server, failure(request.id, error))
-        self._ledger.end(request)
+        self._ledger.abort(request, error)
 
     def _refuse(self, decode: Party, transfer: str, error: PdsError) -> None:
         self._out.put(decode, Refused(transfer=transfer, code=error.code, message=error.message))

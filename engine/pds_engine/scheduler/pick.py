@@ -59,8 +59,7 @@ def pick(ledger: Ledger, step_id: int, policy: ChunkPolicy, turns: Turns) -> Pic
     apart = settings.separate and bool(ledger.prefilling)
     # Whoever computes its last token still counts: else the last of many that end together would
     # be spread over ever smaller steps.
-    running = len(ledger.decoding) + len(ledger.finishing)
-    share = -(-running * (1 + apart) // settings.parallelism.pp)
+    share = -(-ledger.decodes * (1 + apart) // settings.parallelism.pp)
     known = max(step_id - settings.parallelism.pp, ledger.done)
     due = takewhile(lambda request: request.last_sample <= known, ledger.decoding)
     decodes = [] if apart and not turns.decodes else with_pages(ledger, due, share)

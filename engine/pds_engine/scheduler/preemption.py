@@ -49,12 +49,12 @@ def with_pages(ledger: Ledger, due: Iterable[Request], share: int) -> Sequence[R
 def last_running(ledger: Ledger) -> Request | None:
     """The last in order of the running requests that may be preempted; never the first of all."""
     running = sorted((*ledger.decoding, *ledger.prefilling), key=lambda request: request.rank)
-    return next((r for r in reversed(running[1:]) if r in ledger.growing), None)
+    return next((r for r in reversed(running[1:]) if r in ledger.allocator.growing), None)
 
 
 def _finds_no_page(ledger: Ledger, request: Request) -> bool:
     """Its next token needs a page, and none was promised to it."""
-    return not request.promised and ledger.lacks_page(request)
+    return not request.promised and ledger.allocator.lacks_page(request)
 
 
 def _short(ledger: Ledger, growing: Sequence[Request]) -> bool:

@@ -1,5 +1,6 @@
-"""A request as the scheduler knows it."""
+"""A request as the scheduler knows it. Its phase is the ledger's to change (lifecycle.py)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
@@ -94,6 +95,11 @@ class Request:
         wanted = self.sampling.prompt_logprobs is not None and not self.outputs
         return wanted and start + 1 < self.prompt_len
 
+    def keep_prompt_logprobs(self, start: int, found: Sequence[TokenLogprobs]) -> None:
+        """Those of a row that began at `start`. In place: a prompt that is computed again tells the
+        same once more."""
+        self.prompt_logprobs[start : start + len(found)] = found
+
     def take_prompt_logprobs(self) -> tuple[TokenLogprobs, ...]:
         """All that have come; they are told once."""
         taken, self.prompt_logprobs = tuple(self.prompt_logprobs), []
@@ -117,10 +123,9 @@ class Request:
         return self.prompt_len + self.given
 
     def restart(self) -> None:
-        """It holds nothing any more: all its known tokens are to be computed anew."""
+        """All its known tokens are to be computed anew."""
         self.given = self.planned = len(self.outputs)
         self.computed = 0
-        self.phase = Phase.WAITING
 
     def known(self, start: int, end: int) -> tuple[int, ...]:
         """Its tokens start … end-1 of prompt and output, whose ids are known."""

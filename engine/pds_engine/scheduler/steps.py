@@ -8,12 +8,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from pds_engine.errors import ProtocolError
-from pds_engine.messages import Push, Row, StepDone, StepPlan
+from pds_engine.messages import Push, StepDone, StepPlan
 from pds_engine.scheduler.cost import Measured, Meter
 from pds_engine.scheduler.lifecycle import Ledger
 from pds_engine.scheduler.pick import Picked, Turns, pick
-from pds_engine.scheduler.prefill import Chunk, ChunkPolicy
-from pds_engine.scheduler.request import Phase, Request
+from pds_engine.scheduler.prefill import ChunkPolicy
+from pds_engine.scheduler.request import Request
 from pds_engine.scheduler.settings import Settings
 
 
@@ -80,15 +80,15 @@ class Steps:
         return pick(self.ledger, self.next_id, self.policy, self._turns)
 
     def issue(self, picked: Picked, pushes: Sequence[Push], now: float) -> StepPlan:
-        """Count the picked rows as computed, and make their plan."""
+        """Schedule the picked rows, and make their plan."""
         settings, samplers = self.ledger.settings, picked.samplers
         reads = depends_on(picked, self.next_id, settings)
         sends = expects_output(samplers, settings)
-        rows = self._decode_rows(picked.decodes)
+        rows = self.ledger.schedule_decodes(picked.decodes, self.next_id)
         tokens = len(rows)
         scored = [(r, chunk.start) for r, chunk in picked.chunks if r.scores(chunk.start)]
         for request, chunk in picked.chunks:
-            rows.append(self._chunk_row(request, chunk))
+            rows.append(self.ledger.schedule_chunk(request, chunk, self.next_id))
             tokens += chunk.length
         plan = StepPlan(
             step_id=self.next_id,
@@ -141,58 +141,4 @@ class Steps:
                 f"{len(message.prompt_logprobs)}"
             )
         for (request, start), found in zip(scored, message.prompt_logprobs, strict=True):
-            # In place: a prompt that is computed again tells the same once more.
-            request.prompt_logprobs[start : start + len(found)] = found
-
-    def _decode_rows(self, requests: Sequence[Request]) -> list[Row]:
-        """The longest loop of a plan: what it needs of a request is said in place."""
-        ledger, decoding, step = self.ledger, self.ledger.decoding, self.next_id
-        page_size = ledger.settings.kv.page_size
-        waiting = deque[Request]()
-        rows = []
-        for request in requests:
-            while (oldest := decoding.popleft()) is not request:
-                waiting.appendleft(oldest)  # for a page: it stays before those planned now
-            start = request.computed
-            grown = ledger.grow(request) if start == len(request.pages) * page_size else ()
-            rows.append(
-                Row(
-                    slot=request.slot,
-                    gen=request.gen,
-                    start=start,
-                    length=1,
-                    new_pages=grown,
-                    samples=True,
-                )
-            )
-            request.computed = start + 1
-            request.planned += 1
-            request.last_step = request.last_sample = step
-            if request.planned < request.max_tokens:
-                decoding.append(request)
-            else:
-                ledger.finishing.add(request)
-        decoding.extendleft(waiting)
-        return rows
-
-    def _chunk_row(self, request: Request, chunk: Chunk) -> Row:
-        scores = request.scores(chunk.start)
-        request.computed += chunk.length
-        request.last_step = self.next_id
-        if chunk.samples:
-            request.planned += 1
-            request.last_sample = self.next_id
-            request.phase = Phase.DECODING
-            self.ledger.prefilling.remove(request)
-            if self.ledger.settings.role != "prefill" and request.planned < request.max_tokens:
-                self.ledger.decoding.append(request)
-            else:
-                self.ledger.finishing.add(request)
-        return Row(
-            slot=request.slot,
-            gen=request.gen,
-            start=chunk.start,
-            length=chunk.length,
-            samples=chunk.samples,
-            scores=scores,
-        )
+            request.keep_prompt_logprobs(start, found)

@@ -15,7 +15,7 @@ from pds_engine.errors import ConfigError, PdsError
 from pds_engine.keys import Keys
 from pds_engine.kv.layout import KvFormat, fingerprint, shard
 from pds_engine.kv.pool import KvPool
-from pds_engine.kv.transfer import TransferThread
+from pds_engine.kv.transfer import TransferThread, shared_pool
 from pds_engine.messages import Fault, Hello, KernelsProof, Ready
 from pds_engine.models.checkpoint import digest
 from pds_engine.models.decoder import Decoder
@@ -210,5 +210,5 @@ def make_pool(
             hint=f"raise kv.memory_bytes to {(needed + 1) * held.page_bytes(kv)}, "
             "or lower max_model_len",
         )
-    shared = "shm" in config.kv.backends
+    shared = shared_pool(config.kv.backends)
     return pages, KvPool(kv, held, pages + 1, str(device), shared=shared)

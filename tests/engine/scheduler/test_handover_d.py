@@ -128,7 +128,7 @@ def test_a_refused_offer_frees_its_pages_at_once(d: Any) -> None:
 def test_a_cancelled_offer_is_quarantined_until_acknowledged(d: Any) -> None:
     offered(d)
     assert d.cancel("r") == ABORTED
-    assert (d.free, quarantined(d), d.core.ledger.slots.free) == (61, 3, 4)
+    assert (d.free, quarantined(d), d.core.ledger.allocator.slots.free) == (61, 3, 4)
     assert done(d) == []  # it came too late
     assert ack(d, epoch=2) == []
     assert ack(d, drained=False) == []

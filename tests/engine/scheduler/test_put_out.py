@@ -74,7 +74,7 @@ def test_nobody_is_put_out_with_preemption_none(d: Any) -> None:
     for name in "abc":
         ask(b, name)  # four pages in the end
     assert offers(b) == ["a@1"]
-    assert b.core.ledger.growing == set()
+    assert b.core.ledger.allocator.growing == set()
 
 
 def running(b: Any, *names: str, **more: Any) -> Any:

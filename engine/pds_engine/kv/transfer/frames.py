@@ -5,20 +5,19 @@ raw data: page bytes on their way, which are read straight into their place.
 """
 
 import struct
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 from msgspec import DecodeError, Struct, ValidationError
 from msgspec.msgpack import Decoder, Encoder
 
+from pds_engine.config import KvBackend
 from pds_engine.errors import ProtocolError
 from pds_engine.kv.layout import Run
 
 HEAD: Final = struct.Struct("!II")
 MAX_BODY: Final = 1 << 20
 MAX_DATA: Final = 64 << 20
-
-BackendName = Literal["nixl", "tcp", "shm"]
 
 
 class Frame(Struct, frozen=True, tag=True, array_like=True, kw_only=True):
@@ -30,9 +29,9 @@ class Open(Frame, frozen=True, kw_only=True):
 
     transfer: str
     epoch: int
-    backend: BackendName
+    backend: KvBackend
     detail: bytes = b""
-    """What D needs to know of P's side: for shm, where P's pages are mapped."""
+    """What the backend's other half needs to know of P's side (Described.open)."""
 
 
 class Write(Frame, frozen=True, kw_only=True):

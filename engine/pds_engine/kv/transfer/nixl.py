@@ -14,20 +14,21 @@ import socket
 import struct
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final, Self
 
 import numpy as np
 from msgspec import DecodeError, Struct, ValidationError
 from msgspec.msgpack import Decoder, encode
 
+from pds_engine.config import KvBackend
 from pds_engine.errors import TransferFailed
 from pds_engine.kv.layout import Run
 from pds_engine.kv.pool import KvPool
-from pds_engine.kv.transfer.base import Described, Done, Offer, Route
+from pds_engine.kv.transfer.base import Backend, Described, Done, Offer, Route, Way, same_domain
 from pds_engine.kv.transfer.channel import Channel
-from pds_engine.kv.transfer.frames import BackendName, Posting
+from pds_engine.kv.transfer.frames import Posting
 from pds_engine.listening import some_free
-from pds_engine.ports import UCX
+from pds_engine.ports import UCX, KvAddress
 
 _log = logging.getLogger(__name__)
 
@@ -53,10 +54,11 @@ class _Peer(Struct, frozen=True, array_like=True):
 _pages = Decoder(_Pages)
 
 
-class NixlBackend:
+class NixlBackend(Backend):
     """One NIXL agent with the pool registered. Of the transfer thread alone."""
 
-    name: BackendName = "nixl"
+    name: ClassVar[KvBackend] = "nixl"
+    one_sided = True
 
     def __init__(self, pool: KvPool, host: str, ports: range) -> None:
         self._address = pool.address
@@ -79,6 +81,16 @@ class NixlBackend:
         self._ended: list[Done] = []
         self._abandoned: list[Any] = []
         """Handles of lost peers that NIXL would not release yet."""
+
+    @classmethod
+    def start(cls, pool: KvPool, at: KvAddress) -> Self:
+        return cls(pool, at.host, at.ucx)
+
+    @staticmethod
+    def way(ours: Offer, theirs: Offer) -> Way | None:
+        """Not the host's TCP where there is a common fabric, or one address space."""
+        direct = bool(set(ours.fabric) & set(theirs.fabric)) or same_domain(ours, theirs)
+        return Way.DIRECT if direct else Way.EMULATED
 
     @property
     def polling(self) -> bool:

@@ -2,14 +2,14 @@
 
 import logging
 import selectors
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from pds_engine.config import KvBackend
 from pds_engine.errors import ProtocolError, TransferFailed
 from pds_engine.kv.layout import Run
 from pds_engine.kv.pool import KvPool
-from pds_engine.kv.transfer import shm
-from pds_engine.kv.transfer.base import Limits
+from pds_engine.kv.transfer.base import Backend, Limits
 from pds_engine.kv.transfer.channel import Channel
 from pds_engine.kv.transfer.expectations import Expectations, Verdict
 from pds_engine.kv.transfer.frames import (
@@ -53,7 +53,7 @@ class Receiver:
     def __init__(
         self,
         pool: KvPool,
-        backends: frozenset[str],
+        backends: Mapping[KvBackend, Backend],
         address: tuple[str, int],
         *,
         key: bytes,
@@ -112,7 +112,7 @@ class Receiver:
                 visitor.fault = f"transfer {order.transfer} was forgotten"
                 channel.discard()
             opened = visitor.opened.get(order.transfer)
-            if opened is not None and opened.epoch == order.epoch and opened.backend == "nixl":
+            if opened is not None and opened.epoch == order.epoch and self._bypassed(opened):
                 fenced = False
             waiting = visitor.waiting.get(order.transfer)
             if waiting is not None and waiting[0].epoch == order.epoch:
@@ -171,7 +171,7 @@ class Receiver:
     def on_lost(self, channel: Channel, reason: str) -> None:
         visitor = self._visitors.pop(channel)
         for opened in visitor.opened.values():
-            if opened.backend == "nixl":
+            if self._bypassed(opened):
                 self._loose.add((opened.transfer, opened.epoch))
         level = logging.INFO if channel.ready else logging.WARNING
         _log.log(
@@ -214,15 +214,17 @@ class Receiver:
 
     def _answer(self, channel: Channel, visitor: _Visitor, asked: Open) -> None:
         verdict = self._expectations.verdict(asked.transfer, asked.epoch)
-        if asked.backend not in self._backends:
+        backend = self._backends.get(asked.backend)
+        if backend is None:
             _refuse(channel, asked, f"{asked.backend} is not offered here")
         elif verdict is Verdict.OPEN:
-            if asked.backend == "shm":
-                try:
-                    visitor.mapped[asked.transfer] = shm.attach(asked.detail)
-                except TransferFailed as error:
-                    _refuse(channel, asked, error.message)
-                    return
+            try:
+                source = backend.source(asked.detail)
+            except TransferFailed as error:
+                _refuse(channel, asked, error.message)
+                return
+            if source is not None:
+                visitor.mapped[asked.transfer] = source
             visitor.opened[asked.transfer] = asked
             channel.send(Opened(transfer=asked.transfer, epoch=asked.epoch))
         elif verdict is Verdict.WAIT and len(visitor.waiting) < self._limits.waiting:
@@ -232,6 +234,10 @@ class Receiver:
             )
         else:
             _refuse(channel, asked, f"transfer {asked.transfer} is not expected here any more")
+
+    def _bypassed(self, opened: Open) -> bool:
+        """Whether its bytes land without passing here, so that nothing here can stop them."""
+        return self._backends[opened.backend].one_sided
 
     def _fault(self, visitor: _Visitor, frame: Write | Copy, runs: list[Run]) -> str | None:
         opened = visitor.opened.get(frame.transfer)

@@ -8,6 +8,7 @@ from itertools import count
 from msgspec import DecodeError, ValidationError
 from msgspec.msgpack import Decoder
 
+from pds_engine.config import KvBackend
 from pds_engine.errors import ProtocolError, TransferFailed
 from pds_engine.kv.layout import KvShard, plan_runs, plan_segments
 from pds_engine.kv.pool import KvPool
@@ -16,7 +17,6 @@ from pds_engine.kv.transfer.channel import Channel
 from pds_engine.kv.transfer.choose import choose
 from pds_engine.kv.transfer.frames import Ack, AnyFrame, Close, Nack, Open, Opened, Refused
 from pds_engine.kv.transfer.outgoing import Leg, Outgoing
-from pds_engine.kv.transfer.tcp import TcpBackend
 from pds_engine.messages import (
     CloseTransfer,
     KvEndpoint,
@@ -41,7 +41,7 @@ class Sender:
         self,
         pool: KvPool,
         rank: int,
-        backends: Mapping[str, Backend],
+        backends: Mapping[KvBackend, Backend],
         offers: Mapping[str, Offer],
         details: Mapping[str, bytes],
         *,
@@ -177,7 +177,7 @@ class Sender:
 
     def on_idle(self, channel: Channel) -> None:
         for backend in self._backends.values():
-            if channel.idle and isinstance(backend, TcpBackend):
+            if channel.idle:
                 backend.refill(channel)
 
     def on_lost(self, channel: Channel, reason: str) -> None:
@@ -345,8 +345,7 @@ class Sender:
     def _answered(self, channel: Channel, ticket: int, error: str | None) -> None:
         channel.unanswered = max(channel.unanswered - 1, 0)
         for backend in self._backends.values():
-            if isinstance(backend, TcpBackend):
-                backend.answered(ticket, error)
+            backend.answered(ticket, error)
 
     def _holds(self, pages: Sequence[int]) -> bool:
         return all(0 <= page < self._pool.pages for page in pages)

@@ -6,14 +6,16 @@ receiver once its bytes are in place; what a cancelled transfer has not begun to
 
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Final, NamedTuple
+from typing import ClassVar, Final, NamedTuple, Self
 
+from pds_engine.config import KvBackend
 from pds_engine.errors import TransferFailed
 from pds_engine.kv.layout import Run
 from pds_engine.kv.pool import KvPool
-from pds_engine.kv.transfer.base import Described, Done, Offer, Route
+from pds_engine.kv.transfer.base import Backend, Described, Done, Offer, Route, Way
 from pds_engine.kv.transfer.channel import Channel
-from pds_engine.kv.transfer.frames import BackendName, Write, pack_runs
+from pds_engine.kv.transfer.frames import Write, pack_runs
+from pds_engine.ports import KvAddress
 
 BATCH_BYTES: Final = 4 << 20
 BATCH_RUNS: Final = 2048
@@ -28,11 +30,11 @@ class Batch(NamedTuple):
     runs: list[Run]
 
 
-class TcpBackend:
+class TcpBackend(Backend):
     """Writes through a channel, whose receiver checks transfer, epoch and pages."""
 
-    name: BackendName = "tcp"
-    polling = False
+    name: ClassVar[KvBackend] = "tcp"
+    one_sided = False
 
     def __init__(self, pool: KvPool) -> None:
         if pool.memory is None:
@@ -44,6 +46,14 @@ class TcpBackend:
         self._errors: dict[int, str] = {}
         """Why a batch of a ticket was refused."""
         self._ended: list[Done] = []
+
+    @classmethod
+    def start(cls, pool: KvPool, at: KvAddress) -> Self:
+        return cls(pool)
+
+    @staticmethod
+    def way(ours: Offer, theirs: Offer) -> Way | None:
+        return Way.STREAM
 
     def register(self) -> Described:
         return Described()
@@ -65,14 +75,13 @@ class TcpBackend:
         return ended
 
     def refill(self, channel: Channel) -> None:
-        """The channel has nothing to send: give it the next batch."""
         queue = self._queues.get(channel)
         if queue:
             channel.unanswered += 1
             self._post(channel, queue.popleft())
 
     def answered(self, ticket: int, error: str | None) -> None:
-        """A batch of `ticket` was placed, or refused; then the rest of it is not sent."""
+        """Of a ticket that was refused, the rest is not sent."""
         if ticket not in self._left:
             return
         if error is not None:

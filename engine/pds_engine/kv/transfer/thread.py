@@ -19,16 +19,14 @@ from typing import Final
 from msgspec.msgpack import encode
 
 from pds_engine.config import KvConfig
-from pds_engine.errors import ConfigError, PdsError, TransferFailed
+from pds_engine.errors import PdsError
 from pds_engine.keys import Keys
 from pds_engine.kv.pool import KvPool
-from pds_engine.kv.transfer.base import Backend, Limits, Offer, encode_offer
+from pds_engine.kv.transfer.base import Limits, Offer, encode_offer
 from pds_engine.kv.transfer.channel import INSTANCE, Channel
-from pds_engine.kv.transfer.nixl import NixlBackend
 from pds_engine.kv.transfer.receiver import Receiver
+from pds_engine.kv.transfer.registry import start_backends
 from pds_engine.kv.transfer.sender import Sender
-from pds_engine.kv.transfer.shm import ShmBackend
-from pds_engine.kv.transfer.tcp import TcpBackend
 from pds_engine.messages import (
     CloseTransfer,
     Expect,
@@ -163,7 +161,7 @@ class _Loop:
         self._selector = selector
         self._instance = secrets.token_bytes(INSTANCE)
         self._next_tick = 0.0
-        self._backends = start_backends(thread._pool, thread._config, thread._at)
+        self._backends = start_backends(thread._config.backends, thread._pool, thread._at)
         self._receiver = self._listen()
         offers, details = self._register()
         self.endpoint = KvEndpoint(
@@ -242,7 +240,7 @@ class _Loop:
         thread = self._thread
         return Receiver(
             thread._pool,
-            frozenset(self._backends),
+            self._backends,
             (thread._at.host, thread._at.channel),
             key=thread._key,
             instance=self._instance,
@@ -275,32 +273,3 @@ class _Loop:
             instance=offer.instance,
             now=time.monotonic(),
         )
-
-
-def start_backends(pool: KvPool, config: KvConfig, at: KvAddress) -> dict[str, Backend]:
-    """Those of `config.backends` that work here; the others are left out with a line in the log.
-
-    Raises:
-        PortTaken: another process has the port of one that listens by itself.
-        ConfigError: none does.
-    """
-    found: dict[str, Backend] = {}
-    for name in config.backends:
-        try:
-            found[name] = _start(name, pool, at)
-        except TransferFailed as error:
-            _log.warning("kv backend %s is not offered: %s", name, error)
-    if not found:
-        raise ConfigError(
-            f"kv.backends: none of {', '.join(config.backends) or 'nothing'} works here",
-            hint="tcp works wherever the pages are in host memory",
-        )
-    return found
-
-
-def _start(name: str, pool: KvPool, at: KvAddress) -> Backend:
-    if name == "tcp":
-        return TcpBackend(pool)
-    if name == "shm":
-        return ShmBackend(pool)
-    return NixlBackend(pool, at.host, at.ucx)

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from pds_engine.config import KvConfig
+from pds_engine.config import KvBackend, KvConfig
 from pds_engine.keys import Keys
 from pds_engine.kv.layout import KvFormat, KvShard
 from pds_engine.kv.pool import KvPool
-from pds_engine.kv.transfer import Limits, TransferThread
+from pds_engine.kv.transfer import Limits, TransferThread, shared_pool
 from pds_engine.messages import KvEndpoint, Message
 from pds_engine.ports import UCX_OFFSET, KvAddress
 
@@ -31,13 +31,13 @@ class Side:
         kv: KvFormat,
         part: KvShard,
         pages: int,
-        backends: Sequence[str],
+        backends: Sequence[KvBackend],
         keys: Keys,
         rank: int = 0,
         limits: Limits | None = None,
         port: int = 0,
     ) -> None:
-        self.pool = KvPool(kv, part, pages, shared="shm" in backends)
+        self.pool = KvPool(kv, part, pages, shared=shared_pool(backends))
         self.bytes = self.pool.data.view(torch.uint8).view(pages, -1)
         self.events: queue.Queue[Message] = queue.Queue()
         config = KvConfig.model_validate({"backends": tuple(backends)})

@@ -46,7 +46,7 @@ def check(core: Scheduler) -> None:
     waiting = [*ledger.queue, *core.prefill.unoffered.values()]
     fresh = [r for r in waiting if r.gen < 0 and not r.submit.output_ids]  # others had a slot once
     assert len(fresh) <= settings.scheduler.max_waiting
-    assert all(r.slot >= 0 and not r.promised > 1 for r in ledger.growing)
+    assert all(r.slot >= 0 and not r.promised > 1 for r in ledger.allocator.growing)
     ranks = [request.rank for request in ledger.prefilling]
     assert ranks == sorted(ranks)
 
@@ -87,7 +87,7 @@ class Auditor:
         ledger = self.core.ledger
         running = [*ledger.prefilling, *ledger.decoding]
         assert victim.rank > min(request.rank for request in running)
-        assert victim.rank == max(r.rank for r in running if r in ledger.growing)
+        assert victim.rank == max(r.rank for r in running if r in ledger.allocator.growing)
         Ledger.preempt(ledger, victim)
 
     def order(self, message: Message) -> None:
@@ -201,7 +201,7 @@ class Node:
         assert (state.in_flight, state.running, transfers) == (0, 0, {})
         assert (state.kv_used, state.kv_quarantined, core.ledger.pool.promised) == (0, 0, 0)
         assert not any(worker.slots or worker.open for worker in self.workers)
-        assert not (core.ledger._lingering or core.ledger.finishing or core.ledger.decoding)
+        assert not (core.ledger._lingering or core.ledger._finishing or core.ledger.decoding)
 
 
 @pytest.fixture(scope="session")

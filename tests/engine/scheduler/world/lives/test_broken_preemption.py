@@ -42,7 +42,7 @@ def tokens_on_their_way_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
         ledger._retire(request, Phase.PREEMPTED)
         ledger._lingering[request.last_step].remove(request)
         known, request.last_step = request.last_step, -1
-        ledger.reclaim(request)
+        ledger._reclaim(request)
         request.last_step = known
 
     monkeypatch.setattr(Ledger, "preempt", hasty)

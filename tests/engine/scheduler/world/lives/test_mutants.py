@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 from pds_engine.errors import PdsError
-from pds_engine.scheduler import lifecycle
+from pds_engine.scheduler import allocation
+from pds_engine.scheduler.allocation import Allocator
 from pds_engine.scheduler.handover_d import DecodeSide
 from pds_engine.scheduler.handover_p import PrefillSide
-from pds_engine.scheduler.lifecycle import Ledger
 from pds_engine.scheduler.pages import PagePool
 from pds_engine.scheduler.prefix import PrefixCache, lengthen
 from pds_engine.scheduler.request import Request
@@ -25,8 +25,8 @@ NOTICED = "a wrong token|given away while it is held"
 
 def the_last_token_counts_as_computed(patch: pytest.MonkeyPatch) -> None:
     """Its id is known, its keys come with the next step, and for the last one there is none."""
-    right = Ledger.remember
-    patch.setattr(Ledger, "remember", lambda self, r, tokens: right(self, r, tokens + 1))
+    right = Allocator.remember
+    patch.setattr(Allocator, "remember", lambda self, r, tokens: right(self, r, tokens + 1))
 
 
 def pages_enter_when_they_are_offered(patch: pytest.MonkeyPatch) -> None:
@@ -35,7 +35,7 @@ def pages_enter_when_they_are_offered(patch: pytest.MonkeyPatch) -> None:
 
     def offer(self: DecodeSide, request: Request, now: float) -> None:
         right(self, request, now)
-        self._ledger.remember(request, request.context_len)
+        self._ledger.allocator.remember(request, request.context_len)
 
     patch.setattr(DecodeSide, "offer", offer)
     patch.setattr(PagePool, "quarantine", lambda self, pages: None)
@@ -48,7 +48,7 @@ def the_tokens_before_a_page_do_not_count(patch: pytest.MonkeyPatch) -> None:
             lengthen(page := [], ids[at : at + page_size], page_size)
             chain += page
 
-    patch.setattr(lifecycle, "lengthen", alone)
+    patch.setattr(allocation, "lengthen", alone)
 
 
 def a_page_in_use_is_evicted(patch: pytest.MonkeyPatch) -> None:
