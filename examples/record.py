@@ -17,7 +17,6 @@ COLUMNS, LINE, LETTER, EDGE = 112, 18, 7.8, 16
 """Letters in a line; pixels of a line's height, of a letter's width, of the margin."""
 
 STYLE = """
-svg { background: #16181d; border-radius: 8px }
 text { font: 13px ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; fill: #d5d9e0;
        white-space: pre; animation: appear 1ms both }
 .title { fill: #7fb4ff } .answer { fill: #a6e3a1 }
@@ -52,6 +51,7 @@ def svg(lines: list[Line]) -> str:
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}">',
             f"<style>{STYLE}</style>",
+            f'<rect width="{width}" height="{height}" rx="8" fill="#16181d"/>',
             *rows,
             "</svg>\n",
         ]
