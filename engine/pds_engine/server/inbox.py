@@ -18,7 +18,7 @@ class ClientSlow(PdsError):
 
 
 class Inbox:
-    """A bounded queue from the engine's receiver to one request's task. Choices share it."""
+    """A bounded queue from SchedulerClient to one request's task. Its choices share it."""
 
     def __init__(self, bound: int) -> None:
         self._bound = bound

@@ -11,9 +11,9 @@ from starlette.types import Message, Receive, Scope, Send
 from pds_engine.errors import ClientGone, PdsError
 from pds_engine.messages import Failed, Token
 from pds_engine.server.answers import DONE, Answer, broken_off, server_sent
-from pds_engine.server.engine import Engine
 from pds_engine.server.errors import RequestFailed, told
 from pds_engine.server.inbox import Inbox
+from pds_engine.server.scheduler_client import SchedulerClient
 from pds_engine.server.session import Session, Told
 
 _LONG = 256
@@ -26,13 +26,15 @@ _HEADERS = (
 )
 
 
-async def respond(engine: Engine, session: Session, answer: Answer, request: Request) -> Response:
+async def respond(
+    scheduler: SchedulerClient, session: Session, answer: Answer, request: Request
+) -> Response:
     """Run a job and answer it. A stream's status is known with its first token.
 
     Raises:
         PdsError: it failed before anything was sent.
     """
-    run, job = Run(engine, session, answer, request), session.job
+    run, job = Run(scheduler, session, answer, request), session.job
     try:
         first = await run.next()
         if job.stream:
@@ -53,16 +55,18 @@ async def respond(engine: Engine, session: Session, answer: Answer, request: Req
 class Run:
     """One job at work, from its submission until `close`."""
 
-    def __init__(self, engine: Engine, session: Session, answer: Answer, request: Request) -> None:
-        self.engine, self.session, self.answer = engine, session, answer
+    def __init__(
+        self, scheduler: SchedulerClient, session: Session, answer: Answer, request: Request
+    ) -> None:
+        self.scheduler, self.session, self.answer = scheduler, session, answer
         self.job = job = session.job
         self.path = request.url.path
-        self._started = engine.clock()
+        self._started = scheduler.clock()
         self._last_at = [self._started] * len(job.submits)
         self._failed: RequestFailed | None = None
-        self._inbox = engine.open(job.submits)
+        self._inbox = scheduler.open(job.submits)
         self._watch = asyncio.create_task(_watch(request.receive, self._inbox))
-        engine.metrics.prompt_tokens.inc(job.prompt_tokens)
+        scheduler.metrics.prompt_tokens.inc(job.prompt_tokens)
 
     async def next(self) -> list[Told]:
         """The events of tokens that have come: of a slice of them, where many have.
@@ -77,7 +81,7 @@ class Run:
         came = False
         for choice, message in await self._inbox.take():
             if isinstance(message, Failed):
-                self.engine.close(message.request_id, cancel=False)
+                self.scheduler.close(message.request_id, cancel=False)
                 self._failed = RequestFailed(message)
                 break
             came = True
@@ -91,10 +95,10 @@ class Run:
         """Let go of all choices; those still open are cancelled."""
         self._watch.cancel()
         for choice, submit in enumerate(self.job.submits):
-            self.engine.close(submit.request_id, cancel=self.session.is_open(choice))
+            self.scheduler.close(submit.request_id, cancel=self.session.is_open(choice))
         if self.session.done:
             usage = self.session.usage()
-            self.engine.metrics.cached_tokens.inc(usage.cached_tokens)
+            self.scheduler.metrics.cached_tokens.inc(usage.cached_tokens)
 
     def _feed(self, choice: int, token: Token) -> list[Told]:
         if not self.session.is_open(choice):
@@ -102,11 +106,11 @@ class Run:
         self._measure(choice, token)
         events, cancel = self.session.feed(choice, token)
         if not self.session.is_open(choice):
-            self.engine.close(self.job.submits[choice].request_id, cancel=cancel)
+            self.scheduler.close(self.job.submits[choice].request_id, cancel=cancel)
         return events
 
     def _measure(self, choice: int, token: Token) -> None:
-        now, metrics = self.engine.clock(), self.engine.metrics
+        now, metrics = self.scheduler.clock(), self.scheduler.metrics
         metrics.output_tokens.inc()
         first = token.index == len(self.job.submits[choice].output_ids)
         series = metrics.ttft if first else metrics.gap

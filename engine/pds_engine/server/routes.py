@@ -18,11 +18,11 @@ from pds_engine.server import headers, job, large, openapi, protocol, state
 from pds_engine.server.answers import Answer
 from pds_engine.server.chat import ChatAnswer
 from pds_engine.server.completion import CompletionAnswer
-from pds_engine.server.engine import Engine
 from pds_engine.server.errors import response, verdict
 from pds_engine.server.job import Job
 from pds_engine.server.lanes import Lanes
 from pds_engine.server.respond import respond
+from pds_engine.server.scheduler_client import SchedulerClient
 from pds_engine.server.session import Session
 from pds_engine.server.strict import Body
 from pds_engine.signing import key_id
@@ -46,12 +46,12 @@ class Routes:
 
     def __init__(
         self,
-        engine: Engine,
+        scheduler: SchedulerClient,
         config: EngineConfig,
         tokenizer: Tokenizer,
         key: bytes | None,
     ) -> None:
-        self._engine = engine
+        self._scheduler = scheduler
         self._config = config
         self._tokenizer = tokenizer
         self._key = key
@@ -123,7 +123,7 @@ class Routes:
             session = await self._read(request, form, lambda body: Session(prepare(body, internal)))
             if (problem := self._unready()) is not None:
                 raise Unavailable(problem, retry_after=1)
-            return await respond(self._engine, session, answer(session.job), request)
+            return await respond(self._scheduler, session, answer(session.job), request)
         finally:
             self._busy -= 1
 
@@ -194,43 +194,43 @@ class Routes:
     # ---- the group's ------------------------------------------------------------------------
 
     async def healthz(self, request: Request) -> Response:
-        engine = self._engine
-        error = engine.error.message if engine.error else None
-        age = engine.clock() - engine.state_at
+        scheduler = self._scheduler
+        error = scheduler.error.message if scheduler.error else None
+        age = scheduler.clock() - scheduler.state_at
         timeout = self._config.scheduler.step_timeout
-        return verdict(state.sick(engine.state, age, timeout, error))
+        return verdict(state.sick(scheduler.state, age, timeout, error))
 
     async def readyz(self, request: Request) -> Response:
         return verdict(self._unready())
 
     async def metrics(self, request: Request) -> Response:
-        return Response(self._engine.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+        return Response(self._scheduler.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
     async def state(self, request: Request) -> Response:
         self._signed(request)  # nobody has to; who does learns whether keys and clocks agree
-        engine = self._engine
+        scheduler = self._scheduler
         return _json(
             state.report(
-                engine.state,
+                scheduler.state,
                 self._config,
-                incarnation=engine.incarnation,
+                incarnation=scheduler.incarnation,
                 key_id=None if self._key is None else key_id(self._key),
-                in_flight=engine.in_flight,
-                draining=engine.draining,
-                error=engine.error.message if engine.error else None,
+                in_flight=scheduler.in_flight,
+                draining=scheduler.draining,
+                error=scheduler.error.message if scheduler.error else None,
             )
         )
 
     async def drain(self, request: Request) -> Response:
         self._internal(request)
         parsed = self._parse(protocol.DrainRequest, await self._internal_body(request))
-        self._engine.drain(parsed.deadline_seconds)
-        return _json({"draining": True, "in_flight": self._engine.in_flight})
+        self._scheduler.drain(parsed.deadline_seconds)
+        return _json({"draining": True, "in_flight": self._scheduler.in_flight})
 
     async def gone(self, request: Request) -> Response:
         self._internal(request)
         parsed = self._parse(protocol.GoneRequest, await self._internal_body(request))
-        self._engine.peer_gone(parsed.incarnation)
+        self._scheduler.peer_gone(parsed.incarnation)
         return _json({})
 
     # ---- shared -----------------------------------------------------------------------------
@@ -248,7 +248,7 @@ class Routes:
             except Exception as error:  # a fault of ours is this request's end, and nobody else's
                 _log.exception("%s failed", path)
                 answer = response(error)
-            self._engine.metrics.requests.labels(path, answer.status_code).inc()
+            self._scheduler.metrics.requests.labels(path, answer.status_code).inc()
             return answer
 
         return counted
@@ -279,9 +279,9 @@ class Routes:
             raise Forbidden("this call is for the router and the operator, who sign it")
 
     def _unready(self) -> str | None:
-        if self._engine.error is not None:
-            return self._engine.error.message
-        return state.unready(self._engine.state, self._config)
+        if self._scheduler.error is not None:
+            return self._scheduler.error.message
+        return state.unready(self._scheduler.state, self._config)
 
     def _card(self) -> dict[str, Any]:
         return {

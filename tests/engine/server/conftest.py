@@ -32,7 +32,7 @@ from pds_engine.runner.batch import Batch
 from pds_engine.runner.sampling import logprobs, sample
 from pds_engine.runner.tables import Slot, Tables
 from pds_engine.server.app import create_app
-from pds_engine.server.engine import Engine
+from pds_engine.server.scheduler_client import SchedulerClient
 from pds_engine.text.tokenizer import Tokenizer
 from pds_engine.wire import decode, encode
 
@@ -69,7 +69,7 @@ def travelled(message: Message) -> AnyMessage:
 
 
 class FakeScheduler:
-    """The other end of an Engine's link, within the process; messages travel as bytes do."""
+    """The other end of a SchedulerClient's link, in this process; messages travel as bytes do."""
 
     def __init__(self, script: Script, incarnation: str = "inc") -> None:
         self.script = script
@@ -125,7 +125,7 @@ class Served:
 
     client: httpx.AsyncClient
     scheduler: FakeScheduler
-    engine: Engine
+    scheduler_client: SchedulerClient
     config: EngineConfig
 
 
@@ -137,17 +137,19 @@ async def serve(
         {"model": {"name": "tiny"}, "kv": {"lease_seconds": 0.01}, **settings}
     )
     scheduler = FakeScheduler(script)
-    engine = Engine(lambda: scheduler, group="local", incarnation="inc", capacity=capacity)
-    app = create_app(engine, config, tokenizer, key=KEY)
+    scheduler_client = SchedulerClient(
+        lambda: scheduler, group="local", incarnation="inc", capacity=capacity
+    )
+    app = create_app(scheduler_client, config, tokenizer, key=KEY)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with (
         app.router.lifespan_context(app),
         httpx.AsyncClient(transport=transport, base_url="http://engine") as client,
     ):
         async with asyncio.timeout(5):
-            while engine.state is None:  # noqa: ASYNC110  the fake reports at once
+            while scheduler_client.state is None:  # noqa: ASYNC110  the fake reports at once
                 await asyncio.sleep(0)
-        yield Served(client, scheduler, engine, config)
+        yield Served(client, scheduler, scheduler_client, config)
 
 
 class Turns:

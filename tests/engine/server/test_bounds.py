@@ -101,7 +101,7 @@ async def test_every_field_has_bounds(served, script, worker, key, path, kind, g
             error = answer.json()["error"]
             if answer.status_code != 400 or not (error["param"] or "").startswith(name):
                 wrong.append((body[:120], answer.status_code, error))
-        assert s.engine.error is None
+        assert s.scheduler_client.error is None
         for submit in s.scheduler.of(Submit):
             assert outside(submit) is None
             worker.take(submit)
@@ -125,7 +125,7 @@ async def test_the_router_s_headers_have_bounds(served, script, worker, key, nam
         signed = signing.signed(key, "POST", C, ours, int(time.time()) + 60)
         raw = {name: value.encode() for name, value in signed.items()}
         answer = await s.client.post(C, json={"prompt": "a"}, headers=raw)
-        assert s.engine.error is None
+        assert s.scheduler_client.error is None
         for submit in s.scheduler.of(Submit):
             assert outside(submit) is None
             worker.take(submit)

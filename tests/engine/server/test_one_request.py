@@ -21,26 +21,26 @@ def silent(_: Submit) -> list[Token]:
 )
 async def test_a_request_that_no_message_can_carry(served, script, change):
     async with served(script([300])) as s:
-        bad = s.engine.open([replace(GOOD, request_id="bad", **change)])
-        good = s.engine.open([GOOD])
+        bad = s.scheduler_client.open([replace(GOOD, request_id="bad", **change)])
+        good = s.scheduler_client.open([GOOD])
         async with asyncio.timeout(5):
             with pytest.raises(InvalidRequest, match="Submit"):
                 await bad.take()
             ((_, token),) = await good.take()
         assert token.token == 300
-        assert s.engine.error is None
+        assert s.scheduler_client.error is None
         assert s.scheduler.of(Submit) == [GOOD]
-        assert s.engine.in_flight == 1
+        assert s.scheduler_client.in_flight == 1
 
 
 async def test_one_choice_of_several_takes_the_others_along(served):
     async with served(silent) as s:
         one = replace(GOOD, request_id="x#0")
-        inbox = s.engine.open([one, replace(GOOD, request_id="x#1", seed=2**64)])
+        inbox = s.scheduler_client.open([one, replace(GOOD, request_id="x#1", seed=2**64)])
         async with asyncio.timeout(5):
             with pytest.raises(InvalidRequest):
                 await inbox.take()
-        s.engine.close("x#0", cancel=True)
+        s.scheduler_client.close("x#0", cancel=True)
         assert await s.scheduler.until(Cancel) == [Cancel(request_id="x#0")]
 
 
@@ -62,8 +62,8 @@ async def test_a_fault_of_ours_ends_one_answer(served, script, monkeypatch, fail
     async with served(script([300, 301], end="length")) as s:
         bad = await s.client.post(C, json=body)
         good = await s.client.post(C, json=body)
-        assert s.engine.error is None
-        assert not s.engine._open
+        assert s.scheduler_client.error is None
+        assert not s.scheduler_client._open
     assert good.status_code == 200 and "internal_error" not in good.text
     hit = stream == (fails != "body")
     assert ("internal_error" in bad.text) == hit

@@ -41,7 +41,7 @@ _log = logging.getLogger("pds.server")
 
 
 class SchedulerLink(Protocol):
-    """What `wire.AsyncLink` is to the engine. `send` raises Unsendable when nothing was sent."""
+    """The part of `wire.AsyncLink` used here. `send` raises Unsendable when nothing was sent."""
 
     async def send(self, message: Message) -> None: ...
     async def receive(self) -> AnyMessage: ...
@@ -50,7 +50,7 @@ class SchedulerLink(Protocol):
     def close(self) -> None: ...
 
 
-class Engine:
+class SchedulerClient:
     """One group's scheduler, as its API server sees it.
 
     Args:
@@ -237,7 +237,7 @@ class Engine:
 
     def _linked(self) -> SchedulerLink:
         if self._link is None:
-            raise GroupError("the engine was not started")
+            raise GroupError("the scheduler client was not started")
         return self._link
 
     async def _guarded(self, work: Callable[[], Awaitable[None]]) -> None:
