@@ -14,7 +14,7 @@ _ANY = Bound(0, 10**20)
 
 
 @dataclass(frozen=True, slots=True)
-class Internal:
+class InternalHeaders:
     """The router's word on one request; the defaults are those of a request without a router."""
 
     request_id: str | None = None
@@ -46,7 +46,7 @@ def check(
     return True
 
 
-def read(signed: bool, role: Role, headers: Mapping[str, str]) -> Internal:
+def read(signed: bool, role: Role, headers: Mapping[str, str]) -> InternalHeaders:
     """The headers of a request to an engine of `role`; `signed` is what `check` said.
 
     Raises:
@@ -59,13 +59,13 @@ def read(signed: bool, role: Role, headers: Mapping[str, str]) -> Internal:
                 f"this is a {role} engine: it answers the router alone",
                 hint="send the request to the PDServing's router",
             )
-        return Internal()
+        return InternalHeaders()
     given = headers.get("x-pds-role", "unified")
     if given != role:
         raise InvalidRequest(
             f"x-pds-role is {given[:32]}, this engine's role is {role}", param="x-pds-role"
         )
-    return Internal(
+    return InternalHeaders(
         request_id=headers.get("x-pds-request-id"),
         attempt=headers.get("x-pds-attempt", ""),
         created=_number(headers, "x-pds-created", TIME),

@@ -1,4 +1,4 @@
-"""From a client's body to the work it comes to: prompts, sampling, and what to tell (pure)."""
+"""From a client's body to its work: prompts, sampling, and the shape of the answer (pure)."""
 
 import secrets
 import time
@@ -11,7 +11,7 @@ from pds_engine.config import EngineConfig
 from pds_engine.errors import InvalidRequest, TooLong, UnknownModel
 from pds_engine.messages import Sampling, Submit
 from pds_engine.messages.bounds import BIAS, MAX_BIASED, SEED_BITS
-from pds_engine.server.headers import Internal
+from pds_engine.server.headers import InternalHeaders
 from pds_engine.server.protocol import ChatRequest, Common, CompletionRequest, Templated
 from pds_engine.text.emit import Rules
 from pds_engine.text.stops import Stops
@@ -40,12 +40,12 @@ class Job:
     journal: bool
     first_only: bool
     """role=prefill: the answer is the first token's events."""
-    muted: int
-    """Events of so many first tokens are another's to send, or were sent before."""
+    replayed: int
+    """So many first tokens make no event: another group sends theirs, or has sent it before."""
     echoes: tuple[str, ...] = field(default=())
     """Per choice, the prompt's text that goes before the output."""
     prompt_logprobs: int | None = None
-    """How many of the likeliest are told beside each token of the prompt; None: neither."""
+    """How many of the likeliest stand beside each token of the prompt; None: no scores at all."""
 
 
 def check_model(name: str | None, config: EngineConfig) -> None:
@@ -139,7 +139,7 @@ def make(
     prompts: Sequence[Sequence[int]],
     tokenizer: Tokenizer,
     config: EngineConfig,
-    internal: Internal,
+    internal: InternalHeaders,
 ) -> Job:
     """The work of one request.
 
@@ -167,14 +167,14 @@ def make(
     journal = internal.journal and stream and count == 1
     submits: list[Submit] = []
     for prompt in prompts:
-        room = _room(prompt, body, tokenizer, config, "messages" if chat else "prompt")
+        max_tokens = _max_tokens(prompt, body, tokenizer, config, "messages" if chat else "prompt")
         for copy in range(copies):
             submits.append(
                 Submit(
                     request_id=name if count == 1 else f"{name}#{len(submits)}",
                     prompt_ids=tuple(prompt),
                     output_ids=resumed,
-                    sampling=_sampling(body, room, stop_ids, tokenizer.vocabulary, copy),
+                    sampling=_sampling(body, max_tokens, stop_ids, tokenizer.vocabulary, copy),
                     seed=seed,
                     priority=body.priority or 0,
                     deadline=deadline,
@@ -207,14 +207,14 @@ def make(
         include_usage=bool(options and options.include_usage),
         journal=journal,
         first_only=config.role == "prefill",
-        muted=(len(resumed) + (config.role == "decode")) if stream else 0,
+        replayed=(len(resumed) + (config.role == "decode")) if stream else 0,
         echoes=tuple(echo for echo in echoes for _ in range(copies)),
         prompt_logprobs=body.prompt_logprobs,
     )
 
 
 def _resumed(
-    body: Common, prompts: Sequence[Sequence[int]], tokenizer: Tokenizer, internal: Internal
+    body: Common, prompts: Sequence[Sequence[int]], tokenizer: Tokenizer, internal: InternalHeaders
 ) -> tuple[int, ...]:
     if body.pds_resume is None:
         return ()
@@ -226,7 +226,7 @@ def _resumed(
     return tuple(body.pds_resume.output_ids)
 
 
-def _room(
+def _max_tokens(
     prompt: Sequence[int],
     body: CompletionRequest | ChatRequest,
     tokenizer: Tokenizer,

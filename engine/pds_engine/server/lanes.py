@@ -23,7 +23,7 @@ class Lanes:
     limits: what a large one may hold.
     """
 
-    def __init__(self, limits: large.Limits) -> None:
+    def __init__(self, limits: large.PromptLimits) -> None:
         self._limits = limits
         self._middle, self._large = Turns(), Turns()
         self._reader = Reader("pds_engine.server.large:examined")

@@ -53,7 +53,7 @@ _resume = msgspec.json.Decoder(dict[str, Raw])
 _MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
-class Limits(NamedTuple):
+class PromptLimits(NamedTuple):
     """What one request could ever need."""
 
     tokens: int
@@ -63,7 +63,7 @@ class Limits(NamedTuple):
     prompts: int
 
 
-def parse(kind: type[B], data: bytes, limits: Limits) -> B:
+def parse(kind: type[B], data: bytes, limits: PromptLimits) -> B:
     """`protocol.parse` for a body of any size.
 
     Both read alike, but for what nobody reads: a large body may nest unknown fields deeper, and may
@@ -119,14 +119,14 @@ def has_messages(data: bytes) -> bool:
 # ---- the examination, in the process that reads large bodies -------------------------------------
 
 
-def question(form: Form, limits: Limits) -> bytes:
+def question(form: Form, limits: PromptLimits) -> bytes:
     """What `examined` is to look for."""
     return msgspec.msgpack.encode((form, limits))
 
 
 def examined(about: bytes, data: bytes) -> bytes:
     """The body without what nobody reads of it. `parse` takes it; and raises what `parse` does."""
-    form, limits = msgspec.msgpack.decode(about, type=tuple[Form, Limits])
+    form, limits = msgspec.msgpack.decode(about, type=tuple[Form, PromptLimits])
     kind = _kind(form, data)
     parse(kind, data, limits)
     fields = _fields(kind, data)
@@ -176,7 +176,7 @@ def _unreadable(error: Exception) -> InvalidRequest:
 # ---- the fields that may be large ---------------------------------------------------------------
 
 
-def _prompt(raw: bytes, limits: Limits) -> str | list[str] | list[int] | list[list[int]]:
+def _prompt(raw: bytes, limits: PromptLimits) -> str | list[str] | list[int] | list[list[int]]:
     if not raw.startswith(b"["):
         return _one_text(raw, limits, "prompt")
     first = raw[1:].lstrip(_SPACE)[:1]
@@ -198,7 +198,7 @@ def _prompt(raw: bytes, limits: Limits) -> str | list[str] | list[int] | list[li
     return _one_list(raw, limits, "prompt")
 
 
-def _check_prompts(count: int, limits: Limits) -> None:
+def _check_prompts(count: int, limits: PromptLimits) -> None:
     if count > limits.prompts:
         raise InvalidRequest(
             f"prompt: more than the {limits.prompts} prompts that this engine takes at once",
@@ -206,12 +206,12 @@ def _check_prompts(count: int, limits: Limits) -> None:
         )
 
 
-def _one_text(raw: bytes, limits: Limits, param: str) -> str:
+def _one_text(raw: bytes, limits: PromptLimits, param: str) -> str:
     _check_text(len(raw), limits.characters * _ESCAPED + 2, limits, param)
     return _text.decode(raw)
 
 
-def _check_text(size: int, most: int, limits: Limits, param: str) -> None:
+def _check_text(size: int, most: int, limits: PromptLimits, param: str) -> None:
     if size > most:
         raise TooLong(
             f"the {param}'s text of {size} cannot fit the context of {limits.tokens} tokens",
@@ -219,17 +219,17 @@ def _check_text(size: int, most: int, limits: Limits, param: str) -> None:
         )
 
 
-def _text_alone(raw: bytes, limits: Limits) -> str:
+def _text_alone(raw: bytes, limits: PromptLimits) -> str:
     return _one_text(raw, limits, "prompt")
 
 
-def _one_list(raw: bytes, limits: Limits, param: str) -> list[int]:
+def _one_list(raw: bytes, limits: PromptLimits, param: str) -> list[int]:
     if raw.count(b",") + 1 > limits.tokens:
         raise _too_many(raw, limits, param)
     return _ids.decode(raw)
 
 
-def _too_many(raw: bytes, limits: Limits, param: str) -> TooLong:
+def _too_many(raw: bytes, limits: PromptLimits, param: str) -> TooLong:
     return TooLong(
         f"the {param}'s {raw.count(b',') + 1} token ids exceed the context of {limits.tokens}"
         " tokens",
@@ -237,11 +237,11 @@ def _too_many(raw: bytes, limits: Limits, param: str) -> TooLong:
     )
 
 
-def _tokens(raw: bytes, limits: Limits) -> list[int]:
+def _tokens(raw: bytes, limits: PromptLimits) -> list[int]:
     return _one_list(raw, limits, "tokens")
 
 
-def _resumed(raw: bytes, limits: Limits) -> protocol.Resume:
+def _resumed(raw: bytes, limits: PromptLimits) -> protocol.Resume:
     ids = _one_list(_resumed_ids(raw), limits, "pds_resume")
     return protocol.Resume.model_construct(output_ids=ids)
 
@@ -250,7 +250,7 @@ def _resumed_ids(raw: bytes) -> bytes:
     return bytes(_resume.decode(raw).get("output_ids", Raw(b"null")))
 
 
-def _messages(raw: bytes, limits: Limits) -> list[protocol.Message]:
+def _messages(raw: bytes, limits: PromptLimits) -> list[protocol.ChatMessage]:
     """Each message is a piece of its own."""
     if len(raw) > limits.characters * _ESCAPED + MAX_FIELD:
         raise TooLong(
@@ -266,23 +266,23 @@ def _messages(raw: bytes, limits: Limits) -> list[protocol.Message]:
     return [_message(bytes(item), at) for at, item in enumerate(_items.decode(raw))]
 
 
-def _message(raw: bytes, at: int) -> protocol.Message:
+def _message(raw: bytes, at: int) -> protocol.ChatMessage:
     where = f"messages[{at}]"
     try:
         _check_few(raw, where)
         (message,) = _alone("messages", b"[%b]" % raw)
     except InvalidRequest as error:
         param = (error.param or "").replace("messages[0]", where)
-        told = error.message.replace("messages[0]", where)
-        raise InvalidRequest(told, param=param) from error
-    return cast("protocol.Message", message)
+        message = error.message.replace("messages[0]", where)
+        raise InvalidRequest(message, param=param) from error
+    return cast("protocol.ChatMessage", message)
 
 
-def _tools(raw: bytes, limits: Limits) -> Any:
+def _tools(raw: bytes, limits: PromptLimits) -> Any:
     return _extra(raw, "tools")
 
 
-def _kwargs(raw: bytes, limits: Limits) -> Any:
+def _kwargs(raw: bytes, limits: PromptLimits) -> Any:
     return _extra(raw, "chat_template_kwargs")
 
 

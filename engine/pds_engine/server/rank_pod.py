@@ -2,7 +2,7 @@
 
 It follows the leader's scheduler as the API server does, and takes no requests. Such a pod is ready
 when its group is. SIGTERM drains the whole group: its ranks go on computing until nothing is left,
-and until the leader has ended, which may still be telling its clients the last tokens.
+and until the leader has ended, which may still send the last tokens to its clients.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from pds_engine.config import EngineConfig
 from pds_engine.errors import GroupError
 from pds_engine.keys import Keys
 from pds_engine.server import state
-from pds_engine.server.errors import verdict
+from pds_engine.server.errors import probe_answer
 from pds_engine.server.listen import listen
 from pds_engine.server.scheduler_client import SchedulerClient
 
@@ -39,7 +39,7 @@ _COUNTS = {
 
 
 class RankMetrics(Collector):
-    """What this pod's ranks do; all that is the group's is told by the leader alone."""
+    """What this pod's ranks do. The leader alone shows what is the group's."""
 
     def __init__(self, scheduler: SchedulerClient, ranks: range) -> None:
         self._scheduler = scheduler
@@ -49,12 +49,12 @@ class RankMetrics(Collector):
 
     def collect(self) -> Iterable[Metric]:
         """As of what the scheduler reported last."""
-        told = self._scheduler.state
+        group = self._scheduler.state
         ready = GaugeMetricFamily("pds_rank_ready", "1 once the rank has joined.", labels=["rank"])
         for rank in self._ranks:
-            ready.add_metric([str(rank)], float(told is not None and rank not in told.missing))
+            ready.add_metric([str(rank)], float(group is not None and rank not in group.missing))
         yield ready
-        own = [each for each in told.traffic if each.rank in self._ranks] if told else []
+        own = [each for each in group.traffic if each.rank in self._ranks] if group else []
         for name, text in _COUNTS.items():
             counted = CounterMetricFamily(f"pds_rank_{name}", text, labels=["rank"])
             for each in own:
@@ -85,18 +85,20 @@ def create_app(
     async def healthz(request: Request) -> Response:
         error = scheduler.error.message if scheduler.error else None
         age = scheduler.clock() - scheduler.state_at
-        return verdict(state.sick(scheduler.state, age, config.scheduler.step_timeout, error))
+        return probe_answer(
+            state.unhealthy(scheduler.state, age, config.scheduler.step_timeout, error)
+        )
 
     async def readyz(request: Request) -> Response:
         if scheduler.error is not None:
-            return verdict(scheduler.error.message)
-        return verdict(state.unready(scheduler.state, config))
+            return probe_answer(scheduler.error.message)
+        return probe_answer(state.unready(scheduler.state, config))
 
-    async def told(request: Request) -> Response:
+    async def metrics(request: Request) -> Response:
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
     app = FastAPI(lifespan=lifespan, openapi_url=None)
-    for path, route in (("/healthz", healthz), ("/readyz", readyz), ("/metrics", told)):
+    for path, route in (("/healthz", healthz), ("/readyz", readyz), ("/metrics", metrics)):
         app.add_route(path, route, methods=["GET"])
     return app
 

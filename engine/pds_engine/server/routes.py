@@ -15,10 +15,10 @@ from pds_engine.config import EngineConfig
 from pds_engine.errors import ClientGone, Forbidden, Overloaded, PdsError, Unavailable
 from pds_engine.room import Room
 from pds_engine.server import headers, job, large, openapi, protocol, state
-from pds_engine.server.answers import Answer
-from pds_engine.server.chat import ChatAnswer
-from pds_engine.server.completion import CompletionAnswer
-from pds_engine.server.errors import response, verdict
+from pds_engine.server.answers import AnswerFormat
+from pds_engine.server.chat import ChatFormat
+from pds_engine.server.completion import CompletionFormat
+from pds_engine.server.errors import probe_answer, response
 from pds_engine.server.job import Job
 from pds_engine.server.lanes import Lanes
 from pds_engine.server.respond import respond
@@ -55,7 +55,7 @@ class Routes:
         self._config = config
         self._tokenizer = tokenizer
         self._key = key
-        self._limits = large.Limits(
+        self._limits = large.PromptLimits(
             tokens=config.max_model_len,
             characters=config.max_model_len * tokenizer.longest,
             prompts=config.scheduler.max_running + config.scheduler.max_waiting,
@@ -95,10 +95,10 @@ class Routes:
     # ---- OpenAI's ---------------------------------------------------------------------------
 
     async def completions(self, request: Request) -> Response:
-        return await self._generate(request, "completion", self._completion, CompletionAnswer)
+        return await self._generate(request, "completion", self._completion, CompletionFormat)
 
     async def chat(self, request: Request) -> Response:
-        return await self._generate(request, "chat", self._chat, ChatAnswer)
+        return await self._generate(request, "chat", self._chat, ChatFormat)
 
     async def models(self, request: Request) -> Response:
         return _json({"object": "list", "data": [self._card()]})
@@ -111,8 +111,8 @@ class Routes:
         self,
         request: Request,
         form: large.Form,
-        prepare: Callable[[bytes, headers.Internal], Job],
-        answer: Callable[[Job], Answer],
+        prepare: Callable[[bytes, headers.InternalHeaders], Job],
+        answer: Callable[[Job], AnswerFormat],
     ) -> Response:
         internal = headers.read(self._signed(request), self._config.role, request.headers)
         limit = self._limits.prompts
@@ -127,12 +127,12 @@ class Routes:
         finally:
             self._busy -= 1
 
-    def _completion(self, data: bytes, internal: headers.Internal) -> Job:
+    def _completion(self, data: bytes, internal: headers.InternalHeaders) -> Job:
         parsed = self._parse(protocol.CompletionRequest, data)
         prompts = job.text_prompts(parsed, self._tokenizer, self._config.max_model_len)
         return job.make(parsed, prompts, self._tokenizer, self._config, internal)
 
-    def _chat(self, data: bytes, internal: headers.Internal) -> Job:
+    def _chat(self, data: bytes, internal: headers.InternalHeaders) -> Job:
         parsed = self._parse(protocol.ChatRequest, data)
         prompt = job.chat_prompt(parsed, self._tokenizer, self._config.max_model_len)
         return job.make(parsed, [prompt], self._tokenizer, self._config, internal)
@@ -198,10 +198,10 @@ class Routes:
         error = scheduler.error.message if scheduler.error else None
         age = scheduler.clock() - scheduler.state_at
         timeout = self._config.scheduler.step_timeout
-        return verdict(state.sick(scheduler.state, age, timeout, error))
+        return probe_answer(state.unhealthy(scheduler.state, age, timeout, error))
 
     async def readyz(self, request: Request) -> Response:
-        return verdict(self._unready())
+        return probe_answer(self._unready())
 
     async def metrics(self, request: Request) -> Response:
         return Response(self._scheduler.metrics.text(), media_type=CONTENT_TYPE_LATEST)
@@ -236,7 +236,7 @@ class Routes:
     # ---- shared -----------------------------------------------------------------------------
 
     def _counted(self, path: str, route: Route) -> Route:
-        """`route`, its errors told, and its answers counted."""
+        """`route` with its errors answered, and its answers counted."""
 
         async def counted(request: Request) -> Response:
             try:

@@ -150,7 +150,7 @@ class SchedulerClient:
         return inbox
 
     def close(self, request_id: str, *, cancel: bool) -> None:
-        """Forget a choice; with `cancel` the scheduler is told to forget it too."""
+        """Forget a choice; with `cancel` the scheduler forgets it too."""
         if self._open.pop(request_id, None) is None:
             return
         self._changed.set()

@@ -8,7 +8,9 @@ from pds_engine.config import EngineConfig
 from pds_engine.messages import PROTOCOL, STATE_METRICS, KernelsProof, State
 
 
-def sick(state: State | None, age: float, step_timeout: float, error: str | None) -> str | None:
+def unhealthy(
+    state: State | None, age: float, step_timeout: float, error: str | None
+) -> str | None:
     """Why the step loop is not alive, or None.
 
     A scheduler at rest reports nothing; one at work reports every step, so that silence of
@@ -49,7 +51,7 @@ def report(
     """The body of /pds/state.
 
     `key_id` names the control key that the group holds; None where it has none but its own.
-    `in_flight` counts the server's requests; it is told in place of the scheduler's.
+    `in_flight` counts the server's requests; it stands in place of the scheduler's.
     """
     known = state or State()
     problem = error or unready(state, config)

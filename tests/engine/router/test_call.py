@@ -11,7 +11,7 @@ from pds_engine.router.attempt import internal_headers
 from pds_engine.router.call import DEFAULT_OUTPUT, LONGEST, STREAMED, read_call
 from pds_engine.router.peek import peek
 from pds_engine.server import headers, job, protocol
-from pds_engine.server.headers import Internal
+from pds_engine.server.headers import InternalHeaders
 from pds_engine.text.tokenizer import Tokenizer
 
 TINY = Path(__file__).parents[3] / "examples" / "models" / "tiny"
@@ -40,7 +40,7 @@ def test_a_seed_means_the_same_through_the_router_as_directly(tokenizer, seed):
     internal = headers.read(True, "unified", sent)
     direct, routed = (
         job.make(parsed, [[7]], tokenizer, EngineConfig(), one).submits[0]
-        for one in (Internal(), internal)
+        for one in (InternalHeaders(), internal)
     )
     assert direct.seed == routed.seed
     assert int(sent["x-pds-seed"]) < 10**20 and sent["x-pds-seed"].isdecimal()  # of any release

@@ -56,7 +56,7 @@ BOMBS = {
 
 
 FORMS: dict[str, large.Form] = {C: "completion", H: "chat", T: "tokenize", D: "detokenize"}
-LIMITS = large.Limits(tokens=4096, characters=4096 * 13, prompts=320)
+LIMITS = large.PromptLimits(tokens=4096, characters=4096 * 13, prompts=320)
 
 
 @pytest.mark.parametrize("name", BOMBS)
@@ -96,7 +96,7 @@ async def test_of_a_large_body_only_what_somebody_reads_comes_back(served, scrip
     seen: list[int] = []
     parse = large.parse
 
-    def counted(kind: type[Any], data: bytes, limits: large.Limits) -> Any:
+    def counted(kind: type[Any], data: bytes, limits: large.PromptLimits) -> Any:
         seen.append(len(data))
         return parse(kind, data, limits)
 
@@ -217,7 +217,7 @@ PADS: dict[str, Callable[[bytes, bytes], bytes]] = {
 }  # fmt: skip
 
 
-def verdict(form: large.Form, data: bytes) -> tuple[str, str | None]:
+def probe_answer(form: large.Form, data: bytes) -> tuple[str, str | None]:
     """What a body comes to: read as what, or refused for which field."""
     try:
         read = large.parse(large._kind(form, data), data, LIMITS)
@@ -234,12 +234,12 @@ def refused(error: RequestError) -> tuple[str, str | None]:
 def test_a_body_is_read_in_the_same_way_at_every_size(where: str):
     unlike = []
     for form, body in BODIES:
-        small = verdict(form, body)
+        small = probe_answer(form, body)
         larger = PADS[where](body, b"x" * large.FROM)
-        seen = [verdict(form, larger)]
+        seen = [probe_answer(form, larger)]
         try:
             kept = large.examined(large.question(form, LIMITS), larger)
-            seen.append(verdict(form, kept))
+            seen.append(probe_answer(form, kept))
         except RequestError as error:
             seen.append(refused(error))
         if any(each != small for each in seen):

@@ -6,7 +6,7 @@ import pytest
 from msgspec.structs import replace
 from pds_engine.errors import InvalidRequest
 from pds_engine.messages import Cancel, Sampling, Submit, Token
-from pds_engine.server.completion import CompletionAnswer
+from pds_engine.server.completion import CompletionFormat
 
 C = "/v1/completions"
 GOOD = Submit(request_id="good", prompt_ids=(1,), sampling=Sampling(max_tokens=9), seed=0)
@@ -47,14 +47,14 @@ async def test_one_choice_of_several_takes_the_others_along(served):
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("fails", ["chunk", "body", "usage"])
 async def test_a_fault_of_ours_ends_one_answer(served, script, monkeypatch, fails, stream, caplog):
-    real = getattr(CompletionAnswer, fails)
+    real = getattr(CompletionFormat, fails)
 
     def broken(self, *given):
         if self._job.id == "cmpl-bad":
             raise KeyError("a fault of ours")
         return real(self, *given)
 
-    monkeypatch.setattr(CompletionAnswer, fails, broken)
+    monkeypatch.setattr(CompletionFormat, fails, broken)
     monkeypatch.setattr("secrets.token_hex", lambda _: names.pop(0))
     names = ["bad", "good"]
     body = {"prompt": "a", "stream": stream, "n": 2, "stream_options": {"include_usage": True}}
@@ -70,7 +70,7 @@ async def test_a_fault_of_ours_ends_one_answer(served, script, monkeypatch, fail
     if hit:
         assert bad.status_code == (200 if stream else 500)
         assert "[DONE]" not in bad.text
-        assert "a fault of ours" in caplog.text  # the log has what the client is not told
+        assert "a fault of ours" in caplog.text  # the log has what the client does not learn
         assert "a fault of ours" not in bad.text
 
 
@@ -78,10 +78,10 @@ async def test_choices_of_a_stream_that_fails_of_us_are_cancelled(served, monkey
     def first_token(submit: Submit):
         yield Token(request_id=submit.request_id, index=0, token=300)
 
-    def broken(self, told):
+    def broken(self, event):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(CompletionAnswer, "chunk", broken)
+    monkeypatch.setattr(CompletionFormat, "chunk", broken)
     async with served(first_token) as s:
         answer = await s.client.post(C, json={"prompt": "a", "stream": True, "n": 3})
         assert "internal_error" in answer.text

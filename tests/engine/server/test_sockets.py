@@ -202,7 +202,7 @@ def test_a_stream_is_written_as_it_comes(served: tuple[EchoScheduler, str]):
     assert in_flight_is(served[1], 0)
 
 
-def test_ten_megabytes_are_told_so(served: tuple[EchoScheduler, str]):
+def test_ten_megabytes_are_refused(served: tuple[EchoScheduler, str]):
     answer = httpx.post(f"{served[1]}/v1/completions", content=b'"' + b"x" * 10_000_000)
     assert answer.status_code == 413
     assert answer.headers["connection"] == "close"
