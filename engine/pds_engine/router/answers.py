@@ -23,13 +23,13 @@ def error_event(body: bytes, note: str = "") -> bytes:
     `note` is added to its message.
     """
     try:
-        told = json.loads(body)
-        message = told["error"]["message"]
+        error = json.loads(body)
+        message = error["error"]["message"]
     except (ValueError, KeyError, TypeError):
         message = body[:500].decode(errors="replace")
-        told = {"error": {"type": "server_error", "param": None, "code": None}}
-    told["error"]["message"] = f"{message} ({note})" if note else message
-    return b"data: " + json.dumps(told).encode() + b"\n\n"
+        error = {"error": {"type": "server_error", "param": None, "code": None}}
+    error["error"]["message"] = f"{message} ({note})" if note else message
+    return b"data: " + json.dumps(error).encode() + b"\n\n"
 
 
 async def answer(send: Send, status: int, body: bytes, headers: Headers = (JSON,)) -> None:

@@ -24,7 +24,7 @@ from pds_engine.router.call import STREAMED, Call, plain_call, read_call
 from pds_engine.router.config import RouterConfig
 from pds_engine.router.discovery import Discovery
 from pds_engine.router.keyring import Keyring
-from pds_engine.router.metrics import Metrics
+from pds_engine.router.metrics import RouterMetrics
 from pds_engine.router.peek import Peeker
 from pds_engine.router.relay import Relay
 
@@ -48,7 +48,7 @@ class Router:
     def __init__(self, config: RouterConfig, keys: Keyring | None = None) -> None:
         self.config = config
         self.fleet = Fleet(config, keys)
-        self.metrics = Metrics(self.fleet)
+        self.metrics = RouterMetrics(self.fleet)
         self.relay = Relay(config, self.fleet, self.metrics)
         self.discovery = Discovery(config, self.fleet)
         self.leaving = False
@@ -198,7 +198,7 @@ def surface(router: Router) -> FastAPI:
         return Response(router.metrics.text(), media_type="text/plain; version=0.0.4")
 
     @app.exception_handler(HTTPException)
-    async def told(request: Request, error: HTTPException) -> Response:
+    async def not_found(request: Request, error: HTTPException) -> Response:
         path, method = request.url.path, request.method
         fault = NoRoute(
             f"{method} {path}: {error.detail}",

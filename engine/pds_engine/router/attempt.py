@@ -26,21 +26,21 @@ from pds_engine.router.upstream import BackendLost, Reply
 
 RETRIED = frozenset({408, 429, 500, 502, 503})
 """Answers of a group that another group may do better. 504 says that the request's time is over."""
-ROOM = frozenset({Overloaded.code, Preempted.code})
-"""What a group says, besides turning away, that has no room just now."""
+NO_ROOM = frozenset({Overloaded.code, Preempted.code})
+"""What a group answers that has no room just now, besides turning a request away."""
 DIED = "the group has failed"
 UNOFFERED = "no decode group has offered pages"
-"""How messages begin by which engines of the release before say `unavailable` of work that they had
-taken in. Ours have codes of their own for that."""
-REFUSED = frozenset({401, 403})
-"""The client's key was good here: it is ours that was not."""
-FAULTS = REFUSED | {500, 502}
-"""Answers that count against the group's circuit; 429 and 503 only say that it is busy. Not so
-NotFinite: a prompt that no group can answer would else close them all to everybody."""
+"""Engines of the release before say `unavailable` of work that they had admitted, in messages that
+begin so. Ours have codes of their own for that."""
+SIGNATURE_REFUSED = frozenset({401, 403})
+"""The client's key was good here, and ours was not."""
+FAULTS = SIGNATURE_REFUSED | {500, 502}
+"""Answers that count against the group's circuit; 429 and 503 only say that it is busy. NotFinite
+does not count: else a prompt that no group can answer would close all groups to everybody."""
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
+class AttemptFailure:
     """Why an attempt came to nothing. `blamed` is the backend that the next attempt avoids."""
 
     status: int
@@ -77,7 +77,7 @@ class Failure:
     @property
     def busy(self) -> bool:
         """A group is there, and says that it has no room just now."""
-        return self.turned_away or (self._heard and _code(self.body) in ROOM)
+        return self.turned_away or (self._heard and _code(self.body) in NO_ROOM)
 
     @property
     def begun(self) -> bool:
@@ -159,7 +159,7 @@ class Attempt:
     def last(self) -> Side:
         return self.sides[-1]
 
-    async def opened(self, *, surely: bool = False) -> Failure | None:
+    async def opened(self, *, surely: bool = False) -> AttemptFailure | None:
         """Wait until it has something for the client, has failed, or the client is gone.
 
         `surely`: from its last side, so that a stream in need of one finds the pair at work.
@@ -170,14 +170,14 @@ class Attempt:
                 return failure
             if self.answering(surely):
                 return None
-            await self._client.signal.wait()
+            await self._client.wakeup.wait()
         return None
 
-    def failure(self) -> Failure | None:
+    def failure(self) -> AttemptFailure | None:
         """The failure that shows so far; the prefill side's before the decode side's."""
         return next((f for side in self.sides if (f := self.failure_of(side))), None)
 
-    def failure_of(self, side: Side) -> Failure | None:
+    def failure_of(self, side: Side) -> AttemptFailure | None:
         reply = side.reply
         if reply.error is not None:
             return self._lost(side, reply.error)
@@ -185,10 +185,10 @@ class Attempt:
             return self._refused(side)
         return None
 
-    def gave_up(self, side: Side, status: int, body: bytes) -> Failure:
+    def gave_up(self, side: Side, status: int, body: bytes) -> AttemptFailure:
         """What it comes to that the stream of `side` ended with such an error."""
         side.gave_up = True
-        return self._told(side, status, body, (JSON,))
+        return self._answered(side, status, body, (JSON,))
 
     def answering(self, surely: bool = False) -> bool:
         """There is something to give to the client."""
@@ -225,37 +225,39 @@ class Attempt:
             headers += signature.headers
         self._fleet.start(backend, tokens)
         reply = backend.upstream.request(
-            call.method, call.path, headers, call.body, poke=self._client.signal.set
+            call.method, call.path, headers, call.body, poke=self._client.wakeup.set
         )
         self.sides.append(Side(role, backend, reply, tokens, signature))
 
-    def _lost(self, side: Side, error: BackendLost) -> Failure:
+    def _lost(self, side: Side, error: BackendLost) -> AttemptFailure:
         lost = Unavailable(f"the {side.role} group was lost: {error}", hint="ask again")
         headers = (JSON, (b"retry-after", b"1"))
         untaken = not any(each.reply.sent for each in self.sides)
         died, key = side.reply.sent, side.backend.found.key
-        return Failure(503, error_body(lost), key, headers, "lost", died=died, untaken=untaken)
+        return AttemptFailure(
+            503, error_body(lost), key, headers, "lost", died=died, untaken=untaken
+        )
 
-    def _refused(self, side: Side) -> Failure:
+    def _refused(self, side: Side) -> AttemptFailure:
         reply, body = side.reply, bytes(side.body)
         if (ahead := side.ahead) is not None:
             # Nothing was begun, and it may be asked again, by its own clock.
             side.backend.clock = ahead
             late = WrongClock(f"the clock of the {side.role} group has jumped", headers={})
-            return Failure(503, error_body(late), "", (JSON,))
-        if reply.status in REFUSED:
+            return AttemptFailure(503, error_body(late), "", (JSON,))
+        if reply.status in SIGNATURE_REFUSED:
             error = Unavailable(f"the {side.role} group refuses the router's signature")
             key = side.backend.found.key
-            return Failure(502, error_body(error), key, (JSON,), untaken=True)
+            return AttemptFailure(502, error_body(error), key, (JSON,), untaken=True)
         kept = tuple((n, v) for n, v in reply.headers.items() if n in _KEPT)
-        return self._told(side, reply.status, body, kept)
+        return self._answered(side, reply.status, body, kept)
 
-    def _told(
+    def _answered(
         self, side: Side, status: int, body: bytes, headers: tuple[tuple[bytes, bytes], ...]
-    ) -> Failure:
+    ) -> AttemptFailure:
         """What the group of `side` said in place of an answer."""
         side.died = _died(body)
-        return Failure(
+        return AttemptFailure(
             status, body, self._blamed(side, body), headers, _reason(body), died=side.died
         )
 
@@ -269,7 +271,7 @@ _KEPT = frozenset({b"content-type", b"retry-after"})
 
 
 def internal_headers(call: Call, role: Role, peer: Backend | None, attempt: str) -> dict[str, str]:
-    """What the engine learns besides the body (router.md); decode is told its `peer`.
+    """What the engine learns besides the body (router.md); decode learns its `peer`.
 
     Both sides know the work by `attempt` too: the end of an earlier one may come after its begin.
     """

@@ -12,7 +12,7 @@ import msgspec
 
 from pds_engine.messages import Role
 from pds_engine.router import circuit
-from pds_engine.router.circuit import Circuit, Limits
+from pds_engine.router.circuit import Circuit, CircuitLimits
 from pds_engine.router.config import RouterConfig
 from pds_engine.router.keyring import Keyring
 from pds_engine.router.policy import Ask, Candidate, Pick, pick, shortage
@@ -22,13 +22,13 @@ Text = Annotated[str, msgspec.Meta(max_length=1024)]
 Tokens = Annotated[int, msgspec.Meta(ge=1, le=1 << 31)]
 
 
-class EngineState(msgspec.Struct, frozen=True, kw_only=True):
-    """What the router reads of `/pds/state`; anything else in it is none of its business."""
+class GroupState(msgspec.Struct, frozen=True, kw_only=True):
+    """What the router reads of `/pds/state`; it ignores everything else there."""
 
     role: Role
     kv_fingerprint: Text | None = ""
     protocol: Annotated[int, msgspec.Meta(ge=0, le=1 << 31)] = 1
-    """Of the messages between groups. Engines of the release before do not tell theirs."""
+    """Of the messages between groups. Engines of the release before do not report theirs."""
     key_id: Text | None = ""
     """Of the control key that it holds."""
     revision: Text | None = ""
@@ -43,7 +43,7 @@ class EngineState(msgspec.Struct, frozen=True, kw_only=True):
     max_model_len: Tokens | None = None
     model_digest: Text | None = ""
 
-    def goes_on_with(self, other: "EngineState") -> bool:
+    def goes_on_with(self, other: "GroupState") -> bool:
         """Whether it computes what `other` does, so that it can go on with a stream of its.
 
         Keys are computed anew: their format does not matter, where the model is known.
@@ -79,7 +79,7 @@ class Backend:
     found: Found
     upstream: Upstream
     keys: Keyring
-    state: EngineState | None = None
+    state: GroupState | None = None
     trouble: str = "not asked yet"
     """Why the last look at /pds/state failed; "" when it did not."""
     missed: int = 0
@@ -111,18 +111,18 @@ class Backend:
 
     @property
     def key(self) -> bytes | None:
-        """What is told to it is signed with this one; None: the router holds none for it."""
+        """Signs what the router sends to it; None: the router holds no key for it."""
         return self.keys.of(self.key_id)
 
     def reason(self, now: float, misses: int) -> str:
         """Why no request is sent there; "" when it is routable."""
-        if unfit := self.unfit(misses):
-            return unfit
+        if unready := self.unready(misses):
+            return unready
         if self.circuit.phase(now) == "open":
             return f"circuit open after {self.circuit.failures} failures in a row"
         return ""
 
-    def unfit(self, misses: int) -> str:
+    def unready(self, misses: int) -> str:
         """Why it can take no request, whatever became of those before; "" when it can."""
         if self.found.deleting:
             return "a pod of the group is being deleted"
@@ -151,12 +151,12 @@ class Fleet:
         self.keys = Keyring() if keys is None else keys
         self._backends: dict[str, Backend] = {}
         self._turn = random.Random(config.seed).getrandbits(16)
-        self.limits = Limits(
+        self.limits = CircuitLimits(
             config.health.open_after, config.health.open_seconds, config.health.open_max
         )
         self.synced = False
-        """Discovery has told all it knows at least once."""
-        self._news = asyncio.Event()
+        """Discovery has reported all that it knows at least once."""
+        self._change = asyncio.Event()
 
     def __iter__(self) -> Iterator[Backend]:
         return iter(self._backends.values())
@@ -170,7 +170,7 @@ class Fleet:
 
     @property
     def longest(self) -> int | None:
-        """The tokens that the longest context of any group holds; None: none has told."""
+        """The tokens that the longest context of any group holds; None: no group has said yet."""
         return max((b.state.max_model_len or 0 for b in self if b.state), default=0) or None
 
     def sync(self, found: Iterable[Found]) -> tuple[list[Backend], list[Backend]]:
@@ -187,27 +187,27 @@ class Fleet:
                 )
                 new.append(self._backends.setdefault(key, Backend(each, upstream, self.keys)))
         self.synced = True
-        self.tell()
+        self.notify()
         return new, gone
 
     def reason(self, backend: Backend) -> str:
         return backend.reason(monotonic(), self._config.health.misses)
 
-    def tell(self) -> None:
-        """Something changed in what can be routed to: wake whoever waits for that."""
-        self._news.set()
-        self._news = asyncio.Event()
+    def notify(self) -> None:
+        """Something changed in what can be routed to: wake those who wait for it."""
+        self._change.set()
+        self._change = asyncio.Event()
 
-    async def news(self, seconds: float) -> None:
+    async def wait_for_change(self, seconds: float) -> None:
         """Wait until something changes, `seconds` at the most."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                await self._news.wait()
+                await self._change.wait()
 
     def routable(
         self,
         excluded: Iterable[str] = (),
-        like: EngineState | None = None,
+        like: GroupState | None = None,
         *,
         last_resort: bool = False,
     ) -> list[Candidate]:
@@ -223,19 +223,19 @@ class Fleet:
             if b.state is not None
             and key not in left_out
             and (like is None or b.state.goes_on_with(like))
-            and not b.unfit(misses)
+            and not b.unready(misses)
             and (b.circuit.admits(now) or (last_resort and b.lives))
         ]
 
     def pick(
-        self, affinity: bytes, excluded: Iterable[str] = (), like: EngineState | None = None
+        self, affinity: bytes, excluded: Iterable[str] = (), like: GroupState | None = None
     ) -> Pick | None:
         """The groups for the next request, or for one that `like` began.
 
         A suspected group may be dead already, and a dead one has the least load of all: a new
         request goes there if there is no other, and a stream waits until it has answered. Where
-        open circuits alone keep it out, groups that live are asked: what opened them may be one
-        client's requests.
+        nothing but open circuits keeps it out, groups that live are asked: one client's requests
+        may have opened them.
         """
         self._turn += 1
         ask = Ask(self._config.policy, self._turn, self._config.seed, affinity)

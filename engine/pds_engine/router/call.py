@@ -22,7 +22,7 @@ STREAMED: Mapping[str, Kind] = {
 _ID = {"chat": "chatcmpl", "completion": "cmpl"}
 """What their response ids begin with."""
 LONGEST = 1 << 20
-"""Tokens of a context, where no engine has told its own yet."""
+"""Tokens of a context, where no engine has reported its own yet."""
 
 
 class Call(msgspec.Struct, frozen=True, kw_only=True):

@@ -56,7 +56,7 @@ class RouterConfig(Section):
     metrics_port: int | None = Field(9090, ge=0, le=65535)
     """None: /metrics is served on the main port alone."""
     keys_dir: Path | None = None
-    """A mounted Secret of control keys: hmac.key, of groups that do not tell which they hold, and
+    """A mounted Secret of control keys: hmac.key, of groups that do not report theirs, and
     <id>.key of the others. Read again as it changes. None: only unified groups can be served."""
     backends: tuple[str, ...] = ()
     """http://host:port of engines, for use without Kubernetes; empty: pods are watched."""

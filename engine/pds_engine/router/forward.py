@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine, Generator
 from typing import Any
 
 from pds_engine.router.answers import Send
-from pds_engine.router.sse import Events
+from pds_engine.router.sse import EventReader
 
 
 class Forward:
@@ -25,7 +25,7 @@ class Forward:
         self._send = send
         self._suspended: _Suspended | None = None
         self._waiting: deque[bytes] = deque()
-        self.events = Events()
+        self.events = EventReader()
         self.poke = poke
         self.pause: Callable[[], None] = poke
 

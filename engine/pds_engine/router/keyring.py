@@ -36,7 +36,7 @@ class Ring:
 
 
 class Keyring:
-    """Keys by id. The first of those given is that of groups which do not tell theirs."""
+    """Keys by id. The first of those given is that of groups that do not report theirs."""
 
     def __init__(self, *keys: bytes) -> None:
         self._keys = {key_id(key): key for key in keys}
@@ -48,9 +48,9 @@ class Keyring:
     def __iter__(self) -> Iterator[str]:
         return iter(self._keys)
 
-    def name(self, told: str) -> str:
-        """The id of a group's key, given what the group says: "" from those that say nothing."""
-        return told or self._default
+    def name(self, reported: str) -> str:
+        """The id of a group's key, given what the group reports; "": it reports none."""
+        return reported or self._default
 
     def of(self, name: str) -> bytes | None:
         """The key of that id."""
@@ -110,7 +110,7 @@ def opened(folder: Path) -> Keyring:
 async def follow(
     keys: Keyring, folder: Path, used: Callable[[], Collection[str]], changed: Callable[[], None]
 ) -> None:
-    """Take over what happens to `folder`, for ever; `used` tells the ids of the groups' keys."""
+    """Take over what happens to `folder`, for ever; `used` gives the ids of the groups' keys."""
     trouble = ""
     while True:
         await asyncio.sleep(READ_SECONDS)

@@ -123,8 +123,8 @@ def _differing(*sides: set[Terms]) -> tuple[str, list[list[str]]]:
         have = [sorted({str(each[place]) for each in side}) for side in sides]
         if not set(have[0]) & set(have[1]):
             return what, have
-    told = [sorted("/".join(map(str, each)) for each in side) for side in sides]
-    return "KV fingerprint, protocol and control key", told
+    have = [sorted("/".join(map(str, each)) for each in side) for side in sides]
+    return "KV fingerprint, protocol and control key", have
 
 
 def _choose(groups: list[_Loaded], ask: Ask) -> _Loaded:

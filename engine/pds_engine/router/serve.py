@@ -85,7 +85,7 @@ async def serve(config: RouterConfig) -> None:
     beside = [loop.create_task(_leave(router, servers[0], leaving, now))]
     if config.keys_dir is not None:
         fleet = router.fleet
-        follows = follow(fleet.keys, config.keys_dir, fleet.key_ids, fleet.tell)
+        follows = follow(fleet.keys, config.keys_dir, fleet.key_ids, fleet.notify)
         beside.append(loop.create_task(follows))
     try:
         await main
@@ -116,7 +116,7 @@ async def _leave(router: Router, main: Server, leaving: asyncio.Event, now: asyn
 async def _at_rest(router: Router, main: Server, now: asyncio.Event) -> None:
     """Until no connection is left, or no call has come for `linger_seconds`.
 
-    The client of a stream that began before the signal was not told that its connection closes,
+    The client of a stream that began before the signal does not know that its connection closes,
     and may send its next request on it: closing right behind the stream would cut that one. It is
     answered, with `Connection: close` (as nginx's keepalive_min_timeout has it).
     """

@@ -14,7 +14,7 @@ _DATA = b"data:"
 
 
 class Journal:
-    """The output tokens of which the client was told, one after the other, without a gap."""
+    """The output tokens that the client has, one after the other, without a gap."""
 
     __slots__ = ("complete", "ids")
 
@@ -36,7 +36,7 @@ class Journal:
             self.complete = False
 
 
-class Events:
+class EventReader:
     """Turns what arrives into whole events, so that an error, or another engine's, can follow any.
 
     The events of the last token are held until `rest`: what is resumed has not ended.
@@ -87,9 +87,9 @@ class Events:
         """Those of these whole events that can be given out, without their journal."""
         given = bytearray()
         for event in events.split(_END)[:-1]:
-            if told := self._event(event):
+            if kept := self._event(event):
                 part = given if self._last is None else self._last
-                part += told + _END
+                part += kept + _END
         return bytes(given)
 
     def _event(self, event: bytes) -> bytes:

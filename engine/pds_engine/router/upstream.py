@@ -120,7 +120,7 @@ class Reply:
         self._detach(reusable=False)
         self.poke()
 
-    # ---- what the connection tells ----
+    # ---- what the connection reports ----
 
     def attach(self, connection: "_Connection | None") -> None:
         self._connection = connection

@@ -29,7 +29,7 @@ from pds_engine.messages import (
     Token,
     Welcome,
 )
-from pds_engine.metrics import Metrics
+from pds_engine.metrics import ServerMetrics
 from pds_engine.server.inbox import Inbox
 from pds_engine.wire import Unsendable
 
@@ -76,7 +76,7 @@ class SchedulerClient:
         self.state_at = 0.0
         self.error: GroupError | None = None
         self.draining = False
-        self.metrics = Metrics()
+        self.metrics = ServerMetrics()
         self.clock = clock
         self.on_loss = on_loss
         self._connect = connect

@@ -23,7 +23,7 @@ FAST = {"interval": 0.05, "start_interval": 0.02, "timeout": 0.5}
 
 
 @dataclass
-class Seen:
+class SeenRequest:
     """A request that a fake engine got."""
 
     method: str
@@ -36,7 +36,7 @@ class Seen:
         return json.loads(self.body)
 
 
-class Stream:
+class EngineStream:
     """The answering side of one exchange."""
 
     def __init__(self, writer: asyncio.StreamWriter) -> None:
@@ -75,14 +75,14 @@ class Stream:
         self.end()
 
 
-Script = Callable[[Seen, Stream], Awaitable[None]]
+Script = Callable[[SeenRequest, EngineStream], Awaitable[None]]
 
 
 def error(message: str, code: str) -> dict[str, Any]:
     return {"error": {"message": message, "type": "server_error", "param": None, "code": code}}
 
 
-async def say_hello(seen: Seen, stream: Stream) -> None:
+async def say_hello(seen: SeenRequest, stream: EngineStream) -> None:
     """A well-behaved engine of any role: three events, as its role has them."""
     role = seen.headers.get("x-pds-role", "unified")
     if not seen.json.get("stream"):
@@ -118,8 +118,8 @@ class FakeEngine:
     checks_state: bool = True
     """Not so in the release before."""
     refused: int = 0
-    seen: list[Seen] = field(default_factory=list)
-    streams: list[Stream] = field(default_factory=list)
+    seen: list[SeenRequest] = field(default_factory=list)
+    streams: list[EngineStream] = field(default_factory=list)
     port: int = 0
     connections: int = 0
 
@@ -144,7 +144,7 @@ class FakeEngine:
         return f"http://127.0.0.1:{self.port}"
 
     @property
-    def calls(self) -> list[Seen]:
+    def calls(self) -> list[SeenRequest]:
         """Requests other than looks at its state."""
         return [seen for seen in self.seen if seen.path != "/pds/state"]
 
@@ -167,10 +167,10 @@ class FakeEngine:
         writer.close()
 
     async def _answer(
-        self, seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        self, seen: SeenRequest, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> bytes:
         self.seen.append(seen)
-        stream = Stream(writer)
+        stream = EngineStream(writer)
         if self.rude and seen.path == "/pds/state":
             while not writer.is_closing():
                 writer.write(self.rude)
@@ -198,7 +198,7 @@ class FakeEngine:
         finally:
             watch.cancel()
 
-    def _refusal(self, seen: Seen) -> Forbidden | None:
+    def _refusal(self, seen: SeenRequest) -> Forbidden | None:
         if self.key is None or (seen.path == "/pds/state" and not self.checks_state):
             return None
         try:
@@ -227,7 +227,7 @@ def _named(refusal: Forbidden) -> dict[str, str]:
     return {name.replace("-", "_"): value for name, value in told.items()}
 
 
-async def read_request(reader: asyncio.StreamReader, first: bytes) -> Seen:
+async def read_request(reader: asyncio.StreamReader, first: bytes) -> SeenRequest:
     head = first + await reader.readuntil(b"\r\n\r\n")
     request, *lines = head.decode().split("\r\n")
     method, path, _ = request.split(" ")
@@ -236,7 +236,7 @@ async def read_request(reader: asyncio.StreamReader, first: bytes) -> Seen:
         k: line.split(": ", 1)[1] for line in lines if line for k in [line.split(":")[0].lower()]
     }
     body = await reader.readexactly(int(headers.get("content-length", 0)))
-    return Seen(method, path, headers, body)
+    return SeenRequest(method, path, headers, body)
 
 
 @dataclass

@@ -6,7 +6,7 @@ import re
 
 import pytest
 from pds_engine.router import stream as streaming
-from pds_engine.router.backends import EngineState
+from pds_engine.router.backends import GroupState
 from pds_engine.router.call import read_call, resumed
 from pds_engine.router.peek import peek
 
@@ -126,7 +126,7 @@ def test_the_body_stays_as_it_came_but_for_the_tokens(body, expected):
 )
 def test_who_goes_on_with_whose_streams(first, next_, goes_on):
     one, other = (
-        EngineState(role="decode", model_digest=digest, kv_fingerprint=kv)
+        GroupState(role="decode", model_digest=digest, kv_fingerprint=kv)
         for digest, kv in (first, next_)
     )
     assert other.goes_on_with(one) == goes_on

@@ -2,7 +2,7 @@ import pytest
 from msgspec.structs import replace
 from pds_engine.config import EngineConfig
 from pds_engine.messages import STATE_METRICS, KernelsProof, State, Traffic
-from pds_engine.metrics import Metrics
+from pds_engine.metrics import ServerMetrics
 from pds_engine.server.state import report, unhealthy, unready
 
 IDLE = State(kv_total=8, ranks_ready=1, kv_fingerprint="f00d")
@@ -117,7 +117,7 @@ def test_every_number_is_reported_under_its_own_name():
 
 
 def test_every_number_is_a_gauge():
-    metrics = Metrics()
+    metrics = ServerMetrics()
     metrics.show(State(**NUMBERS))
     lines = metrics.text().decode().splitlines()
     for field, metric in STATE_METRICS.items():
