@@ -12,7 +12,7 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
 
 class Bounds(NamedTuple):
-    """What a body may take, and what its sender is told beyond that."""
+    """What a body may take, and the errors beyond that."""
 
     size: int
     """Bytes."""

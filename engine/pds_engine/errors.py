@@ -1,6 +1,6 @@
 """The engine's errors: one small tree, each with a stable code and what to do about it.
 
-A class says how a client hears of it: `status` is HTTP's, `code` OpenAI's, and OpenAI's `type`
+A class says how it reaches a client: `status` is HTTP's, `code` OpenAI's, and OpenAI's `type`
 follows from the status. `error_object` makes the body, for the API server and the router alike.
 
 PdsError
@@ -21,7 +21,7 @@ PdsError
 │   ├── NotFinite        500, the model's own numbers have no finite value for this request
 │   └── Unavailable      503, draining, not ready, or no backend to answer
 │       ├── Drained        503, given up at a drain's deadline
-│       ├── Preempted      503, put out for want of KV pages
+│       ├── Preempted      503, no KV page was left: it migrates
 │       ├── NotRead        503, a large body was not read in time, or its reader ended
 │       └── GroupFailed    503, the group failed while the request was with it
 ├── GroupError         503, a rank, stage or peer failed: the request may be retried elsewhere
@@ -54,7 +54,7 @@ class PdsError(Exception):
 
     code: str = "internal_error"
     status: int = 500
-    """HTTP's, where a client is told."""
+    """HTTP's, where a client gets it."""
     param: str | None = None
     """The field of the body that is wrong."""
     retry_after: int | None = None
@@ -84,7 +84,7 @@ class ConfigError(PdsError):
 
 
 class RequestError(PdsError):
-    """Base of what a client is told of its request."""
+    """Base of the errors that a client gets about its request."""
 
     code = "invalid_request"
     status = 400
@@ -145,7 +145,7 @@ class Forbidden(RequestError):
 
 
 class WrongClock(Forbidden):
-    """The control key signed it, at another time than ours. `headers` of the answer tell ours."""
+    """The control key signed it, at another time than ours, which the answer's `headers` give."""
 
     code = "clock"
 
@@ -284,16 +284,16 @@ class ClientGone(PdsError):
 
 def error_object(error: PdsError) -> dict[str, dict[str, str | None]]:
     """`{"error": {"message", "type", "param", "code"}}`, as the openai SDK reads it."""
-    told = {
+    content = {
         "message": str(error),
         "type": error.type,
         "param": error.param,
         "code": error.code,
     }
-    return {"error": told}
+    return {"error": content}
 
 
 def error_headers(error: PdsError) -> dict[str, str]:
-    """Headers of an answer that tells `error`, by lower-case names."""
+    """Headers of an answer that is `error`, by lower-case names."""
     after = {} if error.retry_after is None else {"retry-after": str(error.retry_after)}
     return {**error.headers, **after}

@@ -37,7 +37,7 @@ _HEAD = struct.Struct(">BII")
 _DONE, _REFUSED, _FAILED = range(3)
 
 
-class Turns:
+class ReadQueue:
     """One body at a time; how many bytes wait is bounded."""
 
     def __init__(self, most: int = MAX_WAITING) -> None:
@@ -63,7 +63,7 @@ class Reader:
 
     def __init__(self, function: str) -> None:
         self._function = function
-        self._turns = Turns()
+        self._queue = ReadQueue()
         self._child: asyncio.subprocess.Process | None = None
 
     async def read(self, about: bytes, body: bytes) -> bytes:
@@ -75,7 +75,7 @@ class Reader:
             NotRead: not within SECONDS, or the process ended meanwhile.
             Unexpected: the function failed.
         """
-        async with self._turns.turn(len(body)):
+        async with self._queue.turn(len(body)):
             try:
                 async with asyncio.timeout(SECONDS):
                     status, content = await self._exchange(about, body)
@@ -138,8 +138,8 @@ def _answer(function: Any, about: bytes, body: bytes) -> tuple[int, bytes]:
     try:
         return _DONE, function(about, body)
     except tuple(_REFUSALS.values()) as error:
-        told = (type(error).__name__, error.message, error.param)
-        return _REFUSED, msgspec.msgpack.encode(told)
+        refusal = (type(error).__name__, error.message, error.param)
+        return _REFUSED, msgspec.msgpack.encode(refusal)
     except Exception:  # the body's end, not the process's
         traceback.print_exc()
         return _FAILED, b""

@@ -110,11 +110,11 @@ def warm(config: EngineConfig) -> Warmed:
         seconds=round(time.monotonic() - started, 3),
         producer=config.pod.name,
     )
-    told = (cache.volume.trouble, *(each.volume for each in made.values()))
+    troubles = (cache.volume.trouble, *(each.volume for each in made.values()))
     with suppress(Trouble):  # a record for people: a volume that has all artefacts does without
         for path in _manifest_paths(config):
             cache.volume.write(partial(write_manifest, path=path, manifest=manifest))
-    return Warmed(manifest, next((text for text in told if text), ""))
+    return Warmed(manifest, next((text for text in troubles if text), ""))
 
 
 def open_cache(config: EngineConfig) -> Cache:
@@ -216,16 +216,16 @@ def _manifest_paths(config: EngineConfig) -> list[Path]:
 
 def _prove(manifest: Manifest | None, started: float, *, error: str = "", volume: str = "") -> None:
     """The termination message: cut in its words alone, so that it always can be read."""
-    told = {
+    proof = {
         "manifest": manifest.digest if manifest else "",
         "compiled": manifest.compiled if manifest else 0,
         "reused": manifest.reused if manifest else 0,
         "seconds": round(time.monotonic() - started, 2),
     }
-    text = json.dumps({**told, "error": error, "volume": volume})
+    text = json.dumps({**proof, "error": error, "volume": volume})
     while len(text) > _PROOF_BYTES:
         error, volume = error[: len(error) * 3 // 4], volume[: max(512, len(volume) * 3 // 4)]
-        text = json.dumps({**told, "error": error, "volume": volume})
+        text = json.dumps({**proof, "error": error, "volume": volume})
     print(text)
     if TERMINATION_LOG.exists():
         TERMINATION_LOG.write_text(text)

@@ -4,8 +4,8 @@ A gap in the numbers means that a message was lost, which the design never survi
 raises ProtocolError, and the group restarts as one. There is no high-water mark (ZMQ would block or
 drop); bounds are the application's.
 
-On the wire: [number, message, …]. A Hub may send an API server several messages under one number; a
-single empty frame is a probe, which receivers skip and which tells a Hub whether the peer is there.
+On the wire: [number, message, …]. A Hub may send an API server several messages under one number. A
+single empty frame is a probe: receivers skip it, and a Hub learns whether the peer is there.
 """
 
 from collections import deque

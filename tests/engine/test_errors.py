@@ -1,4 +1,4 @@
-"""What a client is told of every error, byte for byte, by each process that may tell it.
+"""What a client gets of every error, byte for byte, from each process that may answer it.
 
 The API server writes its JSON without spaces, and text as it is; the router as `json.dumps` does.
 """
@@ -30,7 +30,7 @@ CLOSE = ("connection", "close")
 
 @dataclass(frozen=True)
 class Row:
-    """An error, and what the API server tells of it."""
+    """An error, and what the API server answers for it."""
 
     error: Exception
     status: int
@@ -45,8 +45,13 @@ class Row:
 
     @property
     def body(self) -> dict[str, Any]:
-        told = {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}
-        return {"error": told}
+        content = {
+            "message": self.message,
+            "type": self.kind,
+            "param": self.param,
+            "code": self.code,
+        }
+        return {"error": content}
 
 
 def of(kind: type[PdsError], **more: Any) -> PdsError:
@@ -139,8 +144,8 @@ def test_the_api_server_tells_what_the_scheduler_found(row: Row) -> None:
     came = decode(encode(sent))
     assert isinstance(came, Failed)
     nameless = replace(row, param=None)  # the message carries no field's name
-    told = answered(RequestFailed(came))
-    assert told == (row.status, compact(nameless.body), headers(nameless))
+    content = answered(RequestFailed(came))
+    assert content == (row.status, compact(nameless.body), headers(nameless))
 
 
 @pytest.mark.parametrize("row", [*REQUESTS, TRANSFER, *OPEN], ids=str)
@@ -173,5 +178,5 @@ def headers(row: Row) -> list[tuple[str, str]]:
     return [*row.headers, length, ("content-type", "application/json")]
 
 
-def compact(told: dict[str, Any]) -> bytes:
-    return json.dumps(told, separators=(",", ":"), ensure_ascii=False).encode()
+def compact(content: dict[str, Any]) -> bytes:
+    return json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode()

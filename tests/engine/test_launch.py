@@ -170,7 +170,7 @@ def staged() -> Iterator[Group]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
-def test_the_loss_of_a_stage_in_mid_prefill_is_named_and_told(
+def test_the_loss_of_a_stage_in_mid_prefill_is_named_and_reported(
     staged: Group, number: signal.Signals
 ) -> None:
     children = staged.children()
@@ -227,9 +227,9 @@ def test_a_group_of_two_pods_serves_and_ends_as_one(pods: list[Group]) -> None:
     assert httpx.get(f"{pods[1].url}/v1/models").status_code == 404
     body = pods[0].complete(max_tokens=5, ignore_eos=True).json()
     assert body["usage"]["completion_tokens"] == 5
-    told = httpx.get(f"{pods[1].url}/metrics").text
-    assert 'pds_rank_ready{rank="1"} 1.0' in told
-    assert 'pds_rank_hidden_received_total{rank="1"}' in told
+    metrics = httpx.get(f"{pods[1].url}/metrics").text
+    assert 'pds_rank_ready{rank="1"} 1.0' in metrics
+    assert 'pds_rank_hidden_received_total{rank="1"}' in metrics
     os.kill(pods[1].children()["worker-1"], signal.SIGKILL)
     assert [pod.process.wait(10) for pod in pods] == [1, 1]
     said = [pod.process.stderr.read() for pod in pods if pod.process.stderr]
@@ -280,7 +280,7 @@ def test_sigterm_on_another_pod_than_the_leaders_drains_the_group(pods: list[Gro
         ({"max_model_len": 100_000}, "max_model_len 100000"),
     ],
 )
-def test_what_can_be_told_is_refused_before_anything_starts(tree: dict, says: str) -> None:
+def test_what_cannot_work_is_refused_before_anything_starts(tree: dict, says: str) -> None:
     config = EngineConfig.model_validate({"model": {"path": MODEL}, **tree})
     with pytest.raises(ConfigError, match=says):
         launch.check(config)

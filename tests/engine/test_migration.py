@@ -157,7 +157,7 @@ class World:
 
     def stream(self, body: dict[str, Any]) -> list[Any]:
         """The choices and usage of each event; an error, or a missing end, fails."""
-        told: list[Any] = []
+        lines: list[Any] = []
         whole = {**body, "stream": True, "stream_options": {"include_usage": True}}
         with httpx.stream(
             "POST", f"{self.router.url}/v1/completions", json=whole, timeout=90
@@ -166,15 +166,15 @@ class World:
             for line in answer.iter_lines():
                 if not line.startswith("data: {"):
                     assert line in ("", "data: [DONE]")
-                    told += [line] if line else []
+                    lines += [line] if line else []
                     continue
                 event = json.loads(line.removeprefix("data: "))
                 assert "error" not in event, event
                 if event["usage"]:
                     event["usage"].pop("prompt_tokens_details")  # it is the last prefill group's
-                told.append((_rounded(event["choices"]), event["usage"]))
-        assert told[-1] == "data: [DONE]"
-        return told
+                lines.append((_rounded(event["choices"]), event["usage"]))
+        assert lines[-1] == "data: [DONE]"
+        return lines
 
     def close(self) -> None:
         for process in self.processes:

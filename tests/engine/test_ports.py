@@ -25,7 +25,7 @@ def config(pod: int = 0, **parallelism: int) -> EngineConfig:
 
 
 def used(ports: PodPorts) -> list[int]:
-    return [port for lane in ports.lanes for port in lane.ports]
+    return [port for block in ports.blocks for port in block.ports]
 
 
 def admitted(**parallelism: int) -> bool:
@@ -143,7 +143,7 @@ def test_ucx_has_no_port_where_it_is_not_offered() -> None:
 
 
 def test_the_policy_among_engines_names_no_port() -> None:
-    """In a rollout groups of two releases meet, whose ports differ: they are told, not assumed."""
+    """In a rollout groups of two releases meet, whose ports differ: messages carry them."""
     owner = Owner(name="chat", namespace="default", uid="u")
     engine = network_policies(owner, Settings())[0]["spec"]["ingress"]
     among = [rule for rule in engine if rule["from"] == [{"podSelector": engine_pods(rule)}]]

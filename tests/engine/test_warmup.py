@@ -1,6 +1,6 @@
 """The warm-up and its proof, as the operator reads it, on good volumes and on bad ones.
 
-Nothing is really compiled here: what matters is where artefacts lie, and who is told what.
+Nothing is really compiled here: what matters is where artefacts lie, and what logs and proofs say.
 """
 
 import errno
@@ -146,7 +146,7 @@ def test_a_volume_that_has_all_is_good_even_if_it_takes_nothing(
     assert (proof["compiled"], proof["reused"], proof["volume"]) == (0, 2, "")
 
 
-def test_where_a_compiler_fails_too_both_are_told(
+def test_where_a_compiler_fails_too_both_are_reported(
     pod: Callable[[str], Pod], refuses: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refuses(errno.ENOSPC)
@@ -162,7 +162,7 @@ def test_where_a_compiler_fails_too_both_are_told(
     assert f"volume at {lone.volume} is full (" in proof["error"]
 
 
-def test_a_failure_on_a_good_volume_is_told_alone(
+def test_a_failure_on_a_good_volume_is_reported_alone(
     pod: Callable[[str], Pod], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lone = pod("a")
@@ -210,8 +210,8 @@ def test_the_log_says_what_was_damaged_and_how_long_it_took_to_rebuild(
     proof = pod("b").warm()
     assert (proof["compiled"], proof["volume"]) == (2, "")
     what = r"what lay in the cache was damaged (graph.pt2 has changed); compiled in 0.0 s"
-    told = {json.loads(line)["message"] for line in capsys.readouterr().err.splitlines()}
-    assert {f"graph {name}: {what}" for name in ("before", "after")} <= told
+    logged = {json.loads(line)["message"] for line in capsys.readouterr().err.splitlines()}
+    assert {f"graph {name}: {what}" for name in ("before", "after")} <= logged
     assert pod("c").warm()["reused"] == 2
 
 

@@ -101,7 +101,7 @@ class Queued(Message, frozen=True, kw_only=True):
 
 
 class Refused(Message, frozen=True, kw_only=True):
-    """P will not take this offer up; D frees the pages at once, nothing was posted."""
+    """P rejects this offer; D frees the pages at once, nothing was posted."""
 
     transfer: str
     code: str

@@ -1,4 +1,4 @@
-"""Requests: what the API server asks of the scheduler, and what it is told."""
+"""Requests: what the API server asks of the scheduler, and what it answers."""
 
 from msgspec import Struct
 

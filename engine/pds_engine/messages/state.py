@@ -56,14 +56,14 @@ class State(Message, frozen=True, kw_only=True):
     ] = 0
     """Not in kv_used; they hold it until they are needed for something else."""
     prefix_query_tokens: Annotated[
-        int, Metric("pds_prefix_cache_query_tokens", "Tokens taken up.")
+        int, Metric("pds_prefix_cache_query_tokens", "Tokens of admitted requests.")
     ] = 0
-    """Tokens of requests taken up since the start, prompt and given output."""
+    """Since the start; of their prompts and given outputs."""
     prefix_hit_tokens: Annotated[
         int, Metric("pds_prefix_cache_hit_tokens", "Those found in the cache.")
     ] = 0
     preemptions: Annotated[
-        int, Metric("pds_preemptions", "Requests put back since the group started.")
+        int, Metric("pds_preemptions", "Requests preempted since the group started.")
     ] = 0
     kernels: KernelsProof | None = None
     missing: tuple[int, ...] = ()

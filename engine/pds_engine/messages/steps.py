@@ -31,7 +31,7 @@ class Row(Struct, frozen=True, array_like=True, kw_only=True):
     new_pages: tuple[int, ...] = ()
     samples: bool = False
     scores: bool = False
-    """The result tells the log-probabilities of the prompt tokens that follow these positions."""
+    """The result has the log-probabilities of the prompt tokens that follow these positions."""
 
 
 class Push(Struct, frozen=True, array_like=True, kw_only=True):

@@ -1,4 +1,4 @@
-"""What a worker's watchdog tells the scheduler: where it stands, and what it waits for."""
+"""What a worker's watchdog reports to the scheduler: where it stands, and what it waits for."""
 
 from typing import Literal
 
@@ -46,7 +46,7 @@ class Progress(Message, frozen=True, kw_only=True):
     mailbox: int
     """Orders that have come and wait for this one."""
     plans: tuple[str, ...]
-    """The last plans that it took up, oldest first."""
+    """The last plans that it began, oldest first."""
     traffic: Traffic
     compiles: int = 0
     """Kernels that it has compiled since Ready."""

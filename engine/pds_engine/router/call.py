@@ -58,7 +58,7 @@ def read_call(
         peeked: what the body says of itself.
         longest: the tokens that any group's context holds; no request can cost more a choice.
     """
-    wants = peeked.asked
+    wants = peeked.fields
     bound = DEFAULT_OUTPUT if wants.max_tokens is None else wants.max_tokens
     session = dict(headers).get(b"x-session-id", b"") if policy == "session" else b""
     return Call(

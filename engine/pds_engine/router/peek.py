@@ -6,9 +6,9 @@ from typing import Literal
 
 import msgspec
 
-from pds_engine.asked import Asked, asked
 from pds_engine.errors import InvalidRequest
 from pds_engine.reading import LARGE, Reader
+from pds_engine.request_fields import RequestFields, request_fields
 from pds_engine.router.config import Policy
 
 BYTES_PER_TOKEN = 4
@@ -24,7 +24,7 @@ Kind = Literal["completion", "chat"]
 class Peeked(msgspec.Struct, frozen=True, kw_only=True):
     """What a body says of itself."""
 
-    asked: Asked
+    fields: RequestFields
     prompt_tokens: int
     """An estimate, by which loads are compared."""
     affinity: bytes = b""
@@ -91,7 +91,7 @@ def peek(body: bytes, kind: Kind, policy: Policy) -> Peeked:
         raise InvalidRequest("pds_resume is for the router alone", param="pds_resume")
     prompt = fields.prompt or fields.messages
     return Peeked(
-        asked=asked(
+        fields=request_fields(
             stream=_plain(fields.stream),
             n=_plain(fields.n),
             max_tokens=_plain(fields.max_tokens),

@@ -9,7 +9,7 @@ from typing import Any
 
 import uvicorn
 
-from pds_engine.listening import bound
+from pds_engine.listening import bind
 from pds_engine.ports import Use
 from pds_engine.router.app import Router
 from pds_engine.router.config import RouterConfig
@@ -63,10 +63,10 @@ async def serve(config: RouterConfig) -> None:
     """
     router = Router(config, opened(config.keys_dir) if config.keys_dir else None)
     servers = [server(router, config.host, config.port, CANCEL_SECONDS)]
-    ours = [bound(config.host, config.port, HTTP)]
+    ours = [bind(config.host, config.port, HTTP)]
     if config.metrics_port is not None:
         servers.append(server(router.observed, config.host, config.metrics_port, CANCEL_SECONDS))
-        ours.append(bound(config.host, config.metrics_port, METRICS))
+        ours.append(bind(config.host, config.metrics_port, METRICS))
     await router.discovery.start()
     loop = asyncio.get_running_loop()
     leaving, now = asyncio.Event(), asyncio.Event()

@@ -1,9 +1,9 @@
 """One stream to one client: the bytes of a pair, and of others where that one breaks off.
 
 A stream is the prefill group's bytes up to its end of file, then the decode group's, which wait in
-their socket until then. A lost connection breaks it off, or an engine that gives it up. It migrates then:
-the request goes to another pair with the tokens that the client has, which the journal names
-(`sse`), and the new pair's bytes go on where the others ended.
+their socket until then. A lost connection breaks it off, or an engine that gives it up. Then it
+migrates: the request goes to another pair with the tokens that the client has, which the journal
+names (`sse`), and the new pair's bytes go on where the others ended.
 """
 
 from time import monotonic

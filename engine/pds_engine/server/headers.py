@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pds_engine import signing
-from pds_engine.asked import seed_bits
 from pds_engine.errors import Forbidden, InvalidRequest
 from pds_engine.messages import Role, Source
 from pds_engine.messages.bounds import TIME, Bound
+from pds_engine.request_fields import seed_bits
 
 _ANY = Bound(0, 10**20)
 """Of a seed, whose lowest bits count."""

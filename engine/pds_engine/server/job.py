@@ -6,11 +6,11 @@ from collections.abc import Sequence, Sized
 from dataclasses import dataclass, field
 from typing import Any
 
-from pds_engine.asked import asked
 from pds_engine.config import EngineConfig
 from pds_engine.errors import InvalidRequest, TooLong, UnknownModel
 from pds_engine.messages import Sampling, Submit
 from pds_engine.messages.bounds import BIAS, MAX_BIASED, SEED_BITS
+from pds_engine.request_fields import request_fields
 from pds_engine.server.headers import InternalHeaders
 from pds_engine.server.protocol import ChatRequest, Common, CompletionRequest, Templated
 from pds_engine.text.emit import Rules
@@ -148,7 +148,7 @@ def make(
     """
     chat = isinstance(body, ChatRequest)
     resumed = _resumed(body, prompts, tokenizer, internal)
-    wants = asked(stream=body.stream, n=body.n, seed=body.seed)
+    wants = request_fields(stream=body.stream, n=body.n, seed=body.seed)
     copies = wants.choices
     count = len(prompts) * copies
     if count > config.scheduler.max_running + config.scheduler.max_waiting:
@@ -287,7 +287,7 @@ def _logprobs(body: CompletionRequest | ChatRequest) -> int | None:
 
 
 def _prompt_logprobs(body: CompletionRequest | ChatRequest) -> int | None:
-    """Asked for by name, or by the scores of an answer that begins with its prompt."""
+    """RequestFields for by name, or by the scores of an answer that begins with its prompt."""
     asked = body.prompt_logprobs
     if asked is not None and body.stream:
         raise InvalidRequest("prompt_logprobs is not served with stream", param="prompt_logprobs")

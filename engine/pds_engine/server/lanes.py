@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Callable
 from typing import TypeVar
 
-from pds_engine.reading import LARGE, Reader, Turns
+from pds_engine.reading import LARGE, Reader, ReadQueue
 from pds_engine.server import large
 
 R = TypeVar("R")
@@ -25,7 +25,7 @@ class Lanes:
 
     def __init__(self, limits: large.PromptLimits) -> None:
         self._limits = limits
-        self._middle, self._large = Turns(), Turns()
+        self._middle, self._large = ReadQueue(), ReadQueue()
         self._reader = Reader("pds_engine.server.large:examined")
 
     async def read(self, data: bytes, form: large.Form, work: Callable[[bytes], R]) -> R:

@@ -8,7 +8,7 @@ from starlette.types import ASGIApp
 
 from pds_engine.config import HttpConfig
 from pds_engine.errors import GroupError
-from pds_engine.listening import bound, refusal
+from pds_engine.listening import bind, refusal
 from pds_engine.ports import HTTP, METRICS
 from pds_engine.server.scheduler_client import SchedulerClient
 
@@ -45,7 +45,7 @@ def listen(
     for number in (signal.SIGTERM, signal.SIGINT):
         # uvicorn drains on these and then raises them anew, which would end us with a bad status.
         signal.signal(number, lambda *_: None)
-    ours = bound(http.host, http.port, HTTP)
+    ours = bind(http.host, http.port, HTTP)
     try:
         metrics, thread = start_http_server(http.metrics_port, http.host, registry)
     except OSError as error:

@@ -24,11 +24,11 @@ SECONDS = 900
 
 
 def judge(answer: schemathesis.Response, sent: str) -> None:
-    told = f"{answer.status_code} {answer.content[:400]!r} to {sent[:600]}"
-    assert answer.status_code < 500, told
+    exchange = f"{answer.status_code} {answer.content[:400]!r} to {sent[:600]}"
+    assert answer.status_code < 500, exchange
     if answer.status_code >= 400:
-        assert answer.headers["content-type"] == ["application/json"], told
-        assert set(answer.json()["error"]) == {"message", "type", "param", "code"}, told
+        assert answer.headers["content-type"] == ["application/json"], exchange
+        assert set(answer.json()["error"]) == {"message", "type", "param", "code"}, exchange
 
 
 def attack(url: str, cases: int, seed: int | None) -> Counter[int]:

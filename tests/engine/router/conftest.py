@@ -223,8 +223,8 @@ class FakeEngine:
 
 
 def _named(refusal: Forbidden) -> dict[str, str]:
-    told = refusal.headers if isinstance(refusal, WrongClock) else {}
-    return {name.replace("-", "_"): value for name, value in told.items()}
+    headers = refusal.headers if isinstance(refusal, WrongClock) else {}
+    return {name.replace("-", "_"): value for name, value in headers.items()}
 
 
 async def read_request(reader: asyncio.StreamReader, first: bytes) -> SeenRequest:

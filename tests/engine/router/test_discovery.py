@@ -51,9 +51,7 @@ async def test_a_group_comes_drains_and_goes(api, discovering, engine):
 
 
 @pytest.mark.parametrize("ends", ["DELETED", "Failed"])
-async def test_decode_groups_are_told_of_a_prefill_group_that_is_gone(
-    api, discovering, engine, ends
-):
+async def test_decode_groups_learn_of_a_prefill_group_that_is_gone(api, discovering, engine, ends):
     async def accepts(seen, stream):
         await stream.json(200, {})
 

@@ -33,8 +33,8 @@ def dies_at_once():
 
 def refuses(status, code="overloaded", **headers):
     async def script(seen, stream):
-        told = {"error": {"message": "no", "type": "x", "param": "p", "code": code}}
-        await stream.json(status, told, **headers)
+        content = {"error": {"message": "no", "type": "x", "param": "p", "code": code}}
+        await stream.json(status, content, **headers)
 
     return script
 
@@ -105,9 +105,9 @@ async def test_decodes_bytes_wait_for_prefills_end(engine, router):
 async def test_an_answer_that_does_not_stream_is_decodes(engine, router):
     running = await router(await engine("prefill"), await engine("decode"))
     async with running.http.post("/v1/completions", json={"prompt": "a"}) as response:
-        told = await response.json()
-    assert told == {"id": response.headers["x-request-id"], "by": "decode"}
-    assert told["id"].startswith("cmpl-")
+        content = await response.json()
+    assert content == {"id": response.headers["x-request-id"], "by": "decode"}
+    assert content["id"].startswith("cmpl-")
 
 
 async def test_a_large_answer_that_does_not_stream_comes_whole(engine, router):
@@ -371,6 +371,6 @@ async def test_a_debug_log_tells_which_pair_each_attempt_goes_to(engine, router,
     running = await router(p, d)
     with caplog.at_level("DEBUG", "pds_engine.router.pairs"):
         assert await running.stream() == HELLO
-    (told,) = caplog.records
-    assert told.request_id.startswith("chatcmpl-")
-    assert (told.prefill, told.decode) == (f"127.0.0.1:{p.port}", f"127.0.0.1:{d.port}")
+    (content,) = caplog.records
+    assert content.request_id.startswith("chatcmpl-")
+    assert (content.prefill, content.decode) == (f"127.0.0.1:{p.port}", f"127.0.0.1:{d.port}")

@@ -31,7 +31,7 @@ LAST = b'data: {"b":2}\n\ndata: {}\n\ndata: [DONE]\n\n'
         (STREAM, OPEN, [7, 8, 9]),
     ],
 )
-def test_the_journal_is_read_and_nothing_of_it_told(given_, expected, ids):
+def test_the_journal_is_read_and_nothing_of_it_sent_on(given_, expected, ids):
     events = EventReader()
     assert events.feed(given_) == expected
     assert list(events.journal.ids) == ids
@@ -48,12 +48,12 @@ def test_any_cutting_gives_the_same_whole_events(cuts):
     assert events.rest() == LAST
 
 
-def test_what_was_not_told_is_not_in_the_journal():
-    """Wherever the stream breaks, tokens and events told are the same ones."""
+def test_what_was_not_sent_is_not_in_the_journal():
+    """Wherever the stream breaks, the tokens and the events sent are the same ones."""
     for end in range(len(STREAM) + 1):
         events = EventReader()
-        told = events.feed(STREAM[:end])
-        assert len(events.journal.ids) == {0: 0, 1: 1, 2: 3}[told.count(b"data:")]
+        given = events.feed(STREAM[:end])
+        assert len(events.journal.ids) == {0: 0, 1: 1, 2: 3}[given.count(b"data:")]
         events.cut()
         assert events.rest() == b""
 
@@ -85,8 +85,8 @@ def test_a_journal_with_gaps_resumes_nothing(lines, complete):
 
 def test_an_engine_that_gives_up_says_so_to_the_router_alone():
     events = EventReader()
-    told = events.feed(b': pds 1 5\ndata: 1\n\n: pds failed 503 {"error": {"code": "a b"}}\n\n')
-    assert told == b"data: 1\n\n"
+    given = events.feed(b': pds 1 5\ndata: 1\n\n: pds failed 503 {"error": {"code": "a b"}}\n\n')
+    assert given == b"data: 1\n\n"
     assert events.failed == (503, b'{"error": {"code": "a b"}}')
     events.cut()
     assert events.failed is None

@@ -152,7 +152,7 @@ async def serve(
         yield Served(client, scheduler, scheduler_client, config)
 
 
-class Turns:
+class TurnCounter:
     """A task and a thread that count their turns: what keeps the loop, or the lock, keeps them."""
 
     def __init__(self) -> None:
@@ -161,7 +161,7 @@ class Turns:
         self._stop = threading.Event()
         self._counter = threading.Thread(target=self._count, daemon=True)
 
-    async def __aenter__(self) -> "Turns":
+    async def __aenter__(self) -> "TurnCounter":
         self._counter.start()
         self._task = asyncio.create_task(self._tick())
         return self
@@ -182,8 +182,8 @@ class Turns:
 
 
 @pytest.fixture
-def turns() -> type[Turns]:
-    return Turns
+def turns() -> type[TurnCounter]:
+    return TurnCounter
 
 
 @pytest.fixture(scope="session")

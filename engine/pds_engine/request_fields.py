@@ -6,7 +6,7 @@ from pds_engine.messages.bounds import MAX_CHOICES, MAX_TOKENS, SEED_BITS
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class RequestFields:
     """A field that is missing, or that the engine refuses, counts as not given."""
 
     stream: bool = False
@@ -16,16 +16,16 @@ class Asked:
     """The 63 bits that a seed comes to: any 64-bit integer is one."""
 
 
-def asked(
+def request_fields(
     *,
     stream: object = None,
     n: object = None,
     max_tokens: object = None,
     max_completion_tokens: object = None,
     seed: object = None,
-) -> Asked:
+) -> RequestFields:
     """The fields of these names, as JSON has them."""
-    return Asked(
+    return RequestFields(
         stream=stream is True,
         choices=_within(n, 1, MAX_CHOICES) or 1,
         max_tokens=_natural(max_completion_tokens) or _natural(max_tokens),
