@@ -1,4 +1,4 @@
-"""What the router itself answers: OpenAI's error object, or the same as a stream's last event."""
+"""The router's own answers: OpenAI's error object, whole or as a stream's last event."""
 
 import json
 from collections.abc import Callable, Coroutine, Iterable, MutableMapping
@@ -18,7 +18,7 @@ def error_body(error: PdsError) -> bytes:
 
 
 def error_event(body: bytes, note: str = "") -> bytes:
-    """An error object as one server-sent event; anything else becomes its message.
+    """An error object as one server-sent event. A body that is none becomes the message of one.
 
     `note` is added to its message.
     """

@@ -37,7 +37,7 @@ RELAYED: Mapping[str, str] = {
 }
 """Answered by engines, and the method that each one takes."""
 GUARDED = frozenset({*RELAYED, "/v1/models"})
-"""What asks for an API key when there are keys."""
+"""These need an API key when there are keys."""
 OBSERVED = frozenset({"/metrics", "/healthz", "/readyz", "/pds/backends"})
 """What the metrics port answers."""
 
@@ -77,7 +77,7 @@ class Router:
         except ClientGone:
             return
         except PdsError as error:
-            # What of the body was not read would be taken for the next request.
+            # The unread part of the body would look like the next request.
             await answer_error(send, error, [(b"connection", b"close")])
             return
         await self._surface(scope, receive, send)
@@ -117,7 +117,7 @@ class Router:
         )
 
     async def observed(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-        """The application of the metrics port: what observers ask for, and nothing else."""
+        """The application of the metrics port: it answers the OBSERVED paths and no others."""
         if scope["type"] == "http" and scope["path"] not in OBSERVED:
             scope = {**scope, "path": "/not-on-this-port"}
         await self._surface(scope, receive, send)

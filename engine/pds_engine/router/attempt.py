@@ -1,4 +1,4 @@
-"""One try at one pair: the exchanges with its groups, and how far they have come."""
+"""One attempt at one pair: the exchanges with its groups, and how far they have come."""
 
 import json
 import secrets
@@ -25,7 +25,7 @@ from pds_engine.router.signed import Signature
 from pds_engine.router.upstream import BackendLost, Reply
 
 RETRIED = frozenset({408, 429, 500, 502, 503})
-"""Answers of a group that another group may do better. 504 says that the request's time is over."""
+"""Another group may do better than an answer of these. 504 says that the request's time is over."""
 NO_ROOM = frozenset({Overloaded.code, Preempted.code})
 """What a group answers that has no room just now, besides turning a request away."""
 DIED = "the group has failed"
@@ -41,18 +41,18 @@ does not count: else a prompt that no group can answer would close all groups to
 
 @dataclass(frozen=True, slots=True)
 class AttemptFailure:
-    """Why an attempt came to nothing. `blamed` is the backend that the next attempt avoids."""
+    """Why an attempt failed. `blamed` is the backend that the next attempt avoids."""
 
     status: int
     body: bytes
     blamed: str
     headers: tuple[tuple[bytes, bytes], ...] = ()
     reason: str = "failed"
-    """lost, drained, preempted or failed: what a migration is counted under."""
+    """lost, drained, preempted or failed: a migration's label in the metrics."""
     died: bool = False
     """The group died or fell silent with the request, and may have died of it."""
     untaken: bool = False
-    """It reached no group of the pair, or not beyond its door: nothing came of it."""
+    """No group of the pair began with it: it reached none, or was refused at once."""
 
     @property
     def retry(self) -> bool:
@@ -102,13 +102,13 @@ class Side:
     body: bytearray = field(default_factory=bytearray)
     settled: bool = False
     gave_up: bool = False
-    """The group ended the stream before its end, by its own word."""
+    """The group said that it gives the stream up."""
     died: bool = False
-    """Its own word was that it has failed."""
+    """The group said that it has failed."""
 
     @property
     def ahead(self) -> float | None:
-        """How far the group's clock is ahead, where that alone is why it refuses."""
+        """How far the group's clock is ahead, where it refuses for no other reason."""
         if self.signature is None:
             return None
         return self.signature.corrected(self.reply.status, self.reply.headers)
@@ -127,7 +127,7 @@ class Side:
         return True if self.reply.ended and self.reply.status == 200 else None
 
     def settle(self, fleet: Fleet) -> None:
-        """It is over, or no more of it is wanted: its load is taken off the backend."""
+        """It is over, or its rest is not wanted: take its load off the backend."""
         if not self.settled:
             self.settled = True
             lives = self.reply.error is None and not self.died
@@ -162,7 +162,7 @@ class Attempt:
     async def opened(self, *, surely: bool = False) -> AttemptFailure | None:
         """Wait until it has something for the client, has failed, or the client is gone.
 
-        `surely`: from its last side, so that a stream in need of one finds the pair at work.
+        `surely`: wait for its last side, so that a stream that migrates finds the pair at work.
         """
         while not self._client.gone:
             self.collect()
@@ -174,7 +174,7 @@ class Attempt:
         return None
 
     def failure(self) -> AttemptFailure | None:
-        """The failure that shows so far; the prefill side's before the decode side's."""
+        """The failure so far; the prefill side's before the decode side's."""
         return next((f for side in self.sides if (f := self.failure_of(side))), None)
 
     def failure_of(self, side: Side) -> AttemptFailure | None:
@@ -186,7 +186,7 @@ class Attempt:
         return None
 
     def gave_up(self, side: Side, status: int, body: bytes) -> AttemptFailure:
-        """What it comes to that the stream of `side` ended with such an error."""
+        """The failure when the stream of `side` ended with this error."""
         side.gave_up = True
         return self._answered(side, status, body, (JSON,))
 
@@ -202,7 +202,7 @@ class Attempt:
         return come and (first.ended or first is last)
 
     def collect(self) -> None:
-        """Take over bodies that are wanted whole: errors, and answers that do not stream."""
+        """Collect bodies that are needed whole: errors, and answers that do not stream."""
         for side in self.sides:
             if side.reply.status not in (0, 200) or not self._call.stream:
                 side.body += side.reply.take()
@@ -212,7 +212,7 @@ class Attempt:
         side.settle(self._fleet)
 
     def close(self) -> None:
-        """Give up what is not over: the groups see their client leave."""
+        """Give up all that is not over: its groups see their client leave."""
         for side in self.sides:
             side.settle(self._fleet)
 
@@ -241,7 +241,7 @@ class Attempt:
     def _refused(self, side: Side) -> AttemptFailure:
         reply, body = side.reply, bytes(side.body)
         if (ahead := side.ahead) is not None:
-            # Nothing was begun, and it may be asked again, by its own clock.
+            # It began nothing. The next attempt may use it again, by its own clock.
             side.backend.clock = ahead
             late = WrongClock(f"the clock of the {side.role} group has jumped", headers={})
             return AttemptFailure(503, error_body(late), "", (JSON,))
@@ -255,14 +255,14 @@ class Attempt:
     def _answered(
         self, side: Side, status: int, body: bytes, headers: tuple[tuple[bytes, bytes], ...]
     ) -> AttemptFailure:
-        """What the group of `side` said in place of an answer."""
+        """The failure that the group of `side` answered."""
         side.died = _died(body)
         return AttemptFailure(
             status, body, self._blamed(side, body), headers, _reason(body), died=side.died
         )
 
     def _blamed(self, side: Side, body: bytes) -> str:
-        if _code(body) == TransferFailed.code:  # whoever says so means the other side
+        if _code(body) == TransferFailed.code:  # the side that says so blames the other
             side = self.first if side is self.last else self.last
         return side.backend.found.key
 

@@ -1,4 +1,4 @@
-"""The groups that the router knows: where they are, what they say, what is under way there."""
+"""The groups that the router knows: their addresses, their states, and the requests open there."""
 
 import asyncio
 import random
@@ -44,9 +44,9 @@ class GroupState(msgspec.Struct, frozen=True, kw_only=True):
     model_digest: Text | None = ""
 
     def goes_on_with(self, other: "GroupState") -> bool:
-        """Whether it computes what `other` does, so that it can go on with a stream of its.
+        """Whether it computes what `other` does, so that it can go on with a stream of that group.
 
-        Keys are computed anew: their format does not matter, where the model is known.
+        KV is computed again: its format does not matter, where the model is known.
         """
         if other.model_digest:
             return self.model_digest == other.model_digest
@@ -81,16 +81,16 @@ class Backend:
     keys: Keyring
     state: GroupState | None = None
     trouble: str = "not asked yet"
-    """Why the last look at /pds/state failed; "" when it did not."""
+    """Why the last poll of /pds/state failed; "" when it did not."""
     missed: int = 0
     answered_at: float = 0.0
     clock: float = 0.0
     """Seconds that its clock is ahead of ours, where it refuses what is signed by ours."""
     suspected: bool = False
-    """A request failed by its fault, and it has not answered a look since: others go first."""
+    """A request failed by its fault, and it has not answered a poll since: others go first."""
     circuit: Circuit = field(default_factory=Circuit)
     lives: bool = False
-    """Its last failure was an answer of its own (500): it works, and maybe for other requests."""
+    """Its last failure was an answer of its own (500): it runs, and may serve other requests."""
     in_flight: int = 0
     outstanding: int = 0
     requests: int = 0
@@ -123,7 +123,7 @@ class Backend:
         return ""
 
     def unready(self, misses: int) -> str:
-        """Why it can take no request, whatever became of those before; "" when it can."""
+        """Why it can serve no request, apart from its circuit; "" when it can."""
         if self.found.deleting:
             return "a pod of the group is being deleted"
         if self.found.draining:
@@ -174,7 +174,7 @@ class Fleet:
         return max((b.state.max_model_len or 0 for b in self if b.state), default=0) or None
 
     def sync(self, found: Iterable[Found]) -> tuple[list[Backend], list[Backend]]:
-        """Take over what discovery sees. Returns the new backends and the gone ones."""
+        """Adopt what discovery sees. Returns the new backends and the gone ones."""
         now = {each.key: each for each in found}
         gone = [self._backends.pop(key) for key in list(self._backends) if key not in now]
         new = []
@@ -211,9 +211,9 @@ class Fleet:
         *,
         last_resort: bool = False,
     ) -> list[Candidate]:
-        """What the policy may choose from; with `like`, what can go on with a stream of its.
+        """The policy's candidates; with `like`, those that can go on with a stream of that group.
 
-        last_resort: groups too that live, and whose circuits are open.
+        last_resort: also groups that live and have an open circuit.
         """
         now, misses = monotonic(), self._config.health.misses
         left_out = set(excluded)
@@ -267,7 +267,7 @@ class Fleet:
         """It is over.
 
         healthy: True answered, False failed by its fault, None says nothing.
-        lives: of a failure, that it was an answer of the group's own.
+        lives: the failure was an answer of the group's own.
         """
         backend.in_flight -= 1
         backend.outstanding -= tokens

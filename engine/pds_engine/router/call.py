@@ -1,4 +1,4 @@
-"""One client's request as the router sees it: a few fields of a body it forwards whole."""
+"""One client's request as the router sees it: a few fields of a body that it forwards whole."""
 
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,7 +9,7 @@ from pds_engine.router.config import Policy
 from pds_engine.router.peek import Kind, Peeked, digest
 
 DEFAULT_OUTPUT = 256
-"""Tokens assumed where a body names no bound."""
+"""Output tokens assumed where a body names no bound."""
 FORWARDED = frozenset(
     {b"content-type", b"accept", b"user-agent", b"traceparent", b"tracestate", b"x-request-id"}
 )
@@ -32,7 +32,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     path: str
     body: bytes
     headers: tuple[tuple[bytes, bytes], ...]
-    """The client's, as far as they travel on."""
+    """Those of the client's that are FORWARDED."""
     request_id: str
     created: int
     seed: int = 0
@@ -77,7 +77,7 @@ def read_call(
 
 
 def resumed(call: Call, output_ids: Sequence[int]) -> Call:
-    """The same request, to go on behind tokens that its client has. Its body stays as it came."""
+    """The same request, to go on after tokens that its client has. Its body stays as it came."""
     if not output_ids:
         return call
     given = b'"pds_resume":{"output_ids":[%b]}}' % ",".join(map(str, output_ids)).encode()

@@ -14,7 +14,7 @@ class Client:
         self.gone = False
 
     async def watch(self, receive: Receive) -> None:
-        """Notice that it leaves."""
+        """Wait until it leaves, and note it."""
         while (await receive())["type"] != "http.disconnect":
             pass
         self.gone = True

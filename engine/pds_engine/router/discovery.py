@@ -1,4 +1,4 @@
-"""Keeps the fleet as the cluster has it: by watching Pods, or from a list given by hand."""
+"""Keeps the fleet like the cluster: by watching Pods, or from a list given by hand."""
 
 import asyncio
 import json
@@ -57,7 +57,7 @@ class Discovery:
 
     @property
     def trouble(self) -> str:
-        """What keeps the picture from being fresh; "" when nothing does."""
+        """Why what it knows may be out of date; "" when it is not."""
         return self._watch.trouble if self._watch else ""
 
     async def start(self) -> None:

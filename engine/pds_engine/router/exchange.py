@@ -1,4 +1,4 @@
-"""One whole exchange with a backend, for those who want all of it or nothing."""
+"""One whole exchange with a backend, for callers that want all of it or nothing."""
 
 from collections.abc import Mapping
 

@@ -23,7 +23,7 @@ class Pairs:
         self.metrics = metrics
 
     def pick(self, call: Call, excluded: set[str], like: GroupState | None = None) -> Pick | None:
-        """The groups for the next attempt; with `like`, those that go on with what it began."""
+        """The groups for the next attempt; with `like`, groups that can go on with its stream."""
         if call.path in STREAMED:
             return self.fleet.pick(call.affinity, excluded, like)
         found = self.fleet.routable(excluded) or self.fleet.routable(excluded, last_resort=True)
@@ -31,10 +31,10 @@ class Pairs:
         return Pick(any_one[0].key) if any_one else None
 
     def attempt(self, call: Call, pick: Pick, client: Client) -> Attempt:
-        """Ask them.
+        """Send the call to them.
 
         Raises:
-            Unavailable: this router cannot sign, and they ask for it.
+            Unavailable: this router cannot sign, and they want it signed.
         """
         if pick.decode is not None and not self.fleet.keys:
             raise Unavailable(
@@ -45,7 +45,7 @@ class Pairs:
         return Attempt(self.fleet, call, pick, client)
 
     def _log_pick(self, call: Call, pick: Pick) -> None:
-        """Which pods a request goes to, for whoever asks afterwards."""
+        """Log which pods a request goes to."""
         pods = {"prefill": self.fleet[pick.prefill].found.pod}
         if pick.decode is not None:
             pods["decode"] = self.fleet[pick.decode].found.pod
@@ -55,7 +55,7 @@ class Pairs:
         return Unavailable(self.fleet.shortage(), retry_after=1)
 
     def failed(self, call: Call, failure: AttemptFailure, phase: RequestPhase, again: bool) -> None:
-        """An attempt came to nothing; `again`: another is made, or the stream goes on elsewhere.
+        """An attempt failed; `again`: another is made, or the stream goes on elsewhere.
 
         A preempted one did not fail: `migrated` counts it.
         """

@@ -1,4 +1,4 @@
-"""The router as a process: two ports, and an end that cuts no stream."""
+"""The router as a process: it has two ports, and its end cuts no stream."""
 
 import asyncio
 import contextlib
@@ -17,14 +17,14 @@ from pds_engine.router.keyring import follow, opened
 
 logger = logging.getLogger(__name__)
 LOOK_SECONDS = 0.1
-"""Between two looks at whether a router that leaves is at rest."""
+"""Between two checks whether a router that leaves is at rest."""
 HTTP, METRICS = Use("HTTP", "port"), Use("metrics", "metrics_port")
 CANCEL_SECONDS = 1
 """For what is cut at the very end."""
 
 
 class Server(uvicorn.Server):
-    """uvicorn without its own idea of signals: `serve` below decides when it ends."""
+    """uvicorn without its own signal handlers: `serve` below decides when it ends."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -54,8 +54,8 @@ def server(app: Any, host: str, port: int, drain_seconds: float) -> Server:
 
 
 async def serve(config: RouterConfig) -> None:
-    """Serve until SIGTERM or SIGINT, then leave in good order (router.md): not ready at once,
-    new connections for `linger_seconds` more, and the streams' end. A second signal ends it now.
+    """Serve until SIGTERM or SIGINT, then drain (router.md): not ready at once, new connections for
+    `linger_seconds` more, then the end of open streams. A second signal ends it at once.
 
     Raises:
         ConfigError: keys or backends cannot be found, or an address is not this machine's.
@@ -106,7 +106,7 @@ async def _leave(router: Router, main: Server, leaving: asyncio.Event, now: asyn
     if not now.is_set():
         for listening in main.servers:
             listening.close()
-        # What comes behind the last of the old streams may last as long as they may.
+        # A request that follows the last old stream may last as long as that stream.
         await _within(2 * drain, _at_rest(router, main, now))
     main.should_exit = True
     await now.wait()
@@ -128,7 +128,7 @@ async def _at_rest(router: Router, main: Server, now: asyncio.Event) -> None:
 
 
 async def _within(seconds: float, work: Coroutine[Any, Any, object]) -> None:
-    """Wait for it, and for so long at the most."""
+    """Wait for `work`, `seconds` at the most."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             await work

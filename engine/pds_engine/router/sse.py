@@ -37,9 +37,9 @@ class Journal:
 
 
 class EventReader:
-    """Turns what arrives into whole events, so that an error, or another engine's, can follow any.
+    """Turns what arrives into whole events: an error, or another engine's event, can follow each.
 
-    The events of the last token are held until `rest`: what is resumed has not ended.
+    It holds the events of the last token until `rest`: a stream that is resumed has not ended.
     """
 
     __slots__ = ("_held", "_last", "failed", "journal")
@@ -72,19 +72,19 @@ class EventReader:
         return self._read(whole)
 
     def rest(self) -> bytes:
-        """What is left at the end of the stream: its last events, and what is no whole event."""
+        """The rest when the stream ends: its last events, and bytes that make no whole event."""
         data = bytes(self._last or b"") + self._event(bytes(self._held))
         self.cut()
         return data
 
     def cut(self) -> None:
-        """The stream broke: what was not given out will come again, from another engine."""
+        """The stream broke: another engine will send again what was not given out."""
         self._held.clear()
         self._last = None
         self.failed = None
 
     def _read(self, events: bytes) -> bytes:
-        """Those of these whole events that can be given out, without their journal."""
+        """The events, without their journal, that can be given out now."""
         given = bytearray()
         for event in events.split(_END)[:-1]:
             if kept := self._event(event):

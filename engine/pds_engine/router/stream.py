@@ -22,9 +22,9 @@ EVENT_STREAM: Headers = (
     (b"x-accel-buffering", b"no"),
 )
 LOOK_SECONDS = 1.0
-"""How long a stream waits for news of a group before it tries again all the same."""
+"""How long a stream waits for a change in the fleet before it tries again all the same."""
 QUIET_SECONDS = 10.0
-"""How long a stream that waits says nothing: proxies close what is silent for longer."""
+"""A stream that waits sends something so often: proxies close silent connections."""
 WAITING = b": waiting\n\n"
 """A comment, which clients pass over."""
 
@@ -147,7 +147,7 @@ class RelayedStream:
             self._pairs.migrated(self._call, failure, len(self._journal.ids), seconds)
 
     async def _give(self, attempt: Attempt) -> AttemptFailure | None:
-        """An attempt's bytes to the client, side by side, up to their end."""
+        """Send an attempt's bytes to the client, one side after the other, to their end."""
         for side in attempt.sides:
             failure = await self._side(attempt, side)
             if self._client.gone:

@@ -104,8 +104,8 @@ def server_sent(job: Job, one: ChoiceEvent, data: bytes) -> bytes:
     """One event of a stream, after its line of journal when there is one.
 
     The line is a comment, `: pds <count> <ids>`: output tokens so far, and those since the line
-    before, separated by commas. ` end` follows them where the event is of the last token: the
-    router holds such events until the stream is whole, so that what it resumes has not ended.
+    before, separated by commas. ` end` follows them in an event of the last token. The router holds
+    such events until the stream is whole, so that it never resumes a stream that has ended.
     """
     event = one.event
     if job.journal and (event.ids or one.last):
@@ -118,8 +118,8 @@ def server_sent(job: Job, one: ChoiceEvent, data: bytes) -> bytes:
 def broken_off(job: Job, status: int, error: bytes) -> bytes:
     """The last event of a stream that failed. `error` is OpenAI's object, `status` HTTP's.
 
-    A client learns it as an event: OpenAI's raise on it. To a router that keeps the journal it is a
-    record in a comment, `: pds failed <status> <error>`: it goes on with the stream elsewhere.
+    A client gets it as an event, on which OpenAI's SDKs raise. A router that keeps the journal gets
+    a comment, `: pds failed <status> <error>`, and goes on with the stream elsewhere.
     """
     if job.journal:
         return b": pds failed %d %s\n\n" % (status, error)

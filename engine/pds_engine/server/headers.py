@@ -1,4 +1,4 @@
-"""The router's word on a request: signed x-pds-* headers (router.md)."""
+"""What the router says about a request: signed x-pds-* headers (router.md)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ _ANY = Bound(0, 10**20)
 
 @dataclass(frozen=True, slots=True)
 class InternalHeaders:
-    """The router's word on one request; the defaults are those of a request without a router."""
+    """What the router says about a request; by default, what is true without a router."""
 
     request_id: str | None = None
     attempt: str = ""

@@ -23,7 +23,7 @@ DEFAULT_MAX_TOKENS = 16
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One HTTP request: choice i is submits[i], all under the same rules."""
+    """One HTTP request: choice i is submits[i]; all have the same rules."""
 
     id: str
     created: int
@@ -287,7 +287,7 @@ def _logprobs(body: CompletionRequest | ChatRequest) -> int | None:
 
 
 def _prompt_logprobs(body: CompletionRequest | ChatRequest) -> int | None:
-    """RequestFields for by name, or by the scores of an answer that begins with its prompt."""
+    """By its own field, or by the scores of an answer that begins with its prompt."""
     asked = body.prompt_logprobs
     if asked is not None and body.stream:
         raise InvalidRequest("prompt_logprobs is not served with stream", param="prompt_logprobs")

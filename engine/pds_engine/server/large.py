@@ -1,10 +1,10 @@
 """Large bodies: bounded by what the context could ever hold before anything is made of them.
 
 A parser holds the interpreter's lock from a body's first byte to its last, and nobody else is
-answered meanwhile. So the lists and texts that may be long are found first, as raw bytes (which is
-ten times as fast as reading them), refused where they cannot fit, and then read a piece at a time.
-What is left is small, and read as a small body is. Even finding them takes too long in bodies of
-megabytes: those are `examined` by a process of their own (`pds_engine.reading`) before.
+answered meanwhile. So this finds the lists and texts that may be long as raw bytes, ten times as
+fast as reading them, refuses those that cannot fit, and reads the others a piece at a time. What is
+left is small, and is read like a small body. In bodies of megabytes even finding them takes too
+long: a process of its own (`pds_engine.reading`) has `examined` those before.
 """
 
 from functools import cache
@@ -38,7 +38,7 @@ _SPACE = b" \t\r\n"
 
 
 class _Object(Struct):
-    """Takes any JSON object, and keeps nothing of it."""
+    """Accepts any JSON object, and keeps nothing of it."""
 
 
 _Id = Annotated[int, Meta(ge=0, lt=2**31)]
@@ -48,7 +48,7 @@ _text = msgspec.json.Decoder(str)
 _texts = msgspec.json.Decoder(list[str])
 _items = msgspec.json.Decoder(list[Raw])
 _objects = msgspec.json.Decoder(list[_Object])
-"""Ends at the first item that is no object, and makes nothing of those that are."""
+"""Fails at the first item that is not an object; builds nothing from those that are."""
 _resume = msgspec.json.Decoder(dict[str, Raw])
 _MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
@@ -66,8 +66,8 @@ class PromptLimits(NamedTuple):
 def parse(kind: type[B], data: bytes, limits: PromptLimits) -> B:
     """`protocol.parse` for a body of any size.
 
-    Both read alike, but for what nobody reads: a large body may nest unknown fields deeper, and may
-    have no NaN anywhere, which JSON does not know.
+    Both read alike, but for fields that nobody reads: a large body may nest them deeper, and may
+    not have NaN in them, which is not JSON.
 
     Raises:
         InvalidRequest: as there, or a field is larger than any use of it.
@@ -125,7 +125,7 @@ def question(form: Form, limits: PromptLimits) -> bytes:
 
 
 def examined(about: bytes, data: bytes) -> bytes:
-    """The body without what nobody reads of it. `parse` takes it; and raises what `parse` does."""
+    """The body without the fields that nobody reads, for `parse`. Raises what `parse` raises."""
     form, limits = msgspec.msgpack.decode(about, type=tuple[Form, PromptLimits])
     kind = _kind(form, data)
     parse(kind, data, limits)
@@ -309,7 +309,7 @@ def _check_numbers(raw: bytes, param: str) -> None:
 
 @cache
 def _kind_of(name: str) -> type[Body]:
-    """A body of this one field of a chat: it is then read as in a small one."""
+    """A body of one field of a chat, which is read like that field in a small body."""
     field = protocol.ChatRequest.model_fields[name]
     fields: dict[str, Any] = {name: (field.annotation, field)}
     return create_model(name, __base__=Body, **fields)

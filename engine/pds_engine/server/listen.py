@@ -57,7 +57,7 @@ def listen(
     except OSError as error:
         if server.started:
             raise
-        # It was free when we bound it, and another began to listen before us.
+        # The port was free when we bound it, and another process began to listen before us.
         raise refusal(error, http.host, http.port, HTTP) from error
     finally:
         metrics.shutdown()

@@ -24,10 +24,10 @@ from pds_engine.server.unserved import Templating, Unserved, UnservedOfChat, Uns
 T = TypeVar("T", bound="Body")
 Item = TypeVar("Item")
 Many = Annotated[list[Item], Field(fail_fast=True)]
-"""A list that is refused at its first wrong item: a body of 8 MB can hold millions of them."""
+"""A list that fails at its first wrong item: a body of 8 MB can hold millions of them."""
 TokenId = Annotated[int, Field(ge=0, le=INT32_MAX)]
 Tokens = Annotated[int, Field(ge=1, le=INT32_MAX)]
-"""A number of tokens; what the context has room for is less, and checked with the prompt."""
+"""A number of tokens. The context has room for fewer, which is checked with the prompt."""
 Chance = Annotated[float, Field(ge=0, le=1)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 Likeliest = Annotated[int, Field(ge=0, le=MAX_LOGPROBS)]

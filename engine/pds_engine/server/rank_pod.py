@@ -1,8 +1,8 @@
-"""The server of a pod that is not its group's leader: health, metrics, and the drain it begins.
+"""The server of a pod that is not its group's leader: health, metrics, and the group's drain.
 
-It follows the leader's scheduler as the API server does, and takes no requests. Such a pod is ready
-when its group is. SIGTERM drains the whole group: its ranks go on computing until nothing is left,
-and until the leader has ended, which may still send the last tokens to its clients.
+It follows the leader's scheduler as the API server does, and accepts no requests. Such a pod is
+ready when its group is. SIGTERM drains the whole group: its ranks go on computing until nothing is
+left, and until the leader has ended, which may still send the last tokens to its clients.
 """
 
 import asyncio
@@ -39,7 +39,7 @@ _COUNTS = {
 
 
 class RankMetrics(Collector):
-    """What this pod's ranks do. The leader alone shows what is the group's."""
+    """What this pod's ranks do. Only the leader shows figures of the whole group."""
 
     def __init__(self, scheduler: SchedulerClient, ranks: range) -> None:
         self._scheduler = scheduler
@@ -69,7 +69,7 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        # Beside what follows: the leader may come late, and SIGTERM need not wait for it.
+        # In a task of its own: the leader may come late, and SIGTERM need not wait for it.
         joining = asyncio.create_task(_join(scheduler))
         try:
             yield

@@ -1,4 +1,4 @@
-"""The edge between a session and HTTP: waits for tokens, writes bytes, notices who has gone."""
+"""The edge between a session and HTTP: waits for tokens, writes bytes, sees a client leave."""
 
 import asyncio
 import logging
@@ -119,7 +119,7 @@ class RunningJob:
 
 
 class EventStreamResponse(Response):
-    """Server-sent events, one write for all that tokens have released since the last."""
+    """Server-sent events: one write for all that tokens have released since the last write."""
 
     def __init__(self, run: RunningJob, first: list[ChoiceEvent]) -> None:
         self.status_code = 200
@@ -144,14 +144,14 @@ class EventStreamResponse(Response):
             _log.info("the client left", extra={"request_id": run.job.id})
         except PdsError as error:
             await send(self._broken(error))
-        except Exception as error:  # a fault of ours ends this stream, and says so
+        except Exception as error:  # a fault of ours ends this stream, with an error
             _log.exception("a stream failed", extra={"request_id": run.job.id})
             await send(self._broken(error))
         finally:
             run.close()
 
     def _broken(self, error: Exception) -> Message:
-        """The last event, in place of the status that is out; no [DONE] follows."""
+        """The last event: the status was sent long ago. No [DONE] follows."""
         status, error_object, _ = http_error(error)
         content = broken_off(self._run.job, status, error_object)
         return {"type": "http.response.body", "body": content}

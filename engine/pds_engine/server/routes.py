@@ -1,4 +1,4 @@
-"""The routes of the API server: each reads, asks the pure modules, and answers."""
+"""The routes of the API server. Each reads a request, calls the pure modules, and answers."""
 
 import logging
 import time
@@ -34,11 +34,11 @@ Route = Callable[[Request], Awaitable[Response]]
 
 _log = logging.getLogger("pds.server")
 BODY_SECONDS = 30.0
-"""In which a body has to come."""
+"""A body has to come within them."""
 _INTERNAL = 64 * 1024
-"""Bytes of a body that the router or the operator sends of its own."""
+"""Bytes of a body in the router's and the operator's own calls."""
 _CLIENT_GONE = 499
-"""Seen in metrics alone (nginx's number): nobody reads the answer."""
+"""Nginx's number. It shows in metrics: nobody reads the answer."""
 
 
 class Routes:
@@ -207,7 +207,7 @@ class Routes:
         return Response(self._scheduler.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
     async def state(self, request: Request) -> Response:
-        self._signed(request)  # nobody has to; who does learns whether keys and clocks agree
+        self._signed(request)  # optional: a caller that signs learns whether keys and clocks agree
         scheduler = self._scheduler
         return _json(
             state.report(
@@ -245,7 +245,7 @@ class Routes:
                 answer = Response(status_code=_CLIENT_GONE)
             except PdsError as error:
                 answer = response(error)
-            except Exception as error:  # a fault of ours is this request's end, and nobody else's
+            except Exception as error:  # a fault of ours ends this request and no other
                 _log.exception("%s failed", path)
                 answer = response(error)
             self._scheduler.metrics.requests.labels(path, answer.status_code).inc()
@@ -254,7 +254,7 @@ class Routes:
         return counted
 
     async def _read(self, request: Request, form: large.Form, work: Callable[[bytes], R]) -> R:
-        """The result of `work` on the body, which is let go then."""
+        """The result of `work` on the body, which is then forgotten."""
         bounds = _bounds(self._config.http.max_body_bytes)
         with self._room.share() as share:
             return await self._lanes.read(

@@ -1,4 +1,4 @@
-"""The API server's end of the scheduler: requests out, tokens in, each to the request it is of."""
+"""The API server's end of the scheduler: sends requests, and hands each token to its request."""
 
 import asyncio
 import logging
@@ -126,7 +126,7 @@ class SchedulerClient:
         return max(len(self._open), self.state.in_flight if self.state else 0)
 
     def open(self, submits: Sequence[Submit]) -> Inbox:
-        """Hand work to the scheduler; its tokens come to the inbox, choice i being submits[i].
+        """Send work to the scheduler. Its tokens come to the inbox; choice i is submits[i].
 
         Raises:
             Unavailable: draining, or the scheduler is lost.
@@ -184,7 +184,7 @@ class SchedulerClient:
                     await self._changed.wait()
 
     def _idle(self) -> bool:
-        """What the scheduler said before it heard of Drain may be out of date."""
+        """What the scheduler reported before it got Drain may be out of date."""
         state = self.state
         quiet = state is not None and state.draining and not state.transfers_in_flight
         return quiet and not self.in_flight
@@ -198,12 +198,14 @@ class SchedulerClient:
                     break
                 self._arrived(message)
             else:
-                await asyncio.sleep(0)  # a wait for what is there already gives nobody a turn
+                await asyncio.sleep(
+                    0
+                )  # `receive` returns at once while messages wait, and gives no task a turn
 
     def _arrived(self, message: AnyMessage) -> None:
         match message:
             case Token() | Failed():
-                # What is not open was closed meanwhile: its last tokens were on their way.
+                # A choice that is not open was closed while its last tokens were on their way.
                 inbox, choice = self._open.get(message.request_id, (None, 0))
                 if inbox is not None:
                     inbox.put(choice, message)
@@ -224,7 +226,7 @@ class SchedulerClient:
                 self._unsent(message, error)
 
     def _unsent(self, message: Message, error: Unsendable) -> None:
-        """A message could not be made: whoever asked for it fails, and nobody else."""
+        """A message could not be made: its own request fails, and no other."""
         _log.error("a message was not sent: %s", error)
         if isinstance(message, Submit) and message.request_id in self._open:
             inbox, _ = self._open[message.request_id]
@@ -250,7 +252,7 @@ class SchedulerClient:
             self.lose(GroupError(f"the link to the scheduler failed: {error}"))
 
     def lose(self, error: GroupError) -> None:
-        """The scheduler is gone, or never came: whatever is open fails."""
+        """The scheduler is gone, or never came: all that is open fails."""
         if self.error is not None:
             return
         self.error = error

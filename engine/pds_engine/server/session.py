@@ -1,4 +1,4 @@
-"""How the choices of one request come along: tokens in, events out (pure; router.md)."""
+"""The progress of one request's choices: tokens in, events out (pure; router.md)."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -17,7 +17,7 @@ class ChoiceEvent(NamedTuple):
     choice: int
     event: Event
     last: bool = False
-    """It comes of the choice's last token: only the end of the answer follows."""
+    """It is an event of the choice's last token: only the end of the answer follows."""
 
 
 @dataclass(frozen=True, slots=True)

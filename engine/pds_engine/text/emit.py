@@ -1,8 +1,8 @@
 """What the client gets at each token: a pure function of request and output ids (router.md).
 
-P sends the events of the first token; D replays that token, drops its events and goes on from the
-state it leaves: both together send what one server would have sent. A resumed request replays all
-tokens that it is given in the same manner.
+P sends the events of the first token. D replays that token, drops its events and goes on from the
+state that it leaves: together they send what one server would have sent. A resumed request replays
+all tokens that it is given in the same way.
 """
 
 from msgspec import Struct
@@ -26,7 +26,7 @@ class Rules(Struct, frozen=True):
     stop_ids: frozenset[int] = frozenset()
     """A token that ends the output shows no text."""
     min_tokens: int = 0
-    """Stop strings are not looked for in the text of the tokens before it."""
+    """The text of so many first tokens is not searched for stop strings."""
     include_stop: bool = False
     skip_special: bool = True
 
@@ -81,7 +81,7 @@ def emit(
     scores: TokenLogprobs | None = None,
     prompt: tuple[TokenLogprobs, ...] = (),
 ) -> tuple[TextState, list[Event]]:
-    """Take one output token in; at most one event comes of it.
+    """Advance by one output token, which makes at most one event.
 
     The first token always makes an event, so that a client sees it when it is there; a later one
     makes an event only when it releases text or scores.
