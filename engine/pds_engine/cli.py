@@ -76,7 +76,7 @@ def serve(
         flags[key] = yaml.safe_load(value)
     settings = configuration.load(config, flags=flags)
     if pp is not None:
-        # Whoever asks for stages on the command line wants them here, not in other pods.
+        # Stages that the command line asks for are for this machine, not for other pods.
         flags.setdefault("parallelism.ranks_per_pod", settings.parallelism.ranks)
         settings = configuration.load(config, flags=flags)
     sys.exit(launch.serve(settings))
@@ -84,7 +84,7 @@ def serve(
 
 @app.command()
 def warmup(config: ConfigFile = None) -> None:
-    """Compile all that this pod's stages will run into the shared cache, before they start."""
+    """Compile into the shared cache what this pod's stages will run, before they start."""
     from pds_engine import warmup as warming
 
     settings = configuration.load(config)
@@ -140,7 +140,7 @@ def cache_prune(
 
 @contextmanager
 def _volume_errors() -> Iterator[None]:
-    """What is wrong with the volume, without a traceback."""
+    """Errors of the volume, without a traceback."""
     from pds_kernels.cache import Trouble
 
     try:

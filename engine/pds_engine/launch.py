@@ -1,4 +1,4 @@
-"""Starts a pod's processes and lets them live and die as one (processes.md, operator.md).
+"""Starts a pod's processes, which live and die as one (processes.md, operator.md).
 
 The leader pod runs an API server and a scheduler. Every pod runs one worker per rank, and a server:
 in a pod other than the leader it shows health and metrics alone (server/rank_pod.py). When one
@@ -32,7 +32,7 @@ from pds_engine.models import registry, tensors
 from pds_engine.parallel.layout import rank_name
 
 EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
-"""Ports that outgoing connections are given: one found free there may be taken a second later."""
+"""Ports of outgoing connections: one that is free here may be taken a second later."""
 TERMINATION_LOG = Path("/dev/termination-log")
 _GRACE_SECONDS = 0.8
 _NOTE_BYTES = 4096
@@ -94,7 +94,7 @@ def _prepare(config: EngineConfig, folder: Path) -> None:
     http = config.http.model_copy(update={"control_port": port, "rendezvous_port": rendezvous})
     (folder / "config.json").write_text(config.model_copy(update={"http": http}).model_dump_json())
     launch = {
-        # The group's is the leader's; the other pods learn it from the scheduler.
+        # The leader's is the group's; the other pods learn it from the scheduler.
         "incarnation": "" if config.pod.index else config.pod.incarnation or uuid.uuid4().hex,
         "bind": f"tcp://{config.http.host}:{port}",
         "scheduler": f"tcp://{config.pod.leader if config.pod.index else '127.0.0.1'}:{port}",
@@ -103,8 +103,8 @@ def _prepare(config: EngineConfig, folder: Path) -> None:
 
 
 def _free_ports(config: EngineConfig) -> Iterator[int]:
-    """Ports that nobody listens on, that no connection will be given before we do, and that the
-    pod has no other use for.
+    """Ports that nobody listens on, that no outgoing connection can take before we listen, and that
+    the pod has no other use for.
 
     Raises:
         PortTaken: there is none.
@@ -171,7 +171,9 @@ class _PodProcesses:
         if kind == "server" and status == 0:
             return 0
         note = self._folder / "error.json"
-        if note.exists():  # whoever left it may not be the first to end: others notice, and end too
+        if (
+            note.exists()
+        ):  # the child that left it may not be the first to end: others notice, and end too
             said = json.loads(note.read_text())
             report(ConfigError(said["error"], hint=said["hint"]))
             return EXIT_CONFIG

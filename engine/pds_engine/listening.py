@@ -1,8 +1,8 @@
-"""Sockets that listen, and what it means when a port cannot be had.
+"""Sockets that listen, and the errors when a port cannot be bound.
 
-A port in use says nothing about the configuration: whoever holds it may be gone in a second. So it
-ends the process with a status that is tried again (PortTaken), while an address that is not this
-machine's, or a port that we may not have, is a ConfigError.
+A port in use says nothing about the configuration: its holder may be gone in a second. So the
+process ends with a status that is tried again (PortTaken). An address that is not this machine's,
+or a port that we may not bind, is a ConfigError.
 """
 
 import errno
@@ -17,7 +17,7 @@ _FOREIGN = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
 
 def bind(host: str, port: int, use: Use) -> list[socket.socket]:
-    """A bound socket for each address of `host`; whoever gets them begins to listen.
+    """A bound socket for each address of `host`; the caller makes them listen.
 
     Raises:
         PortTaken: another process has the port.
@@ -64,7 +64,7 @@ def listener(host: str, port: int, use: Use) -> socket.socket:
 
 
 def some_free(host: str, ports: range, use: Use) -> None:
-    """See that a listener which does without SO_REUSEADDR will find one of `ports` free.
+    """Check that a listener that does not set SO_REUSEADDR will find one of `ports` free.
 
     Raises:
         PortTaken, ConfigError: as `bind` does, when none is.

@@ -45,7 +45,7 @@ class ServerMetrics:
         }
 
     def show(self, state: State) -> None:
-        """Take over what the scheduler reported."""
+        """Set the gauges to what the scheduler reported."""
         for field, gauge in self._gauges.items():
             gauge.set(float(getattr(state, field)))
 

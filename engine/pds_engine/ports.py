@@ -1,4 +1,4 @@
-"""Which ports a pod listens on: one plan of all of them, made from its ranks (processes.md).
+"""Which ports a pod listens on: one plan of all, made from its ranks (processes.md).
 
     8000         HTTP
     8001 + d     control: the scheduler of dp rank d, in the leader pod
@@ -7,7 +7,7 @@
     8200 + 8·i   UCX (NIXL) of the pod's i-th rank: one of this port and the seven above it
     9090         metrics
 
-All are exact but UCX's. That picks any free port of a range, and each rank has a range of its own.
+All are exact but UCX's, which is any free port of a range; each rank has a range of its own.
 (One exact port would not do: UCX refuses a port whose old connections have not timed out.)
 
 Ranks are counted within their pod, so that the numbers depend on no group's width; where pods share

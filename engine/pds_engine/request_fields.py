@@ -1,4 +1,4 @@
-"""What router and engine both read of a request's body: one reading, so that they never differ."""
+"""Fields of a body that router and engine both read: in one place, so that they never differ."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from pds_engine.messages.bounds import MAX_CHOICES, MAX_TOKENS, SEED_BITS
 
 @dataclass(frozen=True, slots=True)
 class RequestFields:
-    """A field that is missing, or that the engine refuses, counts as not given."""
+    """A field that is missing, or that the engine refuses, has its default."""
 
     stream: bool = False
     choices: int = 1
@@ -34,7 +34,7 @@ def request_fields(
 
 
 def seed_bits(seed: int | None) -> int | None:
-    """What of a seed makes the random numbers' key: never negative, so that a header carries it."""
+    """The bits of a seed that key the random numbers: never negative, for a header to carry."""
     return None if seed is None else seed & (2**SEED_BITS - 1)
 
 

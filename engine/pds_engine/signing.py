@@ -16,7 +16,7 @@ SIGNATURE = "x-pds-signature"
 NOW = "x-pds-now"
 NOW_SIGNATURE = "x-pds-now-signature"
 LONGEST_SECONDS = 300
-"""A signature that would hold for longer was made by a clock that is ahead. Ours hold for 60 s."""
+"""A signature that holds for longer was made by a clock that is ahead. Ours hold for 60 s."""
 
 
 def signed(
@@ -32,8 +32,8 @@ def verify(key: bytes, method: str, path: str, headers: Mapping[str, str], now: 
 
     Raises:
         Forbidden: there is no signature, or it is not of this key and text.
-        WrongClock: it is, and has expired or holds for too long, by our clock. Who signed it learns
-            what that says, in headers of the answer that nobody else can make.
+        WrongClock: it is, and by our clock it has expired or holds for too long. The answer gives
+            our time to the signer, in headers that nobody else can make.
     """
     ours = {name: value for name, value in headers.items() if name.startswith(PREFIX)}
     given = ours.pop(SIGNATURE, "")
@@ -64,7 +64,7 @@ def clock_of(key: bytes, signature: str, headers: Mapping[str, str]) -> float | 
 
 
 def _clock_headers(key: bytes, signature: str, now: int) -> dict[str, str]:
-    """Our time, for whoever sent `signature`: an answer to another question would not do."""
+    """Our time, for the sender of `signature`: it answers no other request."""
     text = f"now\n{now}\n{signature}"
     proof = hmac.new(key, text.encode(), hashlib.sha256).hexdigest()
     return {NOW: str(now), NOW_SIGNATURE: proof}

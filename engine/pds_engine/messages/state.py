@@ -1,4 +1,4 @@
-"""What a scheduler reports of itself, and under which name each number of it is shown."""
+"""What a scheduler reports of itself, and the name under which each number is shown."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -54,7 +54,7 @@ class State(Message, frozen=True, kw_only=True):
     kv_cached: Annotated[
         int, Metric("pds_kv_pages_cached", "Free KV pages that hold a cached prefix.")
     ] = 0
-    """Not in kv_used; they hold it until they are needed for something else."""
+    """Not in kv_used: each holds its prefix until the page is needed for something else."""
     prefix_query_tokens: Annotated[
         int, Metric("pds_prefix_cache_query_tokens", "Tokens of admitted requests.")
     ] = 0

@@ -45,7 +45,8 @@ class Push(Struct, frozen=True, array_like=True, kw_only=True):
 
 
 class StepPlan(Message, frozen=True, kw_only=True):
-    """One step, the same for every stage: executed in order, never cancelled (scheduling.md)."""
+    """One step, the same for every stage. Steps are executed in order and never cancelled
+    (scheduling.md)."""
 
     step_id: int
     rows: tuple[Row, ...]
@@ -66,7 +67,7 @@ class StepDone(Message, frozen=True, kw_only=True):
     prompt_logprobs: tuple[tuple[TokenLogprobs, ...], ...] = ()
     """Of rows with `scores`, in order: one for each position whose next token is the prompt's.
 
-    They travel to the scheduler alone: no stage reads them, so no output exchange comes of them.
+    They go only to the scheduler: no stage reads them, so they cause no output exchange.
     """
     unsound: tuple[int, ...] = ()
     """Which of `tokens`, by place, mean nothing: the model's scores were not finite there."""
