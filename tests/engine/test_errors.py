@@ -6,7 +6,7 @@ The API server writes its JSON without spaces, and text as it is; the router as 
 import asyncio
 import inspect
 import json
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -54,7 +54,7 @@ class Row:
         return {"error": content}
 
 
-def of(kind: type[PdsError], **more: Any) -> PdsError:
+def of(kind: Callable[..., PdsError], **more: str | int) -> PdsError:
     return kind("größer", hint="so", **more)
 
 

@@ -6,9 +6,7 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,9 +18,8 @@ from pds_engine import launch
 from pds_engine.config import EngineConfig
 from pds_engine.errors import ConfigError
 from pds_engine.keys import Keys
-
-MODEL = Path(__file__).parents[2] / "examples" / "models" / "tiny"
-ENGINE = (sys.executable, "-c", "from pds_engine.cli import main; main()")
+from real_processes import ENGINE, MODEL, children
+from waiting import wait_until
 
 
 class Group:
@@ -49,12 +46,7 @@ class Group:
 
     def children(self) -> dict[str, int]:
         """Process ids by kind."""
-        path = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
-        found = {}
-        for pid in path.read_text().split():
-            words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
-            found[words[words.index("pds_engine.child") + 1]] = int(pid)
-        return found
+        return children(self.process)
 
     def begun(self) -> bool:
         """Its processes exist, whatever they have imported so far."""
@@ -66,13 +58,6 @@ class Group:
     def complete(self, **body: object) -> httpx.Response:
         request = {"model": "tiny", "prompt": "The value of", "temperature": 0, **body}
         return httpx.post(f"{self.url}/v1/completions", json=request, timeout=60)
-
-
-def until(probe: Callable[[], bool], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not probe():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 @contextmanager
@@ -89,7 +74,7 @@ def started(*options: str) -> Iterator[Group]:
 @pytest.fixture
 def group() -> Iterator[Group]:
     with started() as made:
-        until(made.ready, 90)
+        wait_until(made.ready, 90)
         yield made
 
 
@@ -97,7 +82,7 @@ def group() -> Iterator[Group]:
 def begun() -> Iterator[Group]:
     """Its processes exist, and that is all."""
     with started() as made:
-        until(made.begun, 30)
+        wait_until(made.begun, 30)
         yield made
 
 
@@ -142,7 +127,7 @@ def ends(group: Group, victim: str) -> None:
     assert set(children) == {"scheduler", "worker-0", "server"}
     os.kill(children[victim], signal.SIGKILL)
     assert group.process.wait(5) == 1
-    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children.values()), 5)
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children.values()), 5)
 
 
 def test_the_death_of_a_serving_worker_ends_all(group: Group) -> None:
@@ -157,7 +142,7 @@ def test_the_death_of_a_process_that_starts_ends_all(begun: Group, victim: str) 
 def test_killing_launch_leaves_no_child_behind(begun: Group) -> None:
     children = begun.children()
     begun.process.kill()
-    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children.values()), 5)
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children.values()), 5)
 
 
 @pytest.fixture
@@ -165,7 +150,7 @@ def staged() -> Iterator[Group]:
     """Two stages, whose prompts go through in many small chunks."""
     options = ["scheduler.chunk_size=16", "scheduler.step_timeout=5"]
     with started("--pp", "2", *(w for key in options for w in ("--set", key))) as made:
-        until(made.ready, 90)
+        wait_until(made.ready, 90)
         yield made
 
 
@@ -184,7 +169,7 @@ def test_the_loss_of_a_stage_in_mid_prefill_is_named_and_reported(
     before = done()
     with ThreadPoolExecutor(1) as client:
         answer = client.submit(staged.complete, prompt=[5] * 3900, **short)
-        until(lambda: done() > before + 3, 10)
+        wait_until(lambda: done() > before + 3, 10)
         assert done() < before + 200
         os.kill(children["worker-1"], number)  # its group may be gone a moment later
         assert answer.result().status_code == 503
@@ -218,7 +203,7 @@ def pods(tmp_path: Path) -> Iterator[list[Group]]:
 
 
 def test_a_group_of_two_pods_serves_and_ends_as_one(pods: list[Group]) -> None:
-    until(lambda: all(pod.ready() for pod in pods), 90)
+    wait_until(lambda: all(pod.ready() for pod in pods), 90)
     assert [set(pod.children()) for pod in pods] == [
         {"scheduler", "worker-0", "server"},
         {"worker-1", "server"},
@@ -247,14 +232,14 @@ def test_a_pod_without_a_leader_ends_on_sigterm(pods: list[Group]) -> None:
         except httpx.TransportError:
             return False
 
-    until(answers, 60)
+    wait_until(answers, 60)
     assert not pods[1].ready()
     pods[1].process.send_signal(signal.SIGTERM)
     assert pods[1].process.wait(10) == 0
 
 
 def test_sigterm_on_another_pod_than_the_leaders_drains_the_group(pods: list[Group]) -> None:
-    until(lambda: all(pod.ready() for pod in pods), 90)
+    wait_until(lambda: all(pod.ready() for pod in pods), 90)
     body = {"model": "tiny", "prompt": "The value of", "max_tokens": 400, "ignore_eos": True}
     request = {**body, "stream": True, "temperature": 0}
     url = f"{pods[0].url}/v1/completions"
@@ -262,7 +247,7 @@ def test_sigterm_on_another_pod_than_the_leaders_drains_the_group(pods: list[Gro
         lines = answer.iter_lines()
         next(lines)
         pods[1].process.send_signal(signal.SIGTERM)
-        until(lambda: httpx.get(f"{pods[0].url}/pds/state").json()["draining"], 10)
+        wait_until(lambda: httpx.get(f"{pods[0].url}/pds/state").json()["draining"], 10)
         assert pods[0].complete(max_tokens=5).status_code == 503
         assert "data: [DONE]" in list(lines)
     pods[0].process.send_signal(signal.SIGTERM)  # as the operator deletes what is left of the group

@@ -125,7 +125,9 @@ def test_what_does_not_fit_is_refused_by_name(parallelism: dict[str, int], says:
         ),
     ],
 )
-def test_settings_that_put_two_uses_on_one_port_are_named(tree: Any, says: str) -> None:
+def test_settings_that_put_two_uses_on_one_port_are_named(
+    tree: dict[str, dict[str, int]], says: str
+) -> None:
     with pytest.raises(ConfigError, match=says):
         plan(EngineConfig.model_validate(tree))
 
@@ -150,6 +152,6 @@ def test_the_policy_among_engines_names_no_port() -> None:
     assert among and "ports" not in among[0]
 
 
-def engine_pods(rule: dict[str, Any]) -> Any:
+def engine_pods(rule: dict[str, Any]) -> dict[str, Any] | None:
     selector = rule["from"][0].get("podSelector", {})
     return selector if "matchExpressions" in selector else None

@@ -47,12 +47,12 @@ class Pod:
         self.log.touch()
         self.volume.mkdir(exist_ok=True)
 
-    def config(self, **cache: Any) -> EngineConfig:
+    def config(self, **cache: object) -> EngineConfig:
         given = {"path": self.volume, "private": self.private, "warmup": True, **cache}
         model = {"path": MODEL, "dtype": "float32"}
         return EngineConfig.model_validate({"model": model, "cache": given, "compile": True})
 
-    def warm(self, **cache: Any) -> dict[str, Any]:
+    def warm(self, **cache: object) -> dict[str, Any]:
         """The proof, and the exit status in it."""
         status = warmup.run(self.config(**cache))
         proof: dict[str, Any] = json.loads(self.log.read_text())

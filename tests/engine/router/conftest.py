@@ -17,6 +17,7 @@ from pds_engine.router.keyring import Keyring
 from pds_engine.router.serve import Server, server
 from pds_engine.server.headers import check
 from scripted_kube import FakeApi
+from waiting import until
 
 KEY = b"k" * 32
 FAST = {"interval": 0.05, "start_interval": 0.02, "timeout": 0.5}
@@ -262,13 +263,6 @@ class Running:
             return await response.read()
 
 
-async def until(holds: Callable[[], Any], seconds: float = 5.0) -> None:
-    """Wait until an observation holds."""
-    async with asyncio.timeout(seconds):
-        while not holds():  # noqa: ASYNC110  what is observed has no event of its own
-            await asyncio.sleep(0.005)
-
-
 Engines = Callable[..., Awaitable[FakeEngine]]
 Routers = Callable[..., Awaitable[Running]]
 
@@ -320,7 +314,7 @@ async def router() -> AsyncIterator[Routers]:
 
 
 @pytest.fixture
-async def api():
+async def api() -> AsyncIterator[FakeApi]:
     """A scripted API server."""
     server = FakeApi()
     await server.start()

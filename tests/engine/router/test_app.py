@@ -6,14 +6,9 @@ import json
 import openai
 import pytest
 from pds_engine.signing import key_id
+from waiting import until
 
 CHAT = "/v1/chat/completions"
-
-
-async def until(holds, seconds=5.0):
-    async with asyncio.timeout(seconds):
-        while not holds():  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
 
 
 async def asked(running, path, *, method="POST", **options):

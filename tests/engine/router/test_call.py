@@ -2,7 +2,6 @@
 
 import json
 import time
-from pathlib import Path
 
 import pytest
 from pds_engine.config import EngineConfig
@@ -12,9 +11,7 @@ from pds_engine.router.call import DEFAULT_OUTPUT, LONGEST, STREAMED, read_call
 from pds_engine.router.peek import peek
 from pds_engine.server import headers, job, protocol
 from pds_engine.server.headers import InternalHeaders
-from pds_engine.text.tokenizer import Tokenizer
 
-TINY = Path(__file__).parents[3] / "examples" / "models" / "tiny"
 C, H = "/v1/completions", "/v1/chat/completions"
 
 
@@ -22,11 +19,6 @@ def call(body, path=C, policy="leastTokens", **more):
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     peeked = peek(data, STREAMED[path], policy)
     return read_call(path, [], data, peeked, now=0.0, policy=policy, **more)
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return Tokenizer(TINY)
 
 
 SEEDS = [0, 5, 2**31, 2**63 - 1, -1, -5, -(2**31), -(2**63)]

@@ -6,7 +6,8 @@ import pytest
 from pds_engine.router.app import Router
 from pds_engine.router.config import RouterConfig
 from pds_engine.router.keyring import Keyring
-from scripted_kube import event, kubeconfig, pod, until
+from scripted_kube import event, kubeconfig, pod
+from waiting import until
 
 KEY = b"k" * 32
 

@@ -7,15 +7,10 @@ import time
 import pytest
 from pds_engine import signing
 from pds_engine.errors import Forbidden
+from waiting import until
 
 KEY = b"k" * 32
 HELLO = b'data: {"t":1}\n\ndata: {"t":2}\n\ndata: [DONE]\n\n'
-
-
-async def until(holds, seconds=5.0):
-    async with asyncio.timeout(seconds):
-        while not holds():  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
 
 
 def events(body):

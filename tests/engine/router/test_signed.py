@@ -1,7 +1,5 @@
 """Engines whose clocks or keys differ from the router's, and what it believes of their answers."""
 
-import asyncio
-
 import pytest
 from pds_engine.errors import Forbidden, WrongClock
 from pds_engine.router.keyring import Ring
@@ -14,6 +12,7 @@ from pds_engine.signing import (
     signed,
     verify,
 )
+from waiting import until
 
 KEY, LATER = b"k" * 32, b"l" * 32
 HELLO = b'data: {"t":1}\n\ndata: {"t":2}\n\ndata: [DONE]\n\n'
@@ -201,9 +200,3 @@ async def test_no_redirect_of_a_state_is_followed(engine, router):
     [backend] = [b for b in running.router.fleet if b.found.port == odd.port]
     await until(lambda: running.router.fleet.reason(backend))
     assert not [seen for seen in good.seen if seen.path == "/v1/models"]
-
-
-async def until(holds, seconds=5.0):
-    async with asyncio.timeout(seconds):
-        while not holds():  # noqa: ASYNC110
-            await asyncio.sleep(0.005)

@@ -4,8 +4,9 @@ import asyncio
 import json
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -129,9 +130,12 @@ class Served:
     config: EngineConfig
 
 
+Serve = Callable[..., AbstractAsyncContextManager[Served]]
+
+
 @asynccontextmanager
 async def serve(
-    script: Script, tokenizer: Tokenizer, capacity: int = 16, **settings: Any
+    script: Script, tokenizer: Tokenizer, capacity: int = 16, **settings: object
 ) -> AsyncIterator[Served]:
     config = EngineConfig.model_validate(
         {"model": {"name": "tiny"}, "kv": {"lease_seconds": 0.01}, **settings}
@@ -186,24 +190,22 @@ def turns() -> type[TurnCounter]:
     return TurnCounter
 
 
-@pytest.fixture(scope="session")
-def tokenizer() -> Tokenizer:
-    return Tokenizer(TINY)
-
-
 @pytest.fixture
-def served(tokenizer: Tokenizer) -> Callable[..., Any]:
+def served(tokenizer: Tokenizer) -> Serve:
     """`async with served(script, **settings) as s:` a server whose scheduler follows `script`."""
 
-    def make(script: Script, **more: Any) -> Any:
-        return serve(script, tokenizer, **more)
-
-    return make
+    return partial(serve, tokenizer=tokenizer)
 
 
 @pytest.fixture
 def script() -> Callable[..., Script]:
     return outputs
+
+
+@pytest.fixture
+def silent() -> Script:
+    """A script that answers nothing."""
+    return lambda _: ()
 
 
 class Worker:

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from hypothesis import given, settings
@@ -65,7 +65,7 @@ def test_a_large_body_is_refused_before_it_is_parsed(monkeypatch, name):
     given_to_pydantic: list[int] = []
     parse = protocol.parse
 
-    def counted(kind: type[Any], data: bytes) -> Any:
+    def counted(kind: type[Body], data: bytes) -> Body:
         given_to_pydantic.append(len(data))
         return parse(kind, data)
 
@@ -80,7 +80,7 @@ def test_a_large_body_is_refused_before_it_is_parsed(monkeypatch, name):
 async def test_the_server_has_large_bodies_examined_elsewhere(served, script, monkeypatch):
     """Not a byte of a body that is refused is looked at in the server's own process."""
 
-    def here(*_: Any) -> Any:
+    def here(*_: object) -> NoReturn:
         raise AssertionError("this process reads a large body")
 
     monkeypatch.setattr(large, "_fields", here)
@@ -96,7 +96,7 @@ async def test_of_a_large_body_only_what_somebody_reads_comes_back(served, scrip
     seen: list[int] = []
     parse = large.parse
 
-    def counted(kind: type[Any], data: bytes, limits: large.PromptLimits) -> Any:
+    def counted(kind: type[Body], data: bytes, limits: large.PromptLimits) -> Body:
         seen.append(len(data))
         return parse(kind, data, limits)
 

@@ -12,10 +12,6 @@ C = "/v1/completions"
 GOOD = Submit(request_id="good", prompt_ids=(1,), sampling=Sampling(max_tokens=9), seed=0)
 
 
-def silent(_: Submit) -> list[Token]:
-    return []
-
-
 @pytest.mark.parametrize(
     "change", [{"seed": 2**64}, {"priority": -(2**70)}, {"prompt_ids": (2**64,)}]
 )
@@ -33,7 +29,7 @@ async def test_a_request_that_no_message_can_carry(served, script, change):
         assert s.scheduler_client.in_flight == 1
 
 
-async def test_one_choice_of_several_takes_the_others_along(served):
+async def test_one_choice_of_several_takes_the_others_along(served, silent):
     async with served(silent) as s:
         one = replace(GOOD, request_id="x#0")
         inbox = s.scheduler_client.open([one, replace(GOOD, request_id="x#1", seed=2**64)])

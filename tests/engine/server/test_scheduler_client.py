@@ -13,10 +13,6 @@ def submit(name: str) -> Submit:
     return Submit(request_id=name, prompt_ids=(1,), sampling=Sampling(max_tokens=9), seed=0)
 
 
-def silent(_: Submit) -> list[Token]:
-    return []
-
-
 @dataclass
 class Loss:
     count: int = 0
@@ -25,7 +21,7 @@ class Loss:
         self.count += 1
 
 
-async def test_a_token_finds_its_request(served, script):
+async def test_a_token_finds_its_request(served, silent, script):
     async with served(silent) as s:
         one, two = (
             s.scheduler_client.open([submit("a")]),
@@ -38,7 +34,7 @@ async def test_a_token_finds_its_request(served, script):
         assert await one.take() == [(0, tokens[1])]
 
 
-async def test_the_bound_of_open_choices(served):
+async def test_the_bound_of_open_choices(served, silent):
     async with served(silent, capacity=2) as s:
         s.scheduler_client.open([submit("a"), submit("b")])
         with pytest.raises(Overloaded):
@@ -48,7 +44,7 @@ async def test_the_bound_of_open_choices(served):
         assert await s.scheduler.until(Cancel) == [Cancel(request_id="a")]
 
 
-async def test_one_name_is_answered_once(served):
+async def test_one_name_is_answered_once(served, silent):
     async with served(silent) as s:
         s.scheduler_client.open([submit("a")])
         with pytest.raises(Unavailable, match="already"):
@@ -65,7 +61,7 @@ async def test_a_client_that_does_not_read(served):
         await inbox.take()
 
 
-async def test_a_lost_scheduler_fails_everything(served):
+async def test_a_lost_scheduler_fails_everything(served, silent):
     async with served(silent) as s:
         s.scheduler_client.on_loss = loss = Loss()
         waiting = asyncio.create_task(s.client.post("/v1/completions", json={"prompt": "a"}))
@@ -85,7 +81,7 @@ async def test_a_lost_scheduler_fails_everything(served):
     assert loss.count == 1
 
 
-async def test_a_message_for_another_is_a_loss(served):
+async def test_a_message_for_another_is_a_loss(served, silent):
     async with served(silent) as s:
         s.scheduler_client.on_loss = loss = Loss()
         inbox = s.scheduler_client.open([submit("a")])
@@ -96,7 +92,7 @@ async def test_a_message_for_another_is_a_loss(served):
     assert loss.count == 1
 
 
-async def test_a_scheduler_of_another_incarnation_is_refused(served):
+async def test_a_scheduler_of_another_incarnation_is_refused(served, silent):
     async with served(silent) as s:
         stranger = SchedulerClient(
             lambda: s.scheduler, group="local", incarnation="other", capacity=1
@@ -107,7 +103,7 @@ async def test_a_scheduler_of_another_incarnation_is_refused(served):
             await joining
 
 
-async def test_drained_waits_for_transfers_too(served):
+async def test_drained_waits_for_transfers_too(served, silent):
     async with served(silent) as s:
         idle = replace(s.scheduler_client.state, draining=True)
         busy = replace(idle, transfers_in_flight=1)
