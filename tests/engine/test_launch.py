@@ -22,7 +22,7 @@ from real_processes import ENGINE, MODEL, children
 from waiting import wait_until
 
 
-class Group:
+class ServedGroup:
     """One `pds-engine serve` of the tiny model."""
 
     def __init__(self, *options: str) -> None:
@@ -61,9 +61,9 @@ class Group:
 
 
 @contextmanager
-def started(*options: str) -> Iterator[Group]:
+def started(*options: str) -> Iterator[ServedGroup]:
     """A group that is not waited for."""
-    made = Group(*options)
+    made = ServedGroup(*options)
     try:
         yield made
     finally:
@@ -72,21 +72,21 @@ def started(*options: str) -> Iterator[Group]:
 
 
 @pytest.fixture
-def group() -> Iterator[Group]:
+def group() -> Iterator[ServedGroup]:
     with started() as made:
         wait_until(made.ready, 90)
         yield made
 
 
 @pytest.fixture
-def begun() -> Iterator[Group]:
+def begun() -> Iterator[ServedGroup]:
     """Its processes exist, and that is all."""
     with started() as made:
         wait_until(made.begun, 30)
         yield made
 
 
-def test_equal_chats_tell_what_was_cached_and_sigterm_lets_requests_end(group: Group) -> None:
+def test_equal_chats_tell_what_was_cached_and_sigterm_lets_requests_end(group: ServedGroup) -> None:
     cached(group)
     body = {"model": "tiny", "prompt": "The value of", "max_tokens": 400, "ignore_eos": True}
     request = {**body, "stream": True, "temperature": 0}
@@ -98,7 +98,7 @@ def test_equal_chats_tell_what_was_cached_and_sigterm_lets_requests_end(group: G
     assert group.process.wait(30) == 0
 
 
-def cached(group: Group) -> None:
+def cached(group: ServedGroup) -> None:
     """The second of two equal chats reports what the first one left."""
     system = {"role": "system", "content": "Answer with the value of the last letter. " * 4}
     chat = {"messages": [system, {"role": "user", "content": "a"}], "max_tokens": 20}
@@ -122,7 +122,7 @@ def cached(group: Group) -> None:
     assert "pds_kv_pages_cached" in httpx.get(f"{group.url}/metrics", timeout=5).text
 
 
-def ends(group: Group, victim: str) -> None:
+def ends(group: ServedGroup, victim: str) -> None:
     children = group.children()
     assert set(children) == {"scheduler", "worker-0", "server"}
     os.kill(children[victim], signal.SIGKILL)
@@ -130,23 +130,23 @@ def ends(group: Group, victim: str) -> None:
     wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children.values()), 5)
 
 
-def test_the_death_of_a_serving_worker_ends_all(group: Group) -> None:
+def test_the_death_of_a_serving_worker_ends_all(group: ServedGroup) -> None:
     ends(group, "worker-0")
 
 
 @pytest.mark.parametrize("victim", ["worker-0", "scheduler", "server"])
-def test_the_death_of_a_process_that_starts_ends_all(begun: Group, victim: str) -> None:
+def test_the_death_of_a_process_that_starts_ends_all(begun: ServedGroup, victim: str) -> None:
     ends(begun, victim)
 
 
-def test_killing_launch_leaves_no_child_behind(begun: Group) -> None:
+def test_killing_launch_leaves_no_child_behind(begun: ServedGroup) -> None:
     children = begun.children()
     begun.process.kill()
     wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children.values()), 5)
 
 
 @pytest.fixture
-def staged() -> Iterator[Group]:
+def staged() -> Iterator[ServedGroup]:
     """Two stages, whose prompts go through in many small chunks."""
     options = ["scheduler.chunk_size=16", "scheduler.step_timeout=5"]
     with started("--pp", "2", *(w for key in options for w in ("--set", key))) as made:
@@ -156,7 +156,7 @@ def staged() -> Iterator[Group]:
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_the_loss_of_a_stage_in_mid_prefill_is_named_and_reported(
-    staged: Group, number: signal.Signals
+    staged: ServedGroup, number: signal.Signals
 ) -> None:
     children = staged.children()
     assert set(children) == {"scheduler", "worker-0", "worker-1", "server"}
@@ -180,7 +180,7 @@ def test_the_loss_of_a_stage_in_mid_prefill_is_named_and_reported(
 
 
 @pytest.fixture
-def pods(tmp_path: Path) -> Iterator[list[Group]]:
+def pods(tmp_path: Path) -> Iterator[list[ServedGroup]]:
     """The leader's pod and that of the second stage, each with an incarnation of its own."""
     Keys.make().write(tmp_path)
     tree = {
@@ -189,11 +189,15 @@ def pods(tmp_path: Path) -> Iterator[list[Group]]:
         "http.control_port": free_port(),
         "http.rendezvous_port": free_port(),
     }
+    own = [
+        {"pod.index": index, "pod.incarnation": name} for index, name in enumerate(("one", "two"))
+    ]
     pods = [
-        Group(*(w for key, value in {**tree, "pod.index": index, "pod.incarnation": name}.items()
-                for w in ("--set", f"{key}={value}")))
-        for index, name in enumerate(("one", "two"))
-    ]  # fmt: skip
+        ServedGroup(
+            *(w for key, value in {**tree, **of}.items() for w in ("--set", f"{key}={value}"))
+        )
+        for of in own
+    ]
     try:
         yield pods
     finally:
@@ -202,7 +206,7 @@ def pods(tmp_path: Path) -> Iterator[list[Group]]:
             pod.process.communicate()
 
 
-def test_a_group_of_two_pods_serves_and_ends_as_one(pods: list[Group]) -> None:
+def test_a_group_of_two_pods_serves_and_ends_as_one(pods: list[ServedGroup]) -> None:
     wait_until(lambda: all(pod.ready() for pod in pods), 90)
     assert [set(pod.children()) for pod in pods] == [
         {"scheduler", "worker-0", "server"},
@@ -222,7 +226,7 @@ def test_a_group_of_two_pods_serves_and_ends_as_one(pods: list[Group]) -> None:
     assert "rank 1 (stage 1) ended with status -9" in said[1]
 
 
-def test_a_pod_without_a_leader_ends_on_sigterm(pods: list[Group]) -> None:
+def test_a_pod_without_a_leader_ends_on_sigterm(pods: list[ServedGroup]) -> None:
     pods[0].process.kill()
     url = f"{pods[1].url}/healthz"
 
@@ -238,7 +242,7 @@ def test_a_pod_without_a_leader_ends_on_sigterm(pods: list[Group]) -> None:
     assert pods[1].process.wait(10) == 0
 
 
-def test_sigterm_on_another_pod_than_the_leaders_drains_the_group(pods: list[Group]) -> None:
+def test_sigterm_on_another_pod_than_the_leaders_drains_the_group(pods: list[ServedGroup]) -> None:
     wait_until(lambda: all(pod.ready() for pod in pods), 90)
     body = {"model": "tiny", "prompt": "The value of", "max_tokens": 400, "ignore_eos": True}
     request = {**body, "stream": True, "temperature": 0}
@@ -281,7 +285,7 @@ def test_weights_that_a_worker_cannot_load_end_with_78_and_a_note(tmp_path: Path
         shutil.copyfile(path, tmp_path / path.name)
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100_000])
-    broken = Group("--set", f"model.path={tmp_path}")
+    broken = ServedGroup("--set", f"model.path={tmp_path}")
     _, said = broken.process.communicate(timeout=90)
     assert broken.process.returncode == 78
     assert f"error: model.path: cannot read {weights}" in said
@@ -300,7 +304,7 @@ def test_a_port_in_use_is_named_and_is_no_configuration_error(key: str, use: str
     """78 would never be tried again, and whoever has the port may be gone in a second."""
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        group = Group("--set", f"{key}={port}")
+        group = ServedGroup("--set", f"{key}={port}")
         _, said = group.process.communicate(timeout=60)
     assert group.process.returncode == 1
     assert f"cannot listen on 127.0.0.1:{port}, the port of {use}: Address already in use" in said

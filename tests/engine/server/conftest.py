@@ -208,7 +208,7 @@ def silent() -> Script:
     return lambda _: ()
 
 
-class Worker:
+class SamplingWorker:
     """A worker's tables, and the sampling of its rows: what a request's numbers end up in."""
 
     def __init__(self, vocabulary: int) -> None:
@@ -247,8 +247,8 @@ class Worker:
 
 
 @pytest.fixture(scope="session")
-def worker(tokenizer: Tokenizer) -> Worker:
-    return Worker(tokenizer.vocabulary)
+def worker(tokenizer: Tokenizer) -> SamplingWorker:
+    return SamplingWorker(tokenizer.vocabulary)
 
 
 @pytest.fixture

@@ -88,7 +88,7 @@ class EchoScheduler(threading.Thread):
         self.join()
 
 
-class Process:
+class ServerProcess:
     def __init__(self, folder: Path, address: str, port: int) -> None:
         self.url = f"http://127.0.0.1:{port}"
         self.child = subprocess.Popen(
@@ -122,7 +122,7 @@ def idle() -> State:
     return State(kv_total=8, ranks_ready=1, kv_fingerprint="f00d")
 
 
-def start(folder: Path, idle: State) -> tuple[EchoScheduler, Process]:
+def start(folder: Path, idle: State) -> tuple[EchoScheduler, ServerProcess]:
     keys = Keys.make()
     keys.write(folder)
     port = free_port()
@@ -135,7 +135,7 @@ def start(folder: Path, idle: State) -> tuple[EchoScheduler, Process]:
     (folder / "config.json").write_text(config.model_dump_json())
     scheduler = EchoScheduler(idle, keys)
     scheduler.start()
-    process = Process(folder, scheduler.address, port)
+    process = ServerProcess(folder, scheduler.address, port)
     process.wait_ready()
     return scheduler, process
 
