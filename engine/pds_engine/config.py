@@ -137,7 +137,7 @@ class HttpConfig(Section):
     """Where rank 0 opens the store at which a group of several ranks meets; 0: any free port."""
     max_body_bytes: int = Field(8 << 20, ge=1024)
     max_held_bytes: int = Field(128 << 20, ge=1024)
-    """Of all bodies that are being read."""
+    """Bytes of all bodies that are being read."""
     request_timeout: float | None = Field(None, gt=0, le=1e9)
     """Seconds that a request may take in all; then it ends with 504. None: any time."""
     keys_dir: Path | None = None

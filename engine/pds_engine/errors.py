@@ -60,7 +60,7 @@ class PdsError(Exception):
     retry_after: int | None = None
     """Seconds after which the client may come again."""
     headers: Mapping[str, str] = _NONE
-    """Of the answer, by lower-case names, beside those that every error has."""
+    """More headers of the answer, by lower-case names."""
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)

@@ -13,7 +13,7 @@ from pds_engine.errors import ConfigError, PdsError, PortTaken
 from pds_engine.ports import Use
 
 _FOREIGN = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
-"""Of one of a name's several addresses: it is not an address of this machine."""
+"""One of a name's several addresses may fail so: it is not an address of this machine."""
 
 
 def bind(host: str, port: int, use: Use) -> list[socket.socket]:

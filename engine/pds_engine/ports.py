@@ -23,7 +23,7 @@ from pds_engine.config import EngineConfig, KvBackend
 from pds_engine.errors import ConfigError
 
 ROOM: Final = 64
-"""So many dp ranks of a group, and so many ranks of a pod, have ports. The CRD has this bound."""
+"""A group has ports for so many dp ranks, a pod for so many ranks. The CRD has this bound."""
 UCX_OFFSET: Final = 100
 """From the first KV channel to the first UCX port: one setting, kv.port_base, moves both."""
 UCX_PORTS: Final = 8
@@ -60,7 +60,7 @@ class PortBlock:
 
     @property
     def ports(self) -> range:
-        """Of all listeners; empty where any port will do."""
+        """The ports of all listeners; empty where any port will do."""
         return self._range(0, self.count)
 
     def of(self, index: int) -> range:

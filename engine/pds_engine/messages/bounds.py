@@ -14,7 +14,7 @@ SEED_BITS = 63
 MAX_CHOICES = 128
 MAX_LOGPROBS = 20
 MAX_STOP_IDS = 128
-"""Of those that a client names; the model's own ends of a sequence come on top."""
+"""Stop ids that a client may name; the model's own ends of a sequence come on top."""
 MAX_BIASED = 1024
 
 

@@ -65,7 +65,7 @@ class Ready(Message, frozen=True, kw_only=True):
     kernels: KernelsProof | None = None
     """None: nothing is compiled ahead."""
     model_digest: str = ""
-    """Of what the model computes: groups of equal digests go on with each other's streams."""
+    """Digest of what the model computes. Groups of equal ones go on with each other's streams."""
 
 
 class Fault(Message, frozen=True, kw_only=True):

@@ -91,7 +91,7 @@ class Token(Message, frozen=True, kw_only=True):
     cached_tokens: int = 0
     """Prompt tokens that came from a prefix cache; set with the first token."""
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
-    """Of the prompt's tokens from the second on, when asked for; with the first token."""
+    """Scores of the prompt's tokens from the second on, when asked for; with the first token."""
 
 
 class Failed(Message, frozen=True, kw_only=True):

@@ -65,7 +65,7 @@ class StepDone(Message, frozen=True, kw_only=True):
     tokens: tuple[int, ...]
     logprobs: tuple[TokenLogprobs | None, ...]
     prompt_logprobs: tuple[tuple[TokenLogprobs, ...], ...] = ()
-    """Of rows with `scores`, in order: one for each position whose next token is the prompt's.
+    """For rows with `scores`, in order: one for each position whose next token is the prompt's.
 
     They go only to the scheduler: no stage reads them, so they cause no output exchange.
     """

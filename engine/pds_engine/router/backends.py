@@ -28,9 +28,9 @@ class GroupState(msgspec.Struct, frozen=True, kw_only=True):
     role: Role
     kv_fingerprint: Text | None = ""
     protocol: Annotated[int, msgspec.Meta(ge=0, le=1 << 31)] = 1
-    """Of the messages between groups. Engines of the release before do not report theirs."""
+    """Version of the messages between groups. Engines of the release before report none."""
     key_id: Text | None = ""
-    """Of the control key that it holds."""
+    """Id of the control key that it holds."""
     revision: Text | None = ""
     incarnation: Text | None = ""
     control: Text | None = ""
@@ -106,7 +106,7 @@ class Backend:
 
     @property
     def key_id(self) -> str:
-        """Of the control key that it holds."""
+        """Id of the control key that it holds."""
         return self.keys.name((self.state and self.state.key_id) or "")
 
     @property
@@ -165,7 +165,7 @@ class Fleet:
         return self._backends[key]
 
     def key_ids(self) -> set[str]:
-        """Of the control keys that its groups hold."""
+        """Ids of the control keys that its groups hold."""
         return {backend.key_id for backend in self}
 
     @property

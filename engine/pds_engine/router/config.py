@@ -65,7 +65,7 @@ class RouterConfig(Section):
     health: HealthConfig = HealthConfig()
     max_body_bytes: int = Field(8 << 20, ge=1024)
     max_held_bytes: int = Field(64 << 20, ge=1024)
-    """Of the bodies of all open requests: a retry needs the body until the answer is whole."""
+    """Bytes of the bodies of all open requests: a retry needs a body until its answer is whole."""
     body_timeout: float = Field(60.0, gt=0)
     """Seconds that a client may take to send its body."""
     max_in_flight: int = Field(1024, ge=1)
@@ -85,7 +85,7 @@ class RouterConfig(Section):
     linger_seconds: float = Field(5.0, ge=0)
     """How long new requests are accepted after SIGTERM: endpoints lag behind."""
     seed: int = 0
-    """Of the router's own draws (power of two choices)."""
+    """Seeds the router's own draws (power of two choices)."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
 

@@ -16,7 +16,7 @@ from prometheus_client.registry import Collector
 from pds_engine.router.backends import Fleet
 
 RequestPhase = Literal["opening", "streaming", "resuming"]
-"""Of a request: before the first byte of its answer, after it, and between two pairs."""
+"""A request before the first byte of its answer, after it, or between two pairs."""
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
 

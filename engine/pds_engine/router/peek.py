@@ -12,7 +12,7 @@ from pds_engine.request_fields import RequestFields, request_fields
 from pds_engine.router.config import Policy
 
 BYTES_PER_TOKEN = 4
-"""Of English text in common tokenizers; the router has none, and only compares loads."""
+"""About right for English text; the router has no tokenizer, and only compares loads."""
 AFFINITY_BYTES = 2048
 """How much of the prompt's beginning says which requests share a prefix."""
 _PLAIN_BYTES = 64

@@ -29,7 +29,7 @@ class Candidate:
     outstanding: int = 0
     protocol: int = 1
     key_id: str = ""
-    """Of the control key that it holds."""
+    """Id of the control key that it holds."""
 
 
 Terms = tuple[str, int, str]

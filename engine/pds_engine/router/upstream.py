@@ -17,7 +17,7 @@ from pds_engine.errors import GroupError
 HIGH_WATER = 256 << 10
 """Unread bytes of a reply above which its socket is not read: a slow client slows the engine."""
 HEAD_BYTES = 64 << 10
-"""Of an answer, before its body."""
+"""Bytes of an answer before its body, at the most."""
 IDLE_SECONDS = 4.0
 """A connection idle for longer is not used again: uvicorn closes it after 5 seconds."""
 

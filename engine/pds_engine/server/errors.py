@@ -1,4 +1,4 @@
-"""Whatever goes wrong in the API server, as its answer; `pds_engine.errors` says what is in it."""
+"""The API server's errors as HTTP answers; `pds_engine.errors` says what is in them."""
 
 from http import HTTPStatus
 from typing import Any

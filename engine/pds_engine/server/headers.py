@@ -10,7 +10,7 @@ from pds_engine.messages.bounds import TIME, Bound
 from pds_engine.request_fields import seed_bits
 
 _ANY = Bound(0, 10**20)
-"""Of a seed, whose lowest bits count."""
+"""Bounds a seed, of which only the lowest bits count."""
 
 
 @dataclass(frozen=True, slots=True)

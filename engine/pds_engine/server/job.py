@@ -18,7 +18,7 @@ from pds_engine.text.stops import Stops
 from pds_engine.text.tokenizer import Tokenizer
 
 DEFAULT_MAX_TOKENS = 16
-"""Of a completion that names none, as OpenAI has it; a chat may fill the context."""
+"""For a completion that names none, as OpenAI has it; a chat may fill the context."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class Job:
     copies: int
     """Choices of each prompt (n)."""
     prompt_tokens: int
-    """Of all prompts, each counted once however many choices it has."""
+    """Tokens of all prompts; each prompt counts once, however many choices it has."""
     stream: bool
     include_usage: bool
     journal: bool

@@ -57,9 +57,9 @@ class PromptLimits(NamedTuple):
     """What one request could ever need."""
 
     tokens: int
-    """Of one prompt."""
+    """Token ids of one prompt."""
     characters: int
-    """Of one prompt's text."""
+    """Characters of one prompt's text."""
     prompts: int
 
 
@@ -330,7 +330,7 @@ _READERS = {
 _TEXT_FIELD, _TEXT_ALONE = (protocol.TokenizeText, "prompt"), _text_alone
 """Where a prompt is a text and nothing else."""
 _OPEN = frozenset({"messages", "tools", "chat_template_kwargs"})
-"""What may hold any JSON."""
+"""Fields that may hold any JSON."""
 _STAND_INS = {
     "prompt": b'""',
     "messages": b'[{"role":"user"}]',

@@ -16,7 +16,7 @@ class Scan(NamedTuple):
     node: int
     """The automaton's node after this piece, and before the next."""
     keep: int
-    """So many of the last characters may begin a stop string; less than the longest has."""
+    """So many last characters may begin a stop string; fewer than the longest has."""
     end: int
     """How much of the piece was scanned: all of it, or up to the stop string's end."""
     matched: str | None
