@@ -31,7 +31,7 @@ MAX_WAITING = 32 << 20
 SECONDS = 30.0
 """For one body, from the start of its turn."""
 NICE = 10
-"""The child's: everybody's tokens go first."""
+"""The child's niceness: everybody's tokens go first."""
 _REFUSALS = {kind.__name__: kind for kind in (InvalidRequest, TooLong)}
 _HEAD = struct.Struct(">BII")
 _DONE, _REFUSED, _FAILED = range(3)

@@ -1,4 +1,4 @@
-"""Ranks of one stage as real processes that speak gloo on the loopback."""
+"""The tiny model's tokenizer, a model that overflows, and ranks as processes that speak gloo."""
 
 import json
 import logging

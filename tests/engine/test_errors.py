@@ -83,7 +83,7 @@ REQUESTS = [
     ErrorRow(of(errors.NotRead, retry_after=1), 503, SERVER, "body_not_read", headers=again(1)),
     ErrorRow(of(errors.GroupFailed, retry_after=1), 503, SERVER, "group_failed", headers=again(1)),
 ]
-"""What any process may tell a client."""
+"""Any process may answer these."""
 CLOCK = ErrorRow(
     of(errors.WrongClock, headers={"x-pds-now": "5"}),
     *(403, PERMISSION, "clock"),
@@ -108,7 +108,7 @@ HIDDEN = [
         ValueError("größer"),
     )
 ]
-"""Of these the API server tells nothing but that they happened."""
+"""The API server answers no more than that they happened."""
 ROUTES = [
     ErrorRow(HTTPException(404), 404, INVALID, "not_found", message="Not Found"),
     ErrorRow(
@@ -122,7 +122,7 @@ OPEN = [
     ErrorRow(of(PdsError), 500, SERVER, "internal_error"),
     ErrorRow(of(errors.ConfigError), 500, SERVER, "config_error"),
 ]
-"""Of these the router tells more."""
+"""The router says more about these."""
 
 
 def test_the_table_has_every_error() -> None:
@@ -132,12 +132,12 @@ def test_the_table_has_every_error() -> None:
 
 
 @pytest.mark.parametrize("row", [*REQUESTS, CLOCK, *GROUPS, *HIDDEN, *ROUTES], ids=str)
-def test_the_api_server_tells(row: ErrorRow) -> None:
+def test_the_api_server_answers(row: ErrorRow) -> None:
     assert answered(row.error) == (row.status, compact(row.body), headers(row))
 
 
 @pytest.mark.parametrize("row", [*REQUESTS, TRANSFER], ids=str)
-def test_the_api_server_tells_what_the_scheduler_found(row: ErrorRow) -> None:
+def test_the_api_server_answers_what_the_scheduler_found(row: ErrorRow) -> None:
     assert isinstance(row.error, PdsError)
     sent = failure("r", row.error)
     assert (sent.code, sent.status, sent.message) == (row.code, row.status, row.message)
@@ -149,7 +149,7 @@ def test_the_api_server_tells_what_the_scheduler_found(row: ErrorRow) -> None:
 
 
 @pytest.mark.parametrize("row", [*REQUESTS, TRANSFER, *OPEN], ids=str)
-def test_the_router_tells(row: ErrorRow) -> None:
+def test_the_router_answers(row: ErrorRow) -> None:
     assert isinstance(row.error, PdsError)
     sent: list[MutableMapping[str, Any]] = []
 

@@ -301,7 +301,7 @@ def test_weights_that_a_worker_cannot_load_end_with_78_and_a_note(tmp_path: Path
     ],
 )
 def test_a_port_in_use_is_named_and_is_no_configuration_error(key: str, use: str) -> None:
-    """78 would never be tried again, and whoever has the port may be gone in a second."""
+    """78 would never be tried again, and the port's holder may be gone in a second."""
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         group = ServedGroup("--set", f"{key}={port}")

@@ -28,7 +28,7 @@ STREAMS: list[dict[str, Any]] = [
 
 
 PAGES = 80
-"""Of each decode group: four of these streams have room in it, five do not."""
+"""Pages of each decode group: four of these streams have room in it, five do not."""
 
 
 class World:
@@ -90,7 +90,7 @@ class World:
         return dict(line.rsplit(" ", 1) for line in self.router.get("/metrics").text.splitlines())
 
     def migrations(self) -> dict[str, int]:
-        """How many, by why."""
+        """Their number by reason."""
         name = "pds_router_migrations_total"
         return {
             key.split('"')[1]: int(float(value))

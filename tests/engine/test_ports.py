@@ -72,7 +72,7 @@ def test_no_two_uses_meet_at_any_width_that_the_crd_admits() -> None:
 
 
 def test_the_crd_and_the_plan_have_one_bound() -> None:
-    """Both ways: what the CRD admits has ports, and what has none it refuses."""
+    """The CRD admits what there are ports for, and refuses what there are none for."""
     for dp, ranks in itertools.product(WIDTHS, WIDTHS):
         width = {"tp": min(ranks, 64), "dp": dp, "ranks_per_pod": ranks}
         if ranks > 64:

@@ -1,4 +1,4 @@
-"""Bodies are read by a process of their own: what comes back, and what its end does."""
+"""A process of its own reads bodies: its answers, and what follows from its end."""
 
 import asyncio
 import json

@@ -71,7 +71,7 @@ class WarmPod:
 
 @pytest.fixture
 def pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], WarmPod]:
-    """Pods over one volume. The last one made is that which warms up."""
+    """Pods over one volume; the last one made warms up."""
     monkeypatch.setattr(warmup, "_pool", ThreadPoolExecutor)
 
     def make(name: str) -> WarmPod:

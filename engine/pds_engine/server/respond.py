@@ -29,7 +29,7 @@ _HEADERS = (
 async def respond(
     scheduler: SchedulerClient, session: Session, answer: AnswerFormat, request: Request
 ) -> Response:
-    """RunningJob a job and answer it. A stream's status is known with its first token.
+    """Run a job and answer it. A stream's status is known with its first token.
 
     Raises:
         PdsError: it failed before anything was sent.

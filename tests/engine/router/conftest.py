@@ -115,7 +115,7 @@ class FakeEngine:
     ahead: float = 0.0
     """Seconds that its clock is ahead."""
     rude: bytes = b""
-    """What /pds/state is answered, again and again until the router has had enough."""
+    """The answer of /pds/state, again and again until the router has had enough."""
     checks_state: bool = True
     """Not so in the release before."""
     refused: int = 0
@@ -146,7 +146,7 @@ class FakeEngine:
 
     @property
     def calls(self) -> list[SeenRequest]:
-        """Requests other than looks at its state."""
+        """Requests other than polls of its state."""
         return [seen for seen in self.seen if seen.path != "/pds/state"]
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

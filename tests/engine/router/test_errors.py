@@ -1,4 +1,4 @@
-"""Refusals of the router's own, as their bytes are on the wire."""
+"""The router's own refusals, byte for byte."""
 
 import asyncio
 import json

@@ -113,7 +113,7 @@ async def test_whichever_side_of_a_pair_dies(engine, router, victim, how):
 
 
 async def test_a_request_that_kills_both_sides_of_its_pairs(engine, router):
-    """What it finds dead already leads it to no more than its allowed number."""
+    """Groups that it finds dead give it no more attempts than it may have."""
     groups = Groups("crashes", say)
     prefill = [groups.join(await engine("prefill")) for _ in range(6)]
     decode = [groups.join(await engine("decode")) for _ in range(6)]
@@ -126,8 +126,8 @@ async def test_a_request_that_kills_both_sides_of_its_pairs(engine, router):
 
 
 async def test_a_prefill_group_that_waited_for_an_offer_in_vain_was_an_attempt(engine, router):
-    """A decode group fell silent with the request, as the prefill group of the release before
-    tells it."""
+    """A decode group fell silent with the request, as a prefill group of the release before
+    reports it."""
 
     async def unoffered(seen, stream):
         error = {"message": "no decode group has offered pages for this request"}
@@ -144,7 +144,7 @@ async def test_a_prefill_group_that_waited_for_an_offer_in_vain_was_an_attempt(e
 
 
 async def test_a_body_that_no_group_could_read_was_sent_to_so_many_and_no_more(engine, router):
-    """It may be what their readers end of; the groups themselves are well."""
+    """Their readers may end because of it; the groups themselves are well."""
 
     async def unread(seen, stream):
         if b"poison" not in seen.body:
@@ -201,7 +201,7 @@ async def test_a_stream_that_kills_who_takes_it_over(engine, router, how, migrat
 
 
 async def test_the_decode_side_may_be_the_first_to_tell_of_a_dead_prefill_side(engine, router):
-    """A group that dies of taking a stream over is counted whoever says so."""
+    """A group that dies while it takes a stream over counts, whoever reports it."""
     dead = []
 
     async def decode(seen, stream):

@@ -177,7 +177,7 @@ async def test_a_prefill_group_that_dies_is_replaced(engine, router):
 
 async def test_a_decode_group_that_dies_while_prefill_works_is_replaced(engine, router):
     async def waits_then_hello(seen, stream):
-        """Where its decode group has died, until the router has heard of it, and leaves."""
+        """A client whose decode group has died waits until the router knows, and leaves."""
         await until(lambda: attempt(seen) in {*map(attempt, bad.calls), *map(attempt, good.calls)})
         if attempt(seen) in map(attempt, bad.calls):
             await stream.gone.wait()
@@ -219,7 +219,7 @@ async def test_a_request_whose_time_is_over_is_not_tried_again_and_nobodys_fault
 
 @pytest.mark.parametrize(("code", "blamed"), [("not_finite", False), ("internal_error", True)])
 async def test_a_prompt_without_a_finite_answer_opens_no_circuit(engine, router, code, blamed):
-    """Whoever sends it again and again would else close every group to everybody."""
+    """A client that repeats it would else close every group to everybody."""
     unified = await engine("unified", script=refuses(500, code))
     running = await router(unified, attempts=1)
     async with running.http.post("/v1/chat/completions", json={"stream": True}) as response:

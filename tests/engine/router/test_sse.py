@@ -1,4 +1,4 @@
-"""EventReader from bytes, however they are cut on the way, and the journal beside them."""
+"""Events from bytes, however they are cut on the way, and the journal beside them."""
 
 import itertools
 

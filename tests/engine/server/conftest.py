@@ -65,7 +65,7 @@ def outputs(ids: list[int], *, end: str = "stop", cached: int = 0) -> Script:
 
 
 def travelled(message: Message) -> AnyMessage:
-    """What comes out at the other end of a wire, on which it is bytes."""
+    """The message after encoding and decoding, as on a wire."""
     return decode(encode(message))
 
 
@@ -216,7 +216,7 @@ class SamplingWorker:
         self._tables = Tables(1, 4, 16, vocabulary, 0, torch.device("cpu"))
 
     def take(self, submit: Submit) -> int:
-        """Admit the request, choose its next token of level logits, and let it go."""
+        """Admit the request, sample its next token from rising logits, and release it."""
         order = travelled(
             Admit(
                 slot=0,

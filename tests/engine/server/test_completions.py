@@ -143,7 +143,7 @@ async def test_logprobs(served, tokenizer):
 
 
 def scored_prompt(id: int, other: int):
-    """A script: each prompt token but the first scores -1, and the likeliest one -0.5."""
+    """A script: each prompt token but the first scores -1, the likeliest one -0.5."""
 
     def script(submit: Submit):
         one = TokenLogprobs(-1.0, ((other, -0.5), (id, -1.0)))

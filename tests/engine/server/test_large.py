@@ -78,7 +78,7 @@ def test_a_large_body_is_refused_before_it_is_parsed(monkeypatch, name):
 
 
 async def test_the_server_has_large_bodies_examined_elsewhere(served, script, monkeypatch):
-    """Not a byte of a body that is refused is looked at in the server's own process."""
+    """The server's own process reads no byte of a body that is refused."""
 
     def here(*_: object) -> NoReturn:
         raise AssertionError("this process reads a large body")
@@ -218,7 +218,7 @@ PADS: dict[str, Callable[[bytes, bytes], bytes]] = {
 
 
 def probe_answer(form: large.Form, data: bytes) -> tuple[str, str | None]:
-    """What a body comes to: read as what, or refused for which field."""
+    """The result for a body: what it is read as, or the field that it is refused for."""
     try:
         read = large.parse(large._kind(form, data), data, LIMITS)
     except RequestError as error:

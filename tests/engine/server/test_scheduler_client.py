@@ -72,7 +72,7 @@ async def test_a_lost_scheduler_fails_everything(served, silent):
         assert (await s.client.get("/readyz")).status_code == 503
         again = await s.client.post("/v1/completions", json={"prompt": "a"})
     assert again.status_code == 503
-    # What was with the group may be what it failed of; what came afterwards was not even begun.
+    # The group may have failed of a request that it had; later ones were not even begun.
     assert (await waiting).json()["error"]["code"] == "group_failed"
     assert again.json()["error"]["code"] == "unavailable"
     with pytest.raises(Unavailable, match="takes nothing more"):  # not the words of "has failed"

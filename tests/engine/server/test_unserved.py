@@ -1,4 +1,4 @@
-"""Fields that would change the answer and are not served are refused by name; hints are taken."""
+"""Fields that would change the answer and are not served are refused by name; hints are ignored."""
 
 from pathlib import Path
 
