@@ -12,7 +12,7 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
 
 class Bounds(NamedTuple):
-    """What a body may take, and what its sender is told beyond that."""
+    """What a body may take, and the errors beyond that."""
 
     size: int
     """Bytes."""
@@ -20,12 +20,12 @@ class Bounds(NamedTuple):
     too_large: str
     too_late: str
     patience: int = 1
-    """Up to so many times `size` is read and thrown away, so that a client hears 413 and not a
+    """So many times `size` at the most is read and dropped, so that a client gets 413 and not a
     reset."""
 
 
 async def read(receive: Receive, bounds: Bounds, share: Share) -> bytes:
-    """The whole body, which takes its place in `share` as it comes.
+    """The whole body; `share` counts its bytes as they come.
 
     Raises:
         Overloaded: other bodies leave no room for it.

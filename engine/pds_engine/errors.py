@@ -1,7 +1,7 @@
 """The engine's errors: one small tree, each with a stable code and what to do about it.
 
-A class says how a client hears of it: `status` is HTTP's, `code` OpenAI's, and OpenAI's `type`
-follows from the status. `error_object` makes the body, for the API server and the router alike.
+A class says how a client gets it: `status` is HTTP's, `code` OpenAI's, and OpenAI's `type` follows
+from the status. `error_object` makes the body, for the API server and the router alike.
 
 PdsError
 ├── ConfigError        a setting is wrong: names the key, the value and the cure; exit code 78
@@ -21,7 +21,7 @@ PdsError
 │   ├── NotFinite        500, the model's own numbers have no finite value for this request
 │   └── Unavailable      503, draining, not ready, or no backend to answer
 │       ├── Drained        503, given up at a drain's deadline
-│       ├── Preempted      503, put out for want of KV pages
+│       ├── Preempted      503, no KV page was left: it migrates
 │       ├── NotRead        503, a large body was not read in time, or its reader ended
 │       └── GroupFailed    503, the group failed while the request was with it
 ├── GroupError         503, a rank, stage or peer failed: the request may be retried elsewhere
@@ -54,13 +54,13 @@ class PdsError(Exception):
 
     code: str = "internal_error"
     status: int = 500
-    """HTTP's, where a client is told."""
+    """HTTP's, where a client gets it."""
     param: str | None = None
     """The field of the body that is wrong."""
     retry_after: int | None = None
     """Seconds after which the client may come again."""
     headers: Mapping[str, str] = _NONE
-    """Of the answer, by lower-case names, beside those that every error has."""
+    """More headers of the answer, by lower-case names."""
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)
@@ -84,7 +84,7 @@ class ConfigError(PdsError):
 
 
 class RequestError(PdsError):
-    """Base of what a client is told of its request."""
+    """Base of the errors that a client gets about its request."""
 
     code = "invalid_request"
     status = 400
@@ -145,7 +145,7 @@ class Forbidden(RequestError):
 
 
 class WrongClock(Forbidden):
-    """The control key signed it, at another time than ours. `headers` of the answer tell ours."""
+    """The control key signed it, at another time than ours, which the answer's `headers` give."""
 
     code = "clock"
 
@@ -171,8 +171,8 @@ class BodyTooLarge(RequestError):
 class DeadlinePassed(RequestError):
     """The request was not done in the time that it was given.
 
-    504, not 408: the request came whole, and it is the answer that did not. Routers send what
-    gets a 408 to another group, where it would begin anew with all of its time.
+    504, not 408: the request came whole, and the answer did not. Routers retry a 408 in another
+    group, where the request would begin anew with all of its time.
     """
 
     code = "timeout"
@@ -180,7 +180,7 @@ class DeadlinePassed(RequestError):
 
 
 class Unexpected(RequestError):
-    """A fault of ours while one request was handled, which ends that request alone."""
+    """A fault of ours while one request was handled. It ends no other request."""
 
     code = PdsError.code
     status = 500
@@ -196,7 +196,7 @@ class Overloaded(RequestError):
 class NotFinite(RequestError):
     """The model computed NaN or infinity for this request: no token can be chosen.
 
-    It says nothing of the group: the same weights give the same numbers in any other.
+    It says nothing about the group: the same weights give the same numbers in any other.
     """
 
     code = "not_finite"
@@ -211,7 +211,7 @@ class Unavailable(RequestError):
 
 
 class Drained(Unavailable):
-    """A drain's deadline has passed: what is left goes on in another group."""
+    """A drain's deadline has passed: open streams go on in another group."""
 
     code = "drained"
 
@@ -223,22 +223,22 @@ class Preempted(Unavailable):
 
 
 class NotRead(Unavailable):
-    """What reads large bodies ended with this one, or was not done in time.
+    """The process that reads large bodies ended with this one, or was not done in time.
 
-    An attempt, since the body may be the cause, but no fault of the group, which goes on."""
+    It counts as an attempt, since the body may be the cause, but not against the group."""
 
     code = "body_not_read"
 
 
 class GroupFailed(Unavailable):
-    """The group failed while the request was with it, and may have failed of it: whoever sends it
-    on counts that as an attempt. `unavailable` says that nothing was begun."""
+    """The group failed while the request was with it, perhaps because of it: a router counts that
+    as an attempt. `unavailable` says that nothing was begun."""
 
     code = "group_failed"
 
 
 class GroupError(PdsError):
-    """A part of the group, or its peer, failed: the request may succeed elsewhere."""
+    """A part of the group or its peer failed: the request may succeed elsewhere."""
 
     code = "group_error"
     status = 503
@@ -270,7 +270,7 @@ class PortTaken(GroupError):
 
 
 class TransferFailed(GroupError):
-    """A hand-over was refused, aborted, or lost its peer. The group lives: nothing to wait for."""
+    """A hand-over was refused, aborted, or lost its peer. The group lives: ask again at once."""
 
     code = "transfer_failed"
     retry_after = None
@@ -284,16 +284,16 @@ class ClientGone(PdsError):
 
 def error_object(error: PdsError) -> dict[str, dict[str, str | None]]:
     """`{"error": {"message", "type", "param", "code"}}`, as the openai SDK reads it."""
-    told = {
+    content = {
         "message": str(error),
         "type": error.type,
         "param": error.param,
         "code": error.code,
     }
-    return {"error": told}
+    return {"error": content}
 
 
 def error_headers(error: PdsError) -> dict[str, str]:
-    """Headers of an answer that tells `error`, by lower-case names."""
+    """Headers of an answer that is `error`, by lower-case names."""
     after = {} if error.retry_after is None else {"retry-after": str(error.retry_after)}
     return {**error.headers, **after}

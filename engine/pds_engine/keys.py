@@ -14,7 +14,7 @@ HINT = "mount the Secret <pdserving>-control at http.keys_dir, or leave keys_dir
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """z85 keys of 40 characters; the server admits `client_public` alone."""
+    """z85 keys of 40 characters; the server admits only `client_public`."""
 
     server_secret: bytes
     server_public: bytes

@@ -15,7 +15,7 @@ _TTFT = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _GAP = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 
 
-class Metrics:
+class ServerMetrics:
     """All series of one API server, in a registry of their own."""
 
     def __init__(self) -> None:
@@ -45,7 +45,7 @@ class Metrics:
         }
 
     def show(self, state: State) -> None:
-        """Take over what the scheduler reported."""
+        """Set the gauges to what the scheduler reported."""
         for field, gauge in self._gauges.items():
             gauge.set(float(getattr(state, field)))
 

@@ -50,10 +50,10 @@ class DecoderSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
-    """In what a family of Llama-like decoders differs from the others.
+    """How a family of Llama-like decoders differs from the others.
 
-    The last four say what holds for a key that config.json lacks: what the family's configuration
-    class of transformers takes. null is another matter: it means "derive it", or "none".
+    The last four are defaults for a key that config.json lacks, as the family's configuration class
+    of transformers has them. null is different: it means "derive it", or "none".
     """
 
     architecture: str
@@ -149,7 +149,7 @@ _ROPE_KINDS: Mapping[str, frozenset[str]] = {
     "llama3": _ROPE_KEYS
     | {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"},
 }
-"""Which keys rotary positions of each kind know."""
+"""The keys that rotary positions of each kind may have."""
 
 
 def rope(config: Json, max_position: int) -> RopeSpec:
@@ -188,7 +188,7 @@ def rope(config: Json, max_position: int) -> RopeSpec:
 
 
 def _nested_rope(config: Json) -> tuple[str, Json]:
-    """The one that is there of both spellings, and its name."""
+    """The spelling that is there, and its name."""
     given = {key: config[key] for key in ("rope_parameters", "rope_scaling") if config.get(key)}
     for key, value in given.items():
         if not isinstance(value, dict):

@@ -14,7 +14,7 @@ PLACES = {
 """The section of each name; "" for those outside of any."""
 
 
-def bounded(**bounds: Any) -> Settings:
+def bounded(**bounds: object) -> Settings:
     """bounded(pp=2, chunk_size=32): each in its section, all others by default; unchecked by `of`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What a client is told of every error, byte for byte, by each process that may tell it.
+"""What a client gets of every error, byte for byte, from each process that may answer it.
 
 The API server writes its JSON without spaces, and text as it is; the router as `json.dumps` does.
 """
@@ -6,7 +6,7 @@ The API server writes its JSON without spaces, and text as it is; the router as 
 import asyncio
 import inspect
 import json
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,8 +29,8 @@ CLOSE = ("connection", "close")
 
 
 @dataclass(frozen=True)
-class Row:
-    """An error, and what the API server tells of it."""
+class ErrorRow:
+    """An error, and what the API server answers for it."""
 
     error: Exception
     status: int
@@ -45,11 +45,16 @@ class Row:
 
     @property
     def body(self) -> dict[str, Any]:
-        told = {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}
-        return {"error": told}
+        content = {
+            "message": self.message,
+            "type": self.kind,
+            "param": self.param,
+            "code": self.code,
+        }
+        return {"error": content}
 
 
-def of(kind: type[PdsError], **more: Any) -> PdsError:
+def of(kind: Callable[..., PdsError], **more: str | int) -> PdsError:
     return kind("größer", hint="so", **more)
 
 
@@ -58,43 +63,43 @@ def again(seconds: int) -> tuple[tuple[str, str], ...]:
 
 
 REQUESTS = [
-    Row(of(errors.RequestError, param="p"), 400, INVALID, "invalid_request", "p"),
-    Row(of(errors.InvalidRequest, param="n"), 400, INVALID, "invalid_request", "n"),
-    Row(of(errors.TooLong, param="prompt"), 400, INVALID, "context_length_exceeded", "prompt"),
-    Row(of(errors.UnknownModel, param="model"), 404, INVALID, "model_not_found", "model"),
-    Row(errors.NoRoute("größer", 405, hint="so"), 405, INVALID, "invalid_request"),
-    Row(of(errors.Unauthorized), 401, AUTHENTICATION, "invalid_api_key"),
-    Row(of(errors.Forbidden), 403, PERMISSION, "forbidden"),
-    Row(of(errors.BodyTimeout), 408, INVALID, "body_timeout", headers=(CLOSE,)),
-    Row(of(errors.BodyTooLarge), 413, INVALID, "body_too_large", headers=(CLOSE,)),
-    Row(of(errors.DeadlinePassed), 504, TIMEOUT, "timeout"),
-    Row(of(errors.Unexpected), 500, SERVER, "internal_error"),
-    Row(of(errors.Overloaded, retry_after=7), 429, RATE, "overloaded", headers=again(7)),
-    Row(of(errors.NotFinite), 500, SERVER, "not_finite"),
-    Row(of(errors.Unavailable), 503, SERVER, "unavailable"),
-    Row(of(errors.Unavailable, retry_after=1), 503, SERVER, "unavailable", headers=again(1)),
-    Row(of(errors.Drained), 503, SERVER, "drained"),
-    Row(of(errors.Preempted), 503, SERVER, "preempted"),
-    Row(of(errors.NotRead, retry_after=1), 503, SERVER, "body_not_read", headers=again(1)),
-    Row(of(errors.GroupFailed, retry_after=1), 503, SERVER, "group_failed", headers=again(1)),
+    ErrorRow(of(errors.RequestError, param="p"), 400, INVALID, "invalid_request", "p"),
+    ErrorRow(of(errors.InvalidRequest, param="n"), 400, INVALID, "invalid_request", "n"),
+    ErrorRow(of(errors.TooLong, param="prompt"), 400, INVALID, "context_length_exceeded", "prompt"),
+    ErrorRow(of(errors.UnknownModel, param="model"), 404, INVALID, "model_not_found", "model"),
+    ErrorRow(errors.NoRoute("größer", 405, hint="so"), 405, INVALID, "invalid_request"),
+    ErrorRow(of(errors.Unauthorized), 401, AUTHENTICATION, "invalid_api_key"),
+    ErrorRow(of(errors.Forbidden), 403, PERMISSION, "forbidden"),
+    ErrorRow(of(errors.BodyTimeout), 408, INVALID, "body_timeout", headers=(CLOSE,)),
+    ErrorRow(of(errors.BodyTooLarge), 413, INVALID, "body_too_large", headers=(CLOSE,)),
+    ErrorRow(of(errors.DeadlinePassed), 504, TIMEOUT, "timeout"),
+    ErrorRow(of(errors.Unexpected), 500, SERVER, "internal_error"),
+    ErrorRow(of(errors.Overloaded, retry_after=7), 429, RATE, "overloaded", headers=again(7)),
+    ErrorRow(of(errors.NotFinite), 500, SERVER, "not_finite"),
+    ErrorRow(of(errors.Unavailable), 503, SERVER, "unavailable"),
+    ErrorRow(of(errors.Unavailable, retry_after=1), 503, SERVER, "unavailable", headers=again(1)),
+    ErrorRow(of(errors.Drained), 503, SERVER, "drained"),
+    ErrorRow(of(errors.Preempted), 503, SERVER, "preempted"),
+    ErrorRow(of(errors.NotRead, retry_after=1), 503, SERVER, "body_not_read", headers=again(1)),
+    ErrorRow(of(errors.GroupFailed, retry_after=1), 503, SERVER, "group_failed", headers=again(1)),
 ]
-"""What any process may tell a client."""
-CLOCK = Row(
+"""Any process may answer these."""
+CLOCK = ErrorRow(
     of(errors.WrongClock, headers={"x-pds-now": "5"}),
     *(403, PERMISSION, "clock"),
     headers=(("x-pds-now", "5"),),
 )
-TRANSFER = Row(of(errors.TransferFailed), 503, SERVER, "transfer_failed")
+TRANSFER = ErrorRow(of(errors.TransferFailed), 503, SERVER, "transfer_failed")
 """Found by schedulers alone."""
 GROUPS = [
-    Row(of(errors.GroupError), 503, SERVER, "group_error", headers=again(1)),
-    Row(of(errors.ProtocolError), 503, SERVER, "protocol_error", headers=again(1)),
-    Row(of(errors.RankLost), 503, SERVER, "rank_lost", headers=again(1)),
-    Row(of(errors.StageTimeout), 503, SERVER, "stage_timeout", headers=again(1)),
-    Row(of(errors.PortTaken), 503, SERVER, "port_taken", headers=again(1)),
+    ErrorRow(of(errors.GroupError), 503, SERVER, "group_error", headers=again(1)),
+    ErrorRow(of(errors.ProtocolError), 503, SERVER, "protocol_error", headers=again(1)),
+    ErrorRow(of(errors.RankLost), 503, SERVER, "rank_lost", headers=again(1)),
+    ErrorRow(of(errors.StageTimeout), 503, SERVER, "stage_timeout", headers=again(1)),
+    ErrorRow(of(errors.PortTaken), 503, SERVER, "port_taken", headers=again(1)),
 ]
 HIDDEN = [
-    Row(error, 500, SERVER, "internal_error", message=INTERNAL)
+    ErrorRow(error, 500, SERVER, "internal_error", message=INTERNAL)
     for error in (
         of(PdsError),
         of(errors.ConfigError),
@@ -103,10 +108,10 @@ HIDDEN = [
         ValueError("größer"),
     )
 ]
-"""Of these the API server tells nothing but that they happened."""
+"""The API server answers no more than that they happened."""
 ROUTES = [
-    Row(HTTPException(404), 404, INVALID, "not_found", message="Not Found"),
-    Row(
+    ErrorRow(HTTPException(404), 404, INVALID, "not_found", message="Not Found"),
+    ErrorRow(
         HTTPException(405, headers={"Allow": "GET"}),
         *(405, INVALID, "method_not_allowed"),
         headers=(("allow", "GET"),),
@@ -114,10 +119,10 @@ ROUTES = [
     ),
 ]
 OPEN = [
-    Row(of(PdsError), 500, SERVER, "internal_error"),
-    Row(of(errors.ConfigError), 500, SERVER, "config_error"),
+    ErrorRow(of(PdsError), 500, SERVER, "internal_error"),
+    ErrorRow(of(errors.ConfigError), 500, SERVER, "config_error"),
 ]
-"""Of these the router tells more."""
+"""The router says more about these."""
 
 
 def test_the_table_has_every_error() -> None:
@@ -127,24 +132,24 @@ def test_the_table_has_every_error() -> None:
 
 
 @pytest.mark.parametrize("row", [*REQUESTS, CLOCK, *GROUPS, *HIDDEN, *ROUTES], ids=str)
-def test_the_api_server_tells(row: Row) -> None:
+def test_the_api_server_answers(row: ErrorRow) -> None:
     assert answered(row.error) == (row.status, compact(row.body), headers(row))
 
 
 @pytest.mark.parametrize("row", [*REQUESTS, TRANSFER], ids=str)
-def test_the_api_server_tells_what_the_scheduler_found(row: Row) -> None:
+def test_the_api_server_answers_what_the_scheduler_found(row: ErrorRow) -> None:
     assert isinstance(row.error, PdsError)
     sent = failure("r", row.error)
     assert (sent.code, sent.status, sent.message) == (row.code, row.status, row.message)
     came = decode(encode(sent))
     assert isinstance(came, Failed)
     nameless = replace(row, param=None)  # the message carries no field's name
-    told = answered(RequestFailed(came))
-    assert told == (row.status, compact(nameless.body), headers(nameless))
+    content = answered(RequestFailed(came))
+    assert content == (row.status, compact(nameless.body), headers(nameless))
 
 
 @pytest.mark.parametrize("row", [*REQUESTS, TRANSFER, *OPEN], ids=str)
-def test_the_router_tells(row: Row) -> None:
+def test_the_router_answers(row: ErrorRow) -> None:
     assert isinstance(row.error, PdsError)
     sent: list[MutableMapping[str, Any]] = []
 
@@ -168,10 +173,10 @@ def answered(error: Exception) -> tuple[int, bytes, list[tuple[str, str]]]:
     return answer.status_code, bytes(answer.body), given
 
 
-def headers(row: Row) -> list[tuple[str, str]]:
+def headers(row: ErrorRow) -> list[tuple[str, str]]:
     length = ("content-length", str(len(compact(row.body))))
     return [*row.headers, length, ("content-type", "application/json")]
 
 
-def compact(told: dict[str, Any]) -> bytes:
-    return json.dumps(told, separators=(",", ":"), ensure_ascii=False).encode()
+def compact(content: dict[str, Any]) -> bytes:
+    return json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode()

@@ -256,7 +256,7 @@ class Engine:
             headers.check(self.key, request.method, request.path, given, time.time() + self.ahead)
         except Forbidden as error:
             self.refused += 1
-            status, body, more = server_errors.told(error)
+            status, body, more = server_errors.http_error(error)
             return web.Response(status=status, body=body, headers=more)
         return web.json_response(told)
 

@@ -1,4 +1,4 @@
-"""Requests: what the API server asks of the scheduler, and what it is told."""
+"""Requests: what the API server asks of the scheduler, and what it answers."""
 
 from msgspec import Struct
 
@@ -37,7 +37,7 @@ class Source(Struct, frozen=True, array_like=True, kw_only=True):
 
 
 class Submit(Message, frozen=True, kw_only=True):
-    """The one form in which work arrives.
+    """A request, new or to be continued: the one message in which work arrives.
 
     A new request has output_ids = (); hand-over gives (t1,); migration gives all tokens so far.
     `max_tokens` counts the output from its beginning, given tokens included.
@@ -54,10 +54,10 @@ class Submit(Message, frozen=True, kw_only=True):
     role_hint: Role = "unified"
     source: Source | None = None
     since: float | None = None
-    """When its client asked, in seconds since the epoch, as the router knows: its age, wherever it
-    goes on. None: now."""
+    """When its client asked, in seconds since the epoch, by the router: its age in every group that
+    it comes to. None: now."""
     resumable: bool = False
-    """Somebody goes on with it elsewhere when it fails as Preempted: a router with a journal."""
+    """When it fails as Preempted, a router with a journal goes on with it in another group."""
 
 
 class Cancel(Message, frozen=True, kw_only=True):
@@ -91,11 +91,11 @@ class Token(Message, frozen=True, kw_only=True):
     cached_tokens: int = 0
     """Prompt tokens that came from a prefix cache; set with the first token."""
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
-    """Of the prompt's tokens from the second on, when asked for; with the first token."""
+    """Scores of the prompt's tokens from the second on, when asked for; with the first token."""
 
 
 class Failed(Message, frozen=True, kw_only=True):
-    """A request ended without a result. `code` is an errors.PdsError.code; `status` HTTP's."""
+    """A request ended with an error. `code` is an errors.PdsError.code; `status` HTTP's."""
 
     request_id: str
     code: str

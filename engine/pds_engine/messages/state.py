@@ -1,4 +1,4 @@
-"""What a scheduler reports of itself, and under which name each number of it is shown."""
+"""What a scheduler reports of itself, and the name under which each number is shown."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from pds_engine.messages.watching import Traffic
 
 
 @dataclass(frozen=True, slots=True)
-class Metric:
+class StateMetric:
     """Makes a number of State a gauge, and a key of /pds/state with the field's own name."""
 
     name: str
@@ -23,47 +23,49 @@ class Metric:
 class State(Message, frozen=True, kw_only=True):
     """A scheduler's report to its API server; sent on every change, coalesced.
 
-    A number that is marked as a Metric needs no other line to be shown. It comes last, since
+    A number that is marked as a StateMetric needs no other line to be shown. It comes last, since
     messages are arrays (docs/contract.md).
     """
 
     in_flight: Annotated[
-        int, Metric("pds_requests_in_flight", "Requests known to the scheduler.")
+        int, StateMetric("pds_requests_in_flight", "Requests known to the scheduler.")
     ] = 0
     """Waiting ones included."""
-    running: Annotated[int, Metric("pds_requests_running", "Requests that hold a slot.")] = 0
+    running: Annotated[int, StateMetric("pds_requests_running", "Requests that hold a slot.")] = 0
     transfers_in_flight: Annotated[
-        int, Metric("pds_transfers_in_flight", "Hand-overs under way.")
+        int, StateMetric("pds_transfers_in_flight", "Hand-overs under way.")
     ] = 0
     queued_tokens: Annotated[
-        int, Metric("pds_queued_tokens", "Prompt tokens not computed yet.")
+        int, StateMetric("pds_queued_tokens", "Prompt tokens not computed yet.")
     ] = 0
-    kv_used: Annotated[int, Metric("pds_kv_pages_used", "KV pages in use.")] = 0
-    kv_total: Annotated[int, Metric("pds_kv_pages", "KV pages in all.")] = 0
+    kv_used: Annotated[int, StateMetric("pds_kv_pages_used", "KV pages in use.")] = 0
+    kv_total: Annotated[int, StateMetric("pds_kv_pages", "KV pages in all.")] = 0
     kv_quarantined: Annotated[
-        int, Metric("pds_kv_pages_quarantined", "KV pages in quarantine.")
+        int, StateMetric("pds_kv_pages_quarantined", "KV pages in quarantine.")
     ] = 0
-    draining: Annotated[bool, Metric("pds_draining", "1 while no new request is taken.")] = False
-    ranks_ready: Annotated[int, Metric("pds_ranks_ready", "Ranks that joined.")] = 0
+    draining: Annotated[bool, StateMetric("pds_draining", "1 while no new request is taken.")] = (
+        False
+    )
+    ranks_ready: Annotated[int, StateMetric("pds_ranks_ready", "Ranks that joined.")] = 0
     kv_fingerprint: str = ""
-    steps_done: Annotated[int, Metric("pds_steps_done", "Steps since the group started.")] = 0
+    steps_done: Annotated[int, StateMetric("pds_steps_done", "Steps since the group started.")] = 0
     oldest_step_seconds: Annotated[
-        float, Metric("pds_oldest_step_seconds", "Age of the oldest step.", reported=False)
+        float, StateMetric("pds_oldest_step_seconds", "Age of the oldest step.", reported=False)
     ] = 0.0
-    """Of those in flight; 0 when idle."""
+    """Among the steps in flight; 0 when idle."""
     kv_cached: Annotated[
-        int, Metric("pds_kv_pages_cached", "Free KV pages that hold a cached prefix.")
+        int, StateMetric("pds_kv_pages_cached", "Free KV pages that hold a cached prefix.")
     ] = 0
-    """Not in kv_used; they hold it until they are needed for something else."""
+    """Not in kv_used: each holds its prefix until the page is needed for something else."""
     prefix_query_tokens: Annotated[
-        int, Metric("pds_prefix_cache_query_tokens", "Tokens taken up.")
+        int, StateMetric("pds_prefix_cache_query_tokens", "Tokens of admitted requests.")
     ] = 0
-    """Tokens of requests taken up since the start, prompt and given output."""
+    """Since the start; of their prompts and given outputs."""
     prefix_hit_tokens: Annotated[
-        int, Metric("pds_prefix_cache_hit_tokens", "Those found in the cache.")
+        int, StateMetric("pds_prefix_cache_hit_tokens", "Those found in the cache.")
     ] = 0
     preemptions: Annotated[
-        int, Metric("pds_preemptions", "Requests put back since the group started.")
+        int, StateMetric("pds_preemptions", "Requests preempted since the group started.")
     ] = 0
     kernels: KernelsProof | None = None
     missing: tuple[int, ...] = ()
@@ -73,15 +75,15 @@ class State(Message, frozen=True, kw_only=True):
     """What the ranks of a pipeline have exchanged, by rank; about a second old."""
 
 
-def _metrics() -> dict[str, Metric]:
+def _metrics() -> dict[str, StateMetric]:
     hints = get_type_hints(State, include_extras=True)
     return {
         field: mark
         for field, hint in hints.items()
         for mark in getattr(hint, "__metadata__", ())
-        if isinstance(mark, Metric)
+        if isinstance(mark, StateMetric)
     }
 
 
-STATE_METRICS: Mapping[str, Metric] = _metrics()
+STATE_METRICS: Mapping[str, StateMetric] = _metrics()
 """The numbers of State that are shown, by the names of its fields."""

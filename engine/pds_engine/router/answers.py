@@ -1,4 +1,4 @@
-"""What the router itself answers: OpenAI's error object, or the same as a stream's last event."""
+"""The router's own answers: OpenAI's error object, whole or as a stream's last event."""
 
 import json
 from collections.abc import Callable, Coroutine, Iterable, MutableMapping
@@ -18,18 +18,18 @@ def error_body(error: PdsError) -> bytes:
 
 
 def error_event(body: bytes, note: str = "") -> bytes:
-    """An error object as one server-sent event; anything else becomes its message.
+    """An error object as one server-sent event. A body that is none becomes the message of one.
 
     `note` is added to its message.
     """
     try:
-        told = json.loads(body)
-        message = told["error"]["message"]
+        error = json.loads(body)
+        message = error["error"]["message"]
     except (ValueError, KeyError, TypeError):
         message = body[:500].decode(errors="replace")
-        told = {"error": {"type": "server_error", "param": None, "code": None}}
-    told["error"]["message"] = f"{message} ({note})" if note else message
-    return b"data: " + json.dumps(told).encode() + b"\n\n"
+        error = {"error": {"type": "server_error", "param": None, "code": None}}
+    error["error"]["message"] = f"{message} ({note})" if note else message
+    return b"data: " + json.dumps(error).encode() + b"\n\n"
 
 
 async def answer(send: Send, status: int, body: bytes, headers: Headers = (JSON,)) -> None:

@@ -24,7 +24,7 @@ from pds_engine.router.call import STREAMED, Call, plain_call, read_call
 from pds_engine.router.config import RouterConfig
 from pds_engine.router.discovery import Discovery
 from pds_engine.router.keyring import Keyring
-from pds_engine.router.metrics import Metrics
+from pds_engine.router.metrics import RouterMetrics
 from pds_engine.router.peek import Peeker
 from pds_engine.router.relay import Relay
 
@@ -37,7 +37,7 @@ RELAYED: Mapping[str, str] = {
 }
 """Answered by engines, and the method that each one takes."""
 GUARDED = frozenset({*RELAYED, "/v1/models"})
-"""What asks for an API key when there are keys."""
+"""These need an API key when there are keys."""
 OBSERVED = frozenset({"/metrics", "/healthz", "/readyz", "/pds/backends"})
 """What the metrics port answers."""
 
@@ -48,7 +48,7 @@ class Router:
     def __init__(self, config: RouterConfig, keys: Keyring | None = None) -> None:
         self.config = config
         self.fleet = Fleet(config, keys)
-        self.metrics = Metrics(self.fleet)
+        self.metrics = RouterMetrics(self.fleet)
         self.relay = Relay(config, self.fleet, self.metrics)
         self.discovery = Discovery(config, self.fleet)
         self.leaving = False
@@ -77,7 +77,7 @@ class Router:
         except ClientGone:
             return
         except PdsError as error:
-            # What of the body was not read would be taken for the next request.
+            # The unread part of the body would look like the next request.
             await answer_error(send, error, [(b"connection", b"close")])
             return
         await self._surface(scope, receive, send)
@@ -117,7 +117,7 @@ class Router:
         )
 
     async def observed(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-        """The application of the metrics port: what observers ask for, and nothing else."""
+        """The application of the metrics port: it answers the OBSERVED paths and no others."""
         if scope["type"] == "http" and scope["path"] not in OBSERVED:
             scope = {**scope, "path": "/not-on-this-port"}
         await self._surface(scope, receive, send)
@@ -198,7 +198,7 @@ def surface(router: Router) -> FastAPI:
         return Response(router.metrics.text(), media_type="text/plain; version=0.0.4")
 
     @app.exception_handler(HTTPException)
-    async def told(request: Request, error: HTTPException) -> Response:
+    async def not_found(request: Request, error: HTTPException) -> Response:
         path, method = request.url.path, request.method
         fault = NoRoute(
             f"{method} {path}: {error.detail}",

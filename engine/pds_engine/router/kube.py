@@ -23,21 +23,21 @@ from pds_engine.router.pods import Pod
 
 logger = logging.getLogger(__name__)
 WATCH_SECONDS = 60
-"""How long one watch is asked to last."""
+"""How long the API server is to keep one watch open."""
 LIST_TIMEOUT = aiohttp.ClientTimeout(total=30)
 WATCH_TIMEOUT = aiohttp.ClientTimeout(total=None, connect=10, sock_read=WATCH_SECONDS + 30)
-"""Longer silence means that the connection is dead, though nobody closed it."""
+"""A longer silence means that the connection is dead, though nobody closed it."""
 SILENT = aiohttp.SocketTimeoutError
 PAGE = 500
 MAX_PAUSE = 10.0
 BROKEN = (aiohttp.ClientError, OSError, HttpProcessingError, msgspec.DecodeError)
 """What a broken connection raises, and a line of more than 4 MiB, whose pod is listed anew."""
 MALFORMED = (config.ConfigException, OSError, ValueError, TypeError, AttributeError, yaml.YAMLError)
-"""What the loader stumbles over in a kubeconfig."""
+"""What the loader raises on a malformed kubeconfig."""
 
 
 class KubeError(PdsError):
-    """The API server refused, or is not to be reached."""
+    """The API server refused, or cannot be reached."""
 
     code = "kube_error"
 
@@ -89,7 +89,7 @@ class PodWatch:
         self._changed = changed
         self.pods: dict[str, Pod] = {}
         self.trouble = ""
-        """Why the API server was not to be reached last; what was known then still holds."""
+        """Why the API server could not be reached last; `pods` stays as it was."""
 
     async def login(self) -> None:
         """From a kubeconfig when one is named, else as the pod's service account.

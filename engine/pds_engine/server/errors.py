@@ -1,4 +1,4 @@
-"""Whatever goes wrong in the API server, as its answer; `pds_engine.errors` says what is in it."""
+"""The API server's errors as HTTP answers; `pds_engine.errors` says what is in them."""
 
 from http import HTTPStatus
 from typing import Any
@@ -29,7 +29,7 @@ class RequestFailed(RequestError):
         self.status = failed.status
 
 
-def told(error: Exception) -> tuple[int, bytes, dict[str, str]]:
+def http_error(error: Exception) -> tuple[int, bytes, dict[str, str]]:
     """Status, body and headers for any error."""
     ours = _ours(error)
     headers = error_headers(ours)
@@ -39,12 +39,12 @@ def told(error: Exception) -> tuple[int, bytes, dict[str, str]]:
 
 
 def response(error: Exception) -> Response:
-    """`told`, as a response."""
-    status, content, headers = told(error)
+    """`http_error`, as a response."""
+    status, content, headers = http_error(error)
     return Response(content, status, headers, media_type="application/json")
 
 
-def verdict(problem: str | None) -> Response:
+def probe_answer(problem: str | None) -> Response:
     """The answer to a probe: 200, or 503 with what is wrong."""
     return Response(b"", 200) if problem is None else response(Unavailable(problem))
 

@@ -1,4 +1,4 @@
-"""What a group says of itself: alive, ready, and its state (docs/contract.md; pure)."""
+"""What a group reports of itself: alive, ready, and its state (docs/contract.md; pure)."""
 
 from typing import Any
 
@@ -8,11 +8,13 @@ from pds_engine.config import EngineConfig
 from pds_engine.messages import PROTOCOL, STATE_METRICS, KernelsProof, State
 
 
-def sick(state: State | None, age: float, step_timeout: float, error: str | None) -> str | None:
+def unhealthy(
+    state: State | None, age: float, step_timeout: float, error: str | None
+) -> str | None:
     """Why the step loop is not alive, or None.
 
-    A scheduler at rest reports nothing; one at work reports every step, so that silence of
-    `step_timeout` seconds while requests run means a stuck step.
+    An idle scheduler reports nothing; a busy one reports every step. So silence of `step_timeout`
+    seconds while requests run means a stuck step.
     """
     if error is not None:
         return error
@@ -48,8 +50,8 @@ def report(
 ) -> dict[str, Any]:
     """The body of /pds/state.
 
-    `key_id` names the control key that the group holds; None where it has none but its own.
-    `in_flight` counts the server's requests; it is told in place of the scheduler's.
+    `key_id` names the control key that the group holds; None where it made its own.
+    `in_flight` counts the server's requests; it stands in place of the scheduler's.
     """
     known = state or State()
     problem = error or unready(state, config)

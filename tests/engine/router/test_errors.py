@@ -1,4 +1,4 @@
-"""Refusals of the router's own, as their bytes are on the wire."""
+"""The router's own refusals, byte for byte."""
 
 import asyncio
 import json
@@ -70,12 +70,10 @@ async def test_what_it_refuses(engine, router, name):
     assert given["content-type"] == "application/json"
 
 
-async def test_a_deadline_that_passes_within_a_stream_is_told_as_the_engine_tells_it(
-    engine, router
-):
+async def test_a_deadline_that_passes_within_a_stream_reads_as_the_engine_has_it(engine, router):
     kind = "timeout_error"
-    told = {"error": {"message": "late", "type": kind, "param": None, "code": "timeout"}}
-    error = json.dumps(told).encode()
+    content = {"error": {"message": "late", "type": kind, "param": None, "code": "timeout"}}
+    error = json.dumps(content).encode()
 
     async def late(seen, stream):
         await stream.head()

@@ -1,4 +1,4 @@
-"""Refusals of the API server's own, as their bytes are."""
+"""The API server's own refusals, byte for byte."""
 
 import asyncio
 

@@ -2,8 +2,8 @@ import pytest
 from msgspec.structs import replace
 from pds_engine.config import EngineConfig
 from pds_engine.messages import STATE_METRICS, KernelsProof, State, Traffic
-from pds_engine.metrics import Metrics
-from pds_engine.server.state import report, sick, unready
+from pds_engine.metrics import ServerMetrics
+from pds_engine.server.state import report, unhealthy, unready
 
 IDLE = State(kv_total=8, ranks_ready=1, kv_fingerprint="f00d")
 RUNNING = replace(IDLE, running=1, in_flight=1)
@@ -22,7 +22,7 @@ RUNNING = replace(IDLE, running=1, in_flight=1)
     ],
 )
 def test_sick(state, age, error, healthy):
-    assert (sick(state, age, 60.0, error) is None) == healthy
+    assert (unhealthy(state, age, 60.0, error) is None) == healthy
 
 
 PROOF = KernelsProof(manifest="m", compiled=1, reused=3, seconds=0.5)
@@ -111,13 +111,13 @@ def test_every_number_is_reported_under_its_own_name():
         draining=True,
         error=None,
     )
-    told = {field: said[field] for field in NUMBERS if field in said}
+    reported = {field: said[field] for field in NUMBERS if field in said}
     servers = {"in_flight": 2, "draining": True}  # what the server knows better
-    assert told == {k: v for k, v in NUMBERS.items() if k != "oldest_step_seconds"} | servers
+    assert reported == {k: v for k, v in NUMBERS.items() if k != "oldest_step_seconds"} | servers
 
 
 def test_every_number_is_a_gauge():
-    metrics = Metrics()
+    metrics = ServerMetrics()
     metrics.show(State(**NUMBERS))
     lines = metrics.text().decode().splitlines()
     for field, metric in STATE_METRICS.items():

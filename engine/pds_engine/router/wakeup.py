@@ -1,9 +1,9 @@
-"""How a task waits for what callbacks tell."""
+"""How a task waits for callbacks."""
 
 import asyncio
 
 
-class Signal:
+class Wakeup:
     """One waiter, poked from callbacks: `wait` returns if `set` was called since the last."""
 
     __slots__ = ("_set", "_waiter")

@@ -1,4 +1,4 @@
-"""The API server's end of the scheduler: requests out, tokens in, each to the request it is of."""
+"""The API server's end of the scheduler: sends requests, and hands each token to its request."""
 
 import asyncio
 import logging
@@ -29,7 +29,7 @@ from pds_engine.messages import (
     Token,
     Welcome,
 )
-from pds_engine.metrics import Metrics
+from pds_engine.metrics import ServerMetrics
 from pds_engine.server.inbox import Inbox
 from pds_engine.wire import Unsendable
 
@@ -41,7 +41,7 @@ _log = logging.getLogger("pds.server")
 
 
 class SchedulerLink(Protocol):
-    """What `wire.AsyncLink` is to the engine. `send` raises Unsendable when nothing was sent."""
+    """The part of `wire.AsyncLink` used here. `send` raises Unsendable when nothing was sent."""
 
     async def send(self, message: Message) -> None: ...
     async def receive(self) -> AnyMessage: ...
@@ -50,7 +50,7 @@ class SchedulerLink(Protocol):
     def close(self) -> None: ...
 
 
-class Engine:
+class SchedulerClient:
     """One group's scheduler, as its API server sees it.
 
     Args:
@@ -76,7 +76,7 @@ class Engine:
         self.state_at = 0.0
         self.error: GroupError | None = None
         self.draining = False
-        self.metrics = Metrics()
+        self.metrics = ServerMetrics()
         self.clock = clock
         self.on_loss = on_loss
         self._connect = connect
@@ -126,7 +126,7 @@ class Engine:
         return max(len(self._open), self.state.in_flight if self.state else 0)
 
     def open(self, submits: Sequence[Submit]) -> Inbox:
-        """Hand work to the scheduler; its tokens come to the inbox, choice i being submits[i].
+        """Send work to the scheduler. Its tokens come to the inbox; choice i is submits[i].
 
         Raises:
             Unavailable: draining, or the scheduler is lost.
@@ -150,7 +150,7 @@ class Engine:
         return inbox
 
     def close(self, request_id: str, *, cancel: bool) -> None:
-        """Forget a choice; with `cancel` the scheduler is told to forget it too."""
+        """Forget a choice; with `cancel` the scheduler forgets it too."""
         if self._open.pop(request_id, None) is None:
             return
         self._changed.set()
@@ -184,7 +184,7 @@ class Engine:
                     await self._changed.wait()
 
     def _idle(self) -> bool:
-        """What the scheduler said before it heard of Drain may be out of date."""
+        """What the scheduler reported before it got Drain may be out of date."""
         state = self.state
         quiet = state is not None and state.draining and not state.transfers_in_flight
         return quiet and not self.in_flight
@@ -198,12 +198,14 @@ class Engine:
                     break
                 self._arrived(message)
             else:
-                await asyncio.sleep(0)  # a wait for what is there already gives nobody a turn
+                await asyncio.sleep(
+                    0
+                )  # `receive` returns at once while messages wait, and gives no task a turn
 
     def _arrived(self, message: AnyMessage) -> None:
         match message:
             case Token() | Failed():
-                # What is not open was closed meanwhile: its last tokens were on their way.
+                # A choice that is not open was closed while its last tokens were on their way.
                 inbox, choice = self._open.get(message.request_id, (None, 0))
                 if inbox is not None:
                     inbox.put(choice, message)
@@ -224,7 +226,7 @@ class Engine:
                 self._unsent(message, error)
 
     def _unsent(self, message: Message, error: Unsendable) -> None:
-        """A message could not be made: whoever asked for it fails, and nobody else."""
+        """A message could not be made: its own request fails, and no other."""
         _log.error("a message was not sent: %s", error)
         if isinstance(message, Submit) and message.request_id in self._open:
             inbox, _ = self._open[message.request_id]
@@ -237,7 +239,7 @@ class Engine:
 
     def _linked(self) -> SchedulerLink:
         if self._link is None:
-            raise GroupError("the engine was not started")
+            raise GroupError("the scheduler client was not started")
         return self._link
 
     async def _guarded(self, work: Callable[[], Awaitable[None]]) -> None:
@@ -250,7 +252,7 @@ class Engine:
             self.lose(GroupError(f"the link to the scheduler failed: {error}"))
 
     def lose(self, error: GroupError) -> None:
-        """The scheduler is gone, or never came: whatever is open fails."""
+        """The scheduler is gone, or never came: all that is open fails."""
         if self.error is not None:
             return
         self.error = error

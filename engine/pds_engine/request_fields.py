@@ -1,4 +1,4 @@
-"""What router and engine both read of a request's body: one reading, so that they never differ."""
+"""Fields of a body that router and engine both read: in one place, so that they never differ."""
 
 from dataclasses import dataclass
 
@@ -6,8 +6,8 @@ from pds_engine.messages.bounds import MAX_CHOICES, MAX_TOKENS, SEED_BITS
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """A field that is missing, or that the engine refuses, counts as not given."""
+class RequestFields:
+    """A field that is missing, or that the engine refuses, has its default."""
 
     stream: bool = False
     choices: int = 1
@@ -16,16 +16,16 @@ class Asked:
     """The 63 bits that a seed comes to: any 64-bit integer is one."""
 
 
-def asked(
+def request_fields(
     *,
     stream: object = None,
     n: object = None,
     max_tokens: object = None,
     max_completion_tokens: object = None,
     seed: object = None,
-) -> Asked:
+) -> RequestFields:
     """The fields of these names, as JSON has them."""
-    return Asked(
+    return RequestFields(
         stream=stream is True,
         choices=_within(n, 1, MAX_CHOICES) or 1,
         max_tokens=_natural(max_completion_tokens) or _natural(max_tokens),
@@ -34,7 +34,7 @@ def asked(
 
 
 def seed_bits(seed: int | None) -> int | None:
-    """What of a seed makes the random numbers' key: never negative, so that a header carries it."""
+    """The bits of a seed that key the random numbers: never negative, for a header to carry."""
     return None if seed is None else seed & (2**SEED_BITS - 1)
 
 
