@@ -6,7 +6,7 @@ from email.utils import formatdate
 import pytest
 from pds_operator.decide.fleet import groups
 from pds_operator.facts import clocks
-from pds_operator.facts.observed import EngineState, RouterView, rfc3339
+from pds_operator.facts.observed import LeaderState, RouterView, rfc3339
 from pds_operator.facts.reading import pod_facts
 from pds_operator.run.server_clock import ServerClock
 
@@ -99,7 +99,7 @@ def test_a_server_that_tells_nothing_of_writes_is_no_reason_to_doubt():
     "entry", [{}, {"subresource": "status"}, written("k", MADE) | {"time": "x"}]
 )
 def test_odd_entries_of_managed_fields_are_passed_over(entry):
-    assert clocks.frame({"managedFields": [entry]}, 5.0) == clocks.Frame(5.0, None)
+    assert clocks.status_window({"managedFields": [entry]}, 5.0) == clocks.StatusWindow(5.0, None)
 
 
 class Time:
@@ -142,16 +142,16 @@ def test_a_date_that_cannot_be_read_is_passed_over(told):
 
 
 def test_clocks_that_differ_are_told_with_the_cure():
-    states = {"chat-p-0-0-0": EngineState(clock=75.0), "chat-d-0-0-0": EngineState(clock=1.0)}
+    states = {"chat-p-0-0-0": LeaderState(clock=75.0), "chat-d-0-0-0": LeaderState(clock=1.0)}
     views = [RouterView("r", {}, clocks={"chat-d-0-0-0": -3000.0})]
     assert clocks.skew(states, views, {"chat-p-0-0-0": "node-a"}) == (
         "the clock of pod chat-d-0-0-0 is more than 1500 s behind; "
         "the clock of pod chat-p-0-0-0 on node node-a is more than 40 s ahead: "
         "set the clocks of the nodes (NTP)"
     )
-    assert clocks.skew({"a": EngineState()}, [RouterView("r", {})], {}) == ""
+    assert clocks.skew({"a": LeaderState()}, [RouterView("r", {})], {}) == ""
 
 
 def test_a_difference_is_told_in_the_same_words_each_time_it_is_measured():
-    told = {clocks.skew({"a": EngineState(clock=900 + n / 7)}, (), {}) for n in range(-7, 8)}
+    told = {clocks.skew({"a": LeaderState(clock=900 + n / 7)}, (), {}) for n in range(-7, 8)}
     assert len(told) == 1

@@ -74,7 +74,7 @@ async def test_other_kinds_wait_for_each_other_and_for_the_pods_before_them():
 async def test_a_refusal_ends_its_own_group_alone():
     bench = Bench()
     bench.api.refuse = lambda verb, obj: (
-        errors.Refused(403, "Forbidden", "exceeded quota")
+        errors.AdmissionDenied(403, "Forbidden", "exceeded quota")
         if obj["metadata"]["name"] == "chat-p-1-0-0"
         else None
     )

@@ -10,7 +10,7 @@ from fake_api import FakeApi
 from pds_operator import errors, names, schema
 from pds_operator.decide.actions import Create, Delete, Disband, Hold
 from pds_operator.decide.plan import plan
-from pds_operator.facts.observed import Failure
+from pds_operator.facts.observed import ScopeFailure
 from pds_operator.render import engine, gang
 from pds_operator.run.cluster import Store
 from pds_operator.run.execute import Backoff, Executor
@@ -144,7 +144,7 @@ def test_a_group_scheduled_in_part_for_too_long_is_deleted_whole_and_held_back()
     ]
     assert any("0/3 nodes are available" in problem.message for problem in decided.problems)
     world.pods = {name: pod for name, pod in world.pods.items() if pod.role != "prefill"}
-    held = Failure("Unschedulable", "in part", 1, world.now + 5)
+    held = ScopeFailure("Unschedulable", "in part", 1, world.now + 5)
     world.failures = {"schedule/prefill": held}
     assert prefill(world) == []
     world.now += 6
@@ -183,7 +183,7 @@ async def test_a_wait_that_ran_out_holds_longer_each_time() -> None:
     hold = Hold("schedule/prefill", "Unschedulable", "in part")
     for count, seconds in ((1, 5), (2, 10), (3, 20)):
         await bench.do(hold)
-        held = Failure("Unschedulable", "in part", count, NOW + seconds, NOW)
+        held = ScopeFailure("Unschedulable", "in part", count, NOW + seconds, NOW)
         assert bench.backoff.failures == {"schedule/prefill": held}
     bench.backoff.settle((), set(), NOW + 600)
     assert bench.backoff.failures

@@ -8,7 +8,14 @@ from pds_operator import names
 from pds_operator.decide.actions import Problem
 from pds_operator.decide.severity import worst_first
 from pds_operator.decide.status import status
-from pds_operator.facts.observed import EngineState, Failure, Pod, RouterPod, WarmupPod, rfc3339
+from pds_operator.facts.observed import (
+    LeaderState,
+    Pod,
+    RouterPod,
+    ScopeFailure,
+    WarmupPod,
+    rfc3339,
+)
 from pds_operator.facts.reading import pod_facts, router_facts
 from worlds import NOW, ROUTER, World, desired, raw_spec
 
@@ -155,7 +162,7 @@ def refuse_routers(world: World) -> None:
 
 
 def refused(world: World, reason: str, message: str) -> None:
-    world.failures = {"x": Failure(reason, message, 3, world.now + 900, world.now)}
+    world.failures = {"x": ScopeFailure(reason, message, 3, world.now + 900, world.now)}
 
 
 def skew(world: World) -> None:
@@ -163,7 +170,7 @@ def skew(world: World) -> None:
 
     def skewed() -> Any:
         seen = observed()
-        states = dict.fromkeys(seen.states, EngineState(clock=900.0))
+        states = dict.fromkeys(seen.states, LeaderState(clock=900.0))
         return dataclasses.replace(seen, states=states)
 
     world.observed = skewed  # type: ignore[method-assign]

@@ -3,7 +3,7 @@
 import pytest
 from pds_operator.decide.actions import Say
 from pds_operator.decide.status import status
-from pds_operator.facts.observed import NO_PROOF, Failure, Proof, RouterPod, rfc3339
+from pds_operator.facts.observed import NO_PROOF, Proof, RouterPod, ScopeFailure, rfc3339
 from worlds import NOW, ROUTER, World, desired, digest, raw_spec
 
 GOOD = digest(raw_spec())
@@ -78,7 +78,7 @@ def test_a_lack_of_nodes_or_quota_speaks_against_no_revision(world):
     assert failed(world) == ""  # nobody has scheduled them yet
     for name in ("chat-p-2-0-0", "chat-d-1-0-0"):
         world.change(name, scheduled=True)
-    world.failures = {"group/prefill/3": Failure("QuotaExceeded", "gpus", 9, world.now + 9000)}
+    world.failures = {"group/prefill/3": ScopeFailure("QuotaExceeded", "gpus", 9, world.now + 9000)}
     world.wait(DEADLINE)
     assert failed(world) == ""
     world.failures = {}

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 from pds_operator import names, revision
 from pds_operator.decide import keyring
-from pds_operator.facts.observed import Failure, Keys, KeySecret, Observed
+from pds_operator.facts.observed import ControlKeys, KeySecret, Observed, ScopeFailure
 from worlds import OWNER, World, digest, problems, raw_spec
 
 SHARED = {"volume": {"existingClaim": "cache"}}
@@ -157,7 +157,7 @@ def test_groups_whose_key_is_lost_serve_on_and_are_not_made_again(world):
 
 
 def test_what_cannot_be_made_again_is_told(world):
-    refused = Failure("QuotaExceeded", "exceeded quota: secrets", 1, world.now + 60)
+    refused = ScopeFailure("QuotaExceeded", "exceeded quota: secrets", 1, world.now + 60)
     world.failures = {"keys": refused}
     world.lose("")
     world.fail("chat-p-0-0-0")
@@ -180,9 +180,9 @@ def test_a_key_of_which_the_ring_alone_was_written_is_made_anew(world):
 @pytest.mark.parametrize(
     ("keys", "expected"),
     [
-        (Keys({"": KeySecret("u")}, frozenset({""}), ""), ""),
-        (Keys({"": KeySecret("u")}, frozenset({"", "b" * 10}), "b" * 10), "b" * 10),
-        (Keys({}, None, None), "c" * 10),  # no ring: the newest revision's
+        (ControlKeys({"": KeySecret("u")}, frozenset({""}), ""), ""),
+        (ControlKeys({"": KeySecret("u")}, frozenset({"", "b" * 10}), "b" * 10), "b" * 10),
+        (ControlKeys({}, None, None), "c" * 10),  # no ring: the newest revision's
         (None, "c" * 10),
     ],
 )
@@ -196,7 +196,7 @@ def test_the_active_key(world, keys, expected):
 
 def test_an_upgrade_makes_what_is_missing_and_leaves_every_pod_alone(world):
     """Of the release before there is the one Secret."""
-    world.keys = Keys({"": KeySecret("u")}, held=frozenset({""}))
+    world.keys = ControlKeys({"": KeySecret("u")}, held=frozenset({""}))
     assert [str(action) for action in world.plan().actions] == [
         "write the ring of 1 keys",
         "make the key of the compile cache",
@@ -206,7 +206,7 @@ def test_an_upgrade_makes_what_is_missing_and_leaves_every_pod_alone(world):
 
 
 def test_a_lost_first_key_of_pods_that_have_read_it_is_never_made_under_its_name(world):
-    world.keys = Keys()  # the ring is lost as well, and the operator started anew
+    world.keys = ControlKeys()  # the ring is lost as well, and the operator started anew
     [made] = [a for a in world.plan().actions if str(a).startswith("make a control")]
     assert not made.first
     world.pods = {}

@@ -5,10 +5,10 @@ import dataclasses
 import pytest
 from pds_operator.decide import pairs
 from pds_operator.decide.fleet import groups
-from pds_operator.facts.observed import EngineState, Pod
+from pds_operator.facts.observed import LeaderState, Pod
 
 P, D = "chat-p-0-0-0", "chat-d-0-0-0"
-TOLD = EngineState(fingerprint="f" * 64, protocol=1, key_id="a" * 10)
+TOLD = LeaderState(fingerprint="f" * 64, protocol=1, key_id="a" * 10)
 
 
 def fleet(head: str = "", tail: str = ""):

@@ -6,7 +6,7 @@ import pytest
 from pds_operator import names
 from pds_operator.decide.actions import Delete, Problem
 from pds_operator.decide.plan import plan
-from pds_operator.facts.observed import Failure
+from pds_operator.facts.observed import ScopeFailure
 from worlds import NOW, OWNER, World, desired, digest, pod_names, problems, raw_spec
 
 REVISION = digest(raw_spec())
@@ -221,7 +221,7 @@ def test_a_predecessors_object_is_waited_for(world):
 def test_what_was_refused_is_held_back_and_told(world):
     world.raw = raw_spec(prefill={"replicas": 3})
     world.failures = {
-        "group/prefill/2": Failure("QuotaExceeded", "exceeded quota: gpus", 1, NOW + 5)
+        "group/prefill/2": ScopeFailure("QuotaExceeded", "exceeded quota: gpus", 1, NOW + 5)
     }
     decided = world.plan()
     assert [str(action) for action in decided.actions] == ["apply poddisruptionbudget chat-prefill"]
@@ -231,7 +231,9 @@ def test_what_was_refused_is_held_back_and_told(world):
 
 def test_what_was_refused_and_is_not_asked_for_any_more_is_not_told(world):
     world.failures = {
-        "PodDisruptionBudget/chat-prefill": Failure("ApiUnreachable", "TimeoutError", 1, NOW - 1)
+        "PodDisruptionBudget/chat-prefill": ScopeFailure(
+            "ApiUnreachable", "TimeoutError", 1, NOW - 1
+        )
     }
     assert world.plan().problems == ()
 

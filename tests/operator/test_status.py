@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 from pds_operator.decide.status import status, transitions
-from pds_operator.facts.observed import EngineState, Failure, Proof
+from pds_operator.facts.observed import LeaderState, Proof, ScopeFailure
 from pds_operator.revision import digest
 from worlds import NOW, World, desired, raw_spec
 
@@ -32,11 +32,11 @@ def message(status: dict, kind: str) -> str:
     return next(item["message"] for item in status["conditions"] if item["type"] == kind)
 
 
-def prove(world: World, **changes: object) -> dict[str, EngineState]:
+def prove(world: World, **changes: object) -> dict[str, LeaderState]:
     proof = dataclasses.replace(Proof("m1", compiled=2, reused=1), **changes)
     for name in world.pods:
         world.change(name, proof=proof)
-    return {name: EngineState(manifest="m1", fingerprint="kv") for name in world.pods}
+    return {name: LeaderState(manifest="m1", fingerprint="kv") for name in world.pods}
 
 
 def test_a_settled_world(world):
@@ -65,7 +65,7 @@ def test_a_settled_world(world):
 
 def test_warm_needs_the_engine_to_run_what_the_warm_up_proved(world):
     states = prove(world)
-    states["chat-d-0-0-0"] = EngineState(manifest="another")
+    states["chat-d-0-0-0"] = LeaderState(manifest="another")
     said = told(world, states=states)
     assert condition(said, "KernelsWarm") == ("False", "WarmingUp")
     assert said["decode"]["warm"] == 0
@@ -73,7 +73,7 @@ def test_warm_needs_the_engine_to_run_what_the_warm_up_proved(world):
 
 def test_a_compilation_after_ready_is_told(world):
     states = prove(world)
-    states["chat-d-0-0-0"] = EngineState(manifest="m1", compiles_after_ready=3)
+    states["chat-d-0-0-0"] = LeaderState(manifest="m1", compiles_after_ready=3)
     assert condition(told(world, states=states), "KernelsWarm") == ("False", "CompiledAfterReady")
 
 
@@ -84,7 +84,7 @@ def test_a_failed_warm_up_is_told(world):
 
 def test_pods_that_can_never_pair_are_told(world):
     states = prove(world)
-    states["chat-d-0-0-0"] = EngineState(manifest="m1", fingerprint="other")
+    states["chat-d-0-0-0"] = LeaderState(manifest="m1", fingerprint="other")
     assert condition(told(world, states=states), "Degraded") == ("True", "KvFingerprintMismatch")
 
 
@@ -172,7 +172,7 @@ def test_an_edit_that_is_refused_is_no_complete_rollout(world):
 @pytest.mark.parametrize(("reason", "state"), [("Invalid", "False"), ("QuotaExceeded", "True")])
 def test_a_revision_that_the_api_server_takes_not_yet_may_come(world, reason, state):
     world.raw = raw_spec(**WARM, image="engine:2")
-    failure = Failure(reason, "try out pod: no", 3, world.now + 60, world.now - 60)
+    failure = ScopeFailure(reason, "try out pod: no", 3, world.now + 60, world.now - 60)
     world.failures = {f"revision/{digest(world.raw)}": failure}
     said = told(world)
     assert condition(said, "Progressing") == (state, reason)
@@ -209,7 +209,7 @@ def test_what_serves_is_named_though_it_never_stood_whole(world):
 
 def test_no_message_is_longer_than_a_status_may_hold(world):
     names_of = list(world.pods)
-    states = {name: EngineState(compiles_after_ready=9) for name in names_of}
+    states = {name: LeaderState(compiles_after_ready=9) for name in names_of}
     for name in names_of:
         world.change(name, containers_ready=False, ready=False, fallen="x" * 40_000)
     said = told(world, states=states)

@@ -2,7 +2,7 @@
 
 import pytest
 from pds_operator.decide.plan import plan
-from pds_operator.facts.observed import Failure
+from pds_operator.facts.observed import ScopeFailure
 from worlds import NOW, World, desired, digest, raw_spec
 
 REVISION = digest(raw_spec())
@@ -190,7 +190,7 @@ def test_an_edit_that_is_refused_stops_nothing(world, how):
         world.raw = raw_spec(decode=ours_env())
     else:
         world.raw = raw_spec(image="engine:2")
-        failure = Failure("Invalid", "spec.priority: Forbidden", 3, world.now + 10**6)
+        failure = ScopeFailure("Invalid", "spec.priority: Forbidden", 3, world.now + 10**6)
         world.failures = {f"revision/{digest(world.raw)}": failure}
     world.round()
     del world.pods["chat-d-0-0-0"]

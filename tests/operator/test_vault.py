@@ -8,7 +8,7 @@ from pds_engine import signing
 from pds_engine.router.keyring import Ring, read
 from pds_operator import errors, names
 from pds_operator.decide.actions import KeepRing, MakeCacheKey, MakeKey
-from pds_operator.facts.observed import Keys, KeySecret
+from pds_operator.facts.observed import ControlKeys, KeySecret
 from pds_operator.run import keys
 from pds_operator.run.reconcile import Reconciler
 from pds_operator.run.vault import Vault
@@ -62,7 +62,7 @@ def test_the_engine_and_the_router_name_a_key_as_we_do():
 
 
 async def test_from_nothing(bench):
-    assert await bench.look() == Keys()
+    assert await bench.look() == ControlKeys()
     await bench.vault.make_key(bench.api, OWNER, MakeKey(True), leads)
     await bench.vault.keep_ring(bench.api, OWNER, KeepRing(frozenset({""}), ""))
     await bench.vault.make_cache_key(bench.api, OWNER, MakeCacheKey(False))
@@ -72,7 +72,7 @@ async def test_from_nothing(bench):
     assert bench.data("chat-cache-key")["cache.key"] != first["hmac.key"]
     assert bench.api.one("Secret", "chat-control")["immutable"]
     uid = bench.api.one("Secret", "chat-control")["metadata"]["uid"]
-    known = Keys({"": KeySecret(uid)}, frozenset({""}), "", frozenset({""}), True)
+    known = ControlKeys({"": KeySecret(uid)}, frozenset({""}), "", frozenset({""}), True)
     assert await bench.look() == known == bench.vault.facts
 
 

@@ -7,7 +7,7 @@ import pytest
 from pds_operator import schema
 from pds_operator.decide.status import status
 from pds_operator.decide.volume import problem
-from pds_operator.facts.observed import EngineState, Proof, WarmupPod, rfc3339
+from pds_operator.facts.observed import LeaderState, Proof, WarmupPod, rfc3339
 from pds_operator.facts.reading import proof, warmup_facts
 from pds_operator.render import engine, warmup
 from pds_operator.settings import Settings
@@ -23,7 +23,7 @@ def world(**volume: object) -> World:
 
 
 def conditions(world: World) -> dict[str, tuple[str, str, str]]:
-    states = {name: EngineState(manifest="m1", fingerprint="kv") for name in world.pods}
+    states = {name: LeaderState(manifest="m1", fingerprint="kv") for name in world.pods}
     seen = dataclasses.replace(world.observed(), states=states)
     told = status(seen, desired(world.raw), world.plan(), {}, world.now)
     return {c["type"]: (c["status"], c["reason"], c["message"]) for c in told["conditions"]}

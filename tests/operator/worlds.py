@@ -22,15 +22,15 @@ from pds_operator.decide.actions import (
 from pds_operator.decide.plan import Desired, Plan, plan
 from pds_operator.errors import RevisionMissing
 from pds_operator.facts.observed import (
-    EngineState,
-    Failure,
-    Keys,
+    ControlKeys,
     KeySecret,
+    LeaderState,
     Observed,
     Pod,
     Revision,
     RouterPod,
     RouterView,
+    ScopeFailure,
     WarmupPod,
     rfc3339,
 )
@@ -71,7 +71,7 @@ class World:
         self.objects: dict[tuple[str, str], dict[str, Any]] = {}
         self.busy: dict[str, int] = {}
         self.asked: set[str] = set()
-        self.keys = Keys()
+        self.keys = ControlKeys()
         self.rotate = ""
         """The PDServing's annotation rotate-keys."""
         self.counter = 0
@@ -118,7 +118,7 @@ class World:
             others=mine.others,
             endpoints=1,
             states={
-                pod.name: EngineState(
+                pod.name: LeaderState(
                     in_flight=self.busy.get(pod.name, 0),
                     draining=pod.name in self.asked,
                     fingerprint=self.fingerprints.get(pod.name, ""),
@@ -236,7 +236,7 @@ class World:
                 secrets[key] = KeySecret(f"uid-{self.counter}", asked)
                 ring = frozenset({key}) | (keys.ring or frozenset())
                 held = keys.held | {key}
-                self.keys = Keys(secrets, ring, key, held, keys.cache)
+                self.keys = ControlKeys(secrets, ring, key, held, keys.cache)
             case KeepRing(keys=ring, active=key):
                 self.keys = dataclasses.replace(keys, ring=ring, active=key)
             case MakeCacheKey():
@@ -288,7 +288,9 @@ class World:
                     self.revisions[stored.digest] = stored
                     self.failures.pop(scope, None)
                 else:
-                    self.failures[scope] = Failure(RevisionMissing.reason, name, 1, self.now + 5)
+                    self.failures[scope] = ScopeFailure(
+                        RevisionMissing.reason, name, 1, self.now + 5
+                    )
             case MarkDraining(pod=name, deadline=deadline):
                 self.change(name, draining=True, drain_deadline=deadline)
             case TellScale(name=name, status=status):

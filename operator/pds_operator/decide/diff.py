@@ -59,7 +59,7 @@ IDENTITY = ("mountPath", "devicePath", "name", "containerPort", "port", "ip")
 """What tells the items of a list apart: the first of these that an item has."""
 
 
-class Verdict(Enum):
+class ObjectVerdict(Enum):
     """What to do about one object."""
 
     CREATE = "create"
@@ -80,18 +80,18 @@ def stamped(wanted: Object) -> Object:
     return result
 
 
-def verdict(wanted: Object, live: Object | None) -> Verdict:
+def verdict(wanted: Object, live: Object | None) -> ObjectVerdict:
     """What to do about `wanted` (stamped), given the object of ours that has its name."""
     if live is None:
-        return Verdict.CREATE
+        return ObjectVerdict.CREATE
     if live["metadata"].get("deletionTimestamp"):
-        return Verdict.KEEP
+        return ObjectVerdict.KEEP
     if not changes(live):
         owned = wanted["metadata"].get("ownerReferences") and not owner_uid(live)
-        return Verdict.ADOPT if owned else Verdict.KEEP
+        return ObjectVerdict.ADOPT if owned else ObjectVerdict.KEEP
     if fields.unmoved(live):
-        return Verdict.TAKE_OVER
-    return Verdict.APPLY if difference(wanted, live) else Verdict.KEEP
+        return ObjectVerdict.TAKE_OVER
+    return ObjectVerdict.APPLY if difference(wanted, live) else ObjectVerdict.KEEP
 
 
 def changes(obj: Object) -> bool:

@@ -6,9 +6,9 @@ back to is never judged: there is no way from one bad revision to another.
 
 from dataclasses import dataclass
 
-from pds_operator.decide.compiling import State, Warmup
+from pds_operator.decide.compiling import Warmup, WarmupState
 from pds_operator.decide.fleet import Group
-from pds_operator.decide.progress import Progress, waits_for
+from pds_operator.decide.progress import RolloutProgress, waits_for
 from pds_operator.decide.round import Round
 from pds_operator.decide.target import Target
 from pds_operator.facts.observed import NO_PROOF, Observed, Revision
@@ -38,11 +38,13 @@ class Evidence:
         return f"{self.reason}: {self.message}"
 
 
-def evidence(round_: Round, target: Target, progress: Progress, warmup: Warmup) -> Evidence | None:
+def evidence(
+    round_: Round, target: Target, progress: RolloutProgress, warmup: Warmup
+) -> Evidence | None:
     """What speaks against the target; the clearest first."""
     if not target.judged or target.fresh:
         return None
-    if warmup.state is State.FAILED:
+    if warmup.state is WarmupState.FAILED:
         return Evidence("WarmupFailed", warmup.message)
     own = round_.staying(target.digest)
     # What was seen before it became the target (a retry makes it anew) counts no more.
@@ -152,7 +154,9 @@ def _faults(observed: Observed, target: Target) -> Evidence | None:
     return Evidence("ErrorRate", f"{text}, {failed[False]} of {asked[False]} to others")
 
 
-def _late(round_: Round, target: Target, progress: Progress, warmup: Warmup) -> Evidence | None:
+def _late(
+    round_: Round, target: Target, progress: RolloutProgress, warmup: Warmup
+) -> Evidence | None:
     """Never ready in the time that it had."""
     if not progress.overdue(round_.now):
         return None

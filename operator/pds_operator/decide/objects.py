@@ -57,15 +57,15 @@ def ensure(round_: Round, obj: Object) -> None:
     live = round_.observed.objects.get((kind, name))
     uid = live["metadata"]["uid"] if live is not None else ""
     match diff.verdict(wanted, live):
-        case diff.Verdict.CREATE:
+        case diff.ObjectVerdict.CREATE:
             round_.actions.append(Create(wanted, scope))
-        case diff.Verdict.APPLY:
+        case diff.ObjectVerdict.APPLY:
             round_.actions.append(Apply(wanted, uid, scope))
-        case diff.Verdict.TAKE_OVER:
+        case diff.ObjectVerdict.TAKE_OVER:
             round_.actions.append(TakeOver(wanted, uid, scope))
-        case diff.Verdict.ADOPT:
+        case diff.ObjectVerdict.ADOPT:
             round_.actions.append(Adopt(kind, name, uid, scope))
-        case diff.Verdict.KEEP:
+        case diff.ObjectVerdict.KEEP:
             pass
 
 

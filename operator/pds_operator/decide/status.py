@@ -16,7 +16,7 @@ from typing import Any
 from pds_operator import names
 from pds_operator.decide import pairs, severity, volume
 from pds_operator.decide.actions import Apply, Create, Problem, TakeOver
-from pds_operator.decide.compiling import State
+from pds_operator.decide.compiling import WarmupState
 from pds_operator.decide.fleet import Group, Phase
 from pds_operator.decide.plan import Desired, Plan, routers_settled
 from pds_operator.facts.observed import Observed, rfc3339
@@ -179,9 +179,9 @@ def _progressing(
         return "False", reason, f"held at step {done} of {steps} by spec.rollout, {said}: {counts}"
     if plan.overdue:
         return "False", "ProgressDeadlineExceeded", f"{plan.overdue}; {counts}"
-    if plan.warmup.state is State.RUNNING:
+    if plan.warmup.state is WarmupState.RUNNING:
         return "True", "WarmupRunning", f"{plan.warmup.message}; {counts}"
-    if plan.warmup.state is State.IN_INIT:
+    if plan.warmup.state is WarmupState.IN_INIT:
         said = plan.warmup.message or "new pods compile for themselves, before they start"
         return "True", "WarmupInInit", f"{said}; {counts}"
     if stale:

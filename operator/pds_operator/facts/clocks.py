@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from pds_operator import names
-from pds_operator.facts.observed import EngineState, RouterView, seconds
+from pds_operator.facts.observed import LeaderState, RouterView, seconds
 
 Object = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Frame:
+class StatusWindow:
     """Between which moments of the API server's clock a pod's kubelet can have told something."""
 
     first: float
@@ -41,7 +41,7 @@ class Frame:
         return self.first - 1.0 <= at and (self.last is None or at <= self.last + 1.0)
 
 
-def frame(meta: Object, created: float) -> Frame:
+def status_window(meta: Object, created: float) -> StatusWindow:
     """Of a pod's metadata; `created` is its creationTimestamp."""
     ours, others = created, None
     for entry in meta.get("managedFields") or []:
@@ -52,7 +52,7 @@ def frame(meta: Object, created: float) -> Frame:
             ours = max(ours, at)
         else:
             others = max(others or 0.0, at)
-    return Frame(ours, others)
+    return StatusWindow(ours, others)
 
 
 TOLERATED = 5.0
@@ -63,7 +63,7 @@ that the measure changes."""
 
 
 def skew(
-    states: Mapping[str, EngineState], routers: Iterable[RouterView], nodes: Mapping[str, str]
+    states: Mapping[str, LeaderState], routers: Iterable[RouterView], nodes: Mapping[str, str]
 ) -> str:
     """What is wrong with clocks, for a condition (`ClockSkew`); empty when nothing is known to be.
 

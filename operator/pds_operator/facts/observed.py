@@ -164,8 +164,8 @@ class RouterPod:
 
 
 @dataclass(frozen=True, slots=True)
-class EngineState:
-    """What a leader's /pds/state answered."""
+class LeaderState:
+    """What a leader answered to /pds/state. The router keeps an `EngineState` of its own."""
 
     in_flight: int = 0
     transfers: int = 0
@@ -248,8 +248,8 @@ class Revision:
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
-    """A write that was refused, or a wait that ran out: held back until `until`."""
+class ScopeFailure:
+    """Why a scope is held back until `until`: a write of it was refused, or a wait ran out."""
 
     reason: str
     message: str
@@ -269,7 +269,7 @@ class KeySecret:
 
 
 @dataclass(frozen=True, slots=True)
-class Keys:
+class ControlKeys:
     """The control keys, by id: the first has none, "". Nothing in here is secret."""
 
     secrets: Mapping[str, KeySecret] = field(default_factory=dict)
@@ -300,15 +300,15 @@ class Observed:
     """What carries our name and is not ours: `ownership.Whose` by (kind, name)."""
     endpoints: int = 0
     """Ready routers that the endpoint's Service lists."""
-    states: Mapping[str, EngineState] = field(default_factory=dict)
+    states: Mapping[str, LeaderState] = field(default_factory=dict)
     """By leader pod; only those that answered."""
     routers: tuple[RouterView, ...] = ()
     """Those that are ready and answered."""
     router_pods: tuple[RouterPod, ...] = ()
     warmups: tuple[WarmupPod, ...] = ()
-    keys: Keys | None = None
+    keys: ControlKeys | None = None
     """None: nobody has looked."""
-    failures: Mapping[str, Failure] = field(default_factory=dict)
+    failures: Mapping[str, ScopeFailure] = field(default_factory=dict)
     """By the scope of the action that was refused."""
 
     @property

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from pds_operator.decide import ownership
 from pds_operator.decide.ownership import Belongings
-from pds_operator.facts.observed import EngineState, Observed, RouterView
+from pds_operator.facts.observed import LeaderState, Observed, RouterView
 from pds_operator.facts.reading import owner_uid, revision_facts
 from pds_operator.render.owner import Owner
 from pds_operator.run.api import Api
@@ -36,7 +36,7 @@ class Worker:
     thought: float = 0.0
     """Seconds that the last round took to plan."""
     backoff: Backoff = field(default_factory=Backoff)
-    states: dict[str, tuple[EngineState, float, str]] = field(default_factory=dict)
+    states: dict[str, tuple[LeaderState, float, str]] = field(default_factory=dict)
     """By leader: its last answer, when that came, and its uid. A name may be another pod's soon."""
     views: list[RouterView] = field(default_factory=list)
     asked: dict[str, str] = field(default_factory=dict)

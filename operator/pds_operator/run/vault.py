@@ -14,7 +14,7 @@ from pds_operator import errors, names
 from pds_operator.decide import diff, ownership
 from pds_operator.decide.actions import KeepRing, MakeCacheKey, MakeKey
 from pds_operator.decide.ownership import Whose
-from pds_operator.facts.observed import Keys, KeySecret, Revision
+from pds_operator.facts.observed import ControlKeys, KeySecret, Revision
 from pds_operator.facts.reading import KEY_ID
 from pds_operator.render.owner import Owner
 from pds_operator.run.api import Api
@@ -33,7 +33,7 @@ class Vault:
     """The keys of one PDServing by their ids; the first key has none, "". Rounds share it."""
 
     def __init__(self) -> None:
-        self.facts: Keys | None = None
+        self.facts: ControlKeys | None = None
         self.objects: dict[tuple[str, str], Object] = {}
         """What has the names of our Secrets, whosesoever it is: kind and metadata."""
         self._held: dict[str, bytes] = {}
@@ -212,7 +212,7 @@ class Vault:
 
     def _tell(self, owner: Owner) -> None:
         ring = self._ring
-        self.facts = Keys(
+        self.facts = ControlKeys(
             secrets=dict(self._secrets),
             awaited=self._awaited,
             ring=None if ring is None else frozenset(self._of_ring(owner, ring)),

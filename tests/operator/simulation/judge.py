@@ -6,7 +6,7 @@ from typing import Any
 
 from pds_operator import names
 from pds_operator.decide.ownership import sort
-from pds_operator.decide.rollout import Limits
+from pds_operator.decide.rollout import RolloutLimits
 from pds_operator.facts.observed import seconds
 from pds_operator.facts.reading import owner_uid
 from pds_operator.render.owner import Owner
@@ -81,7 +81,7 @@ class Judge:
         """(wanted, surge, unavailable) groups of `role`."""
         given = spec.get("rollout") or {}
         want = spec[role].get("replicas", 1) if role in spec else 0
-        limits = Limits(given.get("maxSurge", 1), given.get("maxUnavailable", 0))
+        limits = RolloutLimits(given.get("maxSurge", 1), given.get("maxUnavailable", 0))
         return (want, *limits.of(want))
 
     def groups(self) -> dict[tuple[str, int, int], list[Object]]:

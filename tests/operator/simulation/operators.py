@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 from pds_operator import errors, names
-from pds_operator.facts.observed import EngineState, RouterView
+from pds_operator.facts.observed import LeaderState, RouterView
 from pds_operator.run import parents
 from pds_operator.run.api import TRANSIENT, WATCH_TIMEOUT
 from pds_operator.run.cluster import Store
@@ -114,7 +114,7 @@ class Questions:
         leaders: list[tuple[str, str]],
         routers: list[tuple[str, str]],
         keys: Mapping[str, bytes],
-    ) -> tuple[dict[str, EngineState], list[RouterView]]:
+    ) -> tuple[dict[str, LeaderState], list[RouterView]]:
         await Pause(self._clock.between(0.001, 0.02))
         states, views = self._serving.states(leaders), self._serving.views(routers)
         if self._trouble.deaf:

@@ -10,7 +10,7 @@ from pds_engine.router.keyring import Keyring, Ring
 from pds_engine.router.policy import Ask, Candidate, pick
 from pds_engine.signing import key_id
 from pds_operator import names
-from pds_operator.facts.observed import EngineState, RouterView
+from pds_operator.facts.observed import LeaderState, RouterView
 from pds_operator.facts.reading import owner_uid
 from simulation.clock import Clock
 from simulation.kubelet import Kubelet, Running
@@ -236,13 +236,13 @@ class Serving:
     def leader_at(self, ip: str) -> Running | None:
         return next((p for p in self._kubelet.pods.values() if p.ip == ip and not p.ended), None)
 
-    def states(self, leaders: list[tuple[str, str]]) -> dict[str, EngineState]:
+    def states(self, leaders: list[tuple[str, str]]) -> dict[str, LeaderState]:
         """What the leaders that can be reached answer."""
         told = {}
         for name, ip in leaders:
             pod = self.leader_at(ip)
             if pod is not None and pod.loaded:
-                told[name] = EngineState(
+                told[name] = LeaderState(
                     in_flight=pod.in_flight,
                     draining=pod.draining,
                     manifest=pod.warm,

@@ -19,7 +19,7 @@ from pds_operator.decide import (
     rollout,
 )
 from pds_operator.decide.actions import Delete, KeepRing
-from pds_operator.decide.diff import Verdict
+from pds_operator.decide.diff import ObjectVerdict
 from pds_operator.decide.ownership import Whose
 from pds_operator.decide.plan import limits
 from pds_operator.facts import clocks, containers, fields
@@ -63,7 +63,7 @@ def roles_seen_as(change: Callable[[rollout.Role], dict[str, int]]) -> Callable[
     return mutated
 
 
-def deleted_at_once(round_: Any, terms: Any, group: Any) -> None:
+def deleted_at_once(round_: Any, times: Any, group: Any) -> None:
     scope = f"group/{group.role}/{group.index}"
     lifecycle._delete(round_, group.pods, scope, lifecycle.BROKEN_GRACE)
 
@@ -121,7 +121,7 @@ MUTATIONS = {
         "no convergence|no group for a request",
     ),
     "the clocks of nodes are believed": (
-        (clocks.Frame, "_possible", lambda self, told: True),
+        (clocks.StatusWindow, "_possible", lambda self, told: True),
         "after its group failed|no convergence",
     ),
     "whoever wears the labels of a router is one": (
@@ -137,7 +137,7 @@ MUTATIONS = {
         "has not heard of",
     ),
     "everything is applied again in each round": (
-        (memory.diff, "verdict", lambda *_: Verdict.APPLY),
+        (memory.diff, "verdict", lambda *_: ObjectVerdict.APPLY),
         "writes at rest|no convergence",
     ),
     "what a predecessor owns is taken for ours": (
@@ -172,7 +172,7 @@ MUTATIONS = {
         "found no group|no convergence",
     ),
     "what was lost is made last": (
-        (counting.Frame, "before", lambda frame, role: 0),
+        (counting.CountingBasis, "before", lambda basis, role: 0),
         "before what was lost",
     ),
     "nobody tells what keeps pods from starting": (
