@@ -53,12 +53,22 @@ class Warmup:
         return self.state in (WarmupState.RUNNING, WarmupState.FAILED)
 
 
+def job(round_: Round, target: Target, data: Object) -> Object | None:
+    """The Job that compiles `target`, rendered as `data`, before its pods; None: there is none.
+
+    Nobody needs it where no revision serves meanwhile, or no volume is shared; and it cannot start
+    where the Secret that it mounts is gone.
+    """
+    if not target.rolling or round_.observed.lost(target.revision.key):
+        return None
+    return warmup.job(round_.owner, target.digest, data)
+
+
 def first(round_: Round, target: Target, step: Step) -> Warmup:
     """Make, follow and clear away the Job."""
     owner, observed = round_.owner, round_.observed
     name = names.warmup(owner.name, target.digest)
-    can = target.rolling and not observed.lost(target.revision.key)
-    wanted = warmup.job(owner, target.digest, target.revision.data) if can else None
+    wanted = job(round_, target, target.revision.data)
     for (kind, other), stale in observed.objects.items():
         if kind == "Job" and (wanted is None or other != name):
             _clear(round_, stale)

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pds_operator import schema
-from pds_operator.decide import counting, keyring, rollout
+from pds_operator.decide import compiling, counting, keyring, rollout
 from pds_operator.decide import target as targets
 from pds_operator.decide.counting import CountingBasis, counts
 from pds_operator.decide.desired import Desired
@@ -18,7 +18,7 @@ from pds_operator.decide.rollout import Move, Role, RolloutLimits
 from pds_operator.decide.round import Round
 from pds_operator.errors import SpecError
 from pds_operator.facts.observed import Observed, Pod, Revision
-from pds_operator.render import engine, router, warmup
+from pds_operator.render import engine, router
 from pds_operator.render.owner import Owner
 from pds_operator.revision import affecting, digest
 from pds_operator.settings import PodDefaults, Settings
@@ -64,9 +64,8 @@ def preview(name: str, raw: Object, existing: Existing, now: float) -> list[str]
     limits = counting.limits(desired, target)
     basis = CountingBasis(target.digest, target, limits.holds)
     roles = counts(round_, desired, basis)
-    compiles = target.rolling and not any(group.revision == wanted for group in fleet)
-    job = warmup.job(owner, wanted, data) if compiles else None
-    first = ["     a Job compiles, before any pod of it is made"] if job else []
+    compiles = not round_.staying(wanted) and compiling.job(round_, target, data) is not None
+    first = ["     a Job compiles, before any pod of it is made"] if compiles else []
     head = [*_head(target, wanted in stored), *_routers(asked, existing), *first]
     return [*head, *rounds(roles, limits)]
 
