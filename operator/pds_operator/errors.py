@@ -68,7 +68,7 @@ class RevisionMissing(OperatorError):
 
 
 class GangUnknown(OperatorError):
-    """The cluster lacks the kind by which a gang scheduler is told which pods belong together."""
+    """The cluster lacks the kind by which a gang scheduler knows which pods belong together."""
 
     reason = "GangUnknown"
 

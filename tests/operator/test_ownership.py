@@ -135,10 +135,10 @@ async def test_a_router_deployment_that_somebody_deletes_is_made_again_at_once(b
 async def test_what_goes_wakes_the_round(bench):
     old = bench.begin_anew("uid-next")
     await bench.round()
-    worker = bench.reconciler._workers["team", "chat"]
-    worker.dirty.clear()
+    memory = bench.reconciler._memories["team", "chat"]
+    memory.dirty.clear()
     bench.api.remove(next(o for o in bench.api.owned(old) if o["kind"] == "NetworkPolicy"))
-    assert worker.dirty.is_set()
+    assert memory.dirty.is_set()
 
 
 async def test_a_lost_secret_is_a_rotation_and_no_predecessors(bench):
@@ -350,7 +350,7 @@ async def test_a_strangers_pods_count_for_nothing(bench):
     _, calls = await bench.round()
     assert calls == []
     observed = await bench.reconciler._observer.look(
-        ("team", "chat"), OWNER, bench.reconciler._workers["team", "chat"]
+        ("team", "chat"), OWNER, bench.reconciler._memories["team", "chat"]
     )
     assert observed.routers_ready == 1
     assert "chat-p-7-0-0" not in {pod.name for pod in observed.pods}

@@ -15,9 +15,9 @@ from pds_operator.decide.actions import (
     MakeKey,
     MarkDraining,
     Recover,
+    ReportScale,
     Say,
     SetGate,
-    TellScale,
 )
 from pds_operator.decide.plan import Desired, Plan, plan
 from pds_operator.errors import RevisionMissing
@@ -293,7 +293,7 @@ class World:
                     )
             case MarkDraining(pod=name, deadline=deadline):
                 self.change(name, draining=True, drain_deadline=deadline)
-            case TellScale(name=name, status=status):
+            case ReportScale(name=name, status=status):
                 self.objects[names.ROLE_KIND, name]["status"] = status
             case SetGate(pod=name, routable=routable):
                 self.change(name, routable=routable)

@@ -92,7 +92,7 @@ def counts(round_: Round, desired: Desired, basis: CountingBasis) -> dict[str, R
 
 
 def _known(fleet: Iterable[Group], states: Mapping[str, LeaderState]) -> list[Group]:
-    """Those whose leaders have told what they pair with; all, where nobody can be asked.
+    """Those whose leaders have reported what they pair with; all, where nobody can be asked.
 
     An answer that is late may say that a new revision's groups do not pair, when old ones are gone.
     """

@@ -1,7 +1,8 @@
 """Whether a revision that is rolled out is bad, and what shows it. Pure.
 
-Judged is only what the spec asks for, while it takes the place of one that served. What is gone
-back to is never judged: there is no way from one bad revision to another.
+A round judges only the revision that the spec asks for, while that takes the place of one that
+served. It never judges a revision that it has gone back to: there is no way from one bad revision
+to another.
 """
 
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ CRASHES_ON = "CrashLoopBackOff"
 OF_A_REVISION = ("config", "keys")
 """Volumes that differ from one revision to the next."""
 SECONDS_APART = 2.0
-"""Times are whole seconds, and targets of one second are told apart by later ones."""
+"""Times are whole seconds: a second target within one second is noted with a later one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,7 @@ def able(round_: Round, target: Target) -> bool:
     """Whether the target could get on now.
 
     Nodes, quotas, volumes that were there before and routers that nobody keeps are not a revision's
-    fault, and time without them is not time that it had.
+    fault. Time without them does not count against it.
     """
     observed, bare = round_.observed, _mounts_as_before(target)
     own = round_.staying(target.digest)

@@ -65,7 +65,7 @@ class Start:
 def create(round_: Round, starts: Sequence[Start]) -> None:
     """The first attempts of new groups, in this order.
 
-    One Event tells of all that a role begins: one for each would cost as much as the pods.
+    One Event reports all that a role begins: one for each would cost as much as the pods.
     """
     begun: dict[tuple[str, str], list[int]] = {}
     for start in starts:
@@ -173,7 +173,7 @@ def _make_again(round_: Round, group: Group) -> None:
     culprit = group.culprit
     message = (culprit.message if culprit else "a pod of it vanished").strip()
     if group.misconfigured:
-        round_.tell("ConfigurationError", f"{group.role}: {message}")
+        round_.report("ConfigurationError", f"{group.role}: {message}")
         return
     retry_at = group.retry_at()
     if culprit is not None and retry_at > round_.now:
@@ -200,7 +200,7 @@ def _replace(round_: Round, group: Group, ends: Ends, reason: str) -> None:
     scope = group_scope(group.role, group.index)
     if revision is None or group.role not in revision.data.get("roles", {}):
         text = f"revision {group.revision} of {group.role} group {group.index} is not stored"
-        round_.tell("RevisionMissing", text)
+        round_.report("RevisionMissing", text)
         return
     if _lost(round_, group, revision):
         return
@@ -230,7 +230,7 @@ def _lost(round_: Round, group: Group, revision: Revision) -> bool:
         f"{group.role} group {group.index} of revision {revision.digest} is not made again, as the "
         f"Secret {name} is gone: one with a new key takes its place"
     )
-    round_.tell("SecretLost", text)
+    round_.report("SecretLost", text)
     return True
 
 

@@ -35,7 +35,7 @@ def keep(round_: Round, desired: Desired) -> None:
     try:
         wanted += router.objects(owner, spec, settings)
     except SpecError as error:
-        round_.tell(error.reason, error.message)
+        round_.report(error.reason, error.message)
     for obj in wanted:
         ensure(round_, obj)
     named = {(obj["kind"], obj["metadata"]["name"]) for obj in wanted}
@@ -82,7 +82,7 @@ def _claim(round_: Round) -> None:
         f"the claim {live['metadata']['name']} is not bound: its storage class must offer the "
         "access mode (ReadWriteMany by default), or give spec.compileCache.volume another form"
     )
-    round_.tell("CacheClaimPending", text)
+    round_.report("CacheClaimPending", text)
 
 
 def config_maps(round_: Round, used: Iterable[str]) -> None:

@@ -1,8 +1,8 @@
 """Which ready groups can serve together: those of one KV format, protocol and control key. Pure.
 
-A leader tells in /pds/state what must be equal to pair (the router's `policy.terms`). What one has
-not told, or not yet, is taken to be as the rest of its revision, since that is what a revision
-says.
+A leader reports in /pds/state what must be equal to pair (the router's `policy.terms`). What it has
+not reported, or not yet, is taken to be as in the rest of its revision, since that is what a
+revision says.
 """
 
 from collections.abc import Iterable, Mapping
@@ -21,7 +21,7 @@ class PairTerms:
     fingerprint: str = ""
     protocol: int = 0
     key: str = ""
-    """The id that its leader tells."""
+    """The id that its leader reports."""
     mounted: str = ""
     """The id of the key that its pods mount, which is known of all: the first has none."""
 
@@ -70,7 +70,7 @@ def serves(fleet: Iterable[Group], states: Mapping[str, LeaderState]) -> bool:
 
 
 def mismatch(fleet: Iterable[Group], states: Mapping[str, LeaderState], digest: str) -> str:
-    """Why groups of one revision never pair; empty where they do, or have not told."""
+    """Why groups of one revision never pair; empty where they do, or have not reported."""
     own = [group for group in fleet if group.revision == digest]
     known = [(f"{group.role} group {group.index}", _terms(group, states)) for group in own]
     found = (

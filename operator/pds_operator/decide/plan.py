@@ -43,7 +43,7 @@ PASSING = ("QuotaExceeded", "LimitRange", "ApiError", "ApiUnreachable")
 
 @dataclass(frozen=True)
 class Plan:
-    """One round's writes, what to tell about them, and when to look again."""
+    """One round's writes, the problems to report, and when to look again."""
 
     actions: tuple[Action, ...]
     problems: tuple[Problem, ...]
@@ -189,12 +189,12 @@ def _judge(round_: Round, target: Target, step: Step, warmup: Warmup) -> str:
     found = None if given.paused else evidence(round_, target, progress, warmup)
     if found is None and warmup.state is WarmupState.FAILED:
         # Nobody goes back from it, and no pod is made: an edit has to come.
-        round_.tell("WarmupFailed", warmup.message)
+        round_.report("WarmupFailed", warmup.message)
     if found is not None and given.auto_rollback is not False:
         targets.reject(round_, target, str(found))
     elif found is not None:
         text = f"revision {target.digest} is bad, and spec.rollout.autoRollback is false: {found}"
-        round_.tell("RevisionFailing", text)
+        round_.report("RevisionFailing", text)
     if progress.overdue(round_.now):
         return f"no progress since {rfc3339(progress.since)}: {delay(round_, target, warmup)}"
     if progress.look is not None:
@@ -304,9 +304,9 @@ def routers_settled(observed: Observed, name: str) -> bool:
 
 
 def _allowed(round_: Round) -> tuple[Action, ...]:
-    """Without what is held back; what holds it back is a problem to tell.
+    """The actions that are not held back. What holds one back is reported as a problem.
 
-    So is what was refused and is tried again now, but not what nobody asks for any more.
+    So is a refusal of what is tried again now, but not of what nobody asks for any more.
     """
     ownership.yielding(round_)
     observed, now = round_.observed, round_.now
@@ -321,10 +321,10 @@ def _allowed(round_: Round) -> tuple[Action, ...]:
 
 
 def _refusal(round_: Round, failure: ScopeFailure) -> None:
-    """Tell it; what may pass by itself, once it lasts."""
+    """Report it; what may pass by itself, once it lasts."""
     passing = failure.reason in PASSING
     due = failure.since + hindrances.LASTS_SECONDS if passing else round_.now
     if due > round_.now:
         round_.wake_at(due)
     else:
-        round_.tell(failure.reason, failure.message)
+        round_.report(failure.reason, failure.message)

@@ -28,7 +28,7 @@ Condition = tuple[str, str, str]
 
 MESSAGE_LIMIT = 2000
 NAMED = 5
-"""Pods of a kind; of more the number is told."""
+"""Pods of a kind that a message names; of more it gives the number."""
 OWN = ("Ready", "Progressing", "KernelsWarm", "Degraded")
 KSTATUS = ("Reconciling", "Stalled")
 """For tools (kstatus, Argo CD, Flux): they say nothing that the others do not."""
@@ -81,7 +81,7 @@ def refused(generation: int, problem: Problem, previous: Mapping[str, Any], now:
 def transitions(previous: Mapping[str, Any], new: Mapping[str, Any]) -> list[Condition]:
     """(type, reason, message) of the conditions whose status or reason changed: worth an Event.
 
-    What Degraded says is told once, though others say it too.
+    What Degraded says is reported once, though others say it too.
     """
     changed = []
     for condition in new.get("conditions", []):

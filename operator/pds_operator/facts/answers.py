@@ -8,7 +8,7 @@ from pds_operator.facts.observed import LeaderState, RouterView
 
 STATE_BYTES = 256 << 10
 BACKENDS_BYTES = 1 << 20
-"""Above them an answer is none. A router tells some 500 bytes of each group."""
+"""Above them an answer is none. A router says some 500 bytes about each group."""
 
 Count = Annotated[int, Field(ge=0, le=1 << 53)]
 Text = Annotated[str, Field(max_length=1024)]

@@ -1,6 +1,6 @@
 """Whose clock a time was written by, and what it comes to by the API server's. Pure.
 
-creationTimestamp and managedFields[].time are by the API server's clock. What a kubelet tells
+creationTimestamp and managedFields[].time are by the API server's clock. What a kubelet writes
 (containers' finishedAt, conditions' lastTransitionTime) is by its node's, which may be an hour off.
 """
 
@@ -16,7 +16,7 @@ Object = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class StatusWindow:
-    """Between which moments of the API server's clock a pod's kubelet can have told something."""
+    """Between which moments of the API server's clock a pod's kubelet can have written a status."""
 
     first: float
     """The pod was made, or we wrote its gate last, which its readiness follows."""
@@ -37,7 +37,7 @@ class StatusWindow:
         return at if at is None or self._possible(at) else self.first
 
     def _possible(self, at: float) -> bool:
-        # Times are told in whole seconds.
+        # Times are written in whole seconds.
         return self.first - 1.0 <= at and (self.last is None or at <= self.last + 1.0)
 
 
@@ -58,8 +58,8 @@ def status_window(meta: Object, created: float) -> StatusWindow:
 TOLERATED = 5.0
 """Seconds between two clocks that are not worth a word."""
 STEPS = (5, 15, 40, 100, 250, 650, 1500, 4000, 10_000, 25_000, 100_000)
-"""What is told of a difference, in seconds: it is measured to a second, and would be news each time
-that the measure changes."""
+"""What a message says of a difference, in seconds: it is measured to a second, and would be news
+each time that the measure changes."""
 
 
 def skew(

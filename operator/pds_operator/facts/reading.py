@@ -42,8 +42,8 @@ def controller(obj: Object) -> tuple[str, str]:
 def place_labels(obj: Object, pds: str) -> dict[str, str] | None:
     """The labels that say which engine pod `obj` is; None when it is none.
 
-    Its name tells the place, the ConfigMap that it mounts the revision, and the Secret the control
-    key: none of these can be changed.
+    Its place follows from its name, its revision from the ConfigMap that it mounts, its control key
+    from the Secret: none of these can be changed.
     """
     place = names.pod_place(pds, obj["metadata"]["name"])
     if place is None:

@@ -225,7 +225,7 @@ def _pods(name: str, namespace: str | None, context: str | None) -> tuple[list[P
 
 
 def _in_flight(pds: Object, routers: list[Object], context: str | None) -> dict[str, int]:
-    """Requests under way by leader, as the routers tell through the API server; else nothing."""
+    """Requests under way by leader, as the routers answer through the API server; else nothing."""
     counts: dict[str, int] = {}
     for router in routers:
         place = f"namespaces/{pds['metadata']['namespace']}/pods/{router['metadata']['name']}"

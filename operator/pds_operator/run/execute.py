@@ -29,10 +29,10 @@ from pds_operator.decide.actions import (
     MarkDraining,
     Recover,
     Relabel,
+    ReportScale,
     Say,
     SetGate,
     TakeOver,
-    TellScale,
     TryOut,
 )
 from pds_operator.decide.ownership import Whose
@@ -61,7 +61,7 @@ WAIT_COUNTS_SECONDS = 1200.0
 
 @dataclass(slots=True)
 class Backoff:
-    """What one PDServing remembers between rounds. Lost in a restart, and told anew."""
+    """How often each scope was refused. A restart loses it, and learns it anew."""
 
     failures: dict[str, ScopeFailure] = field(default_factory=dict)
 
@@ -216,7 +216,7 @@ class Executor:
                     log.info("%s: %s: %s", owner.name, action, error)
             case SetGate():
                 await self._gate(action, owner)
-            case TellScale(name=name, uid=uid, status=status):
+            case ReportScale(name=name, uid=uid, status=status):
                 patch = {"metadata": {"uid": uid}, "status": status}
                 written = await self._api.merge(
                     names.ROLE_KIND, owner.namespace, name, patch, "status"

@@ -140,7 +140,7 @@ class Prober:
     async def _exchange(
         self, method: str, ip: str, path: str, headers: dict[str, str], body: bytes, most: int
     ) -> tuple[PodAnswer, tuple[str, str] | None]:
-        """(the answer, the pod's time and its signature where it tells them)."""
+        """(the answer, the pod's time and its signature where it sends them)."""
         if self._session is None:
             raise RuntimeError("the prober is used outside its context")
         host = f"[{ip}]" if ":" in ip else ip
@@ -155,8 +155,8 @@ class Prober:
         ) as answer:
             read = await _read(answer.content, most)
             now, proof = answer.headers.get(NOW, ""), answer.headers.get(NOW_SIGNATURE, "")
-            told_time = now.isascii() and now.isdecimal() and len(now) <= 12
-            theirs = (now, proof) if told_time else None
+            sent_time = now.isascii() and now.isdecimal() and len(now) <= 12
+            theirs = (now, proof) if sent_time else None
             return PodAnswer(answer.status, read), theirs
 
 

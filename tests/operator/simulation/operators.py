@@ -315,8 +315,8 @@ class Operator:
         self.soon()
 
     def _dirty(self, reconciler: Reconciler) -> bool:
-        worker = reconciler._workers.get(KEY)
-        return worker is not None and worker.dirty.is_set()
+        memory = reconciler._memories.get(KEY)
+        return memory is not None and memory.dirty.is_set()
 
     def soon(self, delay: float = SETTLE_SECONDS) -> None:
         """A round after `delay`, unless one is due before."""
@@ -330,13 +330,13 @@ class Operator:
         if reconciler is None or life != self.life or due != self._due or self._round is not None:
             return
         self._due = None
-        worker = reconciler._workers.get(KEY)
-        if worker is None:
+        memory = reconciler._memories.get(KEY)
+        if memory is None:
             return
         if reconciler.store.parent(KEY) is None:
-            del reconciler._workers[KEY]  # as the end of `Reconciler._work` does
+            del reconciler._memories[KEY]  # as the end of `Reconciler._work` does
             return
-        worker.dirty.clear()
+        memory.dirty.clear()
         self.begins(self)
         self.rounds += 1
         self._round = self._safely(reconciler)
