@@ -82,7 +82,7 @@ class Phase:
         """Those that began in it."""
         return [each for each in outcomes if self.began <= each.began < self.ended]
 
-    def told(self, outcomes: list[Outcome]) -> str:
+    def summary(self, outcomes: list[Outcome]) -> str:
         """A line about them."""
         own = self.of(outcomes)
         return (
@@ -181,10 +181,10 @@ def _right(serving: Serving, drawn: list[Question], at_least: int) -> list[Quest
     found: list[Question] = []
     with httpx.Client() as client:
         for question in drawn:
-            told = ask(serving.url, question.body, wanted=question.answer, client=client)
-            if told.error:
-                raise AssertionError(f"the quiet endpoint fails: {told.error}")
-            if not told.trouble:
+            got = ask(serving.url, question.body, wanted=question.answer, client=client)
+            if got.error:
+                raise AssertionError(f"the quiet endpoint fails: {got.error}")
+            if not got.trouble:
                 found.append(question)
             if len(found) == at_least:
                 return found
@@ -206,7 +206,7 @@ def _tasks() -> Any:
 
 @dataclass
 class Crowd:
-    """Clients that ask one question after the other until they are told to stop."""
+    """Clients that ask one question after the other until they are stopped."""
 
     clients: int
     outcomes: list[Outcome] = field(default_factory=list)

@@ -139,11 +139,11 @@ def test_float32_tokens_equal_transformers(
             scored: dict[str, Any] = answer.json()["choices"][0]["logprobs"]
             return scored
 
-        told = list(clients.map(said, expected))
+        replies = list(clients.map(said, expected))
     ids = {tokenizer.piece(id).decode(errors="replace"): id for id in range(tokenizer.vocabulary)}
     del ids["\ufffd"]  # parts of characters, which the endpoint spells alike
     equal, ties, wrong, apart = 0, [], [], 0.0
-    for one, scored in zip(expected, told, strict=True):
+    for one, scored in zip(expected, replies, strict=True):
         greedy = one.greedy
         step = greedy.differs([ids.get(token, -1) for token in scored["tokens"]])
         if step is None:
@@ -236,8 +236,8 @@ def answers(
     assert len(asked) == TASKS
     asked, url = asked[:SOME] if request.param else asked[SOME:], narrow.url
     with httpx.Client() as client, ThreadPoolExecutor(16) as clients:
-        told = clients.map(lambda task: ask(client, url, task, ids), asked)
-        return list(zip(asked, told, strict=True))
+        replies = clients.map(lambda task: ask(client, url, task, ids), asked)
+        return list(zip(asked, replies, strict=True))
 
 
 def test_bfloat16_answers_are_right(answers: list[tuple[Any, Answer]]) -> None:

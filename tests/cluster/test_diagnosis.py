@@ -87,7 +87,7 @@ def test_pods_that_are_not_ready_come_first():
     assert "Ready=False : not ready" in said
 
 
-def test_the_newest_events_are_told_in_order():
+def test_the_newest_events_are_reported_in_order():
     said = diagnosis.report(Answers(events=[event(n) for n in reversed(range(50))]), "space")
     assert "events: 40 of 50" in said
     assert "00:00:09Z" not in said

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.cluster
 LEASE = 30.0
 """Seconds after which a hand-over ends because nobody renews it. What is asserted of times here is
 that nothing waits for it; how quick it is otherwise is printed, as it depends on the machine."""
-TOLD = LEASE / 2
+KNOWN_WITHIN = LEASE / 2
 """A client hears that what answered it is dead."""
 ANSWERED = LEASE - 5
 """Another group has answered in its place, from the beginning."""
@@ -110,7 +110,7 @@ def decode_is_free(serving: Serving) -> bool:
     return not (state["in_flight"] or state["kv_used"] or state["kv_quarantined"])
 
 
-def test_a_killed_prefill_worker_is_told_and_made_again(
+def test_a_killed_prefill_worker_is_reported_and_made_again(
     served: Serving, client: httpx.Client
 ) -> None:
     killed: list[float] = []
@@ -120,15 +120,15 @@ def test_a_killed_prefill_worker_is_told_and_made_again(
         lambda: ask(served.url, LONG, client=client),
         lambda worker, _: killed.append(worker.kill()),
     )
-    told = got.ended - killed[0]
+    took = got.ended - killed[0]
     assert "HTTP 503" in got.error
     assert '"message"' in got.error
-    assert told < TOLD
+    assert took < KNOWN_WITHIN
     served.until("decode is free", lambda: decode_is_free(served), FREED)
     decode_freed = time.monotonic() - killed[0]
     back = comes_back(served, "prefill", 0, 1, killed[0])
     assert_answers(served, client)
-    print(f"prefill killed: told in {told:.2f} s: {got.error}")
+    print(f"prefill killed: answered in {took:.2f} s: {got.error}")
     print(f"  decode free in {decode_freed:.1f} s, the group back in {back:.1f} s")
 
 
@@ -152,12 +152,12 @@ def test_another_prefill_group_answers_what_a_killed_one_had_begun(
         last = amid_prefill(served, pod, two, lambda worker, _: killed.append(worker.kill()))
     assert [outcome.error for outcome in got] == ["", ""]
     assert [outcome.text for outcome in got] == [right.text] * 2
-    told = last.ended - killed[0]
-    assert told < ANSWERED
+    took = last.ended - killed[0]
+    assert took < ANSWERED
     served.until("decode is free", lambda: decode_is_free(served), FREED)
     back = comes_back(served, "prefill", 1, 1, killed[0])
     served.until("free of pages", lambda: free(served), FREED)
-    print(f"one of two prefill groups killed: answered in {told:.2f} s, back in {back:.1f} s")
+    print(f"one of two prefill groups killed: answered in {took:.2f} s, back in {back:.1f} s")
     served.apply(prefill={**served.object["spec"]["prefill"], "replicas": 1})
     served.settled()
 
@@ -200,14 +200,14 @@ def test_a_stream_waits_for_its_killed_decode_worker(served: Serving, client: ht
     worker = Worker(leader(served, "decode"))
     with opened(served.url, body, client, timeout=BACK) as answer:
         events = data_of(answer)
-        told = [next(events) for _ in range(5)]
+        sent = [next(events) for _ in range(5)]
         killed = worker.kill()
-        while len(told) < 10 or time.monotonic() - killed < ON_ITS_WAY:
-            told.append(next(events))
+        while len(sent) < 10 or time.monotonic() - killed < ON_ITS_WAY:
+            sent.append(next(events))
         went_on = time.monotonic() - killed
-        told += events
-    assert told[-1] == "[DONE]"
-    assert "".join(map(text_of, told[:-1])) == right.text
+        sent += events
+    assert sent[-1] == "[DONE]"
+    assert "".join(map(text_of, sent[:-1])) == right.text
     back = comes_back(served, "decode", 0, 1, killed)
     seconds = freed(served, killed)
     assert_answers(served, client)

@@ -1,4 +1,4 @@
-"""A prefill group of two stages in two pods: its answers, what is told of it, and its losses.
+"""A prefill group of two stages in two pods: its answers, what is reported of it, and its losses.
 
 And a group of two shards in one pod. The times are printed (`pytest -rP`).
 """
@@ -33,7 +33,7 @@ TIE = 1e-4
 LENGTHS = (10, 127, 257, 700, 1800)
 """Tokens of the prompts, chunks being of 128: the last goes through the stages in 15."""
 STEP_TIMEOUT = 5
-TOLD = 15.0
+KNOWN_WITHIN = 15.0
 """Seconds within which a client hears that the group that answered it is dead: half of what a
 hand-over that nobody renews would take."""
 COLD = 600
@@ -88,8 +88,8 @@ def assert_equals_transformers(serving: Serving, client: httpx.Client) -> None:
         greedy = reference.generate(prompt, STEPS)
         answer = serving.complete(client, prompt, max_tokens=STEPS, ignore_eos=True, logprobs=1)
         assert answer.status_code == 200, answer.text
-        told = answer.json()["choices"][0]["logprobs"]["tokens"]
-        step = greedy.differs([ids.get(token, -1) for token in told])
+        tokens = answer.json()["choices"][0]["logprobs"]["tokens"]
+        step = greedy.differs([ids.get(token, -1) for token in tokens])
         assert step is None or greedy.leads[step] < TIE, (length, step, greedy.leads[step])
         equal += step is None
     print(f"{equal} of {len(LENGTHS)} prompts equal in {STEPS} tokens, the others differ at a tie")
@@ -123,15 +123,15 @@ def test_answers_equal_transformers(staged: Serving, client: httpx.Client) -> No
     assert len(known(staged, at_least=4)) == 4
 
 
-def test_what_is_told_of_two_pods_is_true(staged: Serving, client: httpx.Client) -> None:
+def test_what_is_reported_of_two_pods_is_true(staged: Serving, client: httpx.Client) -> None:
     pods = newest(staged, "prefill")
     assert [pod["metadata"]["name"] for pod in pods] == ["staged-p-0-0-0", "staged-p-0-0-1"]
     assert staged.complete(client, LONG["prompt"], max_tokens=1).status_code == 200
     state = staged.state(pods[0])
     assert (state["ready"], state["ranks_ready"]) == (True, 2)
-    staged.until("the traffic is told", lambda: sent(staged, pods[0]), 5)
-    told = {key: staged.get()["status"]["prefill"][key] for key in ("desired", "ready", "summary")}
-    assert told == {"desired": 1, "ready": 1, "summary": "1/1"}
+    staged.until("the traffic is reported", lambda: sent(staged, pods[0]), 5)
+    found = {key: staged.get()["status"]["prefill"][key] for key in ("desired", "ready", "summary")}
+    assert found == {"desired": 1, "ready": 1, "summary": "1/1"}
     other = f"http://{pods[1]['status']['podIP']}"
     assert client.get(f"{other}:8000/readyz").status_code == 200
     assert client.get(f"{other}:8000/pds/state").status_code == 404
@@ -210,7 +210,7 @@ def test_a_killed_worker_of_the_other_pod_ends_the_group(
 ) -> None:
     got, seconds = loses(staged, client, lambda worker, _: worker.kill())
     assert "HTTP 503" in got.error
-    assert seconds < TOLD
+    assert seconds < KNOWN_WITHIN
     assert "rank 1 (stage 1)" in why(staged)
 
 
@@ -220,13 +220,13 @@ def test_a_stopped_worker_is_named_by_the_watchdog(staged: Serving, client: http
         got, seconds = loses(staged, client, lambda *_: None, stays=True)
         said = lines()
     assert "HTTP 503" in got.error
-    assert seconds < STEP_TIMEOUT + TOLD
+    assert seconds < STEP_TIMEOUT + KNOWN_WITHIN
     blamed = [line for line in said if "when it fell silent" in line]
     assert any("rank 1 (stage 1)" in line for line in blamed), said
-    # Of the two pods that end for it, the Event tells of the first that the kubelet saw ended:
+    # Of the two pods that end for it, the Event names the first that the kubelet saw ended:
     # the leader, which names the rank, or the other, which has lost the leader.
-    told = why(staged)
-    assert "rank 1 (stage 1)" in told or "the connection to the scheduler has ended" in told
+    reason = why(staged)
+    assert "rank 1 (stage 1)" in reason or "the connection to the scheduler has ended" in reason
 
 
 @contextmanager

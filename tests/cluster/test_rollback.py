@@ -98,13 +98,13 @@ def unharmed(served: Serving, questions: list[Question]) -> Iterator[None]:
 def given_up(served: Serving, reason: str) -> str:
     """Wait until the spec's revision is given up; why, as the condition has it."""
 
-    def told() -> str:
+    def why() -> str:
         found = served.conditions()["Degraded"]
         fresh = found["observedGeneration"] == served.get()["metadata"]["generation"]
         return str(found["message"]) if fresh and found["reason"] == "RevisionFailed" else ""
 
     began = time.monotonic()
-    message: str = served.until("given up", told, GIVEN_UP)
+    message: str = served.until("given up", why, GIVEN_UP)
     print(f"{reason}: given up in {time.monotonic() - began:.1f} s: {message}")
     assert f"has failed, and {serving_revision(served)} serves in its place: {reason}" in message
     assert served.conditions()["Ready"]["status"] == "True"
@@ -144,10 +144,10 @@ def test_an_image_that_nobody_has(served: Serving, questions: list[Question]) ->
     with unharmed(served, questions):
         began = time.monotonic()
         served.apply(image="localhost/nowhere:0", imagePullPolicy="IfNotPresent")
-        told = served.until("told", lambda: degraded(served, "ImagePullBackOff"), SEEN)
-        print(f"a bad image: in status after {time.monotonic() - began:.1f} s: {told}")
-        assert "localhost/nowhere:0" in told
-        assert "put the image right in the spec" in told
+        message = served.until("reported", lambda: degraded(served, "ImagePullBackOff"), SEEN)
+        print(f"a bad image: in status after {time.monotonic() - began:.1f} s: {message}")
+        assert "localhost/nowhere:0" in message
+        assert "put the image right in the spec" in message
         # What it has waited counts: the time that it has had is over at once.
         served.apply(rollout={"drainSeconds": 30, "progressDeadlineSeconds": 20})
         message = given_up(served, "ProgressDeadlineExceeded")

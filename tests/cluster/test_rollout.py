@@ -119,7 +119,7 @@ def undone(watch: Watch) -> Phase:
 
 def test_no_request_fails_and_no_answer_is_wrong(story: Story) -> None:
     for phase in story.phases:
-        print(phase.told(story.outcomes))
+        print(phase.summary(story.outcomes))
     assert [each.trouble for each in story.outcomes if each.trouble] == []
     assert all(len(phase.of(story.outcomes)) >= story.load.clients for phase in story.phases)
 

@@ -108,8 +108,8 @@ def story(compiled: Serving, request: pytest.FixtureRequest) -> Story:
     serving = compiled
     serving.sized(prefill=1, decode=1)
     asked = known(serving, at_least=8)
-    told, routers, phases = [keys(serving)], [router_pods(serving)], []
-    [active] = told[0].public
+    found, routers, phases = [keys(serving)], [router_pods(serving)], []
+    [active] = found[0].public
     with (
         watching(serving) as watch,
         crowd(
@@ -124,15 +124,15 @@ def story(compiled: Serving, request: pytest.FixtureRequest) -> Story:
         }
         for way in request.param:
             phases.append(rotated(way, watch, ways[way]))
-            told.append(keys(serving))
+            found.append(keys(serving))
         routers.append(router_pods(serving))
         clients.goes_on()
-    return Story(clients.outcomes, watch, phases, told, routers)
+    return Story(clients.outcomes, watch, phases, found, routers)
 
 
 def test_no_request_fails_and_no_answer_is_wrong(story: Story) -> None:
     for phase in story.phases:
-        print(phase.told(story.outcomes))
+        print(phase.summary(story.outcomes))
     assert [each.trouble for each in story.outcomes if each.trouble] == []
     assert all(len(phase.of(story.outcomes)) >= 4 for phase in story.phases)
 

@@ -103,7 +103,7 @@ def story(before: str, cluster: testing.Cluster, namespace: str) -> Story:
 def test_no_request_fails_and_no_answer_is_wrong(story: Story) -> None:
     print(f"from {story.commit[:10]}")
     for phase in story.phases:
-        print(phase.told(story.outcomes))
+        print(phase.summary(story.outcomes))
     assert [each.trouble for each in story.outcomes if each.trouble] == []
     assert all(phase.of(story.outcomes) for phase in story.phases)
 
@@ -121,14 +121,14 @@ def test_old_and_new_groups_pair_both_ways_where_they_may(story: Story) -> None:
     seen = Counter(
         (is_old(pods[each.prefill]), is_old(pods[each.decode])) for each in story.watch.attempts()
     )
-    told = {
+    rates = {
         is_old(pods[uid]): (state["kv_fingerprint"], state.get("protocol", 1))
         for uid, state in states.items()
     }
-    print(f"attempts by (old prefill, old decode): {dict(seen)}; {told}")
+    print(f"attempts by (old prefill, old decode): {dict(seen)}; {rates}")
     assert seen[True, True]
     assert seen[False, False]
-    may = told[True] == told[False]
+    may = rates[True] == rates[False]
     assert (bool(seen[True, False]), bool(seen[False, True])) == (may, may)
 
 

@@ -24,7 +24,7 @@ KINDS = {
     "full": ("rw", "has too little space (", "give it more room"),
     "read-only": ("ro", "is read-only: ", "mount it writable"),
 }
-"""How it is mounted, and what is told of it."""
+"""How it is mounted, and what is reported of it."""
 
 
 @pytest.fixture
@@ -51,18 +51,18 @@ def proof(pod: Object) -> Object:
 
 def serves(serving: Serving) -> bool:
     """Ready and not Progressing, for the newest spec. Degraded it is all along."""
-    found, told = serving.get(), serving.conditions()
+    found, conditions = serving.get(), serving.conditions()
     return (
         found.get("status", {}).get("observedGeneration") == found["metadata"]["generation"]
-        and told["Ready"]["status"] == "True"
-        and told["Progressing"]["status"] == "False"
+        and conditions["Ready"]["status"] == "True"
+        and conditions["Progressing"]["status"] == "False"
         and all(found["status"][role]["updated"] == 1 for role in ROLES)
     )
 
 
-def assert_told(serving: Serving, volume: Path, words: str, cure: str) -> None:
-    told = serving.conditions()
-    degraded, warm = told["Degraded"], told["KernelsWarm"]
+def assert_reported(serving: Serving, volume: Path, words: str, cure: str) -> None:
+    conditions = serving.conditions()
+    degraded, warm = conditions["Degraded"], conditions["KernelsWarm"]
     assert (degraded["status"], degraded["reason"]) == ("True", "CacheVolumeUnusable")
     assert f"hostPath {volume} cannot be used" in degraded["message"]
     assert f"volume at /var/cache/pds {words}" in degraded["message"]
@@ -90,7 +90,7 @@ def test_a_bad_volume_costs_sharing_alone_and_rolls_nothing_back(
     serving = Serving(operator, own_namespace, manifest("alone", compileCache=cache))
     serving.apply()
     serving.until("serving", lambda: serves(serving), COLD)
-    assert_told(serving, volume, *KINDS[first][1:])
+    assert_reported(serving, volume, *KINDS[first][1:])
     with httpx.Client(base_url=serving.url, timeout=120) as client:
         assert serving.complete(client, [20] * 30, max_tokens=4).status_code == 200
 
@@ -112,5 +112,5 @@ def test_a_bad_volume_costs_sharing_alone_and_rolls_nothing_back(
     revisions = operator.read(path)["items"]
     assert len(revisions) == 2
     assert not any("pdserving.io/failed" in r["metadata"].get("annotations", {}) for r in revisions)
-    assert_told(serving, volume, *KINDS[then][1:])
+    assert_reported(serving, volume, *KINDS[then][1:])
     print(f"{then}: rolled out in {time.monotonic() - began:.0f} s, 0 failed, 0 rolled back")

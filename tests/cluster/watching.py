@@ -1,6 +1,6 @@
-"""All that happens to a PDServing while a test runs, as three witnesses tell it.
+"""All that happens to a PDServing while a test runs, as three witnesses report it.
 
-The API server's watch tells each change of it and of its pods, the routers' debug logs tell which
+The API server's watch has each change of it and of its pods, the routers' debug logs say which
 pods each request went to, and every engine is asked for its `/pds/state` twice a second.
 """
 
@@ -88,11 +88,11 @@ class Watch:
     def attempts(self) -> list[Attempt]:
         """Every attempt of every router since the watch began, in order."""
         found = []
-        for told in [json.loads(line) for line in list(self.logs) if ATTEMPT in line]:
-            at = _unix(told["time"])
+        for entry in [json.loads(line) for line in list(self.logs) if ATTEMPT in line]:
+            at = _unix(entry["time"])
             if at >= self.began:
-                both = (self._uid(told[role], at) for role in ROLES)
-                found.append(Attempt(at, told["request_id"], *both))
+                both = (self._uid(entry[role], at) for role in ROLES)
+                found.append(Attempt(at, entry["request_id"], *both))
         return sorted(found, key=lambda attempt: attempt.at)
 
     def _uid(self, name: str, at: float) -> str:
@@ -131,17 +131,19 @@ class Watch:
 
     def unproven(self) -> dict[str, Object]:
         """The kernels of engines that run what no warm-up proved, or compiled something."""
-        told = {pod: state["kernels"] for pod, state in self.states.items()}
+        reported = {pod: state["kernels"] for pod, state in self.states.items()}
         return {
-            pod: kernels for pod, kernels in told.items() if not is_warm(kernels, self.proof(pod))
+            pod: kernels
+            for pod, kernels in reported.items()
+            if not is_warm(kernels, self.proof(pod))
         }
 
     def proof(self, pod: str) -> Object:
         """What the warm-up of that pod wrote to its termination message; empty without one."""
         for container in self.pods[pod]["status"].get("initContainerStatuses", []):
             if ended := container["state"].get("terminated"):
-                told: Object = json.loads(ended["message"])
-                return told
+                note: Object = json.loads(ended["message"])
+                return note
         return {}
 
     # ---- how it is seen --------------------------------------------------------------------------

@@ -80,7 +80,7 @@ def held_in_prefill(serving: Serving, pod: Object, worker: Worker) -> bool:
         if time.monotonic() > deadline:
             return False
     worker.stop()
-    # What was on its way to the scheduler when the worker stopped is told within 50 ms.
+    # What was on its way to the scheduler when the worker stopped comes within 50 ms.
     done = -1
     while done != (state := serving.state(pod))["steps_done"]:
         done = state["steps_done"]

@@ -145,9 +145,13 @@ class Bench:
         return self.api.one("PDServing", "chat")["status"]
 
     def condition(self, kind):
-        return self.told(kind)["status"], self.told(kind)["reason"]
+        found = self._condition(kind)
+        return found["status"], found["reason"]
 
-    def told(self, kind):
+    def message(self, kind):
+        return self._condition(kind)["message"]
+
+    def _condition(self, kind):
         [found] = [item for item in self.status["conditions"] if item["type"] == kind]
         return found
 

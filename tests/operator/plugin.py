@@ -41,7 +41,7 @@ def answering(monkeypatch):
     return fake
 
 
-def told(*words: str) -> str:
+def output(*words: str) -> str:
     result = CliRunner().invoke(commands.app, list(words), catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return result.output

@@ -32,7 +32,7 @@ REVISION = {
 
 
 class Server:
-    """Answers everything with the object sent, unless told otherwise; keeps what was asked."""
+    """Answers with the object sent, unless `refuse` has another answer; keeps what was asked."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, str, dict[str, str], str, object]] = []
@@ -48,8 +48,8 @@ class Server:
         query = dict(request.query)
         self.asked.append((request.method, request.path, query, request.content_type, body))
         self.tokens.append(request.headers.get("Authorization"))
-        status, told = self.refuse.get(self.tokens[-1] or "", (200, text or "{}"))
-        return web.Response(status=status, text=told, headers=self.headers)
+        status, answer = self.refuse.get(self.tokens[-1] or "", (200, text or "{}"))
+        return web.Response(status=status, text=answer, headers=self.headers)
 
 
 @pytest.fixture

@@ -52,8 +52,8 @@ def test_what_pairs_stays_where_others_are_ready_too():
     """Of two revisions one sees two models: only groups of both of them pair."""
     pods = [pod("prefill", 0, "f"), pod("prefill", 1, "3"), pod("decode", 0, "5")]
     pods.append(pod("decode", 2, "f"))
-    told = {"chat-p-0-0-0": "other", "chat-p-1-0-0": "one", "chat-d-0-0-0": "one"}
-    states = {name: LeaderState(fingerprint=model) for name, model in told.items()}
+    fingerprints = {"chat-p-0-0-0": "other", "chat-p-1-0-0": "one", "chat-d-0-0-0": "one"}
+    states = {name: LeaderState(fingerprint=model) for name, model in fingerprints.items()}
     states["chat-d-2-0-0"] = LeaderState(fingerprint="third")
     basis = CountingBasis("new", states=states)
     found = retired(groups(pods, lambda *_: 1), ONE_EACH, basis, serves_on=True)
@@ -70,13 +70,13 @@ def test_the_last_pair_stays_while_the_service_must(serves_on):
 def test_what_may_pair_soon_stays_before_what_is_ready_and_never_will():
     """The gate of the one is open, and its partner waits; the other's revision does not pair."""
     pods = [pod("prefill", 0, "a"), pod("decode", 0, "a", ready=False), pod("decode", 1, "b")]
-    told = {"chat-p-0-0-0": "one", "chat-d-1-0-0": "other"}
-    states = {name: LeaderState(fingerprint=model) for name, model in told.items()}
+    fingerprints = {"chat-p-0-0-0": "one", "chat-d-1-0-0": "other"}
+    states = {name: LeaderState(fingerprint=model) for name, model in fingerprints.items()}
     target = Target(Revision("new", 2, "", {}, "", 1.0), 1.0, Revision("a", 1, "", {}, "", 0.0))
     assert leaves(*pods, basis=CountingBasis("new", target, states=states)) == ["b"]
 
 
-def test_a_new_group_counts_once_it_has_told_what_it_pairs_with():
+def test_a_new_group_counts_once_it_has_reported_what_it_pairs_with():
     pods = [
         pod(role, index, rev) for index, rev in enumerate("ab") for role in ("prefill", "decode")
     ]

@@ -95,7 +95,7 @@ def foreign(**more: object) -> dict:
         ({"env": {"name": "A"}}, "spec.template.spec.containers[name=router].env"),
     ],
 )
-def test_what_others_added_is_told_by_its_field_and_taken_away(more, path):
+def test_what_others_added_is_named_by_its_field_and_taken_away(more, path):
     there = foreign(**more)
     assert difference(DEPLOYMENT, there) == path
     patch = excess(DEPLOYMENT, there)

@@ -1,4 +1,4 @@
-"""Gangs: what each scheduler is told (golden files), and when."""
+"""Gangs: what each scheduler gets (golden files), and when."""
 
 import json
 import os
@@ -40,10 +40,10 @@ def test_golden(kind: str) -> None:
     asked["prefill"] = {**STAGED, "podTemplate": {"metadata": QUEUES.get(kind, {})}}
     rendered = data(asked)
     pods = [engine.pod(OWNER, rendered, "prefill", 0, 1, rank, 0) for rank in (0, 1)]
-    told = ("name", "labels", "annotations")
+    kept = ("name", "labels", "annotations")
     shown = [gang.pod_group(OWNER, rendered, "prefill", "chat-p-0-1")]
     for pod in pods:
-        metadata = {key: pod["metadata"][key] for key in told}
+        metadata = {key: pod["metadata"][key] for key in kept}
         shown.append({"metadata": metadata, "schedulerName": pod["spec"]["schedulerName"]})
     text = yaml.safe_dump(json.loads(json.dumps(shown)), sort_keys=False)
     path = GOLDEN / f"gang-{kind}.yaml"
@@ -134,8 +134,8 @@ def test_a_group_scheduled_in_part_for_too_long_is_deleted_whole_and_held_back()
     assert prefill(world) == []
     world.now = NOW + 60
     decided = plan(world.observed(), desired(world.raw), world.now)
-    told = [str(action) for action in decided.actions]
-    assert [text for text in told if "waited" not in text][-5:] == [
+    actions = [str(action) for action in decided.actions]
+    assert [text for text in actions if "waited" not in text][-5:] == [
         "drain chat-p-0-0-0",
         "drain chat-p-0-0-1",
         "delete pod chat-p-0-0-0",
@@ -217,7 +217,7 @@ async def test_a_pod_group_that_was_left_behind_is_adopted_or_goes() -> None:
     assert not bench.backoff.failures
 
 
-async def test_a_cluster_without_the_kind_is_told() -> None:
+async def test_a_cluster_without_the_kind_is_reported() -> None:
     bench = Bench()
     bench.api.refuse = lambda verb, obj: errors.Missing(404, "NotFound", "no such kind")
     await bench.do(MADE)

@@ -80,7 +80,7 @@ def led(replicas: list[Operator]) -> tuple[Operator, Operator]:
 
 
 def asked_for(cluster: testing.Cluster, namespace: str, surge: int) -> None:
-    """An edit that makes no pod, and that only a status tells to have been seen."""
+    """An edit that makes no pod, and of which only a status shows that it was seen."""
     cluster.apply(
         {**CHAT, "spec": {**CHAT["spec"], "rollout": {"maxSurge": surge}}}, namespace=namespace
     )
@@ -91,7 +91,7 @@ def seen(pds: dict[str, Any]) -> bool:
 
 
 def hindered(chat: Callable[[], dict[str, Any]]) -> None:
-    """Wait until it is told what keeps the pods from starting: nothing is left to be written."""
+    """Wait until the status says what keeps the pods from starting: nothing is left to write."""
     eventually(lambda: condition(chat(), "Degraded")["reason"] == "Unschedulable")
 
 
@@ -123,7 +123,7 @@ def test_the_other_takes_over_from_a_killed_leader_within_the_term(
     cluster, namespace, replicas, chat
 ):
     leader, other = led(replicas)
-    pods, told = engines(cluster, namespace), chat()["status"]
+    pods, before = engines(cluster, namespace), chat()["status"]
     leader.stop(signal.SIGKILL)
     killed = time.monotonic()
     asked_for(cluster, namespace, surge=2)
@@ -131,7 +131,7 @@ def test_the_other_takes_over_from_a_killed_leader_within_the_term(
     seconds = time.monotonic() - killed
     assert other.metrics()["pds_operator_leads"] == 1
     assert engines(cluster, namespace) == pods
-    assert chat()["status"]["targetRevision"] == told["targetRevision"]
+    assert chat()["status"]["targetRevision"] == before["targetRevision"]
     assert cluster.get("lease", "pds-operator", namespace)["spec"]["leaseTransitions"] == 1
     print(f"leader killed: the other had seen the next edit {seconds:.1f} s later")
     leader.start()

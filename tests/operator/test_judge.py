@@ -163,8 +163,8 @@ def test_a_pod_that_ends_for_ever_on_a_dead_node_keeps_no_rollout_open():
         world.now += 5
         assert world.now < NOW + 600
     assert world.pods["chat-p-0-0-0"].deleting
-    told = status(world.observed(), desired(BAD), world.plan(), {}, world.now)
-    [progress] = [item for item in told["conditions"] if item["type"] == "Progressing"]
+    written = status(world.observed(), desired(BAD), world.plan(), {}, world.now)
+    [progress] = [item for item in written["conditions"] if item["type"] == "Progressing"]
     assert (progress["status"], progress["reason"]) == ("False", "Complete")
 
 
@@ -196,15 +196,15 @@ def test_evidence_is_not_older_than_the_retry(world):
 
 
 def test_groups_of_one_revision_that_cannot_pair_replace_nobody(world):
-    """Two nodes hold two models under one path: the old groups go on, and it is told."""
+    """Two nodes hold two models under one path: the old groups go on, and the status says so."""
     world.fingerprints = {"chat-p-2-0-0": "one", "chat-d-1-0-0": "other"}
     for _ in range(6):
         world.turn_ready()
         world.round()
         world.bury()
     assert sorted(pod.revision for pod in world.pods.values()).count(GOOD) == 3
-    told = status(world.observed(), desired(BAD), world.plan(), {}, world.now)
-    conditions = {item["type"]: item for item in told["conditions"]}
+    written = status(world.observed(), desired(BAD), world.plan(), {}, world.now)
+    conditions = {item["type"]: item for item in written["conditions"]}
     assert conditions["Degraded"]["reason"] == "KvFingerprintMismatch"
     assert conditions["Progressing"]["status"] == "True"
     assert conditions["Ready"]["status"] == "True"
@@ -285,9 +285,9 @@ def test_going_back_from_the_middle(world):
     assert sorted(pod.revision == GOOD for pod in world.pods.values()) == [False] * 3 + [True] * 2
     world.counts = {next(n for n, p in world.pods.items() if p.revision != GOOD): (9, 9)}
     assert failed(world).startswith("ErrorRate")
-    told = status(world.observed(), desired(BAD), world.plan(), {}, world.now)
-    assert told["targetRevision"] == f"chat-{GOOD}"
-    [progress] = [item for item in told["conditions"] if item["type"] == "Progressing"]
+    written = status(world.observed(), desired(BAD), world.plan(), {}, world.now)
+    assert written["targetRevision"] == f"chat-{GOOD}"
+    [progress] = [item for item in written["conditions"] if item["type"] == "Progressing"]
     assert (progress["status"], progress["reason"]) == ("True", "RollingBack")
     world.settle()
     assert {pod.revision for pod in world.pods.values()} == {GOOD}

@@ -78,7 +78,7 @@ async def test_deleted_and_applied_at_once(bench):
     wait, calls = await bench.round()
     assert [call for call in calls if not call.endswith("chat") and "Event" not in call] == []
     assert bench.condition("Degraded") == ("True", "PredecessorLeaving")
-    assert "Service chat" in bench.told("Degraded")["message"]
+    assert "Service chat" in bench.message("Degraded")
     assert bench.condition("Ready") == ("False", "NoRouter")
     assert bench.status["currentRevision"] == ""
     assert wait <= 2
@@ -119,7 +119,7 @@ async def test_no_keys_are_made_beside_a_pod_that_has_a_predecessors(bench):
     assert {kind for kind, _, _ in kept(bench)}.isdisjoint({"Secret", "Deployment"})
     assert bench.api.names("Pod") == ["chat-router-x"]
     assert bench.condition("Degraded") == ("True", "PredecessorLeaving")
-    assert "kubectl delete pod chat-router-x --force" in bench.told("Degraded")["message"]
+    assert "kubectl delete pod chat-router-x --force" in bench.message("Degraded")
     bench.api.remove(router)
     await bench.settle()
     assert bench.condition("Ready") == ("True", "Routable")
@@ -178,8 +178,8 @@ async def test_nothing_of_a_predecessors_rotated_keys_is_believed(bench, kind):
         bench.api.remove(obj)
     await bench.settle()
     assert sorted(bench.api.names("Secret")) == ["chat-cache-key", "chat-control", "chat-keyring"]
-    told = bench.api.one("Secret", "chat-keyring")["metadata"]["annotations"]
-    assert told[names.ACTIVE] == "chat-control"
+    notes = bench.api.one("Secret", "chat-keyring")["metadata"]["annotations"]
+    assert notes[names.ACTIVE] == "chat-control"
     assert bench.condition("Ready") == ("True", "Routable")
     [key] = {bench.pods.keys[pod] for pod in bench.pods.leaders}
     assert len(key) == 32
@@ -195,7 +195,7 @@ async def test_a_predecessors_cache_key_is_waited_out(bench):
         wait, _ = await bench.round()
     assert bench.api.names("Pod") == bench.api.names("Deployment") == []
     assert bench.condition("Degraded") == ("True", "PredecessorLeaving")
-    assert "Secret chat-cache-key" in bench.told("Degraded")["message"]
+    assert "Secret chat-cache-key" in bench.message("Degraded")
     assert wait <= 2
     bench.api.remove(bench.api.one("Secret", "chat-cache-key"))
     await bench.settle()
@@ -317,12 +317,12 @@ async def test_a_pdserving_that_is_being_deleted_adopts_nothing(bench):
     """We may not have heard of it yet: the API server is asked."""
     bench.api.orphan("uid-chat")
     parent = bench.api.one("PDServing", "chat")
-    parent["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"  # nobody is told
+    parent["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"  # no event reports it
     _, calls = await bench.round()
     assert calls == []
 
 
-async def test_what_cannot_be_adopted_is_told_and_the_rest_goes_on(bench):
+async def test_what_cannot_be_adopted_is_reported_and_the_rest_goes_on(bench):
     bench.api.orphan(bench.begin_anew("uid-next"))
     adopts = ("Service", "chat")
     merge = await for_minutes_refused(
@@ -330,7 +330,7 @@ async def test_what_cannot_be_adopted_is_told_and_the_rest_goes_on(bench):
         lambda kind, name, patch: (kind, name) == adopts and "ownerReferences" in patch["metadata"],
     )
     assert bench.condition("Degraded") == ("True", "Forbidden")
-    assert "adopt service chat: a policy says no" in bench.told("Degraded")["message"]
+    assert "adopt service chat: a policy says no" in bench.message("Degraded")
     assert bench.status["prefill"]["summary"] == "2/2"
     bench.api.merge = merge
     bench.now += 300

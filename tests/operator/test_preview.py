@@ -1,10 +1,10 @@
-"""What an edit would do, as `kubectl pds plan -f` tells it."""
+"""What an edit would do, as `kubectl pds plan -f` prints it."""
 
 import plugin
 import pytest
 from pds_operator import revision
 from pds_operator.kubectl import commands
-from plugin import pod, stored, told
+from plugin import output, pod, stored
 from typer.testing import CliRunner
 from worlds import raw_spec
 
@@ -28,7 +28,7 @@ def test_plan_of_a_file_says_each_step_and_changes_nothing(cluster):
     cluster.answers["get controllerrevisions"] = {
         "items": [stored(old, 1, served="2026-01-01T00:00:00Z")]
     }
-    assert told("plan", "-f", "edit.yaml").splitlines() == [
+    assert output("plan", "-f", "edit.yaml").splitlines() == [
         f"target   {revision.digest(new)}, new; {now} served last",
         "  1. create 1 new prefill, create 1 new decode",
         "  2. drain 1 old prefill",
@@ -40,7 +40,7 @@ def test_plan_of_a_file_says_each_step_and_changes_nothing(cluster):
         **new,
         "rollout": {"drainSeconds": 60, "partition": 1},
     }
-    assert told("plan", "-f", "edit.yaml").splitlines()[-2:] == [
+    assert output("plan", "-f", "edit.yaml").splitlines()[-2:] == [
         "  2. drain 1 old prefill",
         "held at step 1 of 2",
     ]
@@ -71,7 +71,7 @@ def test_plan_of_what_is_being_brought_out_says_what_is_under_way_and_then_comes
     cluster.answers["get controllerrevisions"] = {
         "items": [stored(old, 1, served="2026-01-01T00:00:00Z"), stored(new, 2)]
     }
-    assert told("plan", "-f", "edit.yaml").splitlines() == [
+    assert output("plan", "-f", "edit.yaml").splitlines() == [
         f"target   {now}, stored; {was} served last",
         "     under way: 1 new prefill not serving yet, 1 prefill drain, "
         "1 new decode not serving yet",
@@ -89,10 +89,10 @@ def test_plan_of_a_role_that_is_scaled_by_others_counts_by_what_they_ask(cluster
     cluster.answers["get pdservingroles"] = {"items": [child]}
     cluster.answers["get pods"] = {"items": [pod(f"chat-{n}-0-0", now) for n in ("p-0", "d-0")]}
     cluster.answers["get controllerrevisions"] = {"items": [stored(raw, 1)]}
-    assert "  1. create 2 new prefill" in told("plan", "-f", "edit.yaml").splitlines()
+    assert "  1. create 2 new prefill" in output("plan", "-f", "edit.yaml").splitlines()
 
 
-def test_plan_tells_of_the_job_that_compiles_first(cluster):
+def test_plan_names_the_job_that_compiles_first(cluster):
     cache = {"volume": {"claim": {"size": "1Gi"}}}
     old = raw_spec(image="engine:1", compileCache=cache)
     new = {**old, "image": "engine:2"}
@@ -101,12 +101,12 @@ def test_plan_tells_of_the_job_that_compiles_first(cluster):
     cluster.answers["get pods"] = {"items": [pod(f"chat-{name}-0-0", was) for name in names]}
     there = [stored(old, 1, served="2026-01-01T00:00:00Z")]
     cluster.answers["get controllerrevisions"] = {"items": there}
-    lines = told("plan", "-f", "edit.yaml").splitlines()
+    lines = output("plan", "-f", "edit.yaml").splitlines()
     assert lines[1] == "     a Job compiles, before any pod of it is made"
     cluster.answers["get pods"]["items"].append(pod("chat-p-2-0-0", revision.digest(new)))
-    assert "a Job compiles" not in told("plan", "-f", "edit.yaml")
+    assert "a Job compiles" not in output("plan", "-f", "edit.yaml")
     cluster.answers["apply"]["spec"] = old
-    assert "a Job compiles" not in told("plan", "-f", "edit.yaml")
+    assert "a Job compiles" not in output("plan", "-f", "edit.yaml")
 
 
 def test_plan_of_what_no_operator_makes_says_so(cluster):
@@ -121,7 +121,7 @@ def test_plan_of_what_no_operator_makes_says_so(cluster):
     assert "PDS_X" in result.output
 
 
-def test_plan_tells_that_routers_are_replaced(cluster):
+def test_plan_says_that_routers_are_replaced(cluster):
     old = raw_spec(image="engine:1")
     new = {**old, "router": {"image": "router:2"}}
     names = ("p-0", "p-1", "d-0")
@@ -130,7 +130,7 @@ def test_plan_tells_that_routers_are_replaced(cluster):
     cluster.answers["get pdservings --"] = {"items": [{"spec": old}]}
     cluster.answers["get pods"] = {"items": items}
     cluster.answers["get controllerrevisions"] = {"items": [stored(old, 1)]}
-    assert told("plan", "-f", "edit.yaml").splitlines() == [
+    assert output("plan", "-f", "edit.yaml").splitlines() == [
         f"target   {revision.digest(old)}",
         "     routers are replaced first",
         "nothing left to do",
@@ -149,7 +149,7 @@ def test_plan_of_a_scaled_spec_makes_no_revision(cluster):
         "items": [pod(f"chat-{name}-0-0", revision.digest(old)) for name in names]
     }
     cluster.answers["get controllerrevisions"] = {"items": [stored(old, 1)]}
-    assert told("plan", "chat", "-f", "edit.yaml").splitlines() == [
+    assert output("plan", "chat", "-f", "edit.yaml").splitlines() == [
         f"target   {revision.digest(old)}",
         "  1. create 2 new prefill, drain 1 new decode",
         "nothing left to do",

@@ -84,8 +84,8 @@ async def test_without_a_key_nothing_is_signed(pod, rude):
     """A leader that takes no signature of ours still says how it is to everybody."""
     rude.script = answered(b'{"in_flight": 3}')
     async with Prober(rude.port) as prober:
-        told = await prober.states([("p", "127.0.0.1")], {})
-    assert told == {"p": LeaderState(3)}
+        states = await prober.states([("p", "127.0.0.1")], {})
+    assert states == {"p": LeaderState(3)}
     assert b"x-pds-" not in rude.asked[0].lower()
 
 
@@ -250,7 +250,7 @@ class Engine:
         await web.TCPSite(self.runner, "127.0.0.1", 0).start()
         self.port = self.runner.addresses[0][1]
 
-    async def answer(self, request, told):
+    async def answer(self, request, state):
         given = dict(_lower(request.headers))
         try:
             headers.check(self.key, request.method, request.path, given, time.time() + self.ahead)
@@ -258,7 +258,7 @@ class Engine:
             self.refused += 1
             status, body, more = server_errors.told(error)
             return web.Response(status=status, body=body, headers=more)
-        return web.json_response(told)
+        return web.json_response(state)
 
     async def state(self, request):
         return await self.answer(request, {"in_flight": 3})
@@ -287,9 +287,9 @@ async def engines():
 async def test_an_engine_whose_clock_differs_is_asked_by_its_own(engines, ahead):
     engine = await engines(ahead)
     async with Prober(engine.port) as prober:
-        told = await prober.states([("p", "127.0.0.1")], {"p": KEY})
-        assert (told["p"].in_flight, engine.refused) == (3, 1)
-        assert told["p"].clock == pytest.approx(ahead, abs=3)
+        states = await prober.states([("p", "127.0.0.1")], {"p": KEY})
+        assert (states["p"].in_flight, engine.refused) == (3, 1)
+        assert states["p"].clock == pytest.approx(ahead, abs=3)
         assert await prober.drain("127.0.0.1", 60, KEY) == ""
 
 

@@ -1,4 +1,4 @@
-"""Observe, plan, act, tell: with an API server and pods in memory."""
+"""Observe, plan, act, write the status: with an API server and pods in memory."""
 
 import asyncio
 import time
@@ -205,7 +205,7 @@ async def _nobody(routers):
     return [RouterView(pod, {"chat-p-0-0-0": True, "chat-d-0-0-0": True}) for pod, _ in routers]
 
 
-async def test_a_spec_older_than_the_schema_is_told_and_what_runs_goes_on(bench):
+async def test_a_spec_older_than_the_schema_is_reported_and_what_runs_goes_on(bench):
     parent = bench.api.one("PDServing", "chat")
     parent["spec"]["engine"] = {"chunkSise": 64}
     bench.api.put(parent)

@@ -1,4 +1,4 @@
-"""Rollouts, told round by round."""
+"""Rollouts, round by round."""
 
 from dataclasses import replace
 
@@ -15,15 +15,15 @@ def rounds(fleet: Fleet, limits: RolloutLimits, most: int = 200) -> list[str]:
 
     Each entry is one round: what every role creates (+) and retires (-).
     """
-    told: list[str] = []
+    lines: list[str] = []
     for _ in range(most):
         moves = step(fleet, limits).moves
-        told.append(", ".join(filter(None, (_tell(name, moves[name]) for name in fleet))))
-        if not told[-1]:
-            return told[:-1]
+        lines.append(", ".join(filter(None, (_line(name, moves[name]) for name in fleet))))
+        if not lines[-1]:
+            return lines[:-1]
         for name, move in moves.items():
             fleet = {**fleet, name: _settled(fleet[name], move)}
-    raise AssertionError(f"no end: {told[:10]}")
+    raise AssertionError(f"no end: {lines[:10]}")
 
 
 def _settled(role: Role, move: Move) -> Role:
@@ -39,7 +39,7 @@ def _settled(role: Role, move: Move) -> Role:
     )
 
 
-def _tell(name: str, move: Move) -> str:
+def _line(name: str, move: Move) -> str:
     parts = [f"+{move.create}"] if move.create else []
     parts += [f"-{move.retire_old}"] if move.retire_old else []
     parts += [f"-{move.retire_new} new"] if move.retire_new else []

@@ -27,7 +27,7 @@ def groups(world: World, role: str) -> list[str]:
     return sorted(pod.name for pod in world.pods.values() if pod.role == role)
 
 
-def test_the_child_is_made_with_one_group_and_told_what_there_is(world: World) -> None:
+def test_the_child_is_made_with_one_group_and_reports_what_there_is(world: World) -> None:
     assert child(world)["spec"] == {"replicas": 1}
     assert child(world)["status"] == {"replicas": 1, "readyReplicas": 1, "selector": SELECTOR}
     assert child(world)["metadata"]["ownerReferences"] == [OWNER.reference()]

@@ -34,7 +34,7 @@ def test_groups_of_one_pod_begin_at_once_the_roles_by_turns():
     assert not world.plan_writes()
 
 
-def test_one_event_tells_of_all_groups_of_a_role_that_begin():
+def test_one_event_names_all_groups_of_a_role_that_begin():
     world = World(raw_spec(prefill={"replicas": 6}))
     world.round()
 

@@ -1,4 +1,4 @@
-"""Which revision is brought out, and what holds it back, told round by round."""
+"""Which revision is rolled out, and what holds it back, round by round."""
 
 import pytest
 from pds_operator.decide.plan import plan
@@ -26,7 +26,7 @@ def test_a_paused_rollout_makes_nothing_new_and_keeps_up_what_serves(world):
     world.fail("chat-d-0-0-0")
     assert "chat-d-0-1-0" in world.settle()[0]
     world.raw = {**world.raw, "prefill": {"replicas": 1}}
-    assert [told for told in world.settle() if "drain" in told[0]] == [
+    assert [actions for actions in world.settle() if "drain" in actions[0]] == [
         ["drain chat-p-2-0-0", "drain chat-p-1-0-0"]
     ]
     assert {pod.revision for pod in world.pods.values()} == {REVISION}
@@ -42,9 +42,9 @@ def test_an_old_group_that_cannot_start_is_kept_while_the_rollout_is_held(world)
         newest = max(name for name in world.pods if "-d-0-" in name)
         world.fail(newest)
         world.now += 400
-        told = world.round()
+        actions = world.round()
         world.bury()
-    assert told == ["delete pod chat-d-0-1-0", "chat-d-0-3-0"]  # the next attempt, no new group
+    assert actions == ["delete pod chat-d-0-1-0", "chat-d-0-3-0"]  # the next attempt, no new group
 
 
 def test_a_partition_stays_until_it_is_lowered(world):

@@ -96,10 +96,10 @@ async def test_routers_of_both_releases_can_read_the_ring(bench, tmp_path):
 
 async def test_a_new_key_has_a_secret_of_its_own_and_the_ring_keeps_both(bench):
     await bench.upgraded()
-    told = await bench.rotate("2026-01-01T00:00:00Z")
-    [key] = set(told.secrets) - {""}
-    assert told.ring == told.held == {"", key}
-    assert (told.active, told.secrets[key].asked) == (key, "2026-01-01T00:00:00Z")
+    found = await bench.rotate("2026-01-01T00:00:00Z")
+    [key] = set(found.secrets) - {""}
+    assert found.ring == found.held == {"", key}
+    assert (found.active, found.secrets[key].asked) == (key, "2026-01-01T00:00:00Z")
     made = bench.api.one("Secret", f"chat-control-{key}")
     assert made["immutable"]
     assert made["metadata"]["labels"][names.KEY] == key
@@ -111,14 +111,14 @@ async def test_a_key_whose_secret_is_gone_is_known_as_long_as_the_ring_is(bench)
     await bench.upgraded()
     await bench.vault.keep_ring(bench.api, OWNER, KeepRing(frozenset({""}), ""))
     bench.delete("chat-control")
-    told = await bench.look()
-    assert (set(told.secrets), told.ring, told.held) == (set(), {""}, {""})
+    found = await bench.look()
+    assert (set(found.secrets), found.ring, found.held) == (set(), {""}, {""})
     bench.vault = Vault()  # the operator starts anew
-    assert await bench.look() == told
+    assert await bench.look() == found
     assert bench.vault.key("") == bytes.fromhex(OLD["hmac.key"])
-    told = await bench.rotate()
-    assert len(told.ring) == 2
-    [key] = told.secrets
+    found = await bench.rotate()
+    assert len(found.ring) == 2
+    [key] = found.secrets
     await bench.vault.keep_ring(bench.api, OWNER, KeepRing(frozenset({key}), key))
     assert set(bench.data("chat-keyring")) == {"hmac.key", f"{key}.key"}
     bench.vault = Vault()
@@ -127,12 +127,12 @@ async def test_a_key_whose_secret_is_gone_is_known_as_long_as_the_ring_is(bench)
 
 async def test_a_lost_ring_is_written_of_what_is_known(bench):
     await bench.upgraded()
-    told = await bench.rotate()
+    found = await bench.rotate()
     bench.delete("chat-control")
     bench.delete("chat-keyring")
     assert (await bench.look()).ring is None
-    await bench.vault.keep_ring(bench.api, OWNER, KeepRing(told.ring, told.active))
-    assert (await bench.look()).ring == told.ring
+    await bench.vault.keep_ring(bench.api, OWNER, KeepRing(found.ring, found.active))
+    assert (await bench.look()).ring == found.ring
 
 
 async def test_who_dies_between_the_two_writes_leaves_a_trace(bench):
@@ -140,9 +140,9 @@ async def test_who_dies_between_the_two_writes_leaves_a_trace(bench):
     with pytest.raises(errors.NotLeading):
         await bench.vault.make_key(bench.api, OWNER, MakeKey(False), lambda: False)
     bench.vault = Vault()
-    told = await bench.look()
-    assert set(told.secrets) == {""}
-    assert told.active not in ("", None)
+    found = await bench.look()
+    assert set(found.secrets) == {""}
+    assert found.active not in ("", None)
 
 
 async def test_what_is_at_rest_is_not_written(bench):
@@ -165,8 +165,8 @@ async def test_secrets_of_another_owner_are_not_ours(bench, owner, says, awaited
     await bench.upgraded()
     other = bench.api.one("Secret", "chat-control")
     other["metadata"]["ownerReferences"][0] |= {"uid": "uid-before", **owner}
-    told = await bench.look()
-    assert (told.secrets, told.awaited) == ({}, frozenset(awaited))
+    found = await bench.look()
+    assert (found.secrets, found.awaited) == ({}, frozenset(awaited))
     with pytest.raises(errors.NameTaken) as caught:
         await bench.vault.make_key(bench.api, OWNER, MakeKey(True), leads)
     assert f"{caught.value.reason}: {caught.value.message}".startswith(says)

@@ -61,7 +61,7 @@ def desired(raw: dict[str, Any] | None = None, rotate: str = "", **settings: Any
 
 
 class World:
-    """A cluster in which every write works at once and pods turn ready when told to."""
+    """A cluster in which every write works at once and pods turn ready by `settle`."""
 
     def __init__(self, raw: dict[str, Any]) -> None:
         self.raw = raw
@@ -85,7 +85,7 @@ class World:
         self.router_pods: tuple[RouterPod, ...] = (ROUTER,)
         """There once their Deployment is."""
         self.fingerprints: dict[str, str] = {}
-        """By leader pod, what it tells."""
+        """By leader pod, what it reports."""
         self.counts: dict[str, tuple[int, int]] = {}
 
     def observed(self) -> Observed:
@@ -139,13 +139,13 @@ class World:
 
     def round(self) -> list[str]:
         """One round, carried out; what was done to pods and revisions, in order."""
-        told = []
+        done = []
         for action in self.plan().actions:
             self._do(action)
             text = str(action)
-            if not isinstance(action, Say) and _worth_telling(text):
-                told.append(text.removeprefix("create pod ").removeprefix("create "))
-        return told
+            if not isinstance(action, Say) and _worth_listing(text):
+                done.append(text.removeprefix("create pod ").removeprefix("create "))
+        return done
 
     def wait(self, seconds: float) -> None:
         """Time goes by, and the operator looks as often as it does."""
@@ -158,11 +158,11 @@ class World:
         """Rounds until nothing happens; after each, all that can turn ready does."""
         rounds = []
         for _ in range(most):
-            told = self.round()
+            done = self.round()
             self.turn_ready()
             self.bury()
-            if told:
-                rounds.append(told)
+            if done:
+                rounds.append(done)
             elif not self.plan_writes():
                 return rounds
         raise RuntimeError(f"no end: {rounds[-5:]}")
@@ -310,7 +310,7 @@ class World:
                     self.objects[kind, name] = {**obj, "status": kept.get("status", {})}
 
 
-def _worth_telling(text: str) -> bool:
+def _worth_listing(text: str) -> bool:
     subject = text.split()[1] if len(text.split()) > 1 else ""
     return text.startswith(("drain", "route", "unroute", "delete", "hold")) or subject in (
         "pod",

@@ -43,7 +43,7 @@ class Blame:
         others = [o for o in self._server.all("ControllerRevision") if o is not live]
         if not any(names.SERVED in (o["metadata"].get("annotations") or {}) for o in others):
             return f"revision {digest} is given up for one that never stood whole"
-        # Whatever its control key is: the image tells what it does.
+        # Whatever its control key is: the image says what it does.
         nature = str(live["data"]["spec"]["image"]).rpartition("-")[2]
         good = nature == "good" and digest not in self._kubelet.faulty
         return f"revision {digest} is good, and given up: {notes[names.FAILED]}" if good else ""

@@ -1,4 +1,4 @@
-"""Which control key is the active one, and which revisions can start, told from the Secrets."""
+"""Which control key is the active one, and which revisions can start, read from the Secrets."""
 
 from typing import Any
 
@@ -32,8 +32,8 @@ class Generations:
         ring = self._server.find("Secret", RING)
         if ring is None or owner_uid(ring) not in (uid, ""):
             return ""
-        told = str((ring["metadata"].get("annotations") or {}).get(names.ACTIVE, ""))
-        return told.removeprefix("chat-control").removeprefix("-")
+        secret = str((ring["metadata"].get("annotations") or {}).get(names.ACTIVE, ""))
+        return secret.removeprefix("chat-control").removeprefix("-")
 
     def startable(self, digest: str) -> bool:
         """The Secret that its pods mount is there."""

@@ -45,12 +45,12 @@ class Jobs:
         good = not image.endswith("-warmup")
         if good:
             self._kubelet.compiled.add(live["metadata"]["labels"][names.REVISION])
-        told = {
+        condition = {
             "type": "Complete" if good else "Failed",
             "status": "True",
             "lastTransitionTime": self._clock.text(),
         }
-        self._server.put({**live, "status": {"conditions": [told]}})
+        self._server.put({**live, "status": {"conditions": [condition]}})
 
     def _live(self, job: Object) -> Object | None:
         live = self._server.find("Job", job["metadata"]["name"])

@@ -1,4 +1,4 @@
-"""What must hold at every instant, told from the world as it is and not as anybody sees it."""
+"""What must hold at every instant, by the world as it is and not as anybody sees it."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -321,10 +321,10 @@ class Judge:
     def _chosen(self, pods: list[Running]) -> None:
         self._served = True
         self.troubled = self.troubled and not self._replaced()
-        told = [pod.name for pod in pods]
+        pod_names = [pod.name for pod in pods]
         kinds = {pod.fingerprint for pod in pods}
-        self._hold(len(kinds) == 1, f"a pair across KV formats: {told}")
-        self._hold(len({pod.key for pod in pods}) == 1, f"a pair across control keys: {told}")
+        self._hold(len(kinds) == 1, f"a pair across KV formats: {pod_names}")
+        self._hold(len({pod.key for pod in pods}) == 1, f"a pair across control keys: {pod_names}")
         for pod in pods:
             self._hold(bool(pod.warm), f"{pod.name} serves and was not warmed up")
 

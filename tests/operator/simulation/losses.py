@@ -47,6 +47,6 @@ class Losses:
         facts = [(pod, known[pod.name][0]) for _, pod in self._lost if pod.name in known]
         return [
             pod
-            for pod, told in facts
-            if told.uid == pod.uid and told.ready and not (told.failed or told.deleting)
+            for pod, seen in facts
+            if seen.uid == pod.uid and seen.ready and not (seen.failed or seen.deleting)
         ]

@@ -17,7 +17,7 @@ HELD = 900.0
 """Longer than the shorter of the deadlines that rollouts have here."""
 SETTLED_WITHIN = 90.0
 """Most rollouts are over by then."""
-TOLD_WITHIN = 240.0
+REPORTED_WITHIN = 240.0
 """It takes half a minute, and more where calls are throttled or an operator dies."""
 REASONS = ("Evicted", "UnexpectedAdmissionError", "OutOfcpu", "NodeShutdown", "Terminated")
 
@@ -116,14 +116,14 @@ class Mishaps:
         """It stays in the spec for a while, and status says so."""
         world = self._world
         world.ask(specs.unpullable(world.wish))
-        world.until(self._clock.now + TOLD_WITHIN + 60.0)
-        made_by = self._clock.now - TOLD_WITHIN
+        world.until(self._clock.now + REPORTED_WITHIN + 60.0)
+        made_by = self._clock.now - REPORTED_WITHIN
         late = [pod.name for pod in self._engines() if pod.nature == "pull" and pod.made < made_by]
         status = world.server.get(names.KIND, "chat").get("status") or {}
-        told = {item["type"]: item["status"] for item in status.get("conditions", [])}
+        conditions = {item["type"]: item["status"] for item in status.get("conditions", [])}
         alive = any(operator.reconciler for operator in world.operators)
-        if late and alive and told.get("Degraded") != "True":
-            raise Violation(f"{late} cannot start, and nobody is told")
+        if late and alive and conditions.get("Degraded") != "True":
+            raise Violation(f"{late} cannot start, and no condition says so")
 
     def hold(self) -> None:
         """A rollout stands still by a user's wish for longer than its deadline."""

@@ -153,7 +153,7 @@ class Operator:
         self._listing: Coroutine[Any, Any, Any] | None = None
         self._heard: dict[str, float] = {}
         self._listed_at: dict[str, int] = {}
-        """By kind, the version of the last list after a gap: no watch tells older things again."""
+        """By kind, the version of the last list after a gap: no watch sends older things again."""
         self._due: float | None = None
         server.watchers.append(self._watched)
 
@@ -220,9 +220,9 @@ class Operator:
         self._look()
 
     def gap(self, kind: str, seconds: float) -> None:
-        """410 Gone: the watch of `kind` tells nothing for a while, then all is listed anew.
+        """410 Gone: the watch of `kind` sends nothing for a while, then all is listed anew.
 
-        The list is as old as its answer took to come. kopf's, of PDServings, tells of no deletion.
+        The list is as old as its answer took to come. kopf's, of PDServings, reports no deletion.
         """
         if self.reconciler is not None:
             self._clock.note(f"{self.name}: the watch of {kind} breaks off")
@@ -266,7 +266,7 @@ class Operator:
         try:
             await parents.look(self._client, store, [])  # type: ignore[arg-type]
         except (errors.ApiError, *TRANSIENT):
-            pass  # the next one tells
+            pass  # the next one shows it
         self._look()
 
     def _drive_list(self, life: int) -> None:
@@ -292,7 +292,7 @@ class Operator:
         try:
             await self.lease.once()
         except (errors.ApiError, *TRANSIENT):
-            pass  # the next one tells
+            pass  # the next one shows it
         if self.lease.held and not before:
             self._clock.note(f"{self.name} leads")
             self.soon()

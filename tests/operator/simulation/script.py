@@ -204,7 +204,7 @@ class Script:
         return self._world.judge.generations.active(self._world.judge.uid)
 
     def _delete_secret(self) -> None:
-        """But never the ring while it is all that tells of a key, nor a key while there is none.
+        """But never the ring while nothing else names a key, nor a key while there is none.
 
         Whoever deletes both, and the operator between its writes, has a key that nobody knows: its
         groups are replaced all the same, or its Secret stays until the PDServing goes.
@@ -213,8 +213,8 @@ class Script:
         if RING not in found:
             return
         keys = [name for name in found if name.startswith("chat-control")]
-        told = {obj["data"].get("key", "") for obj in self._others("ControllerRevision")}
-        if len(keys) < len(found[RING]["data"]) - 1 or self._active() not in told:
+        named = {obj["data"].get("key", "") for obj in self._others("ControllerRevision")}
+        if len(keys) < len(found[RING]["data"]) - 1 or self._active() not in named:
             del found[RING]
         if found:
             self._delete("Secret", found[self._clock.random.choice(sorted(found))])
@@ -238,7 +238,7 @@ class Script:
         self._world.server.delete("somebody", kind, meta["name"], meta["uid"], None)
 
     def _hide_pod(self) -> None:
-        """The first attempt of a group of one pod: others cannot be told any more."""
+        """The first attempt of a group of one pod: others are no longer known."""
         pods = [pod for pod in self._engines() if pod.size == 1 and not pod.group[2]]
         if pods:
             pod = self._clock.random.choice(pods)
@@ -252,7 +252,7 @@ class Script:
         found = self._others("Service", "PodDisruptionBudget", "NetworkPolicy")
         found += [o for o in self._others("ControllerRevision") if o["metadata"]["name"] == target]
         found = [obj for obj in found if names.NAME in obj["metadata"]["labels"]]
-        # Without owner and label nothing would tell that it was ours.
+        # Without owner and label nothing would say that it was ours.
         found = [obj for obj in found if owner_uid(obj) == self._world.judge.uid]
         own = self._world.server.find(names.KIND, "chat")
         if found and own is not None and "deletionTimestamp" not in own["metadata"]:

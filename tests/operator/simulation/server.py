@@ -21,7 +21,7 @@ NAMESPACE = "team"
 
 
 class Server:
-    """What etcd holds, and who is told of changes."""
+    """What etcd holds, and who hears of changes."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock

@@ -238,17 +238,17 @@ class Serving:
 
     def states(self, leaders: list[tuple[str, str]]) -> dict[str, LeaderState]:
         """What the leaders that can be reached answer."""
-        told = {}
+        answers = {}
         for name, ip in leaders:
             pod = self.leader_at(ip)
             if pod is not None and pod.loaded:
-                told[name] = LeaderState(
+                answers[name] = LeaderState(
                     in_flight=pod.in_flight,
                     draining=pod.draining,
                     manifest=pod.warm,
                     fingerprint=pod.fingerprint if pod.ready else "",
                 )
-        return told
+        return answers
 
     def views(self, routers: list[tuple[str, str]]) -> list[RouterView]:
         """What the routers that can be reached answer."""

@@ -35,7 +35,7 @@ class Successors:
             return
         owned = self._owned(live["metadata"]["uid"])
         if any(names.NAME not in obj["metadata"].get("labels", {}) for obj in owned):
-            return  # of these nothing would tell that they were ours
+            return  # nothing would say that these were ours
         self._clock.note("the PDServing is deleted, and all of it is left behind")
         meta = {**live["metadata"], "deletionTimestamp": self._clock.text()}
         live = self._server.put({**live, "metadata": meta})

@@ -44,21 +44,21 @@ CAUGHT = {
     "fields that a POST has set are never pruned": 76,
     "what a node ends is a fault of its own": 84,
     "pairs are counted by readiness": 22,
-    "nobody tells what keeps pods from starting": 4,
+    "no condition says what keeps pods from starting": 4,
 }
 """The seeds that caught them last, which are tried first; what simulates otherwise moves them."""
 
 
 def roles_seen_as(change: Callable[[rollout.Role], dict[str, int]]) -> Callable[..., Any]:
-    """`rollout.step`, told something else about the roles."""
+    """`rollout.step`, given something else about the roles."""
     step = rollout.step
 
     def mutated(roles: Any, limits: Any) -> Any:
-        told = {
+        changed = {
             name: dataclasses.replace(role, **change(role))  # type: ignore[arg-type]
             for name, role in roles.items()
         }
-        return step(told, limits)
+        return step(changed, limits)
 
     return mutated
 
@@ -121,7 +121,7 @@ MUTATIONS = {
         "no convergence|no group for a request",
     ),
     "the clocks of nodes are believed": (
-        (clocks.StatusWindow, "_possible", lambda self, told: True),
+        (clocks.StatusWindow, "_possible", lambda self, at: True),
         "after its group failed|no convergence",
     ),
     "whoever wears the labels of a router is one": (
@@ -175,9 +175,9 @@ MUTATIONS = {
         (counting.CountingBasis, "before", lambda basis, role: 0),
         "before what was lost",
     ),
-    "nobody tells what keeps pods from starting": (
+    "no condition says what keeps pods from starting": (
         (hindrances, "look", lambda *_: None),
-        "and nobody is told",
+        "and no condition says so",
     ),
     "what others add to a selector stays": (
         (memory.diff, "EXACT", {}),

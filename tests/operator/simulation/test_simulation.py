@@ -13,9 +13,9 @@ SEEDS = range(100)
 @pytest.mark.slow
 def test_every_invariant_holds():
     with remembering():
-        told = [run(seed) for seed in SEEDS]
-    assert sum(each.events for each in told) > 2 * len(told)
-    assert sum(each.served for each in told) > 10 * len(told)
+        runs = [run(seed) for seed in SEEDS]
+    assert sum(each.events for each in runs) > 2 * len(runs)
+    assert sum(each.served for each in runs) > 10 * len(runs)
 
 
 def test_a_run_is_the_same_again():
