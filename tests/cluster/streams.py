@@ -38,7 +38,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class StreamOutcome:
     """What became of one request. `error` is empty for a stream that came whole, up to [DONE]."""
 
     began: float
@@ -71,18 +71,18 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Phase:
+class LoadPhase:
     """A stretch of time in which requests began, in monotonic seconds."""
 
     name: str
     began: float
     ended: float
 
-    def of(self, outcomes: list[Outcome]) -> list[Outcome]:
+    def of(self, outcomes: list[StreamOutcome]) -> list[StreamOutcome]:
         """Those that began in it."""
         return [each for each in outcomes if self.began <= each.began < self.ended]
 
-    def summary(self, outcomes: list[Outcome]) -> str:
+    def summary(self, outcomes: list[StreamOutcome]) -> str:
         """A line about them."""
         own = self.of(outcomes)
         return (
@@ -92,7 +92,7 @@ class Phase:
         )
 
 
-def ttft(outcomes: list[Outcome], percentile: int) -> float:
+def ttft(outcomes: list[StreamOutcome], percentile: int) -> float:
     """Of the seconds to the first token; two answers at the least."""
     times = [each.ttft for each in outcomes if each.ttft is not None]
     return statistics.quantiles(times, n=100)[percentile - 1]
@@ -105,7 +105,7 @@ def ask(
     client: httpx.Client,
     wanted: str | None = None,
     timeout: float = TIMEOUT,
-) -> Outcome:
+) -> StreamOutcome:
     """Stream a chat or a completion to its end."""
     began = time.monotonic()
     text, error, first, request_id = "", "", None, ""
@@ -124,7 +124,7 @@ def ask(
                     error = f"the stream ended with {last}"
     except httpx.HTTPError as broken:
         error = f"{type(broken).__name__}: {broken}"
-    return Outcome(began, time.monotonic(), text, error, wanted, first, request_id)
+    return StreamOutcome(began, time.monotonic(), text, error, wanted, first, request_id)
 
 
 @contextmanager
@@ -209,7 +209,7 @@ class Crowd:
     """Clients that ask one question after the other until they are stopped."""
 
     clients: int
-    outcomes: list[Outcome] = field(default_factory=list)
+    outcomes: list[StreamOutcome] = field(default_factory=list)
     stop: threading.Event = field(default_factory=threading.Event)
 
     @property
@@ -263,7 +263,7 @@ def crowd(
 
 
 @contextmanager
-def beside(work: Callable[[], Outcome]) -> Iterator[Future[Outcome]]:
+def beside(work: Callable[[], StreamOutcome]) -> Iterator[Future[StreamOutcome]]:
     """`work` in a thread of its own."""
     with ThreadPoolExecutor(1) as pool:
         yield pool.submit(work)

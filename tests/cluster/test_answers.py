@@ -88,13 +88,13 @@ def tasks() -> ModuleType:
 
 
 @dataclass(frozen=True)
-class Expected:
+class ExpectedTokens:
     prompt: list[int]
     greedy: Greedy
 
 
 @pytest.fixture(scope="module", params=PARTS)
-def expected(operator: Cluster, request: pytest.FixtureRequest) -> list[Expected]:
+def expected(operator: Cluster, request: pytest.FixtureRequest) -> list[ExpectedTokens]:
     """Prompts, random ids and ends of recall tasks by turns, and what transformers says."""
     reference = Reference(MODEL, torch.float32)
     rng = random.Random("answers")
@@ -107,7 +107,7 @@ def expected(operator: Cluster, request: pytest.FixtureRequest) -> list[Expected
             prompts.append(reference.chat(task.messages)[-length:])
     assert [len(prompt) for prompt in prompts] == list(LENGTHS)
     chosen = [prompt for n, prompt in enumerate(prompts) if (n in FEW) == request.param]
-    return [Expected(prompt, reference.generate(prompt, STEPS)) for prompt in chosen]
+    return [ExpectedTokens(prompt, reference.generate(prompt, STEPS)) for prompt in chosen]
 
 
 @pytest.fixture(scope="module", params=["tcp", "nixl"])
@@ -128,11 +128,11 @@ def served(
 
 
 def test_float32_tokens_equal_transformers(
-    served: Serving, backend: str, expected: list[Expected], tokenizer: Tokenizer
+    served: Serving, backend: str, expected: list[ExpectedTokens], tokenizer: Tokenizer
 ) -> None:
     with httpx.Client() as client, ThreadPoolExecutor(4) as clients:
 
-        def said(one: Expected) -> dict[str, Any]:
+        def said(one: ExpectedTokens) -> dict[str, Any]:
             options = {"max_tokens": STEPS, "ignore_eos": True, "logprobs": TOP}
             answer = served.complete(client, one.prompt, **options)
             assert answer.status_code == 200, answer.text
@@ -194,7 +194,7 @@ def fresh_tasks() -> list[Any]:
 
 
 @dataclass(frozen=True)
-class Answer:
+class TaskAnswer:
     text: str
     finish_reason: str
     ids: list[int]
@@ -202,7 +202,7 @@ class Answer:
     prompt_tokens: int
 
 
-def ask(client: httpx.Client, url: str, task: Any, ids: dict[bytes, int]) -> Answer:
+def ask(client: httpx.Client, url: str, task: Any, ids: dict[bytes, int]) -> TaskAnswer:
     body = {
         "model": "tiny", "messages": task.messages, "temperature": 0,
         "max_tokens": 400, "logprobs": True,
@@ -211,7 +211,7 @@ def ask(client: httpx.Client, url: str, task: Any, ids: dict[bytes, int]) -> Ans
     assert answer.status_code == 200, answer.text
     choice = answer.json()["choices"][0]
     output = [ids[bytes(token["bytes"])] for token in choice["logprobs"]["content"]]
-    return Answer(
+    return TaskAnswer(
         choice["message"]["content"],
         choice["finish_reason"],
         output,
@@ -228,7 +228,7 @@ def narrow(operator: Cluster, namespace: str) -> Iterator[Serving]:
 @pytest.fixture(scope="module", params=PARTS)
 def answers(
     narrow: Serving, tokenizer: Tokenizer, request: pytest.FixtureRequest
-) -> list[tuple[Any, Answer]]:
+) -> list[tuple[Any, TaskAnswer]]:
     """Tasks and their answers in bfloat16, 16 clients at a time."""
     ids = {tokenizer.piece(id): id for id in range(tokenizer.vocabulary)}
     assert len(ids) == tokenizer.vocabulary
@@ -240,7 +240,7 @@ def answers(
         return list(zip(asked, replies, strict=True))
 
 
-def test_bfloat16_answers_are_right(answers: list[tuple[Any, Answer]]) -> None:
+def test_bfloat16_answers_are_right(answers: list[tuple[Any, TaskAnswer]]) -> None:
     right = {
         kind: [
             answer.text == task.answer and answer.finish_reason == "stop"
@@ -254,7 +254,7 @@ def test_bfloat16_answers_are_right(answers: list[tuple[Any, Answer]]) -> None:
     assert sum(map(sum, right.values())) >= 0.98 * len(answers)
 
 
-def test_bfloat16_tokens_equal_transformers(answers: list[tuple[Any, Answer]]) -> None:
+def test_bfloat16_tokens_equal_transformers(answers: list[tuple[Any, TaskAnswer]]) -> None:
     reference = Reference(MODEL, torch.bfloat16)
     equal, sure, wrong = 0, 0, []
     for task, answer in answers:

@@ -7,7 +7,7 @@ from pds_cluster.settings import DEV_IMAGE, PAUSE_IMAGE
 from pds_cluster.testing import Cluster
 from serving import Object, Serving, manifest
 from streams import REST, crowd, known
-from workers import BACK, Process, Worker, comes_back, label
+from workers import BACK, PodProcess, WorkerProcess, comes_back, label
 
 pytestmark = pytest.mark.cluster
 
@@ -49,7 +49,7 @@ def phase(served: Serving, name: str) -> str:
 def test_a_dead_engine_is_replaced_though_its_sidecar_lives(served: Serving) -> None:
     [pod] = served.pods("decode")
     name, attempt = pod["metadata"]["name"], label(pod, "attempt")
-    killed = Worker(pod).kill()
+    killed = WorkerProcess(pod).kill()
     served.until("noticed", lambda: phase(served, name) != "Running" or _dead(served, name), 30)
     assert phase(served, name) in ("Running", "gone")  # the sidecar goes on
     back = comes_back(served, "decode", label(pod, "group"), attempt + 1, killed)
@@ -67,7 +67,7 @@ def _dead(served: Serving, name: str) -> bool:
 def test_a_dead_sidecar_is_reported_and_the_cure_that_is_named_helps(served: Serving) -> None:
     [pod] = served.pods("decode")
     name = pod["metadata"]["name"]
-    killed = Process(pod, "/pause", "beside").kill()
+    killed = PodProcess(pod, "/pause", "beside").kill()
     served.until(
         "reported",
         lambda: served.conditions()["Degraded"]["reason"] == "SidecarEnded",

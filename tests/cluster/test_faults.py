@@ -11,8 +11,8 @@ import pytest
 from pds_cluster.errors import ClusterError
 from pds_cluster.testing import Cluster
 from serving import Serving, manifest
-from streams import REST, Body, Outcome, ask, crowd, data_of, known, opened, text_of
-from workers import BACK, LONG, Process, Worker, amid_prefill, comes_back, leader
+from streams import REST, Body, StreamOutcome, ask, crowd, data_of, known, opened, text_of
+from workers import BACK, LONG, PodProcess, WorkerProcess, amid_prefill, comes_back, leader
 
 pytestmark = pytest.mark.cluster
 
@@ -47,7 +47,7 @@ OWNED = (
 
 
 @dataclass(frozen=True)
-class Place:
+class ServedPlace:
     """A serving, and what its namespace held before it."""
 
     serving: Serving
@@ -59,16 +59,16 @@ class Place:
 
 
 @pytest.fixture(scope="module")
-def place(operator: Cluster, namespace: str) -> Place:
+def place(operator: Cluster, namespace: str) -> ServedPlace:
     operator.wait("sa/default", "jsonpath={.metadata.name}=default", namespace)
     spec = manifest("hurt")
     spec["spec"]["engine"]["prefixCache"] = False  # the long prompt is computed whole every time
-    empty = Place(Serving(operator, namespace, spec), frozenset())
-    return Place(empty.serving, empty.objects())
+    empty = ServedPlace(Serving(operator, namespace, spec), frozenset())
+    return ServedPlace(empty.serving, empty.objects())
 
 
 @pytest.fixture(scope="module")
-def served(place: Place) -> Serving:
+def served(place: ServedPlace) -> Serving:
     place.serving.apply()
     place.serving.settled()
     return place.serving
@@ -80,7 +80,7 @@ def client() -> Iterator[httpx.Client]:
         yield made
 
 
-def leaves(asked: Future[Outcome]) -> None:
+def leaves(asked: Future[StreamOutcome]) -> None:
     """Until the client has had enough."""
     wait([asked])
 
@@ -141,9 +141,9 @@ def test_another_prefill_group_answers_what_a_killed_one_had_begun(
     assert not right.trouble
     killed: list[float] = []
     with ThreadPoolExecutor(2) as pool:
-        got: list[Outcome] = []
+        got: list[StreamOutcome] = []
 
-        def two() -> Outcome:
+        def two() -> StreamOutcome:
             """Both at once: the router gives each prefill group one of them."""
             got[:] = pool.map(lambda _: ask(served.url, LONG, client=client), range(2))
             return max(got, key=lambda outcome: outcome.ended)
@@ -197,7 +197,7 @@ def test_a_stream_waits_for_its_killed_decode_worker(served: Serving, client: ht
     body = {**TALKATIVE, "max_tokens": 500}
     right = ask(served.url, body, client=client)
     assert not right.trouble
-    worker = Worker(leader(served, "decode"))
+    worker = WorkerProcess(leader(served, "decode"))
     with opened(served.url, body, client, timeout=BACK) as answer:
         events = data_of(answer)
         sent = [next(events) for _ in range(5)]
@@ -222,7 +222,7 @@ def test_a_hung_router_is_left_out_and_started_again(served: Serving, client: ht
     served.settled()
     served.until("two routers", lambda: served.get()["status"]["router"]["ready"] == 2, BACK)
     hung, other = served.pods("router")
-    process, name = Process(hung, "pds-router"), hung["metadata"]["name"]
+    process, name = PodProcess(hung, "pds-router"), hung["metadata"]["name"]
 
     def container(field: str) -> int | bool:
         [pod] = [pod for pod in served.pods("router") if pod["metadata"]["name"] == name]
@@ -270,7 +270,7 @@ def test_clients_do_not_notice_that_the_operator_is_gone(served: Serving) -> Non
     print(f"  group {resumed:.1f} s after that")
 
 
-def test_a_deleted_pdserving_leaves_nothing(place: Place, served: Serving) -> None:
+def test_a_deleted_pdserving_leaves_nothing(place: ServedPlace, served: Serving) -> None:
     """The last one here."""
     there = place.objects() - place.before
     kinds = {name.partition("/")[0] for name in there}

@@ -21,9 +21,9 @@ from pds_engine.text.tokenizer import Tokenizer
 from pds_operator.kubectl.commands import app as kubectl_pds
 from reference import Reference
 from serving import MODEL, Object, Serving, manifest
-from streams import Outcome, ask, known
+from streams import StreamOutcome, ask, known
 from typer.testing import CliRunner
-from workers import LONG, Worker, amid_prefill, comes_back, label, leader, newest
+from workers import LONG, WorkerProcess, amid_prefill, comes_back, label, leader, newest
 
 pytestmark = pytest.mark.cluster
 torch.set_num_threads(1)
@@ -173,20 +173,24 @@ def attempt(serving: Serving) -> int:
 
 def loses(
     serving: Serving, client: httpx.Client, hurt: Any, *, stays: bool = False
-) -> tuple[Outcome, float]:
+) -> tuple[StreamOutcome, float]:
     """What a client gets whose long prompt is held half-way while `hurt` does its worst, and the
     seconds until the group serves again, as the next attempt."""
     pods, before = newest(serving, "prefill"), attempt(serving)
     began: list[float] = []
 
-    def then(worker: Worker, asked: Future[Outcome]) -> None:
+    def then(worker: WorkerProcess, asked: Future[StreamOutcome]) -> None:
         began.append(time.monotonic())
         hurt(worker, pods)
         if stays:
             asked.result()
 
     got = amid_prefill(
-        serving, pods[0], lambda: ask(serving.url, LONG, client=client), then, Worker(pods[1], 1)
+        serving,
+        pods[0],
+        lambda: ask(serving.url, LONG, client=client),
+        then,
+        WorkerProcess(pods[1], 1),
     )
     back = comes_back(serving, "prefill", 0, before + 1, began[0], pods=2)
     print(
@@ -243,7 +247,7 @@ def log(serving: Serving, pod: str) -> Iterator[Any]:
 
 
 def test_a_deleted_pod_drains_its_group(staged: Serving, client: httpx.Client) -> None:
-    def delete(worker: Worker, pods: list[Object]) -> None:
+    def delete(worker: WorkerProcess, pods: list[Object]) -> None:
         name = pods[1]["metadata"]["name"]
         words = ("-n", staged.namespace, "delete", "pod", name, "--wait=false")
         staged.cluster.kubectl(*words)

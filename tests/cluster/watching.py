@@ -29,7 +29,7 @@ DEBUG = {
 
 
 @dataclass(frozen=True)
-class Attempt:
+class LoggedAttempt:
     """A request, sent to a pair."""
 
     at: float
@@ -41,7 +41,7 @@ class Attempt:
 
 
 @dataclass(frozen=True)
-class Counts:
+class GroupCounts:
     """A role's groups, after one event of the watch."""
 
     role: str
@@ -60,7 +60,7 @@ class Watch:
     """Each pod as it was last, by UID."""
     ready_at: dict[str, float] = field(default_factory=dict)
     """When a pod's containers were ready for the first time, in Unix seconds, by UID."""
-    counts: list[Counts] = field(default_factory=list)
+    counts: list[GroupCounts] = field(default_factory=list)
     states: dict[str, Object] = field(default_factory=dict)
     """The last `/pds/state` of each pod that was ready, by UID."""
     logs: list[str] = field(default_factory=list)
@@ -85,14 +85,14 @@ class Watch:
 
     # ---- what it comes to ------------------------------------------------------------------------
 
-    def attempts(self) -> list[Attempt]:
+    def attempts(self) -> list[LoggedAttempt]:
         """Every attempt of every router since the watch began, in order."""
         found = []
         for entry in [json.loads(line) for line in list(self.logs) if ATTEMPT in line]:
             at = _unix(entry["time"])
             if at >= self.began:
                 both = (self._uid(entry[role], at) for role in ROLES)
-                found.append(Attempt(at, entry["request_id"], *both))
+                found.append(LoggedAttempt(at, entry["request_id"], *both))
         return sorted(found, key=lambda attempt: attempt.at)
 
     def _uid(self, name: str, at: float) -> str:
@@ -116,11 +116,11 @@ class Watch:
         """Attempts by the KV fingerprints of their prefill and decode group."""
         return Counter((self.kv(each.prefill), self.kv(each.decode)) for each in self.attempts())
 
-    def mixed(self) -> list[Attempt]:
+    def mixed(self) -> list[LoggedAttempt]:
         """Attempts at a pair of unlike KV."""
         return [each for each in self.attempts() if self.kv(each.prefill) != self.kv(each.decode)]
 
-    def early(self) -> list[Attempt]:
+    def early(self) -> list[LoggedAttempt]:
         """Attempts at a pod before its containers were ready, which needs its warm-up's end."""
         never = float("inf")
         return [
@@ -190,7 +190,7 @@ class Watch:
                 del self._alive[uid]
             self.counts.append(self._count(role))
 
-    def _count(self, role: str) -> Counts:
+    def _count(self, role: str) -> GroupCounts:
         own = [
             pod
             for pod in self._alive.values()
@@ -198,7 +198,7 @@ class Watch:
             and "deletionTimestamp" not in pod["metadata"]
         ]
         staying = [pod for pod in own if "pdserving.io/draining" not in pod["metadata"]["labels"]]
-        return Counts(role, sum(bool(_condition(pod, "Ready")) for pod in staying), len(own))
+        return GroupCounts(role, sum(bool(_condition(pod, "Ready")) for pod in staying), len(own))
 
     def _log(self, child: subprocess.Popen[str]) -> None:
         self.logs.extend(child.stdout or ())

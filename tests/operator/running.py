@@ -34,7 +34,7 @@ CHAT_PODS = 4
 """Of its engines, where no node is found: both prefill groups, and one of decode."""
 
 
-class Operator:
+class OperatorProcess:
     """`pds-operator run` for one namespace."""
 
     def __init__(self, cluster: testing.Cluster, namespace: str, folder: Path) -> None:

@@ -20,7 +20,7 @@ from contextlib import ExitStack
 from itertools import count
 
 from simulation.memory import remembering
-from simulation.world import Failed, RunFigures, run
+from simulation.world import RunFailed, RunFigures, run
 
 BATCH = 50
 REPORT_EVERY = 1_000
@@ -36,7 +36,7 @@ def batch(seeds: range) -> Batch:
     for seed in seeds:
         try:
             figures.append(run(seed))
-        except Failed as error:
+        except RunFailed as error:
             failed.append((seed, error.reason, str(error)))
     return figures, failed
 

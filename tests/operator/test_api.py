@@ -31,7 +31,7 @@ REVISION = {
 }
 
 
-class Server:
+class EchoServer:
     """Answers with the object sent, unless `refuse` has another answer; keeps what was asked."""
 
     def __init__(self) -> None:
@@ -54,7 +54,7 @@ class Server:
 
 @pytest.fixture
 async def server():
-    server = Server()
+    server = EchoServer()
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", server.handle)
     runner = web.AppRunner(app, shutdown_timeout=0.1)
@@ -210,7 +210,7 @@ async def test_a_server_without_room_says_how_long_to_wait(
     assert len(server.asked) == 1
 
 
-def plugin(server: Server, folder: Path) -> Path:
+def plugin(server: EchoServer, folder: Path) -> Path:
     """A kubeconfig whose credential plugin gives token-1, then token-2, and so on."""
     count = folder / "count"
     script = f"""printf x >> {count}; n=$(wc -c < {count})

@@ -30,7 +30,7 @@ def service(name: str, version: int, **spec: object) -> dict:
     }
 
 
-class Server:
+class WatchServer:
     """Answers lists from `items` and each watch from the next of `watches` (lines, then EOF)."""
 
     def __init__(self) -> None:
@@ -75,7 +75,7 @@ class Server:
 
 @pytest.fixture
 async def server():
-    server = Server()
+    server = WatchServer()
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", server.handle)
     runner = web.AppRunner(app, shutdown_timeout=0.1)
@@ -87,7 +87,7 @@ async def server():
     await runner.cleanup()
 
 
-async def followed(server: Server) -> tuple[Store, list]:
+async def followed(server: WatchServer) -> tuple[Store, list]:
     changed: list = []
     store = Store(changed.append)
     async with Api(Configuration(host=server.url)) as api:

@@ -154,7 +154,7 @@ def test_a_group_scheduled_in_part_for_too_long_is_deleted_whole_and_held_back()
 # ---- carried out ---------------------------------------------------------------------------------
 
 
-class Bench:
+class GangBench:
     def __init__(self) -> None:
         self.api, self.backoff = FakeApi(), Backoff()
         self.executor = Executor(
@@ -170,7 +170,7 @@ GONE = Disband("scheduling.volcano.sh/v1beta1", "chat-p-0-0", "group")
 
 
 async def test_made_twice_and_deleted_twice_is_the_same_as_once() -> None:
-    bench = Bench()
+    bench = GangBench()
     await bench.do(MADE, MADE)
     assert bench.api.names("PodGroup") == ["chat-p-0-0"]
     await bench.do(GONE, GONE)
@@ -179,7 +179,7 @@ async def test_made_twice_and_deleted_twice_is_the_same_as_once() -> None:
 
 
 async def test_a_wait_that_ran_out_holds_longer_each_time() -> None:
-    bench = Bench()
+    bench = GangBench()
     hold = Hold("schedule/prefill", "Unschedulable", "in part")
     for count, seconds in ((1, 5), (2, 10), (3, 20)):
         await bench.do(hold)
@@ -192,7 +192,7 @@ async def test_a_wait_that_ran_out_holds_longer_each_time() -> None:
 
 
 async def test_another_ones_pod_group_is_left_alone() -> None:
-    bench = Bench()
+    bench = GangBench()
     await bench.do(MADE)
     other = {"kind": "Job", "name": "theirs", "uid": "uid-theirs", "controller": True}
     bench.api.one("PodGroup", "chat-p-0-0")["metadata"]["ownerReferences"] = [other]
@@ -203,7 +203,7 @@ async def test_another_ones_pod_group_is_left_alone() -> None:
 
 
 async def test_a_pod_group_that_was_left_behind_is_adopted_or_goes() -> None:
-    bench = Bench()
+    bench = GangBench()
     parent = {"name": OWNER.name, "namespace": OWNER.namespace, "uid": OWNER.uid}
     bench.api.put({"kind": names.KIND, "metadata": parent})
     await bench.do(MADE)
@@ -218,7 +218,7 @@ async def test_a_pod_group_that_was_left_behind_is_adopted_or_goes() -> None:
 
 
 async def test_a_cluster_without_the_kind_is_reported() -> None:
-    bench = Bench()
+    bench = GangBench()
     bench.api.refuse = lambda verb, obj: errors.Missing(404, "NotFound", "no such kind")
     await bench.do(MADE)
     failure = bench.backoff.failures["group"]

@@ -19,7 +19,7 @@ from kubernetes.aio.config import load_kube_config
 from pds_cluster import processes, testing
 from pds_operator import errors
 from pds_operator.run.api import Api
-from running import CHAT, CHAT_PODS, Operator, condition, eventually, listed
+from running import CHAT, CHAT_PODS, OperatorProcess, condition, eventually, listed
 
 pytestmark = pytest.mark.cluster
 
@@ -38,9 +38,11 @@ def namespace(cluster: testing.Cluster, definition: None, alone: None) -> Iterat
 
 
 @pytest.fixture(scope="module")
-def replicas(cluster, namespace, tmp_path_factory) -> Iterator[list[Operator]]:
+def replicas(cluster, namespace, tmp_path_factory) -> Iterator[list[OperatorProcess]]:
     """Both started at once, on a Lease that nobody has made."""
-    both = [Operator(cluster, namespace, tmp_path_factory.mktemp(name)) for name in ("a", "b")]
+    both = [
+        OperatorProcess(cluster, namespace, tmp_path_factory.mktemp(name)) for name in ("a", "b")
+    ]
     for each in both:
         eventually(each.metrics)
     yield both
@@ -67,15 +69,15 @@ def engines(cluster: testing.Cluster, namespace: str) -> list[str]:
     return sorted(f"{meta['name']} {meta['uid']}" for meta in found)
 
 
-def led(replicas: list[Operator]) -> tuple[Operator, Operator]:
+def led(replicas: list[OperatorProcess]) -> tuple[OperatorProcess, OperatorProcess]:
     """(who leads, who stands by)."""
 
-    def split() -> tuple[Operator, Operator] | None:
+    def split() -> tuple[OperatorProcess, OperatorProcess] | None:
         leads = [each for each in replicas if each.metrics()["pds_operator_leads"]]
         rest = [each for each in replicas if each not in leads]
         return (leads[0], rest[0]) if len(leads) == 1 else None
 
-    found: tuple[Operator, Operator] = eventually(split, 3 * TERM)
+    found: tuple[OperatorProcess, OperatorProcess] = eventually(split, 3 * TERM)
     return found
 
 

@@ -16,7 +16,7 @@ from kubernetes.aio.client import Configuration
 from kubernetes.aio.config import load_kube_config
 from pds_cluster import testing
 from pds_operator.run.api import Api
-from running import CHAT, Operator, condition, eventually, listed
+from running import CHAT, OperatorProcess, condition, eventually, listed
 
 pytestmark = pytest.mark.cluster
 SEEN = 90
@@ -30,8 +30,8 @@ def namespace(cluster: testing.Cluster, definition: None, alone: None) -> Iterat
 
 
 @pytest.fixture(scope="module")
-def operator(cluster, namespace, tmp_path_factory) -> Iterator[Operator]:
-    running = Operator(cluster, namespace, tmp_path_factory.mktemp("operator"))
+def operator(cluster, namespace, tmp_path_factory) -> Iterator[OperatorProcess]:
+    running = OperatorProcess(cluster, namespace, tmp_path_factory.mktemp("operator"))
     eventually(running.metrics)
     yield running
     if running.process.poll() is None:

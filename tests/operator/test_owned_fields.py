@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from pds_cluster import testing
-from running import CHAT, Operator, eventually, listed
+from running import CHAT, OperatorProcess, eventually, listed
 
 pytestmark = pytest.mark.cluster
 
@@ -51,8 +51,8 @@ def namespace(cluster: testing.Cluster, definition: None, alone: None) -> Iterat
 
 
 @pytest.fixture(scope="module")
-def operator(cluster, namespace, tmp_path_factory) -> Iterator[Operator]:
-    running = Operator(cluster, namespace, tmp_path_factory.mktemp("operator"))
+def operator(cluster, namespace, tmp_path_factory) -> Iterator[OperatorProcess]:
+    running = OperatorProcess(cluster, namespace, tmp_path_factory.mktemp("operator"))
     eventually(running.metrics)
     yield running
     running.stop()
@@ -78,7 +78,7 @@ def parts(cluster: testing.Cluster, namespace: str) -> dict[str, Any]:
     }
 
 
-def rests(operator: Operator) -> None:
+def rests(operator: OperatorProcess) -> None:
     """Whole rounds go by without a write, once status says what has lasted for half a minute."""
 
     def quiet() -> bool:

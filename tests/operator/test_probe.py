@@ -235,7 +235,7 @@ async def test_silent_pods_are_asked_some_at_a_time(rude, monkeypatch):
     assert rude.serving["most"] <= 4  # one may still be closing
 
 
-class Engine:
+class SigningEngine:
     """Checks signatures as engines do, by a clock of its own."""
 
     def __init__(self, ahead, key=KEY):
@@ -273,7 +273,7 @@ async def engines():
     started = []
 
     async def start(*args, **options):
-        engine = Engine(*args, **options)
+        engine = SigningEngine(*args, **options)
         await engine.start()
         started.append(engine)
         return engine

@@ -23,7 +23,7 @@ def leads():
     return True
 
 
-class Bench:
+class VaultBench:
     """A vault of a PDServing of which the release before has made the one Secret."""
 
     def __init__(self):
@@ -53,7 +53,7 @@ class Bench:
 
 @pytest.fixture
 def bench():
-    return Bench()
+    return VaultBench()
 
 
 def test_the_engine_and_the_router_name_a_key_as_we_do():

@@ -5,15 +5,15 @@ from typing import Any
 from pds_operator import names
 from simulation.generations import Generations
 from simulation.kubelet import Kubelet
-from simulation.server import Server
+from simulation.server import ApiServer
 
 Object = dict[str, Any]
 
 
-class Blame:
+class RevisionBlame:
     """Knows which revisions are good, and what was lost while nobody looked."""
 
-    def __init__(self, server: Server, kubelet: Kubelet, generations: Generations) -> None:
+    def __init__(self, server: ApiServer, kubelet: Kubelet, generations: Generations) -> None:
         self._server, self._kubelet, self._generations = server, kubelet, generations
         self._lost: tuple[str, str] | None = None
         """(role, revision) of a group that vanished, until it is made again."""

@@ -4,7 +4,7 @@ from typing import Any
 
 from pds_operator import names, revision
 from pds_operator.facts.reading import owner_uid
-from simulation.server import Server
+from simulation.server import ApiServer
 from simulation.serving import RING
 
 Object = dict[str, Any]
@@ -13,7 +13,7 @@ Object = dict[str, Any]
 class Generations:
     """Of the PDServing `uid`: a predecessor's Secrets are none of its."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: ApiServer) -> None:
         self._server = server
         self._began: dict[str, str] = {}
         """By operator, the active key when its round began."""

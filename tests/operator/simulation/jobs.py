@@ -5,7 +5,7 @@ from typing import Any
 from pds_operator import names
 from simulation.clock import Clock
 from simulation.kubelet import Kubelet
-from simulation.server import Server
+from simulation.server import ApiServer
 
 Object = dict[str, Any]
 
@@ -13,7 +13,7 @@ Object = dict[str, Any]
 class Jobs:
     """Every Job has one pod, which ends as the revision's image does."""
 
-    def __init__(self, clock: Clock, server: Server, kubelet: Kubelet) -> None:
+    def __init__(self, clock: Clock, server: ApiServer, kubelet: Kubelet) -> None:
         self._clock, self._server, self._kubelet = clock, server, kubelet
         server.controllers.append(self._changed)
 

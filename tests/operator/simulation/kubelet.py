@@ -7,7 +7,7 @@ from typing import Any
 
 from pds_operator import names
 from simulation.clock import Clock
-from simulation.server import Server, written
+from simulation.server import ApiServer, written
 
 Object = dict[str, Any]
 Group = tuple[str, int, int]
@@ -68,7 +68,7 @@ class Running:
 class Kubelet:
     """All nodes of the cluster."""
 
-    def __init__(self, clock: Clock, server: Server, nodes: list[Node]) -> None:
+    def __init__(self, clock: Clock, server: ApiServer, nodes: list[Node]) -> None:
         self._clock, self._server = clock, server
         self.nodes = nodes
         self.pods: dict[str, Running] = {}

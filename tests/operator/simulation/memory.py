@@ -123,7 +123,7 @@ def _grouping(function: Callable[..., Any]) -> Callable[..., Any]:
     return group
 
 
-class Keys:
+class NumberedKeys:
     """In place of `keys.control_keys`: each differs from those before, in every run the same."""
 
     def __init__(self) -> None:
@@ -134,7 +134,7 @@ class Keys:
         return {"hmac.key": hashlib.sha256(b"%d" % self.made).hexdigest()}
 
 
-KEYS = Keys()
+KEYS = NumberedKeys()
 
 PURE: dict[tuple[Any, str], Callable[[Callable[..., Any]], Callable[..., Any]]] = {
     (schema, "parse"): _remembering,

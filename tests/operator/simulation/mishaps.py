@@ -7,7 +7,7 @@ from simulation import specs
 from simulation.judge import Violation
 
 if TYPE_CHECKING:
-    from simulation.world import World
+    from simulation.world import SimulatedWorld
 
 Object = dict[str, Any]
 EVICTIONS = (0.0, 12.0, 40.0)
@@ -25,7 +25,7 @@ REASONS = ("Evicted", "UnexpectedAdmissionError", "OutOfcpu", "NodeShutdown", "T
 class Mishaps:
     """Disruptions, absences of hours, sidecars that live on."""
 
-    def __init__(self, world: "World") -> None:
+    def __init__(self, world: "SimulatedWorld") -> None:
         self._world, self._clock = world, world.clock
         self.over_at = 0.0
         """When the last of those that were begun has happened."""

@@ -17,15 +17,15 @@ from pds_operator.run.reconcile import SETTLE_SECONDS, Reconciler
 from pds_operator.settings import Settings
 from simulation.clock import Clock
 from simulation.pausing import Pause, together
-from simulation.server import NAMESPACE, Server
-from simulation.serving import Serving
+from simulation.server import NAMESPACE, ApiServer
+from simulation.serving import SimulatedServing
 
 Object = dict[str, Any]
 KEY = (NAMESPACE, "chat")
 UNFOLLOWED = ("Secret", "Lease")
 
 
-class Trouble:
+class Disturbance:
     """What goes wrong between the operator and others, and how slow they are."""
 
     def __init__(self, lag: float) -> None:
@@ -39,10 +39,10 @@ class Trouble:
         """Watch events arrive within so many seconds, in order."""
 
 
-class Client:
+class SimulatedApi:
     """The methods of `pds_operator.run.api.Api` that reconciling uses."""
 
-    def __init__(self, name: str, clock: Clock, server: Server, trouble: Trouble) -> None:
+    def __init__(self, name: str, clock: Clock, server: ApiServer, trouble: Disturbance) -> None:
         self._name, self._clock, self._server, self._trouble = name, clock, server, trouble
 
     async def _call(self, act: Callable[[], Any], *, write: bool = True) -> Any:
@@ -106,7 +106,7 @@ class Client:
 class Questions:
     """The methods of `pds_operator.run.probe.Prober` that reconciling uses."""
 
-    def __init__(self, clock: Clock, serving: Serving, trouble: Trouble) -> None:
+    def __init__(self, clock: Clock, serving: SimulatedServing, trouble: Disturbance) -> None:
         self._clock, self._serving, self._trouble = clock, serving, trouble
 
     async def look(
@@ -130,17 +130,17 @@ class Questions:
         return self._serving.drain(ip, seconds, key)
 
 
-class Operator:
+class SimulatedOperator:
     """One replica: lists, watches, lease and rounds, until it dies and starts anew."""
 
     def __init__(
         self,
         name: str,
         clock: Clock,
-        server: Server,
-        serving: Serving,
+        server: ApiServer,
+        serving: SimulatedServing,
         settings: Settings,
-        trouble: Trouble,
+        trouble: Disturbance,
     ) -> None:
         self.name = name
         self._clock, self._server, self._serving = clock, server, serving
@@ -163,7 +163,7 @@ class Operator:
         """A new process: it knows nothing but what it lists."""
         clock = self._clock
         self.life += 1
-        self._client = client = Client(self.name, clock, self._server, self._trouble)
+        self._client = client = SimulatedApi(self.name, clock, self._server, self._trouble)
         self.lease = Lease(client, self._settings, lambda: clock.now, lambda: clock.now)  # type: ignore[arg-type]
         self.lease.identity = f"{self.name}/{self.life}"
         self.reconciler = Reconciler(
@@ -342,7 +342,7 @@ class Operator:
         self._round = self._safely(reconciler)
         self._drive(life)
 
-    def begins(self, operator: "Operator") -> None:
+    def begins(self, operator: "SimulatedOperator") -> None:
         """The judge's: a round begins."""
 
     async def _safely(self, reconciler: Reconciler) -> float:

@@ -10,12 +10,12 @@ from pds_operator.run.cluster import FOLLOWED
 from simulation import specs
 from simulation.knowledge import Knowledge
 from simulation.mishaps import Mishaps
-from simulation.operators import Operator, Trouble
+from simulation.operators import Disturbance, SimulatedOperator
 from simulation.serving import RING
 from simulation.successors import Successors
 
 if TYPE_CHECKING:
-    from simulation.world import World
+    from simulation.world import SimulatedWorld
 
 Object = dict[str, Any]
 
@@ -23,7 +23,7 @@ Object = dict[str, Any]
 class Script:
     """Plays a few events, and mends what it broke."""
 
-    def __init__(self, world: "World") -> None:
+    def __init__(self, world: "SimulatedWorld") -> None:
         self._world = world
         self._clock = world.clock
         self._before = world.wish
@@ -98,7 +98,7 @@ class Script:
             self._ask(freed)
 
     def _calm(self) -> None:
-        fresh = Trouble(self._world.lag)
+        fresh = Disturbance(self._world.lag)
         for name, value in vars(fresh).items():
             setattr(self._world.trouble, name, value)
 
@@ -120,12 +120,12 @@ class Script:
             # A moment at which it may be in the middle of a round.
             self._clock.after(self._clock.between(0.0, 3.0), self._kill, operator)
 
-    def _kill(self, operator: Operator) -> None:
+    def _kill(self, operator: SimulatedOperator) -> None:
         if operator.reconciler is not None:
             operator.die()
             self._clock.after(self._clock.between(0.5, 15.0), self._start, operator)
 
-    def _start(self, operator: Operator) -> None:
+    def _start(self, operator: SimulatedOperator) -> None:
         if operator.reconciler is None:
             operator.start()
 

@@ -20,7 +20,7 @@ Place = tuple[str, str]
 NAMESPACE = "team"
 
 
-class Server:
+class ApiServer:
     """What etcd holds, and who hears of changes."""
 
     def __init__(self, clock: Clock) -> None:

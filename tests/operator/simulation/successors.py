@@ -6,7 +6,7 @@ from pds_operator import names
 from pds_operator.facts.reading import owner_uid
 
 if TYPE_CHECKING:
-    from simulation.world import World
+    from simulation.world import SimulatedWorld
 
 Object = dict[str, Any]
 ORPHANED_WITHIN = 2.0
@@ -15,7 +15,7 @@ ORPHANED_WITHIN = 2.0
 class Successors:
     """What users do, and the garbage collector of what they leave behind."""
 
-    def __init__(self, world: "World") -> None:
+    def __init__(self, world: "SimulatedWorld") -> None:
         self._world, self._clock, self._server = world, world.clock, world.server
         self._count = 0
 

@@ -26,7 +26,7 @@ from pds_operator.facts import clocks, containers, fields
 from pds_operator.run import cluster
 from simulation import memory, operators
 from simulation.memory import remembering
-from simulation.world import Failed, run
+from simulation.world import RunFailed, run
 
 WITHIN = 300
 """Seeds by which each of them must have been caught."""
@@ -193,5 +193,5 @@ def test_a_mutation_is_caught(name, monkeypatch):
     with remembering():
         for module, attribute, mutated in changes if isinstance(changes, list) else [changes]:
             monkeypatch.setattr(module, attribute, mutated)
-        with pytest.raises(Failed, match=reason):
+        with pytest.raises(RunFailed, match=reason):
             run_all([*([CAUGHT[name]] if name in CAUGHT else ()), *range(WITHIN)])

@@ -5,7 +5,7 @@
 
 import pytest
 from simulation.memory import remembering
-from simulation.world import World, run
+from simulation.world import SimulatedWorld, run
 
 SEEDS = range(100)
 
@@ -20,6 +20,6 @@ def test_every_invariant_holds():
 
 def test_a_run_is_the_same_again():
     with remembering():
-        one, other = World(7), World(7)
+        one, other = SimulatedWorld(7), SimulatedWorld(7)
         assert one.run() == other.run()
     assert one.clock.trace == other.clock.trace

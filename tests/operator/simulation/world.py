@@ -15,10 +15,10 @@ from simulation.garbage import Garbage
 from simulation.jobs import Jobs
 from simulation.judge import Judge, Violation
 from simulation.kubelet import Kubelet, Node
-from simulation.operators import KEY, Operator, Trouble
+from simulation.operators import KEY, Disturbance, SimulatedOperator
 from simulation.script import Script
-from simulation.server import Server
-from simulation.serving import RING, Serving
+from simulation.server import ApiServer
+from simulation.serving import RING, SimulatedServing
 
 Object = dict[str, Any]
 UID = "uid-chat"
@@ -38,7 +38,7 @@ SETTINGS = {
 }
 
 
-class Failed(Exception):
+class RunFailed(Exception):
     """A run that broke an invariant: the seed, what, and what led there."""
 
     def __init__(self, seed: int, reason: str, trace: list[str]) -> None:
@@ -58,13 +58,13 @@ class RunFigures:
     events: int
 
 
-class World:
+class SimulatedWorld:
     """Everything of one run."""
 
     def __init__(self, seed: int) -> None:
         memory.KEYS.made = 0
         self.clock = Clock(seed)
-        self.server = Server(self.clock)
+        self.server = ApiServer(self.clock)
         slots = 7 if self.clock.chance(0.7) else 4  # where nodes are lost a surge waits
         self.nodes = [Node(f"node-{number}", slots) for number in range(4)]
         wrong = 0.5 if self.clock.chance(0.4) else 0.0
@@ -72,18 +72,18 @@ class World:
             if self.clock.chance(wrong):
                 node.ahead = self.clock.random.choice(SKEWS)
         self.kubelet = Kubelet(self.clock, self.server, self.nodes)
-        self.serving = Serving(self.clock, self.server, self.kubelet)
+        self.serving = SimulatedServing(self.clock, self.server, self.kubelet)
         Jobs(self.clock, self.server, self.kubelet)
         Endpoints(self.clock, self.server, "chat")
         garbage = Garbage(self.clock, self.server)
         self.judge = Judge(self.clock, self.server, self.kubelet, self.serving, UID)
         garbage.collects = self.collected
         self.lag = self.clock.random.choice([0.4, 0.8, 1.2])
-        self.trouble = Trouble(self.lag)
+        self.trouble = Disturbance(self.lag)
         self.wish = specs.first(self.clock.random)
         replicas = 2 if self.clock.chance(0.4) else 1
         self.operators = [
-            Operator(
+            SimulatedOperator(
                 f"operator-{n}",
                 self.clock,
                 self.server,
@@ -259,9 +259,9 @@ class World:
 
 def run(seed: int) -> RunFigures:
     """One run. Raises Failed."""
-    world = World(seed)
+    world = SimulatedWorld(seed)
     try:
         return world.run()
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
-        raise Failed(seed, reason, list(world.clock.trace)) from error
+        raise RunFailed(seed, reason, list(world.clock.trace)) from error
