@@ -10,8 +10,10 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import count
-from typing import Any
+from types import ModuleType
+from typing import Any, Protocol
 
 import httpx
 from serving import ROOT, Serving
@@ -22,6 +24,14 @@ REST = 0.5
 """Seconds between an answer and the next question, where load is not the subject: clients that
 never rest take both cores, and all that starts meanwhile takes twice as long."""
 Body = dict[str, Any]
+
+
+class Task(Protocol):
+    """A prompt of examples/models/train/tasks.py, which is in no package."""
+
+    messages: list[dict[str, str]]
+    answer: str
+    kind: str
 
 
 @dataclass(frozen=True)
@@ -159,7 +169,7 @@ def known(serving: Serving, at_least: int, sizes: tuple[int, ...] = (128, 300)) 
 
     Each answer depends on facts in all of its context, so that a lost page shows.
     """
-    tasks = _tasks()
+    tasks = tasks_of_the_model()
     drawn = [
         tasks.draw("recall", seed, sizes[seed % len(sizes)], 4) for seed in range(2 * at_least)
     ]
@@ -170,7 +180,7 @@ def known(serving: Serving, at_least: int, sizes: tuple[int, ...] = (128, 300)) 
 
 def copies(serving: Serving, at_least: int, words: int) -> list[Question]:
     """Such questions with long answers: a text of so many words, to be said again."""
-    tasks = _tasks()
+    tasks = tasks_of_the_model()
     drawn = [tasks.draw("copy", seed, None, words) for seed in range(2 * at_least)]
     asked = [Question(tuple(task.messages), task.answer, 4 * words) for task in drawn]
     return _right(serving, asked, at_least)
@@ -191,7 +201,8 @@ def _right(serving: Serving, drawn: list[Question], at_least: int) -> list[Quest
     raise AssertionError(f"{len(found)} of {len(drawn)} quiet answers are right")
 
 
-def _tasks() -> Any:
+@cache
+def tasks_of_the_model() -> ModuleType:
     """examples/models/train/tasks.py, which is in no package."""
     spec = importlib.util.spec_from_file_location(
         "cluster_tasks", ROOT / "examples/models/train/tasks.py"

@@ -5,16 +5,12 @@ at which the top two scores are closer than 1e-4; in bfloat16, a prompt with a s
 are closer than 0.5, of which there may be one in twenty.
 """
 
-import importlib.util
 import json
 import random
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
-from types import ModuleType
 from typing import Any
 
 import httpx
@@ -23,7 +19,8 @@ import torch
 from pds_cluster.testing import Cluster
 from pds_engine.text.tokenizer import Tokenizer
 from reference import Greedy, Reference
-from serving import MODEL, ROOT, Serving, manifest
+from serving import MODEL, Serving, manifest
+from streams import Task, tasks_of_the_model
 
 pytestmark = pytest.mark.cluster
 torch.set_num_threads(1)
@@ -71,19 +68,6 @@ def tokenizer() -> Tokenizer:
     return Tokenizer(MODEL)
 
 
-@cache
-def tasks() -> ModuleType:
-    """examples/models/train/tasks.py."""
-    path = ROOT / "examples" / "models" / "train" / "tasks.py"
-    spec = importlib.util.spec_from_file_location("tiny_tasks", path)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 # ---- float32 -------------------------------------------------------------------------------------
 
 
@@ -103,7 +87,7 @@ def expected(operator: Cluster, request: pytest.FixtureRequest) -> list[Expected
         if number % 2:
             prompts.append([rng.randrange(6, 1536) for _ in range(length)])
         else:
-            task = tasks().draw("recall", 5000 + number, max(length, 60), 2)
+            task = tasks_of_the_model().draw("recall", 5000 + number, max(length, 60), 2)
             prompts.append(reference.chat(task.messages)[-length:])
     assert [len(prompt) for prompt in prompts] == list(LENGTHS)
     chosen = [prompt for n, prompt in enumerate(prompts) if (n in FEW) == request.param]
@@ -180,14 +164,16 @@ def went_by(served: Serving) -> set[str]:
 # ---- bfloat16 ------------------------------------------------------------------------------------
 
 
-def fresh_tasks() -> list[Any]:
+def fresh_tasks() -> list[Task]:
     """120 recalls of 4 to 12 keys in 300 to 1,000 tokens, and 80 copies of 60 to 140 words."""
     rng = random.Random("fresh")
     recalls = [
-        tasks().draw("recall", 7000 + n, rng.randint(300, 1000), rng.randint(4, 12))
+        tasks_of_the_model().draw("recall", 7000 + n, rng.randint(300, 1000), rng.randint(4, 12))
         for n in range(120)
     ]
-    copies = [tasks().draw("copy", 7000 + n, None, rng.randint(60, 140)) for n in range(80)]
+    copies = [
+        tasks_of_the_model().draw("copy", 7000 + n, None, rng.randint(60, 140)) for n in range(80)
+    ]
     mixed = recalls + copies
     rng.shuffle(mixed)
     return mixed
@@ -202,7 +188,7 @@ class TaskAnswer:
     prompt_tokens: int
 
 
-def ask(client: httpx.Client, url: str, task: Any, ids: dict[bytes, int]) -> TaskAnswer:
+def ask(client: httpx.Client, url: str, task: Task, ids: dict[bytes, int]) -> TaskAnswer:
     body = {
         "model": "tiny", "messages": task.messages, "temperature": 0,
         "max_tokens": 400, "logprobs": True,
@@ -228,7 +214,7 @@ def narrow(operator: Cluster, namespace: str) -> Iterator[Serving]:
 @pytest.fixture(scope="module", params=PARTS)
 def answers(
     narrow: Serving, tokenizer: Tokenizer, request: pytest.FixtureRequest
-) -> list[tuple[Any, TaskAnswer]]:
+) -> list[tuple[Task, TaskAnswer]]:
     """Tasks and their answers in bfloat16, 16 clients at a time."""
     ids = {tokenizer.piece(id): id for id in range(tokenizer.vocabulary)}
     assert len(ids) == tokenizer.vocabulary
@@ -240,7 +226,7 @@ def answers(
         return list(zip(asked, replies, strict=True))
 
 
-def test_bfloat16_answers_are_right(answers: list[tuple[Any, TaskAnswer]]) -> None:
+def test_bfloat16_answers_are_right(answers: list[tuple[Task, TaskAnswer]]) -> None:
     right = {
         kind: [
             answer.text == task.answer and answer.finish_reason == "stop"
@@ -254,7 +240,7 @@ def test_bfloat16_answers_are_right(answers: list[tuple[Any, TaskAnswer]]) -> No
     assert sum(map(sum, right.values())) >= 0.98 * len(answers)
 
 
-def test_bfloat16_tokens_equal_transformers(answers: list[tuple[Any, TaskAnswer]]) -> None:
+def test_bfloat16_tokens_equal_transformers(answers: list[tuple[Task, TaskAnswer]]) -> None:
     reference = Reference(MODEL, torch.bfloat16)
     equal, sure, wrong = 0, 0, []
     for task, answer in answers:

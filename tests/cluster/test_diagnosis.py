@@ -47,8 +47,8 @@ def pod(name: str, ready: bool = True, restarts: int = 0, init: bool = False) ->
 class Answers:
     """kubectl, with what it lists by kind, and a log that it has of every container."""
 
-    pods: list[Any] = field(default_factory=list)
-    events: list[Any] = field(default_factory=list)
+    pods: list[dict[str, Any]] = field(default_factory=list)
+    events: list[dict[str, Any]] = field(default_factory=list)
     log: str = "a line"
     without: tuple[str, ...] = ()
     """Words that it complains of."""

@@ -1,7 +1,6 @@
 """Faults while requests run: a clear end for clients, nothing held, and a group that comes back."""
 
 import time
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
@@ -72,12 +71,6 @@ def served(place: ServedPlace) -> Serving:
     place.serving.apply()
     place.serving.settled()
     return place.serving
-
-
-@pytest.fixture
-def client() -> Iterator[httpx.Client]:
-    with httpx.Client() as made:
-        yield made
 
 
 def leaves(asked: Future[StreamOutcome]) -> None:

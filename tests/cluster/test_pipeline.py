@@ -7,7 +7,7 @@ import json
 import random
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
@@ -68,12 +68,6 @@ def staged(operator: Cluster, namespace: str) -> Iterator[Serving]:
     """Not compiled, so that it is soon there again after each of its losses."""
     with served(operator, namespace, "staged", **SPEC) as serving:
         yield serving
-
-
-@pytest.fixture
-def client() -> Iterator[httpx.Client]:
-    with httpx.Client() as made:
-        yield made
 
 
 def assert_equals_transformers(serving: Serving, client: httpx.Client) -> None:
@@ -172,7 +166,11 @@ def attempt(serving: Serving) -> int:
 
 
 def loses(
-    serving: Serving, client: httpx.Client, hurt: Any, *, stays: bool = False
+    serving: Serving,
+    client: httpx.Client,
+    hurt: Callable[[WorkerProcess, list[Object]], None],
+    *,
+    stays: bool = False,
 ) -> tuple[StreamOutcome, float]:
     """What a client gets whose long prompt is held half-way while `hurt` does its worst, and the
     seconds until the group serves again, as the next attempt."""
@@ -234,7 +232,7 @@ def test_a_stopped_worker_is_named_by_the_watchdog(staged: Serving, client: http
 
 
 @contextmanager
-def log(serving: Serving, pod: str) -> Iterator[Any]:
+def log(serving: Serving, pod: str) -> Iterator[Callable[[], list[str]]]:
     """The log of a pod's engine, which outlives the pod."""
     words = ("-n", serving.namespace, "logs", "-f", pod, "-c", "engine", "--since=1s")
     with subprocess.Popen(

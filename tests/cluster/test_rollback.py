@@ -13,7 +13,7 @@ from pathlib import Path
 import pds_engine.server.job
 import pytest
 from pds_cluster.testing import Cluster
-from serving import MODEL, Object, Serving, manifest
+from serving import MODEL, Object, Serving, manifest, serving_uids
 from streams import REST, Question, crowd, known
 
 pytestmark = pytest.mark.cluster
@@ -58,11 +58,6 @@ def pds(serving: Serving, verb: str) -> None:
     subprocess.run(words, env=environment, check=True, timeout=60, capture_output=True)
 
 
-def groups(serving: Serving) -> set[str]:
-    """The leaders that serve: by UID, so that one made again is another."""
-    return {str(pod["metadata"]["uid"]) for role in ROLES for pod in serving.pods(role)}
-
-
 def mounted(source: Path, path: str) -> Object:
     """A role of one group whose engine sees `source`, of this machine, at `path`."""
     kind = "Directory" if source.is_dir() else "File"
@@ -82,7 +77,7 @@ def mounted(source: Path, path: str) -> Object:
 @contextmanager
 def unharmed(served: Serving, questions: list[Question]) -> Iterator[None]:
     """Clients that ask all the while, of whom none fails; the same groups serve at the end."""
-    good, before = served.object, groups(served)
+    good, before = served.object, serving_uids(served)
     with crowd(served.url, questions, clients=CLIENTS, rest=REST) as clients:
         clients.goes_on()
         try:
@@ -91,7 +86,7 @@ def unharmed(served: Serving, questions: list[Question]) -> Iterator[None]:
             served.object = good
         clients.goes_on()
     assert not clients.troubles
-    assert groups(served) == before
+    assert serving_uids(served) == before
     print(f"  {len(clients.outcomes)} requests, none failed")
 
 

@@ -148,7 +148,7 @@ def test_no_pair_is_of_two_kv_formats(story: RolloutStory) -> None:
 
 def test_both_floors_and_the_surge_hold_at_every_event(story: RolloutStory) -> None:
     for role in ROLES:
-        seen = [counts for counts in story.watch.counts if counts.role == role][1:]
+        seen = story.watch.events(role)
         print(role, len(seen), "events, at least", min(each.ready for each in seen), "ready")
         assert min(each.ready for each in seen) >= 1
         assert max(each.pods for each in seen) <= 2

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import predecessor
 import pytest
 from pds_cluster import testing
-from serving import Object, Serving, manifest
+from serving import Object, Serving, manifest, serving_uids
 from streams import REST, LoadPhase, StreamOutcome, crowd, known
 from watching import DEBUG, ROLES, Watch, watching
 
@@ -44,10 +44,6 @@ def is_old(pod: Object) -> bool:
     return any(item["name"] == OLD_CODE for item in containers[0].get("env", ()))
 
 
-def engines(serving: Serving) -> set[str]:
-    return {str(pod["metadata"]["uid"]) for role in ROLES for pod in serving.pods(role)}
-
-
 def routers_are_new(serving: Serving) -> bool:
     """No old one is left, not even one that still ends its streams."""
     pods = serving.pods("router")
@@ -76,7 +72,7 @@ def story(before: str, cluster: testing.Cluster, namespace: str) -> SkewStory:
     serving.apply()
     serving.settled(STARTED)
     assert all(is_old(pod) for role in (*ROLES, "router") for pod in serving.pods(role))
-    asked, phases, seen = known(serving, at_least=6), [], [engines(serving)]
+    asked, phases, seen = known(serving, at_least=6), [], [serving_uids(serving)]
     with (
         watching(serving) as watch,
         crowd(
@@ -90,13 +86,13 @@ def story(before: str, cluster: testing.Cluster, namespace: str) -> SkewStory:
         serving.settled(ROLLED)
         clients.goes_on()
         phases.append(LoadPhase("operator and routers", began, time.monotonic()))
-        seen.append(engines(serving))
+        seen.append(serving_uids(serving))
         began = time.monotonic()
         serving.pds("restart")
         watch.settled(ROLLED)
         clients.goes_on()
         phases.append(LoadPhase("engines", began, time.monotonic()))
-        seen.append(engines(serving))
+        seen.append(serving_uids(serving))
     return SkewStory(before, clients.outcomes, watch, phases, seen)
 
 
@@ -133,6 +129,4 @@ def test_old_and_new_groups_pair_both_ways_where_they_may(story: SkewStory) -> N
 
 
 def test_both_floors_hold_at_every_event(story: SkewStory) -> None:
-    for role in ROLES:
-        seen = [counts for counts in story.watch.counts if counts.role == role][1:]
-        assert min(each.ready for each in seen) >= 1
+    assert all(min(each.ready for each in story.watch.events(role)) >= 1 for role in ROLES)

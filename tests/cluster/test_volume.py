@@ -3,7 +3,6 @@
 The volumes are hostPaths: a tmpfs on this machine, whose mounts are the node's.
 """
 
-import json
 import subprocess
 import time
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 from pds_cluster.testing import Cluster
-from serving import Object, Serving, manifest
+from serving import Object, Serving, manifest, proof
 from streams import REST, crowd, known
 
 pytestmark = [pytest.mark.cluster, pytest.mark.soak]
@@ -40,13 +39,6 @@ def volume(tmp_path: Path) -> Iterator[Path]:
 def mount(folder: Path, options: str) -> None:
     words = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
     subprocess.run(words, check=True)
-
-
-def proof(pod: Object) -> Object:
-    """What the warm-up of `pod` wrote to its termination message."""
-    (warmup,) = pod["status"]["initContainerStatuses"]
-    found: Object = json.loads(warmup["state"]["terminated"]["message"])
-    return found
 
 
 def serves(serving: Serving) -> bool:

@@ -4,24 +4,16 @@ The seconds from creation to Ready are printed side by side (`pytest -rP`). They
 what is, is that each graph was compiled once, and that the next pod compiled nothing.
 """
 
-import json
 from datetime import datetime
 
 import httpx
 import pytest
-from serving import Object, Serving
+from serving import Object, Serving, proof
 
 pytestmark = pytest.mark.cluster
 
 GRAPHS = 2
 """Of every rank, whatever its role and its layers."""
-
-
-def proof(pod: Object) -> Object:
-    """What the warm-up of `pod` wrote to its termination message."""
-    (warmup,) = pod["status"]["initContainerStatuses"]
-    found: Object = json.loads(warmup["state"]["terminated"]["message"])
-    return found
 
 
 def start_seconds(pod: Object) -> float:

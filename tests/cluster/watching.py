@@ -9,11 +9,11 @@ import subprocess
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import TypeVarTuple
 
 from serving import Object, Serving, is_settled
 
@@ -26,6 +26,8 @@ DEBUG = {
     }
 }
 """spec.router.podTemplate of routers that log it."""
+
+Arguments = TypeVarTuple("Arguments")
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,10 @@ class Watch:
         self.serving.until("Ready and at rest", done, timeout)
 
     # ---- what it comes to ------------------------------------------------------------------------
+
+    def events(self, role: str) -> list[GroupCounts]:
+        """A role's groups after each event of the watch, but for the one that it begins with."""
+        return [counts for counts in self.counts if counts.role == role][1:]
 
     def attempts(self) -> list[LoggedAttempt]:
         """Every attempt of every router since the watch began, in order."""
@@ -217,7 +223,7 @@ class Watch:
         self._children.append(child)
         return child
 
-    def _thread(self, work: Any, *arguments: Any) -> None:
+    def _thread(self, work: Callable[[*Arguments], None], *arguments: *Arguments) -> None:
         thread = threading.Thread(target=work, args=arguments, daemon=True)
         self._threads.append(thread)
         thread.start()

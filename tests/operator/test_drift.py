@@ -3,17 +3,9 @@
 import copy
 
 import pytest
-from bench import Bench
 from pds_operator import names
 
 ROUTER = names.router("chat")
-
-
-@pytest.fixture
-async def bench():
-    bench = Bench()
-    await bench.settle()
-    return bench
 
 
 def strip(bench, kind, name):

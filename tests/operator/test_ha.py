@@ -32,12 +32,6 @@ where the machine is busy."""
 
 
 @pytest.fixture(scope="module")
-def namespace(cluster: testing.Cluster, definition: None, alone: None) -> Iterator[str]:
-    with cluster.namespace() as name:
-        yield name
-
-
-@pytest.fixture(scope="module")
 def replicas(cluster, namespace, tmp_path_factory) -> Iterator[list[OperatorProcess]]:
     """Both started at once, on a Lease that nobody has made."""
     both = [

@@ -1,6 +1,7 @@
 """What keeps pods from serving and does not end them: who reports it, when, with which cure."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from pds_operator.decide.severity import worst_first
 from pds_operator.decide.status import status
 from pds_operator.facts.observed import (
     LeaderState,
+    Observed,
     Pod,
     RouterPod,
     ScopeFailure,
@@ -17,17 +19,14 @@ from pds_operator.facts.observed import (
     rfc3339,
 )
 from pds_operator.facts.reading import pod_facts, router_facts
-from worlds import NOW, ROUTER, World, desired, raw_spec
+from worlds import NOW, ROUTER, World, desired, raw_spec, settled
 
 PULL = "ImagePullBackOff: Back-off pulling image engine:tpyo"
 
 
 @pytest.fixture
 def world() -> World:
-    made = World(raw_spec())
-    made.settle()
-    made.now += 3600
-    return made
+    return settled(3600)
 
 
 def degraded(world: World) -> tuple[str, str, str]:
@@ -80,7 +79,7 @@ def test_it_is_over_with_the_image(world):
     assert degraded(world)[:2] == ("False", "AsExpected")
 
 
-LASTING: dict[str, tuple[Any, str, str]] = {
+LASTING: dict[str, tuple[Callable[[World], None], str, str]] = {
     "image": (lambda w: at(w, waits=PULL), "ImagePullBackOff", "imagePullSecrets"),
     "secret": (
         lambda w: at(w, waits='CreateContainerConfigError: secret "hf" not found'),
@@ -168,7 +167,7 @@ def refused(world: World, reason: str, message: str) -> None:
 def skew(world: World) -> None:
     observed = world.observed
 
-    def skewed() -> Any:
+    def skewed() -> Observed:
         seen = observed()
         states = dict.fromkeys(seen.states, LeaderState(clock=900.0))
         return dataclasses.replace(seen, states=states)

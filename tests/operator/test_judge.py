@@ -4,7 +4,7 @@ import pytest
 from pds_operator.decide.actions import Say
 from pds_operator.decide.status import status
 from pds_operator.facts.observed import NO_PROOF, Proof, RouterPod, ScopeFailure, rfc3339
-from worlds import NOW, ROUTER, World, desired, digest, raw_spec
+from worlds import NOW, ROUTER, World, desired, digest, problems, raw_spec
 
 GOOD = digest(raw_spec())
 BAD = raw_spec(image="engine:2")
@@ -28,10 +28,6 @@ def failed(world: World) -> str:
     """Why the revision is given up in this round, if it is."""
     world.round()
     return world.revisions[digest(world.raw)].failed
-
-
-def problems(world: World) -> list[str]:
-    return [problem.reason for problem in world.plan().problems]
 
 
 def test_a_failed_warm_up(world):

@@ -6,17 +6,14 @@ import pytest
 from pds_operator import names, revision
 from pds_operator.decide import keyring
 from pds_operator.facts.observed import ControlKeys, KeySecret, Observed, ScopeFailure
-from worlds import OWNER, World, digest, problems, raw_spec
+from worlds import OWNER, World, digest, problems, raw_spec, settled
 
 SHARED = {"volume": {"existingClaim": "cache"}}
 
 
 @pytest.fixture
 def world():
-    world = World(raw_spec())
-    world.settle()
-    world.now += 60
-    return world
+    return settled(60)
 
 
 def keys_of_pods(world):

@@ -1,6 +1,5 @@
 """The kubectl plugin, with a kubectl that answers from memory."""
 
-import plugin
 import pytest
 from pds_operator import revision
 from pds_operator.kubectl import commands
@@ -9,23 +8,18 @@ from typer.testing import CliRunner
 from worlds import raw_spec
 
 
-@pytest.fixture
-def cluster(monkeypatch):
-    return plugin.answering(monkeypatch)
-
-
-def test_pause_and_resume_patch_the_spec_and_nothing_else(cluster):
-    cluster.answers["patch pdserving chat"] = {}
+def test_pause_and_resume_patch_the_spec_and_nothing_else(kubectl):
+    kubectl.answers["patch pdserving chat"] = {}
     assert output("pause", "chat", "-n", "team") == "chat: rollouts are paused\n"
     assert output("resume", "chat", "-n", "team") == "chat: rollouts go on\n"
-    assert cluster.patches() == [
+    assert kubectl.patches() == [
         ("chat", {"spec": {"rollout": {"paused": True}}}),
         ("chat", {"spec": {"rollout": {"paused": None}}}),
     ]
-    assert all(words[-2:] == ["-n", "team"] for words in cluster.asked)
+    assert all(words[-2:] == ["-n", "team"] for words in kubectl.asked)
 
 
-def test_what_kubectl_says_is_reported(cluster):
+def test_what_kubectl_says_is_reported(kubectl):
     result = CliRunner().invoke(commands.app, ["pause", "chat"])
     assert result.exit_code == 1
     assert "no answer to" in result.output
@@ -37,22 +31,22 @@ THIRD = raw_spec(image="engine:3", unified={"replicas": 1}, prefill=None, decode
 
 
 @pytest.fixture
-def three(cluster):
+def three(kubectl):
     """Three revisions, of which the third has failed and the second serves."""
     second = f"chat-{revision.digest(SECOND)}"
-    cluster.answers["get pdserving chat"] = {
+    kubectl.answers["get pdserving chat"] = {
         "spec": THIRD,
         "status": {"currentRevision": second, "targetRevision": second},
     }
-    cluster.answers["get controllerrevisions"] = {
+    kubectl.answers["get controllerrevisions"] = {
         "items": [
             stored(THIRD, 3, failed="CrashLoop: chat-u-0-2-0 ended"),
             stored(FIRST, 1, served="2026-01-01T00:00:00Z"),
             stored(SECOND, 2, served="2026-01-02T00:00:00Z"),
         ]
     }
-    cluster.answers["patch"] = {}
-    return cluster
+    kubectl.answers["patch"] = {}
+    return kubectl
 
 
 def test_history_says_what_serves_and_what_has_failed(three):
@@ -146,7 +140,7 @@ def test_restart_is_a_new_revision(three):
     assert revision.digest({**SECOND, **patch["spec"]}) != revision.digest(SECOND)
 
 
-def test_status_is_a_tree_with_what_is_under_way(cluster):
+def test_status_is_a_tree_with_what_is_under_way(kubectl):
     now = revision.digest(SECOND)
     draining = pod("chat-p-1-0-0", "old", {"pdserving.io/draining": "true"})
     draining["metadata"]["annotations"]["pdserving.io/drain-deadline"] = "2026-01-01T00:01:00Z"
@@ -155,7 +149,7 @@ def test_status_is_a_tree_with_what_is_under_way(cluster):
         "status": {},
     }
     stranger = {**router, "metadata": {**router["metadata"], "name": "stranger"}}
-    cluster.answers["get pdserving chat"] = {
+    kubectl.answers["get pdserving chat"] = {
         "metadata": {"namespace": "team"},
         "status": {
             "endpoint": "http://chat.team",
@@ -164,13 +158,13 @@ def test_status_is_a_tree_with_what_is_under_way(cluster):
             "router": {"desired": 1, "ready": 1},
         },
     }
-    cluster.answers["get pods"] = {
+    kubectl.answers["get pods"] = {
         "items": [pod("chat-p-0-1-0", now), draining, pod("chat-d-0-0-0", now), router, stranger]
     }
-    cluster.answers["get --raw /api/v1/namespaces/team/pods/stranger:8000/proxy"] = {
+    kubectl.answers["get --raw /api/v1/namespaces/team/pods/stranger:8000/proxy"] = {
         "backends": [{"pod": "chat-d-0-0-0", "in_flight": "many"}]
     }
-    cluster.answers["get --raw /api/v1/namespaces/team/pods/chat-router-x:8000/proxy"] = {
+    kubectl.answers["get --raw /api/v1/namespaces/team/pods/chat-router-x:8000/proxy"] = {
         "backends": [
             {"pod": "chat-p-1-0-0", "in_flight": 3},
             {"pod": "chat-d-0-0-0", "in_flight": 4},
@@ -188,16 +182,16 @@ def test_status_is_a_tree_with_what_is_under_way(cluster):
     ]
 
 
-def test_an_edit_that_nobody_has_looked_at_is_reported(cluster):
+def test_an_edit_that_nobody_has_looked_at_is_reported(kubectl):
     when = {"lastTransitionTime": "2026-01-01T00:00:00Z", "message": ""}
     seen = [{"type": "Progressing", "reason": "Complete", "status": "False"} | when]
-    cluster.answers["get pdserving chat"] = {
+    kubectl.answers["get pdserving chat"] = {
         "metadata": {"namespace": "team", "generation": 3},
         "status": {"observedGeneration": 2, "conditions": seen},
     }
-    cluster.answers["get pods"] = {"items": []}
+    kubectl.answers["get pods"] = {"items": []}
     for command in ("status", "plan"):
         lines = output(command, "chat").splitlines()[:2]
         assert any("generation 3 is asked for, generation 2 was seen last" in x for x in lines)
-    cluster.answers["get pdserving chat"]["status"]["observedGeneration"] = 3
+    kubectl.answers["get pdserving chat"]["status"]["observedGeneration"] = 3
     assert "generation" not in output("plan", "chat")

@@ -14,19 +14,12 @@ from typing import Any
 import pytest
 from kubernetes.aio.client import Configuration
 from kubernetes.aio.config import load_kube_config
-from pds_cluster import testing
 from pds_operator.run.api import Api
 from running import CHAT, OperatorProcess, condition, eventually, listed
 
 pytestmark = pytest.mark.cluster
 SEEN = 90
 """Seconds: what may pass by itself is reported once it has lasted for half a minute."""
-
-
-@pytest.fixture(scope="module")
-def namespace(cluster: testing.Cluster, definition: None, alone: None) -> Iterator[str]:
-    with cluster.namespace() as name:
-        yield name
 
 
 @pytest.fixture(scope="module")

@@ -45,12 +45,6 @@ PLAIN = {"replicas": 0, "service": {"port": 80}}
 
 
 @pytest.fixture(scope="module")
-def namespace(cluster: testing.Cluster, definition: None, alone: None) -> Iterator[str]:
-    with cluster.namespace() as name:
-        yield name
-
-
-@pytest.fixture(scope="module")
 def operator(cluster, namespace, tmp_path_factory) -> Iterator[OperatorProcess]:
     running = OperatorProcess(cluster, namespace, tmp_path_factory.mktemp("operator"))
     eventually(running.metrics)

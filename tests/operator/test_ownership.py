@@ -3,7 +3,6 @@
 import copy
 
 import pytest
-from bench import Bench
 from pds_operator import errors, names
 from pds_operator.decide.ownership import Whose, whose
 from pds_operator.render.owner import Owner
@@ -11,13 +10,6 @@ from pds_operator.render.owner import Owner
 OWNER = Owner("chat", "team", "uid-chat")
 MADE = {names.MANAGED_BY: names.MANAGER, names.NAME: "chat"}
 OTHER = {"apiVersion": "pdserving.io/v1alpha1", "kind": "PDServing", "uid": "uid-other"}
-
-
-@pytest.fixture
-async def bench():
-    bench = Bench()
-    await bench.settle()
-    return bench
 
 
 def kept(bench, *kinds):

@@ -15,13 +15,6 @@ def test_a_plan_that_takes_long_is_made_less_often():
     assert [settle(seconds) for seconds in (0.0, 0.0005, 0.01, 3.0)] == [0.02, 0.02, 0.2, 1.0]
 
 
-@pytest.fixture
-async def bench():
-    bench = Bench()
-    await bench.settle()
-    return bench
-
-
 async def test_from_nothing_to_ready(bench):
     assert bench.api.names("Pod") == [
         "chat-d-0-0-0",

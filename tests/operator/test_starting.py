@@ -1,11 +1,7 @@
 """Groups that begin: how many at once, and what becomes of those that find no node."""
 
 from pds_operator.decide.actions import Say
-from worlds import World, raw_spec
-
-
-def problems(world: World) -> list[str]:
-    return [problem.reason for problem in world.plan().problems]
+from worlds import World, problems, raw_spec
 
 
 def test_groups_that_find_no_node_wait_and_the_scheduler_is_quoted():

@@ -1,16 +1,9 @@
 """Pods that wear our labels and are not ours, and PDServings that are not there any more."""
 
 import pytest
-from bench import KEY, Bench
+from bench import KEY
 from pds_operator.facts.observed import RouterView
 from pds_operator.run import parents
-
-
-@pytest.fixture
-async def bench():
-    bench = Bench()
-    await bench.settle()
-    return bench
 
 
 @pytest.mark.parametrize("controller", ["nobody", "a set of nobody", "a set of others"])

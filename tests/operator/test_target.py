@@ -3,7 +3,7 @@
 import pytest
 from pds_operator.decide.plan import plan
 from pds_operator.facts.observed import ScopeFailure
-from worlds import NOW, World, desired, digest, raw_spec
+from worlds import NOW, World, desired, digest, raw_spec, settled
 
 REVISION = digest(raw_spec())
 
@@ -11,10 +11,7 @@ REVISION = digest(raw_spec())
 @pytest.fixture
 def world() -> World:
     """Settled for a minute."""
-    world = World(raw_spec())
-    world.settle()
-    world.now += 60
-    return world
+    return settled(60)
 
 
 def test_a_paused_rollout_makes_nothing_new_and_keeps_up_what_serves(world):

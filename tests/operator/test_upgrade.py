@@ -6,7 +6,6 @@ Pods find no node here, as in test_operator_process.py: what is shown is that no
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -39,7 +38,7 @@ def engines(cluster: testing.Cluster, namespace: str) -> dict[str, str]:
     }
 
 
-def define(cluster: testing.Cluster, **defaults: Any) -> None:
+def define(cluster: testing.Cluster, **defaults: object) -> None:
     """Apply the tree's definition of PDServing, with defaults for fields of spec."""
     tree = next(yaml.safe_load_all((ROOT / "crds" / "pdservings.yaml").read_text()))
     [version] = tree["spec"]["versions"]

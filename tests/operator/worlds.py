@@ -7,6 +7,7 @@ from typing import Any
 from pds_operator import names, revision, schema
 from pds_operator.decide import ownership
 from pds_operator.decide.actions import (
+    Action,
     Annotate,
     Create,
     Delete,
@@ -75,7 +76,7 @@ class World:
         self.rotate = ""
         """The PDServing's annotation rotate-keys."""
         self.counter = 0
-        self.failures: dict[str, Any] = {}
+        self.failures: dict[str, ScopeFailure] = {}
         self.unschedulable = False
         self.schedules = False
         """Pods have a node from the first."""
@@ -227,7 +228,7 @@ class World:
         kept = {own: it for own, it in self.keys.secrets.items() if own != key}
         self.keys = dataclasses.replace(self.keys, secrets=kept)
 
-    def _keep_keys(self, action: Any) -> None:
+    def _keep_keys(self, action: Action) -> None:
         keys, secrets = self.keys, dict(self.keys.secrets)
         match action:
             case MakeKey(first=first, asked=asked):
@@ -245,7 +246,7 @@ class World:
                 del secrets[name.removeprefix(f"{OWNER.name}-control").removeprefix("-")]
                 self.keys = dataclasses.replace(keys, secrets=secrets)
 
-    def _do(self, action: Any) -> None:
+    def _do(self, action: Action) -> None:
         match action:
             case MakeKey() | KeepRing() | MakeCacheKey() | Delete(kind="Secret"):
                 self._keep_keys(action)
@@ -325,6 +326,14 @@ def digest(raw: dict[str, Any]) -> str:
 
 def pod_names(world: World) -> list[str]:
     return sorted(world.pods)
+
+
+def settled(seconds: float = 0.0) -> World:
+    """A world that stands whole, and has done so for so long."""
+    world = World(raw_spec())
+    world.settle()
+    world.now += seconds
+    return world
 
 
 def problems(world: World) -> list[str]:

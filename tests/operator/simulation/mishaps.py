@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from pds_operator import names
 from simulation import specs
 from simulation.judge import Violation
+from simulation.kubelet import Running
 
 if TYPE_CHECKING:
     from simulation.world import SimulatedWorld
@@ -30,12 +31,12 @@ class Mishaps:
         self.over_at = 0.0
         """When the last of those that were begun has happened."""
 
-    def _engines(self) -> list[Any]:
+    def _engines(self) -> list[Running]:
         pods = self._world.kubelet.pods.values()
         return [p for p in pods if not p.ended and not p.stopping and p.node is not None]
 
     def evict_again_and_again(self) -> None:
-        """Nodes end one group three times in a row: of a revision that is being brought out."""
+        """Nodes end one group three times in a row: of a revision that is being rolled out."""
         self._roll()
         target = self._world.judge.target(specs.spec(self._world.wish))
         pods = [pod for pod in self._engines() if pod.revision == target] or self._engines()

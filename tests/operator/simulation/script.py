@@ -9,6 +9,7 @@ from pds_operator.facts.reading import owner_uid
 from pds_operator.run.cluster import FOLLOWED
 from simulation import specs
 from simulation.knowledge import Knowledge
+from simulation.kubelet import Running
 from simulation.mishaps import Mishaps
 from simulation.operators import Disturbance, SimulatedOperator
 from simulation.serving import RING
@@ -156,7 +157,7 @@ class Script:
 
     # Pods and nodes -------------------------------------------------------------------------
 
-    def _engines(self) -> list[Any]:
+    def _engines(self) -> list[Running]:
         pods = self._world.kubelet.pods.values()
         return [pod for pod in pods if not pod.ended and not pod.stopping]
 

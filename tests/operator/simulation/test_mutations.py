@@ -1,8 +1,7 @@
 """The simulator is only worth its while when it catches planners that are wrong on purpose."""
 
 import dataclasses
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
 
 import pytest
 from aiohttp import ClientTimeout
@@ -20,9 +19,13 @@ from pds_operator.decide import (
 )
 from pds_operator.decide.actions import Delete, KeepRing
 from pds_operator.decide.diff import ObjectVerdict
+from pds_operator.decide.fleet import Group
 from pds_operator.decide.ownership import Whose
 from pds_operator.decide.plan import limits
+from pds_operator.decide.round import Round
+from pds_operator.decide.target import Target
 from pds_operator.facts import clocks, containers, fields
+from pds_operator.facts.observed import ControlKeys
 from pds_operator.run import cluster
 from simulation import memory, operators
 from simulation.memory import remembering
@@ -49,11 +52,13 @@ CAUGHT = {
 """The seeds that caught them last, which are tried first; what simulates otherwise moves them."""
 
 
-def roles_seen_as(change: Callable[[rollout.Role], dict[str, int]]) -> Callable[..., Any]:
+def roles_seen_as(
+    change: Callable[[rollout.Role], dict[str, int]],
+) -> Callable[[Mapping[str, rollout.Role], rollout.RolloutLimits], rollout.Step]:
     """`rollout.step`, given something else about the roles."""
     step = rollout.step
 
-    def mutated(roles: Any, limits: Any) -> Any:
+    def mutated(roles: Mapping[str, rollout.Role], limits: rollout.RolloutLimits) -> rollout.Step:
         changed = {
             name: dataclasses.replace(role, **change(role))  # type: ignore[arg-type]
             for name, role in roles.items()
@@ -63,12 +68,12 @@ def roles_seen_as(change: Callable[[rollout.Role], dict[str, int]]) -> Callable[
     return mutated
 
 
-def deleted_at_once(round_: Any, times: Any, group: Any) -> None:
+def deleted_at_once(round_: Round, times: lifecycle.GroupTimes, group: Group) -> None:
     scope = f"group/{group.role}/{group.index}"
     lifecycle._delete(round_, group.pods, scope, lifecycle.BROKEN_GRACE)
 
 
-def ring_of_the_active_key(round_: Any, keys: Any, target: Any) -> None:
+def ring_of_the_active_key(round_: Round, keys: ControlKeys, target: Target | None) -> None:
     desired = round_.asked
     others = set(keys.secrets) - {desired.key}
     for key in sorted(others):
