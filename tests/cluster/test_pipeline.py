@@ -168,7 +168,7 @@ def attempt(serving: Serving) -> int:
 def loses(
     serving: Serving,
     client: httpx.Client,
-    hurt: Callable[[WorkerProcess, list[Object]], None],
+    hurt: Callable[[WorkerProcess, list[Object]], object],
     *,
     stays: bool = False,
 ) -> tuple[StreamOutcome, float]:

@@ -16,7 +16,7 @@ def strip(bench, kind, name):
     return obj["metadata"]["uid"]
 
 
-async def test_labels_that_somebody_took_away_are_put_back(bench):
+async def test_labels_that_somebody_took_away_are_restored(bench):
     uid = strip(bench, "Pod", "chat-d-0-0-0")
     service = strip(bench, "Service", "chat")
     await bench.settle()
@@ -30,7 +30,7 @@ async def test_labels_that_somebody_took_away_are_put_back(bench):
 
 
 @pytest.mark.parametrize("manager", ["kubectl-edit", names.MANAGER])
-async def test_a_port_that_somebody_renumbers_is_put_back(bench, manager):
+async def test_a_port_that_somebody_renumbers_is_restored(bench, manager):
     """By its number it is another port, and ours beside it would have the same name."""
     service, deployment = bench.api.one("Service", "chat"), bench.api.one("Deployment", ROUTER)
     ports = [{**service["spec"]["ports"][0], "port": 9999, "targetPort": 1}]
@@ -116,7 +116,7 @@ async def test_a_pod_that_lost_its_labels_and_is_of_another_revision_goes_on_ser
         ("ServiceAccount", "chat-router", {"automountServiceAccountToken": True}),
     ],
 )
-async def test_an_edit_is_put_back_within_a_round(bench, kind, name, patch):
+async def test_an_edit_is_restored_within_a_round(bench, kind, name, patch):
     before = bench.api.one(kind, name)
     wanted = {key: before[key] for key in before if key not in ("metadata", "status")}
     bench.api.edit(kind, name, patch)

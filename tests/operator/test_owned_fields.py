@@ -174,7 +174,7 @@ FIELDS = ("spec", "data", "subjects", "roleRef")
 @pytest.mark.parametrize(
     "manager", ["pds-operator", pytest.param("kubectl-edit", marks=pytest.mark.soak)]
 )
-def test_edits_are_put_back(cluster, namespace, operator, manager):
+def test_edits_are_restored(cluster, namespace, operator, manager):
     """Those of strangers, and what the release before might have left: ours, by an update."""
 
     def seen(kind: str, name: str) -> dict[str, Any]:

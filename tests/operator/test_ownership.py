@@ -47,7 +47,7 @@ def test_whose(kind, labels, owner, expected):
 
 
 async def for_minutes_refused(bench, policy):
-    """Somebody's policy refuses these patches, and rounds go by; what is to be put back after."""
+    """Somebody's policy refuses these patches, and rounds go by; what is to be restored after."""
     merge = bench.api.merge
 
     async def refused(kind, namespace, name, patch, subresource=""):
@@ -238,7 +238,7 @@ async def test_keys_of_later_generations_are_adopted_with_all_else(bench):
     assert bench.condition("Degraded") == ("False", "AsExpected")
 
 
-async def test_a_secret_that_is_put_back_without_its_owner_is_adopted(bench):
+async def test_a_secret_that_is_restored_without_its_owner_is_adopted(bench):
     """Restored from a backup before anybody missed it: the key is what it was."""
     secret = bench.api.one("Secret", "chat-control")
     before = kept(bench, "Pod")

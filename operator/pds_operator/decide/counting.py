@@ -172,9 +172,10 @@ def _pairs(fleet: Sequence[Group], states: Mapping[str, LeaderState]) -> dict[st
 def _by_use(groups: list[Group], fleet: Sequence[Group], basis: CountingBasis) -> list[Group]:
     """Those that serve last, and before them those that are ready and have no partner.
 
-    What runs and has an open gate counts as ready here: it may be so unheard. Of those that serve
-    go first those of the revision with fewest pairs, in all roles the same. What served last stays
-    longer than its equals, and what no pod can join any more goes before them.
+    What runs and has an open gate counts as ready here: its watch may be late. Of the groups that
+    serve, those of the revision with fewest pairs go first, in all roles the same. The revision
+    that served last stays longer than its equals, and one that no pod can join any more goes
+    before them.
     """
     good = basis.target.good.digest if basis.target and basis.target.good else ""
     order = {Phase.FAILED: 0, Phase.STARTING: 1, Phase.EVICTED: 2}

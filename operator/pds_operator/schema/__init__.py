@@ -253,7 +253,7 @@ class RolloutSpec(SpecModel):
     min_ready_seconds: Seconds | None = None
     """A new group counts when it has been ready for so long. Default: 0."""
     progress_deadline_seconds: Seconds | None = None
-    """A rollout that comes no nearer to its end for so long is told of. Default: 1800; 0: never."""
+    """A rollout that gets no nearer to its end for so long is reported. Default: 1800; 0: never."""
     auto_rollback: bool | None = None
     """Go back to the last good revision when the new one shows to be bad. Default: true."""
     revision_history_limit: Annotated[int, Field(ge=0, le=1000)] | None = None

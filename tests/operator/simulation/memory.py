@@ -159,7 +159,7 @@ PURE: dict[tuple[Any, str], Callable[[Callable[..., Any]], Callable[..., Any]]] 
 def remembering() -> Iterator[None]:
     """Within it the operator's pure functions remember, keys are not random, and logs are off.
 
-    What is remembered is garbage to nobody, so that looking for garbage is put off, too.
+    What is remembered is garbage to nobody, so that the search for garbage is postponed, too.
     """
     threshold = gc.get_threshold()
     gc.set_threshold(200_000, 20, 20)
