@@ -42,7 +42,7 @@ SPEC = {
 }
 
 
-def told() -> str:
+def text() -> str:
     """The whole contract, as lines that a diff shows well."""
     parts = {
         "protocol": [str(messages.PROTOCOL)],
@@ -202,9 +202,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--write", action="store_true")
     if parser.parse_args().write:
-        PAGE.write_text(page(told()))
+        PAGE.write_text(page(text()))
     else:
-        print(told())
+        print(text())
 
 
 if __name__ == "__main__":

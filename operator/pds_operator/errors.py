@@ -12,7 +12,7 @@ OperatorError             carries `reason` (CamelCase, for a condition) and `mes
     ├── Missing           404
     ├── Invalid           422, or 400 for an unknown field: it is not what the server takes
     ├── Throttled         429, or 5xx with Retry-After: nothing was done; ask again when it says
-    └── Refused           403 of a quota, a LimitRange or an ending namespace: wait, say so
+    └── AdmissionDenied   403 of a quota, a LimitRange or an ending namespace: wait, say so
 """
 
 LONGEST_WAIT = 60.0
@@ -68,7 +68,7 @@ class RevisionMissing(OperatorError):
 
 
 class GangUnknown(OperatorError):
-    """The cluster lacks the kind by which a gang scheduler is told which pods belong together."""
+    """The cluster lacks the kind by which a gang scheduler knows which pods belong together."""
 
     reason = "GangUnknown"
 
@@ -117,7 +117,7 @@ class Throttled(ApiError):
     reason = "Throttled"
 
 
-class Refused(ApiError):
+class AdmissionDenied(ApiError):
     """403 by a quota, a LimitRange or an ending namespace: an input of the plan, not a fault."""
 
     reason = "Refused"
@@ -151,13 +151,13 @@ def _forbidden(status: int, api_reason: str, message: str, causes: list[object])
         for cause in causes
     )
     if terminating or "because it is being terminated" in message:
-        error: ApiError = Refused(status, api_reason, message)
+        error: ApiError = AdmissionDenied(status, api_reason, message)
         error.reason = "NamespaceTerminating"
     elif "exceeded quota" in message or "failed quota" in message:
-        error = Refused(status, api_reason, message)
+        error = AdmissionDenied(status, api_reason, message)
         error.reason = "QuotaExceeded"
     elif "usage per" in message or "limit to request ratio" in message:
-        error = Refused(status, api_reason, message)
+        error = AdmissionDenied(status, api_reason, message)
         error.reason = "LimitRange"
     else:
         error = ApiError(status, api_reason, message)

@@ -3,6 +3,7 @@
 import json
 import subprocess
 
+import pytest
 from pds_operator import revision
 from pds_operator.kubectl import commands
 from typer.testing import CliRunner
@@ -32,7 +33,7 @@ class Kubectl:
         ]
 
 
-def answering(monkeypatch):
+def answering(monkeypatch: pytest.MonkeyPatch) -> Kubectl:
     """A Kubectl in place of the real one."""
     fake = Kubectl()
     fake.answers |= {"get pdservingroles": {"items": []}, "get pdservings --": {"items": []}}
@@ -41,7 +42,7 @@ def answering(monkeypatch):
     return fake
 
 
-def told(*words: str) -> str:
+def output(*words: str) -> str:
     result = CliRunner().invoke(commands.app, list(words), catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return result.output

@@ -42,7 +42,7 @@ class Slow(FakeApi):
         return await super().create(obj, dry_run=dry_run)
 
 
-class Bench:
+class ExecutorBench:
     def __init__(self) -> None:
         self.api, self.backoff, self.left = Slow(), Backoff(), 10_000
         self.executor = Executor(self.api, Store(lambda key: None), None, self._leads)  # type: ignore[arg-type]
@@ -56,14 +56,14 @@ class Bench:
 
 
 async def test_pods_are_posted_side_by_side_and_no_more_than_so_many():
-    bench = Bench()
+    bench = ExecutorBench()
     assert not await bench.do(*(pod(group) for group in range(100)))
     assert len(bench.api.names("Pod")) == 100
     assert bench.api.most == LANES
 
 
 async def test_other_kinds_wait_for_each_other_and_for_the_pods_before_them():
-    bench = Bench()
+    bench = ExecutorBench()
     service = {"kind": "Service", "metadata": {"name": "chat", "namespace": "team"}}
     last = {"kind": "ConfigMap", "metadata": {"name": "chat", "namespace": "team"}}
     await bench.do(Create(service, "service"), pod(0), Say("Made", "it"), Create(last, "map"))
@@ -72,9 +72,9 @@ async def test_other_kinds_wait_for_each_other_and_for_the_pods_before_them():
 
 
 async def test_a_refusal_ends_its_own_group_alone():
-    bench = Bench()
+    bench = ExecutorBench()
     bench.api.refuse = lambda verb, obj: (
-        errors.Refused(403, "Forbidden", "exceeded quota")
+        errors.AdmissionDenied(403, "Forbidden", "exceeded quota")
         if obj["metadata"]["name"] == "chat-p-1-0-0"
         else None
     )
@@ -87,7 +87,7 @@ async def test_a_refusal_ends_its_own_group_alone():
 
 
 async def test_a_lease_that_is_lost_ends_every_lane():
-    bench = Bench()
+    bench = ExecutorBench()
     bench.left = 5
     with pytest.raises(errors.NotLeading):
         await bench.do(*(pod(group) for group in range(100)))

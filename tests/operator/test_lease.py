@@ -26,9 +26,9 @@ class Leases:
         self._may()
         if self.obj is None:
             raise errors.Missing(404, "NotFound", name)
-        told = copy.deepcopy(self.obj)
+        copied = copy.deepcopy(self.obj)
         self.between()
-        return told
+        return copied
 
     async def create(self, obj):
         self._may()

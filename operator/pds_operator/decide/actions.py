@@ -61,7 +61,7 @@ class Adopt:
 
 @dataclass(frozen=True, slots=True)
 class Relabel:
-    """Put the labels back that tell which pod it is: somebody changed them."""
+    """Restore the labels that say which pod it is: somebody changed them."""
 
     pod: str
     uid: str
@@ -138,7 +138,7 @@ class Annotate:
 
 @dataclass(frozen=True, slots=True)
 class Recover:
-    """Put back the labels without which a ControllerRevision of ours is not seen."""
+    """Restore the labels without which a ControllerRevision of ours is not seen."""
 
     metadata: Object
     scope: str
@@ -189,7 +189,7 @@ class SetGate:
 
 
 @dataclass(frozen=True, slots=True)
-class TellScale:
+class ReportScale:
     """Write the status of a PDServingRole: what /scale and autoscalers read."""
 
     name: str
@@ -198,7 +198,7 @@ class TellScale:
     scope: str
 
     def __str__(self) -> str:
-        return f"tell the scale of {self.name}: {self.status['replicas']}"
+        return f"report the scale of {self.name}: {self.status['replicas']}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,7 +267,7 @@ Action = (
     | MarkDraining
     | AskDrain
     | SetGate
-    | TellScale
+    | ReportScale
     | Delete
     | Disband
     | Hold

@@ -25,7 +25,7 @@ PENDING_SECONDS = 60.0
 """How long the Job may look for a node."""
 
 
-class State(Enum):
+class WarmupState(Enum):
     """Where compiling stands."""
 
     NONE = "none"
@@ -40,7 +40,7 @@ class State(Enum):
 class Warmup:
     """The state, and what is known of it."""
 
-    state: State = State.NONE
+    state: WarmupState = WarmupState.NONE
     message: str = ""
     ended: float = 0.0
     """When the Job did, or was given up, in Unix seconds: pods may be made since."""
@@ -50,15 +50,25 @@ class Warmup:
     @property
     def holds(self) -> bool:
         """No pod of the revision is made now."""
-        return self.state in (State.RUNNING, State.FAILED)
+        return self.state in (WarmupState.RUNNING, WarmupState.FAILED)
+
+
+def job(round_: Round, target: Target, data: Object) -> Object | None:
+    """The Job that compiles `target`, rendered as `data`, before its pods; None: there is none.
+
+    Nobody needs it where no revision serves meanwhile, or no volume is shared; and it cannot start
+    where the Secret that it mounts is gone.
+    """
+    if not target.rolling or round_.observed.lost(target.revision.key):
+        return None
+    return warmup.job(round_.owner, target.digest, data)
 
 
 def first(round_: Round, target: Target, step: Step) -> Warmup:
     """Make, follow and clear away the Job."""
     owner, observed = round_.owner, round_.observed
     name = names.warmup(owner.name, target.digest)
-    can = target.rolling and not observed.lost(target.revision.key)
-    wanted = warmup.job(owner, target.digest, target.revision.data) if can else None
+    wanted = job(round_, target, target.revision.data)
     for (kind, other), stale in observed.objects.items():
         if kind == "Job" and (wanted is None or other != name):
             _clear(round_, stale)
@@ -68,12 +78,12 @@ def first(round_: Round, target: Target, step: Step) -> Warmup:
     own = round_.staying(target.digest)
     if live is None and own:
         cold = any(pod.proof is None for group in own for pod in group.pods)
-        return Warmup(State.IN_INIT if cold else State.NONE)
+        return Warmup(WarmupState.IN_INIT if cold else WarmupState.NONE)
     if live is None:
         if not any(move.create for move in step.moves.values()):
             return Warmup()
         objects.ensure(round_, wanted)
-        return Warmup(State.RUNNING, f"the Job {name} compiles")
+        return Warmup(WarmupState.RUNNING, f"the Job {name} compiles")
     return _follow(round_, target, live, own)
 
 
@@ -90,19 +100,19 @@ def _follow(round_: Round, target: Target, live: Object, own: list[Group]) -> Wa
     if "Failed" in ended:
         errors = [f"{pod.name}: {pod.error}" for pod in pods if pod.error]
         why = errors[0] if errors else f"Job {name}: {ended['Failed'].get('message', '')}"
-        return Warmup(State.FAILED, why)
+        return Warmup(WarmupState.FAILED, why)
     waits = next((f"{pod.name}: {pod.waits}" for pod in pods if pod.waits), "")
     if waits:
-        return Warmup(State.RUNNING, f"the Job {name} cannot start: {waits}", waits=waits)
+        return Warmup(WarmupState.RUNNING, f"the Job {name} cannot start: {waits}", waits=waits)
     if any(pod.scheduled for pod in pods):
-        return Warmup(State.RUNNING, f"the Job {name} compiles")
+        return Warmup(WarmupState.RUNNING, f"the Job {name} compiles")
     due = (seconds(live["metadata"].get("creationTimestamp")) or 0.0) + PENDING_SECONDS
     if round_.now < due and not own:
         round_.wake_at(due)
-        return Warmup(State.RUNNING, f"the Job {name} waits for a node")
+        return Warmup(WarmupState.RUNNING, f"the Job {name} waits for a node")
     _clear(round_, live)
     why = next((pod.unscheduled for pod in pods if pod.unscheduled), "it has no pod")
-    return Warmup(State.IN_INIT, f"the Job {name} found no node: {why}", due)
+    return Warmup(WarmupState.IN_INIT, f"the Job {name} found no node: {why}", due)
 
 
 def _clear(round_: Round, live: Object) -> None:

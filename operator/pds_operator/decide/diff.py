@@ -1,8 +1,8 @@
 """Whether an object must be made, written again, or left alone. Pure.
 
 An object is left alone when it carries the digest of what we want and nothing that we want has
-been changed since. The digest tells a field that we no longer want from one that the API server
-filled in; the comparison tells a change by somebody else.
+been changed since. By the digest a field that we no longer want differs from one that the API
+server filled in; the comparison shows a change by somebody else.
 """
 
 import copy
@@ -56,10 +56,10 @@ EXACT: Mapping[str, tuple[tuple[str, ...], ...]] = {
 or annotation of somebody who has a use for it. Lists are ours whole, everywhere."""
 
 IDENTITY = ("mountPath", "devicePath", "name", "containerPort", "port", "ip")
-"""What tells the items of a list apart: the first of these that an item has."""
+"""What identifies the items of a list: the first of these that an item has."""
 
 
-class Verdict(Enum):
+class ObjectVerdict(Enum):
     """What to do about one object."""
 
     CREATE = "create"
@@ -80,18 +80,18 @@ def stamped(wanted: Object) -> Object:
     return result
 
 
-def verdict(wanted: Object, live: Object | None) -> Verdict:
+def verdict(wanted: Object, live: Object | None) -> ObjectVerdict:
     """What to do about `wanted` (stamped), given the object of ours that has its name."""
     if live is None:
-        return Verdict.CREATE
+        return ObjectVerdict.CREATE
     if live["metadata"].get("deletionTimestamp"):
-        return Verdict.KEEP
+        return ObjectVerdict.KEEP
     if not changes(live):
         owned = wanted["metadata"].get("ownerReferences") and not owner_uid(live)
-        return Verdict.ADOPT if owned else Verdict.KEEP
+        return ObjectVerdict.ADOPT if owned else ObjectVerdict.KEEP
     if fields.unmoved(live):
-        return Verdict.TAKE_OVER
-    return Verdict.APPLY if difference(wanted, live) else Verdict.KEEP
+        return ObjectVerdict.TAKE_OVER
+    return ObjectVerdict.APPLY if difference(wanted, live) else ObjectVerdict.KEEP
 
 
 def changes(obj: Object) -> bool:
@@ -129,8 +129,8 @@ def excess(wanted: Object, live: Object) -> Object:
 def lists(wanted: Object, live: Object) -> Object:
     """A merge patch with those lists of `wanted` that are others in `live`; empty: there are none.
 
-    An apply tells items by their keys: a port that somebody renumbered is another one, and ours
-    beside it has the same name.
+    An apply identifies items by their keys: a port that somebody renumbered is another one, and
+    ours beside it has the same name.
     """
     found: Object = {}
     for key, value in wanted.items():
@@ -144,7 +144,7 @@ def lists(wanted: Object, live: Object) -> Object:
 
 
 def _unowned(obj: Object) -> Object:
-    """Without its owners: ours is told apart (`ownership`), and others may be there, too."""
+    """Without its owners: `ownership` looks at ours, and others may be there, too."""
     meta = {key: value for key, value in obj["metadata"].items() if key != "ownerReferences"}
     return {**obj, "metadata": meta}
 

@@ -1,4 +1,4 @@
-"""Groups, told from their pods: which live, which have failed, which leave. Pure."""
+"""Groups, read from their pods: which live, which have failed, which leave. Pure."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping

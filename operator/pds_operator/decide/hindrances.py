@@ -1,7 +1,7 @@
-"""What keeps pods from serving and does not end them: told once it lasts. Pure.
+"""What keeps pods from serving and does not end them: reported once it lasts. Pure.
 
-Pods that end are `lifecycle`'s, refused writes the executor's. These here wait, and nothing follows
-from that but a word to people: an image that is not there, a full cluster, a volume that cannot be
+Pods that end are `lifecycle`'s, refused writes the executor's. The pods here wait, and a round only
+reports why: an image that is not there, a full cluster, a volume that cannot be
 mounted, a router that crashes again and again, a dead container beside a living engine.
 """
 
@@ -20,7 +20,7 @@ LASTS_SECONDS = 30.0
 UNPREPARED_SECONDS = 300.0
 """Volumes take a while to come to a node, and older kubelets say so until an image is pulled."""
 RESTARTS = 2
-"""Of a router, before it is told: one may be its node's."""
+"""Of a router, before it is reported: one may be its node's."""
 FAILURES = 2
 """In a row, of a group that starts again."""
 WORDS = 400
@@ -44,7 +44,7 @@ ROOM = {
 }
 """Cures, by a word of the scheduler's."""
 SAME = {"ErrImagePull": "ImagePullBackOff"}
-"""The kubelet tells them by turns."""
+"""The kubelet reports them by turns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class _Hindrance:
 
 
 def look(round_: Round) -> None:
-    """Tell what has lasted, one of each kind with the number of the others."""
+    """Report what has lasted, one of each kind with the number of the others."""
     observed, now = round_.observed, round_.now
     lasting: dict[tuple[str, str], list[_Hindrance]] = {}
     for found in _all(round_):
@@ -74,11 +74,11 @@ def look(round_: Round) -> None:
         who = f"pod {first.pod}" if first.pod else "pods"
         more = f" (and {len(same) - 1} more pods)" if len(same) > 1 else ""
         cure = f"; {first.cure.replace('{pod}', first.pod)}" if first.cure else ""
-        round_.tell(first.reason, f"{who}{more}{first.text}{cure}")
+        round_.report(first.reason, f"{who}{more}{first.text}{cure}")
     nodes = {pod.name: pod.node for pod in observed.pods}
     skew = clocks.skew(observed.states, observed.routers, nodes)
     if skew:
-        round_.tell("ClockSkew", skew)
+        round_.report("ClockSkew", skew)
 
 
 def _all(round_: Round) -> Iterator[_Hindrance]:

@@ -1,14 +1,15 @@
 """Whether a revision that is rolled out is bad, and what shows it. Pure.
 
-Judged is only what the spec asks for, while it takes the place of one that served. What is gone
-back to is never judged: there is no way from one bad revision to another.
+A round judges only the revision that the spec asks for, while that takes the place of one that
+served. It never judges a revision that it has gone back to: there is no way from one bad revision
+to another.
 """
 
 from dataclasses import dataclass
 
-from pds_operator.decide.compiling import State, Warmup
+from pds_operator.decide.compiling import Warmup, WarmupState
 from pds_operator.decide.fleet import Group
-from pds_operator.decide.progress import Progress, waits_for
+from pds_operator.decide.progress import RolloutProgress, waits_for
 from pds_operator.decide.round import Round
 from pds_operator.decide.target import Target
 from pds_operator.facts.observed import NO_PROOF, Observed, Revision
@@ -24,7 +25,7 @@ CRASHES_ON = "CrashLoopBackOff"
 OF_A_REVISION = ("config", "keys")
 """Volumes that differ from one revision to the next."""
 SECONDS_APART = 2.0
-"""Times are whole seconds, and targets of one second are told apart by later ones."""
+"""Times are whole seconds: a second target within one second is noted with a later one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +39,13 @@ class Evidence:
         return f"{self.reason}: {self.message}"
 
 
-def evidence(round_: Round, target: Target, progress: Progress, warmup: Warmup) -> Evidence | None:
+def evidence(
+    round_: Round, target: Target, progress: RolloutProgress, warmup: Warmup
+) -> Evidence | None:
     """What speaks against the target; the clearest first."""
     if not target.judged or target.fresh:
         return None
-    if warmup.state is State.FAILED:
+    if warmup.state is WarmupState.FAILED:
         return Evidence("WarmupFailed", warmup.message)
     own = round_.staying(target.digest)
     # What was seen before it became the target (a retry makes it anew) counts no more.
@@ -61,7 +64,7 @@ def able(round_: Round, target: Target) -> bool:
     """Whether the target could get on now.
 
     Nodes, quotas, volumes that were there before and routers that nobody keeps are not a revision's
-    fault, and time without them is not time that it had.
+    fault. Time without them does not count against it.
     """
     observed, bare = round_.observed, _mounts_as_before(target)
     own = round_.staying(target.digest)
@@ -152,7 +155,9 @@ def _faults(observed: Observed, target: Target) -> Evidence | None:
     return Evidence("ErrorRate", f"{text}, {failed[False]} of {asked[False]} to others")
 
 
-def _late(round_: Round, target: Target, progress: Progress, warmup: Warmup) -> Evidence | None:
+def _late(
+    round_: Round, target: Target, progress: RolloutProgress, warmup: Warmup
+) -> Evidence | None:
     """Never ready in the time that it had."""
     if not progress.overdue(round_.now):
         return None

@@ -10,7 +10,7 @@ from pds_operator import names
 from pds_operator.decide.actions import Delete, KeepRing, MakeCacheKey, MakeKey, Say
 from pds_operator.decide.round import Round
 from pds_operator.decide.target import Target
-from pds_operator.facts.observed import Keys, Observed
+from pds_operator.facts.observed import ControlKeys, Observed
 
 
 def active(observed: Observed) -> str:
@@ -39,7 +39,7 @@ def keep(round_: Round, target: Target | None) -> None:
         round_.actions.append(MakeCacheKey(copied))
 
 
-def _made(round_: Round, keys: Keys) -> bool:
+def _made(round_: Round, keys: ControlKeys) -> bool:
     """A new key is made in this round."""
     desired = round_.asked
     secret, name = keys.secrets.get(desired.key), desired.owner.name
@@ -66,7 +66,7 @@ def _begun(observed: Observed) -> bool:
     return any(pod.started for pod in observed.pods)
 
 
-def _clear(round_: Round, keys: Keys, target: Target | None) -> None:
+def _clear(round_: Round, keys: ControlKeys, target: Target | None) -> None:
     desired = round_.asked
     used = {pod.key for pod in round_.observed.pods} | {desired.key}
     whole = target is not None and target.settled and target.revision.key == desired.key

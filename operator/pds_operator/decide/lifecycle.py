@@ -34,7 +34,7 @@ DEADLINE_GRACE = 30
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
+class GroupTimes:
     """What the spec says of a group's life."""
 
     drain_seconds: int
@@ -65,7 +65,7 @@ class Start:
 def create(round_: Round, starts: Sequence[Start]) -> None:
     """The first attempts of new groups, in this order.
 
-    One Event tells of all that a role begins: one for each would cost as much as the pods.
+    One Event reports all that a role begins: one for each would cost as much as the pods.
     """
     begun: dict[tuple[str, str], list[int]] = {}
     for start in starts:
@@ -90,31 +90,31 @@ def _spans(numbers: Iterable[int]) -> str:
     return ", ".join("-".join(map(str, span)) for span in spans)
 
 
-def keep_up(round_: Round, terms: Terms, group: Group) -> None:
+def keep_up(round_: Round, times: GroupTimes, group: Group) -> None:
     """One round of one group's life."""
     _sweep(round_, group.remnants, group_scope(group.role, group.index))
     match group.phase:
         case Phase.LEAVING:
-            _leave(round_, terms, group)
+            _leave(round_, times, group)
         case Phase.FAILED:
             _make_again(round_, group)
         case Phase.EVICTED:
             _replace(round_, group, Ends(group.failures), "EvictedGroupReplaced")
         case Phase.STARTING:
-            _start(round_, terms, group)
+            _start(round_, times, group)
         case Phase.UP:
             pass
     _route(round_, group)
 
 
-def retire(round_: Round, terms: Terms, group: Group) -> None:
+def retire(round_: Round, times: GroupTimes, group: Group) -> None:
     """Begin to drain `group`; one that cannot serve is deleted at once.
 
     One that seems to start may serve unheard, where a watch is late or silent: the mark's answer
     says how its pods stand now, and the next round ends them by that.
     """
     scope = group_scope(group.role, group.index)
-    deadline = round_.now + terms.drain_seconds
+    deadline = round_.now + times.drain_seconds
     round_.actions += [MarkDraining(pod.name, pod.uid, deadline, scope) for pod in group.pods]
     if group.phase is Phase.STARTING:
         round_.unsettled = True
@@ -123,15 +123,15 @@ def retire(round_: Round, terms: Terms, group: Group) -> None:
     if group.phase is not Phase.UP:
         _delete(round_, group.pods, scope, BROKEN_GRACE)
         return
-    _ask(round_, terms, group, scope)
+    _ask(round_, times, group, scope)
     round_.actions.append(
         Say("GroupDraining", f"draining {group.role} group {group.index}", scope=scope)
     )
     round_.unsettled = True
-    round_.wake_at(round_.now + terms.probe_seconds)
+    round_.wake_at(round_.now + times.probe_seconds)
 
 
-def _leave(round_: Round, terms: Terms, group: Group) -> None:
+def _leave(round_: Round, times: GroupTimes, group: Group) -> None:
     scope = group_scope(group.role, group.index)
     deadlines = [pod.drain_deadline for pod in group.pods if pod.drain_deadline is not None]
     deadline = min(deadlines, default=round_.now)
@@ -158,9 +158,9 @@ def _leave(round_: Round, terms: Terms, group: Group) -> None:
         round_.actions.append(Say("DrainDeadline", said, warning=True, scope=scope))
     else:
         if state is None or not state.draining:
-            _ask(round_, terms, group, scope)
+            _ask(round_, times, group, scope)
         round_.unsettled = True
-        round_.wake_at(min(deadline, round_.now + terms.probe_seconds))
+        round_.wake_at(min(deadline, round_.now + times.probe_seconds))
 
 
 def _make_again(round_: Round, group: Group) -> None:
@@ -173,7 +173,7 @@ def _make_again(round_: Round, group: Group) -> None:
     culprit = group.culprit
     message = (culprit.message if culprit else "a pod of it vanished").strip()
     if group.misconfigured:
-        round_.tell("ConfigurationError", f"{group.role}: {message}")
+        round_.report("ConfigurationError", f"{group.role}: {message}")
         return
     retry_at = group.retry_at()
     if culprit is not None and retry_at > round_.now:
@@ -200,7 +200,7 @@ def _replace(round_: Round, group: Group, ends: Ends, reason: str) -> None:
     scope = group_scope(group.role, group.index)
     if revision is None or group.role not in revision.data.get("roles", {}):
         text = f"revision {group.revision} of {group.role} group {group.index} is not stored"
-        round_.tell("RevisionMissing", text)
+        round_.report("RevisionMissing", text)
         return
     if _lost(round_, group, revision):
         return
@@ -230,11 +230,11 @@ def _lost(round_: Round, group: Group, revision: Revision) -> bool:
         f"{group.role} group {group.index} of revision {revision.digest} is not made again, as the "
         f"Secret {name} is gone: one with a new key takes its place"
     )
-    round_.tell("SecretLost", text)
+    round_.report("SecretLost", text)
     return True
 
 
-def _start(round_: Round, terms: Terms, group: Group) -> None:
+def _start(round_: Round, times: GroupTimes, group: Group) -> None:
     """Make pods that are missing of a group that never ran; give up one that is half scheduled."""
     scope = group_scope(group.role, group.index)
     revision = round_.observed.revisions.get(group.revision)
@@ -255,7 +255,7 @@ def _start(round_: Round, terms: Terms, group: Group) -> None:
     said = next((pod.unscheduled for pod in waiting if pod.unscheduled), "")
     if len(waiting) == len(group.pods):
         return  # holds nothing: it may wait for as long as it takes
-    until = max(pod.created for pod in group.pods) + terms.schedule_timeout
+    until = max(pod.created for pod in group.pods) + times.schedule_timeout
     if round_.now < until:
         round_.wake_at(until)
         return
@@ -291,11 +291,11 @@ def _serves(group: Group) -> bool:
     )
 
 
-def _ask(round_: Round, terms: Terms, group: Group, scope: str) -> None:
+def _ask(round_: Round, times: GroupTimes, group: Group, scope: str) -> None:
     leader = group.leader
     if leader is not None and leader.ip:
         round_.actions.append(
-            AskDrain(leader.name, leader.ip, terms.drain_seconds, scope, leader.key)
+            AskDrain(leader.name, leader.ip, times.drain_seconds, scope, leader.key)
         )
 
 

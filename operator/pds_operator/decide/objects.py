@@ -35,7 +35,7 @@ def keep(round_: Round, desired: Desired) -> None:
     try:
         wanted += router.objects(owner, spec, settings)
     except SpecError as error:
-        round_.tell(error.reason, error.message)
+        round_.report(error.reason, error.message)
     for obj in wanted:
         ensure(round_, obj)
     named = {(obj["kind"], obj["metadata"]["name"]) for obj in wanted}
@@ -57,15 +57,15 @@ def ensure(round_: Round, obj: Object) -> None:
     live = round_.observed.objects.get((kind, name))
     uid = live["metadata"]["uid"] if live is not None else ""
     match diff.verdict(wanted, live):
-        case diff.Verdict.CREATE:
+        case diff.ObjectVerdict.CREATE:
             round_.actions.append(Create(wanted, scope))
-        case diff.Verdict.APPLY:
+        case diff.ObjectVerdict.APPLY:
             round_.actions.append(Apply(wanted, uid, scope))
-        case diff.Verdict.TAKE_OVER:
+        case diff.ObjectVerdict.TAKE_OVER:
             round_.actions.append(TakeOver(wanted, uid, scope))
-        case diff.Verdict.ADOPT:
+        case diff.ObjectVerdict.ADOPT:
             round_.actions.append(Adopt(kind, name, uid, scope))
-        case diff.Verdict.KEEP:
+        case diff.ObjectVerdict.KEEP:
             pass
 
 
@@ -82,7 +82,7 @@ def _claim(round_: Round) -> None:
         f"the claim {live['metadata']['name']} is not bound: its storage class must offer the "
         "access mode (ReadWriteMany by default), or give spec.compileCache.volume another form"
     )
-    round_.tell("CacheClaimPending", text)
+    round_.report("CacheClaimPending", text)
 
 
 def config_maps(round_: Round, used: Iterable[str]) -> None:

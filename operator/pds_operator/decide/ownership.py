@@ -32,7 +32,7 @@ Place = tuple[str, str]
 """(kind, name)."""
 
 SECRET_WAKE_SECONDS = 2.0
-"""No watch tells when a Secret goes."""
+"""No watch reports when a Secret goes."""
 
 
 MOUNTING = ("Deployment", "Pod", "Job")
@@ -53,7 +53,7 @@ class Whose(Enum):
 
 
 def whose(obj: Object, owner: Owner) -> Whose:
-    """Whose `obj` is. A claim without a controller is a retained one: told by its labels."""
+    """Whose `obj` is. A claim without a controller is a retained one: its labels say whose."""
     labels = obj["metadata"].get("labels") or {}
     made = labels.get(names.MANAGED_BY) == names.MANAGER and labels.get(names.NAME) == owner.name
     found = _whose(*controller(obj), owner, made=made)
@@ -173,8 +173,8 @@ def adoptions(observed: Observed, now: float) -> list[Adopt]:
 def wait(observed: Observed, now: float) -> float:
     """Seconds until orphans are worth another try; 0: the round goes on without those left.
 
-    Until all are adopted, revisions, groups and routers are not known: what would be made in their
-    place is what serves already. What is refused for long is told as what it is.
+    Until all are adopted, revisions, groups and routers are not known: a round would make again
+    what serves already. An adoption that is refused for long is reported.
     """
     scopes = [adopt_scope(kind, name) for kind, name in observed.orphans]
     failures = [observed.failures.get(scope) for scope in scopes]
@@ -189,7 +189,7 @@ def adopt_scope(kind: str, name: str) -> str:
 
 
 def yielding(round_: Round) -> None:
-    """Take back what would be made under a name that another's object has, and say why.
+    """Drop actions that would make what another's object has the name of, and report why.
 
     As after a refusal, what follows in the same scope goes with it.
     """

@@ -1,31 +1,31 @@
 """Which ready groups can serve together: those of one KV format, protocol and control key. Pure.
 
-A leader tells in /pds/state what must be equal to pair (the router's `policy.terms`). What one has
-not told, or not yet, is taken to be as the rest of its revision, since that is what a revision
-says.
+A leader reports in /pds/state what must be equal to pair (the router's `policy.terms`). What it has
+not reported, or not yet, is taken to be as in the rest of its revision, since that is what a
+revision says.
 """
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from pds_operator.decide.fleet import Group
-from pds_operator.facts.observed import EngineState
+from pds_operator.facts.observed import LeaderState
 
 PARTNER = {"prefill": "decode", "decode": "prefill"}
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
+class PairTerms:
     """What must be equal to pair, and is empty or 0 where it is not known."""
 
     fingerprint: str = ""
     protocol: int = 0
     key: str = ""
-    """The id that its leader tells."""
+    """The id that its leader reports."""
     mounted: str = ""
     """The id of the key that its pods mount, which is known of all: the first has none."""
 
-    def fits(self, other: "Terms") -> bool:
+    def fits(self, other: "PairTerms") -> bool:
         """Whether groups of both can pair, as far as that is known."""
         both = (
             (self.fingerprint, other.fingerprint),
@@ -37,7 +37,7 @@ class Terms:
         )
 
 
-def matching(fleet: Iterable[Group], states: Mapping[str, EngineState]) -> list[Group]:
+def matching(fleet: Iterable[Group], states: Mapping[str, LeaderState]) -> list[Group]:
     """The ready groups that have a ready partner of their revision that they fit, or need none."""
     of: dict[str, list[Group]] = {}
     for group in fleet:
@@ -45,13 +45,13 @@ def matching(fleet: Iterable[Group], states: Mapping[str, EngineState]) -> list[
     return [group for own in of.values() for group in serving(own, states)]
 
 
-def serving(fleet: Iterable[Group], states: Mapping[str, EngineState]) -> list[Group]:
+def serving(fleet: Iterable[Group], states: Mapping[str, LeaderState]) -> list[Group]:
     """The ready groups that requests come to: those that need no partner, or have one that fits.
 
     Of whatever revision: that is how routers pair them.
     """
     ready = [group for group in fleet if group.ready]
-    present: dict[str, set[Terms]] = {"prefill": set(), "decode": set()}
+    present: dict[str, set[PairTerms]] = {"prefill": set(), "decode": set()}
     for group in ready:
         if group.role in present:
             present[group.role].add(_terms(group, states))
@@ -64,13 +64,13 @@ def serving(fleet: Iterable[Group], states: Mapping[str, EngineState]) -> list[G
     return [group for group in ready if fits(group)]
 
 
-def serves(fleet: Iterable[Group], states: Mapping[str, EngineState]) -> bool:
+def serves(fleet: Iterable[Group], states: Mapping[str, LeaderState]) -> bool:
     """Whether a request would find its groups: one that does all, or a pair that fits."""
     return bool(serving(fleet, states))
 
 
-def mismatch(fleet: Iterable[Group], states: Mapping[str, EngineState], digest: str) -> str:
-    """Why groups of one revision never pair; empty where they do, or have not told."""
+def mismatch(fleet: Iterable[Group], states: Mapping[str, LeaderState], digest: str) -> str:
+    """Why groups of one revision never pair; empty where they do, or have not reported."""
     own = [group for group in fleet if group.revision == digest]
     known = [(f"{group.role} group {group.index}", _terms(group, states)) for group in own]
     found = (
@@ -94,10 +94,10 @@ SAME_IMAGE = "do all pods run the same image?"
 SAME_KEY = "was their Secret made anew by hand? kubectl pds rotate-keys gives all a new one"
 
 
-def _terms(group: Group, states: Mapping[str, EngineState]) -> Terms:
+def _terms(group: Group, states: Mapping[str, LeaderState]) -> PairTerms:
     leader = group.leader
     state = states.get(leader.name) if leader else None
     mounted = group.pods[0].key
     if state is None:
-        return Terms(mounted=mounted)
-    return Terms(state.fingerprint, state.protocol, state.key_id, mounted)
+        return PairTerms(mounted=mounted)
+    return PairTerms(state.fingerprint, state.protocol, state.key_id, mounted)

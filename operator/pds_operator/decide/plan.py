@@ -23,15 +23,15 @@ from pds_operator.decide import (
 from pds_operator.decide import progress as progresses
 from pds_operator.decide import target as targets
 from pds_operator.decide.actions import Action, Problem
-from pds_operator.decide.compiling import State, Warmup
-from pds_operator.decide.counting import Frame, counts, limits, whole
+from pds_operator.decide.compiling import Warmup, WarmupState
+from pds_operator.decide.counting import CountingBasis, counts, limits, whole
 from pds_operator.decide.desired import Desired
 from pds_operator.decide.fleet import Group, Phase, groups
 from pds_operator.decide.judge import able, delay, evidence
-from pds_operator.decide.rollout import Limits, Role, Step
+from pds_operator.decide.rollout import Role, RolloutLimits, Step
 from pds_operator.decide.round import Round
 from pds_operator.decide.target import Aim, Target
-from pds_operator.facts.observed import Failure, Observed, Revision, rfc3339
+from pds_operator.facts.observed import Observed, Revision, ScopeFailure, rfc3339
 from pds_operator.render import engine
 
 __all__ = ["Desired", "Plan", "counts", "limits", "plan", "routers_settled"]
@@ -43,7 +43,7 @@ PASSING = ("QuotaExceeded", "LimitRange", "ApiError", "ApiUnreachable")
 
 @dataclass(frozen=True)
 class Plan:
-    """One round's writes, what to tell about them, and when to look again."""
+    """One round's writes, the problems to report, and when to look again."""
 
     actions: tuple[Action, ...]
     problems: tuple[Problem, ...]
@@ -68,8 +68,8 @@ class Plan:
 class Standing:
     """How far the rollout is: the groups of each role, and what each may do now."""
 
-    limits: Limits
-    frame: Frame
+    limits: RolloutLimits
+    basis: CountingBasis
     roles: Mapping[str, Role]
     step: Step
 
@@ -135,25 +135,27 @@ def measure(round_: Round, aim: Aim) -> Standing:
     if target is not None and target.rejected is not None:
         round_.problems.append(_rejected(round_, target, target.rejected))
     limit = limits(aim.desired, target)
-    frame = Frame(aim.digest, target, limit.holds, round_.observed.states, _lost(round_.observed))
-    roles = counts(round_, aim.desired, frame)
-    return Standing(limit, frame, roles, rollout.step(roles, limit))
+    basis = CountingBasis(
+        aim.digest, target, limit.holds, round_.observed.states, _lost(round_.observed)
+    )
+    roles = counts(round_, aim.desired, basis)
+    return Standing(limit, basis, roles, rollout.step(roles, limit))
 
 
 def keep_up(round_: Round, aim: Aim, standing: Standing) -> list[Group]:
     """Keep up the groups that there are; those of them that leave from now on."""
-    terms = _terms(aim.desired)
+    times = _times(aim.desired)
     fleet = round_.fleet
     retired: list[Group] = []
     if aim.moving is not None:
-        step, frame = standing.step, standing.frame
-        retired = counting.retired(fleet, step, frame, serves_on=standing.serves_on)
+        step, basis = standing.step, standing.basis
+        retired = counting.retired(fleet, step, basis, serves_on=standing.serves_on)
     for group in retired:
-        lifecycle.retire(round_, terms, group)
+        lifecycle.retire(round_, times, group)
     for group in fleet:
         # What the coming target retires in the next round is not made again in this one.
         if group not in retired and not (aim.coming and group.never_served):
-            lifecycle.keep_up(round_, terms, group)
+            lifecycle.keep_up(round_, times, group)
     return retired
 
 
@@ -177,7 +179,7 @@ def judge(round_: Round, target: Target, standing: Standing, warmup: Warmup) -> 
 
 
 def _judge(round_: Round, target: Target, step: Step, warmup: Warmup) -> str:
-    busy = warmup.state is State.RUNNING and not warmup.waits
+    busy = warmup.state is WarmupState.RUNNING and not warmup.waits
     since = progresses.last_progress(round_, target, warmup.ended)
     may = able(round_, target)
     progress = progresses.progress(round_, target, step, since, waits=not busy, able=may)
@@ -185,14 +187,14 @@ def _judge(round_: Round, target: Target, step: Step, warmup: Warmup) -> str:
         targets.use_up(round_, target, progress.note)
     given = round_.asked.rollout
     found = None if given.paused else evidence(round_, target, progress, warmup)
-    if found is None and warmup.state is State.FAILED:
+    if found is None and warmup.state is WarmupState.FAILED:
         # Nobody goes back from it, and no pod is made: an edit has to come.
-        round_.tell("WarmupFailed", warmup.message)
+        round_.report("WarmupFailed", warmup.message)
     if found is not None and given.auto_rollback is not False:
         targets.reject(round_, target, str(found))
     elif found is not None:
         text = f"revision {target.digest} is bad, and spec.rollout.autoRollback is false: {found}"
-        round_.tell("RevisionFailing", text)
+        round_.report("RevisionFailing", text)
     if progress.overdue(round_.now):
         return f"no progress since {rfc3339(progress.since)}: {delay(round_, target, warmup)}"
     if progress.look is not None:
@@ -213,10 +215,10 @@ def _rejected(round_: Round, target: Target, rejected: Revision) -> Problem:
     return Problem("RevisionFailed", text)
 
 
-def _terms(desired: Desired) -> lifecycle.Terms:
+def _times(desired: Desired) -> lifecycle.GroupTimes:
     scheduling = desired.spec.scheduling
     timeout = scheduling.schedule_timeout_seconds if scheduling else None
-    return lifecycle.Terms(
+    return lifecycle.GroupTimes(
         drain_seconds=engine.drain_seconds(desired.spec),
         schedule_timeout=timeout or SCHEDULE_TIMEOUT,
         probe_seconds=desired.settings.probe_seconds,
@@ -302,9 +304,9 @@ def routers_settled(observed: Observed, name: str) -> bool:
 
 
 def _allowed(round_: Round) -> tuple[Action, ...]:
-    """Without what is held back; what holds it back is a problem to tell.
+    """The actions that are not held back. What holds one back is reported as a problem.
 
-    So is what was refused and is tried again now, but not what nobody asks for any more.
+    So is a refusal of what is tried again now, but not of what nobody asks for any more.
     """
     ownership.yielding(round_)
     observed, now = round_.observed, round_.now
@@ -318,11 +320,11 @@ def _allowed(round_: Round) -> tuple[Action, ...]:
     return tuple(item for item in round_.actions if not observed.held(item.scope, now))
 
 
-def _refusal(round_: Round, failure: Failure) -> None:
-    """Tell it; what may pass by itself, once it lasts."""
+def _refusal(round_: Round, failure: ScopeFailure) -> None:
+    """Report it; what may pass by itself, once it lasts."""
     passing = failure.reason in PASSING
     due = failure.since + hindrances.LASTS_SECONDS if passing else round_.now
     if due > round_.now:
         round_.wake_at(due)
     else:
-        round_.tell(failure.reason, failure.message)
+        round_.report(failure.reason, failure.message)

@@ -9,16 +9,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pds_operator import schema
-from pds_operator.decide import counting, keyring, rollout
+from pds_operator.decide import compiling, counting, keyring, rollout
 from pds_operator.decide import target as targets
-from pds_operator.decide.counting import Frame, counts
+from pds_operator.decide.counting import CountingBasis, counts
 from pds_operator.decide.desired import Desired
 from pds_operator.decide.fleet import groups
-from pds_operator.decide.rollout import Limits, Move, Role
+from pds_operator.decide.rollout import Move, Role, RolloutLimits
 from pds_operator.decide.round import Round
 from pds_operator.errors import SpecError
 from pds_operator.facts.observed import Observed, Pod, Revision
-from pds_operator.render import engine, router, warmup
+from pds_operator.render import engine, router
 from pds_operator.render.owner import Owner
 from pds_operator.revision import affecting, digest
 from pds_operator.settings import PodDefaults, Settings
@@ -28,7 +28,7 @@ MOST = 10_000
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Cluster:
+class Existing:
     """What there is of a PDServing; all of it empty where it is new."""
 
     pods: Sequence[Pod] = ()
@@ -39,14 +39,14 @@ class Cluster:
     """What is asked for now."""
 
 
-def preview(name: str, raw: Object, there: Cluster, now: float) -> list[str]:
+def preview(name: str, raw: Object, existing: Existing, now: float) -> list[str]:
     """Lines for people: the revision, and each round until nothing is left to do.
 
     Raises:
         SpecError: `raw` is no spec, or asks for what no operator makes. What only the settings of
             this one forbid is not known here.
     """
-    stored, pods = there.stored, there.pods
+    stored, pods = existing.stored, existing.pods
     key = keyring.active(Observed(revisions=stored))
     wanted = digest(raw, key)
     new = Revision(wanted, 1 + max((r.number for r in stored.values()), default=0), "", {}, "", now)
@@ -54,7 +54,7 @@ def preview(name: str, raw: Object, there: Cluster, now: float) -> list[str]:
     owner, settings = Owner(name, "", ""), Settings(pod_defaults=PodDefaults(allow_host_path=True))
     asked = Desired(owner, 0, raw, schema.parse(raw), settings)
     data = engine.render(raw, asked.spec, owner, settings)
-    observed = Observed(revisions=known, objects=there.children)
+    observed = Observed(revisions=known, objects=existing.children)
     fleet = tuple(groups(pods, _size))
     round_ = Round(observed, asked, now, fleet)
     target = targets.choose(round_, wanted)
@@ -62,16 +62,15 @@ def preview(name: str, raw: Object, there: Cluster, now: float) -> list[str]:
         return []
     desired = targets.effective(round_, target)
     limits = counting.limits(desired, target)
-    frame = Frame(target.digest, target, limits.holds)
-    roles = counts(round_, desired, frame)
-    compiles = target.rolling and not any(group.revision == wanted for group in fleet)
-    job = warmup.job(owner, wanted, data) if compiles else None
-    first = ["     a Job compiles, before any pod of it is made"] if job else []
-    head = [*_head(target, wanted in stored), *_routers(asked, there), *first]
+    basis = CountingBasis(target.digest, target, limits.holds)
+    roles = counts(round_, desired, basis)
+    compiles = not round_.staying(wanted) and compiling.job(round_, target, data) is not None
+    first = ["     a Job compiles, before any pod of it is made"] if compiles else []
+    head = [*_head(target, wanted in stored), *_routers(asked, existing), *first]
     return [*head, *rounds(roles, limits)]
 
 
-def rounds(roles: Mapping[str, Role], limits: Limits) -> list[str]:
+def rounds(roles: Mapping[str, Role], limits: RolloutLimits) -> list[str]:
     """Each round's creations and retirements, numbered, and where it ends.
 
     Each round begins once what the one before has begun is done; the first one, once what is under
@@ -97,7 +96,7 @@ def rounds(roles: Mapping[str, Role], limits: Limits) -> list[str]:
 
 
 def _size(revision: str, role: str) -> int:
-    return 1  # a group of several pods is counted by those that are there
+    return 1  # a group of several pods is counted by those that exist
 
 
 def _head(target: targets.Target, stored: bool) -> list[str]:
@@ -110,12 +109,12 @@ def _head(target: targets.Target, stored: bool) -> list[str]:
     return [f"target   {target.digest}, {kind}; {target.good.digest} served last"]
 
 
-def _routers(desired: Desired, there: Cluster) -> list[str]:
+def _routers(desired: Desired, existing: Existing) -> list[str]:
     """They are replaced by their Deployment, before any engine is."""
-    if not there.spec:
+    if not existing.spec:
         return []
     try:
-        old = _template(dataclasses.replace(desired, spec=schema.parse(there.spec)))
+        old = _template(dataclasses.replace(desired, spec=schema.parse(existing.spec)))
     except SpecError:
         return []  # what is asked for now is none, and runs nowhere
     return ["     routers are replaced first"] if old != _template(desired) else []

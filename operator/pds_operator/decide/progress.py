@@ -23,7 +23,7 @@ NOTE_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class RolloutProgress:
     """When the rollout last came nearer to its end, and by when it must again."""
 
     since: float
@@ -47,7 +47,7 @@ def progress(
     *,
     waits: bool,
     able: bool,
-) -> Progress:
+) -> RolloutProgress:
     """How the rollout of `target` stands, whose last progress was at `since`.
 
     waits: something is to come, and nothing with a time-out of its own (the warm-up's Job).
@@ -56,21 +56,21 @@ def progress(
     now, given = round_.now, round_.asked.rollout.progress_deadline_seconds
     limit = float(PROGRESS_DEADLINE if given is None else given)
     if not waits or not limit or target.settled or step.reached >= step.last:
-        return Progress(since)
+        return RolloutProgress(since)
     noted = target.revision.waited
     if noted is None or noted.since != since:
         noted = Waited(since, 0.0, since)
     if noted.seconds >= limit:
-        return Progress(since, now)
+        return RolloutProgress(since, now)
     if not able:
-        return Progress(since)
+        return RolloutProgress(since)
     every = min(NOTE_SECONDS, limit / 10)
     gap = max(0.0, now - noted.at)
     used = noted.seconds + _watched(gap, every)
     left = max(0.0, limit - used)
     if gap < every and left:
-        return Progress(since, now + left, None, min(noted.at + every, now + left))
-    return Progress(since, now + left, Waited(since, used, now), now + min(left, every))
+        return RolloutProgress(since, now + left, None, min(noted.at + every, now + left))
+    return RolloutProgress(since, now + left, Waited(since, used, now), now + min(left, every))
 
 
 def _watched(gap: float, every: float) -> float:

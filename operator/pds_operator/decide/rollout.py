@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class RolloutLimits:
     """maxSurge and maxUnavailable, in groups or percent of each role."""
 
     surge: int | str = 1
@@ -96,7 +96,7 @@ class Step:
         return self.last < self.steps and self.reached >= self.last
 
 
-def step(roles: Mapping[str, Role], limits: Limits) -> Step:
+def step(roles: Mapping[str, Role], limits: RolloutLimits) -> Step:
     """How far the rollout is, and what each role may do now."""
     steps = max((max(role.want, role.old) for role in roles.values()), default=0)
     reached = _reached(roles, steps)
@@ -129,7 +129,7 @@ def _reached(roles: Mapping[str, Role], steps: int) -> int:
     return 0
 
 
-def _move(role: Role, limits: Limits, at: _At) -> Move:
+def _move(role: Role, limits: RolloutLimits, at: _At) -> Move:
     surge, unavailable = limits.of(role.want)
     surplus = max(0, role.new - role.want)
     held = at.last < at.steps

@@ -40,6 +40,6 @@ class Round:
         """Look again at `moment`, or before."""
         self.wake = moment if self.wake is None else min(self.wake, moment)
 
-    def tell(self, reason: str, message: str) -> None:
-        """A problem that a person should know."""
+    def report(self, reason: str, message: str) -> None:
+        """Collect a problem that a person should know."""
         self.problems.append(Problem(reason, message))

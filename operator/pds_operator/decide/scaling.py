@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from pds_operator import names
-from pds_operator.decide.actions import Create, Delete, TellScale, object_scope
+from pds_operator.decide.actions import Create, Delete, ReportScale, object_scope
 from pds_operator.decide.fleet import Group, Phase
 from pds_operator.decide.round import Round
 from pds_operator.render.owner import Owner
@@ -35,7 +35,7 @@ def scaled(round_: Round, spec: PDServingSpec) -> PDServingSpec:
 
 
 def keep_up(round_: Round) -> None:
-    """Make, tell and delete the children, by the spec as it was applied."""
+    """Make, report and delete the children, by the spec as it was applied."""
     owner, spec, fleet = round_.owner, round_.asked.spec, round_.fleet
     ruling = {role for role, shape in spec.roles.items() if shape.replicas is None}
     for role in names.ROLES:
@@ -52,7 +52,7 @@ def keep_up(round_: Round) -> None:
             status = _status(owner, role, fleet)
             if status != (live.get("status") or {}):
                 uid, scope = live["metadata"]["uid"], f"{object_scope(live)}/status"
-                round_.actions.append(TellScale(name, uid, status, scope))
+                round_.actions.append(ReportScale(name, uid, status, scope))
 
 
 def child(owner: Owner, role: str, replicas: int) -> Object:

@@ -16,7 +16,7 @@ from typing import Any
 from pds_operator import names
 from pds_operator.decide import pairs, severity, volume
 from pds_operator.decide.actions import Apply, Create, Problem, TakeOver
-from pds_operator.decide.compiling import State
+from pds_operator.decide.compiling import WarmupState
 from pds_operator.decide.fleet import Group, Phase
 from pds_operator.decide.plan import Desired, Plan, routers_settled
 from pds_operator.facts.observed import Observed, rfc3339
@@ -28,7 +28,7 @@ Condition = tuple[str, str, str]
 
 MESSAGE_LIMIT = 2000
 NAMED = 5
-"""Pods of a kind; of more the number is told."""
+"""Pods of a kind that a message names; of more it gives the number."""
 OWN = ("Ready", "Progressing", "KernelsWarm", "Degraded")
 KSTATUS = ("Reconciling", "Stalled")
 """For tools (kstatus, Argo CD, Flux): they say nothing that the others do not."""
@@ -81,7 +81,7 @@ def refused(generation: int, problem: Problem, previous: Mapping[str, Any], now:
 def transitions(previous: Mapping[str, Any], new: Mapping[str, Any]) -> list[Condition]:
     """(type, reason, message) of the conditions whose status or reason changed: worth an Event.
 
-    What Degraded says is told once, though others say it too.
+    What Degraded says is reported once, though others say it too.
     """
     changed = []
     for condition in new.get("conditions", []):
@@ -179,9 +179,9 @@ def _progressing(
         return "False", reason, f"held at step {done} of {steps} by spec.rollout, {said}: {counts}"
     if plan.overdue:
         return "False", "ProgressDeadlineExceeded", f"{plan.overdue}; {counts}"
-    if plan.warmup.state is State.RUNNING:
+    if plan.warmup.state is WarmupState.RUNNING:
         return "True", "WarmupRunning", f"{plan.warmup.message}; {counts}"
-    if plan.warmup.state is State.IN_INIT:
+    if plan.warmup.state is WarmupState.IN_INIT:
         said = plan.warmup.message or "new pods compile for themselves, before they start"
         return "True", "WarmupInInit", f"{said}; {counts}"
     if stale:

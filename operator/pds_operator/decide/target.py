@@ -87,7 +87,7 @@ class Aim:
     coming: bool = False
     """It is stored in this round, and the target in the next."""
     unseen: bool = False
-    """Revisions that groups run may yet be found: nothing is brought out before."""
+    """Revisions that groups run may yet be found: no rollout begins before."""
 
     @property
     def digest(self) -> str:
@@ -119,7 +119,7 @@ def secure(round_: Round, aim: Aim) -> Aim:
 def choose(round_: Round, digest: str) -> Target | None:
     """The target, given the revision that is asked for; None until that is stored.
 
-    Where that has failed the last good one is, and nothing is behind it: what is gone back to is
+    Where that has failed, the last good one is the target, and nothing is behind it: a rollback is
     neither held nor judged.
     """
     stored = round_.observed.revisions
@@ -186,7 +186,7 @@ def _last_good(round_: Round, target: Revision) -> Revision | None:
 def recover(round_: Round) -> bool:
     """Look for revisions that groups run and that we do not see: somebody took their labels.
 
-    Whether one may yet be found: it may be what served last, so that nothing is brought out now.
+    Whether one may yet be found: it may be what served last, so that no rollout begins now.
     """
     observed, asked = round_.observed, round_.asked
     unseen = {g.revision for g in round_.fleet} - set(observed.revisions) - {asked.digest}

@@ -1,4 +1,4 @@
-"""What warm-ups say of the compile cache's volume: a problem to tell, and no fault of theirs. Pure.
+"""What warm-ups say of the compile cache's volume: a problem, and no fault of theirs. Pure.
 
 A pod that could not use the volume has compiled for itself and serves. Who started last knows best:
 the problem is over once a later pod has found the volume good.

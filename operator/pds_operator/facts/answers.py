@@ -4,11 +4,11 @@ from typing import Annotated, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pds_operator.facts.observed import EngineState, RouterView
+from pds_operator.facts.observed import LeaderState, RouterView
 
 STATE_BYTES = 256 << 10
 BACKENDS_BYTES = 1 << 20
-"""Above them an answer is none. A router tells some 500 bytes of each group."""
+"""Above them an answer is none. A router says some 500 bytes about each group."""
 
 Count = Annotated[int, Field(ge=0, le=1 << 53)]
 Text = Annotated[str, Field(max_length=1024)]
@@ -19,29 +19,29 @@ class BadAnswer(ValueError):
     """It is no answer of ours: too large, no JSON, or of other types."""
 
 
-class _Told(BaseModel):
+class _Answer(BaseModel):
     """Fields that are not named here are none of the operator's business."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
 
 
-class _Kernels(_Told):
+class _KernelsAnswer(_Answer):
     manifest: Text | None = None
     compiles_after_ready: Count = 0
 
 
-class _State(_Told):
+class _StateAnswer(_Answer):
     in_flight: Count = 0
     transfers_in_flight: Count = 0
     draining: bool = False
     kv_fingerprint: Text | None = None
     protocol: Count | None = None
     key_id: Text | None = None
-    kernels: _Kernels | None = None
+    kernels: _KernelsAnswer | None = None
 
 
-class Backend(_Told):
-    """One group as a router tells of it."""
+class BackendAnswer(_Answer):
+    """One group as a router reports it in /pds/backends, where it is the router's `Backend`."""
 
     pod: Text
     uid: Text | None = None
@@ -52,15 +52,15 @@ class Backend(_Told):
     clock_offset: Offset = 0.0
 
 
-class _Backends(_Told):
-    backends: Annotated[list[Backend], Field(max_length=10_000)]
+class _BackendsAnswer(_Answer):
+    backends: Annotated[list[BackendAnswer], Field(max_length=10_000)]
 
 
-def engine_state(body: bytes | str, clock: float = 0.0) -> EngineState:
+def engine_state(body: bytes | str, clock: float = 0.0) -> LeaderState:
     """An answer of /pds/state, from a clock so far ahead of ours. Raises BadAnswer."""
-    answer = _parse(_State, body)
-    kernels = answer.kernels or _Kernels()
-    return EngineState(
+    answer = _parse(_StateAnswer, body)
+    kernels = answer.kernels or _KernelsAnswer()
+    return LeaderState(
         in_flight=answer.in_flight,
         transfers=answer.transfers_in_flight,
         draining=answer.draining,
@@ -73,9 +73,9 @@ def engine_state(body: bytes | str, clock: float = 0.0) -> EngineState:
     )
 
 
-def backends(body: bytes | str) -> list[Backend]:
+def backends(body: bytes | str) -> list[BackendAnswer]:
     """An answer of /pds/backends. Raises BadAnswer."""
-    return _parse(_Backends, body).backends
+    return _parse(_BackendsAnswer, body).backends
 
 
 def router_view(pod: str, body: bytes | str) -> RouterView:
@@ -90,10 +90,10 @@ def router_view(pod: str, body: bytes | str) -> RouterView:
     )
 
 
-_Kind = TypeVar("_Kind", bound=_Told)
+_AnswerT = TypeVar("_AnswerT", bound=_Answer)
 
 
-def _parse(kind: type[_Kind], body: bytes | str) -> _Kind:
+def _parse(kind: type[_AnswerT], body: bytes | str) -> _AnswerT:
     try:
         return kind.model_validate_json(body)
     except ValidationError as error:

@@ -1,6 +1,6 @@
 """Whose clock a time was written by, and what it comes to by the API server's. Pure.
 
-creationTimestamp and managedFields[].time are by the API server's clock. What a kubelet tells
+creationTimestamp and managedFields[].time are by the API server's clock. What a kubelet writes
 (containers' finishedAt, conditions' lastTransitionTime) is by its node's, which may be an hour off.
 """
 
@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from pds_operator import names
-from pds_operator.facts.observed import EngineState, RouterView, seconds
+from pds_operator.facts.observed import LeaderState, RouterView, seconds
 
 Object = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Frame:
-    """Between which moments of the API server's clock a pod's kubelet can have told something."""
+class StatusWindow:
+    """Between which moments of the API server's clock a pod's kubelet can have written a status."""
 
     first: float
     """The pod was made, or we wrote its gate last, which its readiness follows."""
@@ -37,11 +37,11 @@ class Frame:
         return at if at is None or self._possible(at) else self.first
 
     def _possible(self, at: float) -> bool:
-        # Times are told in whole seconds.
+        # Times are written in whole seconds.
         return self.first - 1.0 <= at and (self.last is None or at <= self.last + 1.0)
 
 
-def frame(meta: Object, created: float) -> Frame:
+def status_window(meta: Object, created: float) -> StatusWindow:
     """Of a pod's metadata; `created` is its creationTimestamp."""
     ours, others = created, None
     for entry in meta.get("managedFields") or []:
@@ -52,18 +52,18 @@ def frame(meta: Object, created: float) -> Frame:
             ours = max(ours, at)
         else:
             others = max(others or 0.0, at)
-    return Frame(ours, others)
+    return StatusWindow(ours, others)
 
 
 TOLERATED = 5.0
 """Seconds between two clocks that are not worth a word."""
 STEPS = (5, 15, 40, 100, 250, 650, 1500, 4000, 10_000, 25_000, 100_000)
-"""What is told of a difference, in seconds: it is measured to a second, and would be news each time
-that the measure changes."""
+"""What a message says of a difference, in seconds: it is measured to a second, and would be news
+each time that the measure changes."""
 
 
 def skew(
-    states: Mapping[str, EngineState], routers: Iterable[RouterView], nodes: Mapping[str, str]
+    states: Mapping[str, LeaderState], routers: Iterable[RouterView], nodes: Mapping[str, str]
 ) -> str:
     """What is wrong with clocks, for a condition (`ClockSkew`); empty when nothing is known to be.
 

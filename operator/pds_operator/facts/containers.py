@@ -90,7 +90,7 @@ def named(statuses: list[Object] | None, name: str) -> Object:
 def failed(obj: Object) -> Object:
     """What ended with an error: an init container, the engine, or else a container beside it.
 
-    Native sidecars are told to end when the engine has, and seldom do so with 0.
+    Native sidecars get SIGTERM when the engine has ended, and seldom end with 0.
     """
     status, native = obj.get("status") or {}, sidecars(obj)
     inits = status.get("initContainerStatuses") or []

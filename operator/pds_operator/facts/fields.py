@@ -51,7 +51,7 @@ def moved(entries: list[Object], without: tuple[str, ...] = ()) -> list[Object]:
     The field at `without` becomes nobody's.
 
     Of several API versions the one that was applied counts, else the newest: fields of another
-    cannot be told to be the same.
+    cannot be shown to be the same.
     """
     updates = [entry for entry in entries if _ours(entry, "Update")]
     applies = [entry for entry in entries if _ours(entry, "Apply")]

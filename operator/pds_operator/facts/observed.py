@@ -48,7 +48,7 @@ class Pod:
     managed: bool = True
     """Its labels say that we made it."""
     wrong: tuple[tuple[str, str], ...] = ()
-    """Its labels as name and volumes tell them, where they say something else."""
+    """The labels that follow from its name and volumes, where it has others."""
     phase: str = "Pending"
     ended: bool = False
     """The engine has ended, or an init container has failed, whatever sidecars live on."""
@@ -81,7 +81,7 @@ class Pod:
     runs_since: float | None = None
     """Since when that runs; None: it does not now."""
     unready: float | None = None
-    """Since when its containers are not ready; None: they are, or nobody tells."""
+    """Since when its containers are not ready; None: they are, or nobody says."""
     started: bool = False
     """The engine container has passed its startup probe once."""
     containers_ready: bool = False
@@ -164,8 +164,8 @@ class RouterPod:
 
 
 @dataclass(frozen=True, slots=True)
-class EngineState:
-    """What a leader's /pds/state answered."""
+class LeaderState:
+    """What a leader answered to /pds/state. The router keeps an `EngineState` of its own."""
 
     in_flight: int = 0
     transfers: int = 0
@@ -176,7 +176,7 @@ class EngineState:
     protocol: int = 1
     """Of the messages between groups; with `fingerprint` and `key_id` what a pair agrees in."""
     key_id: str = ""
-    """Of its control key, the first one too; engines of the release before do not tell it."""
+    """Of its control key, the first one too; engines of the release before do not report it."""
     clock: float = 0.0
     """Seconds that its clock is ahead of ours, where it is so far off that it shows."""
 
@@ -190,7 +190,7 @@ class RouterView:
     counts: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     """Requests sent to each leader pod and those that failed by its fault, since it is known."""
     uids: Mapping[str, str] = field(default_factory=dict)
-    """By leader pod, where the router tells."""
+    """By leader pod, where the router reports them."""
     clocks: Mapping[str, float] = field(default_factory=dict)
     """By leader pod, seconds that its clock is ahead of the router's, where that shows."""
 
@@ -221,7 +221,7 @@ class Waited:
 
 @dataclass(frozen=True, slots=True)
 class Revision:
-    """A stored revision: `data` is what `build.render` made, never rendered again."""
+    """A stored revision: `data` is what `render.engine.render` made, never rendered again."""
 
     digest: str
     number: int
@@ -248,8 +248,8 @@ class Revision:
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
-    """A write that was refused, or a wait that ran out: held back until `until`."""
+class ScopeFailure:
+    """Why a scope is held back until `until`: a write of it was refused, or a wait ran out."""
 
     reason: str
     message: str
@@ -269,7 +269,7 @@ class KeySecret:
 
 
 @dataclass(frozen=True, slots=True)
-class Keys:
+class ControlKeys:
     """The control keys, by id: the first has none, "". Nothing in here is secret."""
 
     secrets: Mapping[str, KeySecret] = field(default_factory=dict)
@@ -300,15 +300,15 @@ class Observed:
     """What carries our name and is not ours: `ownership.Whose` by (kind, name)."""
     endpoints: int = 0
     """Ready routers that the endpoint's Service lists."""
-    states: Mapping[str, EngineState] = field(default_factory=dict)
+    states: Mapping[str, LeaderState] = field(default_factory=dict)
     """By leader pod; only those that answered."""
     routers: tuple[RouterView, ...] = ()
     """Those that are ready and answered."""
     router_pods: tuple[RouterPod, ...] = ()
     warmups: tuple[WarmupPod, ...] = ()
-    keys: Keys | None = None
+    keys: ControlKeys | None = None
     """None: nobody has looked."""
-    failures: Mapping[str, Failure] = field(default_factory=dict)
+    failures: Mapping[str, ScopeFailure] = field(default_factory=dict)
     """By the scope of the action that was refused."""
 
     @property

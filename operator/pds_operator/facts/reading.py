@@ -6,7 +6,7 @@ from typing import Any
 
 from pds_operator import names, revision
 from pds_operator.facts import containers
-from pds_operator.facts.clocks import frame
+from pds_operator.facts.clocks import status_window
 from pds_operator.facts.observed import (
     NO_PROOF,
     Pod,
@@ -42,8 +42,8 @@ def controller(obj: Object) -> tuple[str, str]:
 def place_labels(obj: Object, pds: str) -> dict[str, str] | None:
     """The labels that say which engine pod `obj` is; None when it is none.
 
-    Its name tells the place, the ConfigMap that it mounts the revision, and the Secret the control
-    key: none of these can be changed.
+    Its place follows from its name, its revision from the ConfigMap that it mounts, its control key
+    from the Secret: none of these can be changed.
     """
     place = names.pod_place(pds, obj["metadata"]["name"])
     if place is None:
@@ -96,7 +96,7 @@ def pod_facts(obj: Object) -> Pod | None:
     ended = ((failed or engine).get("state") or {}).get("terminated") or {}
     gate = conditions.get(names.ROUTABLE)
     created = seconds(meta.get("creationTimestamp")) or 0.0
-    heard = frame(meta, created)
+    window = status_window(meta, created)
     crashes, runs_since = containers.crashing(obj)
     key, label = _key(obj, pds), str(labels.get(names.KEY, ""))
     return Pod(
@@ -131,16 +131,16 @@ def pod_facts(obj: Object) -> Pod | None:
         waits=containers.waiting(status),
         fallen=containers.fallen(status),
         crashes=crashes,
-        runs_since=heard.turned_ready(runs_since),
-        unready=heard.turned_ready(containers.since(conditions.get("ContainersReady"), "False")),
+        runs_since=window.turned_ready(runs_since),
+        unready=window.turned_ready(containers.since(conditions.get("ContainersReady"), "False")),
         started=bool(engine.get("started")),
         containers_ready=containers.true(conditions.get("ContainersReady")),
         ready=containers.true(conditions.get("Ready")),
-        ready_since=heard.turned_ready(containers.since(conditions.get("Ready"))),
+        ready_since=window.turned_ready(containers.since(conditions.get("Ready"))),
         routable=None if gate is None else containers.true(gate),
         ip=status.get("podIP", ""),
         exit_code=ended.get("exitCode"),
-        failed_at=heard.ended(seconds(ended.get("finishedAt"))),
+        failed_at=window.ended(seconds(ended.get("finishedAt"))),
         message=containers.termination(ended)
         or containers.waiting(status)
         or containers.words(status.get("message")),
@@ -191,7 +191,7 @@ def router_facts(obj: Object) -> RouterPod:
         unscheduled=containers.unscheduled(conditions.get("PodScheduled")),
         created=created,
         ends=bool(meta.get("deletionTimestamp")) or status.get("phase") in ENDED,
-        unready=frame(meta, created).turned_ready(since),
+        unready=status_window(meta, created).turned_ready(since),
         restarts=router.get("restartCount") or 0,
         fell=containers.fell(router),
     )

@@ -11,7 +11,7 @@ import typer
 
 from pds_operator import names
 from pds_operator.decide import keyring
-from pds_operator.decide.preview import Cluster, preview
+from pds_operator.decide.preview import Existing, preview
 from pds_operator.errors import SpecError
 from pds_operator.facts.answers import BadAnswer, backends
 from pds_operator.facts.observed import Observed, Pod, Revision, rfc3339
@@ -191,17 +191,17 @@ def _preview(name: str, filename: str, namespace: str | None, context: str | Non
         _fail(f"{filename} holds {len(chosen)} PDServings of that name: name one")
     meta = chosen[0]["metadata"]
     place = meta.get("namespace") or namespace
-    there = _there(meta["name"], place, context)
+    existing = _existing(meta["name"], place, context)
     now = datetime.datetime.now(datetime.UTC).timestamp()
     try:
-        lines = preview(meta["name"], chosen[0]["spec"], there, now)
+        lines = preview(meta["name"], chosen[0]["spec"], existing, now)
     except SpecError as error:
         _fail(f"{error.reason}: {error.message}; what runs would go on as it is")
     for line in lines:
         typer.echo(line)
 
 
-def _there(name: str, namespace: str | None, context: str | None) -> Cluster:
+def _existing(name: str, namespace: str | None, context: str | None) -> Existing:
     """What there is of the PDServing of that name."""
     pods, _ = _pods(name, namespace, context)
     stored = {item.digest: item for item in _revisions(name, namespace, context)}
@@ -209,7 +209,7 @@ def _there(name: str, namespace: str | None, context: str | None) -> Cluster:
     children = _get(words, namespace, context)["items"]
     words = ["get", "pdservings", "--field-selector", f"metadata.name={name}"]
     own = _get(words, namespace, context)["items"]
-    return Cluster(
+    return Existing(
         pods,
         stored,
         {(names.ROLE_KIND, item["metadata"]["name"]): item for item in children},
@@ -225,7 +225,7 @@ def _pods(name: str, namespace: str | None, context: str | None) -> tuple[list[P
 
 
 def _in_flight(pds: Object, routers: list[Object], context: str | None) -> dict[str, int]:
-    """Requests under way by leader, as the routers tell through the API server; else nothing."""
+    """Requests under way by leader, as the routers answer through the API server; else nothing."""
     counts: dict[str, int] = {}
     for router in routers:
         place = f"namespaces/{pds['metadata']['namespace']}/pods/{router['metadata']['name']}"

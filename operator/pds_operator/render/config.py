@@ -3,7 +3,7 @@
 from typing import Any
 
 from pds_operator.schema import EngineSpec, PDServingSpec, RoleSpec
-from pds_operator.schema.fields import Part
+from pds_operator.schema.fields import SpecModel
 
 Object = dict[str, Any]
 
@@ -107,7 +107,7 @@ def _overlay(tree: Object, engine: EngineSpec) -> None:
         node = tree
         for parent in parents:
             node = node.setdefault(parent, {})
-        if isinstance(value, Part):
+        if isinstance(value, SpecModel):
             node[last] = {**node.get(last, {}), **value.model_dump(exclude_none=True)}
         else:
             node[last] = value

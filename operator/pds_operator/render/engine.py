@@ -115,7 +115,7 @@ def pod(
         gang.mark(metadata, together, names.group_name(owner.name, role, group, attempt))
     spec |= {"hostname": name, "subdomain": names.ranks_service(owner.name)}
     if rank_pod == 0 and pods_per_group(data, role) > 1:
-        metadata["labels"][names.MEETING_POINT] = "true"
+        metadata["labels"][names.RENDEZVOUS] = "true"
     if rank_pod == 0:
         spec["readinessGates"] = [{"conditionType": names.ROUTABLE}]
     place = {
@@ -176,7 +176,7 @@ def refuse_host_paths(template: Object, field: str) -> None:
 
 
 def kv_label(spec: PDServingSpec) -> str:
-    """What the KV format follows from, as far as the spec tells: for people, not for pairing."""
+    """What the KV format follows from, as far as the spec says: for people, not for pairing."""
     kv = {role: shape.engine for role, shape in spec.roles.items() if shape.engine}
     own = next(iter(kv.values()), None)
     engine = spec.engine

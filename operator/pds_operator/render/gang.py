@@ -3,7 +3,7 @@ scheduled or none. Pure.
 
     volcano        scheduling.volcano.sh, the pods' annotation scheduling.k8s.io/group-name
     coscheduling   scheduling.x-k8s.io (scheduler-plugins), the pods' label
-    kai            scheduling.run.ai, the pods' annotation; its own grouper is told to keep out
+    kai            scheduling.run.ai, the pods' annotation; its own grouper must keep out
 
 A queue is named as these schedulers' users name it, by a label or annotation in podTemplate.
 """

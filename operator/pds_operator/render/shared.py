@@ -14,7 +14,8 @@ Object = dict[str, Any]
 def ranks_service(owner: Owner) -> Object:
     """Headless, with addresses before readiness: ranks must meet before they are Ready.
 
-    Of those alone that others look for: each pod more would have all addresses written anew.
+    It selects only the pods that others look for: with each further pod the endpoint controller
+    would write all addresses anew.
     """
     return {
         "apiVersion": "v1",
@@ -23,7 +24,7 @@ def ranks_service(owner: Owner) -> Object:
         "spec": {
             "clusterIP": "None",
             "publishNotReadyAddresses": True,
-            "selector": {names.NAME: owner.name, names.MEETING_POINT: "true"},
+            "selector": {names.NAME: owner.name, names.RENDEZVOUS: "true"},
             "ports": [
                 {
                     "name": "http",

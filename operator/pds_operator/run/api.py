@@ -36,7 +36,7 @@ nothing has happened: a short watch ends by itself then, with a bookmark where t
 SILENCE_SECONDS = 90
 """Longer silence than that means that the connection is dead, though nobody closed it."""
 END_SECONDS = 5
-"""Until a watch that told an error has ended."""
+"""Until a watch that sent an error has ended."""
 WATCH_TIMEOUT = aiohttp.ClientTimeout(sock_connect=10, sock_read=SILENCE_SECONDS)
 TIMEOUT = aiohttp.ClientTimeout(total=30)
 MANAGER = names.MANAGER
@@ -140,9 +140,8 @@ class Api:
             **_selectors(selector),
         }
         path = self._path(kind, namespace)
-        async with asyncio.timeout(
-            TIMEOUT.total
-        ):  # a server answers before it has anything to tell
+        # A server answers before it has anything to send.
+        async with asyncio.timeout(TIMEOUT.total):
             opened = await self._request("GET", path, params=params, within=WATCH_TIMEOUT)
         async with opened as answer:
             async for line in answer.content:
@@ -276,7 +275,7 @@ class Api:
                 response = await ask()
         except DynamicApiError as error:
             after = str((error.headers or {}).get("Retry-After") or "")
-            raise errors.from_status(error.status, _told(error.body or ""), after) from error
+            raise errors.from_status(error.status, _error_body(error.body or ""), after) from error
         self.clock.heard(response.headers.get("Date", ""), asked)
         return response
 
@@ -312,7 +311,7 @@ def _yaml(obj: Object) -> str:
     return UNPRINTABLE.sub(lambda found: f"\\u{ord(found.group()):04x}", text)
 
 
-def _told(text: str) -> object:
+def _error_body(text: str) -> object:
     try:
         return json.loads(text)
     except ValueError:

@@ -32,7 +32,7 @@ FOLLOWED = (
     "RoleBinding",
     "PersistentVolumeClaim",
     "Deployment",
-    "ReplicaSet",  # which tell whose router a pod is
+    "ReplicaSet",  # which say whose router a pod is
     "ControllerRevision",
     "Job",
     "PodDisruptionBudget",
@@ -109,8 +109,8 @@ class Store:
     ) -> list[Key]:
         """All PDServings of a list of `version`; `before` is what was known when it was asked for.
 
-        kopf tells the same, and may have been quicker: what it has told meanwhile stands. Returns
-        what nobody had told of: new ones, and those that are gone.
+        kopf reports the same, and may have been quicker: what it has reported meanwhile stands.
+        Returns what no event had reported: new ones, and those that are gone.
         """
         known, found = self.parents(), {_identity(item): item for item in items}
         gone = [

@@ -1,6 +1,6 @@
 """Carrying out a plan: every action is one call, and safe to repeat. The executor decides nothing.
 
-A refusal ends its scope for this round and is kept as a Failure, an input of the next plan.
+A refusal ends its scope for this round and is kept as a ScopeFailure, an input of the next plan.
 """
 
 import asyncio
@@ -29,14 +29,14 @@ from pds_operator.decide.actions import (
     MarkDraining,
     Recover,
     Relabel,
+    ReportScale,
     Say,
     SetGate,
     TakeOver,
-    TellScale,
     TryOut,
 )
 from pds_operator.decide.ownership import Whose
-from pds_operator.facts.observed import Failure, rfc3339
+from pds_operator.facts.observed import ScopeFailure, rfc3339
 from pds_operator.render import gang
 from pds_operator.render.owner import Owner
 from pds_operator.run import api
@@ -61,9 +61,9 @@ WAIT_COUNTS_SECONDS = 1200.0
 
 @dataclass(slots=True)
 class Backoff:
-    """What one PDServing remembers between rounds. Lost in a restart, and told anew."""
+    """How often each scope was refused. A restart loses it, and learns it anew."""
 
-    failures: dict[str, Failure] = field(default_factory=dict)
+    failures: dict[str, ScopeFailure] = field(default_factory=dict)
 
     def refuse(self, scope: str, reason: str, message: str, now: float) -> None:
         """`scope` was refused: hold it back, longer each time up to five minutes."""
@@ -71,7 +71,7 @@ class Backoff:
         count = before.count + 1 if before else 1
         until = now + min(300.0, 5.0 * 2 ** (count - 1))
         since = before.since if before and before.reason == reason else now
-        self.failures[scope] = Failure(reason, message, count, until, since)
+        self.failures[scope] = ScopeFailure(reason, message, count, until, since)
 
     def settle(self, done: Iterable[str], planned: set[str], now: float) -> None:
         """Forget what succeeded, and what is no longer asked for.
@@ -216,7 +216,7 @@ class Executor:
                     log.info("%s: %s: %s", owner.name, action, error)
             case SetGate():
                 await self._gate(action, owner)
-            case TellScale(name=name, uid=uid, status=status):
+            case ReportScale(name=name, uid=uid, status=status):
                 patch = {"metadata": {"uid": uid}, "status": status}
                 written = await self._api.merge(
                     names.ROLE_KIND, owner.namespace, name, patch, "status"
@@ -237,7 +237,7 @@ class Executor:
         """Refuse a template that can never be; a full quota says nothing about it."""
         try:
             await self._api.create(obj, dry_run=True)
-        except errors.Refused as error:
+        except errors.AdmissionDenied as error:
             log.info("dry run of %s: %s", obj["metadata"]["name"], error.message)
 
     async def _mark(self, action: MarkDraining, owner: Owner) -> None:

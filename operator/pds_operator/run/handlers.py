@@ -141,7 +141,7 @@ def registry(runtime: Runtime) -> kopf.OperatorRegistry:
 
 
 def configure(settings: kopf.OperatorSettings) -> None:
-    """kopf, told to watch and to write nothing."""
+    """Let kopf watch, and write nothing."""
     settings.posting.enabled = False
     settings.scanning.disabled = True
     settings.watching.server_timeout = WATCH_SECONDS

@@ -1,7 +1,7 @@
-"""PDServings that no event told of: a list of them now and then, beside kopf's watch.
+"""PDServings that no event reported: a list of them now and then, beside kopf's watch.
 
-kopf tells what is deleted while it watches. What is deleted while it cannot, before it lists anew,
-it never mentions again.
+kopf reports what is deleted while it watches. What is deleted while it cannot, before it lists
+anew, it never mentions.
 """
 
 import asyncio
@@ -35,4 +35,4 @@ async def look(api: Api, store: Store, namespaces: list[str]) -> None:
         items, version = await api.list(names.KIND, place)
         listed = int(version) if version.isdecimal() else 0
         for key in store.replace_parents(place, items, listed, before):
-            log.info("%s/%s: no event has told that it came or went", *key)
+            log.info("%s/%s: no event has reported that it came or went", *key)

@@ -23,7 +23,7 @@ from pds_operator.facts.answers import (
     engine_state,
     router_view,
 )
-from pds_operator.facts.observed import EngineState, RouterView
+from pds_operator.facts.observed import LeaderState, RouterView
 from pds_operator.run.api import TRANSIENT
 
 TIMEOUT = aiohttp.ClientTimeout(total=1.5)
@@ -37,7 +37,7 @@ Found = TypeVar("Found")
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class PodAnswer:
     """What came back, as far as it is wanted."""
 
     status: int
@@ -73,7 +73,7 @@ class Prober:
         leaders: Iterable[tuple[str, str]],
         routers: Iterable[tuple[str, str]],
         keys: Mapping[str, bytes],
-    ) -> tuple[dict[str, EngineState], list[RouterView]]:
+    ) -> tuple[dict[str, LeaderState], list[RouterView]]:
         """`states` of the leaders and `views` of the routers, all asked at once.
 
         `keys` are the control keys of the leaders, by pod. Routers want no signature.
@@ -83,10 +83,10 @@ class Prober:
 
     async def states(
         self, leaders: Iterable[tuple[str, str]], keys: Mapping[str, bytes]
-    ) -> dict[str, EngineState]:
+    ) -> dict[str, LeaderState]:
         """By pod, of those (pod, ip) that answer."""
 
-        async def one(pod: str, ip: str) -> EngineState:
+        async def one(pod: str, ip: str) -> LeaderState:
             key = keys.get(pod, b"")
             answer = await self._ask("GET", ip, "/pds/state", key, most=STATE_BYTES)
             return engine_state(_good(answer), answer.clock)
@@ -117,7 +117,7 @@ class Prober:
 
     async def _ask(
         self, method: str, ip: str, path: str, key: bytes, body: bytes = b"", *, most: int
-    ) -> Answer:
+    ) -> PodAnswer:
         """One call; once more by the pod's own clock, where that is why it refuses the first.
 
         Without a key, b"", nothing is signed.
@@ -135,12 +135,12 @@ class Prober:
             ahead = float(theirs[0]) - now
             sent = signature(key, method, path, int(theirs[0]) + SIGNED_SECONDS)
             answer, _ = await self._exchange(method, ip, path, sent, body, most)
-            return Answer(answer.status, answer.body, ahead)
+            return PodAnswer(answer.status, answer.body, ahead)
 
     async def _exchange(
         self, method: str, ip: str, path: str, headers: dict[str, str], body: bytes, most: int
-    ) -> tuple[Answer, tuple[str, str] | None]:
-        """(the answer, the pod's time and its signature where it tells them)."""
+    ) -> tuple[PodAnswer, tuple[str, str] | None]:
+        """(the answer, the pod's time and its signature where it sends them)."""
         if self._session is None:
             raise RuntimeError("the prober is used outside its context")
         host = f"[{ip}]" if ":" in ip else ip
@@ -155,9 +155,9 @@ class Prober:
         ) as answer:
             read = await _read(answer.content, most)
             now, proof = answer.headers.get(NOW, ""), answer.headers.get(NOW_SIGNATURE, "")
-            told_time = now.isascii() and now.isdecimal() and len(now) <= 12
-            theirs = (now, proof) if told_time else None
-            return Answer(answer.status, read), theirs
+            sent_time = now.isascii() and now.isdecimal() and len(now) <= 12
+            theirs = (now, proof) if sent_time else None
+            return PodAnswer(answer.status, read), theirs
 
 
 async def _read(content: aiohttp.StreamReader, most: int) -> bytes:
@@ -171,7 +171,7 @@ async def _read(content: aiohttp.StreamReader, most: int) -> bytes:
     return b"".join(parts)
 
 
-def _good(answer: Answer) -> bytes:
+def _good(answer: PodAnswer) -> bytes:
     if answer.status != 200:
         raise BadAnswer(f"HTTP {answer.status}")
     return answer.body

@@ -1,7 +1,8 @@
 """One PDServing after another, level-triggered: observe → plan → one round → status.
 
-A worker per PDServing sleeps until something of it changes or a plan's wake-up is due. It keeps
-nothing that a restart would miss, but for how often a refused write was tried.
+A task per PDServing sleeps until something of it changes or a plan's wake-up is due. What is kept
+between its rounds is a `RoundMemory`: a restart misses nothing of it, but for how often a refused
+write was tried.
 """
 
 import asyncio
@@ -19,7 +20,7 @@ from pds_operator.render.owner import Owner
 from pds_operator.run.api import TRANSIENT, Api
 from pds_operator.run.cluster import Key, Store
 from pds_operator.run.execute import Executor, Together
-from pds_operator.run.observing import Observer, Worker
+from pds_operator.run.observing import Observer, RoundMemory
 from pds_operator.run.probe import Prober
 from pds_operator.run.vault import READ_SECONDS
 from pds_operator.settings import Settings
@@ -33,7 +34,7 @@ SETTLE_SECONDS, SETTLE_MOST = 0.02, 1.0
 SETTLE_TIMES = 20
 """In between, so many times as long as the last plan took, which grows with the pods."""
 MOST_ASKED = 64
-"""Characters of a request to rotate keys that tell it from others."""
+"""Characters of a request to rotate keys by which it differs from others."""
 
 
 def settle(thought: float) -> float:
@@ -42,7 +43,7 @@ def settle(thought: float) -> float:
 
 
 class Reconciler:
-    """Runs the workers."""
+    """Runs a task for each PDServing."""
 
     def __init__(
         self,
@@ -57,7 +58,7 @@ class Reconciler:
         self._settings = settings
         self._leads = leads
         self._clock = clock
-        self._workers: dict[Key, Worker] = {}
+        self._memories: dict[Key, RoundMemory] = {}
         self._tasks: dict[Key, asyncio.Task[None]] = {}
         self._running = False
         self.store = Store(self.mark)
@@ -67,20 +68,20 @@ class Reconciler:
 
     def mark(self, key: Key) -> None:
         """Something of `key` changed."""
-        worker = self._workers.get(key)
-        if worker is None:
+        memory = self._memories.get(key)
+        if memory is None:
             if self.store.parent(key) is None:
                 return
-            worker = self._workers[key] = Worker()
-        if worker.since is None:
-            worker.since = time.monotonic()
-        worker.dirty.set()
+            memory = self._memories[key] = RoundMemory()
+        if memory.since is None:
+            memory.since = time.monotonic()
+        memory.dirty.set()
         if self._running and key not in self._tasks:
             self._tasks[key] = asyncio.create_task(self._work(key), name=f"reconcile {key}")
 
     def mark_all(self) -> None:
         """Look at everything: the lists are in, or the lease has become ours."""
-        for key in list(self._workers):
+        for key in list(self._memories):
             self.mark(key)
 
     async def start(self) -> None:
@@ -89,7 +90,7 @@ class Reconciler:
         self.mark_all()
 
     async def stop(self) -> None:
-        """End all workers."""
+        """End all tasks."""
         self._running = False
         tasks = list(self._tasks.values())
         for task in tasks:
@@ -99,29 +100,31 @@ class Reconciler:
     def oldest_wait(self) -> float:
         """Seconds that a dirty PDServing has waited for its reconcile, at most."""
         now = time.monotonic()
-        return max((now - item.since for item in self._workers.values() if item.since), default=0.0)
+        return max(
+            (now - item.since for item in self._memories.values() if item.since), default=0.0
+        )
 
     async def _work(self, key: Key) -> None:
-        worker = self._workers[key]
+        memory = self._memories[key]
         wait: float | None = None
         try:
             while self.store.parent(key) is not None:
                 try:
-                    await asyncio.wait_for(worker.dirty.wait(), wait)
-                    await asyncio.sleep(settle(worker.thought))
+                    await asyncio.wait_for(memory.dirty.wait(), wait)
+                    await asyncio.sleep(settle(memory.thought))
                 except TimeoutError:
                     log.debug("%s/%s: a wake-up is due", *key)
-                worker.dirty.clear()
-                wait = await self._safely(key, worker)
-                worker.since = time.monotonic() if worker.dirty.is_set() else None
+                memory.dirty.clear()
+                wait = await self._safely(key, memory)
+                memory.since = time.monotonic() if memory.dirty.is_set() else None
         finally:
             self._tasks.pop(key, None)
-            self._workers.pop(key, None)
+            self._memories.pop(key, None)
 
-    async def _safely(self, key: Key, worker: Worker) -> float:
+    async def _safely(self, key: Key, memory: RoundMemory) -> float:
         """One round; seconds until the next one at the latest."""
         try:
-            return await self.once(key, worker)
+            return await self.once(key, memory)
         except errors.NotLeading:
             return self._settings.lease.seconds
         except errors.Throttled as error:
@@ -137,9 +140,9 @@ class Reconciler:
             log.exception("%s/%s: the round failed", *key)
         return 5.0
 
-    async def once(self, key: Key, worker: Worker | None = None) -> float:
-        """Observe, plan, act, tell. Returns seconds until the next look at the latest."""
-        worker = worker or self._workers.setdefault(key, Worker())
+    async def once(self, key: Key, memory: RoundMemory | None = None) -> float:
+        """Observe, plan, act, write the status; seconds until the next look at the latest."""
+        memory = memory or self._memories.setdefault(key, RoundMemory())
         parent = self.store.parent(key)
         if parent is None or parent["metadata"].get("deletionTimestamp"):
             return self._settings.resync_seconds
@@ -147,7 +150,7 @@ class Reconciler:
             raise errors.NotLeading("watching only")
         meta = parent["metadata"]
         owner = Owner(meta["name"], meta["namespace"], meta["uid"])
-        worker.serve(owner.uid)
+        memory.serve(owner.uid)
         generation = int(meta.get("generation") or 0)
         self.rounds += 1
         try:
@@ -156,38 +159,38 @@ class Reconciler:
             problem = Problem(error.reason, error.message)
             before = parent.get("status") or {}
             new_status = status.refused(generation, problem, before, self._clock())
-            await self._tell(parent, owner, new_status, worker)
+            await self._write_status(parent, owner, new_status, memory)
             return self._settings.resync_seconds
         rotate = (meta.get("annotations") or {}).get(names.ROTATE, "")[:MOST_ASKED]
         desired = Desired(owner, generation, parent["spec"], wanted, self._settings, rotate)
-        observed = await self._observer.look(key, owner, worker)
+        observed = await self._observer.look(key, owner, memory)
         if observed.orphans:
-            observed, wait = await self._adopt(observed, key, owner, worker)
+            observed, wait = await self._adopt(observed, key, owner, memory)
             if wait:
                 return wait
         began = time.monotonic()
         decided = plan(observed, desired, self._clock())
-        worker.thought = time.monotonic() - began
+        memory.thought = time.monotonic() - began
         makes = any(
             isinstance(item, Create | MakeKey | KeepRing | MakeCacheKey) for item in decided.actions
         )
         if makes and not await self._is_there(owner):
             return self._settings.resync_seconds
-        again = await self._executor.carry_out(decided.actions, owner, worker.backoff, worker.vault)
+        again = await self._executor.carry_out(decided.actions, owner, memory.backoff, memory.vault)
         if again and not await self._is_there(owner):
             return self._settings.resync_seconds
         before = parent.get("status") or {}
         new_status = status.status(observed, desired, decided, before, self._clock())
-        await self._tell(parent, owner, new_status, worker)
-        return 1.0 if again else self._until(decided, worker)
+        await self._write_status(parent, owner, new_status, memory)
+        return 1.0 if again else self._until(decided, memory)
 
-    def _until(self, decided: Plan, worker: Worker) -> float:
+    def _until(self, decided: Plan, memory: RoundMemory) -> float:
         probe = self._settings.probe_seconds
         waits = [READ_SECONDS, probe if decided.unsettled else 10 * probe]
         if decided.wake is not None:
             waits.append(max(0.05, decided.wake - self._clock()))
         now = self._clock()
-        held = [failure.until for failure in worker.backoff.failures.values()]
+        held = [failure.until for failure in memory.backoff.failures.values()]
         waits += [until - now for until in held if until > now]
         return min(waits)
 
@@ -195,7 +198,7 @@ class Reconciler:
         """Whether the PDServing exists: asked before anything is made, and when a write met with
         something gone.
 
-        kopf may never tell that it went: its watch was down, and its next list says nothing of it.
+        kopf may never report it: its watch was down, and its next list says nothing of it.
         """
         key = owner.namespace, owner.name
         try:
@@ -211,22 +214,24 @@ class Reconciler:
         return False
 
     async def _adopt(
-        self, observed: Observed, key: Key, owner: Owner, worker: Worker
+        self, observed: Observed, key: Key, owner: Owner, memory: RoundMemory
     ) -> tuple[Observed, float]:
         """Adopt orphans; (what is observed then, seconds to wait in place of the round).
 
         A round that took what serves for absent would make it anew: it waits, but not for ever,
         for what somebody refuses to let us adopt.
         """
-        adoptions, backoff = ownership.adoptions(observed, self._clock()), worker.backoff
-        await self._executor.carry_out(adoptions, owner, backoff, worker.vault)
+        adoptions, backoff = ownership.adoptions(observed, self._clock()), memory.backoff
+        await self._executor.carry_out(adoptions, owner, backoff, memory.vault)
         if adoptions:
-            worker.vault.forget()
-        observed = await self._observer.look(key, owner, worker)
+            memory.vault.forget()
+        observed = await self._observer.look(key, owner, memory)
         wait = ownership.wait(observed, self._clock())
         return observed, wait
 
-    async def _tell(self, parent: Object, owner: Owner, new_status: Object, worker: Worker) -> None:
+    async def _write_status(
+        self, parent: Object, owner: Owner, new_status: Object, memory: RoundMemory
+    ) -> None:
         """Write the status where it differs, and an Event for each condition that changed."""
         before = parent.get("status") or {}
         if new_status == before:
@@ -246,5 +251,5 @@ class Reconciler:
             Say(reason, f"{kind}: {message}", warning=kind == "Degraded" and reason != "AsExpected")
             for kind, reason, message in status.transitions(before, new_status)
         ]
-        await self._executor.carry_out(says, owner, worker.backoff, worker.vault)
+        await self._executor.carry_out(says, owner, memory.backoff, memory.vault)
         self.store.put_parent(written, ours=True)

@@ -14,7 +14,7 @@ from pds_operator import errors, names
 from pds_operator.decide import diff, ownership
 from pds_operator.decide.actions import KeepRing, MakeCacheKey, MakeKey
 from pds_operator.decide.ownership import Whose
-from pds_operator.facts.observed import Keys, KeySecret, Revision
+from pds_operator.facts.observed import ControlKeys, KeySecret, Revision
 from pds_operator.facts.reading import KEY_ID
 from pds_operator.render.owner import Owner
 from pds_operator.run.api import Api
@@ -33,7 +33,7 @@ class Vault:
     """The keys of one PDServing by their ids; the first key has none, "". Rounds share it."""
 
     def __init__(self) -> None:
-        self.facts: Keys | None = None
+        self.facts: ControlKeys | None = None
         self.objects: dict[tuple[str, str], Object] = {}
         """What has the names of our Secrets, whosesoever it is: kind and metadata."""
         self._held: dict[str, bytes] = {}
@@ -44,7 +44,7 @@ class Vault:
         self._looked: float | None = None
 
     def key(self, name: str) -> bytes:
-        """By which to sign what a pod with this key is told; empty where it is not known."""
+        """By which to sign requests to a pod with this key; empty where it is not known."""
         return self._held.get(name, b"")
 
     def forget(self) -> None:
@@ -79,7 +79,7 @@ class Vault:
         # One that is to be adopted says no more than which Secrets are, too.
         orphan = self._of_ring(owner, found[name] if whose is Whose.ORPHAN else None)
         wanted = {"", *in_use, *self._secrets, *in_ring, *orphan}
-        # Without a ring only revisions tell which keys there were.
+        # Without a ring only revisions say which keys there were.
         newest = max(revisions.values(), key=lambda item: item.number, default=None)
         wanted |= {r.key for r in revisions.values() if ring is None or r is newest}
         secrets: dict[str, KeySecret] = {}
@@ -100,10 +100,10 @@ class Vault:
             for name, live in found.items()
             if live is not None
         }
-        # Nothing tells when what is not ours goes: it is asked for each time.
+        # No event reports when what is not ours goes: it is asked for each time.
         foreign = any(live and not self._ours(live, owner) for live in found.values())
         self._looked = None if foreign else now
-        self._tell(owner)
+        self._publish(owner)
 
     async def make_key(
         self, api: Api, owner: Owner, action: MakeKey, leads: Callable[[], bool]
@@ -130,14 +130,14 @@ class Vault:
             raise errors.NotLeading("the lease is not ours; a key was not made")
         live = await self._post(api, owner, _secret(metadata, made))
         self._secrets[key] = self._opened(key, live)
-        self._tell(owner)
+        self._publish(owner)
 
     async def keep_ring(self, api: Api, owner: Owner, action: KeepRing) -> None:
         """Make the ring, or write it anew where it differs."""
         self.forget()
         held = {key: self._held[key] for key in sorted(action.keys) if key in self._held}
-        # Groups that do not tell which key they have, have the first; so have routers that read
-        # no other file.
+        # Groups that do not report which key they have, have the first; so have routers that
+        # read no other file.
         data = {f"{key_id(value)}.key": value.hex() for value in held.values()}
         data[HMAC] = held.get("", self.key(action.active)).hex()
         metadata = owner.metadata(names.keyring(owner.name))
@@ -152,7 +152,7 @@ class Vault:
         if not diff.covers(self._ring, {**patch, "data": sent}) or gone:
             name = names.keyring(owner.name)
             self._ring = await api.merge("Secret", owner.namespace, name, patch)
-        self._tell(owner)
+        self._publish(owner)
 
     async def make_cache_key(self, api: Api, owner: Owner, action: MakeCacheKey) -> None:
         """A copy of the first control key, or a key of its own."""
@@ -162,7 +162,7 @@ class Vault:
         metadata = owner.metadata(names.cache_key(owner.name))
         await self._post(api, owner, _secret(metadata, {CACHE: value}))
         self._cache = True
-        self._tell(owner)
+        self._publish(owner)
 
     @staticmethod
     def _ours(live: Object, owner: Owner) -> bool:
@@ -198,7 +198,7 @@ class Vault:
         return KeySecret(live["metadata"]["uid"], notes.get(names.ROTATE, ""))
 
     def _of_ring(self, owner: Owner, ring: Object | None) -> dict[str, bytes]:
-        """The ring's keys. The first has a file by its id too, and is told by hmac.key."""
+        """The ring's keys. The first has a file by its id too, and is the one in hmac.key."""
         if ring is None:
             return {}
         plain, found = _decoded(ring, HMAC), {}
@@ -210,9 +210,9 @@ class Vault:
                 found["" if name == first else name] = value
         return found
 
-    def _tell(self, owner: Owner) -> None:
+    def _publish(self, owner: Owner) -> None:
         ring = self._ring
-        self.facts = Keys(
+        self.facts = ControlKeys(
             secrets=dict(self._secrets),
             awaited=self._awaited,
             ring=None if ring is None else frozenset(self._of_ring(owner, ring)),

@@ -58,7 +58,7 @@ class Writer:
         await self._found(obj, live, owner)
 
     async def _found(self, wanted: Object, live: Object, owner: Owner) -> None:
-        """`live` has the name, and nobody's watch told: labels were changed, or we heard late."""
+        """`live` has the name, and no watch reported it: labels were changed, or we heard late."""
         kind, meta = wanted["kind"], wanted["metadata"]
         whose = ownership.whose(live, owner)
         if whose is Whose.ORPHAN:
@@ -85,7 +85,7 @@ class Writer:
     async def label(
         self, kind: str, name: str, uid: str, labels: dict[str, str], owner: Owner
     ) -> None:
-        """Put labels back. Raises FieldContested where they do not stay."""
+        """Restore labels. Raises FieldContested where they do not stay."""
         patch = {"metadata": {"uid": uid, "labels": labels}}
         live = await self._api.merge(kind, owner.namespace, name, patch)
         there = live["metadata"].get("labels") or {}
@@ -200,7 +200,7 @@ class Writer:
         self.seen(live, kind)
 
     async def recover(self, metadata: Object, owner: Owner) -> None:
-        """Put back the labels of a ControllerRevision. Raises RevisionMissing."""
+        """Restore the labels of a ControllerRevision. Raises RevisionMissing."""
         kind, name = "ControllerRevision", metadata["name"]
         try:
             live = await self._api.get(kind, owner.namespace, name)

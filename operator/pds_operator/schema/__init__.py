@@ -17,31 +17,31 @@ from pds_operator.schema.fields import (
     FreeObject,
     IntOrPercent,
     Name,
-    Part,
     Path,
     Quantity,
     Seconds,
-    part,
+    SpecModel,
     rule,
     rules,
+    with_rules,
 )
 
 
-class ClaimPath(Part):
+class ClaimPath(SpecModel):
     claim_name: Name
     path: Annotated[str, Field(max_length=1024)] | None = None
     """The model's folder inside the claim; left out: its root."""
 
 
-class ModelImage(Part):
+class ModelImage(SpecModel):
     reference: Annotated[str, Field(min_length=1, max_length=512)]
     """An OCI image whose content is mounted read-only."""
     path: Annotated[str, Field(max_length=1024)] | None = None
     """The model's folder inside the image; left out: its root."""
 
 
-class ModelSource(Part):
-    model_config = part(
+class ModelSource(SpecModel):
+    model_config = with_rules(
         rule(
             "[has(self.path), has(self.pvc), has(self.image)].filter(x, x).size() == 1",
             "exactly one of path, pvc and image says where the model is",
@@ -53,7 +53,7 @@ class ModelSource(Part):
     image: ModelImage | None = None
 
 
-class ModelSpec(Part):
+class ModelSpec(SpecModel):
     name: Annotated[str, Field(min_length=1, max_length=256)]
     """What clients send as "model"."""
     source: ModelSource
@@ -61,10 +61,10 @@ class ModelSpec(Part):
     """Default: bfloat16."""
 
 
-class Parallelism(Part):
+class Parallelism(SpecModel):
     """Ranks of a group = pp·tp·dp; tp is the size of one attention group."""
 
-    model_config = part(
+    model_config = with_rules(
         rule(
             "!has(self.layers) || self.layers.size() == (has(self.pp) ? self.pp : 1)",
             "layers must have one count for each of the pp stages",
@@ -80,7 +80,7 @@ class Parallelism(Part):
     """Layers of each stage; left out: so that the largest stage has the fewest parameters."""
 
 
-class Resources(Part):
+class Resources(SpecModel):
     requests: Annotated[dict[str, Quantity], Field(max_length=32)] | None = None
     limits: Annotated[dict[str, Quantity], Field(max_length=32)] | None = None
 
@@ -95,10 +95,10 @@ _PER_POD = "(has(self.ranksPerPod) ? self.ranksPerPod : 1)"
 _GPU = "'nvidia.com/gpu'"
 
 
-class RoleSpec(Part):
+class RoleSpec(SpecModel):
     """One of prefill, decode and unified: all three have this shape."""
 
-    model_config = part(
+    model_config = with_rules(
         rules(
             (f"{_PP_TP_DP} % {_PER_POD} == 0", "ranksPerPod must divide pp·tp·dp"),
             (
@@ -135,7 +135,7 @@ class RoleSpec(Part):
         return 1 if self.replicas is None else self.replicas
 
 
-class ServiceSpec(Part):
+class ServiceSpec(SpecModel):
     type: Literal["ClusterIP", "NodePort", "LoadBalancer"] | None = None
     port: Annotated[int, Field(ge=1, le=65535)] | None = None
     annotations: (
@@ -143,12 +143,12 @@ class ServiceSpec(Part):
     ) = None
 
 
-class AuthSpec(Part):
+class AuthSpec(SpecModel):
     secret_name: Name
     """A Secret whose values are the accepted API keys."""
 
 
-class RouterSpec(Part):
+class RouterSpec(SpecModel):
     replicas: Annotated[int, Field(ge=0, le=100)] | None = None
     """Left out: 1 when the Deployment is made, and then whoever scales it (an HPA) decides."""
     policy: Literal["roundRobin", "leastTokens", "powerOfTwo", "prefixAware", "session"] | None = (
@@ -161,7 +161,7 @@ class RouterSpec(Part):
     pod_template: FreeObject | None = None
 
 
-class CacheClaim(Part):
+class CacheClaim(SpecModel):
     size: Quantity
     storage_class_name: Annotated[str, Field(max_length=253)] | None = None
     access_modes: (
@@ -174,12 +174,12 @@ class CacheClaim(Part):
     """Default: [ReadWriteMany]."""
 
 
-class EmptyObject(Part):
+class EmptyObject(SpecModel):
     """`{}`."""
 
 
-class CacheVolume(Part):
-    model_config = part(
+class CacheVolume(SpecModel):
+    model_config = with_rules(
         rules(
             (
                 "[has(self.claim), has(self.existingClaim), has(self.hostPath), "
@@ -200,19 +200,19 @@ class CacheVolume(Part):
     """Keep the claim when the PDServing is deleted."""
 
 
-class WarmupSpec(Part):
+class WarmupSpec(SpecModel):
     enabled: bool | None = None
     """Default: true where compileCache is given."""
     workers: Annotated[int, Field(ge=1, le=256)] | None = None
     timeout_seconds: Annotated[int, Field(ge=1, le=86400)] | None = None
 
 
-class CompileCacheSpec(Part):
+class CompileCacheSpec(SpecModel):
     volume: CacheVolume | None = None
     warmup: WarmupSpec | None = None
 
 
-class SchedulingSpec(Part):
+class SchedulingSpec(SpecModel):
     scheduler_name: Name | None = None
     priority_class_name: Name | None = None
     gang: Literal["none", "volcano", "coscheduling", "kai"] | None = None
@@ -223,8 +223,8 @@ class SchedulingSpec(Part):
     """A group that is scheduled in part for so long is deleted whole. Default: 300."""
 
 
-class RolloutSpec(Part):
-    model_config = part(
+class RolloutSpec(SpecModel):
+    model_config = with_rules(
         rules(
             (
                 "!has(self.maxSurge) || !(self.maxSurge == 0 || self.maxSurge == '0%') || "
@@ -253,14 +253,14 @@ class RolloutSpec(Part):
     min_ready_seconds: Seconds | None = None
     """A new group counts when it has been ready for so long. Default: 0."""
     progress_deadline_seconds: Seconds | None = None
-    """A rollout that comes no nearer to its end for so long is told of. Default: 1800; 0: never."""
+    """A rollout that gets no nearer to its end for so long is reported. Default: 1800; 0: never."""
     auto_rollback: bool | None = None
     """Go back to the last good revision when the new one shows to be bad. Default: true."""
     revision_history_limit: Annotated[int, Field(ge=0, le=1000)] | None = None
     """Default: 10."""
 
 
-class PullSecret(Part):
+class PullSecret(SpecModel):
     name: Name
 
 
@@ -275,8 +275,8 @@ def _same(key: str, missing: str, why: str) -> tuple[str, str]:
     return f"!has(self.prefill) || !has(self.decode) || {prefill} == {decode}", why
 
 
-class PDServingSpec(Part):
-    model_config = part(
+class PDServingSpec(SpecModel):
+    model_config = with_rules(
         rules(
             (
                 "has(self.unified) ? !has(self.prefill) && !has(self.decode) : "

@@ -4,27 +4,27 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from pds_operator.schema.fields import Dtype, Part, part, rules
+from pds_operator.schema.fields import Dtype, SpecModel, rules, with_rules
 
 
-class PipelineSpec(Part):
+class PipelineSpec(SpecModel):
     skip_output: bool | None = None
 
 
-class DelayerSpec(Part):
+class DelayerSpec(SpecModel):
     enabled: bool | None = None
     max_ticks: Annotated[int, Field(ge=1, le=10000)] | None = None
     low_watermark: Annotated[float, Field(ge=0, le=1)] | None = None
 
 
-class DpSpec(Part):
+class DpSpec(SpecModel):
     sync_device: Literal["host", "device"] | None = None
 
 
-class EngineSpec(Part):
+class EngineSpec(SpecModel):
     """What all roles of the engine share; a role's own `engine` overrides it key by key."""
 
-    model_config = part(
+    model_config = with_rules(
         rules(
             (
                 "!has(self.chunkSize) || !has(self.pageSize) || self.chunkSize >= self.pageSize",

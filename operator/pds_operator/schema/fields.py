@@ -46,7 +46,7 @@ Count = Annotated[int, Field(ge=1, le=64)]
 Seconds = Annotated[int, Field(ge=0, le=604800)]
 
 
-class Part(BaseModel):
+class SpecModel(BaseModel):
     """A part of the spec: frozen, camelCase outside, closed to unknown keys."""
 
     model_config = ConfigDict(
@@ -58,6 +58,6 @@ class Part(BaseModel):
     )
 
 
-def part(extra: dict[str, Any]) -> ConfigDict:
+def with_rules(extra: dict[str, Any]) -> ConfigDict:
     """The configuration of a model that carries CEL rules."""
     return ConfigDict(json_schema_extra=extra)

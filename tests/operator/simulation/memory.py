@@ -123,7 +123,7 @@ def _grouping(function: Callable[..., Any]) -> Callable[..., Any]:
     return group
 
 
-class Keys:
+class NumberedKeys:
     """In place of `keys.control_keys`: each differs from those before, in every run the same."""
 
     def __init__(self) -> None:
@@ -134,7 +134,7 @@ class Keys:
         return {"hmac.key": hashlib.sha256(b"%d" % self.made).hexdigest()}
 
 
-KEYS = Keys()
+KEYS = NumberedKeys()
 
 PURE: dict[tuple[Any, str], Callable[[Callable[..., Any]], Callable[..., Any]]] = {
     (schema, "parse"): _remembering,
@@ -159,7 +159,7 @@ PURE: dict[tuple[Any, str], Callable[[Callable[..., Any]], Callable[..., Any]]] 
 def remembering() -> Iterator[None]:
     """Within it the operator's pure functions remember, keys are not random, and logs are off.
 
-    What is remembered is garbage to nobody, so that looking for garbage is put off, too.
+    What is remembered is garbage to nobody, so that the search for garbage is postponed, too.
     """
     threshold = gc.get_threshold()
     gc.set_threshold(200_000, 20, 20)

@@ -20,8 +20,8 @@ Place = tuple[str, str]
 NAMESPACE = "team"
 
 
-class Server:
-    """What etcd holds, and who is told of changes."""
+class ApiServer:
+    """What etcd holds, and who hears of changes."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
