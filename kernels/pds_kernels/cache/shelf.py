@@ -1,7 +1,7 @@
 """The artefacts below one folder: on the shared volume, or in the pod's own.
 
 An artefact appears by one rename, so that a reader sees all of it or nothing. Every operation goes
-through the `Files` that it is given, whose faults tell which of the two places refused.
+through the `Files` that it is given, whose faults say which of the two places refused.
 """
 
 import errno

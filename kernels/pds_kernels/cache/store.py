@@ -211,9 +211,9 @@ class Cache:
             raise self._place_error(fault) from fault
         except Exception as error:
             space = files.space(own.root)
-            if space.total and space.free < LEAST_FREE:  # libraries tell a full disk in many ways
-                told = words.full(words.private(own.root.parent), space)
-                raise PlaceError(f"{told} ({type(error).__name__}: {error})") from error
+            if space.total and space.free < LEAST_FREE:  # libraries report a full disk in many ways
+                full = words.full(words.private(own.root.parent), space)
+                raise PlaceError(f"{full} ({type(error).__name__}: {error})") from error
             raise
         finally:
             if scratch is not None:
