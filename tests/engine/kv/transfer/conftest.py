@@ -13,7 +13,7 @@ from pds_engine.config import KvBackend, KvConfig
 from pds_engine.keys import Keys
 from pds_engine.kv.layout import KvFormat, KvShard
 from pds_engine.kv.pool import KvPool
-from pds_engine.kv.transfer import Limits, TransferThread, shared_pool
+from pds_engine.kv.transfer import TransferLimits, TransferThread, shared_pool
 from pds_engine.messages import KvEndpoint, Message
 from pds_engine.ports import UCX_OFFSET, KvAddress
 
@@ -34,7 +34,7 @@ class Side:
         backends: Sequence[KvBackend],
         keys: Keys,
         rank: int = 0,
-        limits: Limits | None = None,
+        limits: TransferLimits | None = None,
         port: int = 0,
     ) -> None:
         self.pool = KvPool(kv, part, pages, shared=shared_pool(backends))
