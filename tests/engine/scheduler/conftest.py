@@ -203,7 +203,7 @@ Memory = dict[tuple[int, int], int]
 
 
 @dataclass
-class Slot:
+class FakeSlot:
     gen: int
     tokens: list[int]
     pages: list[int]
@@ -213,14 +213,14 @@ class Slot:
 
 
 @dataclass
-class Worker:
+class FakeWorker:
     """One rank: executes orders as they come, and pushes when told to."""
 
     rank: int
     memory: Memory = field(default_factory=dict)
     orders: deque[Message] = field(default_factory=deque)
     reports: deque[Message] = field(default_factory=deque)
-    slots: dict[int, Slot] = field(default_factory=dict)
+    slots: dict[int, FakeSlot] = field(default_factory=dict)
     open: dict[str, int] = field(default_factory=dict)
     closing: set[str] = field(default_factory=set)
     pushes: deque[tuple[Push, int]] = field(default_factory=deque)
@@ -253,7 +253,7 @@ class Worker:
             case Admit():
                 assert order.slot not in self.slots, "a slot is admitted while it is held"
                 tokens = [*order.prompt_ids, *order.output_ids]
-                self.slots[order.slot] = Slot(order.gen, tokens, list(order.pages), len(tokens))
+                self.slots[order.slot] = FakeSlot(order.gen, tokens, list(order.pages), len(tokens))
             case StepPlan():
                 self.step(order)
             case Release():
@@ -326,5 +326,5 @@ class Worker:
 
 
 @pytest.fixture(scope="session")
-def fake_worker() -> type[Worker]:
-    return Worker
+def fake_worker() -> type[FakeWorker]:
+    return FakeWorker
