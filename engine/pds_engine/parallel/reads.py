@@ -1,4 +1,4 @@
-"""The first stage's account of last tokens: which it knows, and which output told each.
+"""The first stage's account of last tokens: which it knows, and which output brought each.
 
 A decode row carries no token: it reads its slot's last one. That this is the token of the row's
 position is what `StepPlan.depends_on` promises; a wrong promise would read an older token, and

@@ -30,7 +30,7 @@ BUFFERS = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class StagePlace:
     """Where a rank stands in its pipeline."""
 
     stage: int
@@ -105,7 +105,7 @@ class Stage(Generic[H, W]):
 
     def __init__(
         self,
-        place: Place,
+        place: StagePlace,
         runner: StageRunner[H],
         exchange: Exchange[H, W],
         *,

@@ -72,7 +72,7 @@ CASES = [
         "a rank has the order and does nothing",
         ranks(heard(0, "idle", 6, done=6), heard(1, "hidden", 7, peer=0)),
         0,
-        "rank 0 (stage 0) was idle, and has not taken step 7 up",
+        "rank 0 (stage 0) was idle, and has not begun step 7",
     ),
     (
         "a rank has never reported",

@@ -15,7 +15,7 @@ from pds_engine.parallel.collectives import ALONE, Collectives, VocabShard
 from pds_engine.runner.batch import Batch
 from pds_engine.runner.philox import Draws
 from pds_engine.runner.sampling import logprobs, sample
-from pds_engine.runner.tables import Slot, Tables
+from pds_engine.runner.tables import HostSlot, Tables
 
 VOCAB = 1003
 """Four ranks have 251, 251, 251 and 250 of it."""
@@ -70,7 +70,7 @@ def chosen(logits: torch.Tensor, kinds: list[Sampling], ranks: Collectives, inde
                 seed=at * 7919, pages=(0,),
             )
         )  # fmt: skip
-        rows.append((Slot(0, 3, prompt + output, kind, at * 7919), index))
+        rows.append((HostSlot(0, 3, prompt + output, kind, at * 7919), index))
     slots = torch.arange(len(kinds))
     own, shard = columns(logits, ranks)
     tokens = sample(own, Batch(slots, slots, None, slots, slots, tuple(rows)), tables, shard)

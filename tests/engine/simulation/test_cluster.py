@@ -45,17 +45,17 @@ def test_a_prompt_is_handed_over(pair: Any, ask: Any, prefill: Layout, decode: L
     cluster.submit(ask("short", 3, 4, temperature=0.0))
     cluster.submit(ask("one", 9, 1))
     answers = cluster.run()
-    assert [len(told.tokens) for told in answers] == [6, 4, 1]
-    assert [len(told.tokens) for told in cluster.prefill[0].told.values()] == [1, 1, 1]
+    assert [len(answer.tokens) for answer in answers] == [6, 4, 1]
+    assert [len(answer.tokens) for answer in cluster.prefill[0].answers.values()] == [1, 1, 1]
 
 
 def test_pages_travel_while_the_next_chunk_computes(pair: Any, ask: Any):
     """Only the last chunk's copy comes after the first token; those before are hidden."""
     cluster: Cluster = pair((1, 1), (1, 1), copy=0.9)
     cluster.submit(ask("r", 8 * 8, 2))
-    (told,) = cluster.run()
-    first = cluster.prefill[0].told["r"].times[0]
-    assert told.times[0] - first == pytest.approx(0.9, abs=0.05)
+    (answer,) = cluster.run()
+    first = cluster.prefill[0].answers["r"].times[0]
+    assert answer.times[0] - first == pytest.approx(0.9, abs=0.05)
 
 
 @pytest.mark.parametrize("seed", range(1, 101))
@@ -88,5 +88,5 @@ def test_a_wrong_copy_shows(pair: Any, ask: Any, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(SimulatedTransfers, "place", wrong)
     cluster: Cluster = pair((1, 1), (1, 1))
     cluster.submit(ask("r", 30, 5))
-    with pytest.raises(PdsError, match="r was told"):
+    with pytest.raises(PdsError, match="r was sent"):
         cluster.run()

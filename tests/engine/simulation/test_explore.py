@@ -9,11 +9,11 @@ from msgspec.structs import replace
 from pds_engine.errors import GroupError
 from pds_engine.messages import StepDone, StepPlan
 from pds_engine.parallel import stage as stages_module
-from pds_engine.parallel.stage import Following, Place, Stage
+from pds_engine.parallel.stage import Following, Stage, StagePlace
 from pds_simulation import explore as explore_module
 from pds_simulation.exchange import SimulatedExchange
 from pds_simulation.explore import Op, Protocol, Violation, plan, script, sequences
-from pds_simulation.worker import Worker
+from pds_simulation.worker import SimulatedWorker
 
 CHAIN = [plan(0, True), *(plan(at, True, at - 1) for at in range(1, 8))]
 """One request decodes: each step reads the token of the one before."""
@@ -23,7 +23,7 @@ MIXED = [plan(at, at % 3 == 0, (at - 4) // 3 * 3 if at > 3 else -1) for at in ra
 """Now and then a step samples, and a later one reads it."""
 
 
-def told(place: Place, plans: list[StepPlan], late: Container[int] = ()) -> list[str]:
+def recorded(place: StagePlace, plans: list[StepPlan], late: Container[int] = ()) -> list[str]:
     return [
         f"{op.kind} {op.step}" + (f" on {op.channel}" if op.channel >= 0 else "")
         for op in script(place, plans, late=late)
@@ -33,7 +33,7 @@ def told(place: Place, plans: list[StepPlan], late: Container[int] = ()) -> list
 def test_the_script_of_a_first_stage():
     """It takes the output that a step depends on before it computes, and posts the receive of its
     own first thing after; hidden states leave from two buffers."""
-    assert told(Place(0, 2), [plan(0, True), plan(1, False), plan(2, False, 0)]) == [
+    assert recorded(StagePlace(0, 2), [plan(0, True), plan(1, False), plan(2, False, 0)]) == [
         "begin 0",
         "receive 0 on 1",
         "send 0 on 0",
@@ -51,7 +51,7 @@ def test_the_script_of_a_first_stage():
 
 def test_the_script_of_a_last_stage():
     """The next step's hidden states arrive while it computes, if its plan came in time."""
-    assert told(Place(1, 2), [plan(at, False) for at in range(3)], late={2}) == [
+    assert recorded(StagePlace(1, 2), [plan(at, False) for at in range(3)], late={2}) == [
         "begin 0",
         "receive 0 on 0",
         "received 0 on 0",
@@ -73,14 +73,16 @@ def test_a_stage_that_does_not_receive_ahead_posts_all_as_they_come():
 
     plans = [plan(at, True) for at in range(4)]
     for stage in range(3):
-        place = Place(stage, 3)
+        place = StagePlace(stage, 3)
         assert script(place, plans, careful) == script(place, plans, late=range(4))
 
 
 class Logged(Stage[Any, Any]):
     """A stage in a simulated group that writes down what it posts and what it waits for."""
 
-    def __init__(self, place: Place, worker: Worker, exchange: SimulatedExchange) -> None:
+    def __init__(
+        self, place: StagePlace, worker: SimulatedWorker, exchange: SimulatedExchange
+    ) -> None:
         super().__init__(place, worker, exchange)
         self.ops: list[tuple[str, int, int]] = []
         self.late: set[int] = set()
@@ -132,7 +134,7 @@ def test_a_stage_does_in_a_group_what_its_script_says(
     """What is explored is what happens: with true plans, tokens and times."""
     stages: list[Logged] = []
 
-    def make(place: Place, worker: Worker, exchange: SimulatedExchange) -> Logged:
+    def make(place: StagePlace, worker: SimulatedWorker, exchange: SimulatedExchange) -> Logged:
         stages.append(Logged(place, worker, exchange))
         return stages[-1]
 
@@ -143,7 +145,7 @@ def test_a_stage_does_in_a_group_what_its_script_says(
     group.run()
     for stage, logged in enumerate(stages):
         assert len(logged.late) < len(group.plans)
-        ops = script(Place(stage, pp), group.plans, late=logged.late)
+        ops = script(StagePlace(stage, pp), group.plans, late=logged.late)
         assert logged.ops == [(op.kind, op.step, op.channel) for op in ops]
 
 
@@ -171,14 +173,14 @@ def test_some_plans_of_four_stages_in_all_interleavings():
 @pytest.mark.parametrize("stages", [2, 3, 4])
 def test_long_sequences_at_full_depth(stages: int, plans: list[StepPlan], rendezvous: bool):
     """Long enough for every buffer to come round."""
-    depth = Place(0, stages).depth
+    depth = StagePlace(0, stages).depth
     assert Protocol.of(plans, stages, depth, rendezvous=rendezvous).explore() > 100
 
 
 # ---- stages that are wrong, as others' were -------------------------------------------------
 
 
-def believing(where: Callable[[Place], bool], belief: Callable[[StepPlan], StepPlan]) -> Any:
+def believing(where: Callable[[StagePlace], bool], belief: Callable[[StepPlan], StepPlan]) -> Any:
     """A stage that, where it stands there, takes a plan to be another."""
 
     class Believer(Stage[int, Op]):
@@ -188,11 +190,11 @@ def believing(where: Callable[[Place], bool], belief: Callable[[StepPlan], StepP
     return Believer
 
 
-def first(place: Place) -> bool:
+def first(place: StagePlace) -> bool:
     return place.first
 
 
-def last(place: Place) -> bool:
+def last(place: StagePlace) -> bool:
     return place.last
 
 
@@ -252,7 +254,7 @@ def test_another_plan_than_was_said_to_follow_is_refused():
             return super().step(plan, lambda: MIDDLE[0])
 
     with pytest.raises(GroupError, match="step 1 comes where 0 was to follow"):
-        script(Place(1, 2), MIDDLE, Forgetful)
+        script(StagePlace(1, 2), MIDDLE, Forgetful)
 
 
 def test_a_violation_tells_how_it_came_about():

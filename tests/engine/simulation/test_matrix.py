@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from pds_engine.messages import Submit
 from pds_simulation import model
-from pds_simulation.model import Answer
+from pds_simulation.model import ExpectedAnswer
 
 SHARED = tuple(range(100, 148))
 """A beginning that some prompts have in common: three pages."""
@@ -50,7 +50,7 @@ def requests(ask: Callable[..., Submit]) -> Callable[[bool], list[tuple[float, S
 
 
 @pytest.fixture(scope="module")
-def right(requests: Any) -> dict[bool, dict[str, Answer]]:
+def right(requests: Any) -> dict[bool, dict[str, ExpectedAnswer]]:
     return {
         logprobs: {
             request.request_id: model.answer(request, 4) for _, request in requests(logprobs)
@@ -103,7 +103,7 @@ def test_tokens_are_the_models(
             group.submit(request, at)
         answers = group.run()
         assert (group.core.ledger.prefix_hits > 0) == case["prefix_cache"]
-        for told in answers:
-            name = told.request.request_id
-            answer = Answer(tuple(told.tokens), tuple(told.logprobs))
+        for received in answers:
+            name = received.request.request_id
+            answer = ExpectedAnswer(tuple(received.tokens), tuple(received.logprobs))
             assert answer == right[logprobs][name], (name, case)

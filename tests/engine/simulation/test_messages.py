@@ -44,10 +44,10 @@ def test_a_prompt_of_256k_in_chunks_of_8k(
         skip_output=skip,
     )
     group.submit(ask("r", 262144, max_tokens=max_tokens))
-    (told,) = group.run()
+    (answer,) = group.run()
     check_both_ends(group)
     assert len(group.plans) == 32 + max_tokens - 1
-    assert len(told.tokens) == max_tokens
+    assert len(answer.tokens) == max_tokens
     assert [len(wire.sent) for wire in group.outputs] == [outputs]
     # The 31 empty ones; that of the last step is taken by no step any more.
     assert group.workers[0].runner.reads.unneeded == (0 if skip else 31)
@@ -71,9 +71,9 @@ def test_a_prefill_group_sends_no_output_at_all():
     cluster.submit(
         Submit(request_id="r", prompt_ids=tuple(range(262144)), sampling=sampling, seed=1)
     )
-    (told,) = cluster.run()
+    (answer,) = cluster.run()
     (group,) = cluster.prefill
-    assert (len(group.plans), len(told.tokens)) == (32, 4)
+    assert (len(group.plans), len(answer.tokens)) == (32, 4)
     check_both_ends(group)
     assert [len(wire.sent) for wire in group.outputs] == [0]
 

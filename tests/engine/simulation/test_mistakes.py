@@ -8,21 +8,23 @@ from msgspec.structs import replace
 from pds_engine.errors import PdsError, ProtocolError
 from pds_engine.messages import StepDone, StepPlan
 from pds_engine.parallel import stage as stages_module
-from pds_engine.parallel.stage import Following, Place, Stage
+from pds_engine.parallel.stage import Following, Stage, StagePlace
 from pds_engine.scheduler import steps as scheduler_steps
 from pds_simulation.exchange import Hidden, SimulatedExchange
 from pds_simulation.group import Group, MakeStage
-from pds_simulation.worker import Stepper, Worker
+from pds_simulation.worker import SimulatedWorker, Stepper
 
 CHUNK = 16
-Belief = Callable[[StepPlan, Worker], StepPlan]
+Belief = Callable[[StepPlan, SimulatedWorker], StepPlan]
 
 
 def believing(belief: Belief, stage: int) -> MakeStage:
     """A group whose stage `stage` takes each plan to be another one."""
 
     class Believer(Stage[Any, Any]):
-        def __init__(self, place: Place, worker: Worker, exchange: SimulatedExchange) -> None:
+        def __init__(
+            self, place: StagePlace, worker: SimulatedWorker, exchange: SimulatedExchange
+        ) -> None:
             super().__init__(place, worker, exchange)
             self._worker = worker
 
@@ -44,7 +46,7 @@ def ask_all(group: Group, ask: Any) -> None:
     group.cancel("r3", at=12.5)
 
 
-def no_last_chunk(plan: StepPlan, worker: Worker) -> StepPlan:
+def no_last_chunk(plan: StepPlan, worker: SimulatedWorker) -> StepPlan:
     """By this rank's own state: does any slot that it knows still have prompt left? A parked one
     says yes, although it is not in the batch (sglang #26148)."""
     ends = {row.slot: row.start + row.length for row in plan.rows}
@@ -54,25 +56,25 @@ def no_last_chunk(plan: StepPlan, worker: Worker) -> StepPlan:
     return replace(plan, expects_output=plan.expects_output and not unfinished)
 
 
-def sends_nothing(plan: StepPlan, worker: Worker) -> StepPlan:
+def sends_nothing(plan: StepPlan, worker: SimulatedWorker) -> StepPlan:
     return replace(plan, expects_output=False)
 
 
-def always_receives(plan: StepPlan, worker: Worker) -> StepPlan:
+def always_receives(plan: StepPlan, worker: SimulatedWorker) -> StepPlan:
     return replace(plan, expects_output=True)
 
 
-def while_the_request_lives(plan: StepPlan, worker: Worker) -> StepPlan:
+def while_the_request_lives(plan: StepPlan, worker: SimulatedWorker) -> StepPlan:
     """Receives nothing for a step of which no request is in a slot any more."""
     live = any(row.samples and row.slot == 0 for row in plan.rows)
     return replace(plan, expects_output=plan.expects_output and live)
 
 
-def reads_too_early(plan: StepPlan, worker: Worker) -> StepPlan:
+def reads_too_early(plan: StepPlan, worker: SimulatedWorker) -> StepPlan:
     return replace(plan, depends_on=-1)
 
 
-def swaps_rows(plan: StepPlan, worker: Worker) -> StepPlan:
+def swaps_rows(plan: StepPlan, worker: SimulatedWorker) -> StepPlan:
     return replace(plan, rows=plan.rows[::-1])
 
 
@@ -204,7 +206,7 @@ def unneeded(group: Group) -> list[int]:
 def test_a_token_that_marks_nothing(simulate: Any, ask: Any):
     """What a skipped or empty output holds must never be a slot's last token."""
 
-    def swallow(place: Place, worker: Worker, exchange: SimulatedExchange) -> Stepper:
+    def swallow(place: StagePlace, worker: SimulatedWorker, exchange: SimulatedExchange) -> Stepper:
         if place.last:
             send = exchange.send_output
             exchange.send_output = lambda plan, tokens: send(plan, ())  # type: ignore[method-assign]

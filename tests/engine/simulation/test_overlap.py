@@ -15,8 +15,8 @@ the tick in which it comes, and the one step that is planned ahead for the first
 
 def ticks(group: Group, request: Submit) -> float:
     group.submit(request)
-    (told,) = group.run()
-    return told.ttft
+    (answer,) = group.run()
+    return answer.ttft
 
 
 @pytest.mark.parametrize("step", [7, pytest.param(1, marks=pytest.mark.soak)])
@@ -74,9 +74,9 @@ def test_a_long_prompt_amid_64_decodes(simulate: Any, ask: Any, stages: int, at:
             group.submit(ask(f"d{number}", (number,), max_tokens=300))
         group.submit(ask("r", CHUNK * chunks), at=at)
         group.events.run(until=at + chunks + stages - 1 + WAIT)
-        told = group.told["r"]
-        assert told.over and told.ttft >= chunks + stages - 1
-        assert sum(len(other.tokens) for other in group.told.values()) > 64 * chunks / stages
+        answer = group.answers["r"]
+        assert answer.over and answer.ttft >= chunks + stages - 1
+        assert sum(len(other.tokens) for other in group.answers.values()) > 64 * chunks / stages
 
 
 @pytest.mark.parametrize("stages", [2, 4])
@@ -87,9 +87,9 @@ def test_running_decodes_do_not_wait_for_the_prompt(simulate: Any, ask: Any, sta
         group.submit(ask(f"d{number}", (number,), max_tokens=300))
     group.submit(ask("r", CHUNK * 64), at=20.0)
     group.events.run(until=100.0)
-    assert group.told.pop("r").over
-    for told in group.told.values():
-        steady = [time for time in told.times if time > 10.0]
+    assert group.answers.pop("r").over
+    for answer in group.answers.values():
+        steady = [time for time in answer.times if time > 10.0]
         gaps = {later - earlier for earlier, later in pairwise(steady)}
         assert gaps == {float(stages)}
 
@@ -100,5 +100,5 @@ def test_requests_that_end_together_do_not_slow_each_other(simulate: Any, ask: A
     group = simulate(pp=stages, layers=1, pages=2048)
     for number in range(64):
         group.submit(ask(f"d{number}", (number,), max_tokens=60))
-    for told in group.run():
-        assert max(later - earlier for earlier, later in pairwise(told.times)) == stages
+    for answer in group.run():
+        assert max(later - earlier for earlier, later in pairwise(answer.times)) == stages

@@ -74,7 +74,7 @@ def test_what_is_put_out_is_answered_as_if_it_never_was(cluster: Any, ask: Any, 
     made.run()
     assert [made.answer(each.request_id) for each in asked] == [right(each) for each in asked]
     put_out = sum(group.core.ledger.preemptions for group in made.decode)
-    again = [name for group in made.decode for name in group.told if name.endswith("+")]
+    again = [name for group in made.decode for name in group.answers if name.endswith("+")]
     assert len(again) == put_out > 0
 
 
@@ -86,9 +86,11 @@ def test_the_oldest_is_never_put_out_and_each_comes_to_its_turn(cluster: Any, as
         made.submit(one, at=float(number))
     made.run()
     assert [made.answer(each.request_id) for each in asked] == [right(each) for each in asked]
-    told = made.decode[0].told
-    assert "r0+" not in told
-    ends = {name.rstrip("+"): each.times[-1] for name, each in told.items() if each.finish_reason}
+    answers = made.decode[0].answers
+    assert "r0+" not in answers
+    ends = {
+        name.rstrip("+"): each.times[-1] for name, each in answers.items() if each.finish_reason
+    }
     assert sorted(ends, key=lambda name: ends[name]) == [f"r{number}" for number in range(6)]
 
 

@@ -26,7 +26,7 @@ DONE = PushDone(transfer="t", rank=0, bytes=1, seconds=0.0)
 
 
 @dataclass
-class Waiting:
+class FakeWaiting:
     """Something that a step waits for."""
 
     answer: Any
@@ -38,8 +38,8 @@ class Waiting:
 
     def wait(self) -> Any:
         if self.activity is not None:
-            told = self.activity.report()
-            self.seen.append((told.doing, told.peer, told.step))
+            report = self.activity.report()
+            self.seen.append((report.doing, report.peer, report.step))
         return self.answer
 
 
@@ -63,7 +63,7 @@ class World:
         return self.orders.pop(0) if self.orders else None
 
     def step(self, plan: StepPlan, following: Following) -> Any:
-        yield Waiting(None, step=plan.step_id)
+        yield FakeWaiting(None, step=plan.step_id)
         self.orders += self.come_meanwhile
         self.come_meanwhile = ()
         after = following()
@@ -100,7 +100,7 @@ PUSH = Push(transfer="t", src_pages=(), dst_pages=(), last=False)
 RELEASE = Release(slot=0, gen=1, after_step=0)
 
 
-def test_pages_are_pushed_when_they_are_computed_and_before_the_result_is_told() -> None:
+def test_pages_are_pushed_when_they_are_computed_and_before_the_result_is_sent() -> None:
     world = World(plan(0, PUSH), plan(1))
     world.loop.turn()
     assert world.log == [
@@ -155,7 +155,7 @@ def test_what_is_no_order_is_refused() -> None:
 def test_while_a_step_waits_its_rank_says_for_whom() -> None:
     activity = Activity(0, clock=iter(range(100)).__next__)
     first, second = (
-        Waiting(answer, step=7, activity=activity, doing=doing)
+        FakeWaiting(answer, step=7, activity=activity, doing=doing)
         for answer, doing in (("h", "hidden"), (None, "sent"))
     )
 
@@ -177,12 +177,17 @@ def test_a_report_tells_what_a_rank_has_come_to() -> None:
     for step in range(6):
         activity.begin(plan(step))
         now += 1.0
-        told = activity.report()
-        assert (told.doing, told.step, told.done, told.seconds) == ("compute", step, step - 1, 1.0)
+        report = activity.report()
+        assert (report.doing, report.step, report.done, report.seconds) == (
+            "compute",
+            step,
+            step - 1,
+            1.0,
+        )
         activity.end(plan(step))
-    told = activity.report()
-    assert (told.doing, told.done, told.seconds) == ("idle", 5, 0.0)
-    assert told.plans == tuple(
+    report = activity.report()
+    assert (report.doing, report.done, report.seconds) == ("idle", 5, 0.0)
+    assert report.plans == tuple(
         f"step {n}: 1 rows, 5 tokens, depends on -1, sends its output" for n in (2, 3, 4, 5)
     )
-    assert (told.traffic.rank, told.traffic.steps, told.traffic.outputs_expected) == (2, 6, 6)
+    assert (report.traffic.rank, report.traffic.steps, report.traffic.outputs_expected) == (2, 6, 6)
