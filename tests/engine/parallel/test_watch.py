@@ -11,9 +11,9 @@ NOW = 100.0
 
 def heard(rank: int, doing: str, step: int, *, at: float = NOW - 0.5, **keys: Any) -> Heard:
     """A report of `rank`; by default it has done the step before the one it is at."""
-    told = {"done": step - 1, "peer": -1, "seconds": 60.0, "mailbox": 1, "plans": (), **keys}
+    values = {"done": step - 1, "peer": -1, "seconds": 60.0, "mailbox": 1, "plans": (), **keys}
     return Heard(
-        Progress(rank=rank, doing=doing, step=step, traffic=Traffic(rank=rank), **told), at
+        Progress(rank=rank, doing=doing, step=step, traffic=Traffic(rank=rank), **values), at
     )
 
 

@@ -1,19 +1,15 @@
 """What is wrong with one Submit ends that request alone."""
 
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 from pds_engine.errors import RequestError
 from pds_engine.messages import Submit
 from pds_engine.scheduler.admission import reject_reason
 from pds_engine.scheduler.settings import Settings
-
-Make = Callable[..., Any]
+from scheduling.bench import MakeBench
 
 
 def test_what_goes_wrong_with_one_submit_ends_that_request(
-    bench: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    bench: MakeBench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(message: Submit, settings: Settings, pages: int) -> RequestError | None:
         if message.request_id == "bad":
