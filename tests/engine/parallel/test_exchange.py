@@ -38,11 +38,11 @@ class Network:
     lost: bool = False
     calls: list[tuple[Any, ...]] = field(default_factory=list)
 
-    def isend(self, tensor: Tensor, peer: int, group: Any, tag: int) -> Work:
+    def isend(self, tensor: Tensor, peer: int, group: str, tag: int) -> Work:
         self.calls.append(("send", peer, group, tag, tensor.tolist()))
         return Work(tensor, lost=self.lost)
 
-    def irecv(self, tensor: Tensor, peer: int, group: Any, tag: int) -> Work:
+    def irecv(self, tensor: Tensor, peer: int, group: str, tag: int) -> Work:
         self.calls.append(("receive", peer, group, tag, tuple(tensor.shape)))
         return Work(tensor, self.arrives, self.lost)
 

@@ -1,8 +1,6 @@
 """What a step's attention is given, and how often it is prepared."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -11,6 +9,7 @@ from pds_engine.runner.batch import build
 from pds_engine.runner.tables import Tables
 from pds_kernels.paged_attention import Attend, AttentionPlan, Geometry, Kernel, Prepare, dispatch
 from pds_kernels.paged_attention.reference import make
+from runner_driver import Driver
 
 GREEDY = Sampling(max_tokens=4, temperature=0.0)
 NULL = 99
@@ -70,7 +69,7 @@ def test_pages_that_are_not_reached_yet_are_not_named() -> None:
 
 
 def test_a_plan_is_prepared_once_a_step(
-    driver: Callable[..., Any], qwen3: Path, monkeypatch: pytest.MonkeyPatch
+    driver: type[Driver], qwen3: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Through the seam, as any kernel would be: three layers attend by what was prepared once."""
     calls: list[str] = []

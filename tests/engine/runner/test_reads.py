@@ -40,7 +40,9 @@ class FirstStage:
         pools = [torch.zeros(shape) for _ in decoder.part.layers]
         self.runner = Runner(config, decoder, [(pool[:, 0], pool[:, 1]) for pool in pools])
         self.admit(gen=1)
-        self.stage: Stage[Any, Any] = Stage(StagePlace(0, 2), self.runner, AnsweredExchange())  # type: ignore[arg-type]
+        self.stage: Stage[torch.Tensor, int] = Stage(
+            StagePlace(0, 2), self.runner, AnsweredExchange()
+        )  # type: ignore[arg-type]
         self.tokens: dict[int, tuple[int, ...]] = {}
 
     def admit(self, gen: int) -> None:

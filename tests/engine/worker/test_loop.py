@@ -1,7 +1,7 @@
 """The loop's order: orders one after another, and a transfer's report never behind two of them."""
 
+from collections.abc import Generator
 from dataclasses import dataclass, field
-from typing import Any
 
 import pytest
 from pds_engine.errors import GroupError, ProtocolError
@@ -29,14 +29,14 @@ DONE = PushDone(transfer="t", rank=0, bytes=1, seconds=0.0)
 class FakeWaiting:
     """Something that a step waits for."""
 
-    answer: Any
+    answer: str | None
     doing: str = "hidden"
     peer: int = 3
     step: int = 0
-    seen: list[Any] = field(default_factory=list)
+    seen: list[tuple[str, int, int]] = field(default_factory=list)
     activity: Activity | None = None
 
-    def wait(self) -> Any:
+    def wait(self) -> str | None:
         if self.activity is not None:
             report = self.activity.report()
             self.seen.append((report.doing, report.peer, report.step))
@@ -54,7 +54,7 @@ class World:
         self.log: list[str] = []
         self.mailbox = Mailbox()
         self.activity = Activity(0)
-        self.loop: Any = Loop(self, self, self, self, self.mailbox, self.activity, reports=reports)  # type: ignore[arg-type]
+        self.loop = Loop(self, self, self, self, self.mailbox, self.activity, reports=reports)  # type: ignore[arg-type]
 
     def send(self, message: Message) -> None:
         self.log.append(f"send {type(message).__name__}")
@@ -62,7 +62,9 @@ class World:
     def receive(self) -> Message | None:
         return self.orders.pop(0) if self.orders else None
 
-    def step(self, plan: StepPlan, following: Following) -> Any:
+    def step(
+        self, plan: StepPlan, following: Following
+    ) -> Generator[FakeWaiting, None, StepDone | None]:
         yield FakeWaiting(None, step=plan.step_id)
         self.orders += self.come_meanwhile
         self.come_meanwhile = ()
@@ -159,7 +161,7 @@ def test_while_a_step_waits_its_rank_says_for_whom() -> None:
         for answer, doing in (("h", "hidden"), (None, "sent"))
     )
 
-    def step() -> Any:
+    def step() -> Generator[FakeWaiting, str | None, str | None]:
         got = yield first
         assert activity.report().doing == "compute"
         yield second
@@ -170,7 +172,7 @@ def test_while_a_step_waits_its_rank_says_for_whom() -> None:
     assert (*first.seen, *second.seen) == (("hidden", 3, 7), ("sent", 3, 7))
 
 
-def test_a_report_tells_what_a_rank_has_come_to() -> None:
+def test_a_report_says_what_a_rank_has_come_to() -> None:
     now = 0.0
     activity = Activity(2, clock=lambda: now)
     assert (activity.report().doing, activity.report().step) == ("setup", -1)

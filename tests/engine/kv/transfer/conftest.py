@@ -147,7 +147,11 @@ class Remote:
 
 
 def _serve(
-    parents: Connection, pipe: Connection, kind: Callable[..., Any], args: Any, kwargs: Any
+    parents: Connection,
+    pipe: Connection,
+    kind: Callable[..., Any],
+    args: Sequence[Any],
+    kwargs: dict[str, Any],
 ) -> None:
     parents.close()
     try:
@@ -174,8 +178,10 @@ def side(keys: Keys) -> Iterator[Callable[..., Side]]:
     """Makes sides in this process: side(format, shard, pages, backends, **more)."""
     made: list[Side] = []
 
-    def make(*args: Any, **kwargs: Any) -> Side:
-        made.append(Side(*args, **{"keys": keys, **kwargs}))
+    def make(
+        kv: KvFormat, part: KvShard, pages: int, backends: Sequence[KvBackend], **more: Any
+    ) -> Side:
+        made.append(Side(kv, part, pages, backends, **{"keys": keys, **more}))
         return made[-1]
 
     yield make
@@ -188,8 +194,10 @@ def remote(keys: Keys) -> Iterator[Callable[..., Remote]]:
     """Makes sides in processes of their own."""
     made: list[Remote] = []
 
-    def make(*args: Any, **kwargs: Any) -> Remote:
-        made.append(Remote(Side, *args, **{"keys": keys, **kwargs}))
+    def make(
+        kv: KvFormat, part: KvShard, pages: int, backends: Sequence[KvBackend], **more: Any
+    ) -> Remote:
+        made.append(Remote(Side, kv, part, pages, backends, **{"keys": keys, **more}))
         return made[-1]
 
     yield make
