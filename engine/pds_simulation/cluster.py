@@ -13,7 +13,7 @@ from pds_engine.scheduler.settings import Settings
 
 from pds_simulation.events import Events
 from pds_simulation.group import ENDPOINT, Group, Machine, ReceivedAnswer
-from pds_simulation.transfers import SimulatedTransfers
+from pds_simulation.transfers import RankPlace, SimulatedTransfers
 from pds_simulation.wire import Delay, Line
 
 AGAIN = "+"
@@ -56,9 +56,7 @@ class Cluster:
         for rank, worker in enumerate(group.workers):
             worker.transfers = transfers = SimulatedTransfers(
                 self.events,
-                rank,
-                worker.shard,
-                settings.parallelism.tp,
+                RankPlace(rank, worker.shard, settings.parallelism.tp),
                 worker.runner,
                 self._copy,
                 self._receivers,

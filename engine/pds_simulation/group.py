@@ -283,9 +283,7 @@ class Group:
             )
             rank = stage * tp + shard
             report = partial(self.report, rank)
-            worker = SimulatedWorker(
-                self.events, place, shard, runner, lockstep, machine.step_time, report
-            )
+            worker = SimulatedWorker(self.events, runner, lockstep, machine.step_time, report)
             exchange = SimulatedExchange(place, self._wires(place, shard), worker.post)
             worker.stage = machine.make_stage(place, worker, exchange)
             workers.append(worker)

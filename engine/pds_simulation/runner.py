@@ -62,8 +62,8 @@ class SimulatedRunner:
         self.memory = {layer: [POISON] * (pages * page_size) for layer in layers}
         """Keys by layer: page p's tokens begin at p · page_size."""
         self.reads = Reads()
-        self._place = place
-        self._shard = shard
+        self.place = place
+        self.shard = shard
         self._max_slots = max_slots
         self._done = -1
         self._releases: list[Release] = []
@@ -93,18 +93,18 @@ class SimulatedRunner:
 
     def execute(self, plan: StepPlan, hidden: Hidden | None) -> Computed[Hidden]:
         slots = [self._take(row) for row in plan.rows]
-        if self._place.first:
+        if self.place.first:
             self.reads.check(plan)
-        inputs = self._embed(plan, slots) if self._place.first else self._given(plan, hidden)
+        inputs = self._embed(plan, slots) if self.place.first else self._given(plan, hidden)
         computed = tuple(
             self._compute(row, slot, values)
             for row, slot, values in zip(plan.rows, slots, inputs, strict=True)
         )
-        if self._place.first and self._place.last:
+        if self.place.first and self.place.last:
             self.reads.sampled(plan)
         self._done = plan.step_id
-        result: Computed[Hidden] = Computed(hidden=Hidden(self._shard, computed))
-        if self._place.last:
+        result: Computed[Hidden] = Computed(hidden=Hidden(self.shard, computed))
+        if self.place.last:
             tokens, scores = self._sample(plan, slots, computed)
             result = Computed(
                 done=StepDone(step_id=plan.step_id, tokens=tokens, logprobs=scores, elapsed=0.0)
@@ -150,7 +150,7 @@ class SimulatedRunner:
         ]
 
     def _given(self, plan: StepPlan, hidden: Hidden | None) -> Sequence[Sequence[int]]:
-        if hidden is None or hidden.shard != self._shard:
+        if hidden is None or hidden.shard != self.shard:
             raise ProtocolError(f"step {plan.step_id} was given the hidden states of {hidden}")
         if [len(values) for values in hidden.rows] != [row.length for row in plan.rows]:
             raise ProtocolError(f"step {plan.step_id} was given hidden states of another shape")
@@ -188,7 +188,7 @@ class SimulatedRunner:
             index = row.start + row.length - slot.prompt_len
             token = model.sample(values[-1], slot.sampling, slot.seed, index, slot.said)
             slot.said = hash((slot.said, token))
-            if self._place.first:
+            if self.place.first:
                 slot.last = token
             tokens.append(token)
             scores.append(model.logprobs(values[-1], token, slot.sampling.logprobs))

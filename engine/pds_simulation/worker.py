@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from msgspec.structs import replace
 from pds_engine.errors import ProtocolError
 from pds_engine.messages import Admit, Message, Release, StepDone, StepPlan
-from pds_engine.parallel.stage import Computed, Following, StagePlace
+from pds_engine.parallel.stage import Computed, Following
 
 from pds_simulation.events import Action, Events, Signal
 from pds_simulation.exchange import Hidden
@@ -65,15 +65,13 @@ class SimulatedWorker:
     def __init__(
         self,
         events: Events,
-        place: StagePlace,
-        shard: int,
         runner: SimulatedRunner,
         lockstep: Lockstep,
         step_time: StepTime,
         report: Callable[[Message], None],
     ) -> None:
-        self.place = place
-        self.shard = shard
+        self.place = runner.place
+        self.shard = runner.shard
         self.runner = runner
         self.stage: Stepper | None = None
         self.transfers: RankTransfers | None = None

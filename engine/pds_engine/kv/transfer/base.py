@@ -62,7 +62,7 @@ class TransferLimits:
     stall_seconds: float = 20.0
     """Without a byte of progress where one is due, a connection is given up."""
     drain_seconds: float = 2.0
-    """What CloseTransfer waits for acknowledgement of what is under way."""
+    """How long CloseTransfer waits for the acknowledgement of writes under way."""
     expect_seconds: float = 60.0
     """How long a peer waits that asks to open a transfer before its Expect."""
     waiting: int = 1024
@@ -177,8 +177,8 @@ class Backend(ABC):
         """The channel has nothing more to send: one that writes through it goes on."""
 
     def answered(self, ticket: int, error: str | None) -> None:  # noqa: B027
-        """The receiver has placed (Ack) or refused (Nack: `error`) what came through the channel
-        under `ticket`, be it this backend's or another's."""
+        """The receiver has placed (Ack) or refused (Nack: `error`) the data of `ticket`, which may
+        be another backend's."""
 
     @abstractmethod
     def cancel(self, transfer: str) -> None:
@@ -191,9 +191,9 @@ class Backend(ABC):
     # ---- D's half --------------------------------------------------------------------------------
 
     def source(self, detail: bytes) -> memoryview | None:
-        """P's pages, where the receiver is to copy out of them (frames.Copy); None: it is not.
+        """P's pages, if the receiver is to copy out of them (frames.Copy); else None.
 
-        `detail` is what P's half said in Open. It was not checked yet.
+        `detail` is what P's half sent in Open. It was not checked yet.
 
         Raises:
             TransferFailed: they cannot be reached.
@@ -205,6 +205,15 @@ class Backend(ABC):
     @abstractmethod
     def close(self) -> None:
         """Let go of everything that was registered."""
+
+
+class Registered(NamedTuple):
+    """A backend whose pool is reachable."""
+
+    backend: Backend
+    offer: Offer
+    detail: bytes
+    """What Open carries when it is used."""
 
 
 def same_domain(ours: Offer, theirs: Offer) -> bool:

@@ -21,7 +21,7 @@ import time
 from collections import deque
 from collections.abc import Generator, Sequence
 from itertools import islice
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from pds_engine.errors import ProtocolError
 from pds_engine.kv.transfer.frames import (
@@ -46,6 +46,15 @@ _SCRATCH: Final = memoryview(bytearray(1 << 18))
 """Where bytes go that nobody wants; never read."""
 
 Reading = Generator[Sequence[memoryview], None, None]
+
+
+class Credentials(NamedTuple):
+    """What the two ends of a channel prove to each other."""
+
+    key: bytes
+    """The control key's hmac.key: both ends hold it."""
+    instance: bytes
+    """The start of the rank that listens."""
 
 
 class ChannelHandler(Protocol):
@@ -106,8 +115,7 @@ class Channel:
         handler: ChannelHandler,
         selector: selectors.BaseSelector,
         *,
-        key: bytes,
-        instance: bytes,
+        credentials: Credentials,
         now: float,
     ) -> "Channel":
         """Begin to connect; `on_ready` or `on_lost` follows."""
@@ -115,7 +123,7 @@ class Channel:
         sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         sock.connect_ex(address)
         channel = cls(sock, f"{address[0]}:{address[1]}", handler, selector, now)
-        channel._read_by(channel._as_dialer(key, instance))
+        channel._read_by(channel._as_dialer(*credentials))
         return channel
 
     @classmethod
@@ -126,13 +134,12 @@ class Channel:
         handler: ChannelHandler,
         selector: selectors.BaseSelector,
         *,
-        key: bytes,
-        instance: bytes,
+        credentials: Credentials,
         now: float,
     ) -> "Channel":
-        """Greet one who has connected; `on_ready` or `on_lost` follows."""
+        """Greet a peer that has connected; `on_ready` or `on_lost` follows."""
         channel = cls(sock, peer, handler, selector, now)
-        channel._read_by(channel._as_listener(key, instance))
+        channel._read_by(channel._as_listener(*credentials))
         return channel
 
     @property

@@ -10,7 +10,7 @@ from pds_engine.errors import ProtocolError, TransferFailed
 from pds_engine.kv.layout import ByteRun
 from pds_engine.kv.pool import KvPool
 from pds_engine.kv.transfer.base import Backend, TransferLimits
-from pds_engine.kv.transfer.channel import Channel
+from pds_engine.kv.transfer.channel import Channel, Credentials
 from pds_engine.kv.transfer.expectations import Expectations, OpenAnswer
 from pds_engine.kv.transfer.frames import (
     Ack,
@@ -56,14 +56,13 @@ class Receiver:
         backends: Mapping[KvBackend, Backend],
         address: tuple[str, int],
         *,
-        key: bytes,
-        instance: bytes,
+        credentials: Credentials,
         limits: TransferLimits,
         selector: selectors.BaseSelector,
     ) -> None:
         self._pool = pool
         self._backends = backends
-        self._key, self._instance = key, instance
+        self._credentials = credentials
         self._limits = limits
         self._selector = selector
         self._expectations = Expectations(pool.pages, pool.bytes_per_page)
@@ -149,7 +148,7 @@ class Receiver:
             sock.close()
             return
         channel = Channel.accept(
-            sock, peer, self, self._selector, key=self._key, instance=self._instance, now=now
+            sock, peer, self, self._selector, credentials=self._credentials, now=now
         )
         self._visitors[channel] = _Visitor()
 

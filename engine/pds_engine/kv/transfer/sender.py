@@ -13,8 +13,8 @@ from pds_engine.errors import ProtocolError, TransferFailed
 from pds_engine.kv.layout import KvShard, plan_runs, plan_segments
 from pds_engine.kv.pool import KvPool
 from pds_engine.kv.transfer.base import (
-    Backend,
     Offer,
+    Registered,
     Route,
     TransferLimits,
     WriteResult,
@@ -48,9 +48,7 @@ class Sender:
         self,
         pool: KvPool,
         rank: int,
-        backends: Mapping[KvBackend, Backend],
-        offers: Mapping[str, Offer],
-        details: Mapping[str, bytes],
+        registered: Mapping[KvBackend, Registered],
         *,
         dial: Dial,
         limits: TransferLimits,
@@ -58,9 +56,9 @@ class Sender:
     ) -> None:
         self._pool = pool
         self._rank = rank
-        self._backends = backends
-        self._offers = offers
-        self._details = details
+        self._backends = {name: each.backend for name, each in registered.items()}
+        self._offers: dict[str, Offer] = {name: each.offer for name, each in registered.items()}
+        self._details = {name: each.detail for name, each in registered.items()}
         self._dial = dial
         self._limits = limits
         self._report = report

@@ -18,12 +18,12 @@ from typing import Final
 
 from msgspec.msgpack import encode
 
-from pds_engine.config import KvConfig
+from pds_engine.config import KvBackend, KvConfig
 from pds_engine.errors import PdsError
 from pds_engine.keys import Keys
 from pds_engine.kv.pool import KvPool
-from pds_engine.kv.transfer.base import Offer, TransferLimits, encode_offer
-from pds_engine.kv.transfer.channel import INSTANCE, Channel
+from pds_engine.kv.transfer.base import Offer, Registered, TransferLimits, encode_offer
+from pds_engine.kv.transfer.channel import INSTANCE, Channel, Credentials
 from pds_engine.kv.transfer.receiver import Receiver
 from pds_engine.kv.transfer.registry import start_backends
 from pds_engine.kv.transfer.sender import Sender
@@ -163,19 +163,17 @@ class _Loop:
         self._next_tick = 0.0
         self._backends = start_backends(thread._config.backends, thread._pool, thread._at)
         self._receiver = self._listen()
-        offers, details = self._register()
+        registered = self._register()
         self.endpoint = KvEndpoint(
             rank=thread._rank,
             shard=encode(thread._pool.shard),
             pages=thread._pool.pages,
-            backends={name: encode_offer(offer) for name, offer in offers.items()},
+            backends={name: encode_offer(each.offer) for name, each in registered.items()},
         )
         self._sender = Sender(
             thread._pool,
             thread._rank,
-            self._backends,
-            offers,
-            details,
+            registered,
             dial=self._dial,
             limits=thread._limits,
             report=thread._report,
@@ -242,19 +240,16 @@ class _Loop:
             thread._pool,
             self._backends,
             (thread._at.host, thread._at.channel),
-            key=thread._key,
-            instance=self._instance,
+            credentials=Credentials(thread._key, self._instance),
             limits=thread._limits,
             selector=self._selector,
         )
 
-    def _register(self) -> tuple[dict[str, Offer], dict[str, bytes]]:
-        offers: dict[str, Offer] = {}
-        details: dict[str, bytes] = {}
+    def _register(self) -> dict[KvBackend, Registered]:
+        registered: dict[KvBackend, Registered] = {}
         for name, backend in self._backends.items():
             described = backend.register()
-            details[name] = described.open
-            offers[name] = Offer(
+            offer = Offer(
                 host=self._thread._at.host,
                 port=self._receiver.port,
                 instance=self._instance,
@@ -262,14 +257,14 @@ class _Loop:
                 fabric=described.fabric,
                 detail=described.offer,
             )
-        return offers, details
+            registered[name] = Registered(backend, offer, described.open)
+        return registered
 
     def _dial(self, offer: Offer, handler: Sender) -> Channel:
         return Channel.dial(
             (offer.host, offer.port),
             handler,
             self._selector,
-            key=self._thread._key,
-            instance=offer.instance,
+            credentials=Credentials(self._thread._key, offer.instance),
             now=time.monotonic(),
         )
