@@ -37,7 +37,7 @@ class Reads:
     """Slots by number, and what became of the outputs that came for them."""
 
     unneeded: int = 0
-    """Outputs that came, and of which no step has read a token before all were overwritten."""
+    """Outputs that came, and whose tokens were all overwritten before a step had read one."""
     _slots: dict[int, _Slot] = field(default_factory=dict)
 
     def admit(self, order: Admit) -> None:

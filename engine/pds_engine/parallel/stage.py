@@ -73,7 +73,7 @@ class StageRunner(Protocol[H]):
 
 
 class Exchange(Protocol[_Sent, _Wait]):
-    """Starts transfers between stages; a W is what is waited for. None of it blocks."""
+    """Starts transfers between stages, and returns something to wait for. Nothing here blocks."""
 
     def receive_hidden(self, plan: StepPlan) -> _Wait:
         """Answered with the previous stage's hidden states of this step."""

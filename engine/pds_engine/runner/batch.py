@@ -26,7 +26,7 @@ class Scored:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One step's inputs: T tokens, padding at the end, of which R are sampled from."""
+    """One step's inputs: T tokens, with padding at the end. R of them are sampled from."""
 
     tokens: Tensor
     positions: Tensor

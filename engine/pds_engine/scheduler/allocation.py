@@ -22,7 +22,7 @@ class Allocator:
 
     A request that must not be preempted is admitted only with the pages of its full growth
     promised, in the queue's order: so it can always finish, and no two wait for each other's pages.
-    For others (Settings.elastic) the pages of what is known suffice; preemption.py says why all
+    For others (Settings.elastic) pages for the known tokens suffice; preemption.py says why all
     finish then.
     """
 
@@ -60,9 +60,9 @@ class Allocator:
         return sum(self.pool.references(page) > 0 for page in self._cached(request)) >= missing
 
     def allocate(self, request: Request) -> None:
-        """Give it a slot, the pages of what is known of it, and a promise of what it may want.
+        """Give it a slot, pages for its known tokens, and a promise of those that it may want.
 
-        The pages of its cached prefix are among them: those tokens count as computed.
+        The pages of its cached prefix are among them: their tokens count as computed.
         """
         prefix = self._cached(request)
         self.pool.share(prefix)
@@ -107,7 +107,7 @@ class Allocator:
     # ---- the way back --------------------------------------------------------------------------
 
     def stop_growing(self, request: Request) -> None:
-        """No step will name it any more: what was promised to it is others'."""
+        """No step will name it any more: others may have the pages that were promised to it."""
         self.growing.discard(request)
         self.pool.withdraw(request.promised)
         request.promised = 0

@@ -71,7 +71,7 @@ class DecodeSide:
     # ---- the way forward -----------------------------------------------------------------------
 
     def offer(self, request: Request, now: float) -> None:
-        """Offer the request's pages to its prefill group, but for those of its cached prefix."""
+        """Offer the request's pages to its prefill group, except those of its cached prefix."""
         source = request.submit.source
         if source is None:
             raise TransferFailed(f"{request.id} names no prefill group")

@@ -110,7 +110,7 @@ class Shelf:
     ) -> Item:
         """Make the artefact of `meta` from what `content(name)` gives for each of its files.
 
-        Nothing half made is left, whatever `content` raises.
+        If `content` raises, nothing half made is left.
         """
         scratch = self.new_scratch(files)
         folders = {(scratch / name).parent for name in meta["files"]} - {scratch}

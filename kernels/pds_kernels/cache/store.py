@@ -1,7 +1,8 @@
 """Finding, building and sharing artefacts: on the volume, and in the pod's own folder.
 
-What runs is always a private copy, checked while it was copied. So a build that fails is never the
-volume's fault, nor the other way round; and once an artefact is found, the volume may vanish.
+Processes always run a private copy, which was checked while it was copied. So a build that fails is
+never taken for a fault of the volume, nor the other way round. Once an artefact is found, the
+volume may vanish.
 """
 
 import contextlib

@@ -27,7 +27,7 @@ _VISIT = 8
 
 
 class Volume:
-    """The volume at `root`, of which each operation may take `patience` seconds.
+    """The volume at `root`. Each operation on it may take `patience` seconds.
 
     `trouble` is the first that was met; "" while there is none.
     """
@@ -73,7 +73,7 @@ class Volume:
             raise
 
     def tidy(self, work: Callable[[Files], object]) -> None:
-        """Try to take back what we have left, whatever else failed but a visit without end."""
+        """Try to remove what we have left there, unless a visit hangs."""
         if not self._hangs:
             with suppress(Trouble):
                 self._visit(work)

@@ -1,4 +1,4 @@
-"""Pages by NIXL over UCX: one-sided writes, by RDMA, CUDA IPC or whatever else both hosts have.
+"""Pages by NIXL over UCX: one-sided writes, by RDMA, CUDA IPC or another way that both hosts have.
 
 Nothing announces progress: both sides poll while writes are under way, which costs less than NIXL's
 own progress thread (it halves the throughput on two cores); the sender says when (Posting). UCX
