@@ -49,7 +49,7 @@ test-all: check  ## all tests there are, whole matrices and soaks among them
 
 soak: $(VENV)/.ready simulate  ## the operator's lives, schedules of stages, layouts at random
 	$(PY) -m pds_simulation.schedules
-	PDS_LIVES=300 OMP_NUM_THREADS=1 $(VENV)/bin/pytest -q tests/engine/scheduler/world/lives/test_world.py
+	PDS_LIVES=300 OMP_NUM_THREADS=1 $(VENV)/bin/pytest -q tests/engine/scheduler/world/random_groups/test_random_groups.py
 	PDS_PARITY_SAMPLE=40 OMP_NUM_THREADS=1 $(VENV)/bin/pytest -q -s tests/engine/worker/test_parity.py
 
 simulate: $(VENV)/.ready  ## the operator's cluster through 20,000 random lives

@@ -112,7 +112,7 @@ def attack(url: str, name: str, seconds: float) -> None:
 
 
 async def _attack(url: str, poison: Attack, seconds: float, clients: int) -> None:
-    end, turn, told = time.monotonic() + seconds, itertools.count(), Counter[str]()
+    end, turn, counted = time.monotonic() + seconds, itertools.count(), Counter[str]()
 
     async def attacker(client: httpx.AsyncClient) -> None:
         while time.monotonic() < end and (at := next(turn)) < MOST:
@@ -120,16 +120,16 @@ async def _attack(url: str, poison: Attack, seconds: float, clients: int) -> Non
             try:
                 async with asyncio.timeout(max(end - time.monotonic(), 0.01)):
                     answer = await client.post(url + path, content=body)
-                    told[str(answer.status_code)] += 1
+                    counted[str(answer.status_code)] += 1
                     if answer.status_code == 429:
                         await asyncio.sleep(0.05)
             except (TimeoutError, httpx.HTTPError) as error:
-                told[type(error).__name__] += 1
+                counted[type(error).__name__] += 1
                 await asyncio.sleep(0.05)
 
     async with httpx.AsyncClient(timeout=seconds) as client:
         await asyncio.gather(*(attacker(client) for _ in range(clients)))
-    print(json.dumps(told))
+    print(json.dumps(counted))
 
 
 async def phase(router: str, engine: str, seconds: float, name: str | None) -> Seen:
@@ -149,8 +149,8 @@ async def phase(router: str, engine: str, seconds: float, name: str | None) -> S
             )
         for attacker in attackers:
             async with asyncio.timeout(30):
-                told, _ = await attacker.communicate()
-            seen.answers.update(json.loads(told))
+                counted, _ = await attacker.communicate()
+            seen.answers.update(json.loads(counted))
     finally:
         for attacker in attackers:
             with suppress(ProcessLookupError):

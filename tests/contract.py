@@ -178,7 +178,7 @@ def _struct(kind: type[msgspec.Struct]) -> str:
         field.name if field.required else f"[{field.name}]"
         for field in msgspec.structs.fields(kind)
     )
-    return f"{kind.__name__}: {' '.join(fields)}"
+    return f"{kind.__struct_config__.tag or kind.__name__}: {' '.join(fields)}"
 
 
 def _below(base: type) -> Iterator[type[msgspec.Struct]]:

@@ -12,8 +12,8 @@ from pds_engine.scheduler.party import Out, Party
 from pds_engine.scheduler.settings import Settings
 
 from pds_simulation.events import Events
-from pds_simulation.group import ENDPOINT, Group, Machine, Told
-from pds_simulation.transfers import SimulatedTransfers
+from pds_simulation.group import ENDPOINT, Group, Machine, ReceivedAnswer
+from pds_simulation.transfers import RankPlace, SimulatedTransfers
 from pds_simulation.wire import Delay, Line
 
 AGAIN = "+"
@@ -28,14 +28,14 @@ class _Link:
     back: Line
     welcomed: bool = False
     held: list[Message] = field(default_factory=list)
-    """What is said once the other side has told who it is."""
+    """Messages to send once the other side has said who it is."""
 
 
 class Cluster:
     """Any number of groups; requests name the pair that serves them.
 
-    What a decode group puts out goes on, with all its tokens, through the same prefill group in the
-    next decode group, as the router has it. `copy` is what a push of pages takes.
+    A request that a decode group preempts migrates, with all its tokens, through the same prefill
+    group to the next decode group, as the router does it. `copy` is how long a push of pages takes.
     """
 
     def __init__(self, events: Events, copy: Delay) -> None:
@@ -56,9 +56,7 @@ class Cluster:
         for rank, worker in enumerate(group.workers):
             worker.transfers = transfers = SimulatedTransfers(
                 self.events,
-                rank,
-                worker.shard,
-                settings.parallelism.tp,
+                RankPlace(rank, worker.shard, settings.parallelism.tp),
                 worker.runner,
                 self._copy,
                 self._receivers,
@@ -68,7 +66,7 @@ class Cluster:
         speak = self._answer if settings.role == "prefill" else self._offer
         group.to_peers = partial(speak, index)
         if settings.role == "decode":
-            group.put_out = partial(self._go_on, index)
+            group.migrate = partial(self._migrate, index)
         return group
 
     def submit(self, request: Submit, prefill: int = 0, decode: int = 0, at: float = 0.0) -> None:
@@ -78,8 +76,8 @@ class Cluster:
         self.prefill[prefill].submit(replace(request, role_hint="prefill"), at)
         self.decode[decode].submit(replace(request, role_hint="decode", source=source), at)
 
-    def run(self) -> list[Told]:
-        """Until nothing happens any more: what the decode groups told, group by group.
+    def run(self) -> list[ReceivedAnswer]:
+        """Until nothing happens any more: the answers that the decode groups gave, group by group.
 
         Raises:
             PdsError: something is left that should not be, on either side.
@@ -89,24 +87,24 @@ class Cluster:
         faults = [fault for group in groups for fault in group.faults()]
         if faults:
             raise PdsError("; ".join(faults))
-        return list(chain.from_iterable(group.told.values() for group in self.decode))
+        return list(chain.from_iterable(group.answers.values() for group in self.decode))
 
     def answer(self, name: str) -> tuple[int, ...]:
-        """All tokens that the client of this request was told of by decode groups."""
-        told = [each for group in self.decode for each in group.told.values()]
-        mine = [each for each in told if each.request.request_id.rstrip(AGAIN) == name]
+        """All tokens that decode groups sent to the client of this request."""
+        answers = [each for group in self.decode for each in group.answers.values()]
+        mine = [each for each in answers if each.request.request_id.rstrip(AGAIN) == name]
         mine.sort(key=lambda each: len(each.request.request_id))
         return tuple(token for each in mine for token in each.tokens)
 
-    def _go_on(self, decode: int, told: Told) -> None:
-        request, source = told.request, told.request.source
+    def _migrate(self, decode: int, received: ReceivedAnswer) -> None:
+        request, source = received.request, received.request.source
         if source is None:
             raise PdsError(f"{request.request_id} was decoded without a prefill group")
         self.submit(
             replace(
                 request,
                 request_id=request.request_id + AGAIN,
-                output_ids=(*request.output_ids, *told.tokens),
+                output_ids=(*request.output_ids, *received.tokens),
             ),
             int(source.address),
             (decode + 1) % len(self.decode),

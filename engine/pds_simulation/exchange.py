@@ -7,7 +7,7 @@ from typing import Any
 
 from pds_engine.errors import ProtocolError
 from pds_engine.messages import StepPlan
-from pds_engine.parallel.stage import BUFFERS, Place
+from pds_engine.parallel.stage import BUFFERS, StagePlace
 
 from pds_simulation.events import Signal
 from pds_simulation.wire import Wire
@@ -46,7 +46,7 @@ class SimulatedExchange:
     """
 
     def __init__(
-        self, place: Place, wires: Wires, post: Callable[[Callable[[], None]], None]
+        self, place: StagePlace, wires: Wires, post: Callable[[Callable[[], None]], None]
     ) -> None:
         self._wires = wires
         self._post = post

@@ -1,11 +1,11 @@
 """Every interleaving of what the stages wait for and send: model checking of the exchanges.
 
-A stage's coroutine is run alone, with an exchange that records: what it posts and waits for does
-not depend on what is in the messages, so that this script is all there is to know of it. A state is
-how far each stage is in its script, which steps are issued, and how many transfers of each channel
-have ended. From each state whatever can happen next does: the next step is issued, a stage goes on
-to where it waits next, or a transfer ends. A plan may have come in time for a stage to post its
-receive ahead, or too late: both happen.
+A stage's coroutine is run alone, with an exchange that records. What it posts and waits for does
+not depend on what is in the messages, so this script is all there is to know of it. A state is how
+far each stage is in its script, which steps are issued, and how many transfers of each channel have
+ended. Everything that can happen next is tried from each state: the next step is issued, a stage
+goes on to where it waits next, or a transfer ends. A plan may come in time for a stage to post its
+receive ahead, or too late: both are tried.
 """
 
 from collections import deque
@@ -17,15 +17,15 @@ from typing import Literal, NamedTuple, TypeVar
 
 from pds_engine.errors import GroupError
 from pds_engine.messages import Row, StepDone, StepPlan
-from pds_engine.parallel.stage import BUFFERS, Computed, Exchange, Place, Stage, StageRunner
+from pds_engine.parallel.stage import BUFFERS, Computed, Exchange, Stage, StagePlace, StageRunner
 
 V = TypeVar("V")
 Kind = Literal["begin", "send", "receive", "sent", "received", "end"]
 
 
 class Op(NamedTuple):
-    """Something that a stage does: to begin and to end a step, to post a transfer on a channel, or
-    to wait until its transfer number `number` there has left or come."""
+    """Something that a stage does: it begins or ends a step, posts a transfer on a channel, or
+    waits until its transfer number `number` on that channel has left or come."""
 
     kind: Kind
     step: int
@@ -43,7 +43,7 @@ class Violation(GroupError):
 class _Recorder:
     """Exchange and runner of a stage that writes down what it does."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: StagePlace) -> None:
         self._place = place
         self.ops: list[Op] = []
         self._posted: dict[tuple[str, int], int] = {}
@@ -80,11 +80,11 @@ class _Recorder:
         return Op("sent" if kind == "send" else "received", plan.step_id, channel, number)
 
 
-MakeStage = Callable[[Place, StageRunner[int], Exchange[int, Op]], Stage[int, Op]]
+MakeStage = Callable[[StagePlace, StageRunner[int], Exchange[int, Op]], Stage[int, Op]]
 
 
 def script(
-    place: Place,
+    place: StagePlace,
     plans: Sequence[StepPlan],
     make: MakeStage = Stage,
     late: Container[int] = (),
@@ -134,15 +134,17 @@ Event = tuple[Literal["issue", "stage", "channel"], int]
 """A step is issued, a stage goes on, or a channel's oldest transfer ends."""
 
 
-class State(NamedTuple):
+class PipelineState(NamedTuple):
+    """What tells one moment of a pipeline from another."""
+
     issued: int
     at: tuple[int, ...]
     """Of each stage: its next op."""
     over: tuple[int, ...]
     """Of each channel: transfers that have ended."""
     late: tuple[bool, ...]
-    """Of each stage: the next plan came too late to post its receive ahead, where the script does.
-    It is posted when that step begins."""
+    """Of each stage: whether the next plan came too late for its receive to be posted ahead, as the
+    script does. It is then posted when that step begins."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +169,7 @@ class Protocol:
         rendezvous: bool,
         make: MakeStage = Stage,
     ) -> "Protocol":
-        scripts = tuple(tuple(script(Place(r, stages), plans, make)) for r in range(stages))
+        scripts = tuple(tuple(script(StagePlace(r, stages), plans, make)) for r in range(stages))
         return cls(scripts, len(plans), credits, rendezvous)
 
     def explore(self) -> int:
@@ -179,8 +181,8 @@ class Protocol:
         """
         known = _Known(self.scripts)
         nowhere = (0,) * len(self.scripts)
-        first = State(0, nowhere, nowhere, (False,) * len(self.scripts))
-        came_from: dict[State, tuple[State, Event] | None] = {first: None}
+        first = PipelineState(0, nowhere, nowhere, (False,) * len(self.scripts))
+        came_from: dict[PipelineState, tuple[PipelineState, Event] | None] = {first: None}
         unseen = deque([first])
         while unseen:
             state = unseen.popleft()
@@ -196,7 +198,7 @@ class Protocol:
                     unseen.append(reached)
         return len(came_from)
 
-    def _next(self, state: State, known: "_Known") -> Iterator[tuple[Event, State]]:
+    def _next(self, state: PipelineState, known: "_Known") -> Iterator[tuple[Event, PipelineState]]:
         issued, places, over, late = state
         if issued < self.steps and issued - known.ended[places[-1]] < self.credits:
             yield ("issue", issued), state._replace(issued=issued + 1)
@@ -208,7 +210,7 @@ class Protocol:
                 moved = _put(places, stage, known.until[stage][at])
                 ahead = known.ahead[stage][at]
                 for is_late in self._lateness(ahead, ops[at], late[stage], issued):
-                    after = State(issued, moved, over, _put(late, stage, is_late))
+                    after = PipelineState(issued, moved, over, _put(late, stage, is_late))
                     yield ("stage", stage), after
         for channel, count in enumerate(over):
             if count < min(known.posted(state, channel)):
@@ -221,14 +223,14 @@ class Protocol:
             return (True, False) if issued > ahead else (True,)
         return (late and op.kind != "begin",)
 
-    def _enabled(self, op: Op, state: State) -> bool:
+    def _enabled(self, op: Op, state: PipelineState) -> bool:
         if op.kind == "begin":
             return op.step < state.issued
         if op.kind == "sent" and not self.rendezvous:
             return True
         return state.over[op.channel] > op.number
 
-    def _check_rest(self, state: State, known: "_Known") -> None:
+    def _check_rest(self, state: PipelineState, known: "_Known") -> None:
         stuck = [
             f"stage {stage} waits for {ops[at]}"
             for stage, (ops, at) in enumerate(zip(self.scripts, state.at, strict=True))
@@ -266,7 +268,7 @@ class _Known:
             for stage, ops in enumerate(scripts)
         ]
 
-    def posted(self, state: State, channel: int) -> tuple[int, int]:
+    def posted(self, state: PipelineState, channel: int) -> tuple[int, int]:
         """Sends and receives on the channel, by how far the stages are."""
         receiver = (channel + 1) % len(state.at)
         received = self._received[channel][state.at[receiver]] - state.late[receiver]
@@ -285,7 +287,7 @@ class _Known:
         for op in ops:
             if op.kind == "send":
                 last = op.channel == stages - 1
-                buffers = Place(stages - 1, stages).depth if last else BUFFERS
+                buffers = StagePlace(stages - 1, stages).depth if last else BUFFERS
                 for number, earlier in enumerate(self.sends[op.channel][: op.number]):
                     if (op.step - earlier) % buffers == 0:
                         found.append((op.channel, number, op.step))
@@ -329,7 +331,9 @@ def _same(value: V) -> V:
     return value
 
 
-def _story(state: State, came_from: dict[State, tuple[State, Event] | None]) -> str:
+def _story(
+    state: PipelineState, came_from: dict[PipelineState, tuple[PipelineState, Event] | None]
+) -> str:
     events = []
     while (step := came_from[state]) is not None:
         state, (what, which) = step

@@ -19,7 +19,7 @@ from pds_engine.messages import (
     Token,
     TokenLogprobs,
 )
-from pds_engine.parallel.stage import Place, Stage
+from pds_engine.parallel.stage import Stage, StagePlace
 from pds_engine.scheduler.party import WORKERS, Out, Party
 from pds_engine.scheduler.scheduler import Scheduler
 from pds_engine.scheduler.settings import Settings
@@ -29,7 +29,7 @@ from pds_simulation.events import Events
 from pds_simulation.exchange import HiddenWire, OutputWire, SimulatedExchange, Wires
 from pds_simulation.runner import SimulatedRunner
 from pds_simulation.wire import Delay, Line, Wire
-from pds_simulation.worker import Lockstep, Stepper, StepTime, Worker
+from pds_simulation.worker import Lockstep, SimulatedWorker, Stepper, StepTime
 
 CLIENT = Party("server", "clients")
 ENDPOINT = "simulated"
@@ -44,10 +44,10 @@ def one_tick(stage: int, tokens: int, context: int) -> float:
     return 1.0
 
 
-MakeStage = Callable[[Place, Worker, SimulatedExchange], Stepper]
+MakeStage = Callable[[StagePlace, SimulatedWorker, SimulatedExchange], Stepper]
 
 
-def make_stage(place: Place, worker: Worker, exchange: SimulatedExchange) -> Stepper:
+def make_stage(place: StagePlace, worker: SimulatedWorker, exchange: SimulatedExchange) -> Stepper:
     return Stage(place, worker, exchange)
 
 
@@ -71,8 +71,8 @@ class Machine:
 
 
 @dataclass(slots=True)
-class Told:
-    """What a client was told of its request."""
+class ReceivedAnswer:
+    """What a client has received for its request."""
 
     request: Submit
     at: float
@@ -104,11 +104,11 @@ class Group:
         self.machine = machine
         self.core = Scheduler(settings, name)
         self.plans: list[StepPlan] = []
-        self.told: dict[str, Told] = {}
+        self.answers: dict[str, ReceivedAnswer] = {}
         self.to_peers: Callable[[Out], None] | None = None
         """Takes what is for another group's scheduler."""
-        self.put_out: Callable[[Told], None] | None = None
-        """Goes on elsewhere with a request that was preempted here."""
+        self.migrate: Callable[[ReceivedAnswer], None] | None = None
+        """Continues a request in another group that was preempted here."""
         self.hidden: list[list[HiddenWire]] = [
             [self._wire(f"hidden states {stage}/{shard}") for shard in range(tp)]
             for stage in range(pp - 1)
@@ -146,8 +146,8 @@ class Group:
         """The client goes, at that moment, unless it has its answer."""
         self.events.at(at, partial(self._cancel, request_id))
 
-    def run(self) -> list[Told]:
-        """Until nothing happens any more: what all clients were told, in order of asking.
+    def run(self) -> list[ReceivedAnswer]:
+        """Until nothing happens any more: what all clients received, in order of asking.
 
         Raises:
             PdsError: something is left that should not be: a deadlock, a lost message, a leak, or
@@ -156,7 +156,7 @@ class Group:
         self.events.run()
         if faults := self.faults():
             raise PdsError("; ".join(faults))
-        return list(self.told.values())
+        return list(self.answers.values())
 
     def faults(self) -> list[str]:
         """What is wrong if nothing more is to happen."""
@@ -169,8 +169,12 @@ class Group:
             "steps": len(self.core.steps.in_flight),
         }
         return [
-            *(f"{name} never ended" for name, told in self.told.items() if not told.over),
-            *(fault for told in self.told.values() for fault in self._wrong(told)),
+            *(
+                f"{name} never ended"
+                for name, received in self.answers.items()
+                if not received.over
+            ),
+            *(fault for received in self.answers.values() for fault in self._wrong(received)),
             *(f"{count} {what} are left" for what, count in left.items() if count),
             *(fault for worker in self.workers for fault in worker.faults),
             *(fault for wire in self.wires for fault in wire.faults),
@@ -181,49 +185,49 @@ class Group:
         return [*(wire for stage in self.hidden for wire in stage), *self.outputs]
 
     def _submit(self, request: Submit) -> None:
-        self.told[request.request_id] = Told(request, self.events.now)
+        self.answers[request.request_id] = ReceivedAnswer(request, self.events.now)
         self._from_clients.carry(partial(self.receive, CLIENT, request))
 
     def _cancel(self, request_id: str) -> None:
-        told = self.told.get(request_id)
-        if told is not None and not told.over:
-            told.cancelled = told.over = True
+        received = self.answers.get(request_id)
+        if received is not None and not received.over:
+            received.cancelled = received.over = True
             self._from_clients.carry(partial(self.receive, CLIENT, Cancel(request_id=request_id)))
 
-    def _tell(self, message: Message) -> None:
+    def _deliver(self, message: Message) -> None:
         if not isinstance(message, Token | Failed):
             raise ProtocolError(f"a client was sent {type(message).__name__}")
-        told = self.told[message.request_id]
-        if told.cancelled:
+        received = self.answers[message.request_id]
+        if received.cancelled:
             return
-        if told.over:
+        if received.over:
             raise ProtocolError(f"{message.request_id} is over and was sent {message}")
         if isinstance(message, Failed):
-            told.failed = message
-            told.over = True
-            if message.code == Preempted.code and self.put_out is not None:
-                self.put_out(told)
+            received.failed = message
+            received.over = True
+            if message.code == Preempted.code and self.migrate is not None:
+                self.migrate(received)
             return
-        if message.index != len(told.request.output_ids) + len(told.tokens):
+        if message.index != len(received.request.output_ids) + len(received.tokens):
             raise ProtocolError(f"{message.request_id} was sent output {message.index} out of turn")
-        told.tokens.append(message.token)
-        told.logprobs.append(message.logprobs)
-        told.times.append(self.events.now)
-        told.finish_reason = message.finish_reason
-        told.over = message.finish_reason is not None or self.settings.role == "prefill"
+        received.tokens.append(message.token)
+        received.logprobs.append(message.logprobs)
+        received.times.append(self.events.now)
+        received.finish_reason = message.finish_reason
+        received.over = message.finish_reason is not None or self.settings.role == "prefill"
 
-    def _wrong(self, told: Told) -> list[str]:
+    def _wrong(self, received: ReceivedAnswer) -> list[str]:
         """How the answer differs from the model's; a cancelled one may only be shorter."""
-        count = len(told.tokens)
-        right = model.answer(told.request, self.machine.layers)
-        wanted = count if told.cancelled or told.failed else len(right.tokens)
+        count = len(received.tokens)
+        right = model.answer(received.request, self.machine.layers)
+        wanted = count if received.cancelled or received.failed else len(right.tokens)
         if self.settings.role == "prefill":
             wanted = min(wanted, 1)
-        name = told.request.request_id
-        if tuple(told.tokens) != right.tokens[:wanted]:
-            return [f"{name} was told {told.tokens}, the model says {right.tokens[:wanted]}"]
-        if tuple(told.logprobs) != right.logprobs[:wanted]:
-            return [f"{name} was told wrong logprobs"]
+        name = received.request.request_id
+        if tuple(received.tokens) != right.tokens[:wanted]:
+            return [f"{name} was sent {received.tokens}, the model says {right.tokens[:wanted]}"]
+        if tuple(received.logprobs) != right.logprobs[:wanted]:
+            return [f"{name} was sent wrong logprobs"]
         return []
 
     # ---- the scheduler -------------------------------------------------------------------------
@@ -251,7 +255,7 @@ class Group:
                 for worker, line in zip(self.workers, self._to_workers, strict=True):
                     line.carry(partial(worker.give, item.message))
             elif item.to == CLIENT:
-                self._to_clients.carry(partial(self._tell, item.message))
+                self._to_clients.carry(partial(self._deliver, item.message))
             elif self.to_peers is not None:
                 self.to_peers(item)
 
@@ -260,10 +264,10 @@ class Group:
     def _wire(self, name: str) -> Wire[Any]:
         return Wire(self.events, name, self.machine.link, rendezvous=self.machine.rendezvous)
 
-    def _stage(self, stage: int) -> list[Worker]:
+    def _stage(self, stage: int) -> list[SimulatedWorker]:
         settings, machine = self.settings, self.machine
         pp, tp = settings.parallelism.pp, settings.parallelism.tp
-        place = Place(stage, pp)
+        place = StagePlace(stage, pp)
         lockstep = Lockstep(self.events, tp)
         each = machine.layers / pp
         layers = range(round(stage * each), round((stage + 1) * each))
@@ -279,13 +283,13 @@ class Group:
             )
             rank = stage * tp + shard
             report = partial(self.report, rank)
-            worker = Worker(self.events, place, shard, runner, lockstep, machine.step_time, report)
+            worker = SimulatedWorker(self.events, runner, lockstep, machine.step_time, report)
             exchange = SimulatedExchange(place, self._wires(place, shard), worker.post)
             worker.stage = machine.make_stage(place, worker, exchange)
             workers.append(worker)
         return workers
 
-    def _wires(self, place: Place, shard: int) -> Wires:
+    def _wires(self, place: StagePlace, shard: int) -> Wires:
         alone = place.stages == 1
         return Wires(
             hidden_in=None if place.first else self.hidden[place.stage - 1][shard],
@@ -295,10 +299,10 @@ class Group:
         )
 
     def report(self, rank: int, message: Message) -> None:
-        """A rank says something. A step's result is said by all ranks of the last stage, alike."""
-        tell = partial(self.receive, WORKERS, message)
+        """A rank reports. All ranks of the last stage report a step's result, and the same one."""
+        deliver = partial(self.receive, WORKERS, message)
         if not isinstance(message, StepDone):
-            self._to_scheduler[rank].carry(tell)
+            self._to_scheduler[rank].carry(deliver)
             return
         results = self._results.setdefault(message.step_id, [])
         results.append(message)
@@ -307,4 +311,4 @@ class Group:
         if len(results) == self.settings.parallelism.tp:
             del self._results[message.step_id]
         if self.workers[rank].shard == 0:
-            self._to_scheduler[rank].carry(tell)
+            self._to_scheduler[rank].carry(deliver)

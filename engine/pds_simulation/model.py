@@ -71,14 +71,14 @@ def logprobs(hidden: int, token: int, wanted: int | None) -> TokenLogprobs | Non
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class ExpectedAnswer:
     """What a request is to be answered with, from its first new token on."""
 
     tokens: tuple[int, ...]
     logprobs: tuple[TokenLogprobs | None, ...]
 
 
-def answer(request: Submit, layers: int) -> Answer:
+def answer(request: Submit, layers: int) -> ExpectedAnswer:
     """Computed from scratch, with no page, chunk, stage, batch or plan in between."""
     asked, outputs = request.sampling, list(request.output_ids)
     scores: list[TokenLogprobs | None] = []
@@ -91,7 +91,7 @@ def answer(request: Submit, layers: int) -> Answer:
             break
         if len(outputs) == asked.max_tokens:
             break
-    return Answer(tuple(outputs[len(request.output_ids) :]), tuple(scores))
+    return ExpectedAnswer(tuple(outputs[len(request.output_ids) :]), tuple(scores))
 
 
 def _last_hidden(prompt: Sequence[int], layers: int, outputs: list[int]) -> Iterator[int]:

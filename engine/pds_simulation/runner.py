@@ -14,7 +14,7 @@ from pds_engine.messages import (
     TokenLogprobs,
 )
 from pds_engine.parallel.reads import Reads
-from pds_engine.parallel.stage import Computed, Place
+from pds_engine.parallel.stage import Computed, StagePlace
 
 from pds_simulation import model
 from pds_simulation.exchange import INVALID, Hidden
@@ -24,7 +24,7 @@ POISON = 1 << 90
 
 
 @dataclass(slots=True)
-class Slot:
+class SimulatedSlot:
     """A slot of this rank's table."""
 
     gen: int
@@ -47,16 +47,23 @@ class SimulatedRunner:
     """
 
     def __init__(
-        self, place: Place, shard: int, layers: range, *, pages: int, page_size: int, max_slots: int
+        self,
+        place: StagePlace,
+        shard: int,
+        layers: range,
+        *,
+        pages: int,
+        page_size: int,
+        max_slots: int,
     ) -> None:
         self.layers = layers
         self.page_size = page_size
-        self.slots: dict[int, Slot] = {}
+        self.slots: dict[int, SimulatedSlot] = {}
         self.memory = {layer: [POISON] * (pages * page_size) for layer in layers}
         """Keys by layer: page p's tokens begin at p · page_size."""
         self.reads = Reads()
-        self._place = place
-        self._shard = shard
+        self.place = place
+        self.shard = shard
         self._max_slots = max_slots
         self._done = -1
         self._releases: list[Release] = []
@@ -66,7 +73,7 @@ class SimulatedRunner:
     def admit(self, order: Admit) -> None:
         if order.slot in self.slots or not 0 <= order.slot < self._max_slots:
             raise ProtocolError(f"Admit names slot {order.slot}, which is taken or does not exist")
-        self.slots[order.slot] = Slot(
+        self.slots[order.slot] = SimulatedSlot(
             order.gen,
             len(order.prompt_ids),
             order.prompt_ids + order.output_ids,
@@ -86,18 +93,18 @@ class SimulatedRunner:
 
     def execute(self, plan: StepPlan, hidden: Hidden | None) -> Computed[Hidden]:
         slots = [self._take(row) for row in plan.rows]
-        if self._place.first:
+        if self.place.first:
             self.reads.check(plan)
-        inputs = self._embed(plan, slots) if self._place.first else self._given(plan, hidden)
+        inputs = self._embed(plan, slots) if self.place.first else self._given(plan, hidden)
         computed = tuple(
             self._compute(row, slot, values)
             for row, slot, values in zip(plan.rows, slots, inputs, strict=True)
         )
-        if self._place.first and self._place.last:
+        if self.place.first and self.place.last:
             self.reads.sampled(plan)
         self._done = plan.step_id
-        result: Computed[Hidden] = Computed(hidden=Hidden(self._shard, computed))
-        if self._place.last:
+        result: Computed[Hidden] = Computed(hidden=Hidden(self.shard, computed))
+        if self.place.last:
             tokens, scores = self._sample(plan, slots, computed)
             result = Computed(
                 done=StepDone(step_id=plan.step_id, tokens=tokens, logprobs=scores, elapsed=0.0)
@@ -119,7 +126,7 @@ class SimulatedRunner:
 
     # ---- steps of the above --------------------------------------------------------------------
 
-    def _take(self, row: Row) -> Slot:
+    def _take(self, row: Row) -> SimulatedSlot:
         slot = self.slots.get(row.slot)
         if slot is None or slot.gen != row.gen:
             held = None if slot is None else slot.gen
@@ -131,7 +138,7 @@ class SimulatedRunner:
             raise ProtocolError(f"slot {row.slot} computes beyond its {len(slot.pages)} pages")
         return slot
 
-    def _embed(self, plan: StepPlan, slots: Sequence[Slot]) -> list[Sequence[int]]:
+    def _embed(self, plan: StepPlan, slots: Sequence[SimulatedSlot]) -> list[Sequence[int]]:
         return [
             [
                 model.embed(
@@ -143,13 +150,13 @@ class SimulatedRunner:
         ]
 
     def _given(self, plan: StepPlan, hidden: Hidden | None) -> Sequence[Sequence[int]]:
-        if hidden is None or hidden.shard != self._shard:
+        if hidden is None or hidden.shard != self.shard:
             raise ProtocolError(f"step {plan.step_id} was given the hidden states of {hidden}")
         if [len(values) for values in hidden.rows] != [row.length for row in plan.rows]:
             raise ProtocolError(f"step {plan.step_id} was given hidden states of another shape")
         return hidden.rows
 
-    def _compute(self, row: Row, slot: Slot, values: Sequence[int]) -> tuple[int, ...]:
+    def _compute(self, row: Row, slot: SimulatedSlot, values: Sequence[int]) -> tuple[int, ...]:
         """One row through this stage's layers: keys are written, then read up to each position."""
         size, start, pages = self.page_size, row.start, slot.pages
         cells = [
@@ -172,7 +179,7 @@ class SimulatedRunner:
         return tuple(values)
 
     def _sample(
-        self, plan: StepPlan, slots: Sequence[Slot], computed: Sequence[tuple[int, ...]]
+        self, plan: StepPlan, slots: Sequence[SimulatedSlot], computed: Sequence[tuple[int, ...]]
     ) -> tuple[tuple[int, ...], tuple[TokenLogprobs | None, ...]]:
         tokens, scores = [], []
         for row, slot, values in zip(plan.rows, slots, computed, strict=True):
@@ -181,7 +188,7 @@ class SimulatedRunner:
             index = row.start + row.length - slot.prompt_len
             token = model.sample(values[-1], slot.sampling, slot.seed, index, slot.said)
             slot.said = hash((slot.said, token))
-            if self._place.first:
+            if self.place.first:
                 slot.last = token
             tokens.append(token)
             scores.append(model.logprobs(values[-1], token, slot.sampling.logprobs))

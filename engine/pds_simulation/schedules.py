@@ -36,7 +36,7 @@ def schedule(seed: int) -> Group:
     """A group of some layout with some requests put to it, all by `seed`; not yet run."""
     rng = random.Random(seed)
     talkative = rng.random() < 0.3
-    """Short prompts and long answers, of which many grow at once on few pages."""
+    """Short prompts and long answers: many requests grow at once on few pages."""
     longest, most = (8, MOST) if talkative else (LONGEST, 12)
     settings = _settings(rng, talkative)
     machine = Machine(
@@ -106,7 +106,7 @@ def _settings(rng: random.Random, talkative: bool) -> Settings:
 
 
 def _step_time(rng: random.Random, stages: int) -> StepTime:
-    """Stages of unlike speed, of which each now and then stands still."""
+    """Stages of unlike speed. Now and then one stands still."""
     base = [rng.uniform(0.001, 0.01) for _ in range(stages)]
     spread = rng.choice([0.0, 1.0, 5.0])
 

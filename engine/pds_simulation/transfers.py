@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 from pds_engine.errors import ProtocolError
 from pds_engine.messages import (
@@ -27,6 +28,15 @@ Locate = Callable[[OpenTransfer], Sequence["SimulatedTransfers"]]
 """The ranks that a transfer goes to."""
 
 
+class RankPlace(NamedTuple):
+    """Which rank of a group one is."""
+
+    rank: int
+    shard: int
+    shards: int
+    """Ranks of its stage, which all have the same keys here."""
+
+
 @dataclass(slots=True)
 class _Open:
     epoch: int
@@ -47,18 +57,13 @@ class SimulatedTransfers:
     def __init__(
         self,
         events: Events,
-        rank: int,
-        shard: int,
-        shards: int,
+        place: RankPlace,
         runner: SimulatedRunner,
         delay: Delay,
         locate: Locate,
         report: Callable[[Message], None],
     ) -> None:
-        self.rank = rank
-        self.shard = shard
-        self.shards = shards
-        """Ranks of its stage, which all have the same keys here."""
+        self.rank, self.shard, self.shards = place
         self.runner = runner
         self._events = events
         self._delay = delay

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from msgspec.structs import replace
 from pds_engine.errors import ProtocolError
 from pds_engine.messages import Admit, Message, Release, StepDone, StepPlan
-from pds_engine.parallel.stage import Computed, Following, Place
+from pds_engine.parallel.stage import Computed, Following
 
 from pds_simulation.events import Action, Events, Signal
 from pds_simulation.exchange import Hidden
@@ -26,7 +26,7 @@ class Stepper(Protocol):
     ) -> Generator[Signal[Any], Any, StepDone | None]: ...
 
 
-class Transfers(Protocol):
+class RankTransfers(Protocol):
     """What the worker asks of simulation.transfers.SimulatedTransfers."""
 
     @property
@@ -55,7 +55,7 @@ class Lockstep:
             self._waiting = []
 
 
-class Worker:
+class SimulatedWorker:
     """Runs the steps that the stage's coroutine describes.
 
     What the coroutine does after its computation happens when that is over in virtual time: `post`
@@ -65,18 +65,16 @@ class Worker:
     def __init__(
         self,
         events: Events,
-        place: Place,
-        shard: int,
         runner: SimulatedRunner,
         lockstep: Lockstep,
         step_time: StepTime,
         report: Callable[[Message], None],
     ) -> None:
-        self.place = place
-        self.shard = shard
+        self.place = runner.place
+        self.shard = runner.shard
         self.runner = runner
         self.stage: Stepper | None = None
-        self.transfers: Transfers | None = None
+        self.transfers: RankTransfers | None = None
         self.waits_for: Signal[Any] | None = None
         self.busy = 0.0
         """Seconds of computation so far."""

@@ -21,7 +21,7 @@ from pds_engine.layers.mlp import swiglu
 from pds_engine.layers.norm import rms_norm
 from pds_engine.layers.rope import rotate
 from pds_engine.parallel.collectives import ALONE, Collectives, VocabShard
-from pds_engine.parallel.layout import Part
+from pds_engine.parallel.layout import ModelPart
 from pds_engine.spec import DecoderSpec
 
 
@@ -67,7 +67,7 @@ class Shape:
     qkv_bias: bool
 
 
-def shape_of(spec: DecoderSpec, part: Part) -> Shape:
+def shape_of(spec: DecoderSpec, part: ModelPart) -> Shape:
     """What the pieces of the rank with this part close over."""
     return Shape(
         heads=len(part.heads),
@@ -158,7 +158,7 @@ class Decoder:
     def __init__(
         self,
         spec: DecoderSpec,
-        part: Part,
+        part: ModelPart,
         weights: Weights,
         rope: Tensor,
         dtype: torch.dtype,

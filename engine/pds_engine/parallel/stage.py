@@ -30,7 +30,7 @@ BUFFERS = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class StagePlace:
     """Where a rank stands in its pipeline."""
 
     stage: int
@@ -73,7 +73,7 @@ class StageRunner(Protocol[H]):
 
 
 class Exchange(Protocol[_Sent, _Wait]):
-    """Starts transfers between stages; a W is what is waited for. None of it blocks."""
+    """Starts transfers between stages, and returns something to wait for. Nothing here blocks."""
 
     def receive_hidden(self, plan: StepPlan) -> _Wait:
         """Answered with the previous stage's hidden states of this step."""
@@ -105,7 +105,7 @@ class Stage(Generic[H, W]):
 
     def __init__(
         self,
-        place: Place,
+        place: StagePlace,
         runner: StageRunner[H],
         exchange: Exchange[H, W],
         *,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pds_engine.errors import ProtocolError
 from pds_engine.messages import Row, StepPlan
-from pds_engine.runner.tables import Slot, Tables
+from pds_engine.runner.tables import HostSlot, Tables
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,12 +21,12 @@ class Scored:
     tokens: tuple[int, ...]
     """The prompt's token after each position."""
     likeliest: int
-    """How many of the likeliest tokens are told beside it."""
+    """How many of the likeliest tokens are scored beside it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One step's inputs: T tokens, padding at the end, of which R are sampled from."""
+    """One step's inputs: T tokens, with padding at the end. R of them are sampled from."""
 
     tokens: Tensor
     positions: Tensor
@@ -35,15 +35,15 @@ class Batch:
     """[R] int64: where in T the sampling rows end, in the plan's order."""
     slots: Tensor
     """[R] int64: their slots."""
-    samples: tuple[tuple[Slot, int], ...]
+    samples: tuple[tuple[HostSlot, int], ...]
     """Their slots' host parts, and the index in the output that each token will have."""
     scored: tuple[Scored, ...] = ()
 
 
 @dataclass(slots=True)
-class _Part:
+class _StepRow:
     row: Row
-    slot: Slot
+    slot: HostSlot
     at: int = 0
     """Where the row begins among the step's tokens."""
 
@@ -61,7 +61,7 @@ def build(plan: StepPlan, tables: Tables, padded: int) -> Batch:
     Raises:
         ProtocolError: a row names a foreign generation, lacks pages, or reads an unknown token.
     """
-    parts = [_Part(row, tables.take(row)) for row in plan.rows]
+    parts = [_StepRow(row, tables.take(row)) for row in plan.rows]
     for part in parts:
         _check(part, tables.page_size)
     ordered = sorted(parts, key=_place)
@@ -85,13 +85,13 @@ def build(plan: StepPlan, tables: Tables, padded: int) -> Batch:
     )
 
 
-def _scored(part: _Part) -> Scored:
+def _scored(part: _StepRow) -> Scored:
     slot = part.slot
     following = slot.known[part.row.start + 1 : min(part.end + 1, slot.prompt_len)]
     return Scored(part.at, following, slot.sampling.prompt_logprobs or 0)
 
 
-def _check(part: _Part, page_size: int) -> None:
+def _check(part: _StepRow, page_size: int) -> None:
     known, held = len(part.slot.known), len(part.slot.pages) * page_size
     if part.end > held:
         raise ProtocolError(
@@ -103,12 +103,12 @@ def _check(part: _Part, page_size: int) -> None:
         )
 
 
-def _place(part: _Part) -> int:
+def _place(part: _StepRow) -> int:
     """Where a row stands among a step's, as AttentionPlan has them."""
     return part.end if part.row.length == 1 else 0
 
 
-def _tokens(parts: list[_Part], tables: Tables, padded: int) -> tuple[Tensor, Tensor, Tensor]:
+def _tokens(parts: list[_StepRow], tables: Tables, padded: int) -> tuple[Tensor, Tensor, Tensor]:
     """Token id, position and slot of every token, [T] each; padding belongs to the null slot."""
     tokens: list[int] = []
     positions: list[int] = []
@@ -137,7 +137,7 @@ def _tokens(parts: list[_Part], tables: Tables, padded: int) -> tuple[Tensor, Te
     return ids, places, slots
 
 
-def _attention(parts: list[_Part], tables: Tables, write_slots: Tensor) -> AttentionPlan:
+def _attention(parts: list[_StepRow], tables: Tables, write_slots: Tensor) -> AttentionPlan:
     ends = [part.end for part in parts]
     slots = [part.row.slot for part in parts]
     starts = [0, *accumulate(part.row.length for part in parts)]

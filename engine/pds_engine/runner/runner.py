@@ -136,7 +136,7 @@ class Runner:
             return [], ()
         logits = self._decoder.logits(hidden[batch.sampled])
         tokens = sample(logits, batch, self._tables, self._decoder.vocab)
-        # Steps in flight go on from any token there is: their results are of no account.
+        # Steps in flight go on from whatever token this is: their results are discarded.
         self._tables.sampled(batch.slots, tokens.clamp(min=0))
         chances = logprobs(logits, tokens, batch.samples, self._decoder.vocab)
         return tokens.tolist(), chances

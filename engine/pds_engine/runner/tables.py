@@ -15,7 +15,7 @@ from pds_engine.messages import Admit, Row, Sampling
 
 
 @dataclass(slots=True)
-class Slot:
+class HostSlot:
     """The host's part of one slot."""
 
     gen: int
@@ -55,7 +55,7 @@ class Tables:
         """[max_pages] int32: the position at which each page of a slot begins."""
         self._vocab = vocab
         self._samples = samples
-        self._slots: dict[int, Slot] = {}
+        self._slots: dict[int, HostSlot] = {}
         self._prompted: Tensor | None = None
         self._counts: Tensor | None = None
 
@@ -68,7 +68,7 @@ class Tables:
         if order.slot in self._slots or not 0 <= order.slot < self.null_slot:
             raise ProtocolError(f"Admit names slot {order.slot}, which is taken or does not exist")
         known = order.prompt_ids + order.output_ids
-        slot = Slot(order.gen, len(order.prompt_ids), known, order.sampling, order.seed)
+        slot = HostSlot(order.gen, len(order.prompt_ids), known, order.sampling, order.seed)
         self._slots[order.slot] = slot
         self._grow(order.slot, slot, order.pages)
         if order.output_ids:
@@ -76,7 +76,7 @@ class Tables:
         if self._samples and penalised(order.sampling):
             self._count(order)
 
-    def take(self, row: Row) -> Slot:
+    def take(self, row: Row) -> HostSlot:
         """The slot that `row` is about, with the row's new pages.
 
         Raises:
@@ -123,7 +123,7 @@ class Tables:
         prompted, counts = self._penalty_tables()
         return prompted[slots], counts[slots]
 
-    def _grow(self, index: int, slot: Slot, pages: tuple[int, ...]) -> None:
+    def _grow(self, index: int, slot: HostSlot, pages: tuple[int, ...]) -> None:
         start, end = len(slot.pages), len(slot.pages) + len(pages)
         if end > self.pages.shape[1]:
             raise ProtocolError(f"slot {index} has {end} pages, {self.pages.shape[1]} is the most")

@@ -9,12 +9,12 @@ from pds_engine.scheduler.pages import PagePool
 from pds_engine.scheduler.prefix import lengthen
 from pds_engine.scheduler.request import Request, growth
 from pds_engine.scheduler.settings import Settings
-from pds_engine.scheduler.slots import Slots
+from pds_engine.scheduler.slots import SlotPool
 
 GROWTH_RESERVE = 2
-"""Pages that a decode group leaves over for each request that may be put out, as far as it may want
-them. With one, twice as many are put out for the same work done; with four, few are, and a tenth
-less runs (docs/scheduling.md)."""
+"""Pages that a decode group leaves over for each request that may be preempted, as far as it may
+want them. With one, twice as many are preempted for the same work done; with four, few are, and a
+tenth less runs (docs/scheduling.md)."""
 
 
 class Allocator:
@@ -22,15 +22,15 @@ class Allocator:
 
     A request that must not be preempted is admitted only with the pages of its full growth
     promised, in the queue's order: so it can always finish, and no two wait for each other's pages.
-    For others (Settings.elastic) the pages of what is known suffice; preemption.py says why all
+    For others (Settings.elastic) pages for the known tokens suffice; preemption.py says why all
     finish then.
     """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.pool = PagePool(0)
-        """Empty until the workers have told how many pages they have."""
-        self.slots = Slots(settings.scheduler.max_running)
+        """Empty until the workers have reported how many pages they have."""
+        self.slots = SlotPool(settings.scheduler.max_running)
         self.growing: set[Request] = set()
         """Those admitted that may be preempted: they find the pages of their growth as they go."""
         self._page_size = settings.kv.page_size
@@ -60,9 +60,9 @@ class Allocator:
         return sum(self.pool.references(page) > 0 for page in self._cached(request)) >= missing
 
     def allocate(self, request: Request) -> None:
-        """Give it a slot, the pages of what is known of it, and a promise of what it may want.
+        """Give it a slot, pages for its known tokens, and a promise of those that it may want.
 
-        The pages of its cached prefix are among them: those tokens count as computed.
+        The pages of its cached prefix are among them: their tokens count as computed.
         """
         prefix = self._cached(request)
         self.pool.share(prefix)
@@ -107,7 +107,7 @@ class Allocator:
     # ---- the way back --------------------------------------------------------------------------
 
     def stop_growing(self, request: Request) -> None:
-        """No step will name it any more: what was promised to it is others'."""
+        """No step will name it any more: others may have the pages that were promised to it."""
         self.growing.discard(request)
         self.pool.withdraw(request.promised)
         request.promised = 0
@@ -122,7 +122,7 @@ class Allocator:
             request.pages = []
 
     def quarantine(self, request: Request) -> tuple[int, ...]:
-        """The pages that a peer may still write: out of the request's hands, and everybody's.
+        """Quarantine the pages that a peer may still write: nobody may use them.
 
         The caller readmits them. Those of its cached prefix, which no peer was offered, are free.
         """
@@ -137,7 +137,7 @@ class Allocator:
     def remember(self, request: Request, tokens: int) -> None:
         """Its first `tokens` tokens are known and their keys are in place: others may read them.
 
-        Only what a step or a transfer has brought may be said here, never what one will bring.
+        Call it only for tokens that a step or a transfer has brought, never for those to come.
         """
         size, chain = self._page_size, request.chain
         full = tokens // size

@@ -14,9 +14,9 @@ def next_token(
     cached_tokens: int,
     reason: FinishReason | None = None,
 ) -> Token:
-    """What its server is told of the request's next output, being `token`.
+    """The message to its server about the request's next output, which is `token`.
 
-    It is the last one where it ends the request here, or has ended it where it was computed
+    It is the last one if it ends the request here, or if it did so where it was computed
     (`reason`).
     """
     index = len(request.outputs)
@@ -42,7 +42,7 @@ def finish_reason(sampling: Sampling, index: int, token: int) -> FinishReason | 
 
 
 def no_finite_score() -> NotFinite:
-    """Why a request ends whose next token cannot be chosen."""
+    """The error of a request whose next token cannot be chosen."""
     return NotFinite(
         "the model's scores for the next token are no finite numbers",
         hint="another prompt may do; model.dtype bfloat16 or float32 holds larger numbers",

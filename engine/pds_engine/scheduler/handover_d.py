@@ -71,7 +71,7 @@ class DecodeSide:
     # ---- the way forward -----------------------------------------------------------------------
 
     def offer(self, request: Request, now: float) -> None:
-        """Offer the request's pages to its prefill group, but for those of its cached prefix."""
+        """Offer the request's pages to its prefill group, except those of its cached prefix."""
         source = request.submit.source
         if source is None:
             raise TransferFailed(f"{request.id} names no prefill group")
@@ -102,7 +102,7 @@ class DecodeSide:
         )
 
     def welcome(self, prefill: Party, incarnation: str) -> None:
-        """The prefill scheduler has told who it is; only now are messages sent to it."""
+        """The prefill scheduler has said who it is. Messages are sent to it only from now on."""
         self._peers[prefill] = incarnation
         for reservation in [*self.live.values(), *self.barred.values()]:
             if reservation.prefill == prefill and not reservation.incarnation:
@@ -116,7 +116,7 @@ class DecodeSide:
                 reservation.expires = now + self._ledger.settings.kv.lease_seconds
 
     def done(self, prefill: Party, message: TransferDone) -> Request | None:
-        """Every page is in place: the request to go on with, or None when it was given up."""
+        """Every page is in place. Returns the request to decode, or None if it was given up."""
         reservation = self._live(prefill, message.transfer, message.epoch)
         if reservation is None:
             return None
@@ -167,9 +167,10 @@ class DecodeSide:
             self._readmit(reservation)
 
     def lost(self, prefill: Party, now: float) -> None:
-        """The connection has gone: what was never sent is free, the rest may still be written.
+        """The connection is lost. Pages that were never offered are free.
 
-        That is barred, and aborted over a new connection should there be one.
+        The others may still be written: they are barred, and aborted over a new connection if
+        there is one.
         """
         self._peers.pop(prefill, None)
         for reservation in [r for r in self.live.values() if r.prefill == prefill]:

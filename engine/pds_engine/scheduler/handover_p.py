@@ -35,7 +35,9 @@ from pds_engine.scheduler.prefill import Chunk
 from pds_engine.scheduler.request import Phase, Request
 
 
-class Stage(Enum):
+class TransferState(Enum):
+    """How far a transfer is."""
+
     KEPT = auto()
     """The offer came before its request."""
     MATCHED = auto()
@@ -53,7 +55,7 @@ class Transfer:
     offer: TransferOffer
     decode: Party
     since: float
-    stage: Stage = Stage.KEPT
+    state: TransferState = TransferState.KEPT
     request: Request | None = None
     posted: int = 0
     """Its first pages, so many, are in pushes that were ordered, or are D's own."""
@@ -65,7 +67,7 @@ class Transfer:
     record: TransferDone | None = None
     """The closing record, once the first token is sampled."""
     given_up: AbortAck | None = None
-    """What D is told once every rank has drained; None after a TransferDone, or when D is lost."""
+    """The answer to D once every rank has drained; None after a TransferDone, or if D is lost."""
 
 
 class PrefillSide:
@@ -98,14 +100,14 @@ class PrefillSide:
     ) -> None:
         """An offer has come: matched with its request, kept for it, or refused with `refusal`.
 
-        `refusal` is the scheduler's reason to take nothing new up, such as draining; a request that
+        `refusal` is the scheduler's reason to admit nothing new, such as draining. A request that
         is already here gets its offer all the same.
         """
         request = self.unoffered.get(message.transfer)
         held = self.transfers.get(message.transfer)
         if request is None and refusal is None and self._kept() >= self._bound():
             refusal = Unavailable("too many offers wait for their requests")
-        if held is not None and held.stage is not Stage.KEPT:
+        if held is not None and held.state is not TransferState.KEPT:
             refusal = TransferFailed(f"{message.transfer} is already being handed over")
         elif request is not None:
             refusal = None
@@ -134,9 +136,9 @@ class PrefillSide:
     # ---- from the first chunk to the last ------------------------------------------------------
 
     def open(self, request: Request) -> None:
-        """The request is taken up: workers may push its pages."""
+        """The request is admitted: workers may push its pages."""
         transfer = self.transfers[request.id]
-        transfer.stage = Stage.OPEN
+        transfer.state = TransferState.OPEN
         self._ledger.begin_transfer(request)
         self._out.put(
             WORKERS,
@@ -148,7 +150,7 @@ class PrefillSide:
     def push(self, request: Request, chunk: Chunk) -> Push:
         """The pages that are complete with `chunk`, to D's pages.
 
-        With the first chunk come those of P's own cached prefix; those of D's are left out.
+        The first chunk also brings the pages of P's cached prefix. Those that D has are left out.
         """
         transfer, settings = self.transfers[request.id], self._ledger.settings
         offer = transfer.offer
@@ -180,14 +182,14 @@ class PrefillSide:
     def pushed(self, message: PushDone) -> None:
         """One rank's writes are all in place."""
         transfer = self.transfers.get(message.transfer)
-        if transfer is not None and transfer.stage is Stage.OPEN:
+        if transfer is not None and transfer.state is TransferState.OPEN:
             transfer.pushed.add(message.rank)
             self._complete(transfer)
 
     def push_failed(self, message: PushFailed) -> None:
         """One rank cannot write to D: nothing is handed over."""
         transfer = self.transfers.get(message.transfer)
-        if transfer is not None and transfer.stage is Stage.OPEN:
+        if transfer is not None and transfer.state is TransferState.OPEN:
             self._fail(
                 transfer,
                 TransferFailed(f"rank {message.rank} cannot push: {message.message}"),
@@ -229,7 +231,7 @@ class PrefillSide:
             self._out.put(decode, acknowledgement)
             return
         transfer.decode = decode
-        if transfer.stage is Stage.CLOSING:
+        if transfer.state is TransferState.CLOSING:
             transfer.given_up = transfer.given_up or AbortAck(transfer=name, epoch=message.epoch)
         else:
             self._fail(transfer, TransferFailed("the decode side gave the request up"))
@@ -255,7 +257,7 @@ class PrefillSide:
         for request in [r for r in self.unoffered.values() if now - r.arrived >= lease]:
             # Silent with the request, so not Unavailable: that says that nobody began anything.
             self._abort(request, TransferFailed("no decode group has offered pages for it in time"))
-        for transfer in [t for t in self.transfers.values() if t.stage is Stage.KEPT]:
+        for transfer in [t for t in self.transfers.values() if t.state is TransferState.KEPT]:
             if now - transfer.since >= lease:
                 del self.transfers[transfer.offer.transfer]
                 self._refuse(
@@ -277,7 +279,7 @@ class PrefillSide:
             self._abort(request, problem)
             return
         transfer.request = request
-        transfer.stage = Stage.MATCHED
+        transfer.state = TransferState.MATCHED
         self._ledger.enqueue(request)
 
     def _mismatch(self, request: Request, offer: TransferOffer) -> PdsError | None:
@@ -309,7 +311,7 @@ class PrefillSide:
         acknowledgement = AbortAck(
             transfer=offer.transfer, epoch=offer.epoch, code=code, message=message
         )
-        if transfer.stage is Stage.OPEN:
+        if transfer.state is TransferState.OPEN:
             transfer.given_up = acknowledgement
             self._close(transfer)
         else:
@@ -318,7 +320,7 @@ class PrefillSide:
 
     def _close(self, transfer: Transfer) -> None:
         name = transfer.offer.transfer
-        transfer.stage = Stage.CLOSING
+        transfer.state = TransferState.CLOSING
         self.closing[name] = self.transfers.pop(name)
         self._out.put(WORKERS, CloseTransfer(transfer=name))
 
@@ -337,7 +339,7 @@ class PrefillSide:
             self._out.put(decode, Queued(transfers=tuple(names)))
 
     def _kept(self) -> int:
-        return sum(transfer.stage is Stage.KEPT for transfer in self.transfers.values())
+        return sum(transfer.state is TransferState.KEPT for transfer in self.transfers.values())
 
     def _bound(self) -> int:
         settings = self._ledger.settings

@@ -123,17 +123,17 @@ class Ledger:
         return tuple(request.pages[request.shared :])
 
     def start_prefill(self, request: Request) -> None:
-        """Tell the workers of it, and compute its context."""
-        self._tell_workers(request)
+        """Admit it on the workers, and compute its context."""
+        self._admit_on_workers(request)
         request.phase = Phase.PREFILLING
         insort(self._prefilling, request, key=_RANK)
 
     def start_decode(self, request: Request) -> None:
-        """Tell the workers of it: its context's keys are in place, and one more token is known."""
+        """Admit it on the workers: its context's keys are in place, one more token is known."""
         request.computed = request.context_len
         request.planned = len(request.outputs)
         self.allocator.extend(request, request.prompt_len + request.planned)
-        self._tell_workers(request)
+        self._admit_on_workers(request)
         request.phase = Phase.DECODING
         self._decoding.appendleft(request)
 
@@ -201,15 +201,15 @@ class Ledger:
         )
 
     def append(self, request: Request, token: Token) -> None:
-        """Its next output token is known: keep it, and tell its server."""
+        """Its next output token is known: keep it, and send it to its server."""
         request.outputs.append(token.token)
         self.allocator.remember(request, request.prompt_len + token.index)
         self.out.put(request.server, token)
 
     def step_done(self, step_id: int) -> None:
-        """Step `step_id` is done, and with it all before: what only waited for it returns.
+        """Step `step_id` is done, and all before it: what only waited for them returns.
 
-        To be told after the step's tokens are known.
+        Call it after the step's tokens are known.
         """
         self.done = step_id
         while self._computing and self._computing[0][0] <= step_id:
@@ -251,10 +251,10 @@ class Ledger:
     # ---- leaving -------------------------------------------------------------------------------
 
     def preempt(self, request: Request) -> None:
-        """Put a running request back to the queue, or out of the group on role=decode, once its
-        last issued step is done.
+        """Take a running request's slot and pages once its last issued step is done.
 
-        The tokens of its steps in flight are still its own: it is told of them as they come.
+        It then waits in the queue again, or on role=decode migrates to another group. The tokens of
+        its steps in flight are still its own, and are sent as they come.
         """
         self.preemptions += 1
         self._retire(request, Phase.PREEMPTED)
@@ -269,15 +269,14 @@ class Ledger:
     def abort(
         self, request: Request, error: PdsError, withdraw: Callable[[], None] | None = None
     ) -> None:
-        """Tell its server why it fails, let `withdraw` take back what a peer was told of it, and
-        finish it."""
+        """Send its server the error, let `withdraw` end its hand-over, and finish it."""
         self.out.put(request.server, failure(request.id, error))
         if withdraw is not None:
             withdraw()
         self.finish(request)
 
     def _retire(self, request: Request, phase: Phase) -> None:
-        """No step will name it any more; workers forget it after the last one that does."""
+        """No later step names it. Workers release it after the last one that does."""
         self._leave(request)
         lingers = request.phase in RETIRED
         request.phase = phase
@@ -322,7 +321,7 @@ class Ledger:
         request.phase = Phase.WAITING
         self.queue.push(request)
 
-    def _tell_workers(self, request: Request) -> None:
+    def _admit_on_workers(self, request: Request) -> None:
         request.on_workers = True
         self.out.put(
             WORKERS,

@@ -1,4 +1,4 @@
-"""Who the scheduler talks to, and what it has to say."""
+"""Who the scheduler talks to, and the messages that it sends."""
 
 from typing import Literal
 
@@ -47,7 +47,7 @@ class Outbox(list[Out]):
 
 
 def failure(request_id: str, error: PdsError) -> Failed:
-    """`error` as the API server is told of it."""
+    """The message that reports `error` to the API server."""
     return Failed(
         request_id=request_id,
         code=error.code,

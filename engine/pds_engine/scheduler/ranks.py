@@ -116,8 +116,8 @@ class Ranks:
         given = [proof for proof in proofs if proof is not None]
         if not self.all_ready or len(given) < len(proofs):
             return None
-        told = [heard.progress.compiles for heard in self._heard.values()]
-        return replace(reduce(_both, given), compiles_after_ready=sum(told))
+        compiles = sum(heard.progress.compiles for heard in self._heard.values())
+        return replace(reduce(_both, given), compiles_after_ready=compiles)
 
     # ---- what they do --------------------------------------------------------------------------
 

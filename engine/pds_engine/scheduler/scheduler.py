@@ -44,7 +44,7 @@ from pds_engine.messages import (
     TransferOffer,
     Welcome,
 )
-from pds_engine.scheduler.admission import unfit
+from pds_engine.scheduler.admission import reject_reason
 from pds_engine.scheduler.finish import next_token, no_finite_score
 from pds_engine.scheduler.handover_d import DecodeSide
 from pds_engine.scheduler.handover_p import PrefillSide
@@ -64,7 +64,7 @@ JOIN_RETRY_AFTER = 5
 
 
 class Scheduler:
-    """One replica's only authority. `incarnation` is its group's, told with its offers."""
+    """One replica's only authority. `incarnation` is its group's, which its offers carry."""
 
     def __init__(self, settings: Settings, incarnation: str) -> None:
         self.settings = settings
@@ -134,9 +134,9 @@ class Scheduler:
         return self._out.drain()
 
     def plan(self, now: float) -> list[Out]:
-        """Take waiting requests up as slots and pages allow, and issue steps."""
+        """Admit waiting requests as slots and pages allow, and issue steps."""
         if self.ready:
-            self._take_up(now)
+            self._admit_waiting(now)
             while not self.steps.full:
                 picked = self.steps.pick()
                 if picked is None:
@@ -241,7 +241,7 @@ class Scheduler:
     # ---- requests -----------------------------------------------------------------------------
 
     def _submit(self, server: Party, message: Submit, now: float) -> None:
-        request = self._considered(server, message, now)
+        request = self._checked(server, message, now)
         if isinstance(request, PdsError):
             self._out.put(server, failure(message.request_id, request))
             return
@@ -252,24 +252,24 @@ class Scheduler:
         else:
             self.ledger.enqueue(request)
 
-    def _considered(self, server: Party, message: Submit, now: float) -> Request | PdsError:
-        """The request that `message` comes to, or why there is none. Nothing is changed yet, so
-        that whatever goes wrong here ends this request alone."""
+    def _checked(self, server: Party, message: Submit, now: float) -> Request | PdsError:
+        """The request that `message` asks for, or why it is rejected. Nothing is changed yet, so
+        whatever goes wrong here ends this request alone."""
         try:
-            return self._refusal(message) or Request(message, server, self._arrivals, now)
+            return self._rejection(message) or Request(message, server, self._arrivals, now)
         except Exception:
-            log.exception("the request %s could not be considered", message.request_id)
+            log.exception("the request %s could not be checked", message.request_id)
             return Unexpected("an internal error; the scheduler's log has it")
 
-    def _refusal(self, message: Submit) -> PdsError | None:
-        """Why this request is not taken up now, or never could be."""
+    def _rejection(self, message: Submit) -> PdsError | None:
+        """Why this request is rejected: for now, or because it could never be served."""
         waiting = len(self.ledger.queue) + len(self.prefill.unoffered)
         if (problem := self._closed()) is not None:
             return problem
         if message.request_id in self.ledger.requests:
             return InvalidRequest(f"the request id {message.request_id} is in use")
-        if (misfit := unfit(message, self.settings, self.ledger.pool.total)) is not None:
-            return misfit
+        if (reason := reject_reason(message, self.settings, self.ledger.pool.total)) is not None:
+            return reason
         at_once = waiting == 0 and self.ledger.running < self.settings.scheduler.max_running
         begun = bool(message.output_ids)  # its client has a part of the answer
         if waiting >= self.settings.scheduler.max_waiting and not at_once and not begun:
@@ -284,7 +284,7 @@ class Scheduler:
             return Unavailable(f"{ranks} ranks are ready", retry_after=JOIN_RETRY_AFTER)
         return None
 
-    def _take_up(self, now: float) -> None:
+    def _admit_waiting(self, now: float) -> None:
         """In the queue's order; the first that does not fit holds up the rest: nobody starves."""
         while (request := self.ledger.admissible()) is not None:
             if self.prefill.is_closing(request):
@@ -312,7 +312,7 @@ class Scheduler:
         self.ledger.abort(request, error, lambda: self._withdraw(request, error.code, now))
 
     def _withdraw(self, request: Request, code: str, now: float) -> None:
-        """Tell the other side of a hand-over, if there is one, that the request ends here."""
+        """Give up the request's hand-over, if there is one."""
         if self.settings.role == "prefill":
             self.prefill.drop(request, code)
         elif request.phase is Phase.OFFERED:
@@ -327,16 +327,16 @@ class Scheduler:
 
     def _offer(self, decode: Party, message: TransferOffer, now: float) -> None:
         if self.settings.role != "prefill":
-            misfit = f"a {self.settings.role} group takes no offers"
+            reason = f"a {self.settings.role} group takes no offers"
         elif message.kv_fingerprint != self.decode.kv_fingerprint and self.ready:
-            misfit = (
+            reason = (
                 f"KV formats differ: {message.kv_fingerprint} is offered, "
                 f"{self.decode.kv_fingerprint} is computed"
             )
         else:
             self.prefill.offer(decode, message, now, self._closed())
             return
-        self.prefill.reject(decode, message, TransferFailed(misfit))
+        self.prefill.reject(decode, message, TransferFailed(reason))
 
     def _transfer_done(self, prefill: Party, message: TransferDone, now: float) -> None:
         request = self.decode.done(prefill, message)

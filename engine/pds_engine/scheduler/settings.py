@@ -38,14 +38,14 @@ class Settings(EngineConfig):
 
     @property
     def recompute(self) -> bool:
-        """Running requests may be put back to the queue, and are computed anew."""
+        """Running requests may be preempted, wait in the queue, and are computed anew."""
         return self.scheduler.preemption == "recompute" and self.role == "unified"
 
     def elastic(self, resumable: bool) -> bool:
-        """Whether a request is taken up before the pages of its full growth are there.
+        """Whether a request is admitted before the pages of its full growth are there.
 
-        It may then be put back (role=unified), or put out where somebody goes on with it
-        (role=decode: nothing is computed anew). On role=prefill nothing grows while it runs.
+        It may then be preempted: on role=unified it is computed anew, on role=decode it migrates,
+        if somebody goes on with it. On role=prefill nothing grows while it runs.
         """
         if self.role == "decode":
             return self.scheduler.preemption == "recompute" and resumable

@@ -11,7 +11,7 @@ from pds_engine.errors import ProtocolError
 from pds_engine.messages import Push, StepDone, StepPlan
 from pds_engine.scheduler.cost import Measured, Meter
 from pds_engine.scheduler.lifecycle import Ledger
-from pds_engine.scheduler.pick import Picked, Turns, pick
+from pds_engine.scheduler.pick import Alternation, Picked, pick
 from pds_engine.scheduler.prefill import ChunkPolicy
 from pds_engine.scheduler.request import Request
 from pds_engine.scheduler.settings import Settings
@@ -67,7 +67,7 @@ class Steps:
         self.next_id = 0
         self._advanced = 0.0
         """When a step was last done."""
-        self._turns = Turns()
+        self._alternation = Alternation()
         self._meter = Meter()
 
     @property
@@ -77,7 +77,7 @@ class Steps:
 
     def pick(self) -> Picked | None:
         """The next step's rows, or None when nothing can be computed now."""
-        return pick(self.ledger, self.next_id, self.policy, self._turns)
+        return pick(self.ledger, self.next_id, self.policy, self._alternation)
 
     def issue(self, picked: Picked, pushes: Sequence[Push], now: float) -> StepPlan:
         """Schedule the picked rows, and make their plan."""
@@ -100,7 +100,7 @@ class Steps:
         )
         chunks = () if picked.decodes else tuple((c.start, c.length) for _, c in picked.chunks)
         self.in_flight.append(Issued(plan, samplers, chunks, now, scored))
-        self._turns.took(picked)
+        self._alternation.took(picked)
         self.next_id += 1
         return plan
 

@@ -21,9 +21,9 @@ from pds_engine.models.checkpoint import digest
 from pds_engine.models.decoder import Decoder
 from pds_engine.models.loader import load
 from pds_engine.parallel.collectives import ALONE, Collectives
-from pds_engine.parallel.exchange import Exchange
+from pds_engine.parallel.exchange import DistributedExchange
 from pds_engine.parallel.groups import Groups, assemble, backend
-from pds_engine.parallel.stage import Place, Stage
+from pds_engine.parallel.stage import Stage, StagePlace
 from pds_engine.ports import kv_address
 from pds_engine.runner import graphs
 from pds_engine.runner.runner import Runner
@@ -43,7 +43,7 @@ def run(config: EngineConfig, keys: Keys, scheduler: str, rank: int, incarnation
     ended.
 
     Raises:
-        ConfigError: the model or the layout cannot be served; told to launch by the exit status.
+        ConfigError: the model or the layout cannot be served; launch learns it by the exit status.
         GroupError: the scheduler or another rank is gone, or broke the protocol.
     """
     torch.set_num_threads(config.threads)
@@ -87,7 +87,7 @@ def _serve(
     exchange = make_exchange(config, decoder, groups, rank, device)
     activity.counts, activity.compiles = exchange.counts, lambda: runner.compiles
     activity.unneeded = lambda: runner.unneeded
-    place = Place(decoder.part.pp_rank, split.pp)
+    place = StagePlace(decoder.part.pp_rank, split.pp)
     stage = Stage(place, runner, exchange, ahead=backend(device) == "gloo")
     mailbox, at = Mailbox(), kv_address(config, rank)
     transfers = TransferThread(pool, config.kv, rank, at, mailbox.put, keys)
@@ -113,12 +113,12 @@ def _serve(
 
 def make_exchange(
     config: EngineConfig, decoder: Decoder, groups: Groups, rank: int, device: torch.device
-) -> Exchange:
+) -> DistributedExchange:
     """What carries this rank's hidden states and outputs."""
     split = config.parallelism
     bounds = config.scheduler
     tokens = bounds.max_step_tokens or bounds.chunk_size + bounds.max_running
-    return Exchange(
+    return DistributedExchange(
         groups,
         split,
         rank,

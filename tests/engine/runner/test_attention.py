@@ -1,8 +1,6 @@
-"""What a step's attention is told, and how often it is prepared."""
+"""What a step's attention is given, and how often it is prepared."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -11,6 +9,7 @@ from pds_engine.runner.batch import build
 from pds_engine.runner.tables import Tables
 from pds_kernels.paged_attention import Attend, AttentionPlan, Geometry, Kernel, Prepare, dispatch
 from pds_kernels.paged_attention.reference import make
+from runner_driver import Driver
 
 GREEDY = Sampling(max_tokens=4, temperature=0.0)
 NULL = 99
@@ -70,10 +69,10 @@ def test_pages_that_are_not_reached_yet_are_not_named() -> None:
 
 
 def test_a_plan_is_prepared_once_a_step(
-    driver: Callable[..., Any], qwen3: Path, monkeypatch: pytest.MonkeyPatch
+    driver: type[Driver], qwen3: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Through the seam, as any kernel would be: three layers attend by what was prepared once."""
-    told: list[str] = []
+    calls: list[str] = []
     asked: list[Geometry] = []
 
     def counting(geometry: Geometry) -> Prepare:
@@ -81,11 +80,11 @@ def test_a_plan_is_prepared_once_a_step(
         reference = make(geometry)
 
         def prepare(plan: AttentionPlan) -> Attend:
-            told.append("prepare")
+            calls.append("prepare")
             attend = reference(plan)
 
             def counted(*layer: torch.Tensor) -> torch.Tensor:
-                told.append("attend")
+                calls.append("attend")
                 return attend(*layer)
 
             return counted
@@ -97,6 +96,6 @@ def test_a_plan_is_prepared_once_a_step(
     runner = driver(qwen3)
     assert runner.runner.attention == "counting"
     runner.run([tuple(range(20))], Sampling(max_tokens=2, temperature=0.0))
-    assert told == ["prepare", "attend", "attend", "attend"] * 2
+    assert calls == ["prepare", "attend", "attend", "attend"] * 2
     float32 = torch.float32
     assert asked == [Geometry(4, 2, 32, 16, float32, float32, torch.device("cpu"))]

@@ -18,9 +18,9 @@ def ready(rank: int, pages: int = 64, kernels: KernelsProof | None = None, kv: s
 
 
 def progress(rank: int, **keys: Any) -> Progress:
-    told = {"done": -1, "step": 0, "doing": "compute", "peer": -1, "seconds": 1.0, "mailbox": 0}
+    values = {"done": -1, "step": 0, "doing": "compute", "peer": -1, "seconds": 1.0, "mailbox": 0}
     traffic = Traffic(rank=rank, steps=rank)
-    return Progress(rank=rank, plans=("step 0: 1 rows",), traffic=traffic, **{**told, **keys})
+    return Progress(rank=rank, plans=("step 0: 1 rows",), traffic=traffic, **(values | keys))
 
 
 def test_the_last_rank_to_join_completes_the_group() -> None:
@@ -94,11 +94,11 @@ def test_without_one_rank_s_proof_nothing_is_proven() -> None:
 
 
 def test_traffic_is_that_of_stages_alone() -> None:
-    for settings, told in ((bounded(), ()), (bounded(pp=2), (0, 1))):
+    for settings, counted in ((bounded(), ()), (bounded(pp=2), (0, 1))):
         ranks = Ranks(settings)
         for rank in range(settings.ranks):
             ranks.progress(progress(rank), 1.0)
-        assert tuple(each.steps for each in ranks.traffic) == told
+        assert tuple(each.steps for each in ranks.traffic) == counted
 
 
 def test_a_step_that_does_not_end_names_the_stage(bench) -> None:

@@ -1,8 +1,8 @@
 """That a request changes by the ledger's transitions alone."""
 
 import ast
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pds_engine.scheduler
 import pytest
@@ -11,7 +11,7 @@ from pds_engine.messages import Failed, Token
 SOURCES = sorted(Path(pds_engine.scheduler.__file__).parent.glob("*.py"))
 
 
-def where(found: Any) -> list[str]:
+def where(found: Callable[[ast.AST], bool]) -> list[str]:
     """The modules that have a node of which `found` is true, once for each."""
     return [
         path.stem
@@ -55,7 +55,7 @@ def test_tokens_are_built_in_one_place():
     assert where(lambda node: called(node, Token.__name__)) == ["finish"]
 
 
-def test_failures_are_told_in_one_place():
+def test_failures_are_reported_in_one_place():
     """But for those of requests that were rejected: they never were the ledger's."""
     assert where(lambda node: called(node, Failed.__name__)) == ["party"]
     assert where(lambda node: called(node, "failure")) == ["lifecycle", "scheduler"]

@@ -31,7 +31,7 @@ from pds_engine.messages import (
 from pds_engine.parallel.collectives import ALONE, VocabShard
 from pds_engine.runner.batch import Batch
 from pds_engine.runner.sampling import logprobs, sample
-from pds_engine.runner.tables import Slot, Tables
+from pds_engine.runner.tables import HostSlot, Tables
 from pds_engine.server.app import create_app
 from pds_engine.server.scheduler_client import SchedulerClient
 from pds_engine.text.tokenizer import Tokenizer
@@ -230,7 +230,7 @@ class SamplingWorker:
         )
         self._tables.admit(order)
         known = order.prompt_ids + order.output_ids
-        slot = Slot(0, len(order.prompt_ids), known, order.sampling, order.seed)
+        slot = HostSlot(0, len(order.prompt_ids), known, order.sampling, order.seed)
         rows = ((slot, len(order.output_ids)),)
         nought = torch.zeros(1, dtype=torch.int64)
         batch = Batch(nought, nought, None, nought, nought, rows)  # type: ignore[arg-type]

@@ -16,7 +16,7 @@ from pds_engine.config import EngineConfig
 from pds_engine.errors import RequestError
 from pds_engine.messages import Sampling, Submit
 from pds_engine.messages.bounds import SAMPLING, SUBMIT, outside
-from pds_engine.scheduler.admission import unfit
+from pds_engine.scheduler.admission import reject_reason
 from pds_engine.scheduler.settings import Settings
 from pds_engine.server import job, protocol
 from pds_engine.server.headers import InternalHeaders
@@ -178,7 +178,7 @@ def test_what_is_accepted_can_be_worked_on(tokenizer, worker, prompt, more):
     for submit in made.submits[:2]:
         received = decode(encode(submit))
         assert received == submit
-        assert unfit(received, SETTINGS, 10**6) is None
+        assert reject_reason(received, SETTINGS, 10**6) is None
         assert 0 <= worker.take(received) < tokenizer.vocabulary
 
 
@@ -192,7 +192,7 @@ def test_the_scheduler_looks_again(name, value):
         submit = replace(GOOD, **{name: value})
     else:
         submit = replace(GOOD, sampling=replace(GOOD.sampling, **{name: value}))
-    problem = unfit(submit, SETTINGS, 100)
+    problem = reject_reason(submit, SETTINGS, 100)
     assert problem is not None and (problem.status, problem.param) == (400, name)
 
 
@@ -208,7 +208,7 @@ def test_the_scheduler_looks_again(name, value):
     ],
 )
 def test_the_scheduler_looks_at_ids_too(change, param):
-    problem = unfit(replace(GOOD, **change), SETTINGS, 100)
+    problem = reject_reason(replace(GOOD, **change), SETTINGS, 100)
     assert problem is not None and problem.param == param
 
 

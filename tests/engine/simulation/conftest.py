@@ -1,6 +1,6 @@
 """Groups in virtual time, and the requests that are put to them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -8,11 +8,11 @@ from bounds import bounded
 from pds_engine.messages import Sampling, Submit
 from pds_simulation.events import Events
 from pds_simulation.group import Group, Machine
+from simulated import Ask, Simulate
 
 
 @pytest.fixture(scope="session")
-def simulate() -> Callable[..., Group]:
-    """A group; what Machine knows is told to it, the rest is the scheduler's settings."""
+def simulate() -> Simulate:
 
     def make(**about: Any) -> Group:
         machine = {name: about.pop(name) for name in Machine.__slots__ if name in about}
@@ -27,8 +27,7 @@ def simulate() -> Callable[..., Group]:
 
 
 @pytest.fixture(scope="session")
-def ask() -> Callable[..., Submit]:
-    """A request, by the length of its prompt or by its tokens."""
+def ask() -> Ask:
 
     def make(
         name: str, prompt: int | Sequence[int], max_tokens: int = 1, *, seed: int = 1, **more: Any

@@ -7,7 +7,7 @@ import pytest
 from msgspec.structs import replace
 from pds_engine.errors import ProtocolError
 from pds_engine.messages import Admit, Release, Row, Sampling, StepPlan, Submit
-from pds_engine.parallel.stage import Place
+from pds_engine.parallel.stage import StagePlace
 from pds_simulation import model
 from pds_simulation.exchange import Hidden
 from pds_simulation.runner import SimulatedRunner
@@ -42,7 +42,7 @@ def row(start: int, length: int, samples: bool = False, **more: Any) -> Row:
 
 def whole() -> SimulatedRunner:
     """A model of two layers in one stage."""
-    return SimulatedRunner(Place(0, 1), 0, range(2), pages=8, page_size=PAGE, max_slots=2)
+    return SimulatedRunner(StagePlace(0, 1), 0, range(2), pages=8, page_size=PAGE, max_slots=2)
 
 
 def tokens(runner: SimulatedRunner, plan: StepPlan) -> tuple[int, ...]:
@@ -70,8 +70,8 @@ def test_it_says_what_the_model_says():
 
 
 def test_two_stages_say_the_same():
-    first = SimulatedRunner(Place(0, 2), 0, range(1), pages=8, page_size=PAGE, max_slots=2)
-    last = SimulatedRunner(Place(1, 2), 0, range(1, 2), pages=8, page_size=PAGE, max_slots=2)
+    first = SimulatedRunner(StagePlace(0, 2), 0, range(1), pages=8, page_size=PAGE, max_slots=2)
+    last = SimulatedRunner(StagePlace(1, 2), 0, range(1, 2), pages=8, page_size=PAGE, max_slots=2)
     first.admit(ADMIT)
     last.admit(ADMIT)
     plan = step(0, row(0, 10, samples=True))
@@ -163,7 +163,7 @@ def test_a_plan_that_does_not_fit_is_refused(plan: StepPlan, message: str):
     "hidden", [None, Hidden(1, ((1, 2),)), Hidden(0, ((1, 2, 3),)), Hidden(0, ())]
 )
 def test_foreign_hidden_states_are_refused(hidden: Hidden | None):
-    runner = SimulatedRunner(Place(1, 2), 0, range(2), pages=8, page_size=PAGE, max_slots=2)
+    runner = SimulatedRunner(StagePlace(1, 2), 0, range(2), pages=8, page_size=PAGE, max_slots=2)
     runner.admit(ADMIT)
     with pytest.raises(ProtocolError, match="was given"):
         runner.execute(step(0, row(0, 2)), hidden)

@@ -17,7 +17,7 @@ def test_every_request_is_answered_rightly_or_given_up(first: int):
 def test_a_seed_is_a_schedule():
     """What a failure prints is enough to see it again."""
     first, second = (schedules.schedule(7) for _ in range(2))
-    assert [(told.tokens, told.times) for told in first.run()] == [
-        (told.tokens, told.times) for told in second.run()
+    assert [(answer.tokens, answer.times) for answer in first.run()] == [
+        (answer.tokens, answer.times) for answer in second.run()
     ]
     assert first.plans == second.plans

@@ -1,4 +1,4 @@
-"""Transfers meet in order, and tell the sender when its buffer may change."""
+"""Transfers meet in order, and the sender learns when its buffer may change."""
 
 import pytest
 from pds_engine.errors import ProtocolError

@@ -10,8 +10,8 @@
     registry   which backends there are; tcp, nixl, shm   the backends
 """
 
-from pds_engine.kv.transfer.base import Limits
+from pds_engine.kv.transfer.base import TransferLimits
 from pds_engine.kv.transfer.registry import shared_pool
 from pds_engine.kv.transfer.thread import TransferThread
 
-__all__ = ["Limits", "TransferThread", "shared_pool"]
+__all__ = ["TransferLimits", "TransferThread", "shared_pool"]

@@ -1,6 +1,6 @@
 """What a transfer backend is, and what an endpoint offers.
 
-All that backends differ in is said here; nobody but the registry knows which ones there are.
+Everything in which backends differ is declared here. Only the registry knows which ones there are.
 
 Whatever the backend, P's rank dials D's rank over an authenticated channel, asks to open the
 transfer, and waits for the answer. So D knows who may write into its pages and by what means, and
@@ -17,7 +17,7 @@ from msgspec import Struct
 from msgspec.msgpack import Decoder, Encoder
 
 from pds_engine.config import KvBackend
-from pds_engine.kv.layout import Run
+from pds_engine.kv.layout import ByteRun
 from pds_engine.kv.pool import KvPool
 from pds_engine.kv.transfer.channel import Channel
 from pds_engine.ports import KvAddress
@@ -54,7 +54,7 @@ decode_offer = _decoder.decode
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class TransferLimits:
     """Bounds in seconds and counts; tests shorten them."""
 
     handshake_seconds: float = 5.0
@@ -62,16 +62,16 @@ class Limits:
     stall_seconds: float = 20.0
     """Without a byte of progress where one is due, a connection is given up."""
     drain_seconds: float = 2.0
-    """What CloseTransfer waits for acknowledgement of what is under way."""
+    """How long CloseTransfer waits for the acknowledgement of writes under way."""
     expect_seconds: float = 60.0
-    """How long one who knocks before the Expect is kept waiting."""
+    """How long a peer waits that asks to open a transfer before its Expect."""
     waiting: int = 1024
     """Transfers of one peer that are kept waiting for their Expect."""
     connections: int = 256
     """Accepted ones; more are closed at once."""
 
 
-class Done(NamedTuple):
+class WriteResult(NamedTuple):
     """A write has completed remotely, or (`error`) never will."""
 
     ticket: int
@@ -116,9 +116,9 @@ class Backend(ABC):
 
     name: ClassVar[KvBackend]
     one_sided: ClassVar[bool]
-    """Whether P's writes land without passing D's receiver, which so can place none of them and
-    refuse none. Quarantine rests on it: D's pages are safe of a one-sided writer only when that one
-    says that nothing more comes, or is gone for certain. Of any other, D's own Forget fences them.
+    """Whether P's writes land without passing D's receiver, which then can refuse none of them.
+    Quarantine rests on it: D's pages are safe from a one-sided writer only when that writer says
+    that nothing more comes, or is certainly gone. From any other, D's own Forget fences them.
     """
     shares_pool: ClassVar[bool] = False
     """Whether the own pool must lie in memory that other processes of this host can map."""
@@ -161,8 +161,8 @@ class Backend(ABC):
         """
 
     @abstractmethod
-    def write(self, route: Route, runs: Sequence[Run], ticket: int) -> None:
-        """Begin to write; `poll` tells when the bytes are in place and visible there."""
+    def write(self, route: Route, runs: Sequence[ByteRun], ticket: int) -> None:
+        """Begin to write; `poll` returns the ticket once the bytes are in place, visible there."""
 
     @property
     def polling(self) -> bool:
@@ -170,15 +170,15 @@ class Backend(ABC):
         return False
 
     @abstractmethod
-    def poll(self) -> list[Done]:
+    def poll(self) -> list[WriteResult]:
         """Writes that have ended since the last call. Never blocks."""
 
     def refill(self, channel: Channel) -> None:  # noqa: B027
         """The channel has nothing more to send: one that writes through it goes on."""
 
     def answered(self, ticket: int, error: str | None) -> None:  # noqa: B027
-        """The receiver has placed (Ack) or refused (Nack: `error`) what came through the channel
-        under `ticket`, be it this backend's or another's."""
+        """The receiver has placed (Ack) or refused (Nack: `error`) the data of `ticket`, which may
+        be another backend's."""
 
     @abstractmethod
     def cancel(self, transfer: str) -> None:
@@ -191,9 +191,9 @@ class Backend(ABC):
     # ---- D's half --------------------------------------------------------------------------------
 
     def source(self, detail: bytes) -> memoryview | None:
-        """P's pages, where the receiver is to copy out of them (frames.Copy); None: it is not.
+        """P's pages, if the receiver is to copy out of them (frames.Copy); else None.
 
-        `detail` is what P's half said in Open. It was not checked yet.
+        `detail` is what P's half sent in Open. It was not checked yet.
 
         Raises:
             TransferFailed: they cannot be reached.
@@ -205,6 +205,15 @@ class Backend(ABC):
     @abstractmethod
     def close(self) -> None:
         """Let go of everything that was registered."""
+
+
+class Registered(NamedTuple):
+    """A backend whose pool is reachable."""
+
+    backend: Backend
+    offer: Offer
+    detail: bytes
+    """What Open carries when it is used."""
 
 
 def same_domain(ours: Offer, theirs: Offer) -> bool:

@@ -1,4 +1,4 @@
-"""Which backends there are. Nothing else compares their names, or asks of which class one is."""
+"""Which backends there are. Nothing else compares their names or asks for their classes."""
 
 import logging
 from collections.abc import Iterable, Mapping

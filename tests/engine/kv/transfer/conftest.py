@@ -13,7 +13,7 @@ from pds_engine.config import KvBackend, KvConfig
 from pds_engine.keys import Keys
 from pds_engine.kv.layout import KvFormat, KvShard
 from pds_engine.kv.pool import KvPool
-from pds_engine.kv.transfer import Limits, TransferThread, shared_pool
+from pds_engine.kv.transfer import TransferLimits, TransferThread, shared_pool
 from pds_engine.messages import KvEndpoint, Message
 from pds_engine.ports import UCX_OFFSET, KvAddress
 
@@ -34,7 +34,7 @@ class Side:
         backends: Sequence[KvBackend],
         keys: Keys,
         rank: int = 0,
-        limits: Limits | None = None,
+        limits: TransferLimits | None = None,
         port: int = 0,
     ) -> None:
         self.pool = KvPool(kv, part, pages, shared=shared_pool(backends))
@@ -147,7 +147,11 @@ class Remote:
 
 
 def _serve(
-    parents: Connection, pipe: Connection, kind: Callable[..., Any], args: Any, kwargs: Any
+    parents: Connection,
+    pipe: Connection,
+    kind: Callable[..., Any],
+    args: Sequence[Any],
+    kwargs: dict[str, Any],
 ) -> None:
     parents.close()
     try:
@@ -174,8 +178,10 @@ def side(keys: Keys) -> Iterator[Callable[..., Side]]:
     """Makes sides in this process: side(format, shard, pages, backends, **more)."""
     made: list[Side] = []
 
-    def make(*args: Any, **kwargs: Any) -> Side:
-        made.append(Side(*args, **{"keys": keys, **kwargs}))
+    def make(
+        kv: KvFormat, part: KvShard, pages: int, backends: Sequence[KvBackend], **more: Any
+    ) -> Side:
+        made.append(Side(kv, part, pages, backends, **{"keys": keys, **more}))
         return made[-1]
 
     yield make
@@ -188,8 +194,10 @@ def remote(keys: Keys) -> Iterator[Callable[..., Remote]]:
     """Makes sides in processes of their own."""
     made: list[Remote] = []
 
-    def make(*args: Any, **kwargs: Any) -> Remote:
-        made.append(Remote(Side, *args, **{"keys": keys, **kwargs}))
+    def make(
+        kv: KvFormat, part: KvShard, pages: int, backends: Sequence[KvBackend], **more: Any
+    ) -> Remote:
+        made.append(Remote(Side, kv, part, pages, backends, **{"keys": keys, **more}))
         return made[-1]
 
     yield make

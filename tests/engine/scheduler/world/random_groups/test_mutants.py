@@ -1,4 +1,4 @@
-"""That the world would notice: each of these mistakes in the prefix cache gives a wrong token.
+"""Mistakes in the prefix cache: in random groups each of them gives a wrong token.
 
 The audit of references is switched off here, so that what the workers read has to show it, or the
 pool's own refusal to give a held page away.
@@ -6,7 +6,6 @@ pool's own refusal to give a held page away.
 
 import random
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import pytest
 from pds_engine.errors import PdsError
@@ -17,9 +16,10 @@ from pds_engine.scheduler.handover_p import PrefillSide
 from pds_engine.scheduler.pages import PagePool
 from pds_engine.scheduler.prefix import PrefixCache, lengthen
 from pds_engine.scheduler.request import Request
+from scheduling.groups import random_groups
 
 Mutate = Callable[[pytest.MonkeyPatch], None]
-LIVES = 60
+RUNS = 60
 NOTICED = "a wrong token|given away while it is held"
 
 
@@ -86,16 +86,14 @@ def p_does_not_push_what_it_found(patch: pytest.MonkeyPatch) -> None:
         (p_does_not_push_what_it_found, True),
     ],
 )
-def test_a_mistake_is_noticed(
-    monkeypatch: pytest.MonkeyPatch, world: Any, mutate: Mutate, pair: bool
-) -> None:
+def test_a_mistake_is_noticed(monkeypatch: pytest.MonkeyPatch, mutate: Mutate, pair: bool) -> None:
     mutate(monkeypatch)
     with pytest.raises((AssertionError, PdsError), match=NOTICED):
-        live_through(world, pair)
+        run_some(pair)
 
 
-def live_through(world: Any, pair: bool) -> None:
-    for seed in range(LIVES):
-        life = world(random.Random(seed), pair=pair, pp=1, tp=1, fenced=True, mishaps=2.0)
-        life.audit = lambda node: None
-        life.live(events=500)
+def run_some(pair: bool) -> None:
+    for seed in range(RUNS):
+        groups = random_groups(random.Random(seed), pair=pair, pp=1, tp=1, fenced=True, mishaps=2.0)
+        groups.audit = lambda node: None
+        groups.run(events=500)

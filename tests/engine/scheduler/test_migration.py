@@ -1,33 +1,32 @@
-"""Preemption on role=decode: what is reserved, who is put out, and when its pages return."""
+"""Preemption on role=decode, from where requests migrate: the reserve, the victim, its pages."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 from pds_engine.messages import TransferDone
 from pds_engine.scheduler.party import Party
+from scheduling.bench import Bench, MakeBench, events
 
 P = Party("prefill", "p:8001")
-Make = Callable[..., Any]
 
 
 @pytest.fixture
-def d(bench: Make) -> Callable[..., Any]:
-    def make(pages: int, **more: Any) -> Any:
+def d(bench: MakeBench) -> MakeBench:
+    def make(pages: int, **more: Any) -> Bench:
         return bench(role="decode", pages=pages, page_size=4, **more)
 
     return make
 
 
-def ask(b: Any, name: str, prompt: int = 4, max_tokens: int = 13, **more: Any) -> None:
+def ask(b: Bench, name: str, prompt: int = 4, max_tokens: int = 13, **more: Any) -> None:
     b.submit(name, prompt, max_tokens=max_tokens, **({"resumable": True} | more))
 
 
-def offers(b: Any) -> list[str]:
+def offers(b: Bench) -> list[str]:
     return [line.split()[2] for line in b.plan() if " offer " in line]
 
 
-def hand_over(b: Any, *names: str) -> None:
+def hand_over(b: Bench, *names: str) -> None:
     """P has computed these prompts; the first token of each is 100."""
     for name in names:
         epoch = b.core.decode.live[name].epoch
@@ -38,20 +37,8 @@ def hand_over(b: Any, *names: str) -> None:
         b.handle(P, record)
 
 
-def events(b: Any, steps: int) -> list[str]:
-    """What happens in the next steps: each plan, then the oldest step's result."""
-    lines: list[str] = b.plan()
-    for _ in range(steps):
-        if not b.core.steps.in_flight:
-            break
-        oldest = b.core.steps.in_flight[0]
-        lines += b.done(oldest.plan.step_id, *(oldest.plan.step_id for _ in oldest.samplers))
-        lines += b.plan()
-    return [line.removeprefix("workers ") for line in lines]
-
-
-def test_what_is_offered_is_not_bound_by_what_may_be_asked_for(d: Any) -> None:
-    """Prompt and first token: two pages each; and two for the growth of each that was taken up."""
+def test_what_is_offered_is_not_bound_by_what_may_be_asked_for(d: MakeBench) -> None:
+    """Prompt and first token: two pages each; and two for the growth of each that was admitted."""
     names = "abcdef"
     full, elastic = d(20, max_running=6, max_waiting=6), d(20, max_running=6, max_waiting=6)
     for name in names:
@@ -62,14 +49,14 @@ def test_what_is_offered_is_not_bound_by_what_may_be_asked_for(d: Any) -> None:
     assert elastic.core.ledger.pool.available == 10
 
 
-def test_the_reserve_is_no_more_than_what_a_request_may_still_want(d: Any) -> None:
+def test_the_reserve_is_no_more_than_what_a_request_may_still_want(d: MakeBench) -> None:
     b = d(6)
     for name in "abc":
         ask(b, name, max_tokens=5)  # two pages in the end, and no more
     assert offers(b) == ["a@1", "b@2", "c@3"]
 
 
-def test_nobody_is_put_out_with_preemption_none(d: Any) -> None:
+def test_nobody_is_preempted_with_preemption_none(d: MakeBench) -> None:
     b = d(6, preemption="none")
     for name in "abc":
         ask(b, name)  # four pages in the end
@@ -77,7 +64,7 @@ def test_nobody_is_put_out_with_preemption_none(d: Any) -> None:
     assert b.core.ledger.allocator.growing == set()
 
 
-def running(b: Any, *names: str, **more: Any) -> Any:
+def running(b: Bench, *names: str, **more: Any) -> Bench:
     """Each is offered for, handed over and begun before the next one comes."""
     for name in names:
         ask(b, name, **more)
@@ -86,7 +73,7 @@ def running(b: Any, *names: str, **more: Any) -> Any:
     return b
 
 
-def test_the_last_in_order_is_put_out_with_all_its_tokens(d: Any) -> None:
+def test_the_last_in_order_is_preempted_with_all_its_tokens(d: MakeBench) -> None:
     b = running(d(6), "a", "b")
     lines = events(b, 12)
     assert lines[lines.index("step 6: 1:8+1*(5) 0:10+1* <- 5") :] == [
@@ -114,7 +101,7 @@ def test_the_last_in_order_is_put_out_with_all_its_tokens(d: Any) -> None:
     assert b.core.ledger.requests == {}
 
 
-def test_the_first_is_never_put_out(d: Any) -> None:
+def test_the_first_is_never_preempted(d: MakeBench) -> None:
     """Nor does it come out of turn that another, later one has its full growth set aside."""
     b = d(8)
     running(b, "a", max_tokens=25)
@@ -124,7 +111,7 @@ def test_the_first_is_never_put_out(d: Any) -> None:
     assert [line.split()[2] for line in lines if line.endswith("length")] == ["whole", "a"]
 
 
-def test_what_nobody_goes_on_with_is_never_put_out(d: Any) -> None:
+def test_what_nobody_goes_on_with_is_never_preempted(d: MakeBench) -> None:
     b = d(10)
     running(b, "whole", resumable=False)
     running(b, "a", "b")
@@ -133,7 +120,7 @@ def test_what_nobody_goes_on_with_is_never_put_out(d: Any) -> None:
     assert [line.split()[2] for line in lines if line.endswith("length")] == ["whole", "a"]
 
 
-def test_a_stop_among_the_tokens_on_their_way_ends_it(d: Any) -> None:
+def test_a_stop_among_the_tokens_on_their_way_ends_it(d: MakeBench) -> None:
     b = d(6)
     running(b, "a")
     running(b, "b", stop_token_ids=(7,))
@@ -143,7 +130,7 @@ def test_a_stop_among_the_tokens_on_their_way_ends_it(d: Any) -> None:
     assert b.free == 6
 
 
-def test_cancelled_while_it_is_put_out(d: Any) -> None:
+def test_cancelled_while_it_is_preempted(d: MakeBench) -> None:
     b = running(d(6), "a", "b")
     lines: list[str] = []
     while "release 1/1 after 7" not in lines:
@@ -154,8 +141,8 @@ def test_cancelled_while_it_is_put_out(d: Any) -> None:
     assert b.free == 6
 
 
-def test_its_age_says_who_is_last(d: Any) -> None:
-    """What was put out elsewhere comes back as old as it is, and others go before it does."""
+def test_its_age_says_who_is_last(d: MakeBench) -> None:
+    """A request that migrated here keeps its age, so a younger one is preempted before it."""
     b = running(d(6), "new")
     b.submit("old", 4, max_tokens=13, output_ids=(1,), since=50.0, resumable=True)
     b.plan()
@@ -165,7 +152,7 @@ def test_its_age_says_who_is_last(d: Any) -> None:
     assert any(line.startswith("s token old 12=") for line in lines)
 
 
-def test_a_clock_that_is_ahead_makes_nobody_younger(d: Any) -> None:
+def test_a_clock_that_is_ahead_makes_nobody_younger(d: MakeBench) -> None:
     b = d(64)
     ask(b, "a", since=1e9)
     ask(b, "b")
@@ -173,7 +160,7 @@ def test_a_clock_that_is_ahead_makes_nobody_younger(d: Any) -> None:
     assert offers(b) == ["c@1", "a@2", "b@3"]
 
 
-def test_what_has_begun_is_not_refused_for_a_full_queue(d: Any) -> None:
+def test_what_has_begun_is_not_refused_for_a_full_queue(d: MakeBench) -> None:
     b = d(2, max_waiting=1)
     ask(b, "a", max_tokens=5)
     b.plan()
@@ -182,7 +169,7 @@ def test_what_has_begun_is_not_refused_for_a_full_queue(d: Any) -> None:
     assert b.submit("d", 4, max_tokens=5, output_ids=(1, 2), resumable=True) == []
 
 
-def test_rows_without_a_page_let_others_go_before(d: Any) -> None:
+def test_rows_without_a_page_let_others_go_before(d: MakeBench) -> None:
     """Two stages: a step takes one of two rows. The first waits for a page of the second."""
     b = d(8, pp=2)
     running(b, "a", max_tokens=25)

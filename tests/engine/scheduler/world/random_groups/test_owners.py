@@ -2,19 +2,17 @@
 
 import random
 import sys
-from typing import Any
 
 import pytest
 from pds_engine.scheduler.request import Request
+from scheduling.groups import random_groups
 
 OWNERS = {f"pds_engine.scheduler.{name}" for name in ("lifecycle", "allocation", "request")}
 
 
 @pytest.mark.parametrize("pair", [False, True])
-def test_nobody_else_writes_a_request(
-    monkeypatch: pytest.MonkeyPatch, world: Any, pair: bool
-) -> None:
-    """In the random lives, which preempt, migrate, cancel, abort and hand over."""
+def test_nobody_else_writes_a_request(monkeypatch: pytest.MonkeyPatch, pair: bool) -> None:
+    """In random runs, which preempt, migrate, cancel, abort and hand over."""
     strangers: set[str] = set()
     write = Request.__setattr__
 
@@ -27,8 +25,8 @@ def test_nobody_else_writes_a_request(
     monkeypatch.setattr(Request, "__setattr__", guarded)
     written = 0
     for seed in range(3):
-        life = world(random.Random(seed), pair=pair, pp=2, tp=1, fenced=True, mishaps=2.0)
-        life.live(events=300)
-        life.end()
-        written += life.nodes[0].core.steps.next_id
+        groups = random_groups(random.Random(seed), pair=pair, pp=2, tp=1, fenced=True, mishaps=2.0)
+        groups.run(events=300)
+        groups.end()
+        written += groups.nodes[0].core.steps.next_id
     assert (strangers, written > 0) == (set(), True)

@@ -1,4 +1,4 @@
-"""Random lives of whole groups, with memory that shows every misplaced page.
+"""Whole groups to which random things happen, with memory that shows every misplaced page.
 
 Pushes read P's pages when they are carried out and write D's then, as a network card would. Only
 one link's messages keep order.
@@ -6,11 +6,10 @@ one link's messages keep order.
 
 import random
 from collections import deque
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
-import pytest
 from bounds import bounded
 from msgspec.structs import replace
 from pds_engine.errors import GroupError
@@ -26,6 +25,8 @@ from pds_engine.messages import (
     Welcome,
 )
 from pds_engine.scheduler.party import WORKERS, Party
+from scheduling.node import Node
+from scheduling.workers import FakeWorker
 
 PAGE, STOP = 4, 3
 SERVER, PREFILL = Party("server", "s"), Party("prefill", "p")
@@ -41,36 +42,36 @@ BOUNDS: dict[str, Any] = {
 }
 
 
-class World:
+@dataclass(frozen=True)
+class Shape:
+    """What the groups are, and what may happen to them."""
+
+    pair: bool
+    pp: int
+    tp: int
+    fenced: bool
+    """As receivers, they place no byte before Expect and after Forget."""
+    mishaps: float
+    """How many events in a hundred are a failure of some kind."""
+    pages: int = 14
+    prompt: int = 26
+    output: int = 14
+    """The longest prompt, and the most output tokens."""
+    resumable: float = 0.0
+    """The share of requests with which a router goes on when D preempts them."""
+
+
+class RandomGroups:
     """One unified group, or a prefill and a decode group; `rng` decides what happens to them."""
 
-    def __init__(
-        self,
-        make_node: Callable[..., Any],
-        rng: random.Random,
-        *,
-        pair: bool,
-        pp: int,
-        tp: int,
-        fenced: bool,
-        mishaps: float,
-        pages: int = 14,
-        prompt: int = 26,
-        output: int = 14,
-        resumable: float = 0.0,
-        **bounds: Any,
-    ) -> None:
+    def __init__(self, rng: random.Random, shape: Shape, bounds: Mapping[str, Any]) -> None:
         self.rng = rng
-        self.mishaps = mishaps
-        """How many events in a hundred are a failure of some kind."""
-        self.longest = prompt, output
-        self.resumable = resumable
-        """The share of requests with which a router goes on, when D puts them out."""
-        roles = ("prefill", "decode") if pair else ("unified",)
-        self.nodes = [
-            make_node(bounded(role=role, pp=pp, tp=tp, **(BOUNDS | bounds)), pages)
-            for role in roles
-        ]
+        self.mishaps = shape.mishaps
+        self.longest = shape.prompt, shape.output
+        self.resumable = shape.resumable
+        roles = ("prefill", "decode") if shape.pair else ("unified",)
+        chosen = {"pp": shape.pp, "tp": shape.tp, **BOUNDS, **bounds}
+        self.nodes = [Node(bounded(role=role, **chosen), shape.pages) for role in roles]
         self.openings = [self.words(rng.randint(1, 16)) for _ in range(2)]
         """What many prompts begin with."""
         self.now = 0.0
@@ -86,7 +87,7 @@ class World:
         self.unnoticed: deque[Party] = deque()
         """Connections that P has not yet seen end."""
         for worker in self.nodes[-1].workers:
-            worker.fenced = fenced
+            worker.fenced = shape.fenced
 
     @property
     def pair(self) -> bool:
@@ -98,7 +99,7 @@ class World:
 
     def settle(self) -> None:
         """Plan, and put what the schedulers say to each other on their links."""
-        self.go_on()
+        self.migrate()
         for node in self.nodes:
             node.take(node.core.plan(self.now))
             out, node.to_peers = node.to_peers, []
@@ -108,13 +109,13 @@ class World:
                 elif item.to == self.decode and self.connected:
                     self.to_d.append(item.message)
 
-    def audit(self, node: Any) -> None:
+    def audit(self, node: Node) -> None:
         """What must hold at every moment."""
         node.auditor.check()
 
     # ---- what can happen -----------------------------------------------------------------------
 
-    def live(self, events: int) -> None:
+    def run(self, events: int) -> None:
         """Let so many things happen, and look at everything after each."""
         for _ in range(events):
             chance = self.rng.uniform(0, 100)
@@ -179,17 +180,17 @@ class World:
         self.ask(asked, sides)
         self.settle()
 
-    def ask(self, asked: Submit, sides: Sequence[Any]) -> None:
+    def ask(self, asked: Submit, sides: Sequence[Node]) -> None:
         for node in sides:
             role = node.settings.role
             source = Source(address="p", group="p") if role == "decode" else None
             node.submit(replace(asked, role_hint=role, source=source), self.now)
 
-    def go_on(self) -> None:
-        """What D has put out comes back through P, by another name, as the router has it."""
+    def migrate(self) -> None:
+        """What D has preempted comes back through P, by another name, as the router does it."""
         decode = self.nodes[-1]
-        while decode.put_out:
-            again, decode.put_out = decode.put_out, []
+        while decode.migrating:
+            again, decode.migrating = decode.migrating, []
             for asked in again:
                 name = asked.request_id
                 self.ask(replace(asked, request_id=f"{name}+"), self.nodes)
@@ -209,8 +210,8 @@ class World:
 
     def cancel(self) -> None:
         node = self.rng.choice(self.nodes)
-        if node.told:
-            node.cancel(self.rng.choice(sorted(node.told)), self.now)
+        if node.outputs:
+            node.cancel(self.rng.choice(sorted(node.outputs)), self.now)
             self.settle()
 
     def lose_the_link(self) -> None:
@@ -292,14 +293,14 @@ class World:
             self.to_d.append(Welcome(incarnation="prefill"))
         self.settle()
 
-    def is_expected(self, worker: Any) -> bool:
+    def is_expected(self, worker: FakeWorker) -> bool:
         """A fenced receiver lets a writer wait that comes before its Expect."""
         receiver = self.nodes[1].workers[worker.rank]
         push, epoch = worker.pushes[0]
         known = receiver.expected | receiver.forgotten
         return not receiver.fenced or epoch <= self.buried or (push.transfer, epoch) in known
 
-    def push(self, worker: Any) -> None:
+    def push(self, worker: FakeWorker) -> None:
         """Carry one push out: read P's pages and write D's, as they are now."""
         receiver = self.nodes[1].workers[worker.rank]
         push, epoch = worker.pushes.popleft()
@@ -342,6 +343,7 @@ class World:
         self.nodes[1].handle(SERVER, PeerGone(incarnation="prefill"), self.now)
 
 
-@pytest.fixture(scope="session")
-def world(node: Callable[..., Any]) -> Callable[..., World]:
-    return partial(World, node)
+def random_groups(rng: random.Random, **about: Any) -> RandomGroups:
+    """Groups by the names of Shape's fields; all else that is given is a setting."""
+    shape = {field.name: about.pop(field.name) for field in fields(Shape) if field.name in about}
+    return RandomGroups(rng, Shape(**shape), about)

@@ -5,12 +5,9 @@ page lost, shared, freed early or written late gives a wrong token.
 """
 
 from collections import Counter, deque
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
-import pytest
 from msgspec.structs import replace
 from pds_engine.messages import (
     Admit,
@@ -28,6 +25,7 @@ from pds_engine.scheduler.party import WORKERS, Out, Party
 from pds_engine.scheduler.request import Request
 from pds_engine.scheduler.scheduler import Scheduler
 from pds_engine.scheduler.settings import Settings
+from scheduling.workers import FakeWorker
 
 STOP = 3
 SERVER = Party("server", "s")
@@ -74,12 +72,12 @@ def check_pages(core: Scheduler) -> None:
 
 
 class Auditor:
-    """Watches one scheduler: what it orders, whom it puts back, and what must always hold."""
+    """Watches one scheduler: what it orders, whom it preempts, and what must always hold."""
 
     def __init__(self, core: Scheduler) -> None:
         self.core = core
         self.tables: dict[tuple[int, int], list[int]] = {}
-        """The pages of each slot and generation, as the workers are told."""
+        """The pages of each slot and generation, as the workers were sent them."""
         core.ledger.preempt = self.preempt  # type: ignore[method-assign]
 
     def preempt(self, victim: Request) -> None:
@@ -115,28 +113,27 @@ class Auditor:
 
 @dataclass
 class Node:
-    """A scheduler, its workers, and what its server was told."""
+    """A scheduler, its workers, and what its server has received."""
 
-    make_worker: Callable[[int], Any]
     settings: Settings
     pages: int
     core: Scheduler = field(init=False)
     auditor: Auditor = field(init=False)
-    workers: list[Any] = field(init=False)
-    told: dict[str, list[int]] = field(default_factory=dict)
+    workers: list[FakeWorker] = field(init=False)
+    outputs: dict[str, list[int]] = field(default_factory=dict)
     """Output tokens of the requests that have not ended, by id."""
     talks: deque[tuple[int, ...]] = field(default_factory=partial(deque, maxlen=4))
     """Prompt and output of the last that ended."""
     ended: int = 0
     asked: dict[str, Submit] = field(default_factory=dict)
-    put_out: list[Submit] = field(default_factory=list)
-    """What goes on elsewhere: the requests, with all tokens so far."""
+    migrating: list[Submit] = field(default_factory=list)
+    """Requests that migrate, with all tokens so far."""
     to_peers: list[Out] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.core = Scheduler(self.settings, self.settings.role)
         self.auditor = Auditor(self.core)
-        self.workers = [self.make_worker(rank) for rank in range(self.settings.ranks)]
+        self.workers = [FakeWorker(rank) for rank in range(self.settings.ranks)]
         for rank in range(self.settings.ranks):
             endpoint = KvEndpoint(rank=rank, shard=b"", pages=self.pages, backends={})
             ready = Ready(rank=rank, pages=self.pages, kv_fingerprint="f", endpoint=endpoint)
@@ -157,20 +154,20 @@ class Node:
                 self.to_peers.append(item)
 
     def submit(self, message: Submit, now: float) -> None:
-        assert message.request_id not in self.told
-        self.told[message.request_id] = list(message.output_ids)
+        assert message.request_id not in self.outputs
+        self.outputs[message.request_id] = list(message.output_ids)
         self.asked[message.request_id] = message
         self.handle(SERVER, message, now)
 
     def hear(self, message: Message) -> None:
         assert isinstance(message, Token | Failed)
-        outputs = self.told[message.request_id]  # a KeyError: told of what had ended
+        outputs = self.outputs[message.request_id]  # a KeyError: sent for what had ended
         over = isinstance(message, Failed)
         if isinstance(message, Failed) and message.code == "preempted":
             asked = self.asked[message.request_id]
             assert asked.resumable
-            assert outputs, "put out before its first token"
-            self.put_out.append(replace(asked, output_ids=tuple(outputs)))
+            assert outputs, "preempted before its first token"
+            self.migrating.append(replace(asked, output_ids=tuple(outputs)))
         if isinstance(message, Token):
             asked = self.asked[message.request_id]
             assert message.index == len(outputs), "a token twice, or one left out"
@@ -185,7 +182,7 @@ class Node:
             self.end(message.request_id)
 
     def end(self, name: str) -> None:
-        self.talks.append(self.asked[name].prompt_ids + tuple(self.told.pop(name)))
+        self.talks.append(self.asked[name].prompt_ids + tuple(self.outputs.pop(name)))
         self.ended += 1
 
     def cancel(self, name: str, now: float) -> None:
@@ -195,15 +192,10 @@ class Node:
     def check_idle(self) -> None:
         """What must hold when all has ended."""
         core, state = self.core, self.core.state(0.0)
-        assert not self.told, f"{sorted(self.told)} never ended"
-        assert not self.put_out
+        assert not self.outputs, f"{sorted(self.outputs)} never ended"
+        assert not self.migrating
         transfers = core.prefill.transfers | core.prefill.closing | core.decode.live
         assert (state.in_flight, state.running, transfers) == (0, 0, {})
         assert (state.kv_used, state.kv_quarantined, core.ledger.pool.promised) == (0, 0, 0)
         assert not any(worker.slots or worker.open for worker in self.workers)
         assert not (core.ledger._lingering or core.ledger._finishing or core.ledger.decoding)
-
-
-@pytest.fixture(scope="session")
-def node(fake_worker: Callable[[int], Any]) -> Callable[..., Node]:
-    return partial(Node, fake_worker)

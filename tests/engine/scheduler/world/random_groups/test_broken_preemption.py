@@ -1,8 +1,7 @@
-"""That the world would notice: each of these mistakes in preemption loses something, or hangs."""
+"""Mistakes in preemption: in random groups each of them loses something, or hangs."""
 
 import random
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import pytest
 from pds_engine.errors import PdsError
@@ -11,6 +10,7 @@ from pds_engine.scheduler import preemption
 from pds_engine.scheduler.lifecycle import Ledger
 from pds_engine.scheduler.request import Phase, Request
 from pds_engine.scheduler.steps import Steps
+from scheduling.groups import random_groups
 
 SHORT_OF_PAGES = {
     "prompt": 12,
@@ -52,7 +52,7 @@ def the_step_is_done_before_its_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     """What waited for the step returns before the step's own tokens are taken in."""
     finish = Steps.finish
 
-    def hasty(steps: Steps, message: StepDone, now: float) -> Any:
+    def hasty(steps: Steps, message: StepDone, now: float) -> Sequence[Request]:
         samplers = finish(steps, message, now)
         steps.ledger.step_done(message.step_id)
         return samplers
@@ -83,21 +83,21 @@ def nobody_is_the_victim(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_a_broken_rule_is_noticed(
-    world: Any, monkeypatch: pytest.MonkeyPatch, broken: Callable[[pytest.MonkeyPatch], None]
+    monkeypatch: pytest.MonkeyPatch, broken: Callable[[pytest.MonkeyPatch], None]
 ) -> None:
-    """Among a few dozen lives at least one shows it."""
+    """Among a few dozen runs at least one shows it."""
 
-    def live() -> None:
+    def run() -> None:
         for seed in range(40):
             rng, pp = random.Random(seed), 1 + seed % 4
             more = {"fenced": True, "mishaps": 1.0, **SHORT_OF_PAGES}
-            life = world(rng, pair=False, pp=pp, tp=1, **more)
-            life.live(events=500)
-            life.end()
+            groups = random_groups(rng, pair=False, pp=pp, tp=1, **more)
+            groups.run(events=500)
+            groups.end()
 
     broken(monkeypatch)
     with pytest.raises((AssertionError, LookupError, PdsError)):
-        live()
+        run()
 
 
 @pytest.mark.parametrize(
@@ -110,19 +110,19 @@ def test_a_broken_rule_is_noticed(
     ],
 )
 def test_a_broken_rule_is_noticed_on_a_decode_group(
-    world: Any, monkeypatch: pytest.MonkeyPatch, broken: Callable[[pytest.MonkeyPatch], None]
+    monkeypatch: pytest.MonkeyPatch, broken: Callable[[pytest.MonkeyPatch], None]
 ) -> None:
-    """What its token's step is told after counts for less here: it would be computed again."""
+    """A step that is done before its tokens counts for less here: they would be computed again."""
 
-    def live() -> None:
+    def run() -> None:
         for seed in range(40):
             rng, pp = random.Random(seed), 1 + seed % 4
             more = {"fenced": True, "mishaps": 1.0, "resumable": 0.8}
             shape = {**SHORT_OF_PAGES, "prompt": 3, "output": 33}
-            life = world(rng, pair=True, pp=pp, tp=1, **more, **shape)
-            life.live(events=1000)
-            life.end()
+            groups = random_groups(rng, pair=True, pp=pp, tp=1, **more, **shape)
+            groups.run(events=1000)
+            groups.end()
 
     broken(monkeypatch)
     with pytest.raises((AssertionError, LookupError, PdsError)):
-        live()
+        run()

@@ -1,4 +1,4 @@
-"""Decode groups short of pages in virtual time: what they put out goes on through prefill."""
+"""Decode groups short of pages in virtual time: what they preempt migrates through prefill."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -11,14 +11,16 @@ from pds_simulation import model
 from pds_simulation.cluster import Cluster
 from pds_simulation.events import Events
 from pds_simulation.group import Machine
+from simulated import Ask, Layout
 
 LAYERS = 4
-Layout = tuple[int, int]
-"""pp and tp."""
+
+
+MakeCluster = Callable[..., Cluster]
 
 
 @pytest.fixture
-def cluster() -> Callable[..., Cluster]:
+def cluster() -> MakeCluster:
     """A prefill group with pages to spare, and decode groups with `pages`."""
 
     def make(
@@ -48,10 +50,12 @@ def right(asked: Submit) -> tuple[int, ...]:
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_what_is_put_out_is_answered_as_if_it_never_was(cluster: Any, ask: Any, seed: int) -> None:
+def test_what_migrates_is_answered_as_if_it_never_did(
+    cluster: MakeCluster, ask: Ask, seed: int
+) -> None:
     rng = random.Random(seed)
     layouts = [(1, 1), (2, 1), (1, 2), (3, 1)]
-    made: Cluster = cluster(
+    made = cluster(
         rng.choice(layouts),
         [rng.choice(layouts) for _ in range(1 + seed % 2)],
         pages=18,
@@ -73,22 +77,26 @@ def test_what_is_put_out_is_answered_as_if_it_never_was(cluster: Any, ask: Any, 
         made.submit(one, decode=rng.randrange(len(made.decode)), at=rng.uniform(0, 30))
     made.run()
     assert [made.answer(each.request_id) for each in asked] == [right(each) for each in asked]
-    put_out = sum(group.core.ledger.preemptions for group in made.decode)
-    again = [name for group in made.decode for name in group.told if name.endswith("+")]
-    assert len(again) == put_out > 0
+    preempted = sum(group.core.ledger.preemptions for group in made.decode)
+    again = [name for group in made.decode for name in group.answers if name.endswith("+")]
+    assert len(again) == preempted > 0
 
 
-def test_the_oldest_is_never_put_out_and_each_comes_to_its_turn(cluster: Any, ask: Any) -> None:
-    """Six that want all pages each: they are put out again and again, but never by a younger."""
-    made: Cluster = cluster((1, 1), [(1, 1)], pages=16)
+def test_the_oldest_is_never_preempted_and_each_comes_to_its_turn(
+    cluster: MakeCluster, ask: Ask
+) -> None:
+    """Six that want all pages each: they are preempted again and again, but never by a younger."""
+    made = cluster((1, 1), [(1, 1)], pages=16)
     asked = [ask(f"r{number}", 3, 61, seed=number, resumable=True) for number in range(6)]
     for number, one in enumerate(asked):
         made.submit(one, at=float(number))
     made.run()
     assert [made.answer(each.request_id) for each in asked] == [right(each) for each in asked]
-    told = made.decode[0].told
-    assert "r0+" not in told
-    ends = {name.rstrip("+"): each.times[-1] for name, each in told.items() if each.finish_reason}
+    answers = made.decode[0].answers
+    assert "r0+" not in answers
+    ends = {
+        name.rstrip("+"): each.times[-1] for name, each in answers.items() if each.finish_reason
+    }
     assert sorted(ends, key=lambda name: ends[name]) == [f"r{number}" for number in range(6)]
 
 
@@ -108,7 +116,7 @@ def concurrent(made: Cluster, asked: Sequence[Submit]) -> int:
 
 
 def test_pages_are_held_for_what_is_used_not_for_what_may_be_asked_for(
-    cluster: Any, ask: Any, capsys: pytest.CaptureFixture[str]
+    cluster: MakeCluster, ask: Ask, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """max_tokens 2048, of which 50 are used, on 512 pages of 16 tokens: 64 at once, not 3."""
     asked = []
@@ -118,7 +126,7 @@ def test_pages_are_held_for_what_is_used_not_for_what_may_be_asked_for(
         asked.append((number, stop))
     most = {}
     for resumable in (False, True):
-        made: Cluster = cluster((1, 1), [(1, 1)], pages=512, page_size=16, max_running=64)
+        made = cluster((1, 1), [(1, 1)], pages=512, page_size=16, max_running=64)
         most[resumable] = concurrent(
             made,
             [
@@ -129,9 +137,9 @@ def test_pages_are_held_for_what_is_used_not_for_what_may_be_asked_for(
                 for number, stop in asked
             ],
         )  # fmt: skip
-        put_out = made.decode[0].core.ledger.preemptions
+        preempted = made.decode[0].core.ledger.preemptions
         with capsys.disabled():
             print(f"\n64 requests, resumable: {resumable}: {most[resumable]} decode at once, "
-                  f"{put_out} put out")  # fmt: skip
+                  f"{preempted} preempted")  # fmt: skip
     assert most[False] == 3
     assert most[True] >= 48
