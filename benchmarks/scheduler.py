@@ -101,7 +101,7 @@ def measure(steps: int, scheduler: Scheduler) -> dict[str, float]:
 
 
 def admissions(rounds: int) -> dict[str, float]:
-    """Median µs of a plan that takes up a prompt of 32K tokens and issues its first chunks."""
+    """Median µs of a plan that admits a prompt of 32K tokens and issues its first chunks."""
     cases: dict[str, list[float]] = {"off": [], "new": [], "found": []}
     schedulers = {"off": make_scheduler(prefix_cache=False), "new": make_scheduler()}
     for number in range(rounds):

@@ -201,9 +201,9 @@ def main() -> int:
                 lane.interrupt()
             raise
     done = [(lane.name, part) for lane in both for part in lane.done]
-    for name, each in done:
-        files = " ".join(each.part)
-        print(f"{each.seconds:6.0f} s  {name:8} {files}: {each.summary}")
+    for name, finished in done:
+        files = " ".join(finished.part)
+        print(f"{finished.seconds:6.0f} s  {name:8} {files}: {finished.summary}")
     print(f"{time.monotonic() - began:6.0f} s  in all")
     # 5: nothing of a part is asked for, as where all of it is a soak.
     failed = [" ".join(each.part) for _, each in done if each.status not in (0, 5)]

@@ -231,7 +231,7 @@ class Judge:
         there = {index}
         for (other, number, _), pods in self.groups().items():
             counts = other == role and _seen(pods) and any(map(_runs, pods))
-            if counts and not self._hopeless(pods, labels):
+            if counts and not self._spared_by_surge(pods, labels):
                 there.add(number)
         if self._held_back(operator, spec, labels):
             raise Violation(f"{obj['metadata']['name']} is made, and the rollout is held")
@@ -261,7 +261,7 @@ class Judge:
         mine = sort(Owner("chat", KEY[0], self.uid), objects={p: obj for p, (obj, _) in known})
         return {own for own, stored in mine.revisions("chat").items() if stored.failed}
 
-    def _hopeless(self, pods: list[Object], labels: Object) -> bool:
+    def _spared_by_surge(self, pods: list[Object], labels: Object) -> bool:
         """Of another revision, and it never served: deleted at once, so the surge spares it."""
         leader = self.leader(pods)
         other = pods[0]["metadata"]["labels"][names.REVISION] != labels[names.REVISION]
