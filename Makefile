@@ -66,8 +66,10 @@ e2e-all: $(VENV)/.ready cluster-up  ## all tests on the local Kubernetes
 
 gen: $(VENV)/.ready  ## files generated from code: the CRD, the contract between releases
 	$(PY) tests/contract.py --write
-	$(VENV)/bin/pds-operator crd > crds/pdservings.yaml
-	$(VENV)/bin/pds-operator crd --chart > charts/pdserving/templates/crd.yaml
+	@mkdir -p .cache
+	$(VENV)/bin/pds-operator crd > .cache/crd.yaml && mv .cache/crd.yaml crds/pdservings.yaml
+	$(VENV)/bin/pds-operator crd --chart > .cache/crd.yaml \
+	  && mv .cache/crd.yaml charts/pdserving/templates/crd.yaml
 
 cluster-up: $(VENV)/.ready  ## a real Kubernetes on this machine (PDS_CONTEXT=name: use yours)
 	$(CLUSTER) up

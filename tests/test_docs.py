@@ -11,6 +11,8 @@ PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 WIDTH = 120
 CITED = re.compile(r"`([A-Za-z0-9_.][A-Za-z0-9_./-]*\.(?:py|yaml|toml|cpp|json))`")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
+HEADING = re.compile(r"#+ .*`([a-z/]+/)`")
+METRIC = re.compile(r"\bpds_[a-z_]+")
 ELSEWHERE = {
     "chat.yaml",
     "config.json",
@@ -53,6 +55,25 @@ def test_every_file_that_a_page_cites_exists(page: Path, tracked: list[str]) -> 
     cited = {name for line in prose(page) for name in CITED.findall(line)} - ELSEWHERE
     missing = [name for name in cited if not any(path.endswith(f"/{name}") for path in tracked)]
     assert sorted(missing) == []
+
+
+def test_bare_file_names_of_the_walk_are_in_the_folder_of_their_heading(tracked: list[str]) -> None:
+    folder, missing = "", []
+    for line in prose(ROOT / "docs" / "walk.md"):
+        if line.startswith("#"):
+            named = HEADING.match(line)
+            folder = f"/engine/pds_engine/{named[1]}" if named else ""
+        elif folder:
+            bare = [name for name in CITED.findall(line) if "/" not in name]
+            missing += [name for name in bare if f"{folder}{name}" not in tracked]
+    assert missing == []
+
+
+def test_operations_lists_every_metric_of_the_contract() -> None:
+    pages = [(ROOT / "docs" / name).read_text() for name in ("contract.md", "operations.md")]
+    contract, listed = (set(METRIC.findall(text)) for text in pages)
+    assert len(contract) > 30
+    assert {name for name in contract if not {name, f"{name}_total"} & listed} == set()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -52,8 +52,9 @@ class DecoderSpec:
 class Family:
     """How a family of Llama-like decoders differs from the others.
 
-    The last four are defaults for a key that config.json lacks, as the family's configuration class
-    of transformers has them. null is different: it means "derive it", or "none".
+    `kv_heads`, `head_dim`, `window` and `norm_eps` are defaults for a key that config.json lacks,
+    as the family's configuration class of transformers has them. null is different: it means
+    "derive it", or "none".
     """
 
     architecture: str
@@ -66,6 +67,8 @@ class Family:
     """None: hidden_size divided by the heads."""
     window: int | None = None
     """sliding_window; None: every token sees all before it."""
+    norm_eps: float = 1e-6
+    """rms_norm_eps."""
     window_needs_switch: bool = False
     """sliding_window means nothing unless use_sliding_window is true, which is refused."""
 
@@ -114,7 +117,7 @@ def dense(config: Json, family: Family) -> DecoderSpec:
         kv_heads=kv_heads,
         head_dim=_head_dim(config, family, hidden, heads),
         intermediate=_whole(config, "intermediate_size"),
-        norm_eps=_number(config, "rms_norm_eps", missing=1e-6),
+        norm_eps=_number(config, "rms_norm_eps", missing=family.norm_eps),
         rope=rope(config, max_position),
         tied=_flag(config, "tie_word_embeddings"),
         qk_norm=family.qk_norm,

@@ -159,7 +159,7 @@ class Watch:
         options = ("--watch", "--output-watch-events", "-o", "json")
         own = ("get", "pds", "--field-selector", f"metadata.name={self.serving.name}")
         pods = ("get", "pods", "-l", f"pdserving.io/name={self.serving.name}")
-        self._thread(self._itself, self._kubectl(*own, *options))
+        self._thread(self._itself, (*own, *options))
         self._thread(self._changes, self._kubectl(*pods, *options))
         self._thread(self._ask)
 
@@ -172,9 +172,12 @@ class Watch:
         for child in self._children:
             child.communicate(timeout=10)  # closes its pipe
 
-    def _itself(self, child: subprocess.Popen[str]) -> None:
-        for line in child.stdout or ():
-            self.own = json.loads(line)["object"]
+    def _itself(self, words: tuple[str, ...]) -> None:
+        """Begins again where it ends: a CRD that changes ends every watch of its objects."""
+        while not self._stop.wait(0.1):
+            child = self._kubectl(*words)
+            for line in child.stdout or ():
+                self.own = json.loads(line)["object"]
 
     def _changes(self, child: subprocess.Popen[str]) -> None:
         for line in child.stdout or ():
@@ -221,6 +224,8 @@ class Watch:
         command = self.serving.cluster.command("-n", self.serving.namespace, *words)
         child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         self._children.append(child)
+        if self._stop.is_set():
+            child.terminate()
         return child
 
     def _thread(self, work: Callable[[*Arguments], None], *arguments: *Arguments) -> None:

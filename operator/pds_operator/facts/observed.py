@@ -165,7 +165,7 @@ class RouterPod:
 
 @dataclass(frozen=True, slots=True)
 class LeaderState:
-    """What a leader answered to /pds/state. The router keeps an `EngineState` of its own."""
+    """What a leader answered to /pds/state. The router keeps a `GroupState` of its own."""
 
     in_flight: int = 0
     transfers: int = 0

@@ -99,7 +99,7 @@ def undo(
     namespace: Namespace = None,
     context: Context = None,
 ) -> None:
-    """Write an older revision's spec: the one that served last, unless told. Replicas stay."""
+    """Write an older revision's spec: by default the one that served last. Replicas stay."""
     pds = _get(["get", "pdserving", name], namespace, context)
     now = affecting(pds["spec"])  # which it may have had with other keys too
     revisions = _revisions(name, namespace, context)

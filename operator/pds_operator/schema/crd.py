@@ -1,7 +1,7 @@
-"""The CustomResourceDefinitions, generated from `spec` (`make gen` writes them to crds/).
+"""The CustomResourceDefinitions, made of this room's models (`make gen` writes them to crds/).
 
-Structural, without a single default (see `spec`), and bounded everywhere: CEL's cost is estimated
-from the bounds, and an unbounded list alone exceeds the budget a hundredfold.
+Structural, without a single default (schema/__init__.py says why), and bounded everywhere: CEL's
+cost is estimated from the bounds, and an unbounded list alone exceeds the budget a hundredfold.
 """
 
 from typing import Any
@@ -48,7 +48,7 @@ def definition() -> dict[str, Any]:
 
 
 def role_definition() -> dict[str, Any]:
-    """The definition of PDServingRoles, which only make a role scalable (see `scaling`).
+    """The definition of PDServingRoles, which only make a role scalable (see `decide/scaling.py`).
 
     The one default is for whoever makes one by hand: /scale reads a missing count as 0.
     """

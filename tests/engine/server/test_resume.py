@@ -142,17 +142,17 @@ async def test_replayed_tokens_are_not_in_the_journal_again(served, tokenizer, k
     assert list(events.journal.ids) == ids[:-1]
 
 
-async def test_what_is_put_out_with_its_first_token_is_a_stream_already(served, key):
+async def test_what_migrates_with_its_first_token_is_a_stream_already(served, key):
     """The router has the first token from P: an error in place of a stream would lose it."""
 
-    def put_out(submit: Submit):
+    def migrating(submit: Submit):
         assert (submit.resumable, submit.since) == (True, 1_700_000_000)
         yield Token(request_id=submit.request_id, index=0, token=300)
         yield Failed(request_id=submit.request_id, code="preempted", message="full", status=503)
 
     body = {"prompt": "a", "stream": True}
     events = EventReader()
-    assert events.feed(await ask(served, put_out, key, "decode", C, body)) == b""
+    assert events.feed(await ask(served, migrating, key, "decode", C, body)) == b""
     assert events.failed is not None
     assert (events.failed[0], b'"code":"preempted"' in events.failed[1]) == (503, True)
 

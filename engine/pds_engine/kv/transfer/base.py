@@ -104,7 +104,8 @@ class Way(IntEnum):
     DIRECT = 3
     """Past the kernel's TCP: by RDMA, CUDA IPC, or from process to process."""
     COPY = 4
-    """The receiver copies out of the sender's memory. Asked for by tests alone."""
+    """The receiver copies out of the sender's memory. A backend of tests alone: it is never offered
+    unless it is asked for by name."""
 
 
 class Backend(ABC):

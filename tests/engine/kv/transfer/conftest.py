@@ -14,6 +14,7 @@ from pds_engine.keys import Keys
 from pds_engine.kv.layout import KvFormat, KvShard
 from pds_engine.kv.pool import KvPool
 from pds_engine.kv.transfer import TransferLimits, TransferThread, shared_pool
+from pds_engine.kv.transfer.registry import BACKENDS
 from pds_engine.messages import KvEndpoint, Message
 from pds_engine.ports import UCX_OFFSET, KvAddress
 
@@ -171,6 +172,12 @@ def _serve(
 @pytest.fixture(scope="session")
 def keys() -> Keys:
     return Keys.make()
+
+
+@pytest.fixture(params=[name for name in BACKENDS if not BACKENDS[name].one_sided])
+def backend(request: pytest.FixtureRequest) -> str:
+    """Each backend whose writes the receiver checks."""
+    return str(request.param)
 
 
 @pytest.fixture

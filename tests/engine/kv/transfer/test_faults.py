@@ -275,7 +275,6 @@ def test_connections_beyond_the_bound_are_closed(side) -> None:
         assert _read(first, len(MAGIC)) == _read(second, len(MAGIC)) == MAGIC
 
 
-@pytest.mark.parametrize("backend", ["tcp", "shm"])
 def test_an_abort_storm_leaves_no_byte_and_no_question_behind(side, backend: str) -> None:
     """200 transfers, each aborted somewhere between its opening and its end, by P, D or both."""
     draw = random.Random(20)

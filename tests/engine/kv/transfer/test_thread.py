@@ -79,7 +79,6 @@ def test_pages_arrive_where_the_push_says(pair) -> None:
     assert decode.event() == forgotten()
 
 
-@pytest.mark.parametrize("backend", ["tcp", "shm"])
 def test_the_log_names_the_backend_once_for_a_peer(side, caplog, backend: str) -> None:
     prefill, decode = (side(FORMAT, WHOLE, 12, [backend]) for _ in range(2))
     with caplog.at_level("INFO", logger="pds_engine.kv.transfer.sender"):
