@@ -175,7 +175,7 @@ class DeadlinePassed(RequestError):
     group, where the request would begin anew with all of its time.
     """
 
-    code = "timeout"
+    code = "deadline_passed"
     status = 504
 
 

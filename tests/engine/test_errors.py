@@ -72,7 +72,7 @@ REQUESTS = [
     ErrorRow(of(errors.Forbidden), 403, PERMISSION, "forbidden"),
     ErrorRow(of(errors.BodyTimeout), 408, INVALID, "body_timeout", headers=(CLOSE,)),
     ErrorRow(of(errors.BodyTooLarge), 413, INVALID, "body_too_large", headers=(CLOSE,)),
-    ErrorRow(of(errors.DeadlinePassed), 504, TIMEOUT, "timeout"),
+    ErrorRow(of(errors.DeadlinePassed), 504, TIMEOUT, "deadline_passed"),
     ErrorRow(of(errors.Unexpected), 500, SERVER, "internal_error"),
     ErrorRow(of(errors.Overloaded, retry_after=7), 429, RATE, "overloaded", headers=again(7)),
     ErrorRow(of(errors.NotFinite), 500, SERVER, "not_finite"),

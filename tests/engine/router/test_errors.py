@@ -72,7 +72,7 @@ async def test_what_it_refuses(engine, router, name):
 
 async def test_a_deadline_that_passes_within_a_stream_reads_as_the_engine_has_it(engine, router):
     kind = "timeout_error"
-    content = {"error": {"message": "late", "type": kind, "param": None, "code": "timeout"}}
+    content = {"error": {"message": "late", "type": kind, "param": None, "code": "deadline_passed"}}
     error = json.dumps(content).encode()
 
     async def late(seen, stream):

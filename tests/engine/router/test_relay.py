@@ -207,12 +207,12 @@ async def test_a_4xx_is_the_clients_and_is_not_tried_again(engine, router):
 
 
 async def test_a_request_whose_time_is_over_is_not_tried_again_and_nobodys_fault(engine, router):
-    late = refuses(504, "timeout")
+    late = refuses(504, "deadline_passed")
     one, other = await engine("unified", script=late), await engine("unified", script=late)
     running = await router(one, other)
     async with running.http.post("/v1/chat/completions", json={"stream": True}) as response:
         assert response.status == 504
-        assert (await response.json())["error"]["code"] == "timeout"
+        assert (await response.json())["error"]["code"] == "deadline_passed"
     assert len(one.calls) + len(other.calls) == 1
     assert [backend.circuit.failures for backend in running.router.fleet] == [0, 0]
 

@@ -81,9 +81,9 @@ async def test_a_deadline_that_passed(served, read_events):
         name = submit.request_id
         if submit.sampling.max_tokens > 1:
             yield Token(request_id=name, index=0, token=300)
-        yield Failed(request_id=name, code="timeout", message="late", status=504)
+        yield Failed(request_id=name, code="deadline_passed", message="late", status=504)
 
-    content = body("late", "timeout", "timeout_error")
+    content = body("late", "deadline_passed", "timeout_error")
     async with served(late) as s:
         for stream in (False, True):
             asked = {"prompt": "a", "max_tokens": 1, "stream": stream}
