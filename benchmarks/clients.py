@@ -171,13 +171,13 @@ def report(commit: str, turns: int, rounds: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="one turn of few answers")
+    parser.add_argument("--quick", action="store_true", help="three turns of few answers")
     parser.add_argument("--before", default="HEAD~1", help="the commit to compare with")
     options = parser.parse_args()
     words = ["git", "-C", str(ROOT), "rev-parse", "--verify", f"{options.before}^{{commit}}"]
     commit = subprocess.run(words, check=True, capture_output=True, text=True).stdout.strip()
     say(f"beside {commit[:12]}")
-    turns, rounds = (1, 1) if options.quick else (5, 4)
+    turns, rounds = (3, 1) if options.quick else (5, 4)
     print(json.dumps(report(commit, turns, rounds)))
 
 
