@@ -47,6 +47,17 @@ def test_a_benchmark_starts_as_a_plain_file(helped, name: str) -> None:
     assert "--quick" in printed
 
 
+def test_the_chunks_of_a_prompt_pass_real_stages() -> None:
+    """--help alone does not notice when the engine's processes begin otherwise."""
+    sizes = ("--stages", "2", "--chunks", "2", "--chunk-size", "16", "--hidden", "32")
+    process = started("benchmarks/pp_chunks.py", *sizes, "--step-ms", "1", "--repeat", "1")
+    printed, said = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    figures = json.loads(printed)
+    assert (figures["stages"], figures["chunks"]) == (2, 2)
+    assert figures["value"] > 0
+
+
 @pytest.mark.parametrize("name", ["rollout", "scale"])
 def test_without_a_cluster_it_ends_and_says_how_to_get_one(name: str, tmp_path: Path) -> None:
     ours = {"PDS_CLUSTER_DIR": str(tmp_path), "PDS_CLUSTER_NAME": "nowhere"}
