@@ -48,8 +48,8 @@ test-all: check  ## all tests there are, whole matrices and soaks among them
 	$(MAKE) soak e2e-all
 
 soak: $(VENV)/.ready simulate  ## the operator's lives, schedules of stages, layouts at random
-	$(PY) -m pds_engine.simulation.schedules
-	PDS_LIVES=300 OMP_NUM_THREADS=1 $(VENV)/bin/pytest -q tests/engine/scheduler/world/lives/test_world.py
+	$(PY) -m pds_simulation.schedules
+	PDS_LIVES=300 OMP_NUM_THREADS=1 $(VENV)/bin/pytest -q tests/engine/scheduler/world/random_groups/test_random_groups.py
 	PDS_PARITY_SAMPLE=40 OMP_NUM_THREADS=1 $(VENV)/bin/pytest -q -s tests/engine/worker/test_parity.py
 
 simulate: $(VENV)/.ready  ## the operator's cluster through 20,000 random lives
@@ -66,8 +66,10 @@ e2e-all: $(VENV)/.ready cluster-up  ## all tests on the local Kubernetes
 
 gen: $(VENV)/.ready  ## files generated from code: the CRD, the contract between releases
 	$(PY) tests/contract.py --write
-	$(VENV)/bin/pds-operator crd > crds/pdservings.yaml
-	$(VENV)/bin/pds-operator crd --chart > charts/pdserving/templates/crd.yaml
+	@mkdir -p .cache
+	$(VENV)/bin/pds-operator crd > .cache/crd.yaml && mv .cache/crd.yaml crds/pdservings.yaml
+	$(VENV)/bin/pds-operator crd --chart > .cache/crd.yaml \
+	  && mv .cache/crd.yaml charts/pdserving/templates/crd.yaml
 
 cluster-up: $(VENV)/.ready  ## a real Kubernetes on this machine (PDS_CONTEXT=name: use yours)
 	$(CLUSTER) up

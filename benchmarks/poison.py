@@ -28,8 +28,6 @@ import json
 import os
 import platform
 import signal
-import socket
-import subprocess
 import sys
 import tempfile
 import time
@@ -43,6 +41,7 @@ from typing import Any
 import httpx
 from common import doing, say
 from common.attacks import ATTACKS, MODEL, Attack, C
+from common.servers import Server
 from pds_engine.keys import Keys
 
 ENGINE = (sys.executable, "-c", "from pds_engine.cli import main; main()", "serve")
@@ -113,7 +112,7 @@ def attack(url: str, name: str, seconds: float) -> None:
 
 
 async def _attack(url: str, poison: Attack, seconds: float, clients: int) -> None:
-    end, turn, told = time.monotonic() + seconds, itertools.count(), Counter[str]()
+    end, turn, counted = time.monotonic() + seconds, itertools.count(), Counter[str]()
 
     async def attacker(client: httpx.AsyncClient) -> None:
         while time.monotonic() < end and (at := next(turn)) < MOST:
@@ -121,16 +120,16 @@ async def _attack(url: str, poison: Attack, seconds: float, clients: int) -> Non
             try:
                 async with asyncio.timeout(max(end - time.monotonic(), 0.01)):
                     answer = await client.post(url + path, content=body)
-                    told[str(answer.status_code)] += 1
+                    counted[str(answer.status_code)] += 1
                     if answer.status_code == 429:
                         await asyncio.sleep(0.05)
             except (TimeoutError, httpx.HTTPError) as error:
-                told[type(error).__name__] += 1
+                counted[type(error).__name__] += 1
                 await asyncio.sleep(0.05)
 
     async with httpx.AsyncClient(timeout=seconds) as client:
         await asyncio.gather(*(attacker(client) for _ in range(clients)))
-    print(json.dumps(told))
+    print(json.dumps(counted))
 
 
 async def phase(router: str, engine: str, seconds: float, name: str | None) -> Seen:
@@ -150,8 +149,8 @@ async def phase(router: str, engine: str, seconds: float, name: str | None) -> S
             )
         for attacker in attackers:
             async with asyncio.timeout(30):
-                told, _ = await attacker.communicate()
-            seen.answers.update(json.loads(told))
+                counted, _ = await attacker.communicate()
+            seen.answers.update(json.loads(counted))
     finally:
         for attacker in attackers:
             with suppress(ProcessLookupError):
@@ -160,43 +159,6 @@ async def phase(router: str, engine: str, seconds: float, name: str | None) -> S
 
 
 # ---- the processes -------------------------------------------------------------------------------
-
-
-class Server:
-    """An engine or a router; its words go to a file."""
-
-    def __init__(self, folder: Path, name: str, *words: str) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
-        self.name, self.url, self.log = name, f"http://127.0.0.1:{port}", folder / f"{name}.log"
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                [*words, "--port", str(port)],
-                stdout=log,
-                stderr=log,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
-            )
-
-    @property
-    def ended(self) -> bool:
-        return self.process.poll() is not None
-
-    def answers(self, path: str) -> bool:
-        if self.ended:
-            raise SystemExit(f"{self.name} ended:\n{self.log.read_text()[-2000:]}")
-        try:
-            return httpx.get(self.url + path, timeout=5).status_code == 200
-        except httpx.TransportError:
-            return False
-
-    def end(self) -> None:
-        """An engine ends its own processes on SIGTERM."""
-        self.process.terminate()
-        try:
-            self.process.wait(15)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
 
 
 def wait(what: str, done: Callable[[], bool]) -> None:

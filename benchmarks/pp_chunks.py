@@ -44,10 +44,9 @@ from pds_engine.messages import (
     Submit,
     Token,
 )
-from pds_engine.models import llama
+from pds_engine.models.registry import read_spec
 from pds_engine.parallel.layout import part
 from pds_engine.parallel.stage import Computed
-from pds_engine.spec import read_config
 from pds_engine.wire import Link
 from pds_engine.worker import process as worker
 from safetensors.torch import save_file
@@ -64,7 +63,7 @@ class FixedModel:
     """What the worker asks of models.decoder.Decoder: what it is, not what it computes."""
 
     def __init__(self, config: EngineConfig, rank: int) -> None:
-        self.spec = llama.spec(read_config(config.model.path))
+        self.spec = read_spec(config.model.path)
         self.part = part(self.spec, config.parallelism, rank)
         self.dtype = torch.bfloat16
 
@@ -74,6 +73,7 @@ class FixedRunner:
 
     compiles = 0
     unneeded = 0
+    attention = "none"
 
     def __init__(self, seconds: float, model: FixedModel) -> None:
         self._seconds = seconds
@@ -135,7 +135,7 @@ class Group:
         launch = {"incarnation": self.name, "bind": address, "scheduler": address}
         (folder / "launch.json").write_text(json.dumps(launch))
         environment = os.environ | {STEP_MS: str(asked.step_ms), "OMP_NUM_THREADS": "1"}
-        commands = [["-m", "pds_engine.child", "scheduler", str(folder)]]
+        commands = [["-m", "pds_engine.child", "scheduler", str(folder), str(os.getpid())]]
         commands += [[__file__, "--serve", str(folder), str(rank)] for rank in range(self.stages)]
         self._log = (folder / "log").open("w+b")
         self._processes = [
@@ -198,6 +198,8 @@ def _config(asked: argparse.Namespace, folder: Path, skip: bool) -> EngineConfig
     model = folder / "model"
     model.mkdir()
     sizes = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
         "hidden_size": asked.hidden,
         "num_hidden_layers": asked.stages,
         "num_attention_heads": 1,

@@ -51,12 +51,12 @@ class Group:
             return False
 
     def outputs(self) -> tuple[int, int]:
-        """Outputs sent by the last stage and received by the first, once all ranks have told."""
+        """Outputs sent by the last stage and received by the first, once all ranks report."""
         while True:
             state = self.client.get("/pds/state").json()
             traffic = state["traffic"]
-            told = all(each["steps"] == state["steps_done"] for each in traffic)
-            if told and not state["in_flight"]:
+            reported = all(each["steps"] == state["steps_done"] for each in traffic)
+            if reported and not state["in_flight"]:
                 return traffic[-1]["outputs_sent"], traffic[0]["outputs_received"]
             time.sleep(0.05)
 

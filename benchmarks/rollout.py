@@ -41,7 +41,7 @@ from common.clusters import find
 from pds_cluster import image, testing
 from pds_cluster.settings import DEV_IMAGE
 from serving import Object, Serving, manifest
-from streams import Crowd, Outcome, Phase, Question, copies, crowd, known, ttft
+from streams import Crowd, LoadPhase, Question, StreamOutcome, copies, crowd, known, ttft
 from watching import DEBUG, ROLES, Watch, watching
 
 CLIENTS = 8
@@ -76,16 +76,16 @@ def changed(old: Object) -> Object:
     }
 
 
-def before(clients: Crowd, quick: bool) -> Phase:
+def before(clients: Crowd, quick: bool) -> LoadPhase:
     """Nothing happens but requests."""
     began, wanted = time.monotonic(), len(clients.outcomes) + (10 if quick else 40) * CLIENTS
     say(f"waiting for {wanted} answers before anything changes")
     while len(clients.outcomes) < wanted:
         clients.stop.wait(0.1)
-    return Phase("before", began, time.monotonic())
+    return LoadPhase("before", began, time.monotonic())
 
 
-def ours(watch: Watch, clients: Crowd) -> Phase:
+def ours(watch: Watch, clients: Crowd) -> LoadPhase:
     """The operator's rollout, to its end."""
     say(f"waiting for the operator's rollout (at most {SETTLED:g} s)")
     began = time.monotonic()
@@ -93,13 +93,13 @@ def ours(watch: Watch, clients: Crowd) -> Phase:
     watch.settled(SETTLED)
     ended = time.monotonic()
     clients.goes_on()
-    return Phase("the operator's rollout", began, ended)
+    return LoadPhase("the operator's rollout", began, ended)
 
 
 # ---- in the way of Deployments -------------------------------------------------------------------
 
 
-def theirs(serving: Serving, first: list[Object], clients: Crowd) -> Phase:
+def theirs(serving: Serving, first: list[Object], clients: Crowd) -> LoadPhase:
     """Back to pods like `first`, each role on its own."""
     say("waiting for the same as Deployments (at most 600 s a pod)")
     began = time.monotonic()
@@ -108,7 +108,7 @@ def theirs(serving: Serving, first: list[Object], clients: Crowd) -> Phase:
             done.result()
     ended = time.monotonic()
     clients.goes_on()
-    return Phase("Deployments", began, ended)
+    return LoadPhase("Deployments", began, ended)
 
 
 def roll(serving: Serving, role: str, first: list[Object]) -> None:
@@ -218,24 +218,24 @@ def questions(serving: Serving) -> list[Question]:
     return [each for both in zip(short, long, strict=True) for each in both]
 
 
-def tell(phases: list[Phase], outcomes: list[Outcome]) -> None:
+def report(phases: list[LoadPhase], outcomes: list[StreamOutcome]) -> None:
     for phase in phases:
-        print(phase.told(outcomes), file=sys.stderr)
+        print(phase.summary(outcomes), file=sys.stderr)
     for why, count in Counter(each.trouble[:150] for each in outcomes if each.trouble).most_common(
         6
     ):
         print(f"  {count} x {why}", file=sys.stderr)
 
 
-def failed(outcomes: list[Outcome]) -> int:
+def failed(outcomes: list[StreamOutcome]) -> int:
     return sum(bool(each.error) for each in outcomes)
 
 
-def wrong(outcomes: list[Outcome]) -> int:
+def wrong(outcomes: list[StreamOutcome]) -> int:
     return sum(bool(each.trouble) and not each.error for each in outcomes)
 
 
-def figures(phases: list[Phase], outcomes: list[Outcome], prefix: str = "") -> Object:
+def figures(phases: list[LoadPhase], outcomes: list[StreamOutcome], prefix: str = "") -> Object:
     quiet, during = (phase.of(outcomes) for phase in phases)
     return {
         f"{prefix}failed": failed(outcomes),
@@ -257,7 +257,7 @@ def measure(cluster: testing.Cluster, namespace: str, quick: bool) -> Object:
     load = {"clients": CLIENTS, "at_most": 10000, "seconds": 3 * SETTLED, "pause": 1.0}
     with watching(serving) as watch, crowd(serving.url, asked, **load) as clients:
         phases = [before(clients, quick), ours(watch, clients)]
-    tell(phases, clients.outcomes)
+    report(phases, clients.outcomes)
     result = figures(phases, clients.outcomes)
     result |= {"cold": len(watch.early()) + (0 if quick else len(watch.unproven()))}
     result |= {"mixed_pairs": len(watch.mixed())}
@@ -268,7 +268,7 @@ def measure(cluster: testing.Cluster, namespace: str, quick: bool) -> Object:
         crowd(url, asked, **load) as clients,
     ):
         phases = [before(clients, quick), theirs(serving, first, clients)]
-    tell(phases, clients.outcomes)
+    report(phases, clients.outcomes)
     result |= figures(phases, clients.outcomes, "baseline_")
     return result | {"baseline_mixed_pairs": len(watch.mixed())}
 
@@ -295,18 +295,18 @@ def main() -> None:
         return
     cluster = find()
     with doing("a rollout, and the same as Deployments", 1800 if options.quick else 7200):
-        told = run(cluster, options.quick)
+        result = run(cluster, options.quick)
     print(
         json.dumps(
             {
                 "name": "rollout",
-                "value": told["failed"],
+                "value": result["failed"],
                 "unit": "failed requests",
                 "better": "lower",
-                "baseline": told["baseline_failed"],
-                "ratio": told["ttft_ratio"],
+                "baseline": result["baseline_failed"],
+                "ratio": result["ttft_ratio"],
                 "machine": f"{platform.machine()} {os.cpu_count()} cores",
-                **told,
+                **result,
             }
         )
     )

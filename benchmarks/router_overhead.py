@@ -98,8 +98,8 @@ class Engine(asyncio.Protocol):
 
     def stream(self, body: dict, headers: dict[bytes, bytes]) -> None:
         ours = b"x-pds-role" in headers
-        told = body["messages"][0]["content"].split()
-        events, pause = int(told[0]), float(told[1])
+        asked = body["messages"][0]["content"].split()
+        events, pause = int(asked[0]), float(asked[1])
         if ours:
             events = {"prefill": 1, "decode": events - 1, "unified": events}[self.role]
         event = (JOURNAL if b"x-pds-journal" in headers else b"") + CHUNK

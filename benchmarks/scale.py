@@ -41,8 +41,8 @@ from kubernetes.aio.config import load_kube_config
 from pds_cluster import testing
 from pds_cluster.shell import wait_for
 from pds_operator import cli, names
-from pds_operator.api import Api
-from pds_operator.cluster import Store
+from pds_operator.run.api import Api
+from pds_operator.run.cluster import Store
 
 STAMP = "pdserving.io/benchmark-stamp"
 WITHIN = 180.0
@@ -100,7 +100,7 @@ class Operator:
         ticks = os.sysconf("SC_CLK_TCK")
         return (int(stat[11]) + int(stat[12])) / ticks, int(peak.split()[1]) / 1000
 
-    def told(self) -> str:
+    def metrics(self) -> str:
         """Its metrics; nothing while it does not answer."""
         words = ["curl", "-s", f"http://127.0.0.1:{self.port}/metrics"]
         return subprocess.run(words, check=False, capture_output=True, text=True).stdout
@@ -108,8 +108,8 @@ class Operator:
     def stop(self) -> dict[str, Any]:
         self.process.send_signal(signal.SIGTERM)
         self.process.wait(30)
-        told: dict[str, Any] = json.loads(self.report.read_text())
-        return told
+        report: dict[str, Any] = json.loads(self.report.read_text())
+        return report
 
 
 @contextmanager
@@ -123,7 +123,9 @@ def operator(cluster: testing.Cluster, namespace: str, folder: Path) -> Iterator
         try:
             running = Operator(process, 18081, report)
             say("waiting for the operator to lead (at most 60 s)")
-            wait_for("the operator to lead", lambda: "pds_operator_leads 1" in running.told(), 60)
+            wait_for(
+                "the operator to lead", lambda: "pds_operator_leads 1" in running.metrics(), 60
+            )
             yield running
         finally:
             if process.poll() is None:
@@ -240,10 +242,10 @@ def serving(number: int, pods: int) -> Object:
 
 def metrics(running: Operator) -> tuple[float, float]:
     """(rounds, writes) so far."""
-    told = running.told()
-    if not told:
+    metrics = running.metrics()
+    if not metrics:
         raise RuntimeError("the operator does not answer: what it does at rest is not known")
-    lines = [line.split(" ") for line in told.splitlines() if not line.startswith("#")]
+    lines = [line.split(" ") for line in metrics.splitlines() if not line.startswith("#")]
     rounds = sum(float(value) for name, value in lines if name == "pds_operator_rounds_total")
     return rounds, sum(float(value) for name, value in lines if "writes_total" in name)
 
@@ -309,7 +311,7 @@ def swept(cluster: testing.Cluster, namespace: str) -> None:
 def run(
     asked: argparse.Namespace, cluster: testing.Cluster
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The figures, and what the operator told at its end."""
+    """The figures, and what the operator reported at its end."""
     definitions = str(ROOT / "crds" / "pdservings.yaml")
     cluster.kubectl("apply", "--server-side", "--force-conflicts", "-f", definitions)
     with tempfile.TemporaryDirectory() as text, cluster.namespace() as namespace:
@@ -318,13 +320,13 @@ def run(
             try:
                 with operator(cluster, namespace, folder) as running:
                     result = asyncio.run(measure(asked, cluster, running, namespace))
-                    told = running.stop()
+                    report = running.stop()
                 pod = cluster.get("pod", "chat-0-p-0-0-0", namespace)
                 swept(cluster, namespace)
                 result["plain"] = asyncio.run(plainly(cluster, pod, namespace, asked.pods))
             finally:
                 swept(cluster, namespace)
-    return result, told
+    return result, report
 
 
 def main() -> None:
@@ -344,8 +346,8 @@ def main() -> None:
     cluster = find()
     alone(cluster)
     with doing(f"{asked.pods} pods on {asked.nodes} nodes", BOUND):
-        result, told = run(asked, cluster)
-    lags = sorted(told["lags"])
+        result, report = run(asked, cluster)
+    lags = sorted(report["lags"])
     line = {
         "name": "scale",
         "unit": "s until all pods are created",
@@ -357,7 +359,7 @@ def main() -> None:
             "p99": round(1000 * lags[int(0.99 * len(lags))], 1),
             "count": len(lags),
         },
-        "api_calls": told["calls"],
+        "api_calls": report["calls"],
         "pods": asked.pods,
         "nodes": asked.nodes,
         "objects": asked.objects,

@@ -15,6 +15,7 @@ import time
 
 from common import doing
 from msgspec.msgpack import Encoder
+from pds_engine.config import SchedulerConfig
 from pds_engine.messages import KvEndpoint, Ready, Sampling, StepDone, StepPlan, Submit
 from pds_engine.scheduler.party import WORKERS, Out, Party
 from pds_engine.scheduler.scheduler import Scheduler
@@ -29,14 +30,14 @@ ENDPOINT = KvEndpoint(rank=0, shard=b"", pages=1 << 17, backends={})
 
 
 def make_scheduler(prefix_cache: bool = True) -> Scheduler:
-    settings = Settings(
+    bounds = SchedulerConfig(
         max_running=RUNNING,
         max_waiting=4 * RUNNING,
         chunk_size=8192,
         max_step_tokens=8192 + RUNNING,
-        max_model_len=1 << 20,
         prefix_cache=prefix_cache,
     )
+    settings = Settings(max_model_len=1 << 20, scheduler=bounds)
     scheduler = Scheduler(settings, "benchmark")
     scheduler.handle(
         WORKERS, Ready(rank=0, pages=1 << 17, kv_fingerprint="", endpoint=ENDPOINT), 0.0
@@ -100,7 +101,7 @@ def measure(steps: int, scheduler: Scheduler) -> dict[str, float]:
 
 
 def admissions(rounds: int) -> dict[str, float]:
-    """Median µs of a plan that takes up a prompt of 32K tokens and issues its first chunks."""
+    """Median µs of a plan that admits a prompt of 32K tokens and issues its first chunks."""
     cases: dict[str, list[float]] = {"off": [], "new": [], "found": []}
     schedulers = {"off": make_scheduler(prefix_cache=False), "new": make_scheduler()}
     for number in range(rounds):

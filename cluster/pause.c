@@ -1,4 +1,4 @@
-/* The first process of every pod: holds its namespaces, reaps what it inherits, ends when told. */
+/* The first process of every pod: holds its namespaces, reaps what it inherits, ends on a signal. */
 #include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>

@@ -65,7 +65,7 @@ class Demo:
         self.kubectl("apply", "-n", NAMESPACE, "-f", str(ROOT / "examples/chat.yaml"))
 
     def wait(self) -> None:
-        """Show each condition as it changes, until Ready; a hopeless one ends the demo."""
+        """Show each condition as it changes, until Ready, or until READY_SECONDS are over."""
         shown: dict[str, str] = {}
         deadline = time.monotonic() + READY_SECONDS
         while time.monotonic() < deadline:

@@ -11,6 +11,7 @@ import re
 import textwrap
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from pds_engine import messages
@@ -18,11 +19,14 @@ from pds_engine.config import EngineConfig
 from pds_engine.kv.transfer.frames import Frame
 from pds_engine.messages.base import Message
 from pds_engine.router.config import RouterConfig
-from pds_operator import keys, names, observed
-from pds_operator.build import engine
-from pds_operator.build.owner import Owner
+from pds_engine.server.state import report
+from pds_operator import names
+from pds_operator.facts import observed
+from pds_operator.render import engine
+from pds_operator.render.owner import Owner
+from pds_operator.run import keys
+from pds_operator.schema import parse
 from pds_operator.settings import Settings
-from pds_operator.spec import parse
 from pydantic import BaseModel
 
 ROOT = Path(__file__).parents[1]
@@ -38,14 +42,14 @@ SPEC = {
 }
 
 
-def told() -> str:
+def text() -> str:
     """The whole contract, as lines that a diff shows well."""
     parts = {
         "protocol": [str(messages.PROTOCOL)],
         "messages (tag, then the fields in the order of the wire)": structs(Message),
         "parts of messages": parts_of_messages(),
         "frames of the KV transfer": structs(Frame),
-        "/pds/state": keys_of("engine/pds_engine/server/state.py", "report"),
+        "/pds/state": list(said_of_nothing()),
         "/pds/backends": keys_of("engine/pds_engine/router/app.py", "described"),
         "headers": literals(r"x-pds-[a-z-]+", "engine/pds_engine"),
         "termination message of a warm-up": [
@@ -64,9 +68,10 @@ def told() -> str:
         "configuration of a router": sorted(settings_of(RouterConfig)),
         "metrics": literals(
             r"pds_[a-z_]+",
+            "engine/pds_engine/messages/state.py",
             "engine/pds_engine/metrics.py",
             "engine/pds_engine/router/metrics.py",
-            "operator/pds_operator/handlers.py",
+            "operator/pds_operator/run/handlers.py",
         ),
     }
     return "\n".join(f"{title}\n{_indented(lines)}" for title, lines in parts.items())
@@ -126,6 +131,19 @@ def settings_of(kind: type[BaseModel], before: str = "") -> Iterator[str]:
             yield f"{before}{name}"
 
 
+def said_of_nothing() -> dict[str, Any]:
+    """What an engine answers that has no scheduler yet."""
+    return report(
+        None,
+        EngineConfig(),
+        incarnation="",
+        key_id=None,
+        in_flight=0,
+        draining=False,
+        error=None,
+    )
+
+
 def keys_of(path: str, function: str) -> list[str]:
     """The keys of the dict that a function returns."""
     for node in ast.walk(ast.parse((ROOT / path).read_text())):
@@ -160,7 +178,7 @@ def _struct(kind: type[msgspec.Struct]) -> str:
         field.name if field.required else f"[{field.name}]"
         for field in msgspec.structs.fields(kind)
     )
-    return f"{kind.__name__}: {' '.join(fields)}"
+    return f"{kind.__struct_config__.tag or kind.__name__}: {' '.join(fields)}"
 
 
 def _below(base: type) -> Iterator[type[msgspec.Struct]]:
@@ -184,9 +202,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--write", action="store_true")
     if parser.parse_args().write:
-        PAGE.write_text(page(told()))
+        PAGE.write_text(page(text()))
     else:
-        print(told())
+        print(text())
 
 
 if __name__ == "__main__":

@@ -36,15 +36,26 @@ def common(code: str) -> subprocess.Popen[str]:
 def helped() -> dict[str, tuple[int, str, str]]:
     """Of each benchmark: the status of --help, and what it said. All at once: torch is slow."""
     processes = {name: started(f"benchmarks/{name}.py", "--help") for name in NAMES}
-    told = {name: process.communicate(timeout=120) for name, process in processes.items()}
-    return {name: (processes[name].returncode, *told[name]) for name in NAMES}
+    printed = {name: process.communicate(timeout=120) for name, process in processes.items()}
+    return {name: (processes[name].returncode, *printed[name]) for name in NAMES}
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_benchmark_starts_as_a_plain_file(helped, name: str) -> None:
-    status, told, failed = helped[name]
+    status, printed, failed = helped[name]
     assert (status, failed) == (0, "")
-    assert "--quick" in told
+    assert "--quick" in printed
+
+
+def test_the_chunks_of_a_prompt_pass_real_stages() -> None:
+    """--help alone does not notice when the engine's processes begin otherwise."""
+    sizes = ("--stages", "2", "--chunks", "2", "--chunk-size", "16", "--hidden", "32")
+    process = started("benchmarks/pp_chunks.py", *sizes, "--step-ms", "1", "--repeat", "1")
+    printed, said = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    figures = json.loads(printed)
+    assert (figures["stages"], figures["chunks"]) == (2, 2)
+    assert figures["value"] > 0
 
 
 @pytest.mark.parametrize("name", ["rollout", "scale"])

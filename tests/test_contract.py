@@ -8,15 +8,15 @@ import contract
 
 
 def test_the_page_lists_what_the_sources_say():
-    assert contract.PAGE.read_text() == contract.page(contract.told()), "run `make gen`"
+    assert contract.PAGE.read_text() == contract.page(contract.text()), "run `make gen`"
 
 
 def test_a_field_that_is_added_shows():
-    told = contract.told()
-    assert "  TransferOffer: transfer epoch" in told
-    assert "kv_fingerprint" in told.partition("/pds/state")[2]
+    text = contract.text()
+    assert "  TransferOffer: transfer epoch" in text
+    assert "kv_fingerprint" in text.partition("/pds/state")[2]
     for word in ("x-pds-peer-group", "pds_router_requests", "PDS_REVISION", "<pds>-cache-key"):
-        assert word in told
+        assert word in text
 
 
 def test_what_is_left_out_of_a_message_can_be_told_from_what_must_be_there():

@@ -24,13 +24,13 @@ PATIENCE = 20.0
 """Seconds for each question to the API server."""
 
 
-class Asked(Protocol):
+class Kubectl(Protocol):
     """Of `testing.Cluster`, what is needed here."""
 
     def kubectl(self, *words: str, timeout: float = ...) -> str: ...
 
 
-def told(cluster: Asked, namespace: str) -> str:
+def report(cluster: Kubectl, namespace: str) -> str:
     """All there is to say of `namespace`, in at most MOST characters."""
     lines: list[str] = []
     left = MOST
@@ -43,7 +43,7 @@ def told(cluster: Asked, namespace: str) -> str:
     return "\n".join(lines)
 
 
-def _all(cluster: Asked, namespace: str) -> Iterator[str]:
+def _all(cluster: Kubectl, namespace: str) -> Iterator[str]:
     yield from _conditions(cluster, namespace)
     yield from _events(cluster, namespace)
     pods = _listed(cluster, namespace, "pods")
@@ -54,7 +54,7 @@ def _all(cluster: Asked, namespace: str) -> Iterator[str]:
         yield from _pod(cluster, namespace, pod)
 
 
-def _conditions(cluster: Asked, namespace: str) -> Iterator[str]:
+def _conditions(cluster: Kubectl, namespace: str) -> Iterator[str]:
     found = _listed(cluster, namespace, "pdservings.pdserving.io")
     if isinstance(found, str):
         yield found
@@ -63,15 +63,15 @@ def _conditions(cluster: Asked, namespace: str) -> Iterator[str]:
         meta, status = item["metadata"], item.get("status", {})
         seen = status.get("observedGeneration")
         yield f"pdserving/{meta['name']}: generation {meta.get('generation')}, observed {seen}"
-        for told in status.get("conditions", []):
-            yield _sentence(told["type"], told["status"], told)
+        for condition in status.get("conditions", []):
+            yield _sentence(condition["type"], condition["status"], condition)
 
 
 def _sentence(name: str, value: str, why: Object) -> str:
     return f"  {name}={value} {why.get('reason', '')}: {_one_line(why.get('message'))}"
 
 
-def _events(cluster: Asked, namespace: str) -> Iterator[str]:
+def _events(cluster: Kubectl, namespace: str) -> Iterator[str]:
     found = _listed(cluster, namespace, "events")
     if isinstance(found, str):
         yield found
@@ -88,23 +88,23 @@ def _events(cluster: Asked, namespace: str) -> Iterator[str]:
 
 def _when(event: Object) -> str:
     """When it was last seen; ISO times sort as text."""
-    told = event.get("lastTimestamp") or event.get("eventTime")
-    return str(told or event["metadata"].get("creationTimestamp"))
+    seen = event.get("lastTimestamp") or event.get("eventTime")
+    return str(seen or event["metadata"].get("creationTimestamp"))
 
 
-def _pod(cluster: Asked, namespace: str, pod: Object) -> Iterator[str]:
+def _pod(cluster: Kubectl, namespace: str, pod: Object) -> Iterator[str]:
     name, status = pod["metadata"]["name"], pod.get("status", {})
     leaves = ", being deleted" if "deletionTimestamp" in pod["metadata"] else ""
     yield f"pod/{name}: {status.get('phase')}{leaves}"
-    for told in status.get("conditions", []):
-        if told["status"] != "True":
-            yield _sentence(told["type"], told["status"], told)
+    for condition in status.get("conditions", []):
+        if condition["status"] != "True":
+            yield _sentence(condition["type"], condition["status"], condition)
     for kind in ("initContainerStatuses", "containerStatuses"):
         for container in status.get(kind, []):
             yield from _container(cluster, namespace, name, container)
 
 
-def _container(cluster: Asked, namespace: str, pod: str, status: Object) -> Iterator[str]:
+def _container(cluster: Kubectl, namespace: str, pod: str, status: Object) -> Iterator[str]:
     name, restarts = status["name"], status.get("restartCount", 0)
     state = "; ".join(f"{key} {_one_line(json.dumps(v))}" for key, v in status["state"].items())
     yield f"  container {name}: {restarts} restarts, {state}"
@@ -121,7 +121,7 @@ def _is_ready(pod: Object) -> bool:
     return conditions.get("Ready") == "True"
 
 
-def _listed(cluster: Asked, namespace: str, kind: str) -> list[Object] | str:
+def _listed(cluster: Kubectl, namespace: str, kind: str) -> list[Object] | str:
     """The objects of that kind; a line where they cannot be had."""
     text = _said(cluster, namespace, "get", kind, "-o", "json")
     try:
@@ -131,7 +131,7 @@ def _listed(cluster: Asked, namespace: str, kind: str) -> list[Object] | str:
     return items
 
 
-def _said(cluster: Asked, namespace: str, *words: str) -> str:
+def _said(cluster: Kubectl, namespace: str, *words: str) -> str:
     try:
         return cluster.kubectl("-n", namespace, *words, timeout=PATIENCE)
     except ClusterError as error:

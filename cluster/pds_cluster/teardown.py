@@ -73,7 +73,7 @@ def _shim_sockets(settings: Settings) -> list[Path]:
 
 
 def _foreign_files(settings: Settings) -> list[Path]:
-    """What kubelet and CNI write outside the run folder, wherever they are told to write."""
+    """What kubelet and CNI write outside the run folder, wherever they are set to write."""
     logs = POD_LOG_LINKS.iterdir() if POD_LOG_LINKS.is_dir() else ()
     links = [
         path for path in logs if path.is_symlink() and path.readlink().is_relative_to(settings.run)

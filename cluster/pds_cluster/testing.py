@@ -30,7 +30,7 @@ _in_use: dict[str, "Cluster"] = {}
 
 @dataclass(frozen=True)
 class Cluster:
-    """A cluster that answers. `settings.context` tells whether it is the user's own."""
+    """A cluster that answers. `settings.context` says whether it is the user's own."""
 
     settings: Settings
     kubeconfig: Path
@@ -188,21 +188,22 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """For a conftest to import: a test that fails shows what its namespaces hold, and ours.
 
-    A fixture that fails does so in each test that asks for it, by one exception: it is told once.
+    A fixture that fails does so in each test that asks for it, by one exception, which is reported
+    once.
     """
     report = yield
     error = call.excinfo.value if call.excinfo else None
-    if report.failed and error is not item.config.stash.get(_TOLD, None):
-        item.config.stash[_TOLD] = error
+    if report.failed and error is not item.config.stash.get(_REPORTED, None):
+        item.config.stash[_REPORTED] = error
         report.sections += sections()
     return report
 
 
-_TOLD = pytest.StashKey[BaseException | None]()
+_REPORTED = pytest.StashKey[BaseException | None]()
 
 
 def sections() -> list[tuple[str, str]]:
-    """A heading and what is to be told, for each namespace in use and the operator's."""
+    """A heading and a report, for each namespace in use and the operator's."""
     spaces = list(_in_use.items())
     spaces += [(SYSTEM, cluster) for _, cluster in spaces[:1]]
-    return [(f"namespace {name}", diagnosis.told(cluster, name)) for name, cluster in spaces]
+    return [(f"namespace {name}", diagnosis.report(cluster, name)) for name, cluster in spaces]

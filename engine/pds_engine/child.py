@@ -1,8 +1,8 @@
 """What a child process of `launch` runs: `python -m pds_engine.child KIND FOLDER LAUNCH`.
 
-FOLDER is private to the group on this pod: config.json, launch.json and the keys lie there, and a
-child that cannot go on because of a setting leaves error.json, for launch to report. One that ends
-for any other reason that it knows leaves ended-KIND.json. LAUNCH is the process id of launch.
+FOLDER is private to the group on this pod. config.json, launch.json and the keys lie there. A child
+that a wrong setting stops leaves error.json, which launch reports. One that ends for any other
+reason that it knows leaves ended-KIND.json. LAUNCH is the process id of launch.
 """
 
 import ctypes
@@ -40,7 +40,7 @@ def main() -> None:
 
 
 def _run(kind: str, folder: Path, config: EngineConfig) -> None:
-    """Each kind imports its own part alone: the scheduler and the server never load torch."""
+    """Each kind imports only its own part: the scheduler and the server never load torch."""
     keys = Keys.read(folder)
     launch = json.loads((folder / "launch.json").read_text())
     incarnation: str = launch["incarnation"]
@@ -67,7 +67,7 @@ def _run(kind: str, folder: Path, config: EngineConfig) -> None:
 def _die_with(parent: int) -> None:
     """A kill -9 of launch must not leave its children behind (Linux: prctl(2))."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it was gone before it could be asked for
+    if os.getppid() != parent:  # it ended before prctl could watch it
         sys.exit(1)
 
 

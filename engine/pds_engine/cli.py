@@ -32,8 +32,8 @@ KeysPath = Annotated[
 
 
 def main() -> None:
-    """Entry point: a configuration error ends with status 78, any other of ours with 1; both tell
-    their cure, without a traceback."""
+    """Entry point: a configuration error ends with status 78, any other of ours with 1; both
+    name their cure, without a traceback."""
     try:
         app()
     except PdsError as error:
@@ -76,7 +76,7 @@ def serve(
         flags[key] = yaml.safe_load(value)
     settings = configuration.load(config, flags=flags)
     if pp is not None:
-        # Whoever asks for stages on the command line wants them here, not in other pods.
+        # Stages that the command line asks for are for this machine, not for other pods.
         flags.setdefault("parallelism.ranks_per_pod", settings.parallelism.ranks)
         settings = configuration.load(config, flags=flags)
     sys.exit(launch.serve(settings))
@@ -84,7 +84,7 @@ def serve(
 
 @app.command()
 def warmup(config: ConfigFile = None) -> None:
-    """Compile all that this pod's stages will run into the shared cache, before they start."""
+    """Compile into the shared cache what this pod's stages will run, before they start."""
     from pds_engine import warmup as warming
 
     settings = configuration.load(config)
@@ -98,7 +98,7 @@ def cache_ls(path: CachePath, keys: KeysPath = None) -> None:
     from pds_kernels.cache import entries
 
     table = Table("KIND", "KEY", "BYTES", "SECONDS", "INTACT")
-    with _told():
+    with _volume_errors():
         for entry in entries(_cache(path, keys)):
             row = (entry.kind, entry.key[:16], str(entry.bytes), f"{entry.seconds:.1f}")
             table.add_row(*row, "yes" if entry.intact else "no")
@@ -110,7 +110,7 @@ def cache_verify(path: CachePath, keys: KeysPath = None) -> None:
     """Check every artefact against its seal; status 1 when one is damaged."""
     from pds_kernels.cache import entries
 
-    with _told():
+    with _volume_errors():
         known = list(entries(_cache(path, keys)))
     damaged = [entry for entry in known if not entry.intact]
     for entry in damaged:
@@ -132,15 +132,15 @@ def cache_prune(
     from pds_kernels.cache import prune
 
     unused = unused_days * 86400
-    with _told():
+    with _volume_errors():
         gone = prune(_cache(path, keys), unused_for=unused, now=time.time(), any_key=any_key)
     for entry in gone:
         typer.echo(f"removed {entry.kind}/{entry.key}")
 
 
 @contextmanager
-def _told() -> Iterator[None]:
-    """What is wrong with the volume, without a traceback."""
+def _volume_errors() -> Iterator[None]:
+    """Errors of the volume, without a traceback."""
     from pds_kernels.cache import Trouble
 
     try:

@@ -1,6 +1,6 @@
 """The engine's configuration: one frozen model, from a file, PDS_* variables and flags on top.
 
-Unknown keys are refused, naming the nearest known one. Nothing else reads the environment.
+An unknown key is an error that names the nearest known one. Nothing else reads the environment.
 """
 
 import difflib
@@ -18,6 +18,8 @@ from pds_engine.messages import Role
 
 T = TypeVar("T", bound="Section")
 Dtype = Literal["float32", "bfloat16", "float16"]
+KvBackend = Literal["nixl", "tcp", "shm"]
+"""What kv/transfer/registry.py has."""
 
 
 class Section(BaseModel):
@@ -62,8 +64,8 @@ class KvConfig(Section):
     pages: int | None = Field(None, ge=2)
     """None: as many as memory_bytes holds."""
     memory_bytes: int = Field(256 << 20, ge=1 << 20)
-    backends: tuple[Literal["nixl", "tcp", "shm"], ...] = ("nixl", "tcp")
-    """What this group offers for the hand-over; the pair takes the best that both offer."""
+    backends: tuple[KvBackend, ...] = ("nixl", "tcp")
+    """What this group offers for the hand-over; a pair uses the best that both offer."""
     port_base: int = Field(8100, ge=0, le=65000)
     """The pod's rank i listens on port_base + i, its UCX on one of 8 ports from
     port_base + 100 + 8·i on; 0: any free port."""
@@ -83,11 +85,11 @@ class SchedulerConfig(Section):
     chunked_prefill: Literal["mixed", "separate"] = "mixed"
     """Whether a step holds chunks beside running requests, or the two take turns."""
     dynamic_chunks: bool = False
-    """Make late chunks of a long prompt shorter, so that each takes as long as a first one."""
+    """Make late chunks of a long prompt shorter, so that each takes as long as the first one."""
     preemption: Literal["recompute", "none"] = "recompute"
-    """Take requests up before the pages of their full growth are free, and when pages run out put
-    the last of them back (role=unified), or out to go on in another group (role=decode: streams
-    that a router can resume). none: every request has its full growth set aside."""
+    """Admit requests before the pages of their full growth are free. When pages run out, preempt
+    the last of them (role=unified), or let it migrate to another group (role=decode: streams that
+    a router can resume). none: every request reserves the pages of its full growth."""
     prefix_cache: bool = True
     """Keep the pages of finished requests for later ones that begin with the same tokens."""
     step_timeout: float = Field(60.0, gt=0)
@@ -113,10 +115,10 @@ class CacheConfig(Section):
     path: Path | None = None
     """The compile cache's mount point; None: nothing is compiled ahead."""
     private: Path | None = None
-    """Where this pod compiles, and keeps copies of what it runs, whatever becomes of the volume.
+    """Where this pod compiles, and keeps copies of what it runs, in case the volume fails.
     None: a folder of this user among the system's temporary files."""
     only_shared: bool = False
-    """Compile for other pods alone: nothing that the volume does not take."""
+    """Compile only for other pods: nothing where the volume cannot store it."""
     warmup: bool = False
     """Refuse to be ready until the manifest of this role and stage is verified."""
     key_dir: Path | None = None
@@ -135,7 +137,7 @@ class HttpConfig(Section):
     """Where rank 0 opens the store at which a group of several ranks meets; 0: any free port."""
     max_body_bytes: int = Field(8 << 20, ge=1024)
     max_held_bytes: int = Field(128 << 20, ge=1024)
-    """Of all bodies that are being read."""
+    """Bytes of all bodies that are being read."""
     request_timeout: float | None = Field(None, gt=0, le=1e9)
     """Seconds that a request may take in all; then it ends with 504. None: any time."""
     keys_dir: Path | None = None
@@ -146,7 +148,7 @@ class HttpConfig(Section):
 
 
 class PodConfig(Section):
-    """What differs from pod to pod of a group; given by the environment in Kubernetes."""
+    """What differs between the pods of a group; in Kubernetes, the environment gives it."""
 
     group: str = "local"
     index: int = Field(0, ge=0)

@@ -1,4 +1,4 @@
-"""The control keys of a group: CURVE pairs for ZMQ and the HMAC key for HTTP (engine.md §1)."""
+"""The control keys of a group: CURVE pairs for ZMQ and the HMAC key for HTTP (processes.md)."""
 
 import os
 import secrets
@@ -14,7 +14,7 @@ HINT = "mount the Secret <pdserving>-control at http.keys_dir, or leave keys_dir
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """z85 keys of 40 characters; the server admits `client_public` alone."""
+    """z85 keys of 40 characters; the server admits only `client_public`."""
 
     server_secret: bytes
     server_public: bytes

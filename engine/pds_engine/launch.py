@@ -1,7 +1,7 @@
-"""Starts a pod's processes and lets them live and die as one (engine.md §1, operator.md §2).
+"""Starts a pod's processes, which live and die as one (processes.md, operator.md).
 
-The leader pod runs an API server and a scheduler; every pod runs one worker per rank, and every pod
-a server: that of a pod other than the leader tells its health alone (server/rank_pod.py). When one
+The leader pod runs an API server and a scheduler. Every pod runs one worker per rank, and a server:
+in a pod other than the leader it shows health and metrics alone (server/rank_pod.py). When one
 process ends, so do all, within a second, and so does the container: the operator then replaces the
 whole group. SIGTERM drains: the server says when nothing is left.
 """
@@ -32,7 +32,7 @@ from pds_engine.models import registry, tensors
 from pds_engine.parallel.layout import rank_name
 
 EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
-"""Ports that outgoing connections are given: one found free there may be taken a second later."""
+"""Ports of outgoing connections: one that is free here may be taken a second later."""
 TERMINATION_LOG = Path("/dev/termination-log")
 _GRACE_SECONDS = 0.8
 _NOTE_BYTES = 4096
@@ -51,13 +51,13 @@ def serve(config: EngineConfig) -> int:
     folder = Path(tempfile.mkdtemp(prefix="pds-"))
     try:
         _prepare(config, folder)
-        return _Family(config, folder).run()
+        return _PodProcesses(config, folder).run()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def check(config: EngineConfig) -> None:
-    """Refuse what can be told before anything starts.
+    """Refuse what is known to fail before anything starts.
 
     Raises:
         ConfigError: names the field and the cure.
@@ -72,13 +72,13 @@ def check(config: EngineConfig) -> None:
 
 
 def report(error: PdsError) -> None:
-    """Tell the operator and the reader of logs why this container ends."""
+    """Say why this container ends: to the operator, and in the log."""
     note = {"error": error.message, "hint": error.hint}
     print(f"error: {error}", file=sys.stderr)
-    _tell(note)
+    _write_termination_log(note)
 
 
-def _tell(note: dict[str, str]) -> None:
+def _write_termination_log(note: dict[str, str]) -> None:
     """The container's termination message: what Kubernetes keeps of its end."""
     if TERMINATION_LOG.exists():
         TERMINATION_LOG.write_text(json.dumps(note)[:_NOTE_BYTES])
@@ -90,11 +90,11 @@ def _prepare(config: EngineConfig, folder: Path) -> None:
     keys.write(folder)
     free = _free_ports(config)
     port = config.http.control_port or next(free)
-    meeting = config.http.rendezvous_port or next(free)
-    http = config.http.model_copy(update={"control_port": port, "rendezvous_port": meeting})
+    rendezvous = config.http.rendezvous_port or next(free)
+    http = config.http.model_copy(update={"control_port": port, "rendezvous_port": rendezvous})
     (folder / "config.json").write_text(config.model_copy(update={"http": http}).model_dump_json())
     launch = {
-        # The group's is the leader's; the other pods hear it from the scheduler.
+        # The leader's is the group's; the other pods learn it from the scheduler.
         "incarnation": "" if config.pod.index else config.pod.incarnation or uuid.uuid4().hex,
         "bind": f"tcp://{config.http.host}:{port}",
         "scheduler": f"tcp://{config.pod.leader if config.pod.index else '127.0.0.1'}:{port}",
@@ -103,13 +103,13 @@ def _prepare(config: EngineConfig, folder: Path) -> None:
 
 
 def _free_ports(config: EngineConfig) -> Iterator[int]:
-    """Ports that nobody listens on, that no connection will be given before we do, and that the
-    pod has no other use for.
+    """Ports that nobody listens on, that no outgoing connection can take before we listen, and that
+    the pod has no other use for.
 
     Raises:
         PortTaken: there is none.
     """
-    planned = {port for lane in ports.plan(config).lanes for port in lane.ports}
+    planned = {port for block in ports.plan(config).blocks for port in block.ports}
     lowest, _ = map(int, EPHEMERAL.read_text().split())
     for port in random.sample(range(10_000, lowest), 100):
         if port in planned:
@@ -119,7 +119,7 @@ def _free_ports(config: EngineConfig) -> Iterator[int]:
     raise PortTaken("no port is free", hint="set http.control_port and http.rendezvous_port")
 
 
-class _Family:
+class _PodProcesses:
     """The processes of this pod."""
 
     def __init__(self, config: EngineConfig, folder: Path) -> None:
@@ -146,7 +146,7 @@ class _Family:
         kind, child = self._children[first]
         status = child.wait()
         self._end_all()
-        return self._verdict(kind, status)
+        return self._exit_status(kind, status)
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
         """The server drains the group and then ends."""
@@ -167,11 +167,13 @@ class _Family:
                 child.wait()
             os.close(descriptor)
 
-    def _verdict(self, kind: str, status: int) -> int:
+    def _exit_status(self, kind: str, status: int) -> int:
         if kind == "server" and status == 0:
             return 0
         note = self._folder / "error.json"
-        if note.exists():  # whoever left it may not be the first to end: others notice, and end too
+        if (
+            note.exists()
+        ):  # the child that left it may not be the first to end: others notice, and end too
             said = json.loads(note.read_text())
             report(ConfigError(said["error"], hint=said["hint"]))
             return EXIT_CONFIG
@@ -180,7 +182,7 @@ class _Family:
         last = self._folder / f"ended-{kind}.json"
         if last.exists():
             cause += f": {json.loads(last.read_text())['error']}"
-        _tell({"error": cause})
+        _write_termination_log({"error": cause})
         return 1
 
     def _name(self, kind: str) -> str:

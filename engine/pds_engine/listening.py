@@ -1,8 +1,8 @@
-"""Sockets that listen, and what it means when a port cannot be had.
+"""Sockets that listen, and the errors when a port cannot be bound.
 
-A port in use says nothing about the configuration: whoever holds it may be gone in a second. So it
-ends the process with a status that is tried again (PortTaken), while an address that is not this
-machine's, or a port that we may not have, is a ConfigError.
+A port in use says nothing about the configuration: its holder may be gone in a second. So the
+process ends with a status that is tried again (PortTaken). An address that is not this machine's,
+or a port that we may not bind, is a ConfigError.
 """
 
 import errno
@@ -13,11 +13,11 @@ from pds_engine.errors import ConfigError, PdsError, PortTaken
 from pds_engine.ports import Use
 
 _FOREIGN = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
-"""Of one of a name's several addresses: it is not an address of this machine."""
+"""One of a name's several addresses may fail so: it is not an address of this machine."""
 
 
-def bound(host: str, port: int, use: Use) -> list[socket.socket]:
-    """A bound socket for each address of `host`; whoever gets them begins to listen.
+def bind(host: str, port: int, use: Use) -> list[socket.socket]:
+    """A bound socket for each address of `host`; the caller makes them listen.
 
     Raises:
         PortTaken: another process has the port.
@@ -29,7 +29,7 @@ def bound(host: str, port: int, use: Use) -> list[socket.socket]:
         for family, kind, protocol, _, address in _addresses(host, port):
             listener = socket.socket(family, kind, protocol)
             try:
-                _bind(listener, family, address)
+                _bind_one(listener, family, address)
             except OSError as error:
                 listener.close()
                 if error.errno not in _FOREIGN:
@@ -50,9 +50,9 @@ def listener(host: str, port: int, use: Use) -> socket.socket:
     """A socket that listens on the one address `host`.
 
     Raises:
-        PortTaken, ConfigError: as `bound` does.
+        PortTaken, ConfigError: as `bind` does.
     """
-    (first, *others) = bound(host, port, use)
+    (first, *others) = bind(host, port, use)
     for other in others:
         other.close()
     try:
@@ -64,10 +64,10 @@ def listener(host: str, port: int, use: Use) -> socket.socket:
 
 
 def some_free(host: str, ports: range, use: Use) -> None:
-    """See that a listener which does without SO_REUSEADDR will find one of `ports` free.
+    """Check that a listener that does not set SO_REUSEADDR will find one of `ports` free.
 
     Raises:
-        PortTaken, ConfigError: as `bound` does, when none is.
+        PortTaken, ConfigError: as `bind` does, when none is.
     """
     failed = OSError(errno.EADDRINUSE, "")
     for port in ports:
@@ -95,7 +95,7 @@ def _addresses(host: str, port: int) -> list[tuple[int, int, int, str, tuple[obj
     return list(dict.fromkeys(found))
 
 
-def _bind(listener: socket.socket, family: int, address: tuple[object, ...]) -> None:
+def _bind_one(listener: socket.socket, family: int, address: tuple[object, ...]) -> None:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     if family == socket.AF_INET6:
         listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)

@@ -9,13 +9,13 @@ from prometheus_client import (
     generate_latest,
 )
 
-from pds_engine.messages import State
+from pds_engine.messages import STATE_METRICS, State
 
 _TTFT = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _GAP = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 
 
-class Metrics:
+class ServerMetrics:
     """All series of one API server, in a registry of their own."""
 
     def __init__(self) -> None:
@@ -40,28 +40,12 @@ class Metrics:
             buckets=_GAP, registry=registry,
         )  # fmt: skip
         self._gauges = {
-            field: Gauge(name, text, registry=registry)
-            for field, (name, text) in {
-                "in_flight": ("pds_requests_in_flight", "Requests known to the scheduler."),
-                "running": ("pds_requests_running", "Requests that hold a slot."),
-                "queued_tokens": ("pds_queued_tokens", "Prompt tokens not computed yet."),
-                "transfers_in_flight": ("pds_transfers_in_flight", "Hand-overs under way."),
-                "kv_used": ("pds_kv_pages_used", "KV pages in use."),
-                "kv_total": ("pds_kv_pages", "KV pages in all."),
-                "kv_quarantined": ("pds_kv_pages_quarantined", "KV pages in quarantine."),
-                "kv_cached": ("pds_kv_pages_cached", "Free KV pages that hold a cached prefix."),
-                "prefix_query_tokens": ("pds_prefix_cache_query_tokens", "Tokens taken up."),
-                "prefix_hit_tokens": ("pds_prefix_cache_hit_tokens", "Those found in the cache."),
-                "steps_done": ("pds_steps_done", "Steps since the group started."),
-                "preemptions": ("pds_preemptions", "Requests put back since the group started."),
-                "oldest_step_seconds": ("pds_oldest_step_seconds", "Age of the oldest step."),
-                "ranks_ready": ("pds_ranks_ready", "Ranks that joined."),
-                "draining": ("pds_draining", "1 while no new request is taken."),
-            }.items()
+            field: Gauge(metric.name, metric.text, registry=registry)
+            for field, metric in STATE_METRICS.items()
         }
 
     def show(self, state: State) -> None:
-        """Take over what the scheduler reported."""
+        """Set the gauges to what the scheduler reported."""
         for field, gauge in self._gauges.items():
             gauge.set(float(getattr(state, field)))
 

@@ -1,4 +1,4 @@
-"""Which ports a pod listens on: one plan of all of them, made from its ranks (engine.md §1).
+"""Which ports a pod listens on: one plan of all, made from its ranks (processes.md).
 
     8000         HTTP
     8001 + d     control: the scheduler of dp rank d, in the leader pod
@@ -7,23 +7,23 @@
     8200 + 8·i   UCX (NIXL) of the pod's i-th rank: one of this port and the seven above it
     9090         metrics
 
-All are exact but UCX's. That picks any free port of a range, and each rank has a range of its own.
+All are exact but UCX's, which is any free port of a range; each rank has a range of its own.
 (One exact port would not do: UCX refuses a port whose old connections have not timed out.)
 
 Ranks are counted within their pod, so that the numbers depend on no group's width; where pods share
-a node's network (hostNetwork), HTTP's port keeps two of them apart as it is. Peers are told ports
-by messages (KvEndpoint, State's `control`), and assume none. gloo and NCCL take ephemeral ports.
+a node's network (hostNetwork), HTTP's port keeps two of them apart as it is. Peers learn ports from
+messages (KvEndpoint, State's `control`), and assume none. gloo and NCCL take ephemeral ports.
 """
 
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Final
 
-from pds_engine.config import EngineConfig
+from pds_engine.config import EngineConfig, KvBackend
 from pds_engine.errors import ConfigError
 
 ROOM: Final = 64
-"""So many dp ranks of a group, and so many ranks of a pod, have ports. The CRD has this bound."""
+"""A group has ports for so many dp ranks, a pod for so many ranks. The CRD has this bound."""
 UCX_OFFSET: Final = 100
 """From the first KV channel to the first UCX port: one setting, kv.port_base, moves both."""
 UCX_PORTS: Final = 8
@@ -36,6 +36,8 @@ class Use:
 
     purpose: str
     key: str
+    backend: KvBackend | None = None
+    """The KV backend that listens there, if it is offered; None: not a backend's."""
 
 
 HTTP: Final = Use("HTTP", "http.port")
@@ -43,11 +45,11 @@ METRICS: Final = Use("metrics", "http.metrics_port")
 CONTROL: Final = Use("control (the scheduler)", "http.control_port")
 RENDEZVOUS: Final = Use("the rendezvous of the ranks", "http.rendezvous_port")
 KV: Final = Use("KV channels", "kv.port_base")
-UCX: Final = Use("UCX (NIXL)", "kv.port_base")
+UCX: Final = Use("UCX (NIXL)", "kv.port_base", backend="nixl")
 
 
 @dataclass(frozen=True, slots=True)
-class Lane:
+class PortBlock:
     """The consecutive ports of one use's `count` listeners, each of which may have `each` of them.
     `first` 0: any that are free."""
 
@@ -58,7 +60,7 @@ class Lane:
 
     @property
     def ports(self) -> range:
-        """Of all listeners; empty where any port will do."""
+        """The ports of all listeners; empty where any port will do."""
         return self._range(0, self.count)
 
     def of(self, index: int) -> range:
@@ -89,15 +91,15 @@ class KvAddress:
 class PodPorts:
     """All ports of one pod."""
 
-    http: Lane
-    metrics: Lane
-    control: Lane
-    rendezvous: Lane
-    kv: Lane
-    ucx: Lane
+    http: PortBlock
+    metrics: PortBlock
+    control: PortBlock
+    rendezvous: PortBlock
+    kv: PortBlock
+    ucx: PortBlock
 
     @property
-    def lanes(self) -> tuple[Lane, ...]:
+    def blocks(self) -> tuple[PortBlock, ...]:
         return (self.http, self.metrics, self.control, self.rendezvous, self.kv, self.ucx)
 
 
@@ -114,14 +116,16 @@ def plan(config: EngineConfig) -> PodPorts:
                 f"parallelism.{key}: a pod has ports for {ROOM}, got {width}",
                 hint="spread the ranks over more pods" if key == "ranks_per_pod" else "lower dp",
             )
-    leads, writes = config.pod.index == 0, "nixl" in config.kv.backends
+    leads, writes = config.pod.index == 0, UCX.backend in config.kv.backends
     made = PodPorts(
-        http=Lane(HTTP, http.port),
-        metrics=Lane(METRICS, http.metrics_port),
-        control=Lane(CONTROL, http.control_port, split.dp if leads else 0),
-        rendezvous=Lane(RENDEZVOUS, http.rendezvous_port, int(leads and split.ranks > 1)),
-        kv=Lane(KV, base, split.ranks_per_pod),
-        ucx=Lane(UCX, base and base + UCX_OFFSET, split.ranks_per_pod if writes else 0, UCX_PORTS),
+        http=PortBlock(HTTP, http.port),
+        metrics=PortBlock(METRICS, http.metrics_port),
+        control=PortBlock(CONTROL, http.control_port, split.dp if leads else 0),
+        rendezvous=PortBlock(RENDEZVOUS, http.rendezvous_port, int(leads and split.ranks > 1)),
+        kv=PortBlock(KV, base, split.ranks_per_pod),
+        ucx=PortBlock(
+            UCX, base and base + UCX_OFFSET, split.ranks_per_pod if writes else 0, UCX_PORTS
+        ),
     )
     _check(made)
     return made
@@ -134,14 +138,14 @@ def kv_address(config: EngineConfig, rank: int) -> KvAddress:
 
 
 def _check(made: PodPorts) -> None:
-    for lane in made.lanes:
-        if lane.ports and lane.ports[-1] > HIGHEST:
+    for block in made.blocks:
+        if block.ports and block.ports[-1] > HIGHEST:
             raise ConfigError(
-                f"{lane.use.key}: from {lane.first} on there is no room for "
-                f"{len(lane.ports)} ports of {lane.use.purpose}",
-                hint=f"lower it by {lane.ports[-1] - HIGHEST}",
+                f"{block.use.key}: from {block.first} on there is no room for "
+                f"{len(block.ports)} ports of {block.use.purpose}",
+                hint=f"lower it by {block.ports[-1] - HIGHEST}",
             )
-    for one, other in combinations(made.lanes, 2):
+    for one, other in combinations(made.blocks, 2):
         common = sorted({*one.ports} & {*other.ports})
         if common:
             raise ConfigError(

@@ -1,12 +1,12 @@
-"""Large bodies are read by a process of their own, which yields to everybody else.
+"""A process of its own reads large bodies, and lets all others go first.
 
 A parser holds the interpreter's lock from a body's first byte to its last: tens of milliseconds for
 8 MB, in which nobody's tokens go out. So router and engine give such bodies to a child, which
-answers with what they need of it, or with the refusal.
+answers with what they need of the body, or with the error that refuses it.
 
 The child is `python -m pds_engine.reading MODULE:FUNCTION`. It is started for the first large body,
 ends with its parent (its input ends), and speaks in frames: a status byte and the lengths of two
-parts (u32, big endian), then the parts. The function takes the two parts of a question, what to
+parts (u32, big endian), then the parts. The function gets the two parts of a question, what to
 look for and the body, and returns bytes or raises a RequestError.
 """
 
@@ -29,15 +29,15 @@ LARGE = 256 * 1024
 MAX_WAITING = 32 << 20
 """Bytes that may be read or wait for their turn."""
 SECONDS = 30.0
-"""For one body, from when its turn has come."""
+"""For one body, from the start of its turn."""
 NICE = 10
-"""Of the child: the tokens of everybody else go first."""
+"""The child's niceness: everybody's tokens go first."""
 _REFUSALS = {kind.__name__: kind for kind in (InvalidRequest, TooLong)}
 _HEAD = struct.Struct(">BII")
 _DONE, _REFUSED, _FAILED = range(3)
 
 
-class Turns:
+class ReadQueue:
     """One body at a time; how many bytes wait is bounded."""
 
     def __init__(self, most: int = MAX_WAITING) -> None:
@@ -63,7 +63,7 @@ class Reader:
 
     def __init__(self, function: str) -> None:
         self._function = function
-        self._turns = Turns()
+        self._queue = ReadQueue()
         self._child: asyncio.subprocess.Process | None = None
 
     async def read(self, about: bytes, body: bytes) -> bytes:
@@ -75,7 +75,7 @@ class Reader:
             NotRead: not within SECONDS, or the process ended meanwhile.
             Unexpected: the function failed.
         """
-        async with self._turns.turn(len(body)):
+        async with self._queue.turn(len(body)):
             try:
                 async with asyncio.timeout(SECONDS):
                     status, content = await self._exchange(about, body)
@@ -88,7 +88,7 @@ class Reader:
                 await self.close()
                 raise NotRead("the process that reads large bodies ended", retry_after=1) from error
             except asyncio.CancelledError:
-                await self.close()  # what it answers would be taken for the next body's
+                await self.close()  # its answer would look like the next body's
                 raise
         if status == _REFUSED:
             name, message, param = msgspec.msgpack.decode(content, type=tuple[str, str, str | None])
@@ -138,9 +138,9 @@ def _answer(function: Any, about: bytes, body: bytes) -> tuple[int, bytes]:
     try:
         return _DONE, function(about, body)
     except tuple(_REFUSALS.values()) as error:
-        told = (type(error).__name__, error.message, error.param)
-        return _REFUSED, msgspec.msgpack.encode(told)
-    except Exception:  # the body's end, not the process's
+        refusal = (type(error).__name__, error.message, error.param)
+        return _REFUSED, msgspec.msgpack.encode(refusal)
+    except Exception:  # it ends this body's reading, not the process
         traceback.print_exc()
         return _FAILED, b""
 

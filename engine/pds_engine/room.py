@@ -1,4 +1,4 @@
-"""How many bytes of bodies a process holds at one time: many uploads are no way into its memory."""
+"""Bounds the bytes of bodies that a process holds: many uploads cannot exhaust its memory."""
 
 import contextlib
 from collections.abc import Iterator
@@ -14,12 +14,12 @@ class Share:
         self.size = 0
 
     def take(self, size: int) -> None:
-        """Raises Overloaded when what others hold leaves no room for so much more."""
+        """Raises Overloaded when others' bodies leave no room for so much more."""
         self._room.take(self, size)
 
 
 class Room:
-    """`most` bytes for all requests together; one that is alone may hold any number."""
+    """`most` bytes for all requests together; a single request may hold any number."""
 
     def __init__(self, most: int) -> None:
         self._most = most

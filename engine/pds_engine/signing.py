@@ -1,4 +1,4 @@
-"""Signatures of internal headers and calls: HMAC-SHA256 by a control key (operator.md §8).
+"""Signatures of internal headers and calls: HMAC-SHA256 by a control key (router.md).
 
 The text that is signed: method, path and expiry, a line each, then every other x-pds-* header as
 `name:value`, sorted by name. Without it a client could name a peer (SSRF, remote KV writes).
@@ -16,7 +16,7 @@ SIGNATURE = "x-pds-signature"
 NOW = "x-pds-now"
 NOW_SIGNATURE = "x-pds-now-signature"
 LONGEST_SECONDS = 300
-"""A signature that would hold for longer was made by a clock that is ahead. Ours hold for 60 s."""
+"""A signature that holds for longer was made by a clock that is ahead. Ours hold for 60 s."""
 
 
 def signed(
@@ -32,8 +32,8 @@ def verify(key: bytes, method: str, path: str, headers: Mapping[str, str], now: 
 
     Raises:
         Forbidden: there is no signature, or it is not of this key and text.
-        WrongClock: it is, and has expired or holds for too long, by our clock. Who signed it learns
-            what that says, in headers of the answer that nobody else can make.
+        WrongClock: it is, and by our clock it has expired or holds for too long. The answer gives
+            our time to the signer, in headers that nobody else can make.
     """
     ours = {name: value for name, value in headers.items() if name.startswith(PREFIX)}
     given = ours.pop(SIGNATURE, "")
@@ -47,24 +47,24 @@ def verify(key: bytes, method: str, path: str, headers: Mapping[str, str], now: 
         raise WrongClock(
             "the signature of the x-pds-* headers has expired, or holds for too long",
             hint="the clocks of router, operator and engine differ: set them by NTP",
-            headers=_time_told(key, given, int(now)),
+            headers=_clock_headers(key, given, int(now)),
         )
 
 
 def clock_of(key: bytes, signature: str, headers: Mapping[str, str]) -> float | None:
-    """The time that an engine tells in its answer to a request of that `signature`.
+    """The time that an engine gives in its answer to a request of that `signature`.
 
-    headers: of the answer, with lower-case names. None: it tells none, or it does not hold `key`.
+    headers: of the answer, with lower-case names. None: it gives none, or it does not hold `key`.
     """
     text, proof = headers.get(NOW, ""), headers.get(NOW_SIGNATURE, "")
     if not (text.isascii() and text.isdecimal() and len(text) <= 12):
         return None
-    expected = _time_told(key, signature, int(text))[NOW_SIGNATURE]
+    expected = _clock_headers(key, signature, int(text))[NOW_SIGNATURE]
     return float(text) if hmac.compare_digest(proof.encode(), expected.encode()) else None
 
 
-def _time_told(key: bytes, signature: str, now: int) -> dict[str, str]:
-    """Our time, for whoever sent `signature`: an answer to another question would not do."""
+def _clock_headers(key: bytes, signature: str, now: int) -> dict[str, str]:
+    """Our time, for the sender of `signature`: it answers no other request."""
     text = f"now\n{now}\n{signature}"
     proof = hmac.new(key, text.encode(), hashlib.sha256).hexdigest()
     return {NOW: str(now), NOW_SIGNATURE: proof}
@@ -73,8 +73,8 @@ def _time_told(key: bytes, signature: str, now: int) -> dict[str, str]:
 def key_id(key: bytes) -> str:
     """Ten characters by which a control key is known in the open: labels, /pds/state, names.
 
-    The operator works it out in the same way (`pds_operator.keys`). The hash has a domain of its
-    own, so that it tells nothing of other uses of the key.
+    The operator works it out in the same way (`pds_operator.run.keys`). The hash has a domain of
+    its own, so that it reveals nothing of other uses of the key.
     """
     return hashlib.sha256(b"pdserving control key\0" + key).hexdigest()[:10]
 

@@ -50,10 +50,11 @@ class DecoderSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
-    """In what a family of Llama-like decoders differs from the others.
+    """How a family of Llama-like decoders differs from the others.
 
-    The last four say what holds for a key that config.json lacks: what the family's configuration
-    class of transformers takes. null is another matter: it means "derive it", or "none".
+    `kv_heads`, `head_dim`, `window` and `norm_eps` are defaults for a key that config.json lacks,
+    as the family's configuration class of transformers has them. null is different: it means
+    "derive it", or "none".
     """
 
     architecture: str
@@ -66,6 +67,8 @@ class Family:
     """None: hidden_size divided by the heads."""
     window: int | None = None
     """sliding_window; None: every token sees all before it."""
+    norm_eps: float = 1e-6
+    """rms_norm_eps."""
     window_needs_switch: bool = False
     """sliding_window means nothing unless use_sliding_window is true, which is refused."""
 
@@ -114,7 +117,7 @@ def dense(config: Json, family: Family) -> DecoderSpec:
         kv_heads=kv_heads,
         head_dim=_head_dim(config, family, hidden, heads),
         intermediate=_whole(config, "intermediate_size"),
-        norm_eps=_number(config, "rms_norm_eps", missing=1e-6),
+        norm_eps=_number(config, "rms_norm_eps", missing=family.norm_eps),
         rope=rope(config, max_position),
         tied=_flag(config, "tie_word_embeddings"),
         qk_norm=family.qk_norm,
@@ -149,7 +152,7 @@ _ROPE_KINDS: Mapping[str, frozenset[str]] = {
     "llama3": _ROPE_KEYS
     | {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"},
 }
-"""Which keys rotary positions of each kind know."""
+"""The keys that rotary positions of each kind may have."""
 
 
 def rope(config: Json, max_position: int) -> RopeSpec:
@@ -188,7 +191,7 @@ def rope(config: Json, max_position: int) -> RopeSpec:
 
 
 def _nested_rope(config: Json) -> tuple[str, Json]:
-    """The one that is there of both spellings, and its name."""
+    """The spelling that is there, and its name."""
     given = {key: config[key] for key in ("rope_parameters", "rope_scaling") if config.get(key)}
     for key, value in given.items():
         if not isinstance(value, dict):

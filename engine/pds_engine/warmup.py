@@ -1,7 +1,7 @@
-"""`pds-engine warmup`: everything a pod will run is compiled before the pod is asked for a token.
+"""`pds-engine warmup`: compiles all that a pod will run, before the pod gets a request.
 
 It runs in an init container, before any collective exists, on all stages and replicas at once. Each
-graph is compiled once per volume. A volume that cannot be used costs sharing alone: the pod then
+graph is compiled once per volume. Without a usable volume only the sharing is lost: the pod then
 compiles for itself. The proof goes to the termination message, for the operator.
 """
 
@@ -37,17 +37,17 @@ logger = logging.getLogger("pds.warmup")
 
 @dataclass(frozen=True, slots=True)
 class Warmed:
-    """What a warm-up has come to."""
+    """The result of a warm-up."""
 
     manifest: Manifest | None
-    """None: nothing was compiled, as it was asked for the volume's sake alone."""
+    """None: nothing was compiled, since the warm-up was to compile for the volume only."""
     volume: str = ""
-    """What is wrong with the volume, where that cost something."""
+    """What is wrong with the volume, where that made a difference."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Made:
-    """What one process of the pool has come to with one graph."""
+    """The result of one process of the pool for one graph."""
 
     artefact: Artefact | None
     error: str = ""
@@ -63,7 +63,7 @@ def run(config: EngineConfig) -> int:
     log.configure(config.log_level)
     if config.cache.path is None:
         raise ConfigError("cache.path is not set", hint="give the mount point of the compile cache")
-    tensors.contents(config.model.path, check(config))  # nothing is compiled in vain
+    tensors.contents(config.model.path, check(config))  # before anything is compiled in vain
     started = time.monotonic()
     try:
         warmed = warm(config)
@@ -110,11 +110,11 @@ def warm(config: EngineConfig) -> Warmed:
         seconds=round(time.monotonic() - started, 3),
         producer=config.pod.name,
     )
-    told = (cache.volume.trouble, *(each.volume for each in made.values()))
+    troubles = (cache.volume.trouble, *(each.volume for each in made.values()))
     with suppress(Trouble):  # a record for people: a volume that has all artefacts does without
         for path in _manifest_paths(config):
             cache.volume.write(partial(write_manifest, path=path, manifest=manifest))
-    return Warmed(manifest, next((text for text in told if text), ""))
+    return Warmed(manifest, next((text for text in troubles if text), ""))
 
 
 def open_cache(config: EngineConfig) -> Cache:
@@ -168,7 +168,7 @@ def _compile(config: EngineConfig, cache: Cache, names: list[str]) -> Mapping[st
             limit = config.cache.timeout_seconds
             raise TimeoutError(f"no artefact within {limit:.0f} s: {late}") from None
         finally:
-            if len(made) < len(names):  # nobody waits for what the others still do
+            if len(made) < len(names):  # nobody needs the others' results
                 for child in multiprocessing.active_children():
                     child.kill()
     return made
@@ -182,7 +182,7 @@ def _pool(workers: int) -> Executor:
 
 
 def _account(artefact: Artefact, damage: Mapping[str, str]) -> str:
-    """Where an artefact that was missing has come from, for the log."""
+    """Where an artefact that was missing came from, for the log."""
     who = "compiled" if artefact.built else "another process compiled it"
     text = f"{who} in {artefact.seconds:.1f} s"
     wrong = damage.get(artefact.key)
@@ -215,17 +215,17 @@ def _manifest_paths(config: EngineConfig) -> list[Path]:
 
 
 def _prove(manifest: Manifest | None, started: float, *, error: str = "", volume: str = "") -> None:
-    """The termination message: cut in its words alone, so that it always can be read."""
-    told = {
+    """The termination message. Only its texts are cut, so that it stays JSON."""
+    proof = {
         "manifest": manifest.digest if manifest else "",
         "compiled": manifest.compiled if manifest else 0,
         "reused": manifest.reused if manifest else 0,
         "seconds": round(time.monotonic() - started, 2),
     }
-    text = json.dumps({**told, "error": error, "volume": volume})
+    text = json.dumps({**proof, "error": error, "volume": volume})
     while len(text) > _PROOF_BYTES:
         error, volume = error[: len(error) * 3 // 4], volume[: max(512, len(volume) * 3 // 4)]
-        text = json.dumps({**told, "error": error, "volume": volume})
+        text = json.dumps({**proof, "error": error, "volume": volume})
     print(text)
     if TERMINATION_LOG.exists():
         TERMINATION_LOG.write_text(text)

@@ -1,11 +1,11 @@
 """Messages over ZMQ: ROUTER and DEALER with CURVE, MessagePack, and a sequence number on each.
 
-A gap in the numbers means that a message was lost, which the design never survives in silence: it
-raises ProtocolError, and the group restarts as one. There is no high-water mark (ZMQ would block or
-drop); bounds are the application's.
+A gap in the numbers means that a message was lost. That raises ProtocolError, and the group
+restarts as one: it is never ignored. There is no high-water mark, at which ZMQ would block or drop:
+bounds are the application's.
 
-On the wire: [number, message, …]. A Hub may send an API server several messages under one number; a
-single empty frame is a probe, which receivers skip and which tells a Hub whether the peer is there.
+On the wire: [number, message, …]. A Hub may send an API server several messages under one number. A
+single empty frame is a probe: receivers skip it, and a Hub learns whether the peer is there.
 """
 
 from collections import deque
@@ -27,7 +27,7 @@ _decoder: Decoder[AnyMessage] = Decoder(AnyMessage)
 _PROBE = [b""]
 _HEARTBEAT_MS = 5_000
 _SILENCE_MS = 15_000
-"""A connection that is silent for so long is lost: its other end's machine has gone or stopped."""
+"""A connection that is silent for so long is lost: the other end's machine has gone or stopped."""
 
 
 def encode(message: Message) -> bytes:
@@ -53,7 +53,7 @@ class PeerUnknown(GroupError):
 
 
 class Unsendable(ProtocolError):
-    """A message holds what MessagePack cannot: it was not sent, and took no number."""
+    """A message holds what MessagePack cannot: it was not sent, and used no number."""
 
 
 class Unreadable(ProtocolError):
@@ -74,8 +74,8 @@ class _Numbers:
         self.received = 0
 
     def pack(self, *messages: Message) -> list[bytes]:
-        """One envelope. A message that cannot be encoded takes no number: its receiver would miss
-        it, and take the connection for broken.
+        """One envelope. A message that cannot be encoded uses no number, which its receiver would
+        miss, as if the connection were broken.
 
         Raises:
             Unsendable: the envelope was not made.

@@ -2,7 +2,7 @@
 
 torch.export captures the function, AOTInductor compiles it (g++ on CPU, Triton on CUDA), and the
 package it makes is what the compile cache holds. Loading one takes milliseconds, traces nothing,
-and installs no guards: what is not compiled ahead is never compiled in silence later.
+and installs no guards: nothing is compiled silently later.
 """
 
 import functools

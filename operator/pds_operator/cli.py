@@ -8,9 +8,10 @@ from typing import Annotated
 import typer
 import uvloop
 
-from pds_operator import crd as definitions
-from pds_operator import handlers, settings
+from pds_operator import settings
 from pds_operator.errors import SettingsError
+from pds_operator.run import handlers
+from pds_operator.schema import crd as definitions
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 

@@ -12,7 +12,7 @@ OperatorError             carries `reason` (CamelCase, for a condition) and `mes
     ├── Missing           404
     ├── Invalid           422, or 400 for an unknown field: it is not what the server takes
     ├── Throttled         429, or 5xx with Retry-After: nothing was done; ask again when it says
-    └── Refused           403 of a quota, a LimitRange or an ending namespace: wait, say so
+    └── AdmissionDenied   403 of a quota, a LimitRange or an ending namespace: wait, say so
 """
 
 LONGEST_WAIT = 60.0
@@ -68,7 +68,7 @@ class RevisionMissing(OperatorError):
 
 
 class GangUnknown(OperatorError):
-    """The cluster lacks the kind by which a gang scheduler is told which pods belong together."""
+    """The cluster lacks the kind by which a gang scheduler knows which pods belong together."""
 
     reason = "GangUnknown"
 
@@ -117,7 +117,7 @@ class Throttled(ApiError):
     reason = "Throttled"
 
 
-class Refused(ApiError):
+class AdmissionDenied(ApiError):
     """403 by a quota, a LimitRange or an ending namespace: an input of the plan, not a fault."""
 
     reason = "Refused"
@@ -128,10 +128,10 @@ def from_status(status: int, body: object, retry_after: str = "") -> ApiError:
 
     `body` is the decoded Status object, if it is one; `retry_after` the header of that name.
     """
-    told = body if isinstance(body, dict) else {}
-    api_reason = str(told.get("reason") or "")
-    message = str(told.get("message") or f"HTTP {status}")
-    details = told["details"] if isinstance(told.get("details"), dict) else {}
+    answer = body if isinstance(body, dict) else {}
+    api_reason = str(answer.get("reason") or "")
+    message = str(answer.get("message") or f"HTTP {status}")
+    details = answer["details"] if isinstance(answer.get("details"), dict) else {}
     if status == 403:
         return _forbidden(status, api_reason, message, details.get("causes") or [])
     asked = retry_after or str(details.get("retryAfterSeconds") or "")
@@ -151,13 +151,13 @@ def _forbidden(status: int, api_reason: str, message: str, causes: list[object])
         for cause in causes
     )
     if terminating or "because it is being terminated" in message:
-        error: ApiError = Refused(status, api_reason, message)
+        error: ApiError = AdmissionDenied(status, api_reason, message)
         error.reason = "NamespaceTerminating"
     elif "exceeded quota" in message or "failed quota" in message:
-        error = Refused(status, api_reason, message)
+        error = AdmissionDenied(status, api_reason, message)
         error.reason = "QuotaExceeded"
     elif "usage per" in message or "limit to request ratio" in message:
-        error = Refused(status, api_reason, message)
+        error = AdmissionDenied(status, api_reason, message)
         error.reason = "LimitRange"
     else:
         error = ApiError(status, api_reason, message)

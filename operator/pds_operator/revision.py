@@ -1,4 +1,4 @@
-"""What a revision is: a digest of what changes a pod (operator.md §4). Pure."""
+"""What a revision is: a digest of what changes a pod (rollouts.md). Pure."""
 
 import hashlib
 import json
@@ -55,7 +55,7 @@ def digest(raw: Object, key: str = "") -> str:
 
 
 def restored(raw: Object, stored: Object) -> Object:
-    """`raw` with what pods are made from put back to `stored` (`affecting` of an older spec).
+    """`raw` with what pods are made from restored to `stored` (`affecting` of an older spec).
 
     Replicas, limits and routers stay as `raw` has them.
     """
@@ -63,11 +63,11 @@ def restored(raw: Object, stored: Object) -> Object:
     result |= {key: stored[key] for key in WHOLE if key in stored}
     for role in ROLES:
         if role in stored:
-            result[role] = _put_back(raw.get(role), stored[role], OF_ROLES)
+            result[role] = _restored(raw.get(role), stored[role], OF_ROLES)
         else:
             result.pop(role, None)
     for name, keys in (("scheduling", OF_SCHEDULING), ("rollout", OF_ROLLOUT)):
-        part = _put_back(raw.get(name), stored.get(name) or {}, keys)
+        part = _restored(raw.get(name), stored.get(name) or {}, keys)
         if part:
             result[name] = part
         else:
@@ -75,7 +75,7 @@ def restored(raw: Object, stored: Object) -> Object:
     return result
 
 
-def _put_back(part: Any, stored: Object, keys: tuple[str, ...]) -> Object:
+def _restored(part: Any, stored: Object, keys: tuple[str, ...]) -> Object:
     kept = {key: value for key, value in (part or {}).items() if key not in keys}
     return kept | {key: stored[key] for key in keys if key in stored}
 

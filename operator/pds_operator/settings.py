@@ -37,7 +37,7 @@ class PodDefaults(Section):
     """Whether a PDServing may mount a path of the node (cache volume or pod template)."""
 
 
-class Image(Section):
+class ImageSettings(Section):
     """The engine image of a PDServing that names none."""
 
     repository: str = "ghcr.io/pdserving/pds-engine"
@@ -59,7 +59,7 @@ class LeaseSettings(Section):
 
 
 class Settings(BaseSettings):
-    """Everything the operator can be told."""
+    """Everything that can be set."""
 
     model_config = SettingsConfigDict(
         frozen=True,
@@ -74,7 +74,7 @@ class Settings(BaseSettings):
     """The namespaces to serve; empty: all of them (needs the chart's cluster mode)."""
     namespace: str = "default"
     """Where the operator itself lives: its Lease, and who may reach engine pods."""
-    image: Image = Image()
+    image: ImageSettings = ImageSettings()
     pod_defaults: PodDefaults = PodDefaults()
     router_cluster_role: str = "pdserving-router"
     network_policies: bool = True

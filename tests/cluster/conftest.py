@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 # serving.py is a helper of these tests alone; tests have no packages.
@@ -49,6 +50,13 @@ def own_namespace(cluster: testing.Cluster) -> Iterator[str]:
     """A fresh namespace for one test."""
     with cluster.namespace() as name:
         yield name
+
+
+@pytest.fixture
+def client() -> Iterator[httpx.Client]:
+    """One connection pool for the requests of one test."""
+    with httpx.Client() as made:
+        yield made
 
 
 @pytest.fixture(scope="session")

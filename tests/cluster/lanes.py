@@ -70,7 +70,7 @@ the second installs another."""
 
 
 @dataclass(frozen=True)
-class Done:
+class FinishedPart:
     """A part that has run."""
 
     part: Part
@@ -81,7 +81,7 @@ class Done:
 
 
 @dataclass
-class Lane:
+class ClusterLane:
     """Parts, one after the other, on one instance."""
 
     name: str
@@ -91,7 +91,7 @@ class Lane:
     stop: threading.Event
     owned: bool = False
     """Its instance is made for it, and deleted after it."""
-    done: list[Done] = field(default_factory=list)
+    done: list[FinishedPart] = field(default_factory=list)
     _child: subprocess.Popen[str] | None = None
 
     def run(self) -> None:
@@ -110,7 +110,7 @@ class Lane:
         if self._child is not None:
             self._child.send_signal(signal.SIGINT)
 
-    def _part(self, part: Part) -> Done:
+    def _part(self, part: Part) -> FinishedPart:
         names = " ".join(Path(file).stem.removeprefix("test_") for file in part)
         log = LOGS / f"{names.replace(' ', '-')}.log"
         say(f"== {self.name}: {names} begins ({log.relative_to(ROOT)})")
@@ -130,14 +130,14 @@ class Lane:
             status = self._child.wait()
         text, seconds = log.read_text(), time.monotonic() - began
         say(f"== {self.name}: {names} took {seconds:.0f} s\n{text}")
-        return Done(part, seconds, status, (text.splitlines() or [""])[-1])
+        return FinishedPart(part, seconds, status, (text.splitlines() or [""])[-1])
 
     def _cluster(self, command: str) -> None:
         words = [sys.executable, "-m", "pds_cluster", command]
         subprocess.run(words, cwd=ROOT / "cluster", env=self.environment, check=True)
 
 
-def lanes(chosen: list[str], marks: str, stop: threading.Event) -> list[Lane]:
+def lanes(chosen: list[str], marks: str, stop: threading.Event) -> list[ClusterLane]:
     """Both, with the parts whose files' names hold one of the words; with all where none is."""
     here = {**os.environ, "OMP_NUM_THREADS": "1"}
     second = here | other_instance(here)
@@ -150,10 +150,10 @@ def lanes(chosen: list[str], marks: str, stop: threading.Event) -> list[Lane]:
         )
 
     if "PDS_CONTEXT" in here:
-        return [Lane("yours", of(ROLLOUTS + OTHERS), here, marks, stop)]
+        return [ClusterLane("yours", of(ROLLOUTS + OTHERS), here, marks, stop)]
     return [
-        Lane("rollouts", of(ROLLOUTS), here, marks, stop),
-        Lane("others", of(OTHERS), second, marks, stop, owned=True),
+        ClusterLane("rollouts", of(ROLLOUTS), here, marks, stop),
+        ClusterLane("others", of(OTHERS), second, marks, stop, owned=True),
     ]
 
 
@@ -201,9 +201,9 @@ def main() -> int:
                 lane.interrupt()
             raise
     done = [(lane.name, part) for lane in both for part in lane.done]
-    for name, each in done:
-        files = " ".join(each.part)
-        print(f"{each.seconds:6.0f} s  {name:8} {files}: {each.summary}")
+    for name, finished in done:
+        files = " ".join(finished.part)
+        print(f"{finished.seconds:6.0f} s  {name:8} {files}: {finished.summary}")
     print(f"{time.monotonic() - began:6.0f} s  in all")
     # 5: nothing of a part is asked for, as where all of it is a soak.
     failed = [" ".join(each.part) for _, each in done if each.status not in (0, 5)]

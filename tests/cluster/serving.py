@@ -6,17 +6,18 @@ import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import httpx
 from pds_cluster.testing import Cluster
-from pds_operator.kubectl import app as kubectl_pds
+from pds_operator.kubectl.commands import app as kubectl_pds
 from typer.testing import CliRunner
 
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "examples" / "models" / "tiny"
 Object = dict[str, Any]
+Found = TypeVar("Found")
 
 
 def manifest(name: str, **spec: Any) -> Object:
@@ -47,6 +48,19 @@ def is_settled(found: Object) -> bool:
         and conditions.get("Progressing") == "False"
         and conditions.get("Degraded") == "False"
     )
+
+
+def proof(pod: Object) -> Object:
+    """What the warm-up of `pod` wrote to its termination message."""
+    (warmup,) = pod["status"]["initContainerStatuses"]
+    found: Object = json.loads(warmup["state"]["terminated"]["message"])
+    return found
+
+
+def serving_uids(serving: "Serving") -> set[str]:
+    """Of the pods of both roles: one that is made again is another."""
+    pods = [pod for role in ("prefill", "decode") for pod in serving.pods(role)]
+    return {str(pod["metadata"]["uid"]) for pod in pods}
 
 
 @dataclass
@@ -94,7 +108,7 @@ class Serving:
         """Wait until it is Ready, not Progressing and not Degraded, for the spec just applied."""
         self.until("Ready and at rest", self._is_settled, timeout)
 
-    def until(self, what: str, probe: Callable[[], Any], timeout: float) -> Any:
+    def until(self, what: str, probe: Callable[[], Found], timeout: float) -> Found:
         """The first true answer of `probe`; AssertionError with the conditions after `timeout`."""
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
@@ -136,7 +150,9 @@ class Serving:
             and pod["metadata"]["labels"].get("pdserving.io/rank-pod") == "0"
         ]
 
-    def complete(self, client: httpx.Client, prompt: Any, **options: Any) -> httpx.Response:
+    def complete(
+        self, client: httpx.Client, prompt: str | list[int], **options: Any
+    ) -> httpx.Response:
         body = {"model": "tiny", "prompt": prompt, "temperature": 0, **options}
         return client.post(f"{self.url}/v1/completions", json=body, timeout=120)
 

@@ -10,8 +10,10 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import count
-from typing import Any
+from types import ModuleType
+from typing import Any, Protocol
 
 import httpx
 from serving import ROOT, Serving
@@ -22,6 +24,14 @@ REST = 0.5
 """Seconds between an answer and the next question, where load is not the subject: clients that
 never rest take both cores, and all that starts meanwhile takes twice as long."""
 Body = dict[str, Any]
+
+
+class Task(Protocol):
+    """A prompt of examples/models/train/tasks.py, which is in no package."""
+
+    messages: list[dict[str, str]]
+    answer: str
+    kind: str
 
 
 @dataclass(frozen=True)
@@ -38,7 +48,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class StreamOutcome:
     """What became of one request. `error` is empty for a stream that came whole, up to [DONE]."""
 
     began: float
@@ -71,18 +81,18 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Phase:
+class LoadPhase:
     """A stretch of time in which requests began, in monotonic seconds."""
 
     name: str
     began: float
     ended: float
 
-    def of(self, outcomes: list[Outcome]) -> list[Outcome]:
+    def of(self, outcomes: list[StreamOutcome]) -> list[StreamOutcome]:
         """Those that began in it."""
         return [each for each in outcomes if self.began <= each.began < self.ended]
 
-    def told(self, outcomes: list[Outcome]) -> str:
+    def summary(self, outcomes: list[StreamOutcome]) -> str:
         """A line about them."""
         own = self.of(outcomes)
         return (
@@ -92,7 +102,7 @@ class Phase:
         )
 
 
-def ttft(outcomes: list[Outcome], percentile: int) -> float:
+def ttft(outcomes: list[StreamOutcome], percentile: int) -> float:
     """Of the seconds to the first token; two answers at the least."""
     times = [each.ttft for each in outcomes if each.ttft is not None]
     return statistics.quantiles(times, n=100)[percentile - 1]
@@ -105,7 +115,7 @@ def ask(
     client: httpx.Client,
     wanted: str | None = None,
     timeout: float = TIMEOUT,
-) -> Outcome:
+) -> StreamOutcome:
     """Stream a chat or a completion to its end."""
     began = time.monotonic()
     text, error, first, request_id = "", "", None, ""
@@ -124,7 +134,7 @@ def ask(
                     error = f"the stream ended with {last}"
     except httpx.HTTPError as broken:
         error = f"{type(broken).__name__}: {broken}"
-    return Outcome(began, time.monotonic(), text, error, wanted, first, request_id)
+    return StreamOutcome(began, time.monotonic(), text, error, wanted, first, request_id)
 
 
 @contextmanager
@@ -159,7 +169,7 @@ def known(serving: Serving, at_least: int, sizes: tuple[int, ...] = (128, 300)) 
 
     Each answer depends on facts in all of its context, so that a lost page shows.
     """
-    tasks = _tasks()
+    tasks = tasks_of_the_model()
     drawn = [
         tasks.draw("recall", seed, sizes[seed % len(sizes)], 4) for seed in range(2 * at_least)
     ]
@@ -170,7 +180,7 @@ def known(serving: Serving, at_least: int, sizes: tuple[int, ...] = (128, 300)) 
 
 def copies(serving: Serving, at_least: int, words: int) -> list[Question]:
     """Such questions with long answers: a text of so many words, to be said again."""
-    tasks = _tasks()
+    tasks = tasks_of_the_model()
     drawn = [tasks.draw("copy", seed, None, words) for seed in range(2 * at_least)]
     asked = [Question(tuple(task.messages), task.answer, 4 * words) for task in drawn]
     return _right(serving, asked, at_least)
@@ -181,17 +191,18 @@ def _right(serving: Serving, drawn: list[Question], at_least: int) -> list[Quest
     found: list[Question] = []
     with httpx.Client() as client:
         for question in drawn:
-            told = ask(serving.url, question.body, wanted=question.answer, client=client)
-            if told.error:
-                raise AssertionError(f"the quiet endpoint fails: {told.error}")
-            if not told.trouble:
+            got = ask(serving.url, question.body, wanted=question.answer, client=client)
+            if got.error:
+                raise AssertionError(f"the quiet endpoint fails: {got.error}")
+            if not got.trouble:
                 found.append(question)
             if len(found) == at_least:
                 return found
     raise AssertionError(f"{len(found)} of {len(drawn)} quiet answers are right")
 
 
-def _tasks() -> Any:
+@cache
+def tasks_of_the_model() -> ModuleType:
     """examples/models/train/tasks.py, which is in no package."""
     spec = importlib.util.spec_from_file_location(
         "cluster_tasks", ROOT / "examples/models/train/tasks.py"
@@ -206,10 +217,10 @@ def _tasks() -> Any:
 
 @dataclass
 class Crowd:
-    """Clients that ask one question after the other until they are told to stop."""
+    """Clients that ask one question after the other until they are stopped."""
 
     clients: int
-    outcomes: list[Outcome] = field(default_factory=list)
+    outcomes: list[StreamOutcome] = field(default_factory=list)
     stop: threading.Event = field(default_factory=threading.Event)
 
     @property
@@ -263,7 +274,7 @@ def crowd(
 
 
 @contextmanager
-def beside(work: Callable[[], Outcome]) -> Iterator[Future[Outcome]]:
+def beside(work: Callable[[], StreamOutcome]) -> Iterator[Future[StreamOutcome]]:
     """`work` in a thread of its own."""
     with ThreadPoolExecutor(1) as pool:
         yield pool.submit(work)

@@ -5,16 +5,12 @@ at which the top two scores are closer than 1e-4; in bfloat16, a prompt with a s
 are closer than 0.5, of which there may be one in twenty.
 """
 
-import importlib.util
 import json
 import random
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
-from types import ModuleType
 from typing import Any
 
 import httpx
@@ -23,7 +19,8 @@ import torch
 from pds_cluster.testing import Cluster
 from pds_engine.text.tokenizer import Tokenizer
 from reference import Greedy, Reference
-from serving import MODEL, ROOT, Serving, manifest
+from serving import MODEL, Serving, manifest
+from streams import Task, tasks_of_the_model
 
 pytestmark = pytest.mark.cluster
 torch.set_num_threads(1)
@@ -71,30 +68,17 @@ def tokenizer() -> Tokenizer:
     return Tokenizer(MODEL)
 
 
-@cache
-def tasks() -> ModuleType:
-    """examples/models/train/tasks.py."""
-    path = ROOT / "examples" / "models" / "train" / "tasks.py"
-    spec = importlib.util.spec_from_file_location("tiny_tasks", path)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 # ---- float32 -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Expected:
+class ExpectedTokens:
     prompt: list[int]
     greedy: Greedy
 
 
 @pytest.fixture(scope="module", params=PARTS)
-def expected(operator: Cluster, request: pytest.FixtureRequest) -> list[Expected]:
+def expected(operator: Cluster, request: pytest.FixtureRequest) -> list[ExpectedTokens]:
     """Prompts, random ids and ends of recall tasks by turns, and what transformers says."""
     reference = Reference(MODEL, torch.float32)
     rng = random.Random("answers")
@@ -103,11 +87,11 @@ def expected(operator: Cluster, request: pytest.FixtureRequest) -> list[Expected
         if number % 2:
             prompts.append([rng.randrange(6, 1536) for _ in range(length)])
         else:
-            task = tasks().draw("recall", 5000 + number, max(length, 60), 2)
+            task = tasks_of_the_model().draw("recall", 5000 + number, max(length, 60), 2)
             prompts.append(reference.chat(task.messages)[-length:])
     assert [len(prompt) for prompt in prompts] == list(LENGTHS)
     chosen = [prompt for n, prompt in enumerate(prompts) if (n in FEW) == request.param]
-    return [Expected(prompt, reference.generate(prompt, STEPS)) for prompt in chosen]
+    return [ExpectedTokens(prompt, reference.generate(prompt, STEPS)) for prompt in chosen]
 
 
 @pytest.fixture(scope="module", params=["tcp", "nixl"])
@@ -128,22 +112,22 @@ def served(
 
 
 def test_float32_tokens_equal_transformers(
-    served: Serving, backend: str, expected: list[Expected], tokenizer: Tokenizer
+    served: Serving, backend: str, expected: list[ExpectedTokens], tokenizer: Tokenizer
 ) -> None:
     with httpx.Client() as client, ThreadPoolExecutor(4) as clients:
 
-        def said(one: Expected) -> dict[str, Any]:
+        def said(one: ExpectedTokens) -> dict[str, Any]:
             options = {"max_tokens": STEPS, "ignore_eos": True, "logprobs": TOP}
             answer = served.complete(client, one.prompt, **options)
             assert answer.status_code == 200, answer.text
             scored: dict[str, Any] = answer.json()["choices"][0]["logprobs"]
             return scored
 
-        told = list(clients.map(said, expected))
+        replies = list(clients.map(said, expected))
     ids = {tokenizer.piece(id).decode(errors="replace"): id for id in range(tokenizer.vocabulary)}
     del ids["\ufffd"]  # parts of characters, which the endpoint spells alike
     equal, ties, wrong, apart = 0, [], [], 0.0
-    for one, scored in zip(expected, told, strict=True):
+    for one, scored in zip(expected, replies, strict=True):
         greedy = one.greedy
         step = greedy.differs([ids.get(token, -1) for token in scored["tokens"]])
         if step is None:
@@ -180,21 +164,23 @@ def went_by(served: Serving) -> set[str]:
 # ---- bfloat16 ------------------------------------------------------------------------------------
 
 
-def fresh_tasks() -> list[Any]:
+def fresh_tasks() -> list[Task]:
     """120 recalls of 4 to 12 keys in 300 to 1,000 tokens, and 80 copies of 60 to 140 words."""
     rng = random.Random("fresh")
     recalls = [
-        tasks().draw("recall", 7000 + n, rng.randint(300, 1000), rng.randint(4, 12))
+        tasks_of_the_model().draw("recall", 7000 + n, rng.randint(300, 1000), rng.randint(4, 12))
         for n in range(120)
     ]
-    copies = [tasks().draw("copy", 7000 + n, None, rng.randint(60, 140)) for n in range(80)]
+    copies = [
+        tasks_of_the_model().draw("copy", 7000 + n, None, rng.randint(60, 140)) for n in range(80)
+    ]
     mixed = recalls + copies
     rng.shuffle(mixed)
     return mixed
 
 
 @dataclass(frozen=True)
-class Answer:
+class TaskAnswer:
     text: str
     finish_reason: str
     ids: list[int]
@@ -202,7 +188,7 @@ class Answer:
     prompt_tokens: int
 
 
-def ask(client: httpx.Client, url: str, task: Any, ids: dict[bytes, int]) -> Answer:
+def ask(client: httpx.Client, url: str, task: Task, ids: dict[bytes, int]) -> TaskAnswer:
     body = {
         "model": "tiny", "messages": task.messages, "temperature": 0,
         "max_tokens": 400, "logprobs": True,
@@ -211,7 +197,7 @@ def ask(client: httpx.Client, url: str, task: Any, ids: dict[bytes, int]) -> Ans
     assert answer.status_code == 200, answer.text
     choice = answer.json()["choices"][0]
     output = [ids[bytes(token["bytes"])] for token in choice["logprobs"]["content"]]
-    return Answer(
+    return TaskAnswer(
         choice["message"]["content"],
         choice["finish_reason"],
         output,
@@ -228,7 +214,7 @@ def narrow(operator: Cluster, namespace: str) -> Iterator[Serving]:
 @pytest.fixture(scope="module", params=PARTS)
 def answers(
     narrow: Serving, tokenizer: Tokenizer, request: pytest.FixtureRequest
-) -> list[tuple[Any, Answer]]:
+) -> list[tuple[Task, TaskAnswer]]:
     """Tasks and their answers in bfloat16, 16 clients at a time."""
     ids = {tokenizer.piece(id): id for id in range(tokenizer.vocabulary)}
     assert len(ids) == tokenizer.vocabulary
@@ -236,11 +222,11 @@ def answers(
     assert len(asked) == TASKS
     asked, url = asked[:SOME] if request.param else asked[SOME:], narrow.url
     with httpx.Client() as client, ThreadPoolExecutor(16) as clients:
-        told = clients.map(lambda task: ask(client, url, task, ids), asked)
-        return list(zip(asked, told, strict=True))
+        replies = clients.map(lambda task: ask(client, url, task, ids), asked)
+        return list(zip(asked, replies, strict=True))
 
 
-def test_bfloat16_answers_are_right(answers: list[tuple[Any, Answer]]) -> None:
+def test_bfloat16_answers_are_right(answers: list[tuple[Task, TaskAnswer]]) -> None:
     right = {
         kind: [
             answer.text == task.answer and answer.finish_reason == "stop"
@@ -254,7 +240,7 @@ def test_bfloat16_answers_are_right(answers: list[tuple[Any, Answer]]) -> None:
     assert sum(map(sum, right.values())) >= 0.98 * len(answers)
 
 
-def test_bfloat16_tokens_equal_transformers(answers: list[tuple[Any, Answer]]) -> None:
+def test_bfloat16_tokens_equal_transformers(answers: list[tuple[Task, TaskAnswer]]) -> None:
     reference = Reference(MODEL, torch.bfloat16)
     equal, sure, wrong = 0, 0, []
     for task, answer in answers:

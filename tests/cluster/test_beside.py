@@ -7,18 +7,18 @@ from pds_cluster.settings import DEV_IMAGE, PAUSE_IMAGE
 from pds_cluster.testing import Cluster
 from serving import Object, Serving, manifest
 from streams import REST, crowd, known
-from workers import BACK, Process, Worker, comes_back, label
+from workers import BACK, PodProcess, WorkerProcess, comes_back, label
 
 pytestmark = pytest.mark.cluster
 
-TOLD = 60.0
+REPORTED_WITHIN = 60.0
 BESIDE: Object = {
     "name": "beside",
     "image": PAUSE_IMAGE,
     "imagePullPolicy": "Never",
     "args": ["beside"],
 }
-"""It does nothing, for ever. Its argument tells it from the pod's own pause."""
+"""It does nothing, for ever. By its argument it differs from the pod's own pause."""
 CRASHES: Object = {
     "name": "crashes",
     "image": DEV_IMAGE,
@@ -49,7 +49,7 @@ def phase(served: Serving, name: str) -> str:
 def test_a_dead_engine_is_replaced_though_its_sidecar_lives(served: Serving) -> None:
     [pod] = served.pods("decode")
     name, attempt = pod["metadata"]["name"], label(pod, "attempt")
-    killed = Worker(pod).kill()
+    killed = WorkerProcess(pod).kill()
     served.until("noticed", lambda: phase(served, name) != "Running" or _dead(served, name), 30)
     assert phase(served, name) in ("Running", "gone")  # the sidecar goes on
     back = comes_back(served, "decode", label(pod, "group"), attempt + 1, killed)
@@ -64,12 +64,16 @@ def _dead(served: Serving, name: str) -> bool:
     return True
 
 
-def test_a_dead_sidecar_is_told_and_the_cure_that_is_named_helps(served: Serving) -> None:
+def test_a_dead_sidecar_is_reported_and_the_cure_that_is_named_helps(served: Serving) -> None:
     [pod] = served.pods("decode")
     name = pod["metadata"]["name"]
-    killed = Process(pod, "/pause", "beside").kill()
-    served.until("told", lambda: served.conditions()["Degraded"]["reason"] == "SidecarEnded", TOLD)
-    told = time.monotonic() - killed
+    killed = PodProcess(pod, "/pause", "beside").kill()
+    served.until(
+        "reported",
+        lambda: served.conditions()["Degraded"]["reason"] == "SidecarEnded",
+        REPORTED_WITHIN,
+    )
+    reported = time.monotonic() - killed
     message = served.conditions()["Degraded"]["message"]
     assert f"pod {name} is not ready: container beside has ended" in message
     cure = f"kubectl delete pod {name}"
@@ -78,7 +82,10 @@ def test_a_dead_sidecar_is_told_and_the_cure_that_is_named_helps(served: Serving
     back = comes_back(
         served, "decode", label(pod, "group"), label(pod, "attempt") + 1, time.monotonic()
     )
-    print(f"sidecar dead: told in {told:.1f} s; its pod deleted: the group is back in {back:.1f} s")
+    print(
+        f"sidecar dead: reported in {reported:.1f} s; "
+        f"its pod deleted: the group is back in {back:.1f} s"
+    )
     assert served.conditions()["Degraded"]["status"] == "False"
     served.until("one group", lambda: len(served.pods("decode")) == 1, BACK)
 
@@ -91,13 +98,13 @@ def test_a_native_sidecar_that_crashes_takes_no_old_group_away(served: Serving) 
         clients.goes_on()
         served.apply(decode={**good["spec"]["decode"], "podTemplate": {"spec": spec}})
 
-        def told() -> str:
+        def reported() -> str:
             degraded = served.conditions()["Degraded"]
             message = str(degraded["message"])
             whole = degraded["reason"] == "CrashLoopBackOff" and "exit code 3" in message
             return message if whole else ""
 
-        message = served.until("told", told, SEEN)
+        message = served.until("reported", reported, SEEN)
         assert "container crashes" in message
         served.until("its engine has started", lambda: _started(served, old), SEEN)
         clients.goes_on()

@@ -1,4 +1,4 @@
-"""What is told of a failed test's namespace, from answers of kubectl that are made up."""
+"""The report on a failed test's namespace, from answers of kubectl that are made up."""
 
 import json
 from dataclasses import dataclass, field
@@ -47,8 +47,8 @@ def pod(name: str, ready: bool = True, restarts: int = 0, init: bool = False) ->
 class Answers:
     """kubectl, with what it lists by kind, and a log that it has of every container."""
 
-    pods: list[Any] = field(default_factory=list)
-    events: list[Any] = field(default_factory=list)
+    pods: list[dict[str, Any]] = field(default_factory=list)
+    events: list[dict[str, Any]] = field(default_factory=list)
     log: str = "a line"
     without: tuple[str, ...] = ()
     """Words that it complains of."""
@@ -62,9 +62,9 @@ class Answers:
         return json.dumps({"items": items})
 
 
-def test_conditions_events_and_logs_are_told():
+def test_conditions_events_and_logs_are_reported():
     answers = Answers([pod("chat-p", restarts=1, init=True)], [event(1)])
-    assert diagnosis.told(answers, "space").splitlines() == [
+    assert diagnosis.report(answers, "space").splitlines() == [
         "pdserving/chat: generation 3, observed 2",
         "  Ready=False NoPair: no pair",
         "events: 1 of 1",
@@ -82,13 +82,13 @@ def test_conditions_events_and_logs_are_told():
 
 
 def test_pods_that_are_not_ready_come_first():
-    said = diagnosis.told(Answers([pod("well"), pod("ill", ready=False)]), "space")
+    said = diagnosis.report(Answers([pod("well"), pod("ill", ready=False)]), "space")
     assert said.index("pod/ill") < said.index("pod/well")
     assert "Ready=False : not ready" in said
 
 
-def test_the_newest_events_are_told_in_order():
-    said = diagnosis.told(Answers(events=[event(n) for n in reversed(range(50))]), "space")
+def test_the_newest_events_are_reported_in_order():
+    said = diagnosis.report(Answers(events=[event(n) for n in reversed(range(50))]), "space")
     assert "events: 40 of 50" in said
     assert "00:00:09Z" not in said
     assert said.index("00:00:10Z") < said.index("00:00:49Z")
@@ -96,7 +96,7 @@ def test_the_newest_events_are_told_in_order():
 
 def test_what_cannot_be_had_says_why_and_hides_nothing_else():
     answers = Answers([pod("chat-p", restarts=1)], [event(1)], without=("events", "--previous"))
-    said = diagnosis.told(answers, "space")
+    said = diagnosis.report(answers, "space")
     assert "events: no events here ask another" in said
     assert "    no --previous here ask another" in said
     assert "    chat-p engine: a line" in said
@@ -105,7 +105,7 @@ def test_what_cannot_be_had_says_why_and_hides_nothing_else():
 def test_it_is_bounded():
     long = "\n".join("x" * 5000 for _ in range(5000))
     answers = Answers([pod(f"p{n}") for n in range(200)], [event(1, long)], log=long)
-    said = diagnosis.told(answers, "space")
+    said = diagnosis.report(answers, "space")
     assert len(said) <= diagnosis.MOST + 100
     assert said.splitlines()[-1].startswith("… and more")
     assert max(map(len, said.splitlines())) <= diagnosis.WIDTH + 2

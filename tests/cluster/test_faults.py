@@ -1,7 +1,6 @@
 """Faults while requests run: a clear end for clients, nothing held, and a group that comes back."""
 
 import time
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,15 +10,15 @@ import pytest
 from pds_cluster.errors import ClusterError
 from pds_cluster.testing import Cluster
 from serving import Serving, manifest
-from streams import REST, Body, Outcome, ask, crowd, data_of, known, opened, text_of
-from workers import BACK, LONG, Process, Worker, amid_prefill, comes_back, leader
+from streams import REST, Body, StreamOutcome, ask, crowd, data_of, known, opened, text_of
+from workers import BACK, LONG, PodProcess, WorkerProcess, amid_prefill, comes_back, leader
 
 pytestmark = pytest.mark.cluster
 
 LEASE = 30.0
 """Seconds after which a hand-over ends because nobody renews it. What is asserted of times here is
 that nothing waits for it; how quick it is otherwise is printed, as it depends on the machine."""
-TOLD = LEASE / 2
+KNOWN_WITHIN = LEASE / 2
 """A client hears that what answered it is dead."""
 ANSWERED = LEASE - 5
 """Another group has answered in its place, from the beginning."""
@@ -47,7 +46,7 @@ OWNED = (
 
 
 @dataclass(frozen=True)
-class Place:
+class ServedPlace:
     """A serving, and what its namespace held before it."""
 
     serving: Serving
@@ -59,28 +58,22 @@ class Place:
 
 
 @pytest.fixture(scope="module")
-def place(operator: Cluster, namespace: str) -> Place:
+def place(operator: Cluster, namespace: str) -> ServedPlace:
     operator.wait("sa/default", "jsonpath={.metadata.name}=default", namespace)
     spec = manifest("hurt")
     spec["spec"]["engine"]["prefixCache"] = False  # the long prompt is computed whole every time
-    empty = Place(Serving(operator, namespace, spec), frozenset())
-    return Place(empty.serving, empty.objects())
+    empty = ServedPlace(Serving(operator, namespace, spec), frozenset())
+    return ServedPlace(empty.serving, empty.objects())
 
 
 @pytest.fixture(scope="module")
-def served(place: Place) -> Serving:
+def served(place: ServedPlace) -> Serving:
     place.serving.apply()
     place.serving.settled()
     return place.serving
 
 
-@pytest.fixture
-def client() -> Iterator[httpx.Client]:
-    with httpx.Client() as made:
-        yield made
-
-
-def leaves(asked: Future[Outcome]) -> None:
+def leaves(asked: Future[StreamOutcome]) -> None:
     """Until the client has had enough."""
     wait([asked])
 
@@ -110,7 +103,7 @@ def decode_is_free(serving: Serving) -> bool:
     return not (state["in_flight"] or state["kv_used"] or state["kv_quarantined"])
 
 
-def test_a_killed_prefill_worker_is_told_and_made_again(
+def test_a_killed_prefill_worker_is_reported_and_made_again(
     served: Serving, client: httpx.Client
 ) -> None:
     killed: list[float] = []
@@ -120,15 +113,15 @@ def test_a_killed_prefill_worker_is_told_and_made_again(
         lambda: ask(served.url, LONG, client=client),
         lambda worker, _: killed.append(worker.kill()),
     )
-    told = got.ended - killed[0]
+    took = got.ended - killed[0]
     assert "HTTP 503" in got.error
     assert '"message"' in got.error
-    assert told < TOLD
+    assert took < KNOWN_WITHIN
     served.until("decode is free", lambda: decode_is_free(served), FREED)
     decode_freed = time.monotonic() - killed[0]
     back = comes_back(served, "prefill", 0, 1, killed[0])
     assert_answers(served, client)
-    print(f"prefill killed: told in {told:.2f} s: {got.error}")
+    print(f"prefill killed: answered in {took:.2f} s: {got.error}")
     print(f"  decode free in {decode_freed:.1f} s, the group back in {back:.1f} s")
 
 
@@ -141,9 +134,9 @@ def test_another_prefill_group_answers_what_a_killed_one_had_begun(
     assert not right.trouble
     killed: list[float] = []
     with ThreadPoolExecutor(2) as pool:
-        got: list[Outcome] = []
+        got: list[StreamOutcome] = []
 
-        def two() -> Outcome:
+        def two() -> StreamOutcome:
             """Both at once: the router gives each prefill group one of them."""
             got[:] = pool.map(lambda _: ask(served.url, LONG, client=client), range(2))
             return max(got, key=lambda outcome: outcome.ended)
@@ -152,12 +145,12 @@ def test_another_prefill_group_answers_what_a_killed_one_had_begun(
         last = amid_prefill(served, pod, two, lambda worker, _: killed.append(worker.kill()))
     assert [outcome.error for outcome in got] == ["", ""]
     assert [outcome.text for outcome in got] == [right.text] * 2
-    told = last.ended - killed[0]
-    assert told < ANSWERED
+    took = last.ended - killed[0]
+    assert took < ANSWERED
     served.until("decode is free", lambda: decode_is_free(served), FREED)
     back = comes_back(served, "prefill", 1, 1, killed[0])
     served.until("free of pages", lambda: free(served), FREED)
-    print(f"one of two prefill groups killed: answered in {told:.2f} s, back in {back:.1f} s")
+    print(f"one of two prefill groups killed: answered in {took:.2f} s, back in {back:.1f} s")
     served.apply(prefill={**served.object["spec"]["prefill"], "replicas": 1})
     served.settled()
 
@@ -197,17 +190,17 @@ def test_a_stream_waits_for_its_killed_decode_worker(served: Serving, client: ht
     body = {**TALKATIVE, "max_tokens": 500}
     right = ask(served.url, body, client=client)
     assert not right.trouble
-    worker = Worker(leader(served, "decode"))
+    worker = WorkerProcess(leader(served, "decode"))
     with opened(served.url, body, client, timeout=BACK) as answer:
         events = data_of(answer)
-        told = [next(events) for _ in range(5)]
+        sent = [next(events) for _ in range(5)]
         killed = worker.kill()
-        while len(told) < 10 or time.monotonic() - killed < ON_ITS_WAY:
-            told.append(next(events))
+        while len(sent) < 10 or time.monotonic() - killed < ON_ITS_WAY:
+            sent.append(next(events))
         went_on = time.monotonic() - killed
-        told += events
-    assert told[-1] == "[DONE]"
-    assert "".join(map(text_of, told[:-1])) == right.text
+        sent += events
+    assert sent[-1] == "[DONE]"
+    assert "".join(map(text_of, sent[:-1])) == right.text
     back = comes_back(served, "decode", 0, 1, killed)
     seconds = freed(served, killed)
     assert_answers(served, client)
@@ -222,7 +215,7 @@ def test_a_hung_router_is_left_out_and_started_again(served: Serving, client: ht
     served.settled()
     served.until("two routers", lambda: served.get()["status"]["router"]["ready"] == 2, BACK)
     hung, other = served.pods("router")
-    process, name = Process(hung, "pds-router"), hung["metadata"]["name"]
+    process, name = PodProcess(hung, "pds-router"), hung["metadata"]["name"]
 
     def container(field: str) -> int | bool:
         [pod] = [pod for pod in served.pods("router") if pod["metadata"]["name"] == name]
@@ -270,7 +263,7 @@ def test_clients_do_not_notice_that_the_operator_is_gone(served: Serving) -> Non
     print(f"  group {resumed:.1f} s after that")
 
 
-def test_a_deleted_pdserving_leaves_nothing(place: Place, served: Serving) -> None:
+def test_a_deleted_pdserving_leaves_nothing(place: ServedPlace, served: Serving) -> None:
     """The last one here."""
     there = place.objects() - place.before
     kinds = {name.partition("/")[0] for name in there}

@@ -8,8 +8,8 @@ from itertools import pairwise
 import httpx
 import pytest
 from serving import Serving
-from streams import Body, Outcome, ask, data_of, known, opened, text_of
-from workers import Worker, comes_back, label
+from streams import Body, StreamOutcome, ask, data_of, known, opened, text_of
+from workers import WorkerProcess, comes_back, label
 
 pytestmark = pytest.mark.cluster
 
@@ -54,7 +54,7 @@ def test_a_killed_decode_worker_under_load_fails_no_request(served: Serving) -> 
     questions = [pair for both in zip(long, tasks, strict=True) for pair in both]
     _, victim = served.pods("decode")
     before = sum(moved(served).values())
-    outcomes: list[Outcome] = []
+    outcomes: list[StreamOutcome] = []
 
     def one(client: int) -> None:
         with httpx.Client() as http:
@@ -67,7 +67,7 @@ def test_a_killed_decode_worker_under_load_fails_no_request(served: Serving) -> 
         served.until("at work", lambda: len(outcomes) >= CLIENTS, 120)
         served.until("decoding", lambda: served.state(victim)["running"] >= 2, 60)
         beside = [pool.submit(watched, served, prompts[0]) for _ in range(2)]
-        killed = Worker(victim).kill()
+        killed = WorkerProcess(victim).kill()
         for each in working:
             each.result()
         silence = max(each.result()[1] for each in beside)

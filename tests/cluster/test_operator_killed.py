@@ -207,7 +207,7 @@ def revisions(served: Serving) -> Counter[str]:
 
 
 @pytest.mark.parametrize(
-    ("kills", "chunk"), [(8, 64), pytest.param(20, 96, marks=pytest.mark.soak)]
+    ("kills", "chunk"), [(4, 64), pytest.param(20, 96, marks=pytest.mark.soak)]
 )
 def test_a_rollout_whose_operator_is_killed_again_and_again(
     served: Serving, tmp_path: Path, kills: int, chunk: int

@@ -1,4 +1,4 @@
-"""A prefill group of two stages in two pods: its answers, what is told of it, and its losses.
+"""A prefill group of two stages in two pods: its answers, what is reported of it, and its losses.
 
 And a group of two shards in one pod. The times are printed (`pytest -rP`).
 """
@@ -7,7 +7,7 @@ import json
 import random
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,12 +18,12 @@ import pytest
 import torch
 from pds_cluster.testing import Cluster
 from pds_engine.text.tokenizer import Tokenizer
-from pds_operator.kubectl import app as kubectl_pds
+from pds_operator.kubectl.commands import app as kubectl_pds
 from reference import Reference
 from serving import MODEL, Object, Serving, manifest
-from streams import Outcome, ask, known
+from streams import StreamOutcome, ask, known
 from typer.testing import CliRunner
-from workers import LONG, Worker, amid_prefill, comes_back, label, leader, newest
+from workers import LONG, WorkerProcess, amid_prefill, comes_back, label, leader, newest
 
 pytestmark = pytest.mark.cluster
 torch.set_num_threads(1)
@@ -33,7 +33,7 @@ TIE = 1e-4
 LENGTHS = (10, 127, 257, 700, 1800)
 """Tokens of the prompts, chunks being of 128: the last goes through the stages in 15."""
 STEP_TIMEOUT = 5
-TOLD = 15.0
+KNOWN_WITHIN = 15.0
 """Seconds within which a client hears that the group that answered it is dead: half of what a
 hand-over that nobody renews would take."""
 COLD = 600
@@ -70,12 +70,6 @@ def staged(operator: Cluster, namespace: str) -> Iterator[Serving]:
         yield serving
 
 
-@pytest.fixture
-def client() -> Iterator[httpx.Client]:
-    with httpx.Client() as made:
-        yield made
-
-
 def assert_equals_transformers(serving: Serving, client: httpx.Client) -> None:
     """In float32, greedy, but from a step on at which the top two scores tie."""
     reference, tokenizer = Reference(MODEL, torch.float32), Tokenizer(MODEL)
@@ -88,8 +82,8 @@ def assert_equals_transformers(serving: Serving, client: httpx.Client) -> None:
         greedy = reference.generate(prompt, STEPS)
         answer = serving.complete(client, prompt, max_tokens=STEPS, ignore_eos=True, logprobs=1)
         assert answer.status_code == 200, answer.text
-        told = answer.json()["choices"][0]["logprobs"]["tokens"]
-        step = greedy.differs([ids.get(token, -1) for token in told])
+        tokens = answer.json()["choices"][0]["logprobs"]["tokens"]
+        step = greedy.differs([ids.get(token, -1) for token in tokens])
         assert step is None or greedy.leads[step] < TIE, (length, step, greedy.leads[step])
         equal += step is None
     print(f"{equal} of {len(LENGTHS)} prompts equal in {STEPS} tokens, the others differ at a tie")
@@ -123,15 +117,15 @@ def test_answers_equal_transformers(staged: Serving, client: httpx.Client) -> No
     assert len(known(staged, at_least=4)) == 4
 
 
-def test_what_is_told_of_two_pods_is_true(staged: Serving, client: httpx.Client) -> None:
+def test_what_is_reported_of_two_pods_is_true(staged: Serving, client: httpx.Client) -> None:
     pods = newest(staged, "prefill")
     assert [pod["metadata"]["name"] for pod in pods] == ["staged-p-0-0-0", "staged-p-0-0-1"]
     assert staged.complete(client, LONG["prompt"], max_tokens=1).status_code == 200
     state = staged.state(pods[0])
     assert (state["ready"], state["ranks_ready"]) == (True, 2)
-    staged.until("the traffic is told", lambda: sent(staged, pods[0]), 5)
-    told = {key: staged.get()["status"]["prefill"][key] for key in ("desired", "ready", "summary")}
-    assert told == {"desired": 1, "ready": 1, "summary": "1/1"}
+    staged.until("the traffic is reported", lambda: sent(staged, pods[0]), 5)
+    found = {key: staged.get()["status"]["prefill"][key] for key in ("desired", "ready", "summary")}
+    assert found == {"desired": 1, "ready": 1, "summary": "1/1"}
     other = f"http://{pods[1]['status']['podIP']}"
     assert client.get(f"{other}:8000/readyz").status_code == 200
     assert client.get(f"{other}:8000/pds/state").status_code == 404
@@ -172,21 +166,29 @@ def attempt(serving: Serving) -> int:
 
 
 def loses(
-    serving: Serving, client: httpx.Client, hurt: Any, *, stays: bool = False
-) -> tuple[Outcome, float]:
+    serving: Serving,
+    client: httpx.Client,
+    hurt: Callable[[WorkerProcess, list[Object]], object],
+    *,
+    stays: bool = False,
+) -> tuple[StreamOutcome, float]:
     """What a client gets whose long prompt is held half-way while `hurt` does its worst, and the
     seconds until the group serves again, as the next attempt."""
     pods, before = newest(serving, "prefill"), attempt(serving)
     began: list[float] = []
 
-    def then(worker: Worker, asked: Future[Outcome]) -> None:
+    def then(worker: WorkerProcess, asked: Future[StreamOutcome]) -> None:
         began.append(time.monotonic())
         hurt(worker, pods)
         if stays:
             asked.result()
 
     got = amid_prefill(
-        serving, pods[0], lambda: ask(serving.url, LONG, client=client), then, Worker(pods[1], 1)
+        serving,
+        pods[0],
+        lambda: ask(serving.url, LONG, client=client),
+        then,
+        WorkerProcess(pods[1], 1),
     )
     back = comes_back(serving, "prefill", 0, before + 1, began[0], pods=2)
     print(
@@ -210,7 +212,7 @@ def test_a_killed_worker_of_the_other_pod_ends_the_group(
 ) -> None:
     got, seconds = loses(staged, client, lambda worker, _: worker.kill())
     assert "HTTP 503" in got.error
-    assert seconds < TOLD
+    assert seconds < KNOWN_WITHIN
     assert "rank 1 (stage 1)" in why(staged)
 
 
@@ -220,17 +222,17 @@ def test_a_stopped_worker_is_named_by_the_watchdog(staged: Serving, client: http
         got, seconds = loses(staged, client, lambda *_: None, stays=True)
         said = lines()
     assert "HTTP 503" in got.error
-    assert seconds < STEP_TIMEOUT + TOLD
+    assert seconds < STEP_TIMEOUT + KNOWN_WITHIN
     blamed = [line for line in said if "when it fell silent" in line]
     assert any("rank 1 (stage 1)" in line for line in blamed), said
-    # Of the two pods that end for it, the Event tells of the first that the kubelet saw ended:
+    # Of the two pods that end for it, the Event names the first that the kubelet saw ended:
     # the leader, which names the rank, or the other, which has lost the leader.
-    told = why(staged)
-    assert "rank 1 (stage 1)" in told or "the connection to the scheduler has ended" in told
+    reason = why(staged)
+    assert "rank 1 (stage 1)" in reason or "the connection to the scheduler has ended" in reason
 
 
 @contextmanager
-def log(serving: Serving, pod: str) -> Iterator[Any]:
+def log(serving: Serving, pod: str) -> Iterator[Callable[[], list[str]]]:
     """The log of a pod's engine, which outlives the pod."""
     words = ("-n", serving.namespace, "logs", "-f", pod, "-c", "engine", "--since=1s")
     with subprocess.Popen(
@@ -243,7 +245,7 @@ def log(serving: Serving, pod: str) -> Iterator[Any]:
 
 
 def test_a_deleted_pod_drains_its_group(staged: Serving, client: httpx.Client) -> None:
-    def delete(worker: Worker, pods: list[Object]) -> None:
+    def delete(worker: WorkerProcess, pods: list[Object]) -> None:
         name = pods[1]["metadata"]["name"]
         words = ("-n", staged.namespace, "delete", "pod", name, "--wait=false")
         staged.cluster.kubectl(*words)

@@ -11,7 +11,7 @@ from serving import MODEL, Object, Serving, manifest
 
 pytestmark = pytest.mark.cluster
 
-TOLD_WITHIN = 120
+REPORTED_WITHIN = 120
 """Seconds on a busy machine; a container needs a few to start and say what is wrong."""
 CONFIG = "bare-model"
 
@@ -95,8 +95,8 @@ def impossible(operator: Cluster, namespace: str) -> dict[str, Serving]:
 
 
 def degraded(serving: Serving, text: str) -> bool:
-    told = serving.conditions().get("Degraded", {})
-    return told.get("status") == "True" and text in told["message"]
+    condition = serving.conditions().get("Degraded", {})
+    return condition.get("status") == "True" and text in condition["message"]
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
@@ -104,17 +104,17 @@ def test_a_condition_names_the_field_and_the_cure(
     impossible: dict[str, Serving], case: Impossible
 ) -> None:
     serving = impossible[case.name]
-    serving.until(case.field, lambda: degraded(serving, case.field), TOLD_WITHIN)
-    told = serving.conditions()["Degraded"]
-    assert told["reason"] == "ConfigurationError"
-    assert case.cure in told["message"]
+    serving.until(case.field, lambda: degraded(serving, case.field), REPORTED_WITHIN)
+    condition = serving.conditions()["Degraded"]
+    assert condition["reason"] == "ConfigurationError"
+    assert case.cure in condition["message"]
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 def test_its_pod_is_not_started_again(impossible: dict[str, Serving], case: Impossible) -> None:
     """A first failure is otherwise retried in the very next round, and this test makes rounds."""
     serving = impossible[case.name]
-    serving.until(case.field, lambda: degraded(serving, case.field), TOLD_WITHIN)
+    serving.until(case.field, lambda: degraded(serving, case.field), REPORTED_WITHIN)
     (before,) = serving.pods("unified")
     (ended,) = (s["state"]["terminated"] for s in before["status"]["containerStatuses"])
     assert ended["exitCode"] == 78
@@ -134,9 +134,9 @@ def observed(serving: Serving) -> int:
 
 def test_a_changed_spec_is_tried_at_once(impossible: dict[str, Serving]) -> None:
     serving = impossible["lost"]
-    serving.until("told", lambda: degraded(serving, "/models/tinny/"), TOLD_WITHIN)
+    serving.until("reported", lambda: degraded(serving, "/models/tinny/"), REPORTED_WITHIN)
     serving.apply(**from_path("/models/tinier"))
-    serving.until("told anew", lambda: degraded(serving, "/models/tinier/"), TOLD_WITHIN)
+    serving.until("reported anew", lambda: degraded(serving, "/models/tinier/"), REPORTED_WITHIN)
 
 
 @pytest.mark.parametrize(
@@ -163,8 +163,8 @@ def test_a_changed_spec_is_tried_at_once(impossible: dict[str, Serving]) -> None
 def test_kubectl_apply_is_refused(
     operator: Cluster, namespace: str, spec: dict[str, Any], named: str
 ) -> None:
-    with pytest.raises(ClusterError) as told:
+    with pytest.raises(ClusterError) as refused:
         operator.apply(manifest("refused", **spec), namespace=namespace)
-    assert named in str(told.value)
+    assert named in str(refused.value)
     found = operator.kubectl("-n", namespace, "get", "pds", "-o", "json")
     assert "refused" not in {i["metadata"]["name"] for i in json.loads(found)["items"]}

@@ -13,7 +13,7 @@ from pathlib import Path
 import pds_engine.server.job
 import pytest
 from pds_cluster.testing import Cluster
-from serving import MODEL, Object, Serving, manifest
+from serving import MODEL, Object, Serving, manifest, serving_uids
 from streams import REST, Question, crowd, known
 
 pytestmark = pytest.mark.cluster
@@ -58,11 +58,6 @@ def pds(serving: Serving, verb: str) -> None:
     subprocess.run(words, env=environment, check=True, timeout=60, capture_output=True)
 
 
-def groups(serving: Serving) -> set[str]:
-    """The leaders that serve: by UID, so that one made again is another."""
-    return {str(pod["metadata"]["uid"]) for role in ROLES for pod in serving.pods(role)}
-
-
 def mounted(source: Path, path: str) -> Object:
     """A role of one group whose engine sees `source`, of this machine, at `path`."""
     kind = "Directory" if source.is_dir() else "File"
@@ -82,7 +77,7 @@ def mounted(source: Path, path: str) -> Object:
 @contextmanager
 def unharmed(served: Serving, questions: list[Question]) -> Iterator[None]:
     """Clients that ask all the while, of whom none fails; the same groups serve at the end."""
-    good, before = served.object, groups(served)
+    good, before = served.object, serving_uids(served)
     with crowd(served.url, questions, clients=CLIENTS, rest=REST) as clients:
         clients.goes_on()
         try:
@@ -91,20 +86,20 @@ def unharmed(served: Serving, questions: list[Question]) -> Iterator[None]:
             served.object = good
         clients.goes_on()
     assert not clients.troubles
-    assert groups(served) == before
+    assert serving_uids(served) == before
     print(f"  {len(clients.outcomes)} requests, none failed")
 
 
 def given_up(served: Serving, reason: str) -> str:
     """Wait until the spec's revision is given up; why, as the condition has it."""
 
-    def told() -> str:
+    def why() -> str:
         found = served.conditions()["Degraded"]
         fresh = found["observedGeneration"] == served.get()["metadata"]["generation"]
         return str(found["message"]) if fresh and found["reason"] == "RevisionFailed" else ""
 
     began = time.monotonic()
-    message: str = served.until("given up", told, GIVEN_UP)
+    message: str = served.until("given up", why, GIVEN_UP)
     print(f"{reason}: given up in {time.monotonic() - began:.1f} s: {message}")
     assert f"has failed, and {serving_revision(served)} serves in its place: {reason}" in message
     assert served.conditions()["Ready"]["status"] == "True"
@@ -144,10 +139,10 @@ def test_an_image_that_nobody_has(served: Serving, questions: list[Question]) ->
     with unharmed(served, questions):
         began = time.monotonic()
         served.apply(image="localhost/nowhere:0", imagePullPolicy="IfNotPresent")
-        told = served.until("told", lambda: degraded(served, "ImagePullBackOff"), SEEN)
-        print(f"a bad image: in status after {time.monotonic() - began:.1f} s: {told}")
-        assert "localhost/nowhere:0" in told
-        assert "put the image right in the spec" in told
+        message = served.until("reported", lambda: degraded(served, "ImagePullBackOff"), SEEN)
+        print(f"a bad image: in status after {time.monotonic() - began:.1f} s: {message}")
+        assert "localhost/nowhere:0" in message
+        assert "put the image right in the spec" in message
         # What it has waited counts: the time that it has had is over at once.
         served.apply(rollout={"drainSeconds": 30, "progressDeadlineSeconds": 20})
         message = given_up(served, "ProgressDeadlineExceeded")

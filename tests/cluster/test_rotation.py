@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import pytest
 from serving import Object, Serving, is_settled
-from streams import REST, Outcome, Phase, crowd, known
+from streams import REST, LoadPhase, StreamOutcome, crowd, known
 from watching import ROLES, Watch, watching
 
 pytestmark = pytest.mark.cluster
@@ -23,7 +23,7 @@ GRAPHS = 2
 
 
 @dataclass(frozen=True)
-class Keys:
+class PodKeys:
     """What one moment shows of them."""
 
     pods: set[str]
@@ -35,13 +35,13 @@ class Keys:
 
 
 @dataclass(frozen=True)
-class Story:
+class RotationStory:
     """What clients got, what the watch saw, and the keys before, between and after."""
 
-    outcomes: list[Outcome]
+    outcomes: list[StreamOutcome]
     watch: Watch
-    phases: list[Phase]
-    keys: list[Keys]
+    phases: list[LoadPhase]
+    keys: list[PodKeys]
     routers: list[set[str]]
     """The uids of the routers' pods at the beginning and at the end."""
 
@@ -66,16 +66,16 @@ def key_of(pod: Object) -> str:
     return str(pod["metadata"]["labels"].get("pdserving.io/key", ""))
 
 
-def keys(serving: Serving) -> Keys:
+def keys(serving: Serving) -> PodKeys:
     found = secrets(serving)
-    return Keys(
+    return PodKeys(
         {key_of(pod) for pod in engine_pods(serving)},
         {name: data["server.pub"] for name, data in found.items() if "server.pub" in data},
         set(found[f"{serving.name}-keyring"]),
     )
 
 
-def rotated(name: str, watch: Watch, act: Callable[[], object]) -> Phase:
+def rotated(name: str, watch: Watch, act: Callable[[], object]) -> LoadPhase:
     """Replace the keys; returns when no pod has the old one and nothing is left to do."""
     serving, began = watch.serving, time.monotonic()
     was = keys(serving)
@@ -89,7 +89,7 @@ def rotated(name: str, watch: Watch, act: Callable[[], object]) -> Phase:
         return gone and len(now.pods) == 1 and is_settled(serving.get())
 
     serving.until("all of it new", done, SETTLED)
-    return Phase(name, began, time.monotonic())
+    return LoadPhase(name, began, time.monotonic())
 
 
 def router_pods(serving: Serving) -> set[str]:
@@ -104,12 +104,12 @@ DELETED, ASKED = "deleted", "asked for"
     params=[(DELETED,), pytest.param((DELETED, ASKED), marks=pytest.mark.soak)],
     ids=["ci", "soak"],
 )
-def story(compiled: Serving, request: pytest.FixtureRequest) -> Story:
+def story(compiled: Serving, request: pytest.FixtureRequest) -> RotationStory:
     serving = compiled
     serving.sized(prefill=1, decode=1)
     asked = known(serving, at_least=8)
-    told, routers, phases = [keys(serving)], [router_pods(serving)], []
-    [active] = told[0].public
+    found, routers, phases = [keys(serving)], [router_pods(serving)], []
+    [active] = found[0].public
     with (
         watching(serving) as watch,
         crowd(
@@ -124,20 +124,22 @@ def story(compiled: Serving, request: pytest.FixtureRequest) -> Story:
         }
         for way in request.param:
             phases.append(rotated(way, watch, ways[way]))
-            told.append(keys(serving))
+            found.append(keys(serving))
         routers.append(router_pods(serving))
         clients.goes_on()
-    return Story(clients.outcomes, watch, phases, told, routers)
+    return RotationStory(clients.outcomes, watch, phases, found, routers)
 
 
-def test_no_request_fails_and_no_answer_is_wrong(story: Story) -> None:
+def test_no_request_fails_and_no_answer_is_wrong(story: RotationStory) -> None:
     for phase in story.phases:
-        print(phase.told(story.outcomes))
+        print(phase.summary(story.outcomes))
     assert [each.trouble for each in story.outcomes if each.trouble] == []
     assert all(len(phase.of(story.outcomes)) >= 4 for phase in story.phases)
 
 
-def test_each_time_there_is_another_public_key_and_no_pod_has_the_old_one(story: Story) -> None:
+def test_each_time_there_is_another_public_key_and_no_pod_has_the_old(
+    story: RotationStory,
+) -> None:
     public = [set(each.public.values()) for each in story.keys]
     each_time = len(story.phases) + 1
     assert [len(each) for each in public] == [1] * each_time
@@ -150,21 +152,21 @@ def test_each_time_there_is_another_public_key_and_no_pod_has_the_old_one(story:
         assert [name.endswith(f"-control-{key}") for name in each.public] == [True]
 
 
-def test_no_pair_is_of_two_keys(story: Story) -> None:
+def test_no_pair_is_of_two_keys(story: RotationStory) -> None:
     pods = story.watch.pods
     pairs = [(key_of(pods[a.prefill]), key_of(pods[a.decode])) for a in story.watch.attempts()]
     assert [pair for pair in pairs if pair[0] != pair[1]] == []
     assert len(set(pairs)) == len(story.keys)
 
 
-def test_engines_say_which_key_they_have(story: Story) -> None:
+def test_engines_say_which_key_they_have(story: RotationStory) -> None:
     for uid, state in story.watch.states.items():
         own = key_of(story.watch.pods[uid])
         assert own in ("", state["key_id"])
     assert len({state["key_id"] for state in story.watch.states.values()}) == len(story.keys)
 
 
-def test_nothing_is_compiled_again(story: Story) -> None:
+def test_nothing_is_compiled_again(story: RotationStory) -> None:
     assert story.watch.unproven() == {}
     new = [uid for uid, pod in story.watch.pods.items() if key_of(pod) in _later(story)]
     proofs = [story.watch.proof(uid) for uid in new]
@@ -172,15 +174,13 @@ def test_nothing_is_compiled_again(story: Story) -> None:
     assert {(proof["compiled"], proof["reused"]) for proof in proofs} == {(0, GRAPHS)}
 
 
-def test_no_router_begins_anew(story: Story) -> None:
+def test_no_router_begins_anew(story: RotationStory) -> None:
     assert story.routers[0] == story.routers[1]
 
 
-def test_both_floors_hold_at_every_event(story: Story) -> None:
-    for role in ROLES:
-        seen = [counts for counts in story.watch.counts if counts.role == role][1:]
-        assert min(each.ready for each in seen) >= 1
+def test_both_floors_hold_at_every_event(story: RotationStory) -> None:
+    assert all(min(each.ready for each in story.watch.events(role)) >= 1 for role in ROLES)
 
 
-def _later(story: Story) -> set[str]:
+def _later(story: RotationStory) -> set[str]:
     return set.union(*(each.pods for each in story.keys[1:]))

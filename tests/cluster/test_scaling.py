@@ -83,19 +83,19 @@ def assert_true_all_along(looks: list[Look]) -> None:
     for index, each in enumerate(looks):
         recent = [past for past in looks[: index + 1] if past.at >= each.at - LAG]
         for role in ROLES:
-            told = each.status[role]
-            assert told["summary"] == f"{told['ready']}/{told['desired']}"
+            counts = each.status[role]
+            assert counts["summary"] == f"{counts['ready']}/{counts['desired']}"
             for number in ("ready", "draining"):
                 there = [getattr(past, number)[role] for past in recent]
-                assert min(there) <= told[number] <= max(there), (role, number, each)
+                assert min(there) <= counts[number] <= max(there), (role, number, each)
 
 
 def assert_true_at_the_end(last: Look, wanted: dict[str, int]) -> None:
     for role, count in wanted.items():
         expected = {"desired": count, "created": count, "ready": count, "updated": count}
         expected |= {"draining": 0}
-        told = last.status[role]
-        assert {key: told[key] for key in expected} == expected
+        counts = last.status[role]
+        assert {key: counts[key] for key in expected} == expected
         assert (last.ready[role], last.draining[role]) == (count, 0)
     summaries = tuple(f"{count}/{count}" for count in wanted.values())
     assert last.row == ("chat", "tiny", *summaries, "True", "Complete")
@@ -179,10 +179,10 @@ def test_kubectl_scales_a_role_whose_replicas_are_left_out(
     here = ("-n", own_namespace)
     operator.kubectl(*here, "scale", "pdsr", "free-unified", "--replicas=2")
 
-    def told() -> list[str]:
+    def columns() -> list[str]:
         return operator.kubectl(*here, "get", "pdsr", "free-unified", "--no-headers").split()
 
-    serving.until("two groups are ready", lambda: told()[1:4] == ["2", "2", "2"], 240)
+    serving.until("two groups are ready", lambda: columns()[1:4] == ["2", "2", "2"], 240)
     assert len(serving.pods("unified")) == 2
     path = f"/apis/pdserving.io/v1alpha1/namespaces/{own_namespace}/pdservingroles/free-unified"
     scale = json.loads(operator.kubectl("get", "--raw", f"{path}/scale"))

@@ -44,12 +44,12 @@ def test_the_pages_went_through_both_roles_and_are_free_again(served: Serving) -
         assert served.complete(client, list(range(16, 216)), max_tokens=8).status_code == 200
     took = (2, 7)  # 200 tokens by chunks of 128; all tokens but the first
 
-    def told() -> bool:
+    def counted() -> bool:
         """The servers hear of steps a little after the client hears of their tokens."""
         after = [s["steps_done"] for role in ("prefill", "decode") for s in served.states(role)]
         return all(a >= b + n for a, b, n in zip(after, before, took, strict=True))
 
-    served.until("steps of both roles", told, 10)
+    served.until("steps of both roles", counted, 10)
 
     def free() -> bool:
         states = [*served.states("prefill"), *served.states("decode")]

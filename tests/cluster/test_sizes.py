@@ -85,8 +85,8 @@ def test_from_command_to_first_token(tmp_path: Path) -> None:
         url = f"http://127.0.0.1:{port}"
         while not ready(client, url):
             waited = time.monotonic() - begun
-            told = (tmp_path / "log").read_text()
-            assert child.poll() is None and waited < START_LIMIT, told
+            log = (tmp_path / "log").read_text()
+            assert child.poll() is None and waited < START_LIMIT, log
             select.select([], [], [], 0.05)
         body = {"model": "tiny", "prompt": "The value of", "max_tokens": 4, "stream": True}
         with client.stream("POST", f"{url}/v1/completions", json=body, timeout=30) as answer:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import predecessor
 import pytest
 from pds_cluster import testing
-from serving import Object, Serving, manifest
-from streams import REST, Outcome, Phase, crowd, known
+from serving import Object, Serving, manifest, serving_uids
+from streams import REST, LoadPhase, StreamOutcome, crowd, known
 from watching import DEBUG, ROLES, Watch, watching
 
 pytestmark = pytest.mark.cluster
@@ -28,13 +28,13 @@ OLD_CODE = "PYTHONPATH"
 
 
 @dataclass(frozen=True)
-class Story:
+class SkewStory:
     """What clients got, what the watch saw, and the engines before and after the operator's."""
 
     commit: str
-    outcomes: list[Outcome]
+    outcomes: list[StreamOutcome]
     watch: Watch
-    phases: list[Phase]
+    phases: list[LoadPhase]
     engines: list[set[str]]
     """Their uids: with the old operator, with the new one, and at the end."""
 
@@ -42,10 +42,6 @@ class Story:
 def is_old(pod: Object) -> bool:
     containers = pod["spec"]["containers"]
     return any(item["name"] == OLD_CODE for item in containers[0].get("env", ()))
-
-
-def engines(serving: Serving) -> set[str]:
-    return {str(pod["metadata"]["uid"]) for role in ROLES for pod in serving.pods(role)}
 
 
 def routers_are_new(serving: Serving) -> bool:
@@ -69,14 +65,14 @@ def before(cluster: testing.Cluster) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def story(before: str, cluster: testing.Cluster, namespace: str) -> Story:
+def story(before: str, cluster: testing.Cluster, namespace: str) -> SkewStory:
     router = {"replicas": 1, "podTemplate": DEBUG, "resources": {"requests": {"cpu": "50m"}}}
     rollout = {"drainSeconds": 30, "minReadySeconds": TOGETHER}
     serving = Serving(cluster, namespace, manifest("skew", router=router, rollout=rollout))
     serving.apply()
     serving.settled(STARTED)
     assert all(is_old(pod) for role in (*ROLES, "router") for pod in serving.pods(role))
-    asked, phases, seen = known(serving, at_least=6), [], [engines(serving)]
+    asked, phases, seen = known(serving, at_least=6), [], [serving_uids(serving)]
     with (
         watching(serving) as watch,
         crowd(
@@ -89,26 +85,26 @@ def story(before: str, cluster: testing.Cluster, namespace: str) -> Story:
         serving.until("new routers alone", lambda: routers_are_new(serving), ROLLED)
         serving.settled(ROLLED)
         clients.goes_on()
-        phases.append(Phase("operator and routers", began, time.monotonic()))
-        seen.append(engines(serving))
+        phases.append(LoadPhase("operator and routers", began, time.monotonic()))
+        seen.append(serving_uids(serving))
         began = time.monotonic()
         serving.pds("restart")
         watch.settled(ROLLED)
         clients.goes_on()
-        phases.append(Phase("engines", began, time.monotonic()))
-        seen.append(engines(serving))
-    return Story(before, clients.outcomes, watch, phases, seen)
+        phases.append(LoadPhase("engines", began, time.monotonic()))
+        seen.append(serving_uids(serving))
+    return SkewStory(before, clients.outcomes, watch, phases, seen)
 
 
-def test_no_request_fails_and_no_answer_is_wrong(story: Story) -> None:
+def test_no_request_fails_and_no_answer_is_wrong(story: SkewStory) -> None:
     print(f"from {story.commit[:10]}")
     for phase in story.phases:
-        print(phase.told(story.outcomes))
+        print(phase.summary(story.outcomes))
     assert [each.trouble for each in story.outcomes if each.trouble] == []
     assert all(phase.of(story.outcomes) for phase in story.phases)
 
 
-def test_a_new_operator_replaces_no_engine(story: Story) -> None:
+def test_a_new_operator_replaces_no_engine(story: SkewStory) -> None:
     assert story.engines[0] == story.engines[1]
     assert not story.engines[0] & story.engines[2]
     pods = story.watch.pods
@@ -116,23 +112,21 @@ def test_a_new_operator_replaces_no_engine(story: Story) -> None:
     assert {is_old(pods[uid]) for uid in story.engines[2]} == {False}
 
 
-def test_old_and_new_groups_pair_both_ways_where_they_may(story: Story) -> None:
+def test_old_and_new_groups_pair_both_ways_where_they_may(story: SkewStory) -> None:
     pods, states = story.watch.pods, story.watch.states
     seen = Counter(
         (is_old(pods[each.prefill]), is_old(pods[each.decode])) for each in story.watch.attempts()
     )
-    told = {
+    rates = {
         is_old(pods[uid]): (state["kv_fingerprint"], state.get("protocol", 1))
         for uid, state in states.items()
     }
-    print(f"attempts by (old prefill, old decode): {dict(seen)}; {told}")
+    print(f"attempts by (old prefill, old decode): {dict(seen)}; {rates}")
     assert seen[True, True]
     assert seen[False, False]
-    may = told[True] == told[False]
+    may = rates[True] == rates[False]
     assert (bool(seen[True, False]), bool(seen[False, True])) == (may, may)
 
 
-def test_both_floors_hold_at_every_event(story: Story) -> None:
-    for role in ROLES:
-        seen = [counts for counts in story.watch.counts if counts.role == role][1:]
-        assert min(each.ready for each in seen) >= 1
+def test_both_floors_hold_at_every_event(story: SkewStory) -> None:
+    assert all(min(each.ready for each in story.watch.events(role)) >= 1 for role in ROLES)

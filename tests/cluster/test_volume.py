@@ -3,7 +3,6 @@
 The volumes are hostPaths: a tmpfs on this machine, whose mounts are the node's.
 """
 
-import json
 import subprocess
 import time
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 from pds_cluster.testing import Cluster
-from serving import Object, Serving, manifest
+from serving import Object, Serving, manifest, proof
 from streams import REST, crowd, known
 
 pytestmark = [pytest.mark.cluster, pytest.mark.soak]
@@ -24,7 +23,7 @@ KINDS = {
     "full": ("rw", "has too little space (", "give it more room"),
     "read-only": ("ro", "is read-only: ", "mount it writable"),
 }
-"""How it is mounted, and what is told of it."""
+"""How it is mounted, and what is reported of it."""
 
 
 @pytest.fixture
@@ -42,27 +41,20 @@ def mount(folder: Path, options: str) -> None:
     subprocess.run(words, check=True)
 
 
-def proof(pod: Object) -> Object:
-    """What the warm-up of `pod` wrote to its termination message."""
-    (warmup,) = pod["status"]["initContainerStatuses"]
-    found: Object = json.loads(warmup["state"]["terminated"]["message"])
-    return found
-
-
 def serves(serving: Serving) -> bool:
     """Ready and not Progressing, for the newest spec. Degraded it is all along."""
-    found, told = serving.get(), serving.conditions()
+    found, conditions = serving.get(), serving.conditions()
     return (
         found.get("status", {}).get("observedGeneration") == found["metadata"]["generation"]
-        and told["Ready"]["status"] == "True"
-        and told["Progressing"]["status"] == "False"
+        and conditions["Ready"]["status"] == "True"
+        and conditions["Progressing"]["status"] == "False"
         and all(found["status"][role]["updated"] == 1 for role in ROLES)
     )
 
 
-def assert_told(serving: Serving, volume: Path, words: str, cure: str) -> None:
-    told = serving.conditions()
-    degraded, warm = told["Degraded"], told["KernelsWarm"]
+def assert_reported(serving: Serving, volume: Path, words: str, cure: str) -> None:
+    conditions = serving.conditions()
+    degraded, warm = conditions["Degraded"], conditions["KernelsWarm"]
     assert (degraded["status"], degraded["reason"]) == ("True", "CacheVolumeUnusable")
     assert f"hostPath {volume} cannot be used" in degraded["message"]
     assert f"volume at /var/cache/pds {words}" in degraded["message"]
@@ -90,7 +82,7 @@ def test_a_bad_volume_costs_sharing_alone_and_rolls_nothing_back(
     serving = Serving(operator, own_namespace, manifest("alone", compileCache=cache))
     serving.apply()
     serving.until("serving", lambda: serves(serving), COLD)
-    assert_told(serving, volume, *KINDS[first][1:])
+    assert_reported(serving, volume, *KINDS[first][1:])
     with httpx.Client(base_url=serving.url, timeout=120) as client:
         assert serving.complete(client, [20] * 30, max_tokens=4).status_code == 200
 
@@ -112,5 +104,5 @@ def test_a_bad_volume_costs_sharing_alone_and_rolls_nothing_back(
     revisions = operator.read(path)["items"]
     assert len(revisions) == 2
     assert not any("pdserving.io/failed" in r["metadata"].get("annotations", {}) for r in revisions)
-    assert_told(serving, volume, *KINDS[then][1:])
+    assert_reported(serving, volume, *KINDS[then][1:])
     print(f"{then}: rolled out in {time.monotonic() - began:.0f} s, 0 failed, 0 rolled back")

@@ -4,24 +4,16 @@ The seconds from creation to Ready are printed side by side (`pytest -rP`). They
 what is, is that each graph was compiled once, and that the next pod compiled nothing.
 """
 
-import json
 from datetime import datetime
 
 import httpx
 import pytest
-from serving import Object, Serving
+from serving import Object, Serving, proof
 
 pytestmark = pytest.mark.cluster
 
 GRAPHS = 2
 """Of every rank, whatever its role and its layers."""
-
-
-def proof(pod: Object) -> Object:
-    """What the warm-up of `pod` wrote to its termination message."""
-    (warmup,) = pod["status"]["initContainerStatuses"]
-    found: Object = json.loads(warmup["state"]["terminated"]["message"])
-    return found
 
 
 def start_seconds(pod: Object) -> float:
@@ -35,11 +27,11 @@ def start_seconds(pod: Object) -> float:
 def test_the_first_pods_prove_what_they_compiled(compiled: Serving) -> None:
     """Both at once, on one volume: each graph is compiled by one of them."""
     pods = [*compiled.pods("prefill"), *compiled.pods("decode")]
-    told, kernels = [proof(pod) for pod in pods], [compiled.state(pod)["kernels"] for pod in pods]
-    assert [each["error"] for each in told] == ["", ""]
-    assert [each["compiled"] + each["reused"] for each in told] == [GRAPHS, GRAPHS]
-    assert sum(each["compiled"] for each in told) == GRAPHS
-    assert [each["manifest"] for each in told] == [each["manifest"] for each in kernels]
+    proofs, kernels = [proof(pod) for pod in pods], [compiled.state(pod)["kernels"] for pod in pods]
+    assert [each["error"] for each in proofs] == ["", ""]
+    assert [each["compiled"] + each["reused"] for each in proofs] == [GRAPHS, GRAPHS]
+    assert sum(each["compiled"] for each in proofs) == GRAPHS
+    assert [each["manifest"] for each in proofs] == [each["manifest"] for each in kernels]
     # By the engines, after the warm-up.
     assert [(each["compiled"], each["reused"]) for each in kernels] == [(0, GRAPHS)] * 2
     assert_warm(compiled)
@@ -79,9 +71,9 @@ def test_the_next_pod_of_a_revision_compiles_nothing(compiled: Serving) -> None:
         warm["metadata"]["labels"]["pdserving.io/revision"]
         == (cold["metadata"]["labels"]["pdserving.io/revision"])
     )
-    told, kernels = proof(warm), compiled.state(warm)["kernels"]
-    assert (told["compiled"], told["reused"], told["error"]) == (0, GRAPHS, "")
-    assert told["manifest"] == kernels["manifest"] == proof(cold)["manifest"]
+    found, kernels = proof(warm), compiled.state(warm)["kernels"]
+    assert (found["compiled"], found["reused"], found["error"]) == (0, GRAPHS, "")
+    assert found["manifest"] == kernels["manifest"] == proof(cold)["manifest"]
     assert (kernels["compiled"], kernels["compiles_after_ready"]) == (0, 0)
     assert_warm(compiled)
     for name, pod in (("cold", cold), ("warm", warm)):

@@ -1,6 +1,6 @@
-"""All that happens to a PDServing while a test runs, as three witnesses tell it.
+"""All that happens to a PDServing while a test runs, as three witnesses report it.
 
-The API server's watch tells each change of it and of its pods, the routers' debug logs tell which
+The API server's watch has each change of it and of its pods, the routers' debug logs say which
 pods each request went to, and every engine is asked for its `/pds/state` twice a second.
 """
 
@@ -9,11 +9,11 @@ import subprocess
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import TypeVarTuple
 
 from serving import Object, Serving, is_settled
 
@@ -27,9 +27,11 @@ DEBUG = {
 }
 """spec.router.podTemplate of routers that log it."""
 
+Arguments = TypeVarTuple("Arguments")
+
 
 @dataclass(frozen=True)
-class Attempt:
+class LoggedAttempt:
     """A request, sent to a pair."""
 
     at: float
@@ -41,7 +43,7 @@ class Attempt:
 
 
 @dataclass(frozen=True)
-class Counts:
+class GroupCounts:
     """A role's groups, after one event of the watch."""
 
     role: str
@@ -60,7 +62,7 @@ class Watch:
     """Each pod as it was last, by UID."""
     ready_at: dict[str, float] = field(default_factory=dict)
     """When a pod's containers were ready for the first time, in Unix seconds, by UID."""
-    counts: list[Counts] = field(default_factory=list)
+    counts: list[GroupCounts] = field(default_factory=list)
     states: dict[str, Object] = field(default_factory=dict)
     """The last `/pds/state` of each pod that was ready, by UID."""
     logs: list[str] = field(default_factory=list)
@@ -85,14 +87,18 @@ class Watch:
 
     # ---- what it comes to ------------------------------------------------------------------------
 
-    def attempts(self) -> list[Attempt]:
+    def events(self, role: str) -> list[GroupCounts]:
+        """A role's groups after each event of the watch, but for the one that it begins with."""
+        return [counts for counts in self.counts if counts.role == role][1:]
+
+    def attempts(self) -> list[LoggedAttempt]:
         """Every attempt of every router since the watch began, in order."""
         found = []
-        for told in [json.loads(line) for line in list(self.logs) if ATTEMPT in line]:
-            at = _unix(told["time"])
+        for entry in [json.loads(line) for line in list(self.logs) if ATTEMPT in line]:
+            at = _unix(entry["time"])
             if at >= self.began:
-                both = (self._uid(told[role], at) for role in ROLES)
-                found.append(Attempt(at, told["request_id"], *both))
+                both = (self._uid(entry[role], at) for role in ROLES)
+                found.append(LoggedAttempt(at, entry["request_id"], *both))
         return sorted(found, key=lambda attempt: attempt.at)
 
     def _uid(self, name: str, at: float) -> str:
@@ -116,11 +122,11 @@ class Watch:
         """Attempts by the KV fingerprints of their prefill and decode group."""
         return Counter((self.kv(each.prefill), self.kv(each.decode)) for each in self.attempts())
 
-    def mixed(self) -> list[Attempt]:
+    def mixed(self) -> list[LoggedAttempt]:
         """Attempts at a pair of unlike KV."""
         return [each for each in self.attempts() if self.kv(each.prefill) != self.kv(each.decode)]
 
-    def early(self) -> list[Attempt]:
+    def early(self) -> list[LoggedAttempt]:
         """Attempts at a pod before its containers were ready, which needs its warm-up's end."""
         never = float("inf")
         return [
@@ -131,17 +137,19 @@ class Watch:
 
     def unproven(self) -> dict[str, Object]:
         """The kernels of engines that run what no warm-up proved, or compiled something."""
-        told = {pod: state["kernels"] for pod, state in self.states.items()}
+        reported = {pod: state["kernels"] for pod, state in self.states.items()}
         return {
-            pod: kernels for pod, kernels in told.items() if not is_warm(kernels, self.proof(pod))
+            pod: kernels
+            for pod, kernels in reported.items()
+            if not is_warm(kernels, self.proof(pod))
         }
 
     def proof(self, pod: str) -> Object:
         """What the warm-up of that pod wrote to its termination message; empty without one."""
         for container in self.pods[pod]["status"].get("initContainerStatuses", []):
             if ended := container["state"].get("terminated"):
-                told: Object = json.loads(ended["message"])
-                return told
+                note: Object = json.loads(ended["message"])
+                return note
         return {}
 
     # ---- how it is seen --------------------------------------------------------------------------
@@ -151,7 +159,7 @@ class Watch:
         options = ("--watch", "--output-watch-events", "-o", "json")
         own = ("get", "pds", "--field-selector", f"metadata.name={self.serving.name}")
         pods = ("get", "pods", "-l", f"pdserving.io/name={self.serving.name}")
-        self._thread(self._itself, self._kubectl(*own, *options))
+        self._thread(self._itself, (*own, *options))
         self._thread(self._changes, self._kubectl(*pods, *options))
         self._thread(self._ask)
 
@@ -164,9 +172,12 @@ class Watch:
         for child in self._children:
             child.communicate(timeout=10)  # closes its pipe
 
-    def _itself(self, child: subprocess.Popen[str]) -> None:
-        for line in child.stdout or ():
-            self.own = json.loads(line)["object"]
+    def _itself(self, words: tuple[str, ...]) -> None:
+        """Begins again where it ends: a CRD that changes ends every watch of its objects."""
+        while not self._stop.wait(0.1):
+            child = self._kubectl(*words)
+            for line in child.stdout or ():
+                self.own = json.loads(line)["object"]
 
     def _changes(self, child: subprocess.Popen[str]) -> None:
         for line in child.stdout or ():
@@ -188,7 +199,7 @@ class Watch:
                 del self._alive[uid]
             self.counts.append(self._count(role))
 
-    def _count(self, role: str) -> Counts:
+    def _count(self, role: str) -> GroupCounts:
         own = [
             pod
             for pod in self._alive.values()
@@ -196,7 +207,7 @@ class Watch:
             and "deletionTimestamp" not in pod["metadata"]
         ]
         staying = [pod for pod in own if "pdserving.io/draining" not in pod["metadata"]["labels"]]
-        return Counts(role, sum(bool(_condition(pod, "Ready")) for pod in staying), len(own))
+        return GroupCounts(role, sum(bool(_condition(pod, "Ready")) for pod in staying), len(own))
 
     def _log(self, child: subprocess.Popen[str]) -> None:
         self.logs.extend(child.stdout or ())
@@ -213,9 +224,11 @@ class Watch:
         command = self.serving.cluster.command("-n", self.serving.namespace, *words)
         child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         self._children.append(child)
+        if self._stop.is_set():
+            child.terminate()
         return child
 
-    def _thread(self, work: Any, *arguments: Any) -> None:
+    def _thread(self, work: Callable[[*Arguments], None], *arguments: *Arguments) -> None:
         thread = threading.Thread(target=work, args=arguments, daemon=True)
         self._threads.append(thread)
         thread.start()

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from serving import Object, Serving
-from streams import Body, Outcome, beside
+from streams import Body, StreamOutcome, beside
 
 LONG: Body = {"prompt": [16 + i % 997 for i in range(2000)], "max_tokens": 8, "ignore_eos": True}
 """16 chunks of 128."""
@@ -18,7 +18,7 @@ BACK = 240.0
 """Seconds within which a group is there again; it takes 10 to 70 on two busy cores, for torch."""
 
 
-class Process:
+class PodProcess:
     """A process of a pod, seen from the node that this test runs on."""
 
     def __init__(self, pod: Object, *words: str) -> None:
@@ -38,7 +38,7 @@ class Process:
         return time.monotonic()
 
 
-class Worker(Process):
+class WorkerProcess(PodProcess):
     """The worker process of an engine's pod."""
 
     def __init__(self, pod: Object, rank: int = 0) -> None:
@@ -73,14 +73,14 @@ def label(pod: Object, name: str) -> int:
     return int(pod["metadata"]["labels"][f"pdserving.io/{name}"])
 
 
-def held_in_prefill(serving: Serving, pod: Object, worker: Worker) -> bool:
+def held_in_prefill(serving: Serving, pod: Object, worker: WorkerProcess) -> bool:
     """Stop the worker amid the chunks of a prompt that is under way; whether that came about."""
     before, deadline = serving.state(pod)["steps_done"], time.monotonic() + 10
     while serving.state(pod)["steps_done"] < before + 2:
         if time.monotonic() > deadline:
             return False
     worker.stop()
-    # What was on its way to the scheduler when the worker stopped is told within 50 ms.
+    # What was on its way to the scheduler when the worker stopped comes within 50 ms.
     done = -1
     while done != (state := serving.state(pod))["steps_done"]:
         done = state["steps_done"]
@@ -94,16 +94,16 @@ def held_in_prefill(serving: Serving, pod: Object, worker: Worker) -> bool:
 def amid_prefill(
     serving: Serving,
     pod: Object,
-    work: Callable[[], Outcome],
-    then: Callable[[Worker, Future[Outcome]], None],
-    worker: Worker | None = None,
-) -> Outcome:
+    work: Callable[[], StreamOutcome],
+    then: Callable[[WorkerProcess, Future[StreamOutcome]], None],
+    worker: WorkerProcess | None = None,
+) -> StreamOutcome:
     """Do `then` while the long prompt of `work` is half computed in the group that `pod` leads.
 
     `worker` is the one that holds it up meanwhile, by default the leader's. Returns what `work`
     got.
     """
-    worker = worker or Worker(pod)
+    worker = worker or WorkerProcess(pod)
     for _ in range(5):
         with beside(work) as asked:
             if held_in_prefill(serving, pod, worker):

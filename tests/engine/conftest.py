@@ -1,4 +1,4 @@
-"""Ranks of one stage as real processes that speak gloo on the loopback."""
+"""The tiny model's tokenizer, a model that overflows, and ranks as processes that speak gloo."""
 
 import json
 import logging
@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -16,7 +16,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 from forked import Forked, one_rank
 from pds_engine.log import JsonFormatter
 
+if TYPE_CHECKING:  # an operator's environment runs these tests' neighbours without torch
+    import torch
+    from pds_engine.text.tokenizer import Tokenizer
+
 Ranks = Callable[..., list[Any]]
+TINY = Path(__file__).parents[2] / "examples" / "models" / "tiny"
 
 
 @pytest.fixture(autouse=True)
@@ -28,6 +33,14 @@ def root_logger() -> Iterator[None]:
     root.setLevel(level)
     for handler in [each for each in root.handlers if isinstance(each.formatter, JsonFormatter)]:
         root.removeHandler(handler)
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> "Tokenizer":
+    """The tiny model's."""
+    from pds_engine.text.tokenizer import Tokenizer
+
+    return Tokenizer(TINY)
 
 
 @pytest.fixture
@@ -78,11 +91,11 @@ def poison() -> int:
 
 
 @pytest.fixture
-def overflow() -> Callable[[dict[str, Any]], None]:
+def overflow() -> "Callable[[dict[str, torch.Tensor]], None]":
     """Changes a model's tensors: finite still, but its numbers overflow where `poison` is among the
     tokens, and else never."""
 
-    def edit(tensors: dict[str, Any]) -> None:
+    def edit(tensors: "dict[str, torch.Tensor]") -> None:
         # The last dimension of the first layer's input is POISON's alone; the MLP multiplies it by
         # the largest of numbers, up and down.
         huge, first = 3e38, "model.layers.0."

@@ -11,7 +11,6 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import TimeoutExpired
-from typing import Any
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["pds_engine.worker.process", "pds_engine.scheduler.process"])
@@ -23,7 +22,7 @@ class Forked:
     `function` is one of a file's top level. What it says on standard error goes to the file `log`.
     """
 
-    def __init__(self, log: Path, function: Callable[..., None], *arguments: Any) -> None:
+    def __init__(self, log: Path, function: Callable[..., None], *arguments: object) -> None:
         self._process = _context.Process(target=_run, args=(log, function, *arguments))
         self._process.start()
 
@@ -54,7 +53,7 @@ def _child(kind: str, folder: str) -> None:
     main()
 
 
-def _run(log: Path, function: Callable[..., None], *arguments: Any) -> None:
+def _run(log: Path, function: Callable[..., None], *arguments: object) -> None:
     with log.open("ab") as file:
         os.dup2(file.fileno(), 2)
     function(*arguments)

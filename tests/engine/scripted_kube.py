@@ -8,12 +8,6 @@ import yaml
 from aiohttp import web
 
 
-async def until(holds, seconds=5.0):
-    async with asyncio.timeout(seconds):
-        while not holds():  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
-
-
 def pod(name, version, *, ip="127.0.0.1", ready="True", phase="Running", deleting=None):
     _, role, group, attempt, rank = name.split("-")
     return {

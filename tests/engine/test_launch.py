@@ -6,9 +6,7 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,12 +18,11 @@ from pds_engine import launch
 from pds_engine.config import EngineConfig
 from pds_engine.errors import ConfigError
 from pds_engine.keys import Keys
+from real_processes import ENGINE, MODEL, children
+from waiting import wait_until
 
-MODEL = Path(__file__).parents[2] / "examples" / "models" / "tiny"
-ENGINE = (sys.executable, "-c", "from pds_engine.cli import main; main()")
 
-
-class Group:
+class ServedGroup:
     """One `pds-engine serve` of the tiny model."""
 
     def __init__(self, *options: str) -> None:
@@ -49,12 +46,7 @@ class Group:
 
     def children(self) -> dict[str, int]:
         """Process ids by kind."""
-        path = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
-        found = {}
-        for pid in path.read_text().split():
-            words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
-            found[words[words.index("pds_engine.child") + 1]] = int(pid)
-        return found
+        return children(self.process)
 
     def begun(self) -> bool:
         """Its processes exist, whatever they have imported so far."""
@@ -68,17 +60,10 @@ class Group:
         return httpx.post(f"{self.url}/v1/completions", json=request, timeout=60)
 
 
-def until(probe: Callable[[], bool], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not probe():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 @contextmanager
-def started(*options: str) -> Iterator[Group]:
+def started(*options: str) -> Iterator[ServedGroup]:
     """A group that is not waited for."""
-    made = Group(*options)
+    made = ServedGroup(*options)
     try:
         yield made
     finally:
@@ -87,21 +72,21 @@ def started(*options: str) -> Iterator[Group]:
 
 
 @pytest.fixture
-def group() -> Iterator[Group]:
+def group() -> Iterator[ServedGroup]:
     with started() as made:
-        until(made.ready, 90)
+        wait_until(made.ready, 90)
         yield made
 
 
 @pytest.fixture
-def begun() -> Iterator[Group]:
+def begun() -> Iterator[ServedGroup]:
     """Its processes exist, and that is all."""
     with started() as made:
-        until(made.begun, 30)
+        wait_until(made.begun, 30)
         yield made
 
 
-def test_equal_chats_tell_what_was_cached_and_sigterm_lets_requests_end(group: Group) -> None:
+def test_equal_chats_tell_what_was_cached_and_sigterm_lets_requests_end(group: ServedGroup) -> None:
     cached(group)
     body = {"model": "tiny", "prompt": "The value of", "max_tokens": 400, "ignore_eos": True}
     request = {**body, "stream": True, "temperature": 0}
@@ -113,7 +98,7 @@ def test_equal_chats_tell_what_was_cached_and_sigterm_lets_requests_end(group: G
     assert group.process.wait(30) == 0
 
 
-def cached(group: Group) -> None:
+def cached(group: ServedGroup) -> None:
     """The second of two equal chats reports what the first one left."""
     system = {"role": "system", "content": "Answer with the value of the last letter. " * 4}
     chat = {"messages": [system, {"role": "user", "content": "a"}], "max_tokens": 20}
@@ -137,41 +122,41 @@ def cached(group: Group) -> None:
     assert "pds_kv_pages_cached" in httpx.get(f"{group.url}/metrics", timeout=5).text
 
 
-def ends(group: Group, victim: str) -> None:
+def ends(group: ServedGroup, victim: str) -> None:
     children = group.children()
     assert set(children) == {"scheduler", "worker-0", "server"}
     os.kill(children[victim], signal.SIGKILL)
     assert group.process.wait(5) == 1
-    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children.values()), 5)
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children.values()), 5)
 
 
-def test_the_death_of_a_serving_worker_ends_all(group: Group) -> None:
+def test_the_death_of_a_serving_worker_ends_all(group: ServedGroup) -> None:
     ends(group, "worker-0")
 
 
 @pytest.mark.parametrize("victim", ["worker-0", "scheduler", "server"])
-def test_the_death_of_a_process_that_starts_ends_all(begun: Group, victim: str) -> None:
+def test_the_death_of_a_process_that_starts_ends_all(begun: ServedGroup, victim: str) -> None:
     ends(begun, victim)
 
 
-def test_killing_launch_leaves_no_child_behind(begun: Group) -> None:
+def test_killing_launch_leaves_no_child_behind(begun: ServedGroup) -> None:
     children = begun.children()
     begun.process.kill()
-    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children.values()), 5)
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children.values()), 5)
 
 
 @pytest.fixture
-def staged() -> Iterator[Group]:
+def staged() -> Iterator[ServedGroup]:
     """Two stages, whose prompts go through in many small chunks."""
     options = ["scheduler.chunk_size=16", "scheduler.step_timeout=5"]
     with started("--pp", "2", *(w for key in options for w in ("--set", key))) as made:
-        until(made.ready, 90)
+        wait_until(made.ready, 90)
         yield made
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
-def test_the_loss_of_a_stage_in_mid_prefill_is_named_and_told(
-    staged: Group, number: signal.Signals
+def test_the_loss_of_a_stage_in_mid_prefill_is_named_and_reported(
+    staged: ServedGroup, number: signal.Signals
 ) -> None:
     children = staged.children()
     assert set(children) == {"scheduler", "worker-0", "worker-1", "server"}
@@ -184,7 +169,7 @@ def test_the_loss_of_a_stage_in_mid_prefill_is_named_and_told(
     before = done()
     with ThreadPoolExecutor(1) as client:
         answer = client.submit(staged.complete, prompt=[5] * 3900, **short)
-        until(lambda: done() > before + 3, 10)
+        wait_until(lambda: done() > before + 3, 10)
         assert done() < before + 200
         os.kill(children["worker-1"], number)  # its group may be gone a moment later
         assert answer.result().status_code == 503
@@ -195,7 +180,7 @@ def test_the_loss_of_a_stage_in_mid_prefill_is_named_and_told(
 
 
 @pytest.fixture
-def pods(tmp_path: Path) -> Iterator[list[Group]]:
+def pods(tmp_path: Path) -> Iterator[list[ServedGroup]]:
     """The leader's pod and that of the second stage, each with an incarnation of its own."""
     Keys.make().write(tmp_path)
     tree = {
@@ -204,11 +189,15 @@ def pods(tmp_path: Path) -> Iterator[list[Group]]:
         "http.control_port": free_port(),
         "http.rendezvous_port": free_port(),
     }
+    own = [
+        {"pod.index": index, "pod.incarnation": name} for index, name in enumerate(("one", "two"))
+    ]
     pods = [
-        Group(*(w for key, value in {**tree, "pod.index": index, "pod.incarnation": name}.items()
-                for w in ("--set", f"{key}={value}")))
-        for index, name in enumerate(("one", "two"))
-    ]  # fmt: skip
+        ServedGroup(
+            *(w for key, value in {**tree, **of}.items() for w in ("--set", f"{key}={value}"))
+        )
+        for of in own
+    ]
     try:
         yield pods
     finally:
@@ -217,8 +206,8 @@ def pods(tmp_path: Path) -> Iterator[list[Group]]:
             pod.process.communicate()
 
 
-def test_a_group_of_two_pods_serves_and_ends_as_one(pods: list[Group]) -> None:
-    until(lambda: all(pod.ready() for pod in pods), 90)
+def test_a_group_of_two_pods_serves_and_ends_as_one(pods: list[ServedGroup]) -> None:
+    wait_until(lambda: all(pod.ready() for pod in pods), 90)
     assert [set(pod.children()) for pod in pods] == [
         {"scheduler", "worker-0", "server"},
         {"worker-1", "server"},
@@ -227,9 +216,9 @@ def test_a_group_of_two_pods_serves_and_ends_as_one(pods: list[Group]) -> None:
     assert httpx.get(f"{pods[1].url}/v1/models").status_code == 404
     body = pods[0].complete(max_tokens=5, ignore_eos=True).json()
     assert body["usage"]["completion_tokens"] == 5
-    told = httpx.get(f"{pods[1].url}/metrics").text
-    assert 'pds_rank_ready{rank="1"} 1.0' in told
-    assert 'pds_rank_hidden_received_total{rank="1"}' in told
+    metrics = httpx.get(f"{pods[1].url}/metrics").text
+    assert 'pds_rank_ready{rank="1"} 1.0' in metrics
+    assert 'pds_rank_hidden_received_total{rank="1"}' in metrics
     os.kill(pods[1].children()["worker-1"], signal.SIGKILL)
     assert [pod.process.wait(10) for pod in pods] == [1, 1]
     said = [pod.process.stderr.read() for pod in pods if pod.process.stderr]
@@ -237,7 +226,7 @@ def test_a_group_of_two_pods_serves_and_ends_as_one(pods: list[Group]) -> None:
     assert "rank 1 (stage 1) ended with status -9" in said[1]
 
 
-def test_a_pod_without_a_leader_ends_on_sigterm(pods: list[Group]) -> None:
+def test_a_pod_without_a_leader_ends_on_sigterm(pods: list[ServedGroup]) -> None:
     pods[0].process.kill()
     url = f"{pods[1].url}/healthz"
 
@@ -247,14 +236,14 @@ def test_a_pod_without_a_leader_ends_on_sigterm(pods: list[Group]) -> None:
         except httpx.TransportError:
             return False
 
-    until(answers, 60)
+    wait_until(answers, 60)
     assert not pods[1].ready()
     pods[1].process.send_signal(signal.SIGTERM)
     assert pods[1].process.wait(10) == 0
 
 
-def test_sigterm_on_another_pod_than_the_leaders_drains_the_group(pods: list[Group]) -> None:
-    until(lambda: all(pod.ready() for pod in pods), 90)
+def test_sigterm_on_another_pod_than_the_leaders_drains_the_group(pods: list[ServedGroup]) -> None:
+    wait_until(lambda: all(pod.ready() for pod in pods), 90)
     body = {"model": "tiny", "prompt": "The value of", "max_tokens": 400, "ignore_eos": True}
     request = {**body, "stream": True, "temperature": 0}
     url = f"{pods[0].url}/v1/completions"
@@ -262,7 +251,7 @@ def test_sigterm_on_another_pod_than_the_leaders_drains_the_group(pods: list[Gro
         lines = answer.iter_lines()
         next(lines)
         pods[1].process.send_signal(signal.SIGTERM)
-        until(lambda: httpx.get(f"{pods[0].url}/pds/state").json()["draining"], 10)
+        wait_until(lambda: httpx.get(f"{pods[0].url}/pds/state").json()["draining"], 10)
         assert pods[0].complete(max_tokens=5).status_code == 503
         assert "data: [DONE]" in list(lines)
     pods[0].process.send_signal(signal.SIGTERM)  # as the operator deletes what is left of the group
@@ -280,7 +269,7 @@ def test_sigterm_on_another_pod_than_the_leaders_drains_the_group(pods: list[Gro
         ({"max_model_len": 100_000}, "max_model_len 100000"),
     ],
 )
-def test_what_can_be_told_is_refused_before_anything_starts(tree: dict, says: str) -> None:
+def test_what_cannot_work_is_refused_before_anything_starts(tree: dict, says: str) -> None:
     config = EngineConfig.model_validate({"model": {"path": MODEL}, **tree})
     with pytest.raises(ConfigError, match=says):
         launch.check(config)
@@ -296,7 +285,7 @@ def test_weights_that_a_worker_cannot_load_end_with_78_and_a_note(tmp_path: Path
         shutil.copyfile(path, tmp_path / path.name)
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100_000])
-    broken = Group("--set", f"model.path={tmp_path}")
+    broken = ServedGroup("--set", f"model.path={tmp_path}")
     _, said = broken.process.communicate(timeout=90)
     assert broken.process.returncode == 78
     assert f"error: model.path: cannot read {weights}" in said
@@ -312,10 +301,10 @@ def test_weights_that_a_worker_cannot_load_end_with_78_and_a_note(tmp_path: Path
     ],
 )
 def test_a_port_in_use_is_named_and_is_no_configuration_error(key: str, use: str) -> None:
-    """78 would never be tried again, and whoever has the port may be gone in a second."""
+    """78 would never be tried again, and the port's holder may be gone in a second."""
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        group = Group("--set", f"{key}={port}")
+        group = ServedGroup("--set", f"{key}={port}")
         _, said = group.process.communicate(timeout=60)
     assert group.process.returncode == 1
     assert f"cannot listen on 127.0.0.1:{port}, the port of {use}: Address already in use" in said

@@ -1,4 +1,4 @@
-"""Real sockets: a port in use is told apart from an address or a port that cannot be ours."""
+"""Real sockets: a port in use differs from an address or a port that cannot be ours."""
 
 import socket
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ import pytest
 import zmq
 from pds_engine.errors import ConfigError, PortTaken
 from pds_engine.keys import Keys
-from pds_engine.listening import bound, listener
+from pds_engine.listening import bind, listener
 from pds_engine.ports import HTTP
 from pds_engine.wire import Hub
 
@@ -18,7 +18,7 @@ def taken() -> Iterator[int]:
         yield other.getsockname()[1]
 
 
-@pytest.mark.parametrize("listen", [bound, listener])
+@pytest.mark.parametrize("listen", [bind, listener])
 def test_a_port_in_use_is_named_with_its_use_and_its_setting(listen, taken: int) -> None:
     with pytest.raises(PortTaken) as raised:
         listen("127.0.0.1", taken, HTTP)
@@ -37,22 +37,22 @@ def test_a_port_in_use_is_named_with_its_use_and_its_setting(listen, taken: int)
 )
 def test_an_address_that_is_not_ours_is_an_error_of_the_configuration(host: str, says: str) -> None:
     with pytest.raises(ConfigError, match=f"^http.port: cannot listen on {host}:0.*({says})"):
-        bound(host, 0, HTTP)
+        bind(host, 0, HTTP)
 
 
 def test_every_address_of_a_name_is_bound_and_none_left_when_one_is_taken(taken: int) -> None:
-    everywhere = bound("localhost", 0, HTTP)
+    everywhere = bind("localhost", 0, HTTP)
     assert {each.getsockname()[0] for each in everywhere} <= {"127.0.0.1", "::1"}
     for each in everywhere:
         each.close()
     with pytest.raises(PortTaken):
-        bound("localhost", taken, HTTP)
+        bind("localhost", taken, HTTP)
 
 
 def test_a_port_bound_by_nobody_that_listens_yet_is_taken_when_it_is_listened_on() -> None:
-    """SO_REUSEADDR lets two bind it: the second to listen is told."""
-    (first,) = bound("127.0.0.1", 0, HTTP)
-    (second,) = bound("127.0.0.1", first.getsockname()[1], HTTP)
+    """SO_REUSEADDR lets two bind it: the second to listen learns of it."""
+    (first,) = bind("127.0.0.1", 0, HTTP)
+    (second,) = bind("127.0.0.1", first.getsockname()[1], HTTP)
     with first, second:
         first.listen()
         with pytest.raises(OSError, match="in use"):

@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,13 +11,13 @@ from typing import Any
 
 import httpx
 import pytest
-from free import free_port
 from pds_engine import signing
 from pds_engine.keys import Keys
+from real_processes import ENGINE, MODEL, ROUTER, ServingProcess, children
+from waiting import wait_until
 
-MODEL = Path(__file__).parents[2] / "examples" / "models" / "tiny"
-ENGINE = (sys.executable, "-c", "from pds_engine.cli import main; main()")
-ROUTER = (sys.executable, "-m", "pds_engine.router", "serve")
+Event = tuple[list[dict[str, Any]], dict[str, int] | None] | str
+"""Choices and usage of one event, or the line that ends the stream."""
 STREAMS: list[dict[str, Any]] = [
     {"prompt": "The value of", "max_tokens": 300, "ignore_eos": True, "temperature": 0},
     {"prompt": "a b c", "max_tokens": 250, "ignore_eos": True, "seed": 5, "temperature": 0.9},
@@ -29,54 +27,8 @@ STREAMS: list[dict[str, Any]] = [
 """Greedy, seeded, scored and penalised: each says the same whenever it is asked."""
 
 
-def until(probe: Callable[[], Any], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not probe():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-class Process:
-    """One that serves HTTP; its standard error goes to a file."""
-
-    def __init__(self, folder: Path, name: str, *words: str, port: int = 0) -> None:
-        self.port = port or free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.log = folder / f"{name}.log"
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                [*words, "--port", str(self.port)],
-                stderr=log,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
-            )
-
-    def get(self, path: str) -> httpx.Response:
-        return httpx.get(f"{self.url}{path}", timeout=5)
-
-    def ready(self) -> bool:
-        if self.process.poll() is not None:
-            raise AssertionError(self.log.read_text())
-        try:
-            return self.get("/readyz").status_code == 200
-        except httpx.TransportError:
-            return False
-
-    def children(self) -> dict[str, int]:
-        """Process ids by kind."""
-        path = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
-        found = {}
-        for pid in path.read_text().split():
-            words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
-            found[words[words.index("pds_engine.child") + 1]] = int(pid)
-        return found
-
-    def end(self) -> None:
-        self.process.kill()
-        self.process.wait()
-
-
 PAGES = 80
-"""Of each decode group: four of these streams have room in it, five do not."""
+"""Pages of each decode group: four of these streams have room in it, five do not."""
 
 
 class World:
@@ -86,22 +38,22 @@ class World:
         self.folder = folder
         self.keys = Keys.make()
         self.keys.write(folder)
-        self.groups: dict[str, Process] = {}
-        self.processes: list[Process] = []
+        self.groups: dict[str, ServingProcess] = {}
+        self.processes: list[ServingProcess] = []
         """All that were begun, the killed ones too."""
 
     def start(self) -> None:
         for name in ("prefill-0", "decode-0", "decode-1"):
             self.groups[name] = self.group(name)
         for group in self.groups.values():
-            until(group.ready, 120)
+            wait_until(group.answers, 120)
         backends = [word for g in self.groups.values() for word in ("--backend", g.url)]
         options = ("--keys-dir", str(self.folder), "--metrics-port", "0")
         self.router = self.begin("router", *ROUTER, *backends, *options)
-        until(self.router.ready, 30)
-        until(self.all_routable, 30)
+        wait_until(self.router.answers, 30)
+        wait_until(self.all_routable, 30)
 
-    def group(self, name: str, port: int = 0) -> Process:
+    def group(self, name: str, port: int = 0) -> ServingProcess:
         role = name.partition("-")[0]
         options = (
             f"role={role}", f"pod.group={name}", f"http.keys_dir={self.folder}",
@@ -113,8 +65,8 @@ class World:
         model = ("--model", str(MODEL), "--dtype", "float32")
         return self.begin(name, *ENGINE, "serve", *model, *words, port=port)
 
-    def begin(self, name: str, *words: str, port: int = 0) -> Process:
-        self.processes.append(Process(self.folder, name, *words, port=port))
+    def begin(self, name: str, *words: str, port: int = 0) -> ServingProcess:
+        self.processes.append(ServingProcess(self.folder, name, *words, port=port))
         return self.processes[-1]
 
     def all_routable(self) -> bool:
@@ -138,7 +90,7 @@ class World:
         return dict(line.rsplit(" ", 1) for line in self.router.get("/metrics").text.splitlines())
 
     def migrations(self) -> dict[str, int]:
-        """How many, by why."""
+        """Their number by reason."""
         name = "pds_router_migrations_total"
         return {
             key.split('"')[1]: int(float(value))
@@ -147,7 +99,7 @@ class World:
         }
 
     def moved(self) -> int:
-        """Streams that went on elsewhere, but for those that were put out for want of pages."""
+        """Streams that went on elsewhere, but for those that were preempted for want of pages."""
         return sum(count for why, count in self.migrations().items() if why != "preempted")
 
     def seconds(self) -> float:
@@ -155,9 +107,9 @@ class World:
         values, name = self.metrics(), "pds_router_migration_seconds"
         return float(values[f"{name}_sum"]) / float(values[f"{name}_count"])
 
-    def stream(self, body: dict[str, Any]) -> list[Any]:
+    def stream(self, body: dict[str, Any]) -> list[Event]:
         """The choices and usage of each event; an error, or a missing end, fails."""
-        told: list[Any] = []
+        lines: list[Event] = []
         whole = {**body, "stream": True, "stream_options": {"include_usage": True}}
         with httpx.stream(
             "POST", f"{self.router.url}/v1/completions", json=whole, timeout=90
@@ -166,15 +118,15 @@ class World:
             for line in answer.iter_lines():
                 if not line.startswith("data: {"):
                     assert line in ("", "data: [DONE]")
-                    told += [line] if line else []
+                    lines += [line] if line else []
                     continue
                 event = json.loads(line.removeprefix("data: "))
                 assert "error" not in event, event
                 if event["usage"]:
                     event["usage"].pop("prompt_tokens_details")  # it is the last prefill group's
-                told.append((_rounded(event["choices"]), event["usage"]))
-        assert told[-1] == "data: [DONE]"
-        return told
+                lines.append((_rounded(event["choices"]), event["usage"]))
+        assert lines[-1] == "data: [DONE]"
+        return lines
 
     def close(self) -> None:
         for process in self.processes:
@@ -209,7 +161,7 @@ def unseen(world: World, name: str, end: Callable[[], None]) -> None:
         right = list(pool.map(world.stream, STREAMS))
         before = world.moved()
         asked = [pool.submit(world.stream, body) for body in STREAMS * 2]
-        until(lambda: world.busy(name), 30)
+        wait_until(lambda: world.busy(name), 30)
         end()
         assert [each.result() for each in asked] == right * 2
     moved = world.moved() - before
@@ -230,15 +182,15 @@ def test_streams_that_are_put_out_for_want_of_pages_go_unseen(world: World) -> N
     assert not any(name.startswith("pds_router_failed_attempts_total") for name in metrics)
     backends = world.router.get("/pds/backends").json()["backends"]
     assert [(each["failures"], each["routable"]) for each in backends] == [(0, True)] * 3
-    print(f"{count} times put out among 12 streams, back in {world.seconds():.2f} s each")
+    print(f"{count} times preempted among 12 streams, back in {world.seconds():.2f} s each")
 
 
 def test_a_killed_worker_in_mid_stream_goes_unseen(world: World) -> None:
     killed = world.groups["decode-0"]
-    unseen(world, "decode-0", lambda: os.kill(killed.children()["worker-0"], signal.SIGKILL))
+    unseen(world, "decode-0", lambda: os.kill(children(killed.process)["worker-0"], signal.SIGKILL))
     assert killed.process.wait(10) == 1
     world.groups["decode-0"] = world.group("decode-0", killed.port)
-    until(world.all_routable, 120)
+    wait_until(world.all_routable, 120)
 
 
 def test_a_forced_drain_in_mid_stream_goes_unseen(world: World) -> None:

@@ -8,12 +8,12 @@ from pds_engine.config import EngineConfig
 from pds_engine.errors import ConfigError
 from pds_engine.ports import ROOM, KvAddress, PodPorts, kv_address, plan
 from pds_operator import names
-from pds_operator.build.owner import Owner
-from pds_operator.build.shared import network_policies
-from pds_operator.crd import definition
 from pds_operator.errors import SpecError
+from pds_operator.render.owner import Owner
+from pds_operator.render.shared import network_policies
+from pds_operator.schema import parse
+from pds_operator.schema.crd import definition
 from pds_operator.settings import Settings
-from pds_operator.spec import parse
 
 EPHEMERAL = 32768
 """Linux gives this port and those above it to outgoing connections."""
@@ -25,7 +25,7 @@ def config(pod: int = 0, **parallelism: int) -> EngineConfig:
 
 
 def used(ports: PodPorts) -> list[int]:
-    return [port for lane in ports.lanes for port in lane.ports]
+    return [port for block in ports.blocks for port in block.ports]
 
 
 def admitted(**parallelism: int) -> bool:
@@ -72,7 +72,7 @@ def test_no_two_uses_meet_at_any_width_that_the_crd_admits() -> None:
 
 
 def test_the_crd_and_the_plan_have_one_bound() -> None:
-    """Both ways: what the CRD admits has ports, and what has none it refuses."""
+    """The CRD admits what there are ports for, and refuses what there are none for."""
     for dp, ranks in itertools.product(WIDTHS, WIDTHS):
         width = {"tp": min(ranks, 64), "dp": dp, "ranks_per_pod": ranks}
         if ranks > 64:
@@ -125,7 +125,9 @@ def test_what_does_not_fit_is_refused_by_name(parallelism: dict[str, int], says:
         ),
     ],
 )
-def test_settings_that_put_two_uses_on_one_port_are_named(tree: Any, says: str) -> None:
+def test_settings_that_put_two_uses_on_one_port_are_named(
+    tree: dict[str, dict[str, int]], says: str
+) -> None:
     with pytest.raises(ConfigError, match=says):
         plan(EngineConfig.model_validate(tree))
 
@@ -143,13 +145,13 @@ def test_ucx_has_no_port_where_it_is_not_offered() -> None:
 
 
 def test_the_policy_among_engines_names_no_port() -> None:
-    """In a rollout groups of two releases meet, whose ports differ: they are told, not assumed."""
+    """In a rollout groups of two releases meet, whose ports differ: messages carry them."""
     owner = Owner(name="chat", namespace="default", uid="u")
     engine = network_policies(owner, Settings())[0]["spec"]["ingress"]
     among = [rule for rule in engine if rule["from"] == [{"podSelector": engine_pods(rule)}]]
     assert among and "ports" not in among[0]
 
 
-def engine_pods(rule: dict[str, Any]) -> Any:
+def engine_pods(rule: dict[str, Any]) -> dict[str, Any] | None:
     selector = rule["from"][0].get("podSelector", {})
     return selector if "matchExpressions" in selector else None

@@ -1,4 +1,4 @@
-"""Bodies are read by a process of their own: what comes back, and what its end does."""
+"""A process of its own reads bodies: its answers, and what follows from its end."""
 
 import asyncio
 import json
@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from pds_engine import reading
 from pds_engine.errors import InvalidRequest, NotRead, Overloaded, TooLong, Unexpected
-from pds_engine.reading import NICE, Reader, Turns
+from pds_engine.reading import NICE, Reader, ReadQueue
 
 BODY = b"x" * (8 << 20)
 
 
-def told(about: bytes, body: bytes) -> bytes:
+def answered(about: bytes, body: bytes) -> bytes:
     """What the tests ask of the process: this function runs in it."""
     if about == b"wait":
         time.sleep(60)
@@ -34,7 +34,7 @@ def told(about: bytes, body: bytes) -> bytes:
 @pytest.fixture
 async def reader(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
-    one = Reader("test_reading:told")
+    one = Reader("test_reading:answered")
     yield one
     await one.close()
 
@@ -90,7 +90,7 @@ async def test_the_process_ends_with_its_parent(tmp_path):
         "import asyncio, os, signal\n"
         "from pds_engine.reading import Reader\n"
         "async def main():\n"
-        "    print((await Reader('test_reading:told').read(b'', b'')).decode(), flush=True)\n"
+        "    print((await Reader('test_reading:answered').read(b'', b'')).decode(), flush=True)\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
         "asyncio.run(main())\n"
     )
@@ -110,7 +110,7 @@ async def test_the_process_ends_with_its_parent(tmp_path):
 
 
 async def test_one_body_is_read_at_a_time_and_few_wait():
-    turns, running = Turns(most=100), []
+    turns, running = ReadQueue(most=100), []
 
     async def read(size: int, go: asyncio.Event) -> None:
         async with turns.turn(size):

@@ -1,4 +1,4 @@
-"""The bytes of all bodies together have a bound, and who is alone has none."""
+"""The bytes of all bodies together have a bound; a single body has none."""
 
 import pytest
 from pds_engine.errors import Overloaded

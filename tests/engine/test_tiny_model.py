@@ -7,9 +7,12 @@ from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 MODELS = Path(__file__).parents[2] / "examples" / "models"
 TINY = MODELS / "tiny"
@@ -34,7 +37,7 @@ def tasks() -> Iterator[ModuleType]:
 
 
 @pytest.fixture(scope="module")
-def tokenizer() -> Any:
+def tokenizer() -> "Tokenizer":
     """The committed tokenizer.json."""
     tokenizers = pytest.importorskip("tokenizers")
     return tokenizers.Tokenizer.from_file(str(TINY / "tokenizer.json"))
@@ -83,14 +86,14 @@ def test_an_unknown_kind_is_refused(tasks: ModuleType) -> None:
 
 
 def test_every_noun_is_one_token_with_and_without_a_space(
-    tasks: ModuleType, tokenizer: Any
+    tasks: ModuleType, tokenizer: "Tokenizer"
 ) -> None:
     assert len(tasks.NOUNS) == len(set(tasks.NOUNS)) == 256
     for noun in tasks.NOUNS:
         assert len(tokenizer.encode(noun).ids) == len(tokenizer.encode(" " + noun).ids) == 1
 
 
-def test_counted_tokens_are_the_tokenizers(tasks: ModuleType, tokenizer: Any) -> None:
+def test_counted_tokens_are_the_tokenizers(tasks: ModuleType, tokenizer: "Tokenizer") -> None:
     for kind in ("recall", "copy", "count", "sum"):
         for seed in range(20):
             task = tasks.draw(kind, seed, 100, 3)
@@ -99,7 +102,7 @@ def test_counted_tokens_are_the_tokenizers(tasks: ModuleType, tokenizer: Any) ->
 
 
 @pytest.mark.parametrize("text", ["naïve 東京 🙂\n\ttabs  and spaces ", "x=1;y=22;", "", "<|odd|>"])
-def test_any_text_survives_the_tokenizer(tokenizer: Any, text: str) -> None:
+def test_any_text_survives_the_tokenizer(tokenizer: "Tokenizer", text: str) -> None:
     assert tokenizer.decode(tokenizer.encode(text).ids, skip_special_tokens=False) == text
 
 

@@ -1,6 +1,6 @@
 """The warm-up and its proof, as the operator reads it, on good volumes and on bad ones.
 
-Nothing is really compiled here: what matters is where artefacts lie, and who is told what.
+Nothing is really compiled here: what matters is where artefacts lie, and what logs and proofs say.
 """
 
 import errno
@@ -38,7 +38,7 @@ class Refusing(Files):
             raise OSError(self.NUMBER, os.strerror(self.NUMBER), str(path))
 
 
-class Pod:
+class WarmPod:
     """A pod: its warm-up, and then its engine, over one folder of its own."""
 
     def __init__(self, root: Path, name: str) -> None:
@@ -47,12 +47,12 @@ class Pod:
         self.log.touch()
         self.volume.mkdir(exist_ok=True)
 
-    def config(self, **cache: Any) -> EngineConfig:
+    def config(self, **cache: object) -> EngineConfig:
         given = {"path": self.volume, "private": self.private, "warmup": True, **cache}
         model = {"path": MODEL, "dtype": "float32"}
         return EngineConfig.model_validate({"model": model, "cache": given, "compile": True})
 
-    def warm(self, **cache: Any) -> dict[str, Any]:
+    def warm(self, **cache: object) -> dict[str, Any]:
         """The proof, and the exit status in it."""
         status = warmup.run(self.config(**cache))
         proof: dict[str, Any] = json.loads(self.log.read_text())
@@ -70,12 +70,12 @@ class Pod:
 
 
 @pytest.fixture
-def pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Pod]:
-    """Pods over one volume. The last one made is that which warms up."""
+def pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], WarmPod]:
+    """Pods over one volume; the last one made warms up."""
     monkeypatch.setattr(warmup, "_pool", ThreadPoolExecutor)
 
-    def make(name: str) -> Pod:
-        made = Pod(tmp_path, name)
+    def make(name: str) -> WarmPod:
+        made = WarmPod(tmp_path, name)
 
         def build(graph: Graph, folder: Path) -> None:
             made.built.append(graph.name)
@@ -99,7 +99,7 @@ def refuses(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     return begin
 
 
-def test_the_next_pod_compiles_nothing(pod: Callable[[str], Pod]) -> None:
+def test_the_next_pod_compiles_nothing(pod: Callable[[str], WarmPod]) -> None:
     first = pod("a").warm()
     assert (first["compiled"], first["reused"], first["error"], first["volume"]) == (2, 0, "", "")
     second = pod("b")
@@ -109,7 +109,9 @@ def test_the_next_pod_compiles_nothing(pod: Callable[[str], Pod]) -> None:
     assert len(list(second.volume.glob("v1/manifests/default/none/unified/0.json"))) == 1
 
 
-def test_an_engine_does_without_the_volume_that_its_warm_up_had(pod: Callable[[str], Pod]) -> None:
+def test_an_engine_does_without_the_volume_that_its_warm_up_had(
+    pod: Callable[[str], WarmPod],
+) -> None:
     warm = pod("a")
     proof = warm.warm()
     shutil.rmtree(warm.volume)
@@ -127,7 +129,7 @@ def test_an_engine_does_without_the_volume_that_its_warm_up_had(pod: Callable[[s
     ],
 )
 def test_a_volume_that_takes_nothing_costs_sharing_alone(
-    pod: Callable[[str], Pod], refuses: Callable[[int], None], number: int, words: str
+    pod: Callable[[str], WarmPod], refuses: Callable[[int], None], number: int, words: str
 ) -> None:
     refuses(number)
     lone = pod("a")
@@ -138,7 +140,7 @@ def test_a_volume_that_takes_nothing_costs_sharing_alone(
 
 
 def test_a_volume_that_has_all_is_good_even_if_it_takes_nothing(
-    pod: Callable[[str], Pod], refuses: Callable[[int], None]
+    pod: Callable[[str], WarmPod], refuses: Callable[[int], None]
 ) -> None:
     pod("a").warm()
     refuses(errno.EROFS)
@@ -146,8 +148,8 @@ def test_a_volume_that_has_all_is_good_even_if_it_takes_nothing(
     assert (proof["compiled"], proof["reused"], proof["volume"]) == (0, 2, "")
 
 
-def test_where_a_compiler_fails_too_both_are_told(
-    pod: Callable[[str], Pod], refuses: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+def test_where_a_compiler_fails_too_both_are_reported(
+    pod: Callable[[str], WarmPod], refuses: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refuses(errno.ENOSPC)
     lone = pod("a")
@@ -162,8 +164,8 @@ def test_where_a_compiler_fails_too_both_are_told(
     assert f"volume at {lone.volume} is full (" in proof["error"]
 
 
-def test_a_failure_on_a_good_volume_is_told_alone(
-    pod: Callable[[str], Pod], monkeypatch: pytest.MonkeyPatch
+def test_a_failure_on_a_good_volume_is_reported_alone(
+    pod: Callable[[str], WarmPod], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lone = pod("a")
 
@@ -179,7 +181,7 @@ def test_a_failure_on_a_good_volume_is_told_alone(
 
 
 def test_what_works_for_others_alone_compiles_nothing_that_they_will_not_get(
-    pod: Callable[[str], Pod], refuses: Callable[[int], None]
+    pod: Callable[[str], WarmPod], refuses: Callable[[int], None]
 ) -> None:
     """The Job before a rollout: a fault of the volume is not the revision's."""
     refuses(errno.ENOSPC)
@@ -190,7 +192,7 @@ def test_what_works_for_others_alone_compiles_nothing_that_they_will_not_get(
     assert job.built == []
 
 
-def test_what_works_for_others_alone_fills_a_good_volume(pod: Callable[[str], Pod]) -> None:
+def test_what_works_for_others_alone_fills_a_good_volume(pod: Callable[[str], WarmPod]) -> None:
     assert pod("job").warm(only_shared=True)["compiled"] == 2
     assert pod("a").warm()["reused"] == 2
 
@@ -201,7 +203,7 @@ def test_a_variable_says_that_a_warm_up_is_for_others() -> None:
 
 
 def test_the_log_says_what_was_damaged_and_how_long_it_took_to_rebuild(
-    pod: Callable[[str], Pod], capsys: pytest.CaptureFixture[str]
+    pod: Callable[[str], WarmPod], capsys: pytest.CaptureFixture[str]
 ) -> None:
     first = pod("a")
     first.warm()
@@ -210,13 +212,13 @@ def test_the_log_says_what_was_damaged_and_how_long_it_took_to_rebuild(
     proof = pod("b").warm()
     assert (proof["compiled"], proof["volume"]) == (2, "")
     what = r"what lay in the cache was damaged (graph.pt2 has changed); compiled in 0.0 s"
-    told = {json.loads(line)["message"] for line in capsys.readouterr().err.splitlines()}
-    assert {f"graph {name}: {what}" for name in ("before", "after")} <= told
+    logged = {json.loads(line)["message"] for line in capsys.readouterr().err.splitlines()}
+    assert {f"graph {name}: {what}" for name in ("before", "after")} <= logged
     assert pod("c").warm()["reused"] == 2
 
 
 def test_a_proof_of_many_words_can_still_be_read(
-    pod: Callable[[str], Pod], refuses: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+    pod: Callable[[str], WarmPod], refuses: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refuses(errno.ENOSPC)
     lone = pod("a")
@@ -230,7 +232,7 @@ def test_a_proof_of_many_words_can_still_be_read(
 
 
 def test_a_warm_up_without_a_compiler_says_so_in_its_proof(
-    pod: Callable[[str], Pod], monkeypatch: pytest.MonkeyPatch
+    pod: Callable[[str], WarmPod], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CXX", "/bin/false")
     toolchain.cache_clear()

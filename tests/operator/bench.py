@@ -1,8 +1,8 @@
 """The reconciler between an API server and pods in memory, round by round."""
 
 from fake_api import FakeApi
-from pds_operator.observed import EngineState, RouterView
-from pds_operator.reconcile import Reconciler
+from pds_operator.facts.observed import LeaderState, RouterView
+from pds_operator.run.reconcile import Reconciler
 from pds_operator.settings import Settings
 from worlds import NOW, raw_spec
 
@@ -27,7 +27,7 @@ class FakePods:
         self.keys |= {pod: keys[pod] for pod, _ in leaders}
         self.leaders = [pod for pod, _ in leaders]
         return {
-            pod: EngineState(self.in_flight.get(pod, 0), draining=ip in self.drained)
+            pod: LeaderState(self.in_flight.get(pod, 0), draining=ip in self.drained)
             for pod, ip in leaders
         }
 
@@ -145,9 +145,13 @@ class Bench:
         return self.api.one("PDServing", "chat")["status"]
 
     def condition(self, kind):
-        return self.told(kind)["status"], self.told(kind)["reason"]
+        found = self._condition(kind)
+        return found["status"], found["reason"]
 
-    def told(self, kind):
+    def message(self, kind):
+        return self._condition(kind)["message"]
+
+    def _condition(self, kind):
         [found] = [item for item in self.status["conditions"] if item["type"] == kind]
         return found
 

@@ -9,15 +9,18 @@ from typing import Any
 import pytest
 import yaml
 
-# worlds.py, fake_api.py and running.py are helpers of these tests alone; tests have no packages.
+# worlds.py, bench.py, plugin.py and their like are helpers of these tests alone: tests have no
+# packages.
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[2] / "cluster"))
 
+import plugin
+from bench import Bench
 from pds_cluster import testing
 from pds_cluster.errors import ClusterError
 from pds_cluster.testing import pytest_runtest_makereport as pytest_runtest_makereport
 from running import eventually
-from worlds import World, raw_spec
+from worlds import World, settled
 
 ROOT = Path(__file__).parents[2]
 OPERATORS = "app.kubernetes.io/part-of=pdserving,app.kubernetes.io/component=operator"
@@ -76,8 +79,28 @@ def _rules(node: Any) -> list[str]:
     return []
 
 
+@pytest.fixture(scope="module")
+def namespace(cluster: testing.Cluster, definition: None, alone: None) -> Iterator[str]:
+    """A fresh namespace for the tests of one module, in which no other operator writes."""
+    with cluster.namespace() as name:
+        yield name
+
+
 @pytest.fixture
 def world() -> World:
-    world = World(raw_spec())
-    world.settle()
-    return world
+    """One PDServing that stands whole, and the planner alone."""
+    return settled()
+
+
+@pytest.fixture
+async def bench() -> Bench:
+    """One PDServing that stands whole, and the reconciler."""
+    bench = Bench()
+    await bench.settle()
+    return bench
+
+
+@pytest.fixture
+def kubectl(monkeypatch: pytest.MonkeyPatch) -> plugin.Kubectl:
+    """A kubectl in place of the real one, for `kubectl pds`."""
+    return plugin.answering(monkeypatch)

@@ -8,14 +8,14 @@ from typing import Any
 
 import field_owners
 from pds_operator import errors, names
-from pds_operator.cluster import Store
+from pds_operator.run.cluster import Store
 
 Object = dict[str, Any]
 ROUTER = {"pdserving.io/name": "chat", "pdserving.io/role": "router"}
 
 
 class FakeApi:
-    """The methods of `pds_operator.api.Api` that reconciling uses; a store sees every change."""
+    """What reconciling uses of `pds_operator.run.api.Api`; a store sees every change."""
 
     def __init__(self) -> None:
         self.objects: dict[tuple[str, str, str], Object] = {}

@@ -93,12 +93,12 @@ def _walk(value: Any, path: Path, name: str, found: set[Path]) -> None:
 
 
 def _steps(items: list[Any], name: str) -> list[str]:
-    """How the items of a list are told apart; none: the list is one field."""
+    """How the items of a list are identified; none: the list is one field."""
     keys = _keys(items, name)
     if not keys:
         return []
-    told = [{key: item.get(key, "TCP") for key in keys} for item in items]
-    return [f"k:{json.dumps(each, sort_keys=True, separators=(',', ':'))}" for each in told]
+    identities = [{key: item.get(key, "TCP") for key in keys} for item in items]
+    return [f"k:{json.dumps(each, sort_keys=True, separators=(',', ':'))}" for each in identities]
 
 
 def _keys(items: list[Any], name: str) -> tuple[str, ...]:
@@ -130,7 +130,7 @@ def _merged(live: Any, sent: Any, name: str) -> Any:
 
 
 def _is_key(path: Path) -> bool:
-    """Whether it is what tells an item of a list apart, which stays as long as the item does."""
+    """Whether it identifies an item of a list, and so stays as long as the item does."""
     item = path[-2] if len(path) > 1 else ""
     return item.startswith("k:") and path[-1][2:] in json.loads(item[2:])
 

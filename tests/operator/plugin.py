@@ -3,7 +3,9 @@
 import json
 import subprocess
 
-from pds_operator import kubectl, revision
+import pytest
+from pds_operator import revision
+from pds_operator.kubectl import commands
 from typer.testing import CliRunner
 
 
@@ -31,17 +33,17 @@ class Kubectl:
         ]
 
 
-def answering(monkeypatch):
+def answering(monkeypatch: pytest.MonkeyPatch) -> Kubectl:
     """A Kubectl in place of the real one."""
     fake = Kubectl()
     fake.answers |= {"get pdservingroles": {"items": []}, "get pdservings --": {"items": []}}
-    monkeypatch.setattr(kubectl.subprocess, "run", fake.run)
-    monkeypatch.setattr(kubectl.shutil, "which", lambda name: f"/bin/{name}")
+    monkeypatch.setattr(commands.subprocess, "run", fake.run)
+    monkeypatch.setattr(commands.shutil, "which", lambda name: f"/bin/{name}")
     return fake
 
 
-def told(*words: str) -> str:
-    result = CliRunner().invoke(kubectl.app, list(words), catch_exceptions=False)
+def output(*words: str) -> str:
+    result = CliRunner().invoke(commands.app, list(words), catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return result.output
 

@@ -12,7 +12,7 @@ import urllib.request
 from collections.abc import Callable
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import yaml
@@ -34,7 +34,10 @@ CHAT_PODS = 4
 """Of its engines, where no node is found: both prefill groups, and one of decode."""
 
 
-class Operator:
+Found = TypeVar("Found")
+
+
+class OperatorProcess:
     """`pds-operator run` for one namespace."""
 
     def __init__(self, cluster: testing.Cluster, namespace: str, folder: Path) -> None:
@@ -77,18 +80,19 @@ class Operator:
         return sum(value for name, value in self.metrics().items() if "writes_total" in name)
 
 
-def eventually(check: Callable[[], Any], seconds: float = 60) -> Any:
+def eventually(check: Callable[[], Found], seconds: float = 60) -> Found:
     """The first true value of `check`; what it raises is shown when the time is over."""
     deadline = time.monotonic() + seconds
     while True:
+        last: object
         try:
-            value = check()
-            if value:
-                return value
+            if found := check():
+                return found
+            last = found
         except (OSError, LookupError, HTTPException) as error:
-            value = error
+            last = error
         if time.monotonic() > deadline:
-            pytest.fail(f"not within {seconds} s: {value!r}")
+            pytest.fail(f"not within {seconds} s: {last!r}")
         time.sleep(0.2)
 
 

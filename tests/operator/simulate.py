@@ -20,25 +20,25 @@ from contextlib import ExitStack
 from itertools import count
 
 from simulation.memory import remembering
-from simulation.world import Failed, Told, run
+from simulation.world import RunFailed, RunFigures, run
 
 BATCH = 50
-TELL = 1_000
+REPORT_EVERY = 1_000
 memory = ExitStack()
 
 
-Batch = tuple[list[Told], list[tuple[int, str, str]]]
+Batch = tuple[list[RunFigures], list[tuple[int, str, str]]]
 
 
 def batch(seeds: range) -> Batch:
-    """What the runs tell, and of those that failed (seed, reason, trace)."""
-    told, failed = [], []
+    """The figures of the runs, and of those that failed (seed, reason, trace)."""
+    figures, failed = [], []
     for seed in seeds:
         try:
-            told.append(run(seed))
-        except Failed as error:
+            figures.append(run(seed))
+        except RunFailed as error:
             failed.append((seed, error.reason, str(error)))
-    return told, failed
+    return figures, failed
 
 
 def begin() -> None:
@@ -63,7 +63,7 @@ def timed(first: int, seconds: float) -> Iterator[range]:
 
 
 def results(pool: Executor, asked: Iterable[range], ahead: int) -> Iterator[Batch]:
-    """What the batches tell, in order; `ahead` are under way at once, so that time is kept."""
+    """The results of the batches, in order; `ahead` are under way at once, so that time is kept."""
     under_way: deque[Future[Batch]] = deque()
     for seeds in asked:
         under_way.append(pool.submit(batch, seeds))
@@ -83,19 +83,19 @@ def main() -> int:
     parser.add_argument("--processes", type=int, default=1)
     given = parser.parse_args()
     began, failures, done = time.perf_counter(), 0, 0
-    totals = dict.fromkeys((field.name for field in dataclasses.fields(Told)), 0.0)
+    totals = dict.fromkeys((field.name for field in dataclasses.fields(RunFigures)), 0.0)
     asked = batches(given.seed, given.runs)
     if given.seconds is not None:
         asked = timed(given.seed, given.seconds)
     with ProcessPoolExecutor(given.processes, initializer=begin) as pool:
-        for told, failed in results(pool, asked, given.processes + 1):
+        for figures, failed in results(pool, asked, given.processes + 1):
             for seed, reason, trace in failed:
                 print(f"seed {seed}: {reason}" if failures else trace, flush=True)
                 failures += 1
             for name in totals:
-                totals[name] += sum(getattr(each, name) for each in told)
-            done += len(told) + len(failed)
-            if done % TELL == 0:
+                totals[name] += sum(getattr(each, name) for each in figures)
+            done += len(figures) + len(failed)
+            if done % REPORT_EVERY == 0:
                 print(f"{done} runs, {failures} failed", file=sys.stderr, flush=True)
     took = time.perf_counter() - began
     print(f"{done} runs, {failures} failed, {took:.0f} s, {done / took:.0f} a second")

@@ -9,7 +9,7 @@ from aiohttp import web
 from kubernetes.aio.client import Configuration
 from kubernetes.aio.config import incluster_config, kube_config
 from pds_operator import errors
-from pds_operator.api import Api, login
+from pds_operator.run.api import Api, login
 
 EXEC = "client.authentication.k8s.io/v1"
 LEASE = {
@@ -31,8 +31,8 @@ REVISION = {
 }
 
 
-class Server:
-    """Answers everything with the object sent, unless told otherwise; keeps what was asked."""
+class EchoServer:
+    """Answers with the object sent, unless `refuse` has another answer; keeps what was asked."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, str, dict[str, str], str, object]] = []
@@ -48,13 +48,13 @@ class Server:
         query = dict(request.query)
         self.asked.append((request.method, request.path, query, request.content_type, body))
         self.tokens.append(request.headers.get("Authorization"))
-        status, told = self.refuse.get(self.tokens[-1] or "", (200, text or "{}"))
-        return web.Response(status=status, text=told, headers=self.headers)
+        status, answer = self.refuse.get(self.tokens[-1] or "", (200, text or "{}"))
+        return web.Response(status=status, text=answer, headers=self.headers)
 
 
 @pytest.fixture
 async def server():
-    server = Server()
+    server = EchoServer()
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", server.handle)
     runner = web.AppRunner(app, shutdown_timeout=0.1)
@@ -210,7 +210,7 @@ async def test_a_server_without_room_says_how_long_to_wait(
     assert len(server.asked) == 1
 
 
-def plugin(server: Server, folder: Path) -> Path:
+def plugin(server: EchoServer, folder: Path) -> Path:
     """A kubeconfig whose credential plugin gives token-1, then token-2, and so on."""
     count = folder / "count"
     script = f"""printf x >> {count}; n=$(wc -c < {count})

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from pds_operator import spec
-from pds_operator.build import config, engine, router, shared
+from pds_operator import schema
 from pds_operator.errors import SpecError
+from pds_operator.render import config, engine, router, shared
 from pds_operator.settings import Settings
 from worlds import OWNER, raw_spec
 
@@ -43,7 +43,7 @@ SITE = Settings(
 )
 def test_everything_of_an_example(name, settings):
     raw = example(name)
-    wanted = spec.parse(raw)
+    wanted = schema.parse(raw)
     data = engine.render(raw, wanted, OWNER, settings)
     pods = {role: shape.groups * shape.pods_per_group for role, shape in wanted.roles.items()}
     made = [
@@ -56,7 +56,7 @@ def test_everything_of_an_example(name, settings):
 
 
 def render(raw: dict, **settings: object) -> dict:
-    return engine.render(raw, spec.parse(raw), OWNER, Settings(**settings))
+    return engine.render(raw, schema.parse(raw), OWNER, Settings(**settings))
 
 
 def test_ranks_of_one_group_differ_in_place_alone():
@@ -122,7 +122,7 @@ def test_a_roles_own_engine_block_overrides_key_by_key():
         engine={"chunkSize": 128, "delayer": {"enabled": True, "maxTicks": 5}},
         prefill={"engine": {"chunkSize": 256, "delayer": {"maxTicks": 9}}},
     )
-    wanted = spec.parse(raw)
+    wanted = schema.parse(raw)
     prefill, decode = (config.engine_config(wanted, role) for role in ("prefill", "decode"))
     assert prefill["scheduler"] == {"chunk_size": 256}
     assert prefill["delayer"] == {"enabled": True, "max_ticks": 9}
@@ -131,7 +131,7 @@ def test_a_roles_own_engine_block_overrides_key_by_key():
 
 
 def test_a_role_can_be_without_a_prefix_cache():
-    wanted = spec.parse(raw_spec(prefill={"engine": {"prefixCache": False}}))
+    wanted = schema.parse(raw_spec(prefill={"engine": {"prefixCache": False}}))
     prefill, decode = (config.engine_config(wanted, role) for role in ("prefill", "decode"))
     assert prefill["scheduler"]["prefix_cache"] is False
     assert "prefix_cache" not in decode.get("scheduler", {})
@@ -139,7 +139,7 @@ def test_a_role_can_be_without_a_prefix_cache():
 
 def test_the_schedulers_policies_reach_it():
     policies = {"chunkedPrefill": "separate", "dynamicChunks": True, "preemption": "none"}
-    wanted = spec.parse(raw_spec(engine=policies))
+    wanted = schema.parse(raw_spec(engine=policies))
     assert config.engine_config(wanted, "decode")["scheduler"] == {
         "chunked_prefill": "separate",
         "dynamic_chunks": True,
@@ -150,7 +150,7 @@ def test_the_schedulers_policies_reach_it():
 def test_a_retained_claim_has_no_owner():
     def claim(**more: object) -> dict:
         raw = raw_spec(compileCache={"volume": {"claim": {"size": "1Gi"}, **more}})
-        made = shared.cache_claim(OWNER, spec.parse(raw))
+        made = shared.cache_claim(OWNER, schema.parse(raw))
         assert made is not None
         return made
 
@@ -160,7 +160,7 @@ def test_a_retained_claim_has_no_owner():
 
 def test_router_replicas_are_left_to_a_scaler_when_left_out():
     def deployment(raw: dict) -> dict:
-        return router.objects(OWNER, spec.parse(raw), Settings())[-1]
+        return router.objects(OWNER, schema.parse(raw), Settings())[-1]
 
     assert "replicas" not in deployment(raw_spec())["spec"]
     assert deployment(raw_spec(router={"replicas": 0}))["spec"]["replicas"] == 0

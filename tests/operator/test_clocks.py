@@ -1,14 +1,14 @@
-"""Times that nodes tell, whatever their clocks say; and the API server's, which is ours."""
+"""Times that nodes write, whatever their clocks say; and the API server's, which is ours."""
 
 import dataclasses
 from email.utils import formatdate
 
 import pytest
-from pds_operator import clocks
-from pds_operator.facts import pod_facts
-from pds_operator.fleet import groups
-from pds_operator.observed import EngineState, RouterView, rfc3339
-from pds_operator.server_clock import ServerClock
+from pds_operator.decide.fleet import groups
+from pds_operator.facts import clocks
+from pds_operator.facts.observed import LeaderState, RouterView, rfc3339
+from pds_operator.facts.reading import pod_facts
+from pds_operator.run.server_clock import ServerClock
 
 MADE = 1_700_000_000
 """By the API server."""
@@ -40,16 +40,16 @@ def pod(*writes, **status):
     }
 
 
-def failed(told, *writes):
-    ended = {"exitCode": 1, "finishedAt": rfc3339(told)}
+def failed(at, *writes):
+    ended = {"exitCode": 1, "finishedAt": rfc3339(at)}
     status = [{"name": "engine", "state": {"terminated": ended}}]
     facts = pod_facts(pod(*writes, containerStatuses=status, phase="Failed"))
     [group] = groups([facts], lambda *_: 1)
     return group
 
 
-def ready(told, *writes):
-    since = {"lastTransitionTime": rfc3339(told)}
+def ready(at, *writes):
+    since = {"lastTransitionTime": rfc3339(at)}
     conditions = [
         {"type": kind, "status": "True", **since} for kind in ("Ready", "ContainersReady")
     ]
@@ -87,19 +87,19 @@ def test_a_group_is_ready_for_as_long_as_it_is(skew):
     assert gate <= group.available_at(300) - 300 <= up
 
 
-def test_a_server_that_tells_nothing_of_writes_is_no_reason_to_doubt():
-    told = pod()
-    del told["metadata"]["managedFields"]
+def test_a_server_that_says_nothing_of_writes_is_no_reason_to_doubt():
+    made = pod()
+    del made["metadata"]["managedFields"]
     ended = {"exitCode": 1, "finishedAt": rfc3339(MADE + 900)}
-    told["status"] = {"containerStatuses": [{"name": "engine", "state": {"terminated": ended}}]}
-    assert pod_facts(told).failed_at == MADE + 900
+    made["status"] = {"containerStatuses": [{"name": "engine", "state": {"terminated": ended}}]}
+    assert pod_facts(made).failed_at == MADE + 900
 
 
 @pytest.mark.parametrize(
     "entry", [{}, {"subresource": "status"}, written("k", MADE) | {"time": "x"}]
 )
 def test_odd_entries_of_managed_fields_are_passed_over(entry):
-    assert clocks.frame({"managedFields": [entry]}, 5.0) == clocks.Frame(5.0, None)
+    assert clocks.status_window({"managedFields": [entry]}, 5.0) == clocks.StatusWindow(5.0, None)
 
 
 class Time:
@@ -134,24 +134,24 @@ def test_a_clock_that_agrees_is_left_alone():
     assert clock.now() == pytest.approx(MADE + 6)
 
 
-@pytest.mark.parametrize("told", ["", "yesterday", "Sat, 21 Nov 20261 19:00:00 GMT"])
-def test_a_date_that_cannot_be_read_is_passed_over(told):
+@pytest.mark.parametrize("header", ["", "yesterday", "Sat, 21 Nov 20261 19:00:00 GMT"])
+def test_a_date_that_cannot_be_read_is_passed_over(header):
     clock = Time(wall=MADE).of()
-    clock.heard(told, clock.asked())
+    clock.heard(header, clock.asked())
     assert clock.now() == MADE
 
 
-def test_clocks_that_differ_are_told_with_the_cure():
-    states = {"chat-p-0-0-0": EngineState(clock=75.0), "chat-d-0-0-0": EngineState(clock=1.0)}
+def test_clocks_that_differ_are_reported_with_the_cure():
+    states = {"chat-p-0-0-0": LeaderState(clock=75.0), "chat-d-0-0-0": LeaderState(clock=1.0)}
     views = [RouterView("r", {}, clocks={"chat-d-0-0-0": -3000.0})]
     assert clocks.skew(states, views, {"chat-p-0-0-0": "node-a"}) == (
         "the clock of pod chat-d-0-0-0 is more than 1500 s behind; "
         "the clock of pod chat-p-0-0-0 on node node-a is more than 40 s ahead: "
         "set the clocks of the nodes (NTP)"
     )
-    assert clocks.skew({"a": EngineState()}, [RouterView("r", {})], {}) == ""
+    assert clocks.skew({"a": LeaderState()}, [RouterView("r", {})], {}) == ""
 
 
-def test_a_difference_is_told_in_the_same_words_each_time_it_is_measured():
-    told = {clocks.skew({"a": EngineState(clock=900 + n / 7)}, (), {}) for n in range(-7, 8)}
-    assert len(told) == 1
+def test_a_difference_is_reported_in_the_same_words_each_time_it_is_measured():
+    messages = {clocks.skew({"a": LeaderState(clock=900 + n / 7)}, (), {}) for n in range(-7, 8)}
+    assert len(messages) == 1

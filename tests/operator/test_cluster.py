@@ -8,9 +8,10 @@ import kopf
 import pytest
 from aiohttp import ClientTimeout, web
 from kubernetes.aio.client import Configuration
-from pds_operator import api, errors, handlers
-from pds_operator.api import Api
-from pds_operator.cluster import Store, follow
+from pds_operator import errors
+from pds_operator.run import api, handlers
+from pds_operator.run.api import Api
+from pds_operator.run.cluster import Store, follow
 
 KEY = ("team", "chat")
 
@@ -29,7 +30,7 @@ def service(name: str, version: int, **spec: object) -> dict:
     }
 
 
-class Server:
+class WatchServer:
     """Answers lists from `items` and each watch from the next of `watches` (lines, then EOF)."""
 
     def __init__(self) -> None:
@@ -74,7 +75,7 @@ class Server:
 
 @pytest.fixture
 async def server():
-    server = Server()
+    server = WatchServer()
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", server.handle)
     runner = web.AppRunner(app, shutdown_timeout=0.1)
@@ -86,7 +87,7 @@ async def server():
     await runner.cleanup()
 
 
-async def followed(server: Server) -> tuple[Store, list]:
+async def followed(server: WatchServer) -> tuple[Store, list]:
     changed: list = []
     store = Store(changed.append)
     async with Api(Configuration(host=server.url)) as api:
@@ -128,7 +129,7 @@ async def test_a_watch_that_falls_silent_goes_on_where_it_was(server, monkeypatc
     assert names(store) == {"a", "b"}
     watches = [query for query in server.asked if "watch" in query]
     assert [query["resourceVersion"] for query in watches] == ["10", "20", "21"]
-    # The server ends it before that, where it has no bookmark to tell.
+    # The server ends it before that, where it has no bookmark to send.
     assert {query["timeoutSeconds"] for query in watches} == {"60"}
 
 
@@ -222,7 +223,7 @@ def pod(version: int, **status: object) -> dict:
     return {**obj, "kind": "Pod", "status": status}
 
 
-def test_what_tells_nothing_new_is_no_reason_to_look():
+def test_what_says_nothing_new_is_no_reason_to_look():
     changed: list = []
     store = Store(changed.append)
     store.put(service("a", 9, color="new"))
@@ -236,7 +237,7 @@ def test_what_tells_nothing_new_is_no_reason_to_look():
     assert changed == [KEY, KEY, KEY]
 
 
-def test_a_pod_is_told_by_its_name_whatever_its_labels_say():
+def test_a_pod_is_known_by_its_name_whatever_its_labels_say():
     changed: list = []
     store = Store(changed.append)
     store.put(pod(10))
@@ -255,7 +256,7 @@ def test_a_pod_is_told_by_its_name_whatever_its_labels_say():
     ("mounted", "revision", "right"),
     [("chat-0123456789", "0123456789", False), ("chat-mine", "r", True), ("mine", "r", True)],
 )
-def test_the_configuration_that_a_pod_mounts_tells_its_revision(mounted, revision, right):
+def test_the_configuration_that_a_pod_mounts_says_its_revision(mounted, revision, right):
     """Where a podTemplate mounts another, the label does."""
     store, obj = Store(lambda key: None), pod(10)
     obj["spec"] = {"volumes": [{"name": "config", "configMap": {"name": mounted}}]}
@@ -285,15 +286,15 @@ def parent(version: int, generation: int, **status: object) -> dict:
     return {"metadata": {**meta, "generation": generation}, "spec": {}, "status": status}
 
 
-def test_a_status_that_we_have_told_is_no_reason_to_look_but_a_new_spec_in_its_answer_is():
+def test_a_status_that_we_have_written_is_no_reason_to_look_but_a_new_spec_in_its_answer_is():
     changed: list = []
     store = Store(changed.append)
     store.put_parent(parent(1, 1))
-    store.put_parent(parent(2, 1, ready="yes"), told=True)
+    store.put_parent(parent(2, 1, ready="yes"), ours=True)
     store.put_parent(parent(2, 1, ready="yes"))  # the same by the watch
     assert changed == [KEY]
     assert store.parent(KEY)["status"] == {"ready": "yes"}
-    store.put_parent(parent(4, 2, ready="no"), told=True)
+    store.put_parent(parent(4, 2, ready="no"), ours=True)
     assert changed == [KEY, KEY]
     store.put_parent(parent(5, 2, ready="a lie"))  # by somebody else
     assert changed == [KEY, KEY, KEY]
@@ -305,14 +306,19 @@ def test_a_status_that_we_have_told_is_no_reason_to_look_but_a_new_spec_in_its_a
         (404, {"message": "x"}, errors.Missing, "Missing"),
         (409, {"reason": "AlreadyExists"}, errors.Conflict, "Conflict"),
         (410, {"reason": "Expired"}, errors.Gone, "Gone"),
-        (403, {"message": "pods is forbidden: exceeded quota: q"}, errors.Refused, "QuotaExceeded"),
+        (
+            403,
+            {"message": "pods is forbidden: exceeded quota: q"},
+            errors.AdmissionDenied,
+            "QuotaExceeded",
+        ),
         (
             403,
             {"message": "x", "details": {"causes": [{"reason": "NamespaceTerminating"}]}},
-            errors.Refused,
+            errors.AdmissionDenied,
             "NamespaceTerminating",
         ),
-        (403, {"message": "maximum cpu usage per Pod is 1"}, errors.Refused, "LimitRange"),
+        (403, {"message": "maximum cpu usage per Pod is 1"}, errors.AdmissionDenied, "LimitRange"),
         (403, {"message": "User cannot create"}, errors.ApiError, "Forbidden"),
         (422, {"message": "spec.x: Invalid"}, errors.Invalid, "Invalid"),
         (400, {"message": "strict decoding error: unknown x"}, errors.Invalid, "Invalid"),
@@ -339,7 +345,7 @@ def test_refusals(status, body, kind, reason):
         ("mine", "mine", "", True),
     ],
 )
-def test_the_secret_that_a_pod_mounts_tells_its_control_key(secret, label, key, right):
+def test_the_secret_that_a_pod_mounts_says_its_control_key(secret, label, key, right):
     """Where a podTemplate mounts another, the label does."""
     store, obj = Store(lambda key: None), pod(10)
     obj["metadata"]["labels"] |= {"pdserving.io/key": label} if label else {}

@@ -1,13 +1,13 @@
-"""Compile first: the Job of a new revision, told round by round."""
+"""Compile first: the Job of a new revision, round by round."""
 
 import dataclasses
 
 import pytest
-from pds_operator.build import engine, warmup
-from pds_operator.facts import warmup_facts
-from pds_operator.observed import WarmupPod
+from pds_operator.decide.status import status
+from pds_operator.facts.observed import WarmupPod
+from pds_operator.facts.reading import warmup_facts
+from pds_operator.render import engine, warmup
 from pds_operator.settings import Settings
-from pds_operator.status import status
 from worlds import NOW, OWNER, World, desired, digest, raw_spec
 
 SHARED = {"compileCache": {"volume": {"existingClaim": "c"}}}
@@ -30,8 +30,8 @@ def world() -> World:
 
 
 def progressing(world: World) -> tuple[str, str]:
-    told = status(world.observed(), desired(world.raw), world.plan(), {}, world.now)
-    [found] = [item for item in told["conditions"] if item["type"] == "Progressing"]
+    written = status(world.observed(), desired(world.raw), world.plan(), {}, world.now)
+    [found] = [item for item in written["conditions"] if item["type"] == "Progressing"]
     return found["reason"], found["message"]
 
 
@@ -94,8 +94,8 @@ def test_a_job_that_cannot_start_is_late_like_any_pod(world):
     world.warmups = pod(scheduled=True, waits="ErrImagePull: no such tag")
     world.wait(1799)
     assert world.round() == []
-    told = f"the Job {JOB} cannot start: {JOB}-x: ErrImagePull: no such tag"
-    assert progressing(world)[1].startswith(told)
+    text = f"the Job {JOB} cannot start: {JOB}-x: ErrImagePull: no such tag"
+    assert progressing(world)[1].startswith(text)
     world.wait(1)
     world.settle()
     assert world.revisions[digest(NEW)].failed == (
@@ -125,7 +125,7 @@ def test_a_job_that_failed_is_left_to_people_where_they_say_so(world):
 
 
 @pytest.mark.parametrize("rollout", [{"paused": True}, {"progressDeadlineSeconds": 0}])
-def test_a_job_that_failed_where_nobody_gives_up_is_told(world, rollout):
+def test_a_job_that_failed_where_nobody_gives_up_is_reported(world, rollout):
     """Before anything stood whole, or paused: no pod will be made until somebody edits the spec."""
     world.round()
     for own, stored in world.revisions.items():
@@ -162,7 +162,7 @@ def test_nothing_is_compiled_first_where_nothing_would_be_shared(cache):
     world = World(raw_spec(compileCache=cache))
     world.settle()
     world.raw = raw_spec(compileCache=cache, image="engine:2")
-    assert not any("job" in text for told in world.settle() for text in told)
+    assert not any("job" in text for texts in world.settle() for text in texts)
 
 
 def test_a_first_start_compiles_in_its_own_pods():

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pds_operator import crd
+from pds_operator.schema import crd
 
 ROOT = Path(__file__).parents[2]
 
@@ -69,9 +69,9 @@ def test_columns_are_those_of_the_contract():
 
 
 def test_examples_are_parsed_by_the_spec():
-    from pds_operator import spec
+    from pds_operator import schema
 
     for path in sorted((ROOT / "examples").glob("*.yaml")):
         for obj in yaml.safe_load_all(path.read_text()):
             if obj and obj.get("kind") == "PDServing":
-                assert spec.parse(obj["spec"]).roles, path
+                assert schema.parse(obj["spec"]).roles, path

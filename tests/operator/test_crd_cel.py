@@ -196,5 +196,5 @@ def test_an_unknown_key_is_refused_by_name(tried):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda p: p.name)
 def test_examples_pass_server_side_validation(cluster, definition, path):
-    told = cluster.kubectl("apply", "--dry-run=server", "--validate=strict", "-f", str(path))
-    assert "(server dry run)" in told
+    output = cluster.kubectl("apply", "--dry-run=server", "--validate=strict", "-f", str(path))
+    assert "(server dry run)" in output

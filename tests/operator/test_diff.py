@@ -2,7 +2,7 @@ import copy
 
 import pytest
 from fake_api import _merged
-from pds_operator.diff import Verdict, covers, difference, excess, stamped, verdict
+from pds_operator.decide.diff import ObjectVerdict, covers, difference, excess, stamped, verdict
 
 WANTED = stamped(
     {
@@ -23,30 +23,30 @@ def live(**spec: object) -> dict:
 
 
 def test_what_the_server_filled_in_is_no_difference():
-    assert verdict(WANTED, live()) is Verdict.KEEP
+    assert verdict(WANTED, live()) is ObjectVerdict.KEEP
 
 
 def test_verdicts():
-    assert verdict(WANTED, None) is Verdict.CREATE
-    assert verdict(WANTED, live(selector={"a": "c"})) is Verdict.APPLY
+    assert verdict(WANTED, None) is ObjectVerdict.CREATE
+    assert verdict(WANTED, live(selector={"a": "c"})) is ObjectVerdict.APPLY
     posted = live()
     posted["metadata"]["managedFields"] = [{"manager": "pds-operator", "operation": "Update"}]
-    assert verdict(WANTED, posted) is Verdict.TAKE_OVER
+    assert verdict(WANTED, posted) is ObjectVerdict.TAKE_OVER
     posted["metadata"]["managedFields"][0]["subresource"] = "status"
-    assert verdict(WANTED, posted) is Verdict.KEEP
+    assert verdict(WANTED, posted) is ObjectVerdict.KEEP
 
 
 def test_a_field_that_is_no_longer_wanted_is_applied_away():
     less = copy.deepcopy(WANTED)
     del less["metadata"]["annotations"], less["spec"]["selector"]
-    assert verdict(stamped(less), live()) is Verdict.APPLY
+    assert verdict(stamped(less), live()) is ObjectVerdict.APPLY
 
 
 def test_a_claim_that_was_retained_is_adopted_once_it_is_to_go_with_its_owner():
     claim = {"kind": "PersistentVolumeClaim", "metadata": {"name": "c"}}
-    assert verdict(claim, claim) is Verdict.KEEP
+    assert verdict(claim, claim) is ObjectVerdict.KEEP
     wanted = {**claim, "metadata": {"name": "c", "ownerReferences": [{"uid": "u"}]}}
-    assert verdict(wanted, claim) is Verdict.ADOPT
+    assert verdict(wanted, claim) is ObjectVerdict.ADOPT
 
 
 DEPLOYMENT = {
@@ -95,7 +95,7 @@ def foreign(**more: object) -> dict:
         ({"env": {"name": "A"}}, "spec.template.spec.containers[name=router].env"),
     ],
 )
-def test_what_others_added_is_told_by_its_field_and_taken_away(more, path):
+def test_what_others_added_is_named_by_its_field_and_taken_away(more, path):
     there = foreign(**more)
     assert difference(DEPLOYMENT, there) == path
     patch = excess(DEPLOYMENT, there)
@@ -117,7 +117,7 @@ def test_another_owner_beside_ours_may_stay():
     ],
 )
 def test_a_service_selects_and_offers_exactly_what_is_ours(spec):
-    assert verdict(WANTED, live(**spec)) is Verdict.APPLY
+    assert verdict(WANTED, live(**spec)) is ObjectVerdict.APPLY
     kept = _merged(live(**spec), excess(WANTED, live(**spec)))
     assert difference(WANTED, kept) == ""
     assert kept["spec"]["clusterIP"] == "10.0.0.1"

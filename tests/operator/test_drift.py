@@ -1,19 +1,11 @@
-"""What others change in objects of ours is whole again within a round, or told."""
+"""What others change in objects of ours is whole again within a round, or reported."""
 
 import copy
 
 import pytest
-from bench import Bench
 from pds_operator import names
 
 ROUTER = names.router("chat")
-
-
-@pytest.fixture
-async def bench():
-    bench = Bench()
-    await bench.settle()
-    return bench
 
 
 def strip(bench, kind, name):
@@ -24,7 +16,7 @@ def strip(bench, kind, name):
     return obj["metadata"]["uid"]
 
 
-async def test_labels_that_somebody_took_away_are_put_back(bench):
+async def test_labels_that_somebody_took_away_are_restored(bench):
     uid = strip(bench, "Pod", "chat-d-0-0-0")
     service = strip(bench, "Service", "chat")
     await bench.settle()
@@ -38,7 +30,7 @@ async def test_labels_that_somebody_took_away_are_put_back(bench):
 
 
 @pytest.mark.parametrize("manager", ["kubectl-edit", names.MANAGER])
-async def test_a_port_that_somebody_renumbers_is_put_back(bench, manager):
+async def test_a_port_that_somebody_renumbers_is_restored(bench, manager):
     """By its number it is another port, and ours beside it would have the same name."""
     service, deployment = bench.api.one("Service", "chat"), bench.api.one("Deployment", ROUTER)
     ports = [{**service["spec"]["ports"][0], "port": 9999, "targetPort": 1}]
@@ -67,7 +59,7 @@ async def test_the_revision_that_served_is_found_again_by_what_runs_of_it(bench)
     assert image != "engine:2"
 
 
-async def test_a_revision_that_somebody_deleted_is_told(bench):
+async def test_a_revision_that_somebody_deleted_is_reported(bench):
     [name] = [name for kind, _, name in bench.api.objects if kind == "ControllerRevision"]
     live = bench.api.one("ControllerRevision", name)
     bench.api.objects = {key: obj for key, obj in bench.api.objects.items() if obj is not live}
@@ -81,7 +73,7 @@ async def test_a_revision_that_somebody_deleted_is_told(bench):
 
 
 async def test_a_pod_that_lost_its_labels_and_is_of_another_revision_goes_on_serving(bench):
-    """Its name and its volumes tell what it is: it is drained in its turn, as any other."""
+    """Its name and its volumes say what it is: it is drained in its turn, as any other."""
     before = dict(bench.api.one("Pod", "chat-d-0-0-0")["metadata"]["labels"])
     uid = strip(bench, "Pod", "chat-d-0-0-0")
     bench.parent["spec"]["image"] = "engine:2"
@@ -124,7 +116,7 @@ async def test_a_pod_that_lost_its_labels_and_is_of_another_revision_goes_on_ser
         ("ServiceAccount", "chat-router", {"automountServiceAccountToken": True}),
     ],
 )
-async def test_an_edit_is_put_back_within_a_round(bench, kind, name, patch):
+async def test_an_edit_is_restored_within_a_round(bench, kind, name, patch):
     before = bench.api.one(kind, name)
     wanted = {key: before[key] for key in before if key not in ("metadata", "status")}
     bench.api.edit(kind, name, patch)
@@ -132,8 +124,8 @@ async def test_an_edit_is_put_back_within_a_round(bench, kind, name, patch):
     after = bench.api.one(kind, name)
     assert {key: after[key] for key in wanted} == wanted
     _, calls = await bench.round()
-    told = {"patch PDServing chat", "create Event Complete"} if kind == "Deployment" else set()
-    assert set(calls) <= told
+    reported = {"patch PDServing chat", "create Event Complete"} if kind == "Deployment" else set()
+    assert set(calls) <= reported
     assert (await bench.round())[1] == []
     assert bench.condition("Degraded") == ("False", "AsExpected")
 
@@ -180,7 +172,7 @@ async def test_a_pod_that_somebody_relabels_is_what_it_was(bench, labels):
 
 
 async def test_a_pod_that_is_given_to_another_name_is_found_and_put_back(bench):
-    """Our watch selects any name, so that it tells of a change: what a POST finds is mended."""
+    """Our watch selects any name, so that it reports a change: what a POST finds is mended."""
     pod = bench.api.one("Pod", "chat-d-0-0-0")
     uid = pod["metadata"]["uid"]
     bench.api.edit("Pod", "chat-d-0-0-0", {"metadata": {"labels": {"pdserving.io/name": "other"}}})
@@ -194,7 +186,7 @@ async def test_a_pod_that_is_given_to_another_name_is_found_and_put_back(bench):
     assert calls == []
 
 
-async def test_labels_that_do_not_stay_are_told(bench):
+async def test_labels_that_do_not_stay_are_reported(bench):
     """And not posted for again and again."""
 
     def policy(obj):
@@ -208,7 +200,7 @@ async def test_labels_that_do_not_stay_are_told(bench):
         bench.now += 9
         written += sum("Pod" in call for call in (await bench.round())[1])
     assert bench.condition("Degraded") == ("True", "FieldContested")
-    assert "Pod chat-d-0-0-0: metadata.labels" in bench.told("Degraded")["message"]
+    assert "Pod chat-d-0-0-0: metadata.labels" in bench.message("Degraded")
     assert written <= 6
     assert bench.status["decode"]["summary"] == "1/1"
     bench.api.webhook = lambda obj: None
@@ -245,7 +237,7 @@ async def test_ready_is_that_the_service_reaches_a_router(bench):
     bench.api.put(bench.api.slice_of("chat", []))
     await bench.round()
     assert bench.condition("Ready") == ("False", "NoEndpoint")
-    assert "kubectl delete service chat" in bench.told("Ready")["message"]
+    assert "kubectl delete service chat" in bench.message("Ready")
     bench.api.put(bench.api.slice_of("chat", ["a-stranger"]))
     await bench.round()
     assert bench.condition("Ready") == ("False", "NoEndpoint")

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 from fake_api import FakeApi
 from pds_operator import errors, names
-from pds_operator.actions import Action, Create, Say
-from pds_operator.build.owner import Owner
-from pds_operator.cluster import Store
-from pds_operator.execute import LANES, Executor, Ledger
+from pds_operator.decide.actions import Action, Create, Say
+from pds_operator.render.owner import Owner
+from pds_operator.run.cluster import Store
+from pds_operator.run.execute import LANES, Backoff, Executor
 
 OWNER = Owner("chat", "team", "uid-chat")
 
@@ -42,9 +42,9 @@ class Slow(FakeApi):
         return await super().create(obj, dry_run=dry_run)
 
 
-class Bench:
+class ExecutorBench:
     def __init__(self) -> None:
-        self.api, self.ledger, self.left = Slow(), Ledger(), 10_000
+        self.api, self.backoff, self.left = Slow(), Backoff(), 10_000
         self.executor = Executor(self.api, Store(lambda key: None), None, self._leads)  # type: ignore[arg-type]
 
     def _leads(self) -> bool:
@@ -52,18 +52,18 @@ class Bench:
         return self.left >= 0
 
     async def do(self, *actions: Action) -> bool:
-        return await self.executor.carry_out(actions, OWNER, self.ledger, b"")
+        return await self.executor.carry_out(actions, OWNER, self.backoff, b"")
 
 
 async def test_pods_are_posted_side_by_side_and_no_more_than_so_many():
-    bench = Bench()
+    bench = ExecutorBench()
     assert not await bench.do(*(pod(group) for group in range(100)))
     assert len(bench.api.names("Pod")) == 100
     assert bench.api.most == LANES
 
 
 async def test_other_kinds_wait_for_each_other_and_for_the_pods_before_them():
-    bench = Bench()
+    bench = ExecutorBench()
     service = {"kind": "Service", "metadata": {"name": "chat", "namespace": "team"}}
     last = {"kind": "ConfigMap", "metadata": {"name": "chat", "namespace": "team"}}
     await bench.do(Create(service, "service"), pod(0), Say("Made", "it"), Create(last, "map"))
@@ -72,9 +72,9 @@ async def test_other_kinds_wait_for_each_other_and_for_the_pods_before_them():
 
 
 async def test_a_refusal_ends_its_own_group_alone():
-    bench = Bench()
+    bench = ExecutorBench()
     bench.api.refuse = lambda verb, obj: (
-        errors.Refused(403, "Forbidden", "exceeded quota")
+        errors.AdmissionDenied(403, "Forbidden", "exceeded quota")
         if obj["metadata"]["name"] == "chat-p-1-0-0"
         else None
     )
@@ -83,11 +83,11 @@ async def test_a_refusal_ends_its_own_group_alone():
         *("chat-p-0-0-0", "chat-p-0-0-1"),
         *("chat-p-2-0-0", "chat-p-2-0-1"),
     ]
-    assert list(bench.ledger.failures) == ["group/prefill/1"]
+    assert list(bench.backoff.failures) == ["group/prefill/1"]
 
 
 async def test_a_lease_that_is_lost_ends_every_lane():
-    bench = Bench()
+    bench = ExecutorBench()
     bench.left = 5
     with pytest.raises(errors.NotLeading):
         await bench.do(*(pod(group) for group in range(100)))

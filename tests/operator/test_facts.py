@@ -2,8 +2,8 @@
 
 import pytest
 from pds_operator import names
-from pds_operator.facts import pod_facts
-from pds_operator.observed import Pod
+from pds_operator.facts.observed import Pod
+from pds_operator.facts.reading import pod_facts
 
 
 def facts(status: dict, spec: dict | None = None) -> Pod:
@@ -31,33 +31,35 @@ def runs(name: str) -> dict:
 
 
 def test_a_dead_engine_beside_a_living_sidecar_has_failed():
-    told = facts({"phase": "Running", "containerStatuses": [runs("proxy"), ended("engine", 137)]})
-    assert told.failed
-    assert (told.exit_code, told.message) == (137, "engine ended")
+    found = facts({"phase": "Running", "containerStatuses": [runs("proxy"), ended("engine", 137)]})
+    assert found.failed
+    assert (found.exit_code, found.message) == (137, "engine ended")
 
 
 def test_an_engine_that_ended_well_beside_a_sidecar_is_over_too():
-    told = facts({"phase": "Running", "containerStatuses": [runs("proxy"), ended("engine", 0)]})
-    assert told.failed
-    assert (told.end, told.message) == ("ended with exit code 0", "engine ended")
-    assert told.failed_at == told.created + 60
+    found = facts({"phase": "Running", "containerStatuses": [runs("proxy"), ended("engine", 0)]})
+    assert found.failed
+    assert (found.end, found.message) == ("ended with exit code 0", "engine ended")
+    assert found.failed_at == found.created + 60
 
 
 def test_a_pod_whose_end_nobody_saw_has_no_exit_code():
-    told = facts({"phase": "Failed", "reason": "Evicted", "message": "the node is short of memory"})
-    assert (told.end, told.disrupted) == ("ended", "Evicted")
-    assert told.message == "the node is short of memory"
+    found = facts(
+        {"phase": "Failed", "reason": "Evicted", "message": "the node is short of memory"}
+    )
+    assert (found.end, found.disrupted) == ("ended", "Evicted")
+    assert found.message == "the node is short of memory"
 
 
 def test_a_dead_sidecar_beside_a_living_engine_is_no_failure():
-    told = facts({"phase": "Running", "containerStatuses": [ended("proxy", 1), runs("engine")]})
-    assert not told.failed
+    found = facts({"phase": "Running", "containerStatuses": [ended("proxy", 1), runs("engine")]})
+    assert not found.failed
 
 
 def test_the_engine_says_why_before_a_sidecar_does():
     statuses = [ended("proxy", 143), ended("engine", 78)]
-    told = facts({"phase": "Failed", "containerStatuses": statuses})
-    assert (told.exit_code, told.message) == (78, "engine ended")
+    found = facts({"phase": "Failed", "containerStatuses": statuses})
+    assert (found.exit_code, found.message) == (78, "engine ended")
 
 
 def test_a_failed_init_container_beside_a_native_sidecar_has_failed():
@@ -72,17 +74,17 @@ def test_a_failed_init_container_beside_a_native_sidecar_has_failed():
     "reason", ["Evicted", "UnexpectedAdmissionError", "OutOfcpu", "NodeShutdown", "Terminated"]
 )
 def test_what_a_kubelet_ends_is_disrupted(reason):
-    told = facts({"phase": "Failed", "reason": reason, "message": "The node was low on memory"})
-    assert told.failed
-    assert told.disrupted == reason
+    found = facts({"phase": "Failed", "reason": reason, "message": "The node was low on memory"})
+    assert found.failed
+    assert found.disrupted == reason
 
 
 def test_a_disruption_target_is_disrupted_whatever_its_containers_say():
     target = {"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler"}
-    told = facts(
+    found = facts(
         {"phase": "Failed", "conditions": [target], "containerStatuses": [ended("engine", 137)]}
     )
-    assert told.disrupted == "PreemptionByScheduler"
+    assert found.disrupted == "PreemptionByScheduler"
 
 
 def test_what_ends_by_itself_is_not_disrupted():
@@ -100,8 +102,8 @@ def test_a_native_sidecar_that_ends_with_the_engine_hides_nothing():
         "initContainerStatuses": [ended("proxy", 143), ended("warmup", 0)],
         "containerStatuses": [over],
     }
-    told = facts(status, spec)
-    assert (told.exit_code, told.message) == (78, "kv: too few pages (raise it)")
+    found = facts(status, spec)
+    assert (found.exit_code, found.message) == (78, "kv: too few pages (raise it)")
     status["initContainerStatuses"] = [ended("proxy", 143), ended("warmup", 1)]
     status["containerStatuses"] = []
     assert facts(status, spec).message == "warmup ended"
@@ -111,8 +113,8 @@ def test_a_native_sidecar_that_ends_with_the_engine_hides_nothing():
 def test_what_ran_when_its_node_went_down_is_disrupted(code, reason):
     over = ended("engine", code)
     over["state"]["terminated"]["reason"] = reason
-    told = facts({"phase": "Failed", "containerStatuses": [over]})
-    assert told.disrupted == reason
+    found = facts({"phase": "Failed", "containerStatuses": [over]})
+    assert found.disrupted == reason
 
 
 ODD = "oh\ud800\x1b[2J\nrouter  10/10 ready\u202e"
@@ -141,13 +143,13 @@ def test_a_native_sidecar_that_crashes_again_and_again():
     over = {"terminated": {"exitCode": 3, "reason": "Error"}}
     down = {"name": "proxy", "restartCount": 2, "state": over}
     up = {**down, "lastState": over, "state": {"running": {"startedAt": "2026-01-01T00:00:09Z"}}}
-    told = facts({"initContainerStatuses": [up]}, spec)
-    assert told.crashes == "container proxy ends again and again: exit code 3, Error"
-    assert told.crashing(told.created + 60)
-    assert not told.crashing(told.created + 70)
-    assert facts({"initContainerStatuses": [down]}, spec).crashing(told.created + 500)
+    found = facts({"initContainerStatuses": [up]}, spec)
+    assert found.crashes == "container proxy ends again and again: exit code 3, Error"
+    assert found.crashing(found.created + 60)
+    assert not found.crashing(found.created + 70)
+    assert facts({"initContainerStatuses": [down]}, spec).crashing(found.created + 500)
     forgotten = facts({"initContainerStatuses": [{**up, "lastState": {}}]}, spec)
     assert forgotten.crashes == "container proxy ends again and again"
     once = {**up, "restartCount": 1}
-    assert not facts({"initContainerStatuses": [once]}, spec).crashing(told.created + 10)
-    assert not facts({"initContainerStatuses": [up]}).crashing(told.created + 10)  # no sidecar
+    assert not facts({"initContainerStatuses": [once]}, spec).crashing(found.created + 10)
+    assert not facts({"initContainerStatuses": [up]}).crashing(found.created + 10)  # no sidecar

@@ -5,7 +5,8 @@ import copy
 import field_owners
 import pytest
 from bench import Bench
-from pds_operator import fields, names
+from pds_operator import names
+from pds_operator.facts import fields
 from worlds import raw_spec
 
 KINDS = ("Service", "Deployment", "PodDisruptionBudget", "NetworkPolicy", "RoleBinding",
@@ -200,7 +201,7 @@ async def test_an_apply_that_cannot_reach_its_goal_is_held_back_and_named():
         bench.now += 9
         applied += sum(call.startswith("apply") for call in (await bench.round())[1])
     assert bench.condition("Degraded") == ("True", "FieldContested")
-    message = bench.told("Degraded")["message"]
+    message = bench.message("Degraded")
     assert "Deployment chat-router: spec.template.spec.containers[name=router].image" in message
     assert "mirror" in message
     assert applied <= 7  # in ten minutes: after 5, 10, 20 … 300 s

@@ -1,4 +1,4 @@
-"""Gangs: what each scheduler is told (golden files), and when."""
+"""Gangs: what each scheduler gets (golden files), and when."""
 
 import json
 import os
@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 import yaml
 from fake_api import FakeApi
-from pds_operator import errors, names, spec
-from pds_operator.actions import Create, Delete, Disband, Hold
-from pds_operator.build import engine, gang
-from pds_operator.cluster import Store
-from pds_operator.execute import Executor, Ledger
-from pds_operator.observed import Failure
-from pds_operator.plan import plan
-from pds_operator.probe import Prober
+from pds_operator import errors, names, schema
+from pds_operator.decide.actions import Create, Delete, Disband, Hold
+from pds_operator.decide.plan import plan
+from pds_operator.facts.observed import ScopeFailure
+from pds_operator.render import engine, gang
+from pds_operator.run.cluster import Store
+from pds_operator.run.execute import Backoff, Executor
+from pds_operator.run.probe import Prober
 from pds_operator.settings import Settings
 from worlds import NOW, OWNER, World, desired, raw_spec
 
@@ -31,7 +31,7 @@ def raw(kind: str, **scheduling: object) -> dict:
 
 
 def data(made: dict) -> dict:
-    return engine.render(made, spec.parse(made), OWNER, Settings())
+    return engine.render(made, schema.parse(made), OWNER, Settings())
 
 
 @pytest.mark.parametrize("kind", ["volcano", "coscheduling", "kai"])
@@ -40,10 +40,10 @@ def test_golden(kind: str) -> None:
     asked["prefill"] = {**STAGED, "podTemplate": {"metadata": QUEUES.get(kind, {})}}
     rendered = data(asked)
     pods = [engine.pod(OWNER, rendered, "prefill", 0, 1, rank, 0) for rank in (0, 1)]
-    told = ("name", "labels", "annotations")
+    kept = ("name", "labels", "annotations")
     shown = [gang.pod_group(OWNER, rendered, "prefill", "chat-p-0-1")]
     for pod in pods:
-        metadata = {key: pod["metadata"][key] for key in told}
+        metadata = {key: pod["metadata"][key] for key in kept}
         shown.append({"metadata": metadata, "schedulerName": pod["spec"]["schedulerName"]})
     text = yaml.safe_dump(json.loads(json.dumps(shown)), sort_keys=False)
     path = GOLDEN / f"gang-{kind}.yaml"
@@ -134,8 +134,8 @@ def test_a_group_scheduled_in_part_for_too_long_is_deleted_whole_and_held_back()
     assert prefill(world) == []
     world.now = NOW + 60
     decided = plan(world.observed(), desired(world.raw), world.now)
-    told = [str(action) for action in decided.actions]
-    assert [text for text in told if "waited" not in text][-5:] == [
+    actions = [str(action) for action in decided.actions]
+    assert [text for text in actions if "waited" not in text][-5:] == [
         "drain chat-p-0-0-0",
         "drain chat-p-0-0-1",
         "delete pod chat-p-0-0-0",
@@ -144,7 +144,7 @@ def test_a_group_scheduled_in_part_for_too_long_is_deleted_whole_and_held_back()
     ]
     assert any("0/3 nodes are available" in problem.message for problem in decided.problems)
     world.pods = {name: pod for name, pod in world.pods.items() if pod.role != "prefill"}
-    held = Failure("Unschedulable", "in part", 1, world.now + 5)
+    held = ScopeFailure("Unschedulable", "in part", 1, world.now + 5)
     world.failures = {"schedule/prefill": held}
     assert prefill(world) == []
     world.now += 6
@@ -154,15 +154,15 @@ def test_a_group_scheduled_in_part_for_too_long_is_deleted_whole_and_held_back()
 # ---- carried out ---------------------------------------------------------------------------------
 
 
-class Bench:
+class GangBench:
     def __init__(self) -> None:
-        self.api, self.ledger = FakeApi(), Ledger()
+        self.api, self.backoff = FakeApi(), Backoff()
         self.executor = Executor(
             self.api, Store(lambda key: None), Prober(), lambda: True, lambda: NOW
         )
 
     async def do(self, *actions: Create | Disband | Hold) -> None:
-        await self.executor.carry_out(actions, OWNER, self.ledger, b"")
+        await self.executor.carry_out(actions, OWNER, self.backoff, b"")
 
 
 MADE = Create(gang.pod_group(OWNER, data(raw("volcano")), "prefill", "chat-p-0-0"), "group")
@@ -170,40 +170,40 @@ GONE = Disband("scheduling.volcano.sh/v1beta1", "chat-p-0-0", "group")
 
 
 async def test_made_twice_and_deleted_twice_is_the_same_as_once() -> None:
-    bench = Bench()
+    bench = GangBench()
     await bench.do(MADE, MADE)
     assert bench.api.names("PodGroup") == ["chat-p-0-0"]
     await bench.do(GONE, GONE)
     assert bench.api.names("PodGroup") == []
-    assert not bench.ledger.failures
+    assert not bench.backoff.failures
 
 
 async def test_a_wait_that_ran_out_holds_longer_each_time() -> None:
-    bench = Bench()
+    bench = GangBench()
     hold = Hold("schedule/prefill", "Unschedulable", "in part")
     for count, seconds in ((1, 5), (2, 10), (3, 20)):
         await bench.do(hold)
-        held = Failure("Unschedulable", "in part", count, NOW + seconds, NOW)
-        assert bench.ledger.failures == {"schedule/prefill": held}
-    bench.ledger.settle((), set(), NOW + 600)
-    assert bench.ledger.failures
-    bench.ledger.settle((), set(), NOW + 3600)
-    assert not bench.ledger.failures
+        held = ScopeFailure("Unschedulable", "in part", count, NOW + seconds, NOW)
+        assert bench.backoff.failures == {"schedule/prefill": held}
+    bench.backoff.settle((), set(), NOW + 600)
+    assert bench.backoff.failures
+    bench.backoff.settle((), set(), NOW + 3600)
+    assert not bench.backoff.failures
 
 
 async def test_another_ones_pod_group_is_left_alone() -> None:
-    bench = Bench()
+    bench = GangBench()
     await bench.do(MADE)
     other = {"kind": "Job", "name": "theirs", "uid": "uid-theirs", "controller": True}
     bench.api.one("PodGroup", "chat-p-0-0")["metadata"]["ownerReferences"] = [other]
     await bench.do(GONE)
     assert bench.api.names("PodGroup") == ["chat-p-0-0"]
     await bench.do(MADE)
-    assert bench.ledger.failures["group"].reason == "NameTaken"
+    assert bench.backoff.failures["group"].reason == "NameTaken"
 
 
 async def test_a_pod_group_that_was_left_behind_is_adopted_or_goes() -> None:
-    bench = Bench()
+    bench = GangBench()
     parent = {"name": OWNER.name, "namespace": OWNER.namespace, "uid": OWNER.uid}
     bench.api.put({"kind": names.KIND, "metadata": parent})
     await bench.do(MADE)
@@ -214,13 +214,13 @@ async def test_a_pod_group_that_was_left_behind_is_adopted_or_goes() -> None:
     meta["ownerReferences"] = []
     await bench.do(GONE)
     assert bench.api.names("PodGroup") == []
-    assert not bench.ledger.failures
+    assert not bench.backoff.failures
 
 
-async def test_a_cluster_without_the_kind_is_told() -> None:
-    bench = Bench()
+async def test_a_cluster_without_the_kind_is_reported() -> None:
+    bench = GangBench()
     bench.api.refuse = lambda verb, obj: errors.Missing(404, "NotFound", "no such kind")
     await bench.do(MADE)
-    failure = bench.ledger.failures["group"]
+    failure = bench.backoff.failures["group"]
     assert failure.reason == "GangUnknown"
     assert "scheduling.volcano.sh/v1beta1 PodGroup" in failure.message

@@ -18,8 +18,8 @@ from kubernetes.aio.client import Configuration
 from kubernetes.aio.config import load_kube_config
 from pds_cluster import processes, testing
 from pds_operator import errors
-from pds_operator.api import Api
-from running import CHAT, CHAT_PODS, Operator, condition, eventually, listed
+from pds_operator.run.api import Api
+from running import CHAT, CHAT_PODS, OperatorProcess, condition, eventually, listed
 
 pytestmark = pytest.mark.cluster
 
@@ -32,15 +32,11 @@ where the machine is busy."""
 
 
 @pytest.fixture(scope="module")
-def namespace(cluster: testing.Cluster, definition: None, alone: None) -> Iterator[str]:
-    with cluster.namespace() as name:
-        yield name
-
-
-@pytest.fixture(scope="module")
-def replicas(cluster, namespace, tmp_path_factory) -> Iterator[list[Operator]]:
+def replicas(cluster, namespace, tmp_path_factory) -> Iterator[list[OperatorProcess]]:
     """Both started at once, on a Lease that nobody has made."""
-    both = [Operator(cluster, namespace, tmp_path_factory.mktemp(name)) for name in ("a", "b")]
+    both = [
+        OperatorProcess(cluster, namespace, tmp_path_factory.mktemp(name)) for name in ("a", "b")
+    ]
     for each in both:
         eventually(each.metrics)
     yield both
@@ -67,20 +63,20 @@ def engines(cluster: testing.Cluster, namespace: str) -> list[str]:
     return sorted(f"{meta['name']} {meta['uid']}" for meta in found)
 
 
-def led(replicas: list[Operator]) -> tuple[Operator, Operator]:
+def led(replicas: list[OperatorProcess]) -> tuple[OperatorProcess, OperatorProcess]:
     """(who leads, who stands by)."""
 
-    def split() -> tuple[Operator, Operator] | None:
+    def split() -> tuple[OperatorProcess, OperatorProcess] | None:
         leads = [each for each in replicas if each.metrics()["pds_operator_leads"]]
         rest = [each for each in replicas if each not in leads]
         return (leads[0], rest[0]) if len(leads) == 1 else None
 
-    found: tuple[Operator, Operator] = eventually(split, 3 * TERM)
+    found: tuple[OperatorProcess, OperatorProcess] = eventually(split, 3 * TERM)
     return found
 
 
 def asked_for(cluster: testing.Cluster, namespace: str, surge: int) -> None:
-    """An edit that makes no pod, and that only a status tells to have been seen."""
+    """An edit that makes no pod, and of which only a status shows that it was seen."""
     cluster.apply(
         {**CHAT, "spec": {**CHAT["spec"], "rollout": {"maxSurge": surge}}}, namespace=namespace
     )
@@ -91,7 +87,7 @@ def seen(pds: dict[str, Any]) -> bool:
 
 
 def hindered(chat: Callable[[], dict[str, Any]]) -> None:
-    """Wait until it is told what keeps the pods from starting: nothing is left to be written."""
+    """Wait until the status says what keeps the pods from starting: nothing is left to write."""
     eventually(lambda: condition(chat(), "Degraded")["reason"] == "Unschedulable")
 
 
@@ -123,7 +119,7 @@ def test_the_other_takes_over_from_a_killed_leader_within_the_term(
     cluster, namespace, replicas, chat
 ):
     leader, other = led(replicas)
-    pods, told = engines(cluster, namespace), chat()["status"]
+    pods, before = engines(cluster, namespace), chat()["status"]
     leader.stop(signal.SIGKILL)
     killed = time.monotonic()
     asked_for(cluster, namespace, surge=2)
@@ -131,7 +127,7 @@ def test_the_other_takes_over_from_a_killed_leader_within_the_term(
     seconds = time.monotonic() - killed
     assert other.metrics()["pds_operator_leads"] == 1
     assert engines(cluster, namespace) == pods
-    assert chat()["status"]["targetRevision"] == told["targetRevision"]
+    assert chat()["status"]["targetRevision"] == before["targetRevision"]
     assert cluster.get("lease", "pds-operator", namespace)["spec"]["leaseTransitions"] == 1
     print(f"leader killed: the other had seen the next edit {seconds:.1f} s later")
     leader.start()

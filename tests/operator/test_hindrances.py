@@ -1,26 +1,32 @@
-"""What keeps pods from serving and does not end them: who tells it, when, with which cure."""
+"""What keeps pods from serving and does not end them: who reports it, when, with which cure."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from pds_operator import names
-from pds_operator.actions import Problem
-from pds_operator.facts import pod_facts, router_facts
-from pds_operator.observed import EngineState, Failure, Pod, RouterPod, WarmupPod, rfc3339
-from pds_operator.severity import worst_first
-from pds_operator.status import status
-from worlds import NOW, ROUTER, World, desired, raw_spec
+from pds_operator.decide.actions import Problem
+from pds_operator.decide.severity import worst_first
+from pds_operator.decide.status import status
+from pds_operator.facts.observed import (
+    LeaderState,
+    Observed,
+    Pod,
+    RouterPod,
+    ScopeFailure,
+    WarmupPod,
+    rfc3339,
+)
+from pds_operator.facts.reading import pod_facts, router_facts
+from worlds import NOW, ROUTER, World, desired, raw_spec, settled
 
 PULL = "ImagePullBackOff: Back-off pulling image engine:tpyo"
 
 
 @pytest.fixture
 def world() -> World:
-    made = World(raw_spec())
-    made.settle()
-    made.now += 3600
-    return made
+    return settled(3600)
 
 
 def degraded(world: World) -> tuple[str, str, str]:
@@ -43,7 +49,7 @@ def begin(world: World, **spec: Any) -> list[str]:
     return sorted(set(world.pods) - before)
 
 
-def test_a_bad_image_in_mid_rollout_is_told_within_a_minute(world):
+def test_a_bad_image_in_mid_rollout_is_reported_within_a_minute(world):
     new = begin(world)
     for name in new:
         world.change(name, scheduled=True, node="n1", waits="ErrImagePull: no such tag")
@@ -55,7 +61,7 @@ def test_a_bad_image_in_mid_rollout_is_told_within_a_minute(world):
     for name in new:
         world.change(name, waits=PULL)
     state, reason, message = degraded(world)
-    assert (state, reason) == ("True", "ImagePullBackOff")  # the kubelet tells both by turns
+    assert (state, reason) == ("True", "ImagePullBackOff")  # the kubelet reports both by turns
     assert f"pod {new[0]} (and {len(new) - 1} more pods) on node n1: {PULL}" in message
     assert "put the image right in the spec" in message
     assert condition(world, "Reconciling")[0] == "True"
@@ -73,7 +79,7 @@ def test_it_is_over_with_the_image(world):
     assert degraded(world)[:2] == ("False", "AsExpected")
 
 
-LASTING: dict[str, tuple[Any, str, str]] = {
+LASTING: dict[str, tuple[Callable[[World], None], str, str]] = {
     "image": (lambda w: at(w, waits=PULL), "ImagePullBackOff", "imagePullSecrets"),
     "secret": (
         lambda w: at(w, waits='CreateContainerConfigError: secret "hf" not found'),
@@ -155,26 +161,26 @@ def refuse_routers(world: World) -> None:
 
 
 def refused(world: World, reason: str, message: str) -> None:
-    world.failures = {"x": Failure(reason, message, 3, world.now + 900, world.now)}
+    world.failures = {"x": ScopeFailure(reason, message, 3, world.now + 900, world.now)}
 
 
 def skew(world: World) -> None:
     observed = world.observed
 
-    def skewed() -> Any:
+    def skewed() -> Observed:
         seen = observed()
-        states = dict.fromkeys(seen.states, EngineState(clock=900.0))
+        states = dict.fromkeys(seen.states, LeaderState(clock=900.0))
         return dataclasses.replace(seen, states=states)
 
     world.observed = skewed  # type: ignore[method-assign]
 
 
 @pytest.mark.parametrize(("hinder", "reason", "words"), LASTING.values(), ids=LASTING)
-def test_what_lasts_is_told_with_name_and_cure(world, hinder, reason, words):
+def test_what_lasts_is_reported_with_name_and_cure(world, hinder, reason, words):
     hinder(world)
     world.now += 59 if reason != "PodNotPrepared" else 301
-    state, told, message = degraded(world)
-    assert (state, told) == ("True", reason)
+    state, found, message = degraded(world)
+    assert (state, found) == ("True", reason)
     assert words in message
     assert condition(world, "Stalled")[0] == ("True" if reason == "Invalid" else "False")
 
@@ -193,7 +199,7 @@ BRIEF = (
 
 
 @pytest.mark.parametrize("name", BRIEF)
-def test_a_hiccup_is_not_told_and_looked_at_again(world, name):
+def test_a_hiccup_is_not_reported_and_looked_at_again(world, name):
     LASTING[name][0](world)
     world.now += 5
     assert degraded(world)[:2] == ("False", "AsExpected")
@@ -202,7 +208,7 @@ def test_a_hiccup_is_not_told_and_looked_at_again(world, name):
     assert world.now < wake <= world.now + 300
 
 
-def test_what_an_attempt_before_has_left_on_a_dead_node_is_told(world):
+def test_what_an_attempt_before_has_left_on_a_dead_node_is_reported(world):
     gone = world.pods["chat-d-0-0-0"]
     world.pods["chat-d-0-1-0"] = dataclasses.replace(
         gone, name="chat-d-0-1-0", uid="u-1", attempt=1
@@ -220,7 +226,7 @@ def test_a_router_that_ends_is_nobodys_trouble(world):
     assert degraded(world)[:2] == ("False", "AsExpected")
 
 
-def test_a_router_of_many_days_that_is_unready_for_a_moment_is_not_told(world):
+def test_a_router_of_many_days_that_is_unready_for_a_moment_is_not_reported(world):
     facts = {"restarts": 4, "fell": "exit code 137", "created": world.now - 10**6}
     world.router_pods = (ROUTER, RouterPod("chat-router-9", "", False, unready=world.now, **facts))
     assert degraded(world)[:2] == ("False", "AsExpected")
@@ -257,7 +263,7 @@ def test_the_cure_for_a_pod_without_a_node_is_what_the_scheduler_lacks(world, sa
     assert cure in degraded(world)[2].partition(said)[2]
 
 
-def test_a_dead_sidecar_of_the_users_is_told(world):
+def test_a_dead_sidecar_of_the_users_is_reported(world):
     world.change(
         "chat-d-0-0-0",
         ready=False,
@@ -273,7 +279,7 @@ def test_a_dead_sidecar_of_the_users_is_told(world):
 CRASHES = "container proxy ends again and again: exit code 3"
 
 
-def test_a_sidecar_that_crashes_again_and_again_is_told_while_it_runs_too(world):
+def test_a_sidecar_that_crashes_again_and_again_is_reported_while_it_runs_too(world):
     world.change("chat-d-0-0-0", crashes=CRASHES, runs_since=world.now - 5)
     state, reason, message = degraded(world)
     assert (state, reason) == ("True", "CrashLoopBackOff")
@@ -297,7 +303,7 @@ def test_old_groups_stay_while_sidecars_of_the_new_ones_crash(world):
     assert [each for each in world.round() if each.startswith("drain")]
 
 
-def test_the_worst_is_told_first():
+def test_the_worst_is_reported_first():
     """What stands for ever before what may pass, and that before what does no harm."""
     found = [
         Problem(reason, reason)
@@ -343,7 +349,7 @@ def test_what_a_kubelet_says_of_volumes_and_network():
     has_node = {"type": "PodScheduled", "status": "True", "lastTransitionTime": rfc3339(NOW)}
     bare = {"type": "PodReadyToStartContainers", "status": "False"}
     assert engine({"conditions": [has_node, bare]}).unprepared == NOW
-    assert engine({"conditions": [has_node]}).unprepared is None  # a kubelet that does not tell
+    assert engine({"conditions": [has_node]}).unprepared is None  # a kubelet that does not say
     assert engine({"conditions": [has_node, bare | {"status": "True"}]}).unprepared is None
     assert engine({"conditions": [bare]}).unprepared is None
 
@@ -351,8 +357,8 @@ def test_what_a_kubelet_says_of_volumes_and_network():
 def test_a_container_that_ended_beside_a_living_engine():
     runs = {"name": "engine", "started": True, "state": {"running": {}}}
     over = {"name": "proxy", "state": {"terminated": {"exitCode": 0}}}
-    told = "container proxy has ended with exit code 0"
-    assert engine({"phase": "Running", "containerStatuses": [runs, over]}).fallen == told
+    text = "container proxy has ended with exit code 0"
+    assert engine({"phase": "Running", "containerStatuses": [runs, over]}).fallen == text
     dead = {"name": "engine", "state": {"terminated": {"exitCode": 1}}}
     assert engine({"phase": "Running", "containerStatuses": [dead, over]}).fallen == ""
 

@@ -1,10 +1,10 @@
 """Revisions that show to be bad, and what becomes of them."""
 
 import pytest
-from pds_operator.actions import Say
-from pds_operator.observed import NO_PROOF, Failure, Proof, RouterPod, rfc3339
-from pds_operator.status import status
-from worlds import NOW, ROUTER, World, desired, digest, raw_spec
+from pds_operator.decide.actions import Say
+from pds_operator.decide.status import status
+from pds_operator.facts.observed import NO_PROOF, Proof, RouterPod, ScopeFailure, rfc3339
+from worlds import NOW, ROUTER, World, desired, digest, problems, raw_spec
 
 GOOD = digest(raw_spec())
 BAD = raw_spec(image="engine:2")
@@ -28,10 +28,6 @@ def failed(world: World) -> str:
     """Why the revision is given up in this round, if it is."""
     world.round()
     return world.revisions[digest(world.raw)].failed
-
-
-def problems(world: World) -> list[str]:
-    return [problem.reason for problem in world.plan().problems]
 
 
 def test_a_failed_warm_up(world):
@@ -78,7 +74,7 @@ def test_a_lack_of_nodes_or_quota_speaks_against_no_revision(world):
     assert failed(world) == ""  # nobody has scheduled them yet
     for name in ("chat-p-2-0-0", "chat-d-1-0-0"):
         world.change(name, scheduled=True)
-    world.failures = {"group/prefill/3": Failure("QuotaExceeded", "gpus", 9, world.now + 9000)}
+    world.failures = {"group/prefill/3": ScopeFailure("QuotaExceeded", "gpus", 9, world.now + 9000)}
     world.wait(DEADLINE)
     assert failed(world) == ""
     world.failures = {}
@@ -163,8 +159,8 @@ def test_a_pod_that_ends_for_ever_on_a_dead_node_keeps_no_rollout_open():
         world.now += 5
         assert world.now < NOW + 600
     assert world.pods["chat-p-0-0-0"].deleting
-    told = status(world.observed(), desired(BAD), world.plan(), {}, world.now)
-    [progress] = [item for item in told["conditions"] if item["type"] == "Progressing"]
+    written = status(world.observed(), desired(BAD), world.plan(), {}, world.now)
+    [progress] = [item for item in written["conditions"] if item["type"] == "Progressing"]
     assert (progress["status"], progress["reason"]) == ("False", "Complete")
 
 
@@ -196,15 +192,15 @@ def test_evidence_is_not_older_than_the_retry(world):
 
 
 def test_groups_of_one_revision_that_cannot_pair_replace_nobody(world):
-    """Two nodes hold two models under one path: the old groups go on, and it is told."""
+    """Two nodes hold two models under one path: the old groups go on, and the status says so."""
     world.fingerprints = {"chat-p-2-0-0": "one", "chat-d-1-0-0": "other"}
     for _ in range(6):
         world.turn_ready()
         world.round()
         world.bury()
     assert sorted(pod.revision for pod in world.pods.values()).count(GOOD) == 3
-    told = status(world.observed(), desired(BAD), world.plan(), {}, world.now)
-    conditions = {item["type"]: item for item in told["conditions"]}
+    written = status(world.observed(), desired(BAD), world.plan(), {}, world.now)
+    conditions = {item["type"]: item for item in written["conditions"]}
     assert conditions["Degraded"]["reason"] == "KvFingerprintMismatch"
     assert conditions["Progressing"]["status"] == "True"
     assert conditions["Ready"]["status"] == "True"
@@ -285,9 +281,9 @@ def test_going_back_from_the_middle(world):
     assert sorted(pod.revision == GOOD for pod in world.pods.values()) == [False] * 3 + [True] * 2
     world.counts = {next(n for n, p in world.pods.items() if p.revision != GOOD): (9, 9)}
     assert failed(world).startswith("ErrorRate")
-    told = status(world.observed(), desired(BAD), world.plan(), {}, world.now)
-    assert told["targetRevision"] == f"chat-{GOOD}"
-    [progress] = [item for item in told["conditions"] if item["type"] == "Progressing"]
+    written = status(world.observed(), desired(BAD), world.plan(), {}, world.now)
+    assert written["targetRevision"] == f"chat-{GOOD}"
+    [progress] = [item for item in written["conditions"] if item["type"] == "Progressing"]
     assert (progress["status"], progress["reason"]) == ("True", "RollingBack")
     world.settle()
     assert {pod.revision for pod in world.pods.values()} == {GOOD}

@@ -3,19 +3,17 @@
 import dataclasses
 
 import pytest
-from pds_operator import keyring, names, revision
-from pds_operator.observed import Failure, Keys, KeySecret, Observed
-from worlds import OWNER, World, digest, problems, raw_spec
+from pds_operator import names, revision
+from pds_operator.decide import keyring
+from pds_operator.facts.observed import ControlKeys, KeySecret, Observed, ScopeFailure
+from worlds import OWNER, World, digest, problems, raw_spec, settled
 
 SHARED = {"volume": {"existingClaim": "cache"}}
 
 
 @pytest.fixture
 def world():
-    world = World(raw_spec())
-    world.settle()
-    world.now += 60
-    return world
+    return settled(60)
 
 
 def keys_of_pods(world):
@@ -23,13 +21,13 @@ def keys_of_pods(world):
 
 
 def all_actions(world, rounds=1):
-    told = []
+    actions = []
     for _ in range(rounds):
-        told += [str(action) for action in world.plan().actions]
+        actions += [str(action) for action in world.plan().actions]
         world.round()
         world.turn_ready()
         world.bury()
-    return told
+    return actions
 
 
 def test_the_first_key_is_in_no_digest():
@@ -62,7 +60,7 @@ def test_a_lost_secret_is_a_rollout(world):
         "make a control key",
         "say KeysRotated",
     ]
-    rounds = [[a for a in told if not a.startswith("unroute")] for told in world.settle()]
+    rounds = [[a for a in texts if not a.startswith("unroute")] for texts in world.settle()]
     [key] = keys_of_pods(world)
     new = revision.digest(world.raw, key)
     assert rounds == [
@@ -84,14 +82,14 @@ def test_a_lost_secret_is_a_rollout(world):
 def test_a_rotation_that_is_asked_for_is_made_once(world):
     """Whatever the clock says, of whoever asks: what counts is that the text is another one."""
     world.rotate = "2031-01-01T00:00:00Z"
-    told = all_actions(world, 30)
-    assert told.count("make a control key") == 1
+    actions = all_actions(world, 30)
+    assert actions.count("make a control key") == 1
     [first] = keys_of_pods(world)
     assert first
     assert not world.plan_writes()
     world.rotate = "yesterday"
-    told = all_actions(world, 30)
-    assert told.count("make a control key") == 1
+    actions = all_actions(world, 30)
+    assert actions.count("make a control key") == 1
     assert keys_of_pods(world) & {"", first} == set()
     world.rotate = ""
     assert not world.plan_writes()
@@ -146,8 +144,8 @@ def test_groups_whose_key_is_lost_serve_on_and_are_not_made_again(world):
     world.round()  # a new revision
     world.unschedulable = True
     world.fail("chat-p-0-0-0")
-    told = [text for _ in range(3) for text in world.round()]
-    assert not [text for text in told if text.startswith("chat-p-0-1")]
+    actions = [text for _ in range(3) for text in world.round()]
+    assert not [text for text in actions if text.startswith("chat-p-0-1")]
     assert {"chat-p-1-0-0", "chat-d-0-0-0"} <= set(world.pods)
     assert not world.pods["chat-p-1-0-0"].draining
     world.unschedulable = False
@@ -155,8 +153,8 @@ def test_groups_whose_key_is_lost_serve_on_and_are_not_made_again(world):
     assert "" not in keys_of_pods(world)
 
 
-def test_what_cannot_be_made_again_is_told(world):
-    refused = Failure("QuotaExceeded", "exceeded quota: secrets", 1, world.now + 60)
+def test_what_cannot_be_made_again_is_reported(world):
+    refused = ScopeFailure("QuotaExceeded", "exceeded quota: secrets", 1, world.now + 60)
     world.failures = {"keys": refused}
     world.lose("")
     world.fail("chat-p-0-0-0")
@@ -179,9 +177,9 @@ def test_a_key_of_which_the_ring_alone_was_written_is_made_anew(world):
 @pytest.mark.parametrize(
     ("keys", "expected"),
     [
-        (Keys({"": KeySecret("u")}, frozenset({""}), ""), ""),
-        (Keys({"": KeySecret("u")}, frozenset({"", "b" * 10}), "b" * 10), "b" * 10),
-        (Keys({}, None, None), "c" * 10),  # no ring: the newest revision's
+        (ControlKeys({"": KeySecret("u")}, frozenset({""}), ""), ""),
+        (ControlKeys({"": KeySecret("u")}, frozenset({"", "b" * 10}), "b" * 10), "b" * 10),
+        (ControlKeys({}, None, None), "c" * 10),  # no ring: the newest revision's
         (None, "c" * 10),
     ],
 )
@@ -195,7 +193,7 @@ def test_the_active_key(world, keys, expected):
 
 def test_an_upgrade_makes_what_is_missing_and_leaves_every_pod_alone(world):
     """Of the release before there is the one Secret."""
-    world.keys = Keys({"": KeySecret("u")}, held=frozenset({""}))
+    world.keys = ControlKeys({"": KeySecret("u")}, held=frozenset({""}))
     assert [str(action) for action in world.plan().actions] == [
         "write the ring of 1 keys",
         "make the key of the compile cache",
@@ -205,7 +203,7 @@ def test_an_upgrade_makes_what_is_missing_and_leaves_every_pod_alone(world):
 
 
 def test_a_lost_first_key_of_pods_that_have_read_it_is_never_made_under_its_name(world):
-    world.keys = Keys()  # the ring is lost as well, and the operator started anew
+    world.keys = ControlKeys()  # the ring is lost as well, and the operator started anew
     [made] = [a for a in world.plan().actions if str(a).startswith("make a control")]
     assert not made.first
     world.pods = {}

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 from pds_operator import errors
-from pds_operator.lease import Lease
+from pds_operator.run.lease import Lease
 from pds_operator.settings import LeaseSettings, Settings
 
 TERM = 15.0
@@ -26,9 +26,9 @@ class Leases:
         self._may()
         if self.obj is None:
             raise errors.Missing(404, "NotFound", name)
-        told = copy.deepcopy(self.obj)
+        copied = copy.deepcopy(self.obj)
         self.between()
-        return told
+        return copied
 
     async def create(self, obj):
         self._may()

@@ -1,6 +1,6 @@
 import pytest
 from pds_operator.errors import SpecError
-from pds_operator.spec.merge import merged
+from pds_operator.schema.merge import merged
 
 BASE = {
     "metadata": {"labels": {"pdserving.io/name": "chat"}},

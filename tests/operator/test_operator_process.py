@@ -14,24 +14,17 @@ from typing import Any
 import pytest
 from kubernetes.aio.client import Configuration
 from kubernetes.aio.config import load_kube_config
-from pds_cluster import testing
-from pds_operator.api import Api
-from running import CHAT, Operator, condition, eventually, listed
+from pds_operator.run.api import Api
+from running import CHAT, OperatorProcess, condition, eventually, listed
 
 pytestmark = pytest.mark.cluster
 SEEN = 90
-"""Seconds: what may pass by itself is told once it has lasted for half a minute."""
+"""Seconds: what may pass by itself is reported once it has lasted for half a minute."""
 
 
 @pytest.fixture(scope="module")
-def namespace(cluster: testing.Cluster, definition: None, alone: None) -> Iterator[str]:
-    with cluster.namespace() as name:
-        yield name
-
-
-@pytest.fixture(scope="module")
-def operator(cluster, namespace, tmp_path_factory) -> Iterator[Operator]:
-    running = Operator(cluster, namespace, tmp_path_factory.mktemp("operator"))
+def operator(cluster, namespace, tmp_path_factory) -> Iterator[OperatorProcess]:
+    running = OperatorProcess(cluster, namespace, tmp_path_factory.mktemp("operator"))
     eventually(running.metrics)
     yield running
     if running.process.poll() is None:
@@ -46,8 +39,8 @@ def chat(cluster, namespace, operator) -> Callable[[], dict[str, Any]]:
 
 def test_it_says_what_the_scheduler_says(chat):
     def unschedulable() -> dict[str, Any] | None:
-        told = condition(chat(), "Degraded")
-        return told if told["reason"] == "Unschedulable" else None
+        found = condition(chat(), "Degraded")
+        return found if found["reason"] == "Unschedulable" else None
 
     message = eventually(unschedulable)["message"]
     assert "node(s) didn't match Pod's node affinity/selector" in message
@@ -148,8 +141,8 @@ def test_a_foreign_object_is_named_and_left_untouched(cluster, namespace, operat
     cluster.apply({**CHAT, "metadata": {"name": "other"}}, namespace=namespace)
 
     def degraded() -> dict[str, Any] | None:
-        told = condition(cluster.get("pdserving", "other", namespace), "Degraded")
-        return told if "Service other exists and is not owned" in told["message"] else None
+        found = condition(cluster.get("pdserving", "other", namespace), "Degraded")
+        return found if "Service other exists and is not owned" in found["message"] else None
 
     eventually(degraded)
     assert cluster.get("service", "other", namespace) == before
@@ -188,9 +181,9 @@ def test_a_refused_template_is_a_condition(cluster, namespace, operator, wrong):
 
     def invalid() -> bool:
         found = cluster.get("pdserving", "odd", namespace)
-        told = [condition(found, kind) for kind in ("Degraded", "Progressing")]
+        conditions = [condition(found, kind) for kind in ("Degraded", "Progressing")]
         [field] = wrong
-        return all(one["reason"] == "Invalid" and field in one["message"] for one in told)
+        return all(one["reason"] == "Invalid" and field in one["message"] for one in conditions)
 
     eventually(invalid)
     text = cluster.kubectl(

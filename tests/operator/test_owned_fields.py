@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from pds_cluster import testing
-from running import CHAT, Operator, eventually, listed
+from running import CHAT, OperatorProcess, eventually, listed
 
 pytestmark = pytest.mark.cluster
 
@@ -45,14 +45,8 @@ PLAIN = {"replicas": 0, "service": {"port": 80}}
 
 
 @pytest.fixture(scope="module")
-def namespace(cluster: testing.Cluster, definition: None, alone: None) -> Iterator[str]:
-    with cluster.namespace() as name:
-        yield name
-
-
-@pytest.fixture(scope="module")
-def operator(cluster, namespace, tmp_path_factory) -> Iterator[Operator]:
-    running = Operator(cluster, namespace, tmp_path_factory.mktemp("operator"))
+def operator(cluster, namespace, tmp_path_factory) -> Iterator[OperatorProcess]:
+    running = OperatorProcess(cluster, namespace, tmp_path_factory.mktemp("operator"))
     eventually(running.metrics)
     yield running
     running.stop()
@@ -78,7 +72,7 @@ def parts(cluster: testing.Cluster, namespace: str) -> dict[str, Any]:
     }
 
 
-def rests(operator: Operator) -> None:
+def rests(operator: OperatorProcess) -> None:
     """Whole rounds go by without a write, once status says what has lasted for half a minute."""
 
     def quiet() -> bool:
@@ -180,7 +174,7 @@ FIELDS = ("spec", "data", "subjects", "roleRef")
 @pytest.mark.parametrize(
     "manager", ["pds-operator", pytest.param("kubectl-edit", marks=pytest.mark.soak)]
 )
-def test_edits_are_put_back(cluster, namespace, operator, manager):
+def test_edits_are_restored(cluster, namespace, operator, manager):
     """Those of strangers, and what the release before might have left: ours, by an update."""
 
     def seen(kind: str, name: str) -> dict[str, Any]:

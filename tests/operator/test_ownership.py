@@ -3,21 +3,13 @@
 import copy
 
 import pytest
-from bench import Bench
 from pds_operator import errors, names
-from pds_operator.build.owner import Owner
-from pds_operator.ownership import Whose, whose
+from pds_operator.decide.ownership import Whose, whose
+from pds_operator.render.owner import Owner
 
 OWNER = Owner("chat", "team", "uid-chat")
 MADE = {names.MANAGED_BY: names.MANAGER, names.NAME: "chat"}
 OTHER = {"apiVersion": "pdserving.io/v1alpha1", "kind": "PDServing", "uid": "uid-other"}
-
-
-@pytest.fixture
-async def bench():
-    bench = Bench()
-    await bench.settle()
-    return bench
 
 
 def kept(bench, *kinds):
@@ -55,7 +47,7 @@ def test_whose(kind, labels, owner, expected):
 
 
 async def for_minutes_refused(bench, policy):
-    """Somebody's policy refuses these patches, and rounds go by; what is to be put back after."""
+    """Somebody's policy refuses these patches, and rounds go by; what is to be restored after."""
     merge = bench.api.merge
 
     async def refused(kind, namespace, name, patch, subresource=""):
@@ -78,7 +70,7 @@ async def test_deleted_and_applied_at_once(bench):
     wait, calls = await bench.round()
     assert [call for call in calls if not call.endswith("chat") and "Event" not in call] == []
     assert bench.condition("Degraded") == ("True", "PredecessorLeaving")
-    assert "Service chat" in bench.told("Degraded")["message"]
+    assert "Service chat" in bench.message("Degraded")
     assert bench.condition("Ready") == ("False", "NoRouter")
     assert bench.status["currentRevision"] == ""
     assert wait <= 2
@@ -119,7 +111,7 @@ async def test_no_keys_are_made_beside_a_pod_that_has_a_predecessors(bench):
     assert {kind for kind, _, _ in kept(bench)}.isdisjoint({"Secret", "Deployment"})
     assert bench.api.names("Pod") == ["chat-router-x"]
     assert bench.condition("Degraded") == ("True", "PredecessorLeaving")
-    assert "kubectl delete pod chat-router-x --force" in bench.told("Degraded")["message"]
+    assert "kubectl delete pod chat-router-x --force" in bench.message("Degraded")
     bench.api.remove(router)
     await bench.settle()
     assert bench.condition("Ready") == ("True", "Routable")
@@ -135,10 +127,10 @@ async def test_a_router_deployment_that_somebody_deletes_is_made_again_at_once(b
 async def test_what_goes_wakes_the_round(bench):
     old = bench.begin_anew("uid-next")
     await bench.round()
-    worker = bench.reconciler._workers["team", "chat"]
-    worker.dirty.clear()
+    memory = bench.reconciler._memories["team", "chat"]
+    memory.dirty.clear()
     bench.api.remove(next(o for o in bench.api.owned(old) if o["kind"] == "NetworkPolicy"))
-    assert worker.dirty.is_set()
+    assert memory.dirty.is_set()
 
 
 async def test_a_lost_secret_is_a_rotation_and_no_predecessors(bench):
@@ -178,8 +170,8 @@ async def test_nothing_of_a_predecessors_rotated_keys_is_believed(bench, kind):
         bench.api.remove(obj)
     await bench.settle()
     assert sorted(bench.api.names("Secret")) == ["chat-cache-key", "chat-control", "chat-keyring"]
-    told = bench.api.one("Secret", "chat-keyring")["metadata"]["annotations"]
-    assert told[names.ACTIVE] == "chat-control"
+    notes = bench.api.one("Secret", "chat-keyring")["metadata"]["annotations"]
+    assert notes[names.ACTIVE] == "chat-control"
     assert bench.condition("Ready") == ("True", "Routable")
     [key] = {bench.pods.keys[pod] for pod in bench.pods.leaders}
     assert len(key) == 32
@@ -195,7 +187,7 @@ async def test_a_predecessors_cache_key_is_waited_out(bench):
         wait, _ = await bench.round()
     assert bench.api.names("Pod") == bench.api.names("Deployment") == []
     assert bench.condition("Degraded") == ("True", "PredecessorLeaving")
-    assert "Secret chat-cache-key" in bench.told("Degraded")["message"]
+    assert "Secret chat-cache-key" in bench.message("Degraded")
     assert wait <= 2
     bench.api.remove(bench.api.one("Secret", "chat-cache-key"))
     await bench.settle()
@@ -246,7 +238,7 @@ async def test_keys_of_later_generations_are_adopted_with_all_else(bench):
     assert bench.condition("Degraded") == ("False", "AsExpected")
 
 
-async def test_a_secret_that_is_put_back_without_its_owner_is_adopted(bench):
+async def test_a_secret_that_is_restored_without_its_owner_is_adopted(bench):
     """Restored from a backup before anybody missed it: the key is what it was."""
     secret = bench.api.one("Secret", "chat-control")
     before = kept(bench, "Pod")
@@ -317,12 +309,12 @@ async def test_a_pdserving_that_is_being_deleted_adopts_nothing(bench):
     """We may not have heard of it yet: the API server is asked."""
     bench.api.orphan("uid-chat")
     parent = bench.api.one("PDServing", "chat")
-    parent["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"  # nobody is told
+    parent["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"  # no event reports it
     _, calls = await bench.round()
     assert calls == []
 
 
-async def test_what_cannot_be_adopted_is_told_and_the_rest_goes_on(bench):
+async def test_what_cannot_be_adopted_is_reported_and_the_rest_goes_on(bench):
     bench.api.orphan(bench.begin_anew("uid-next"))
     adopts = ("Service", "chat")
     merge = await for_minutes_refused(
@@ -330,7 +322,7 @@ async def test_what_cannot_be_adopted_is_told_and_the_rest_goes_on(bench):
         lambda kind, name, patch: (kind, name) == adopts and "ownerReferences" in patch["metadata"],
     )
     assert bench.condition("Degraded") == ("True", "Forbidden")
-    assert "adopt service chat: a policy says no" in bench.told("Degraded")["message"]
+    assert "adopt service chat: a policy says no" in bench.message("Degraded")
     assert bench.status["prefill"]["summary"] == "2/2"
     bench.api.merge = merge
     bench.now += 300
@@ -350,7 +342,7 @@ async def test_a_strangers_pods_count_for_nothing(bench):
     _, calls = await bench.round()
     assert calls == []
     observed = await bench.reconciler._observer.look(
-        ("team", "chat"), OWNER, bench.reconciler._workers["team", "chat"]
+        ("team", "chat"), OWNER, bench.reconciler._memories["team", "chat"]
     )
     assert observed.routers_ready == 1
     assert "chat-p-7-0-0" not in {pod.name for pod in observed.pods}

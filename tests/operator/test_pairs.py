@@ -3,12 +3,12 @@
 import dataclasses
 
 import pytest
-from pds_operator import pairs
-from pds_operator.fleet import groups
-from pds_operator.observed import EngineState, Pod
+from pds_operator.decide import pairs
+from pds_operator.decide.fleet import groups
+from pds_operator.facts.observed import LeaderState, Pod
 
 P, D = "chat-p-0-0-0", "chat-d-0-0-0"
-TOLD = EngineState(fingerprint="f" * 64, protocol=1, key_id="a" * 10)
+REPORTED = LeaderState(fingerprint="f" * 64, protocol=1, key_id="a" * 10)
 
 
 def fleet(head: str = "", tail: str = ""):
@@ -33,15 +33,15 @@ def fleet(head: str = "", tail: str = ""):
     ],
 )
 def test_what_must_be_equal_to_pair(other, says):
-    states = {P: TOLD, D: dataclasses.replace(TOLD, **other)}
+    states = {P: REPORTED, D: dataclasses.replace(REPORTED, **other)}
     both = fleet()
     assert pairs.serves(both, states) is not bool(says)
     assert len(pairs.matching(both, states)) == (0 if says else 2)
     assert says in pairs.mismatch(both, states, "r")
     assert bool(pairs.mismatch(both, states, "r")) is bool(says)
-    assert pairs.serves(both, {P: TOLD})
+    assert pairs.serves(both, {P: REPORTED})
 
 
-def test_groups_of_two_keys_are_no_pair_whether_they_tell_or_not():
+def test_groups_of_two_keys_are_no_pair_whether_they_say_so_or_not():
     assert not pairs.serves(fleet("", "b" * 10), {})
     assert pairs.serves(fleet("b" * 10, "b" * 10), {})

@@ -1,12 +1,12 @@
-"""Whole lives of a PDServing, told round by round."""
+"""Whole lives of a PDServing, round by round."""
 
 import dataclasses
 
 import pytest
 from pds_operator import names
-from pds_operator.actions import Delete, Problem
-from pds_operator.observed import Failure
-from pds_operator.plan import plan
+from pds_operator.decide.actions import Delete, Problem
+from pds_operator.decide.plan import plan
+from pds_operator.facts.observed import ScopeFailure
 from worlds import NOW, OWNER, World, desired, digest, pod_names, problems, raw_spec
 
 REVISION = digest(raw_spec())
@@ -163,8 +163,8 @@ def test_a_new_spec_replaces_groups_that_never_served_at_once():
     for _ in range(3):
         world.round()
     world.raw = raw_spec()
-    told = [world.round(), world.round(), world.round()]
-    assert told == [
+    rounds = [world.round(), world.round(), world.round()]
+    assert rounds == [
         [f"controllerrevision chat-{REVISION}"],
         [
             "drain chat-p-0-0-0",
@@ -178,10 +178,10 @@ def test_a_new_spec_replaces_groups_that_never_served_at_once():
     ]
 
 
-def test_a_group_that_may_serve_unheard_is_told_to_drain():
+def test_a_group_that_may_serve_unheard_is_asked_to_drain():
     """Routers take a leader as soon as it is ready, and may know it before we do.
 
-    The answer to its mark tells: a watch may be silent for a minute.
+    The answer to its mark shows it: a watch may be silent for a minute.
     """
     world = World(raw_spec())
     world.settle()
@@ -218,10 +218,10 @@ def test_a_predecessors_object_is_waited_for(world):
     assert [str(action) for action in world.plan().actions] == ["create service chat"]
 
 
-def test_what_was_refused_is_held_back_and_told(world):
+def test_what_was_refused_is_held_back_and_reported(world):
     world.raw = raw_spec(prefill={"replicas": 3})
     world.failures = {
-        "group/prefill/2": Failure("QuotaExceeded", "exceeded quota: gpus", 1, NOW + 5)
+        "group/prefill/2": ScopeFailure("QuotaExceeded", "exceeded quota: gpus", 1, NOW + 5)
     }
     decided = world.plan()
     assert [str(action) for action in decided.actions] == ["apply poddisruptionbudget chat-prefill"]
@@ -229,9 +229,11 @@ def test_what_was_refused_is_held_back_and_told(world):
     assert decided.wake == NOW + 5
 
 
-def test_what_was_refused_and_is_not_asked_for_any_more_is_not_told(world):
+def test_what_was_refused_and_is_not_asked_for_any_more_is_not_reported(world):
     world.failures = {
-        "PodDisruptionBudget/chat-prefill": Failure("ApiUnreachable", "TimeoutError", 1, NOW - 1)
+        "PodDisruptionBudget/chat-prefill": ScopeFailure(
+            "ApiUnreachable", "TimeoutError", 1, NOW - 1
+        )
     }
     assert world.plan().problems == ()
 
@@ -261,7 +263,7 @@ def test_history_keeps_its_limit_and_what_is_in_use():
     assert configs == {f"{OWNER.name}-{item}" for item in world.revisions} | {"chat-router"}
 
 
-def test_a_refused_template_is_told_and_what_runs_goes_on(world):
+def test_a_refused_template_is_reported_and_what_runs_goes_on(world):
     world.raw = raw_spec(decode={"replicas": 1, "podTemplate": {"spec": {"hostname": "mine"}}})
     assert problems(world) == ["InvalidSpec"]
     assert world.plan().actions == ()
@@ -272,7 +274,7 @@ def test_from_unified_to_pairs_serves_throughout():
     world.settle()
     world.raw = raw_spec()
     rounds = world.settle()
-    flat = [text for told in rounds for text in told]
+    flat = [text for texts in rounds for text in texts]
     assert flat.index("route chat-d-0-0-0") < flat.index("drain chat-u-0-0-0")
     assert pod_names(world) == ["chat-d-0-0-0", "chat-p-0-0-0", "chat-p-1-0-0"]
 
@@ -295,7 +297,7 @@ def test_the_revision_that_serves_is_recovered_before_anything_is_brought_out():
     world.raw = raw_spec(image="engine:2", rollout={"paused": True})
     world.round()
     assert REVISION in world.revisions
-    assert not any("chat-" in action for told in world.settle() for action in told)
+    assert not any("chat-" in action for texts in world.settle() for action in texts)
 
 
 def test_a_revision_that_is_gone_holds_up_nothing():

@@ -1,7 +1,7 @@
 """Groups that fail, are evicted, or vanish: what the plan makes of it, round by round."""
 
 import pytest
-from pds_operator.actions import Delete, Problem
+from pds_operator.decide.actions import Delete, Problem
 from worlds import World, digest, pod_names, raw_spec
 
 REVISION = digest(raw_spec())
@@ -23,9 +23,9 @@ def test_failures_in_a_row_wait_longer_each_time(world):
         attempt = max(pod.attempt for pod in world.pods.values() if pod.role == "decode")
         world.fail(f"chat-d-0-{attempt}-0")
         start = world.now
-        while not (told := [text for text in world.round() if "-d-0-" in text]):
+        while not (made := [text for text in world.round() if "-d-0-" in text]):
             world.now = world.plan().wake or pytest.fail("it would sleep for ever")
-        assert told == [f"chat-d-0-{attempt + 1}-0"]
+        assert made == [f"chat-d-0-{attempt + 1}-0"]
         waits.append(world.now - start)
         world.round()
         world.bury()
@@ -40,7 +40,7 @@ def test_an_attempt_that_was_up_for_long_starts_from_nothing_again(world):
     assert world.pods["chat-d-0-1-0"].failures == 1
 
 
-def test_a_configuration_error_is_told_and_not_tried_again(world):
+def test_a_configuration_error_is_reported_and_not_tried_again(world):
     world.fail("chat-d-0-0-0", exit_code=78, message='{"error": "pp 9 above 4 layers"}')
     world.round()
     world.now += 10_000

@@ -10,9 +10,9 @@ from pds_engine import signing
 from pds_engine.errors import Forbidden
 from pds_engine.server import errors as server_errors
 from pds_engine.server import headers
-from pds_operator.answers import BACKENDS_BYTES, STATE_BYTES
-from pds_operator.observed import EngineState, RouterView
-from pds_operator.probe import Prober, signature
+from pds_operator.facts.answers import BACKENDS_BYTES, STATE_BYTES
+from pds_operator.facts.observed import LeaderState, RouterView
+from pds_operator.run.probe import Prober, signature
 
 KEY = bytes(range(32))
 
@@ -71,7 +71,7 @@ async def test_answers_become_facts(pod):
     port, posted = pod
     async with Prober(port) as prober:
         assert await prober.states([("p", "127.0.0.1")], {"p": KEY}) == {
-            "p": EngineState(2, 1, True, "m", "kv", 4, 2, "0123456789")
+            "p": LeaderState(2, 1, True, "m", "kv", 4, 2, "0123456789")
         }
         assert await prober.views([("r", "127.0.0.1")]) == [
             RouterView("r", {"a": True, "b": False}, {"a": (9, 2), "b": (0, 0)})
@@ -84,8 +84,8 @@ async def test_without_a_key_nothing_is_signed(pod, rude):
     """A leader that takes no signature of ours still says how it is to everybody."""
     rude.script = answered(b'{"in_flight": 3}')
     async with Prober(rude.port) as prober:
-        told = await prober.states([("p", "127.0.0.1")], {})
-    assert told == {"p": EngineState(3)}
+        states = await prober.states([("p", "127.0.0.1")], {})
+    assert states == {"p": LeaderState(3)}
     assert b"x-pds-" not in rude.asked[0].lower()
 
 
@@ -222,12 +222,12 @@ async def test_no_answer_is_read_beyond_its_bound(rude):
 async def test_a_compressed_answer_is_not_unpacked(rude):
     rude.script = answered(b'{"in_flight": 1}', content_encoding="gzip")
     async with Prober(rude.port) as prober:
-        assert await prober.states([("p", "127.0.0.1")], {"p": KEY}) == {"p": EngineState(1)}
+        assert await prober.states([("p", "127.0.0.1")], {"p": KEY}) == {"p": LeaderState(1)}
     assert b"identity" in rude.asked[0]
 
 
 async def test_silent_pods_are_asked_some_at_a_time(rude, monkeypatch):
-    monkeypatch.setattr("pds_operator.probe.AT_ONCE", 3)
+    monkeypatch.setattr("pds_operator.run.probe.AT_ONCE", 3)
     rude.script = endless  # busy until it is cut off
     async with Prober(rude.port) as prober:
         await prober.states([(f"p{n}", "127.0.0.1") for n in range(12)], {})
@@ -235,7 +235,7 @@ async def test_silent_pods_are_asked_some_at_a_time(rude, monkeypatch):
     assert rude.serving["most"] <= 4  # one may still be closing
 
 
-class Engine:
+class SigningEngine:
     """Checks signatures as engines do, by a clock of its own."""
 
     def __init__(self, ahead, key=KEY):
@@ -250,15 +250,15 @@ class Engine:
         await web.TCPSite(self.runner, "127.0.0.1", 0).start()
         self.port = self.runner.addresses[0][1]
 
-    async def answer(self, request, told):
+    async def answer(self, request, state):
         given = dict(_lower(request.headers))
         try:
             headers.check(self.key, request.method, request.path, given, time.time() + self.ahead)
         except Forbidden as error:
             self.refused += 1
-            status, body, more = server_errors.told(error)
+            status, body, more = server_errors.http_error(error)
             return web.Response(status=status, body=body, headers=more)
-        return web.json_response(told)
+        return web.json_response(state)
 
     async def state(self, request):
         return await self.answer(request, {"in_flight": 3})
@@ -273,7 +273,7 @@ async def engines():
     started = []
 
     async def start(*args, **options):
-        engine = Engine(*args, **options)
+        engine = SigningEngine(*args, **options)
         await engine.start()
         started.append(engine)
         return engine
@@ -287,16 +287,16 @@ async def engines():
 async def test_an_engine_whose_clock_differs_is_asked_by_its_own(engines, ahead):
     engine = await engines(ahead)
     async with Prober(engine.port) as prober:
-        told = await prober.states([("p", "127.0.0.1")], {"p": KEY})
-        assert (told["p"].in_flight, engine.refused) == (3, 1)
-        assert told["p"].clock == pytest.approx(ahead, abs=3)
+        states = await prober.states([("p", "127.0.0.1")], {"p": KEY})
+        assert (states["p"].in_flight, engine.refused) == (3, 1)
+        assert states["p"].clock == pytest.approx(ahead, abs=3)
         assert await prober.drain("127.0.0.1", 60, KEY) == ""
 
 
 async def test_an_engine_whose_clock_agrees_says_nothing_of_it(engines):
     engine = await engines(0)
     async with Prober(engine.port) as prober:
-        assert await prober.states([("p", "127.0.0.1")], {"p": KEY}) == {"p": EngineState(3)}
+        assert await prober.states([("p", "127.0.0.1")], {"p": KEY}) == {"p": LeaderState(3)}
 
 
 async def test_an_engine_of_another_key_is_not_asked_twice(engines):

@@ -1,7 +1,7 @@
 """Rollouts that do not get on."""
 
 import pytest
-from pds_operator.status import status
+from pds_operator.decide.status import status
 from worlds import NOW, World, desired, digest, raw_spec
 
 ROLLOUT = {"drainSeconds": 60, "progressDeadlineSeconds": 300, "autoRollback": False}
@@ -22,12 +22,12 @@ def world() -> World:
 
 
 def progressing(world: World) -> tuple[str, str, str]:
-    told = status(world.observed(), desired(world.raw), world.plan(), {}, world.now)
-    [found] = [item for item in told["conditions"] if item["type"] == "Progressing"]
+    written = status(world.observed(), desired(world.raw), world.plan(), {}, world.now)
+    [found] = [item for item in written["conditions"] if item["type"] == "Progressing"]
     return found["status"], found["reason"], found["message"]
 
 
-def test_a_rollout_that_does_not_get_on_is_told_at_its_deadline(world):
+def test_a_rollout_that_does_not_get_on_is_reported_at_its_deadline(world):
     world.change("chat-p-2-0-0", message="ImagePullBackOff: no such tag")
     world.wait(299)
     assert progressing(world)[:2] == ("True", "RollingOut")

@@ -1,4 +1,4 @@
-"""Observe, plan, act, tell: with an API server and pods in memory."""
+"""Observe, plan, act, write the status: with an API server and pods in memory."""
 
 import asyncio
 import time
@@ -6,20 +6,13 @@ import time
 import pytest
 from bench import KEY, Bench
 from pds_operator import errors
-from pds_operator.observed import RouterView
-from pds_operator.reconcile import Reconciler, settle
+from pds_operator.facts.observed import RouterView
+from pds_operator.run.reconcile import Reconciler, settle
 from pds_operator.settings import Settings
 
 
 def test_a_plan_that_takes_long_is_made_less_often():
     assert [settle(seconds) for seconds in (0.0, 0.0005, 0.01, 3.0)] == [0.02, 0.02, 0.2, 1.0]
-
-
-@pytest.fixture
-async def bench():
-    bench = Bench()
-    await bench.settle()
-    return bench
 
 
 async def test_from_nothing_to_ready(bench):
@@ -205,7 +198,7 @@ async def _nobody(routers):
     return [RouterView(pod, {"chat-p-0-0-0": True, "chat-d-0-0-0": True}) for pod, _ in routers]
 
 
-async def test_a_spec_older_than_the_schema_is_told_and_what_runs_goes_on(bench):
+async def test_a_spec_older_than_the_schema_is_reported_and_what_runs_goes_on(bench):
     parent = bench.api.one("PDServing", "chat")
     parent["spec"]["engine"] = {"chunkSise": 64}
     bench.api.put(parent)

@@ -29,8 +29,8 @@ def test_what_is_left_of_two_older_revisions_is_a_pair_of_one():
     world.change("chat-p-0-0-0", ready=False)
     world.raw = raw_spec(prefill=one, image="engine:3")
     world.round()
-    told = world.round()
-    assert [text for text in told if text.startswith("drain")] == [
+    actions = world.round()
+    assert [text for text in actions if text.startswith("drain")] == [
         "drain chat-p-0-0-0",
         "drain chat-d-0-0-0",
     ]

@@ -1,29 +1,29 @@
-"""Rollouts, told round by round."""
+"""Rollouts, round by round."""
 
 from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pds_operator.rollout import Limits, Move, Role, step
+from pds_operator.decide.rollout import Move, Role, RolloutLimits, step
 
 Fleet = dict[str, Role]
 
 
-def rounds(fleet: Fleet, limits: Limits, most: int = 200) -> list[str]:
+def rounds(fleet: Fleet, limits: RolloutLimits, most: int = 200) -> list[str]:
     """Play a rollout in which all that is created turns ready, then all that leaves is gone.
 
     Each entry is one round: what every role creates (+) and retires (-).
     """
-    told: list[str] = []
+    lines: list[str] = []
     for _ in range(most):
         moves = step(fleet, limits).moves
-        told.append(", ".join(filter(None, (_tell(name, moves[name]) for name in fleet))))
-        if not told[-1]:
-            return told[:-1]
+        lines.append(", ".join(filter(None, (_line(name, moves[name]) for name in fleet))))
+        if not lines[-1]:
+            return lines[:-1]
         for name, move in moves.items():
             fleet = {**fleet, name: _settled(fleet[name], move)}
-    raise AssertionError(f"no end: {told[:10]}")
+    raise AssertionError(f"no end: {lines[:10]}")
 
 
 def _settled(role: Role, move: Move) -> Role:
@@ -39,7 +39,7 @@ def _settled(role: Role, move: Move) -> Role:
     )
 
 
-def _tell(name: str, move: Move) -> str:
+def _line(name: str, move: Move) -> str:
     parts = [f"+{move.create}"] if move.create else []
     parts += [f"-{move.retire_old}"] if move.retire_old else []
     parts += [f"-{move.retire_new} new"] if move.retire_new else []
@@ -53,13 +53,13 @@ def serving(want: int, old: int | None = None) -> Role:
 
 
 def test_first_start_creates_everything():
-    assert rounds({"prefill": Role(want=2), "decode": Role(want=1)}, Limits()) == [
+    assert rounds({"prefill": Role(want=2), "decode": Role(want=1)}, RolloutLimits()) == [
         "prefill +2, decode +1"
     ]
 
 
 def test_two_prefill_one_decode_surge_one():
-    assert rounds({"prefill": serving(2), "decode": serving(1)}, Limits()) == [
+    assert rounds({"prefill": serving(2), "decode": serving(1)}, RolloutLimits()) == [
         "prefill +1, decode +1",  # the first step holds a pair
         "prefill -1",  # the old decode stays for the old prefill
         "prefill +1",
@@ -68,7 +68,7 @@ def test_two_prefill_one_decode_surge_one():
 
 
 def test_surge_nothing_unavailable_one():
-    assert rounds({"unified": serving(2)}, Limits(surge=0, unavailable=1)) == [
+    assert rounds({"unified": serving(2)}, RolloutLimits(surge=0, unavailable=1)) == [
         "unified -1",
         "unified +1",
         "unified -1",
@@ -77,7 +77,7 @@ def test_surge_nothing_unavailable_one():
 
 
 def test_three_prefill_four_decode_do_not_lock_each_other():
-    assert rounds({"prefill": serving(3), "decode": serving(4)}, Limits()) == [
+    assert rounds({"prefill": serving(3), "decode": serving(4)}, RolloutLimits()) == [
         "prefill +1, decode +1",
         "prefill -1, decode -1",
         "prefill +1, decode +1",
@@ -90,7 +90,7 @@ def test_three_prefill_four_decode_do_not_lock_each_other():
 
 
 def test_scale_down_while_the_template_changes():
-    assert rounds({"unified": serving(1, old=3)}, Limits()) == [
+    assert rounds({"unified": serving(1, old=3)}, RolloutLimits()) == [
         "unified -2",
         "unified +1",
         "unified -1",
@@ -99,7 +99,7 @@ def test_scale_down_while_the_template_changes():
 
 def test_a_spec_that_changes_in_mid_rollout_makes_room_before_it_surges():
     """Two of the first revision and one of the second, when the third comes."""
-    assert rounds({"unified": serving(2, old=3)}, Limits()) == [
+    assert rounds({"unified": serving(2, old=3)}, RolloutLimits()) == [
         "unified -1",
         "unified +1",
         "unified -1",
@@ -109,7 +109,7 @@ def test_a_spec_that_changes_in_mid_rollout_makes_room_before_it_surges():
 
 
 def test_scale_up_while_the_template_changes():
-    assert rounds({"unified": serving(3, old=1)}, Limits()) == [
+    assert rounds({"unified": serving(3, old=1)}, RolloutLimits()) == [
         "unified +1",
         "unified +1",
         "unified +1",
@@ -123,7 +123,7 @@ def test_a_role_that_the_new_revision_lacks_serves_to_the_end():
         "decode": serving(0, old=1),
         "unified": Role(want=2),
     }
-    assert rounds(fleet, Limits()) == ["unified +2", "prefill -2, decode -1"]
+    assert rounds(fleet, RolloutLimits()) == ["unified +2", "prefill -2, decode -1"]
 
 
 def test_a_new_prefill_without_its_decode_replaces_nothing():
@@ -131,16 +131,16 @@ def test_a_new_prefill_without_its_decode_replaces_nothing():
         "prefill": Role(want=1, old=1, old_ready=1, new=1, new_ready=1),
         "decode": Role(want=1, old=1, old_ready=1, new=1, new_ready=0),
     }
-    assert step(fleet, Limits()).moves == {"prefill": Move(), "decode": Move()}
+    assert step(fleet, RolloutLimits()).moves == {"prefill": Move(), "decode": Move()}
 
 
 def test_draining_groups_count_against_the_surge():
     fleet = {"unified": Role(want=2, old=1, old_ready=1, new=1, new_ready=1, leaving=1)}
-    assert step(fleet, Limits()).moves["unified"] == Move()
+    assert step(fleet, RolloutLimits()).moves["unified"] == Move()
 
 
 def test_scale_down_of_the_new_revision_retires_it():
-    assert step({"prefill": Role(want=1, new=3, new_ready=3)}, Limits()).moves == {
+    assert step({"prefill": Role(want=1, new=3, new_ready=3)}, RolloutLimits()).moves == {
         "prefill": Move(retire_new=2)
     }
 
@@ -148,11 +148,11 @@ def test_scale_down_of_the_new_revision_retires_it():
 @pytest.mark.parametrize(
     ("limits", "want", "expected"),
     [
-        (Limits(), 4, (1, 0)),
-        (Limits(surge="25%", unavailable="25%"), 4, (1, 1)),
-        (Limits(surge="25%", unavailable="25%"), 3, (1, 0)),  # surge up, unavailable down
-        (Limits(surge="0%", unavailable="10%"), 4, (0, 1)),  # never both nothing
-        (Limits(surge=0, unavailable=2), 1, (0, 2)),
+        (RolloutLimits(), 4, (1, 0)),
+        (RolloutLimits(surge="25%", unavailable="25%"), 4, (1, 1)),
+        (RolloutLimits(surge="25%", unavailable="25%"), 3, (1, 0)),  # surge up, unavailable down
+        (RolloutLimits(surge="0%", unavailable="10%"), 4, (0, 1)),  # never both nothing
+        (RolloutLimits(surge=0, unavailable=2), 1, (0, 2)),
     ],
 )
 def test_limits(limits, want, expected):
@@ -160,7 +160,7 @@ def test_limits(limits, want, expected):
 
 
 def test_five_prefill_three_decode_go_together():
-    assert rounds({"prefill": serving(5), "decode": serving(3)}, Limits()) == [
+    assert rounds({"prefill": serving(5), "decode": serving(3)}, RolloutLimits()) == [
         "prefill +1, decode +1",
         "prefill -1, decode -1",  # a decode more than its share leaves: step 2 needs its room
         "prefill +1, decode +1",
@@ -177,7 +177,7 @@ def test_five_prefill_three_decode_go_together():
 def test_percent_of_each_role():
     """A surge of 4 and of 1; a step makes what it needs, so that the roles stay together."""
     fleet = {"prefill": serving(8), "decode": serving(2)}
-    assert rounds(fleet, Limits("50%", "25%")) == [
+    assert rounds(fleet, RolloutLimits("50%", "25%")) == [
         "prefill +1, decode +1",
         "prefill +1 -1",
         "prefill +1 -1",
@@ -193,7 +193,7 @@ def test_percent_of_each_role():
 
 def test_a_role_of_nothing_is_no_obstacle():
     fleet = {"prefill": serving(2), "decode": serving(0)}
-    assert rounds(fleet, Limits()) == [
+    assert rounds(fleet, RolloutLimits()) == [
         "prefill +1",
         "prefill -1",
         "prefill +1",
@@ -203,14 +203,14 @@ def test_a_role_of_nothing_is_no_obstacle():
 
 def test_a_partition_holds_the_last_steps_back():
     fleet = {"prefill": serving(4), "decode": serving(2)}
-    assert rounds(fleet, Limits(partition=2)) == [
+    assert rounds(fleet, RolloutLimits(partition=2)) == [
         "prefill +1, decode +1",
         "prefill -1",
         "prefill +1",
         "prefill -1, decode -1",
     ]
-    assert rounds(fleet, Limits(partition="100%")) == []
-    assert rounds(fleet, Limits(partition="75%")) == [
+    assert rounds(fleet, RolloutLimits(partition="100%")) == []
+    assert rounds(fleet, RolloutLimits(partition="75%")) == [
         "prefill +1, decode +1",
         "prefill -1",  # three old prefills keep two old decodes, with the surge's room
     ]
@@ -218,34 +218,40 @@ def test_a_partition_holds_the_last_steps_back():
 
 def test_what_a_partition_holds_is_scaled_with_the_revision_that_served():
     held = {"unified": Role(want=6, old=2, old_ready=2, new=2, new_ready=2)}
-    assert rounds(held, Limits(partition=4)) == ["unified +2 old"]
+    assert rounds(held, RolloutLimits(partition=4)) == ["unified +2 old"]
     fewer = {"unified": Role(want=2, old=3, old_ready=3, new=1, new_ready=1)}
-    assert rounds(fewer, Limits(partition="75%")) == ["unified -1", "unified -1"]
+    assert rounds(fewer, RolloutLimits(partition="75%")) == ["unified -1", "unified -1"]
 
 
 def test_a_partition_that_grows_takes_nothing_back():
     fleet = {"unified": Role(want=4, old=1, old_ready=1, new=3, new_ready=3)}
-    assert rounds(fleet, Limits(partition=3)) == []
+    assert rounds(fleet, RolloutLimits(partition=3)) == []
 
 
 def test_a_paused_rollout_ends_the_step_it_has_reached_and_begins_none():
-    assert rounds({"unified": serving(3)}, Limits(paused=True)) == []
+    assert rounds({"unified": serving(3)}, RolloutLimits(paused=True)) == []
     begun = {"unified": Role(want=3, old=3, old_ready=3, new=1, new_ready=0)}
-    assert step(begun, Limits(paused=True)).moves == {"unified": Move()}
+    assert step(begun, RolloutLimits(paused=True)).moves == {"unified": Move()}
     reached = {"unified": Role(want=3, old=3, old_ready=3, new=1, new_ready=1)}
-    assert rounds(reached, Limits(paused=True)) == ["unified -1"]
+    assert rounds(reached, RolloutLimits(paused=True)) == ["unified -1"]
 
 
 def test_a_paused_rollout_is_scaled_all_the_same():
     held = {"unified": Role(want=5, old=2, old_ready=2, new=1, new_ready=1)}
-    assert rounds(held, Limits(paused=True)) == ["unified +2 old"]
+    assert rounds(held, RolloutLimits(paused=True)) == ["unified +2 old"]
     none = {"unified": Role(want=2, old=3, old_ready=3)}
-    assert rounds(none, Limits(paused=True)) == ["unified -1"]
+    assert rounds(none, RolloutLimits(paused=True)) == ["unified -1"]
 
 
 amounts = st.integers(min_value=0, max_value=7)
 all_limits = st.sampled_from(
-    [Limits(1, 0), Limits(0, 1), Limits(2, 1), Limits("25%", "25%"), Limits("100%", 0)]
+    [
+        RolloutLimits(1, 0),
+        RolloutLimits(0, 1),
+        RolloutLimits(2, 1),
+        RolloutLimits("25%", "25%"),
+        RolloutLimits("100%", 0),
+    ]
 )
 
 
@@ -310,12 +316,14 @@ def test_a_held_rollout_ends_at_what_is_wanted_in_all(old, want, limits, partiti
 def test_what_was_lost_of_the_serving_revision_is_made_before_anything_new():
     """A node took a group along while there was no operator, and the spec was changed meanwhile."""
     lost = {"prefill": Role(2, old=1, old_ready=1, before=2), "decode": Role(1, 1, 1, before=1)}
-    move = step(lost, Limits()).moves["prefill"]
+    move = step(lost, RolloutLimits()).moves["prefill"]
     assert (move.create_old, move.create) == (1, 1)
-    [tight] = step({"unified": Role(2, old=1, old_ready=1, before=2)}, Limits(0, 1)).moves.values()
+    [tight] = step(
+        {"unified": Role(2, old=1, old_ready=1, before=2)}, RolloutLimits(0, 1)
+    ).moves.values()
     assert (tight.create_old, tight.create) == (0, 1)  # one may be missing
 
 
 def test_what_was_never_there_is_not_lost():
     wider = {"unified": Role(4, old=2, old_ready=2, before=2)}
-    assert step(wider, Limits()).moves["unified"].create_old == 0
+    assert step(wider, RolloutLimits()).moves["unified"].create_old == 0

@@ -2,8 +2,8 @@
 
 import pytest
 from pds_operator import names
-from pds_operator.actions import TellScale
-from pds_operator.plan import plan
+from pds_operator.decide.actions import ReportScale
+from pds_operator.decide.plan import plan
 from worlds import NOW, OWNER, World, desired, raw_spec
 
 SELECTOR = (
@@ -27,7 +27,7 @@ def groups(world: World, role: str) -> list[str]:
     return sorted(pod.name for pod in world.pods.values() if pod.role == role)
 
 
-def test_the_child_is_made_with_one_group_and_told_what_there_is(world: World) -> None:
+def test_the_child_is_made_with_one_group_and_reports_what_there_is(world: World) -> None:
     assert child(world)["spec"] == {"replicas": 1}
     assert child(world)["status"] == {"replicas": 1, "readyReplicas": 1, "selector": SELECTOR}
     assert child(world)["metadata"]["ownerReferences"] == [OWNER.reference()]
@@ -86,4 +86,4 @@ def test_an_object_of_somebody_else_rules_nothing(world: World) -> None:
     decided = plan(world.observed(), desired(world.raw), NOW)
     assert decided.roles["decode"].want == 1
     assert [problem.reason for problem in decided.problems] == ["NameTaken"]
-    assert not any(isinstance(action, TellScale) for action in decided.actions)
+    assert not any(isinstance(action, ReportScale) for action in decided.actions)

@@ -1,11 +1,7 @@
 """Groups that begin: how many at once, and what becomes of those that find no node."""
 
-from pds_operator.actions import Say
-from worlds import World, raw_spec
-
-
-def problems(world: World) -> list[str]:
-    return [problem.reason for problem in world.plan().problems]
+from pds_operator.decide.actions import Say
+from worlds import World, problems, raw_spec
 
 
 def test_groups_that_find_no_node_wait_and_the_scheduler_is_quoted():
@@ -34,7 +30,7 @@ def test_groups_of_one_pod_begin_at_once_the_roles_by_turns():
     assert not world.plan_writes()
 
 
-def test_one_event_tells_of_all_groups_of_a_role_that_begin():
+def test_one_event_names_all_groups_of_a_role_that_begin():
     world = World(raw_spec(prefill={"replicas": 6}))
     world.round()
 

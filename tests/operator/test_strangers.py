@@ -1,16 +1,9 @@
 """Pods that wear our labels and are not ours, and PDServings that are not there any more."""
 
 import pytest
-from bench import KEY, Bench
-from pds_operator import parents
-from pds_operator.observed import RouterView
-
-
-@pytest.fixture
-async def bench():
-    bench = Bench()
-    await bench.settle()
-    return bench
+from bench import KEY
+from pds_operator.facts.observed import RouterView
+from pds_operator.run import parents
 
 
 @pytest.mark.parametrize("controller", ["nobody", "a set of nobody", "a set of others"])
@@ -26,12 +19,12 @@ async def test_a_router_of_strangers_is_not_asked_and_unroutes_nothing(bench, co
 
     async def views(routers):
         asked.append(list(routers))
-        told = {
+        found = {
             name: RouterView(name, dict.fromkeys(bench.pods.leaders, True)) for name, _ in routers
         }
-        if "stranger" in told:
-            told["stranger"] = RouterView("stranger", dict.fromkeys(bench.pods.leaders, False))
-        return list(told.values())
+        if "stranger" in found:
+            found["stranger"] = RouterView("stranger", dict.fromkeys(bench.pods.leaders, False))
+        return list(found.values())
 
     bench.pods.views = views
     bench.now += 60
@@ -52,7 +45,7 @@ async def test_a_leader_of_strangers_is_not_asked(bench):
 
 
 def unheard(bench):
-    """From now on kopf's watch tells nothing of the PDServing."""
+    """From now on kopf's watch reports nothing of the PDServing."""
     live = bench.api.objects.pop(("PDServing", "team", "chat"))
     return live
 
@@ -90,7 +83,7 @@ async def test_one_that_was_made_anew_is_taken_up_with_nothing_of_its_predecesso
 
 
 class Lists:
-    """An API server's lists of PDServings, between which kopf may tell something."""
+    """An API server's lists of PDServings, between which kopf may report something."""
 
     def __init__(self, *found):
         self.found, self.meanwhile = list(found), lambda: None
@@ -118,7 +111,7 @@ async def looked(api, *known, namespaces=()):
     return {uid for _, uid in api.store.parents()}, {name for _, name in changed}
 
 
-async def test_a_list_finds_what_no_event_told_of():
+async def test_a_list_finds_what_no_event_reported():
     api = Lists(pds("kept", 10), pds("new", 20), pds("changed", 30))
     known = pds("kept", 10), pds("gone", 11), pds("changed", 12)
     uids, changed = await looked(api, *known)
@@ -132,7 +125,7 @@ async def test_a_list_of_one_namespace_says_nothing_of_others():
     assert uids == {"uid-there"}
 
 
-async def test_what_kopf_told_while_the_list_was_on_its_way_stands():
+async def test_what_kopf_reported_while_the_list_was_on_its_way_stands():
     api = Lists(pds("deleted", 10), pds("anew", 11, uid="uid-old"))
 
     def meanwhile():

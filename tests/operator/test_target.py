@@ -1,9 +1,9 @@
-"""Which revision is brought out, and what holds it back, told round by round."""
+"""Which revision is rolled out, and what holds it back, round by round."""
 
 import pytest
-from pds_operator.observed import Failure
-from pds_operator.plan import plan
-from worlds import NOW, World, desired, digest, raw_spec
+from pds_operator.decide.plan import plan
+from pds_operator.facts.observed import ScopeFailure
+from worlds import NOW, World, desired, digest, raw_spec, settled
 
 REVISION = digest(raw_spec())
 
@@ -11,10 +11,7 @@ REVISION = digest(raw_spec())
 @pytest.fixture
 def world() -> World:
     """Settled for a minute."""
-    world = World(raw_spec())
-    world.settle()
-    world.now += 60
-    return world
+    return settled(60)
 
 
 def test_a_paused_rollout_makes_nothing_new_and_keeps_up_what_serves(world):
@@ -26,7 +23,7 @@ def test_a_paused_rollout_makes_nothing_new_and_keeps_up_what_serves(world):
     world.fail("chat-d-0-0-0")
     assert "chat-d-0-1-0" in world.settle()[0]
     world.raw = {**world.raw, "prefill": {"replicas": 1}}
-    assert [told for told in world.settle() if "drain" in told[0]] == [
+    assert [actions for actions in world.settle() if "drain" in actions[0]] == [
         ["drain chat-p-2-0-0", "drain chat-p-1-0-0"]
     ]
     assert {pod.revision for pod in world.pods.values()} == {REVISION}
@@ -42,9 +39,9 @@ def test_an_old_group_that_cannot_start_is_kept_while_the_rollout_is_held(world)
         newest = max(name for name in world.pods if "-d-0-" in name)
         world.fail(newest)
         world.now += 400
-        told = world.round()
+        actions = world.round()
         world.bury()
-    assert told == ["delete pod chat-d-0-1-0", "chat-d-0-3-0"]  # the next attempt, no new group
+    assert actions == ["delete pod chat-d-0-1-0", "chat-d-0-3-0"]  # the next attempt, no new group
 
 
 def test_a_partition_stays_until_it_is_lowered(world):
@@ -190,7 +187,7 @@ def test_an_edit_that_is_refused_stops_nothing(world, how):
         world.raw = raw_spec(decode=ours_env())
     else:
         world.raw = raw_spec(image="engine:2")
-        failure = Failure("Invalid", "spec.priority: Forbidden", 3, world.now + 10**6)
+        failure = ScopeFailure("Invalid", "spec.priority: Forbidden", 3, world.now + 10**6)
         world.failures = {f"revision/{digest(world.raw)}": failure}
     world.round()
     del world.pods["chat-d-0-0-0"]

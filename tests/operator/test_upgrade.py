@@ -6,12 +6,11 @@ Pods find no node here, as in test_operator_process.py: what is shown is that no
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 from pds_cluster import testing
-from running import CHAT, CHAT_PODS, Operator, eventually, listed
+from running import CHAT, CHAT_PODS, OperatorProcess, eventually, listed
 
 pytestmark = pytest.mark.cluster
 
@@ -39,7 +38,7 @@ def engines(cluster: testing.Cluster, namespace: str) -> dict[str, str]:
     }
 
 
-def define(cluster: testing.Cluster, **defaults: Any) -> None:
+def define(cluster: testing.Cluster, **defaults: object) -> None:
     """Apply the tree's definition of PDServing, with defaults for fields of spec."""
     tree = next(yaml.safe_load_all((ROOT / "crds" / "pdservings.yaml").read_text()))
     [version] = tree["spec"]["versions"]
@@ -51,14 +50,14 @@ def define(cluster: testing.Cluster, **defaults: Any) -> None:
     cluster.wait("crd/pdservings.pdserving.io", "Established", "default")
 
 
-def rounds(operator: Operator, count: int) -> None:
+def rounds(operator: OperatorProcess, count: int) -> None:
     """Wait until the operator has looked so many times more."""
     before = operator.metrics()["pds_operator_rounds_total"]
     eventually(lambda: operator.metrics()["pds_operator_rounds_total"] >= before + count)
 
 
 def test_a_new_operator_and_new_defaults_restart_no_pod(cluster, namespace, tmp_path):
-    operator = Operator(cluster, namespace, tmp_path)
+    operator = OperatorProcess(cluster, namespace, tmp_path)
     cluster.apply(CHAT, namespace=namespace)
     before = eventually(lambda: len(found := engines(cluster, namespace)) == CHAT_PODS and found)
     eventually(operator.metrics)

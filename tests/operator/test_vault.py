@@ -6,12 +6,13 @@ import pytest
 from fake_api import FakeApi
 from pds_engine import signing
 from pds_engine.router.keyring import Ring, read
-from pds_operator import errors, keys, names
-from pds_operator.actions import KeepRing, MakeCacheKey, MakeKey
-from pds_operator.observed import Keys, KeySecret
-from pds_operator.reconcile import Reconciler
+from pds_operator import errors, names
+from pds_operator.decide.actions import KeepRing, MakeCacheKey, MakeKey
+from pds_operator.facts.observed import ControlKeys, KeySecret
+from pds_operator.run import keys
+from pds_operator.run.reconcile import Reconciler
+from pds_operator.run.vault import Vault
 from pds_operator.settings import Settings
-from pds_operator.vault import Vault
 from worlds import NOW, OWNER, raw_spec
 
 OLD = dict.fromkeys(("server.key", "server.pub", "client.key", "client.pub"), "0" * 40)
@@ -22,7 +23,7 @@ def leads():
     return True
 
 
-class Bench:
+class VaultBench:
     """A vault of a PDServing of which the release before has made the one Secret."""
 
     def __init__(self):
@@ -52,7 +53,7 @@ class Bench:
 
 @pytest.fixture
 def bench():
-    return Bench()
+    return VaultBench()
 
 
 def test_the_engine_and_the_router_name_a_key_as_we_do():
@@ -61,7 +62,7 @@ def test_the_engine_and_the_router_name_a_key_as_we_do():
 
 
 async def test_from_nothing(bench):
-    assert await bench.look() == Keys()
+    assert await bench.look() == ControlKeys()
     await bench.vault.make_key(bench.api, OWNER, MakeKey(True), leads)
     await bench.vault.keep_ring(bench.api, OWNER, KeepRing(frozenset({""}), ""))
     await bench.vault.make_cache_key(bench.api, OWNER, MakeCacheKey(False))
@@ -71,7 +72,7 @@ async def test_from_nothing(bench):
     assert bench.data("chat-cache-key")["cache.key"] != first["hmac.key"]
     assert bench.api.one("Secret", "chat-control")["immutable"]
     uid = bench.api.one("Secret", "chat-control")["metadata"]["uid"]
-    known = Keys({"": KeySecret(uid)}, frozenset({""}), "", frozenset({""}), True)
+    known = ControlKeys({"": KeySecret(uid)}, frozenset({""}), "", frozenset({""}), True)
     assert await bench.look() == known == bench.vault.facts
 
 
@@ -95,10 +96,10 @@ async def test_routers_of_both_releases_can_read_the_ring(bench, tmp_path):
 
 async def test_a_new_key_has_a_secret_of_its_own_and_the_ring_keeps_both(bench):
     await bench.upgraded()
-    told = await bench.rotate("2026-01-01T00:00:00Z")
-    [key] = set(told.secrets) - {""}
-    assert told.ring == told.held == {"", key}
-    assert (told.active, told.secrets[key].asked) == (key, "2026-01-01T00:00:00Z")
+    found = await bench.rotate("2026-01-01T00:00:00Z")
+    [key] = set(found.secrets) - {""}
+    assert found.ring == found.held == {"", key}
+    assert (found.active, found.secrets[key].asked) == (key, "2026-01-01T00:00:00Z")
     made = bench.api.one("Secret", f"chat-control-{key}")
     assert made["immutable"]
     assert made["metadata"]["labels"][names.KEY] == key
@@ -110,14 +111,14 @@ async def test_a_key_whose_secret_is_gone_is_known_as_long_as_the_ring_is(bench)
     await bench.upgraded()
     await bench.vault.keep_ring(bench.api, OWNER, KeepRing(frozenset({""}), ""))
     bench.delete("chat-control")
-    told = await bench.look()
-    assert (set(told.secrets), told.ring, told.held) == (set(), {""}, {""})
+    found = await bench.look()
+    assert (set(found.secrets), found.ring, found.held) == (set(), {""}, {""})
     bench.vault = Vault()  # the operator starts anew
-    assert await bench.look() == told
+    assert await bench.look() == found
     assert bench.vault.key("") == bytes.fromhex(OLD["hmac.key"])
-    told = await bench.rotate()
-    assert len(told.ring) == 2
-    [key] = told.secrets
+    found = await bench.rotate()
+    assert len(found.ring) == 2
+    [key] = found.secrets
     await bench.vault.keep_ring(bench.api, OWNER, KeepRing(frozenset({key}), key))
     assert set(bench.data("chat-keyring")) == {"hmac.key", f"{key}.key"}
     bench.vault = Vault()
@@ -126,12 +127,12 @@ async def test_a_key_whose_secret_is_gone_is_known_as_long_as_the_ring_is(bench)
 
 async def test_a_lost_ring_is_written_of_what_is_known(bench):
     await bench.upgraded()
-    told = await bench.rotate()
+    found = await bench.rotate()
     bench.delete("chat-control")
     bench.delete("chat-keyring")
     assert (await bench.look()).ring is None
-    await bench.vault.keep_ring(bench.api, OWNER, KeepRing(told.ring, told.active))
-    assert (await bench.look()).ring == told.ring
+    await bench.vault.keep_ring(bench.api, OWNER, KeepRing(found.ring, found.active))
+    assert (await bench.look()).ring == found.ring
 
 
 async def test_who_dies_between_the_two_writes_leaves_a_trace(bench):
@@ -139,9 +140,9 @@ async def test_who_dies_between_the_two_writes_leaves_a_trace(bench):
     with pytest.raises(errors.NotLeading):
         await bench.vault.make_key(bench.api, OWNER, MakeKey(False), lambda: False)
     bench.vault = Vault()
-    told = await bench.look()
-    assert set(told.secrets) == {""}
-    assert told.active not in ("", None)
+    found = await bench.look()
+    assert set(found.secrets) == {""}
+    assert found.active not in ("", None)
 
 
 async def test_what_is_at_rest_is_not_written(bench):
@@ -164,8 +165,8 @@ async def test_secrets_of_another_owner_are_not_ours(bench, owner, says, awaited
     await bench.upgraded()
     other = bench.api.one("Secret", "chat-control")
     other["metadata"]["ownerReferences"][0] |= {"uid": "uid-before", **owner}
-    told = await bench.look()
-    assert (told.secrets, told.awaited) == ({}, frozenset(awaited))
+    found = await bench.look()
+    assert (found.secrets, found.awaited) == ({}, frozenset(awaited))
     with pytest.raises(errors.NameTaken) as caught:
         await bench.vault.make_key(bench.api, OWNER, MakeKey(True), leads)
     assert f"{caught.value.reason}: {caught.value.message}".startswith(says)

@@ -4,13 +4,13 @@ import dataclasses
 import json
 
 import pytest
-from pds_operator import spec
-from pds_operator.build import engine, warmup
-from pds_operator.facts import proof, warmup_facts
-from pds_operator.observed import EngineState, Proof, WarmupPod, rfc3339
+from pds_operator import schema
+from pds_operator.decide.status import status
+from pds_operator.decide.volume import problem
+from pds_operator.facts.observed import LeaderState, Proof, WarmupPod, rfc3339
+from pds_operator.facts.reading import proof, warmup_facts
+from pds_operator.render import engine, warmup
 from pds_operator.settings import Settings
-from pds_operator.status import status
-from pds_operator.volume import problem
 from worlds import NOW, OWNER, World, desired, digest, raw_spec
 
 FULL = "the compile cache's volume at /var/cache/pds is full (0 B of 64 KiB free): give it room"
@@ -23,10 +23,10 @@ def world(**volume: object) -> World:
 
 
 def conditions(world: World) -> dict[str, tuple[str, str, str]]:
-    states = {name: EngineState(manifest="m1", fingerprint="kv") for name in world.pods}
+    states = {name: LeaderState(manifest="m1", fingerprint="kv") for name in world.pods}
     seen = dataclasses.replace(world.observed(), states=states)
-    told = status(seen, desired(world.raw), world.plan(), {}, world.now)
-    return {c["type"]: (c["status"], c["reason"], c["message"]) for c in told["conditions"]}
+    written = status(seen, desired(world.raw), world.plan(), {}, world.now)
+    return {c["type"]: (c["status"], c["reason"], c["message"]) for c in written["conditions"]}
 
 
 def prove(world: World, volume: str = "", at: float = NOW, *pods: str) -> None:
@@ -46,16 +46,16 @@ def prove(world: World, volume: str = "", at: float = NOW, *pods: str) -> None:
 def test_a_condition_names_the_volume_and_the_cure_while_pods_serve(volume, name):
     here = world(**volume)
     prove(here, FULL)
-    told = conditions(here)
-    assert told["Ready"][0] == "True"
-    assert told["Degraded"] == (
+    found = conditions(here)
+    assert found["Ready"][0] == "True"
+    assert found["Degraded"] == (
         "True",
         "CacheVolumeUnusable",
         f"the compile cache's {name} cannot be used, pods compile for themselves and serve all "
         f"the same; chat-p-1-0-0 says, as do 2 others: {FULL}",
     )
-    assert told["KernelsWarm"][:2] == ("True", "WarmPrivate")
-    assert told["KernelsWarm"][2].endswith(f"3 pods compiled for themselves: {FULL}")
+    assert found["KernelsWarm"][:2] == ("True", "WarmPrivate")
+    assert found["KernelsWarm"][2].endswith(f"3 pods compiled for themselves: {FULL}")
     assert not here.plan_writes()
 
 
@@ -63,7 +63,7 @@ def test_a_path_of_the_node_is_named_too():
     here = world()
     prove(here, FULL)
     raw = raw_spec(compileCache={"volume": {"hostPath": "/srv/cache"}})
-    found = problem("chat", spec.parse(raw), here.observed(), here.plan().groups)
+    found = problem("chat", schema.parse(raw), here.observed(), here.plan().groups)
     assert found.message.startswith("the compile cache's hostPath /srv/cache cannot be used")
 
 
@@ -73,9 +73,9 @@ def test_a_volume_that_later_pods_find_good_is_no_problem_any_more():
     prove(here, "", NOW + 30, "chat-d-0-0-0")  # made with the others: it was lucky
     assert conditions(here)["Degraded"][1] == "CacheVolumeUnusable"
     prove(here, "", NOW + 300, "chat-d-0-0-0")
-    told = conditions(here)
-    assert told["Degraded"][:2] == ("False", "AsExpected")
-    assert told["KernelsWarm"][:2] == ("True", "WarmPrivate")  # which is still so of the others
+    found = conditions(here)
+    assert found["Degraded"][:2] == ("False", "AsExpected")
+    assert found["KernelsWarm"][:2] == ("True", "WarmPrivate")  # which is still so of the others
     prove(here, "")
     assert conditions(here)["KernelsWarm"][:2] == ("True", "Warm")
 
@@ -102,9 +102,9 @@ def ended(message: str, exit_code: int = 0) -> dict:
     return {"name": "warmup", "state": state}
 
 
-def test_a_proof_tells_of_the_volume():
-    told = json.dumps({"manifest": "m", "compiled": 2, "volume": FULL})
-    assert proof(ended(told)) == Proof("m", compiled=2, volume=FULL)
+def test_a_proof_reports_the_volume():
+    message = json.dumps({"manifest": "m", "compiled": 2, "volume": FULL})
+    assert proof(ended(message)) == Proof("m", compiled=2, volume=FULL)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_a_proof_of_an_older_engine_says_nothing_of_the_volume():
     assert proof(ended('{"manifest": "m", "error": ""}')) == Proof("m")
 
 
-def test_the_pod_of_a_job_tells_what_one_of_its_steps_met():
+def test_the_pod_of_a_job_reports_what_one_of_its_steps_met():
     quiet, loud = ('{"manifest": ""}', json.dumps({"manifest": "", "volume": FULL}))
     obj = {
         "metadata": {"name": "w", "creationTimestamp": rfc3339(NOW)},

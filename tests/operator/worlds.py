@@ -4,8 +4,10 @@ import copy
 import dataclasses
 from typing import Any
 
-from pds_operator import names, ownership, revision, spec
-from pds_operator.actions import (
+from pds_operator import names, revision, schema
+from pds_operator.decide import ownership
+from pds_operator.decide.actions import (
+    Action,
     Annotate,
     Create,
     Delete,
@@ -14,27 +16,27 @@ from pds_operator.actions import (
     MakeKey,
     MarkDraining,
     Recover,
+    ReportScale,
     Say,
     SetGate,
-    TellScale,
 )
-from pds_operator.build.owner import Owner
+from pds_operator.decide.plan import Desired, Plan, plan
 from pds_operator.errors import RevisionMissing
-from pds_operator.facts import pod_facts, revision_facts
-from pds_operator.observed import (
-    EngineState,
-    Failure,
-    Keys,
+from pds_operator.facts.observed import (
+    ControlKeys,
     KeySecret,
+    LeaderState,
     Observed,
     Pod,
     Revision,
     RouterPod,
     RouterView,
+    ScopeFailure,
     WarmupPod,
     rfc3339,
 )
-from pds_operator.plan import Desired, Plan, plan
+from pds_operator.facts.reading import pod_facts, revision_facts
+from pds_operator.render.owner import Owner
 from pds_operator.settings import Settings
 
 OWNER = Owner("chat", "team", "uid-chat")
@@ -56,11 +58,11 @@ def raw_spec(**changes: Any) -> dict[str, Any]:
 
 def desired(raw: dict[str, Any] | None = None, rotate: str = "", **settings: Any) -> Desired:
     raw = raw_spec() if raw is None else raw
-    return Desired(OWNER, 1, raw, spec.parse(raw), Settings(**settings), rotate)
+    return Desired(OWNER, 1, raw, schema.parse(raw), Settings(**settings), rotate)
 
 
 class World:
-    """A cluster in which every write works at once and pods turn ready when told to."""
+    """A cluster in which every write works at once and pods turn ready by `settle`."""
 
     def __init__(self, raw: dict[str, Any]) -> None:
         self.raw = raw
@@ -70,11 +72,11 @@ class World:
         self.objects: dict[tuple[str, str], dict[str, Any]] = {}
         self.busy: dict[str, int] = {}
         self.asked: set[str] = set()
-        self.keys = Keys()
+        self.keys = ControlKeys()
         self.rotate = ""
         """The PDServing's annotation rotate-keys."""
         self.counter = 0
-        self.failures: dict[str, Any] = {}
+        self.failures: dict[str, ScopeFailure] = {}
         self.unschedulable = False
         self.schedules = False
         """Pods have a node from the first."""
@@ -84,7 +86,7 @@ class World:
         self.router_pods: tuple[RouterPod, ...] = (ROUTER,)
         """There once their Deployment is."""
         self.fingerprints: dict[str, str] = {}
-        """By leader pod, what it tells."""
+        """By leader pod, what it reports."""
         self.counts: dict[str, tuple[int, int]] = {}
 
     def observed(self) -> Observed:
@@ -117,7 +119,7 @@ class World:
             others=mine.others,
             endpoints=1,
             states={
-                pod.name: EngineState(
+                pod.name: LeaderState(
                     in_flight=self.busy.get(pod.name, 0),
                     draining=pod.name in self.asked,
                     fingerprint=self.fingerprints.get(pod.name, ""),
@@ -138,13 +140,13 @@ class World:
 
     def round(self) -> list[str]:
         """One round, carried out; what was done to pods and revisions, in order."""
-        told = []
+        done = []
         for action in self.plan().actions:
             self._do(action)
             text = str(action)
-            if not isinstance(action, Say) and _worth_telling(text):
-                told.append(text.removeprefix("create pod ").removeprefix("create "))
-        return told
+            if not isinstance(action, Say) and _worth_listing(text):
+                done.append(text.removeprefix("create pod ").removeprefix("create "))
+        return done
 
     def wait(self, seconds: float) -> None:
         """Time goes by, and the operator looks as often as it does."""
@@ -157,11 +159,11 @@ class World:
         """Rounds until nothing happens; after each, all that can turn ready does."""
         rounds = []
         for _ in range(most):
-            told = self.round()
+            done = self.round()
             self.turn_ready()
             self.bury()
-            if told:
-                rounds.append(told)
+            if done:
+                rounds.append(done)
             elif not self.plan_writes():
                 return rounds
         raise RuntimeError(f"no end: {rounds[-5:]}")
@@ -226,7 +228,7 @@ class World:
         kept = {own: it for own, it in self.keys.secrets.items() if own != key}
         self.keys = dataclasses.replace(self.keys, secrets=kept)
 
-    def _keep_keys(self, action: Any) -> None:
+    def _keep_keys(self, action: Action) -> None:
         keys, secrets = self.keys, dict(self.keys.secrets)
         match action:
             case MakeKey(first=first, asked=asked):
@@ -235,7 +237,7 @@ class World:
                 secrets[key] = KeySecret(f"uid-{self.counter}", asked)
                 ring = frozenset({key}) | (keys.ring or frozenset())
                 held = keys.held | {key}
-                self.keys = Keys(secrets, ring, key, held, keys.cache)
+                self.keys = ControlKeys(secrets, ring, key, held, keys.cache)
             case KeepRing(keys=ring, active=key):
                 self.keys = dataclasses.replace(keys, ring=ring, active=key)
             case MakeCacheKey():
@@ -244,7 +246,7 @@ class World:
                 del secrets[name.removeprefix(f"{OWNER.name}-control").removeprefix("-")]
                 self.keys = dataclasses.replace(keys, secrets=secrets)
 
-    def _do(self, action: Any) -> None:
+    def _do(self, action: Action) -> None:
         match action:
             case MakeKey() | KeepRing() | MakeCacheKey() | Delete(kind="Secret"):
                 self._keep_keys(action)
@@ -287,10 +289,12 @@ class World:
                     self.revisions[stored.digest] = stored
                     self.failures.pop(scope, None)
                 else:
-                    self.failures[scope] = Failure(RevisionMissing.reason, name, 1, self.now + 5)
+                    self.failures[scope] = ScopeFailure(
+                        RevisionMissing.reason, name, 1, self.now + 5
+                    )
             case MarkDraining(pod=name, deadline=deadline):
                 self.change(name, draining=True, drain_deadline=deadline)
-            case TellScale(name=name, status=status):
+            case ReportScale(name=name, status=status):
                 self.objects[names.ROLE_KIND, name]["status"] = status
             case SetGate(pod=name, routable=routable):
                 self.change(name, routable=routable)
@@ -307,7 +311,7 @@ class World:
                     self.objects[kind, name] = {**obj, "status": kept.get("status", {})}
 
 
-def _worth_telling(text: str) -> bool:
+def _worth_listing(text: str) -> bool:
     subject = text.split()[1] if len(text.split()) > 1 else ""
     return text.startswith(("drain", "route", "unroute", "delete", "hold")) or subject in (
         "pod",
@@ -322,6 +326,14 @@ def digest(raw: dict[str, Any]) -> str:
 
 def pod_names(world: World) -> list[str]:
     return sorted(world.pods)
+
+
+def settled(seconds: float = 0.0) -> World:
+    """A world that stands whole, and has done so for so long."""
+    world = World(raw_spec())
+    world.settle()
+    world.now += seconds
+    return world
 
 
 def problems(world: World) -> list[str]:

@@ -2,7 +2,7 @@
 
 `KvFormat` says what must be equal for two groups to exchange pages; its fingerprint is what the
 router pairs on. `KvShard` says which part of it one rank holds, and may differ between the groups.
-Pure: no torch, no clock, no transport (engine.md §6).
+Pure: no torch, no clock, no transport (hand-over.md).
 
 A rank's pool is page-major:
 
@@ -100,8 +100,8 @@ class Segment(NamedTuple):
     length: int
 
 
-class Run(NamedTuple):
-    """Bytes of a pool, perhaps of many pages: offsets count from the pool's beginning."""
+class ByteRun(NamedTuple):
+    """Bytes of a pool, perhaps of many pages. Offsets count from the pool's beginning."""
 
     src: int
     dst: int
@@ -181,7 +181,7 @@ def plan_runs(
     dst_pages: Sequence[int],
     src_page_bytes: int,
     dst_page_bytes: int,
-) -> list[Run]:
+) -> list[ByteRun]:
     """The copies that carry `src_pages[i]` into `dst_pages[i]`, merged where both sides go on."""
     if not segments or not src_pages:
         return []
@@ -192,7 +192,7 @@ def plan_runs(
     joins = (src[1:] == src[:-1] + length[:-1]) & (dst[1:] == dst[:-1] + length[:-1])
     starts = np.flatnonzero(np.concatenate(([True], ~joins)))
     totals = np.add.reduceat(length, starts)
-    return list(map(Run, src[starts].tolist(), dst[starts].tolist(), totals.tolist()))
+    return list(map(ByteRun, src[starts].tolist(), dst[starts].tolist(), totals.tolist()))
 
 
 def _offset(kv: KvFormat, part: KvShard, layer: int, side: int, head: int) -> int:

@@ -1,4 +1,4 @@
-"""Everything that crosses a process, declared once (engine.md §2).
+"""Everything that crosses a process, declared once (processes.md).
 
 All of it is frozen msgspec structs, encoded as tagged MessagePack: no pickle on any socket.
 Who sends what:
@@ -49,11 +49,11 @@ from pds_engine.messages.requests import (
     PeerGone,
     Sampling,
     Source,
-    State,
     Submit,
     Token,
     TokenLogprobs,
 )
+from pds_engine.messages.state import STATE_METRICS, State
 from pds_engine.messages.steps import Admit, Push, Release, Row, StepDone, StepPlan
 from pds_engine.messages.watching import Doing, Progress, Traffic
 
@@ -70,6 +70,7 @@ AnyMessage = (
 
 __all__ = [
     "PROTOCOL",
+    "STATE_METRICS",
     "Abort",
     "AbortAck",
     "Admit",

@@ -1,7 +1,7 @@
-"""The bounds of what a Submit may hold: the API refuses what is outside them, by its field's name,
-and the scheduler looks again before it believes a message.
+"""The bounds of a Submit's values. The API refuses a value outside of them by its field's name, and
+the scheduler checks again before it believes a message.
 
-Where they are not the field's own sense, they are what every rank's tensors can hold.
+Where the field's meaning sets no bound, the tensors of a rank do.
 """
 
 from collections.abc import Iterable
@@ -14,7 +14,7 @@ SEED_BITS = 63
 MAX_CHOICES = 128
 MAX_LOGPROBS = 20
 MAX_STOP_IDS = 128
-"""That a client may name; the model's own ends of a sequence come on top."""
+"""Stop ids that a client may name; the model's own ends of a sequence come on top."""
 MAX_BIASED = 1024
 
 
@@ -26,7 +26,7 @@ class Bound:
     most: float
 
     def holds(self, value: float) -> bool:
-        """NaN is inside of nothing."""
+        """NaN is outside of every bound."""
         return self.least <= value <= self.most
 
 
@@ -38,7 +38,7 @@ CHANCE = Bound(0, 1)
 TOP_K = Bound(0, INT32_MAX)
 PENALTY = Bound(-2, 2)
 REPETITION = Bound(0.01, 2)
-"""Logits are divided by it: what float32 rounds to 0 would make them infinite."""
+"""Logits are divided by it: a value that float32 rounds to 0 would make them infinite."""
 BIAS = Bound(-100, 100)
 LOGPROBS = Bound(0, MAX_LOGPROBS)
 PRIORITY = Bound(-(2**31), INT32_MAX)

@@ -1,4 +1,4 @@
-"""The hand-over of KV pages: inside a group, and between two schedulers (engine.md §6)."""
+"""The hand-over of KV pages: inside a group, and between two schedulers (hand-over.md)."""
 
 from pds_engine.messages.base import FinishReason, Message
 from pds_engine.messages.joining import KvEndpoint
@@ -39,8 +39,8 @@ class PushFailed(Message, frozen=True, kw_only=True):
 class TransferClosed(Message, frozen=True, kw_only=True):
     """Answer to CloseTransfer: this rank posts nothing more of it.
 
-    `drained`: nothing is under way either. False when a silent or lost peer let the bound pass:
-    P frees its own pages, but must not acknowledge an abort on the strength of it.
+    `drained`: nothing is under way either. False when a silent or lost peer let the time
+    pass: P frees its own pages, but must not acknowledge an abort because of it.
     """
 
     transfer: str
@@ -67,7 +67,8 @@ class Forgotten(Message, frozen=True, kw_only=True):
     """Answer to Forget. `fenced`: no backend offered here could still write those pages unseen.
 
     True where every byte passes through a receiver that checks transfer and epoch (TCP, shared
-    memory); False where a peer may write one-sided (NIXL): then only AbortAck or PeerGone frees.
+    memory). False where a peer may write one-sided (NIXL): then only AbortAck or PeerGone frees
+    the pages.
     """
 
     transfer: str
@@ -77,7 +78,7 @@ class Forgotten(Message, frozen=True, kw_only=True):
 
 
 class TransferOffer(Message, frozen=True, kw_only=True):
-    """D holds pages for this request and P may fill them (engine.md §6).
+    """D holds pages for this request and P may fill them (hand-over.md).
 
     `transfer` is the request id.
     """
@@ -101,7 +102,7 @@ class Queued(Message, frozen=True, kw_only=True):
 
 
 class Refused(Message, frozen=True, kw_only=True):
-    """P will not take this offer up; D frees the pages at once, nothing was posted."""
+    """P rejects this offer; D frees the pages at once, nothing was posted."""
 
     transfer: str
     code: str
@@ -133,8 +134,8 @@ class Abort(Message, frozen=True, kw_only=True):
 class AbortAck(Message, frozen=True, kw_only=True):
     """Every P rank has stopped and drained: D's pages of the transfer may return to its pool.
 
-    Also sent unasked when P gives a transfer up; `code` then says why. Not `drained`: P posts no
-    more, but a write may still be under way, so that D's pages stay in quarantine.
+    P also sends it when it gives a transfer up itself; `code` then says why. Not `drained`:
+    P posts no more, but a write may still be under way, and D's pages stay in quarantine.
     """
 
     transfer: str

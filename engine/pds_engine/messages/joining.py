@@ -7,7 +7,7 @@ from pds_engine.messages.base import PROTOCOL, Message, Peer
 
 class Hello(Message, frozen=True, kw_only=True):
     """The first message on every connection. A group's incarnation is fixed when it starts; it is
-    empty in the first Hello of a pod other than the leader's, which hears it by Welcome."""
+    empty in the first Hello of a pod other than the leader's, which learns it by Welcome."""
 
     peer: Peer
     group: str
@@ -40,7 +40,7 @@ class KvEndpoint(Struct, frozen=True, array_like=True, kw_only=True):
     shard: bytes
     pages: int
     backends: dict[str, bytes]
-    """By backend name ("nixl", "tcp", "shm"): what a peer needs to connect, opaque to the rest."""
+    """By the backend's name (config.KvBackend): what a peer needs to connect, opaque to others."""
 
 
 class KernelsProof(Struct, frozen=True, array_like=True, kw_only=True):
@@ -65,7 +65,7 @@ class Ready(Message, frozen=True, kw_only=True):
     kernels: KernelsProof | None = None
     """None: nothing is compiled ahead."""
     model_digest: str = ""
-    """Of what the model computes: groups of equal digests go on with each other's streams."""
+    """Digest of what the model computes. Groups of equal ones go on with each other's streams."""
 
 
 class Fault(Message, frozen=True, kw_only=True):

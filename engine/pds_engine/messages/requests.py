@@ -1,10 +1,8 @@
-"""Requests: what the API server asks of the scheduler, and what it is told."""
+"""Requests: what the API server asks of the scheduler, and what it answers."""
 
 from msgspec import Struct
 
 from pds_engine.messages.base import FinishReason, Message, Role
-from pds_engine.messages.joining import KernelsProof
-from pds_engine.messages.watching import Traffic
 
 
 class Sampling(Struct, frozen=True, array_like=True, kw_only=True):
@@ -39,7 +37,7 @@ class Source(Struct, frozen=True, array_like=True, kw_only=True):
 
 
 class Submit(Message, frozen=True, kw_only=True):
-    """The one form in which work arrives.
+    """A request, new or to be continued: the one message in which work arrives.
 
     A new request has output_ids = (); hand-over gives (t1,); migration gives all tokens so far.
     `max_tokens` counts the output from its beginning, given tokens included.
@@ -56,10 +54,10 @@ class Submit(Message, frozen=True, kw_only=True):
     role_hint: Role = "unified"
     source: Source | None = None
     since: float | None = None
-    """When its client asked, in seconds since the epoch, as the router knows: its age, wherever it
-    goes on. None: now."""
+    """When its client asked, in seconds since the epoch, by the router: its age in every group that
+    it comes to. None: now."""
     resumable: bool = False
-    """Somebody goes on with it elsewhere when it fails as Preempted: a router with a journal."""
+    """When it fails as Preempted, a router with a journal goes on with it in another group."""
 
 
 class Cancel(Message, frozen=True, kw_only=True):
@@ -93,11 +91,11 @@ class Token(Message, frozen=True, kw_only=True):
     cached_tokens: int = 0
     """Prompt tokens that came from a prefix cache; set with the first token."""
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
-    """Of the prompt's tokens from the second on, when asked for; with the first token."""
+    """Scores of the prompt's tokens from the second on, when asked for; with the first token."""
 
 
 class Failed(Message, frozen=True, kw_only=True):
-    """A request ended without a result. `code` is an errors.PdsError.code; `status` HTTP's."""
+    """A request ended with an error. `code` is an errors.PdsError.code; `status` HTTP's."""
 
     request_id: str
     code: str
@@ -110,35 +108,3 @@ class PeerGone(Message, frozen=True, kw_only=True):
     """The pod of this incarnation has certainly ended: nothing of it can write any more."""
 
     incarnation: str
-
-
-class State(Message, frozen=True, kw_only=True):
-    """What `/pds/state` reports of a scheduler; sent on every change, coalesced."""
-
-    in_flight: int
-    """Requests known to the scheduler, waiting ones included."""
-    running: int
-    transfers_in_flight: int
-    queued_tokens: int
-    kv_used: int
-    kv_total: int
-    kv_quarantined: int
-    draining: bool
-    ranks_ready: int
-    kv_fingerprint: str
-    steps_done: int
-    oldest_step_seconds: float
-    """Age of the oldest step in flight; 0 when idle."""
-    kv_cached: int = 0
-    """Free pages (not in kv_used) that hold a prefix until they are needed for something else."""
-    prefix_query_tokens: int = 0
-    """Tokens of requests taken up since the start, prompt and given output."""
-    prefix_hit_tokens: int = 0
-    """Those of them that the prefix cache had."""
-    preemptions: int = 0
-    kernels: KernelsProof | None = None
-    missing: tuple[int, ...] = ()
-    """Ranks that are not ready yet."""
-    model_digest: str = ""
-    traffic: tuple[Traffic, ...] = ()
-    """What the ranks of a pipeline have exchanged, by rank; about a second old."""

@@ -1,4 +1,4 @@
-"""Steps: what the scheduler orders, and what comes back (engine.md §2)."""
+"""Steps: what the scheduler orders, and what comes back (scheduling.md)."""
 
 from msgspec import Struct
 
@@ -31,7 +31,7 @@ class Row(Struct, frozen=True, array_like=True, kw_only=True):
     new_pages: tuple[int, ...] = ()
     samples: bool = False
     scores: bool = False
-    """The result tells the log-probabilities of the prompt tokens that follow these positions."""
+    """The result has the log-probabilities of the prompt tokens that follow these positions."""
 
 
 class Push(Struct, frozen=True, array_like=True, kw_only=True):
@@ -45,7 +45,8 @@ class Push(Struct, frozen=True, array_like=True, kw_only=True):
 
 
 class StepPlan(Message, frozen=True, kw_only=True):
-    """One step, the same for every stage: executed in order, never cancelled (engine.md §2)."""
+    """One step, the same for every stage. Steps are executed in order and never cancelled
+    (scheduling.md)."""
 
     step_id: int
     rows: tuple[Row, ...]
@@ -54,10 +55,6 @@ class StepPlan(Message, frozen=True, kw_only=True):
     depends_on: int
     """The last step whose tokens this one reads; -1: none."""
     padded_tokens: int
-    padded_rows: int
-    graph: str | None = None
-    copies: tuple[tuple[int, int], ...] = ()
-    """(source, destination) pages, copied before the step."""
     pushes: tuple[Push, ...] = ()
 
 
@@ -68,9 +65,9 @@ class StepDone(Message, frozen=True, kw_only=True):
     tokens: tuple[int, ...]
     logprobs: tuple[TokenLogprobs | None, ...]
     prompt_logprobs: tuple[tuple[TokenLogprobs, ...], ...] = ()
-    """Of rows with `scores`, in order: one for each position whose next token is the prompt's.
+    """For rows with `scores`, in order: one for each position whose next token is the prompt's.
 
-    They travel to the scheduler alone: no stage reads them, so no output exchange comes of them.
+    They go only to the scheduler: no stage reads them, so they cause no output exchange.
     """
     unsound: tuple[int, ...] = ()
     """Which of `tokens`, by place, mean nothing: the model's scores were not finite there."""

@@ -1,4 +1,4 @@
-"""What a worker's watchdog tells the scheduler: where it stands, and what it waits for."""
+"""What a worker's watchdog reports to the scheduler: where it stands, and what it waits for."""
 
 from typing import Literal
 
@@ -15,8 +15,8 @@ class Traffic(Struct, frozen=True, array_like=True, kw_only=True):
     """Messages between stages since the rank was ready, counted by one rank.
 
     `outputs_expected` counts the plans that say expects_output: on the first stage it is what was
-    or will be received, on the last one what was sent. `outputs_unneeded`, on the first stage: of
-    those received, how many no step has read; the tokens of requests that ended or were cancelled
+    or will be received, on the last one what was sent. `outputs_unneeded`, on the first stage:
+    those received that no step has read. They are tokens of requests that ended or were cancelled
     meanwhile, and nothing else unless plans send too much.
     """
 
@@ -37,16 +37,16 @@ class Progress(Message, frozen=True, kw_only=True):
     done: int
     """The last step that it has finished; -1: none."""
     step: int
-    """The step that it works at, or worked at last; -1: none."""
+    """The step that it executes, or executed last; -1: none."""
     doing: Doing
     peer: int
     """The rank that it waits for; -1: none."""
     seconds: float
     """Since it began to do so."""
     mailbox: int
-    """Orders that have come and wait for this one."""
+    """Orders that wait for this one."""
     plans: tuple[str, ...]
-    """The last plans that it took up, oldest first."""
+    """The last plans that it began, oldest first."""
     traffic: Traffic
     compiles: int = 0
     """Kernels that it has compiled since Ready."""

@@ -53,7 +53,7 @@ class Checkpoint:
         """Tensor `name` in `dtype`; only `part` of its dimension `dim` is read.
 
         Raises:
-            ConfigError: some of what is read is not a finite number, or has none in `dtype`.
+            ConfigError: a value that is read is not a finite number, or is too large for `dtype`.
         """
         path = self._contents[name].path
         opened = self._opened[path]
@@ -91,8 +91,8 @@ def finite(tensor: Tensor) -> bool:
 def digest(folder: Path, config: dict[str, Any]) -> str:
     """A cheap digest of a model's content, for the KV fingerprint: 32 hexadecimal digits.
 
-    Covers config.json (but for keys that change nothing), and of each weight file its size, its
-    header (names, shapes, dtypes) and 64 samples of 4 KiB spread over its data. Two fine-tunings
+    Covers config.json (without keys that change nothing), and each weight file's size, header
+    (names, shapes, dtypes) and 64 samples of 4 KiB, spread over its data. Two fine-tunings
     of one model differ in nearly every byte, so samples tell them apart without reading gigabytes.
     """
     kept = {key: value for key, value in config.items() if key not in _COSMETIC}

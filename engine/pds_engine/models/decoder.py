@@ -14,14 +14,14 @@ from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
+from pds_kernels.paged_attention import Attend
 from torch import Tensor
 
-from pds_engine.layers.attention import AttentionPlan, attend
 from pds_engine.layers.mlp import swiglu
 from pds_engine.layers.norm import rms_norm
 from pds_engine.layers.rope import rotate
 from pds_engine.parallel.collectives import ALONE, Collectives, VocabShard
-from pds_engine.parallel.layout import Part
+from pds_engine.parallel.layout import ModelPart
 from pds_engine.spec import DecoderSpec
 
 
@@ -67,7 +67,7 @@ class Shape:
     qkv_bias: bool
 
 
-def shape_of(spec: DecoderSpec, part: Part) -> Shape:
+def shape_of(spec: DecoderSpec, part: ModelPart) -> Shape:
     """What the pieces of the rank with this part close over."""
     return Shape(
         heads=len(part.heads),
@@ -158,7 +158,7 @@ class Decoder:
     def __init__(
         self,
         spec: DecoderSpec,
-        part: Part,
+        part: ModelPart,
         weights: Weights,
         rope: Tensor,
         dtype: torch.dtype,
@@ -186,13 +186,13 @@ class Decoder:
         return self.collectives.all_reduce(found.masked_fill_(foreign.unsqueeze(1), 0))
 
     def forward(
-        self, x: Tensor, positions: Tensor, plan: AttentionPlan, kv: Sequence[tuple[Tensor, Tensor]]
+        self, x: Tensor, positions: Tensor, attend: Attend, kv: Sequence[tuple[Tensor, Tensor]]
     ) -> Tensor:
         """This stage's layers. x: [T, hidden]; positions: [T]; kv: each layer's keys and values."""
         rope = self.rope[positions]
         for w, (keys, values) in zip(self.weights.layers, kv, strict=True):
             q, k, v = self.pieces.before(x, rope, w)
-            x = self._after(x, attend(q, k, v, keys, values, plan), w)
+            x = self._after(x, attend(q, k, v, keys, values), w)
         return x
 
     def _after(self, x: Tensor, attended: Tensor, w: LayerWeights) -> Tensor:

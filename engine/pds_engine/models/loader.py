@@ -11,7 +11,7 @@ from pds_engine.models.decoder import Decoder, LayerWeights, Weights
 from pds_engine.models.registry import check
 from pds_engine.models.tensors import EMBEDDING, HEAD, NORM, contents
 from pds_engine.parallel.collectives import ALONE, Collectives
-from pds_engine.parallel.layout import Part, part
+from pds_engine.parallel.layout import ModelPart, part
 from pds_engine.spec import DecoderSpec
 
 DTYPES: dict[Dtype, torch.dtype] = {
@@ -65,7 +65,7 @@ class _Reader:
         self,
         checkpoint: Checkpoint,
         spec: DecoderSpec,
-        mine: Part,
+        mine: ModelPart,
         stored: torch.dtype,
         dtype: torch.dtype,
         device: torch.device,

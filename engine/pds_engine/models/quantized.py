@@ -23,7 +23,7 @@ def check(folder: Path, config: Json) -> None:
     """Refuse a folder whose configuration says that it is quantized.
 
     Raises:
-        ConfigError: names the method and where it is told.
+        ConfigError: names the method and the file that declares it.
     """
     for key in _KEYS:
         if config.get(key):

@@ -1,4 +1,4 @@
-"""What the ranks of one stage tell each other: sums, everybody's tensors, and rank 0's choice.
+"""What the ranks of one stage exchange: sums, everybody's tensors, and rank 0's choice.
 
 All ranks of a stage execute the same plans, so they make the same calls in the same order, with
 tensors of the same shape and dtype: nothing on the wire says which.

@@ -1,4 +1,4 @@
-"""The real transfers between stages: torch.distributed, gloo or NCCL (engine.md §4).
+"""The real transfers between stages: torch.distributed, gloo or NCCL (pipeline.md).
 
 Both ends act on the same plan: who sends, who receives, how many rows, and the tag. A receive is
 posted when its plan is known and the step before it begins to compute, never while idle; on NCCL
@@ -57,7 +57,7 @@ class Waiting(Generic[A]):
 
 
 @dataclass(slots=True)
-class Counts:
+class TrafficCounts:
     """Messages so far; the worker's own thread counts, its watchdog reads."""
 
     rank: int
@@ -74,7 +74,7 @@ class Counts:
 
 
 @dataclass(slots=True)
-class Exchange:
+class DistributedExchange:
     """One rank's transfers with its neighbours. Hidden states are [rows, width] of `dtype`.
 
     Args:
@@ -88,11 +88,11 @@ class Exchange:
     width: int
     dtype: torch.dtype
     device: torch.device
-    counts: Counts = field(init=False)
+    counts: TrafficCounts = field(init=False)
     _arrivals: tuple[Tensor, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.counts = Counts(self.rank)
+        self.counts = TrafficCounts(self.rank)
         buffers = BUFFERS if self.rank >= self.split.tp else 0
         shape = (self.rows, self.width)
         self._arrivals = tuple(

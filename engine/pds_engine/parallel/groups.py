@@ -1,4 +1,4 @@
-"""The process groups of a group's ranks: how they meet, and who talks to whom (engine.md §4).
+"""The process groups of a group's ranks: how they meet, and who talks to whom (pipeline.md).
 
     hidden   rank t of stage r → rank t of stage r + 1: all ranks; NCCL has a communicator a pair
     output   rank t of the last stage → rank t of the first: on the host, whatever the device

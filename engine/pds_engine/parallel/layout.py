@@ -12,7 +12,7 @@ from pds_engine.spec import DecoderSpec
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class ModelPart:
     """One rank's part: whole layers, and contiguous slices of heads, MLP columns and token ids."""
 
     pp_rank: int
@@ -41,7 +41,7 @@ def rank_name(rank: int, tp: int) -> str:
     return f"rank {rank} (stage {rank // tp})"
 
 
-def part(spec: DecoderSpec, split: ParallelConfig, rank: int, role: Role = "unified") -> Part:
+def part(spec: DecoderSpec, split: ParallelConfig, rank: int, role: Role = "unified") -> ModelPart:
     """The part of rank `rank`; `registry.check` has shown that the split is possible.
 
     KV heads are replicated when there are fewer of them than shards.
@@ -49,7 +49,7 @@ def part(spec: DecoderSpec, split: ParallelConfig, rank: int, role: Role = "unif
     pp_rank, tp_rank = divmod(rank % (split.pp * split.tp), split.tp)
     replicas = max(1, split.tp // spec.kv_heads)
     rows = -(-spec.vocab // split.tp)
-    return Part(
+    return ModelPart(
         pp_rank=pp_rank,
         pp=split.pp,
         tp_rank=tp_rank,

@@ -1,4 +1,4 @@
-"""The first stage's account of last tokens: which it knows, and which output told each.
+"""The first stage's account of last tokens: which it knows, and which output brought each.
 
 A decode row carries no token: it reads its slot's last one. That this is the token of the row's
 position is what `StepPlan.depends_on` promises; a wrong promise would read an older token, and
@@ -37,7 +37,7 @@ class Reads:
     """Slots by number, and what became of the outputs that came for them."""
 
     unneeded: int = 0
-    """Outputs that came, and of which no step has read a token before all were overwritten."""
+    """Outputs that came, and whose tokens were all overwritten before a step had read one."""
     _slots: dict[int, _Slot] = field(default_factory=dict)
 
     def admit(self, order: Admit) -> None:

@@ -7,7 +7,7 @@ checking in every order there can be. No torch, no socket, no clock.
     hidden states   stage r → r + 1, every step
     outputs         last stage → first, for steps whose plan says expects_output, and no other
 
-Nothing is decided here: both ends of an exchange act on the same plan (engine.md §4).
+Nothing is decided here: both ends of an exchange act on the same plan (pipeline.md).
 """
 
 from collections import deque
@@ -30,7 +30,7 @@ BUFFERS = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class StagePlace:
     """Where a rank stands in its pipeline."""
 
     stage: int
@@ -73,7 +73,7 @@ class StageRunner(Protocol[H]):
 
 
 class Exchange(Protocol[_Sent, _Wait]):
-    """Starts transfers between stages; a W is what is waited for. None of it blocks."""
+    """Starts transfers between stages, and returns something to wait for. Nothing here blocks."""
 
     def receive_hidden(self, plan: StepPlan) -> _Wait:
         """Answered with the previous stage's hidden states of this step."""
@@ -100,12 +100,12 @@ class Stage(Generic[H, W]):
 
     Args:
         ahead: a step's hidden states may be received while the step before it computes. Not by
-            NCCL, whose receives spin on an SM until they are answered (engine.md §4).
+            NCCL, whose receives spin on an SM until they are answered (pipeline.md).
     """
 
     def __init__(
         self,
-        place: Place,
+        place: StagePlace,
         runner: StageRunner[H],
         exchange: Exchange[H, W],
         *,

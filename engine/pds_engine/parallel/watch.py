@@ -1,4 +1,4 @@
-"""Who holds up a step: a decision on what the ranks' watchdogs have told. Pure (engine.md §4).
+"""Who holds up a step, by the last reports of the ranks' watchdogs. Pure (pipeline.md).
 
 A step that is not done in step_timeout ends the group; whoever reads the log then wants to know
 which stage it was: one that is silent (stopped, or its machine gone), one that computes for too
@@ -63,7 +63,7 @@ def blame(heard: Mapping[int, Heard], step: int, ranks: int, tp: int, now: float
 
 
 def describe(heard: Heard, tp: int, now: float) -> str:
-    """One rank's state for the log: what it does, and the last plans that it took up."""
+    """One rank's state for the log: what it does, and the last plans that it began."""
     there = heard.progress
     return (
         f"{_doing(there, tp)}; heard {now - heard.at:.1f} s ago; step {there.done} is done; "
@@ -94,7 +94,7 @@ def _alone(there: Progress, at: float, step: int, tp: int, now: float) -> str:
         return f"{_doing(there, tp)} for {there.seconds + now - at:.1f} s"
     if there.done >= step:
         return f"{rank_name(there.rank, tp)} has finished step {step}, and its result has not come"
-    return f"{_doing(there, tp)}, and has not taken step {step} up"
+    return f"{_doing(there, tp)}, and has not begun step {step}"
 
 
 def _doing(there: Progress, tp: int) -> str:

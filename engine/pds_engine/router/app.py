@@ -4,7 +4,6 @@ Relayed routes go straight from the server to the relay, since each layer of a f
 event of every stream; all else is FastAPI.
 """
 
-import asyncio
 from collections.abc import Mapping, MutableMapping
 from importlib import resources
 from time import monotonic, time
@@ -14,16 +13,18 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.exceptions import HTTPException
 
-from pds_engine.errors import BodyTimeout, BodyTooLarge, InvalidRequest, PdsError
+from pds_engine import body
+from pds_engine.body import Receive
+from pds_engine.errors import BodyTooLarge, ClientGone, NoRoute, PdsError
 from pds_engine.room import Room, Share
-from pds_engine.router.answers import JSON, Receive, Send, answer, answer_error, error_body
+from pds_engine.router.answers import Send, answer_error, error_body
 from pds_engine.router.auth import ApiKeys
 from pds_engine.router.backends import Backend, Fleet
 from pds_engine.router.call import STREAMED, Call, plain_call, read_call
 from pds_engine.router.config import RouterConfig
 from pds_engine.router.discovery import Discovery
 from pds_engine.router.keyring import Keyring
-from pds_engine.router.metrics import Metrics
+from pds_engine.router.metrics import RouterMetrics
 from pds_engine.router.peek import Peeker
 from pds_engine.router.relay import Relay
 
@@ -36,13 +37,9 @@ RELAYED: Mapping[str, str] = {
 }
 """Answered by engines, and the method that each one takes."""
 GUARDED = frozenset({*RELAYED, "/v1/models"})
-"""What asks for an API key when there are keys."""
+"""These need an API key when there are keys."""
 OBSERVED = frozenset({"/metrics", "/healthz", "/readyz", "/pds/backends"})
 """What the metrics port answers."""
-
-
-class ClientGone(Exception):
-    """The client left before its body was whole; there is nobody to answer."""
 
 
 class Router:
@@ -51,7 +48,7 @@ class Router:
     def __init__(self, config: RouterConfig, keys: Keyring | None = None) -> None:
         self.config = config
         self.fleet = Fleet(config, keys)
-        self.metrics = Metrics(self.fleet)
+        self.metrics = RouterMetrics(self.fleet)
         self.relay = Relay(config, self.fleet, self.metrics)
         self.discovery = Discovery(config, self.fleet)
         self.leaving = False
@@ -80,7 +77,7 @@ class Router:
         except ClientGone:
             return
         except PdsError as error:
-            # What of the body was not read would be taken for the next request.
+            # The unread part of the body would look like the next request.
             await answer_error(send, error, [(b"connection", b"close")])
             return
         await self._surface(scope, receive, send)
@@ -88,10 +85,8 @@ class Router:
     async def _relay(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         path, method = scope["path"], scope["method"]
         if method != RELAYED[path]:
-            wrong = InvalidRequest(f"{path} takes {RELAYED[path]}, not {method}")
-            allow = (b"allow", RELAYED[path].encode())
-            await answer(send, 405, error_body(wrong), [JSON, allow, (b"connection", b"close")])
-            return
+            wrong = f"{path} takes {RELAYED[path]}, not {method}"
+            raise NoRoute(wrong, 405, headers={"allow": RELAYED[path]})
         with self.relay.admitted(), self._room.share() as share:
             call = await self._read(scope, receive, share)
             closing = [(b"connection", b"close")] if self.leaving else []
@@ -99,22 +94,30 @@ class Router:
 
     async def _read(self, scope: MutableMapping[str, Any], receive: Receive, share: Share) -> Call:
         headers, path = scope["headers"], scope["path"]
-        try:
-            async with asyncio.timeout(self.config.body_timeout):
-                body = await read_body(headers, receive, self.config.max_body_bytes, share)
-        except TimeoutError as error:
-            seconds = self.config.body_timeout
-            raise BodyTimeout(f"the body did not come within {seconds:g} seconds") from error
+        data = await body.read(receive, self._bounds(headers), share)
         if (kind := STREAMED.get(path)) is not None:
-            peeked = await self._peeker.peek(body, kind)
+            peeked = await self._peeker.peek(data, kind)
             policy, longest = self.config.policy, self.fleet.longest
             return read_call(
-                path, headers, body, peeked, now=time(), policy=policy, longest=longest
+                path, headers, data, peeked, now=time(), policy=policy, longest=longest
             )
-        return plain_call(scope["method"], path, headers, body, now=time())
+        return plain_call(scope["method"], path, headers, data, now=time())
+
+    def _bounds(self, headers: list[tuple[bytes, bytes]]) -> body.Bounds:
+        """What a body with these headers may take. Raises BodyTooLarge where they say too much."""
+        most, seconds = self.config.max_body_bytes, self.config.body_timeout
+        length = dict(headers).get(b"content-length", b"")
+        if length.isdigit() and int(length) > most:
+            raise BodyTooLarge(f"the body has {int(length)} bytes, the bound is {most}")
+        return body.Bounds(
+            size=most,
+            seconds=seconds,
+            too_large=f"the body has more than {most} bytes",
+            too_late=f"the body did not come within {seconds:g} seconds",
+        )
 
     async def observed(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-        """The application of the metrics port: what observers ask for, and nothing else."""
+        """The application of the metrics port: it answers the OBSERVED paths and no others."""
         if scope["type"] == "http" and scope["path"] not in OBSERVED:
             scope = {**scope, "path": "/not-on-this-port"}
         await self._surface(scope, receive, send)
@@ -143,33 +146,6 @@ class Router:
             "in_flight": backend.in_flight,
             "outstanding_tokens": backend.outstanding,
         }
-
-
-async def read_body(
-    headers: list[tuple[bytes, bytes]], receive: Receive, bound: int, share: Share
-) -> bytes:
-    """The whole body, never more than `bound` bytes of it, which are taken of `share`.
-
-    Raises:
-        BodyTooLarge, ClientGone
-        Overloaded: other bodies leave no room for it.
-    """
-    length = dict(headers).get(b"content-length", b"")
-    if length.isdigit() and int(length) > bound:
-        raise BodyTooLarge(f"the body has {int(length)} bytes, the bound is {bound}")
-    parts, size = [], 0
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientGone
-        part = message.get("body", b"")
-        size += len(part)
-        if size > bound:
-            raise BodyTooLarge(f"the body has more than {bound} bytes")
-        share.take(len(part))
-        parts.append(part)
-        if not message.get("more_body", False):
-            return b"".join(parts)
 
 
 def surface(router: Router) -> FastAPI:
@@ -222,14 +198,14 @@ def surface(router: Router) -> FastAPI:
         return Response(router.metrics.text(), media_type="text/plain; version=0.0.4")
 
     @app.exception_handler(HTTPException)
-    async def told(request: Request, error: HTTPException) -> Response:
+    async def not_found(request: Request, error: HTTPException) -> Response:
         path, method = request.url.path, request.method
-        fault = InvalidRequest(
-            f"{method} {path}: {error.detail}", hint="see /v1/models, /v1/chat/completions"
+        fault = NoRoute(
+            f"{method} {path}: {error.detail}",
+            error.status_code,
+            hint="see /v1/models, /v1/chat/completions",
         )
         headers = dict(error.headers or {})
-        return Response(
-            error_body(fault), error.status_code, headers, media_type="application/json"
-        )
+        return Response(error_body(fault), fault.status, headers, media_type="application/json")
 
     return app

@@ -1,10 +1,11 @@
-"""One try at one pair: the exchanges with its groups, and how far they have come."""
+"""One attempt at one pair: the exchanges with its groups, and how far they have come."""
 
 import json
 import secrets
 from dataclasses import dataclass, field
 
 from pds_engine.errors import (
+    DeadlinePassed,
     Drained,
     GroupFailed,
     NotFinite,
@@ -24,38 +25,43 @@ from pds_engine.router.signed import Signature
 from pds_engine.router.upstream import BackendLost, Reply
 
 RETRIED = frozenset({408, 429, 500, 502, 503})
-"""Answers of a group that another group may do better. 504 says that the request's time is over."""
-ROOM = frozenset({Overloaded.code, Preempted.code})
-"""What a group says, besides turning away, that has no room just now."""
+"""Another group may do better than an answer of these. 504 says that the request's time is over."""
+NO_ROOM = frozenset({Overloaded.code, Preempted.code})
+"""What a group answers that has no room just now, besides turning a request away."""
 DIED = "the group has failed"
 UNOFFERED = "no decode group has offered pages"
-"""How messages begin by which engines of the release before say `unavailable` of work that they had
-taken in. Ours have codes of their own for that."""
-REFUSED = frozenset({401, 403})
-"""The client's key was good here: it is ours that was not."""
-FAULTS = REFUSED | {500, 502}
-"""Answers that count against the group's circuit; 429 and 503 only say that it is busy. Not so
-NotFinite: a prompt that no group can answer would else close them all to everybody."""
+"""Engines of the release before say `unavailable` of work that they had admitted, in messages that
+begin so. Ours have codes of their own for that."""
+SIGNATURE_REFUSED = frozenset({401, 403})
+"""The client's key was good here, and ours was not."""
+FAULTS = SIGNATURE_REFUSED | {500, 502}
+"""Answers that count against the group's circuit; 429 and 503 only say that it is busy. NotFinite
+does not count: else a prompt that no group can answer would close all groups to everybody."""
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
-    """Why an attempt came to nothing. `blamed` is the backend that the next attempt avoids."""
+class AttemptFailure:
+    """Why an attempt failed. `blamed` is the backend that the next attempt avoids."""
 
     status: int
     body: bytes
     blamed: str
     headers: tuple[tuple[bytes, bytes], ...] = ()
     reason: str = "failed"
-    """lost, drained, preempted or failed: what a migration is counted under."""
+    """lost, drained, preempted or failed: a migration's label in the metrics."""
     died: bool = False
     """The group died or fell silent with the request, and may have died of it."""
     untaken: bool = False
-    """It reached no group of the pair, or not beyond its door: nothing came of it."""
+    """No group of the pair began with it: it reached none, or was refused at once."""
 
     @property
     def retry(self) -> bool:
         return self.status in RETRIED
+
+    @property
+    def late(self) -> bool:
+        """The request's own time is over, wherever it goes."""
+        return self.status == DeadlinePassed.status
 
     @property
     def preempted(self) -> bool:
@@ -71,7 +77,7 @@ class Failure:
     @property
     def busy(self) -> bool:
         """A group is there, and says that it has no room just now."""
-        return self.turned_away or (self._heard and _code(self.body) in ROOM)
+        return self.turned_away or (self._heard and _code(self.body) in NO_ROOM)
 
     @property
     def begun(self) -> bool:
@@ -96,13 +102,13 @@ class Side:
     body: bytearray = field(default_factory=bytearray)
     settled: bool = False
     gave_up: bool = False
-    """The group ended the stream before its end, by its own word."""
+    """The group said that it gives the stream up."""
     died: bool = False
-    """Its own word was that it has failed."""
+    """The group said that it has failed."""
 
     @property
     def ahead(self) -> float | None:
-        """How far the group's clock is ahead, where that alone is why it refuses."""
+        """How far the group's clock is ahead, where it refuses for no other reason."""
         if self.signature is None:
             return None
         return self.signature.corrected(self.reply.status, self.reply.headers)
@@ -121,7 +127,7 @@ class Side:
         return True if self.reply.ended and self.reply.status == 200 else None
 
     def settle(self, fleet: Fleet) -> None:
-        """It is over, or no more of it is wanted: its load is taken off the backend."""
+        """It is over, or its rest is not wanted: take its load off the backend."""
         if not self.settled:
             self.settled = True
             lives = self.reply.error is None and not self.died
@@ -153,10 +159,10 @@ class Attempt:
     def last(self) -> Side:
         return self.sides[-1]
 
-    async def opened(self, *, surely: bool = False) -> Failure | None:
+    async def opened(self, *, surely: bool = False) -> AttemptFailure | None:
         """Wait until it has something for the client, has failed, or the client is gone.
 
-        `surely`: from its last side, so that a stream in need of one finds the pair at work.
+        `surely`: wait for its last side, so that a stream that migrates finds the pair at work.
         """
         while not self._client.gone:
             self.collect()
@@ -164,14 +170,14 @@ class Attempt:
                 return failure
             if self.answering(surely):
                 return None
-            await self._client.signal.wait()
+            await self._client.wakeup.wait()
         return None
 
-    def failure(self) -> Failure | None:
-        """The failure that shows so far; the prefill side's before the decode side's."""
+    def failure(self) -> AttemptFailure | None:
+        """The failure so far; the prefill side's before the decode side's."""
         return next((f for side in self.sides if (f := self.failure_of(side))), None)
 
-    def failure_of(self, side: Side) -> Failure | None:
+    def failure_of(self, side: Side) -> AttemptFailure | None:
         reply = side.reply
         if reply.error is not None:
             return self._lost(side, reply.error)
@@ -179,10 +185,10 @@ class Attempt:
             return self._refused(side)
         return None
 
-    def gave_up(self, side: Side, status: int, body: bytes) -> Failure:
-        """What it comes to that the stream of `side` ended with such an error."""
+    def gave_up(self, side: Side, status: int, body: bytes) -> AttemptFailure:
+        """The failure when the stream of `side` ended with this error."""
         side.gave_up = True
-        return self._told(side, status, body, (JSON,))
+        return self._answered(side, status, body, (JSON,))
 
     def answering(self, surely: bool = False) -> bool:
         """There is something to give to the client."""
@@ -196,7 +202,7 @@ class Attempt:
         return come and (first.ended or first is last)
 
     def collect(self) -> None:
-        """Take over bodies that are wanted whole: errors, and answers that do not stream."""
+        """Collect bodies that are needed whole: errors, and answers that do not stream."""
         for side in self.sides:
             if side.reply.status not in (0, 200) or not self._call.stream:
                 side.body += side.reply.take()
@@ -206,7 +212,7 @@ class Attempt:
         side.settle(self._fleet)
 
     def close(self) -> None:
-        """Give up what is not over: the groups see their client leave."""
+        """Give up all that is not over: its groups see their client leave."""
         for side in self.sides:
             side.settle(self._fleet)
 
@@ -219,42 +225,44 @@ class Attempt:
             headers += signature.headers
         self._fleet.start(backend, tokens)
         reply = backend.upstream.request(
-            call.method, call.path, headers, call.body, poke=self._client.signal.set
+            call.method, call.path, headers, call.body, poke=self._client.wakeup.set
         )
         self.sides.append(Side(role, backend, reply, tokens, signature))
 
-    def _lost(self, side: Side, error: BackendLost) -> Failure:
+    def _lost(self, side: Side, error: BackendLost) -> AttemptFailure:
         lost = Unavailable(f"the {side.role} group was lost: {error}", hint="ask again")
         headers = (JSON, (b"retry-after", b"1"))
         untaken = not any(each.reply.sent for each in self.sides)
         died, key = side.reply.sent, side.backend.found.key
-        return Failure(503, error_body(lost), key, headers, "lost", died=died, untaken=untaken)
+        return AttemptFailure(
+            503, error_body(lost), key, headers, "lost", died=died, untaken=untaken
+        )
 
-    def _refused(self, side: Side) -> Failure:
+    def _refused(self, side: Side) -> AttemptFailure:
         reply, body = side.reply, bytes(side.body)
         if (ahead := side.ahead) is not None:
-            # Nothing was begun, and it may be asked again, by its own clock.
+            # It began nothing. The next attempt may use it again, by its own clock.
             side.backend.clock = ahead
             late = WrongClock(f"the clock of the {side.role} group has jumped", headers={})
-            return Failure(503, error_body(late), "", (JSON,))
-        if reply.status in REFUSED:
+            return AttemptFailure(503, error_body(late), "", (JSON,))
+        if reply.status in SIGNATURE_REFUSED:
             error = Unavailable(f"the {side.role} group refuses the router's signature")
             key = side.backend.found.key
-            return Failure(502, error_body(error), key, (JSON,), untaken=True)
+            return AttemptFailure(502, error_body(error), key, (JSON,), untaken=True)
         kept = tuple((n, v) for n, v in reply.headers.items() if n in _KEPT)
-        return self._told(side, reply.status, body, kept)
+        return self._answered(side, reply.status, body, kept)
 
-    def _told(
+    def _answered(
         self, side: Side, status: int, body: bytes, headers: tuple[tuple[bytes, bytes], ...]
-    ) -> Failure:
-        """What the group of `side` said in place of an answer."""
+    ) -> AttemptFailure:
+        """The failure that the group of `side` answered."""
         side.died = _died(body)
-        return Failure(
+        return AttemptFailure(
             status, body, self._blamed(side, body), headers, _reason(body), died=side.died
         )
 
     def _blamed(self, side: Side, body: bytes) -> str:
-        if _code(body) == TransferFailed.code:  # whoever says so means the other side
+        if _code(body) == TransferFailed.code:  # the side that says so blames the other
             side = self.first if side is self.last else self.last
         return side.backend.found.key
 
@@ -263,7 +271,7 @@ _KEPT = frozenset({b"content-type", b"retry-after"})
 
 
 def internal_headers(call: Call, role: Role, peer: Backend | None, attempt: str) -> dict[str, str]:
-    """What the engine learns besides the body (engine.md §7); decode is told its `peer`.
+    """What the engine learns besides the body (router.md); decode learns its `peer`.
 
     Both sides know the work by `attempt` too: the end of an earlier one may come after its begin.
     """

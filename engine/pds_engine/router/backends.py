@@ -1,4 +1,4 @@
-"""The groups that the router knows: where they are, what they say, what is under way there."""
+"""The groups that the router knows: their addresses, their states, and the requests open there."""
 
 import asyncio
 import random
@@ -12,7 +12,7 @@ import msgspec
 
 from pds_engine.messages import Role
 from pds_engine.router import circuit
-from pds_engine.router.circuit import Circuit, Limits
+from pds_engine.router.circuit import Circuit, CircuitLimits
 from pds_engine.router.config import RouterConfig
 from pds_engine.router.keyring import Keyring
 from pds_engine.router.policy import Ask, Candidate, Pick, pick, shortage
@@ -22,15 +22,15 @@ Text = Annotated[str, msgspec.Meta(max_length=1024)]
 Tokens = Annotated[int, msgspec.Meta(ge=1, le=1 << 31)]
 
 
-class EngineState(msgspec.Struct, frozen=True, kw_only=True):
-    """What the router reads of `/pds/state`; anything else in it is none of its business."""
+class GroupState(msgspec.Struct, frozen=True, kw_only=True):
+    """What the router reads of `/pds/state`; it ignores everything else there."""
 
     role: Role
     kv_fingerprint: Text | None = ""
     protocol: Annotated[int, msgspec.Meta(ge=0, le=1 << 31)] = 1
-    """Of the messages between groups. Engines of the release before do not tell theirs."""
+    """Version of the messages between groups. Engines of the release before report none."""
     key_id: Text | None = ""
-    """Of the control key that it holds."""
+    """Id of the control key that it holds."""
     revision: Text | None = ""
     incarnation: Text | None = ""
     control: Text | None = ""
@@ -43,10 +43,10 @@ class EngineState(msgspec.Struct, frozen=True, kw_only=True):
     max_model_len: Tokens | None = None
     model_digest: Text | None = ""
 
-    def goes_on_with(self, other: "EngineState") -> bool:
-        """Whether it computes what `other` does, so that it can go on with a stream of its.
+    def goes_on_with(self, other: "GroupState") -> bool:
+        """Whether it computes what `other` does, so that it can go on with a stream of that group.
 
-        Keys are computed anew: their format does not matter, where the model is known.
+        KV is computed again: its format does not matter, where the model is known.
         """
         if other.model_digest:
             return self.model_digest == other.model_digest
@@ -79,18 +79,18 @@ class Backend:
     found: Found
     upstream: Upstream
     keys: Keyring
-    state: EngineState | None = None
+    state: GroupState | None = None
     trouble: str = "not asked yet"
-    """Why the last look at /pds/state failed; "" when it did not."""
+    """Why the last poll of /pds/state failed; "" when it did not."""
     missed: int = 0
     answered_at: float = 0.0
     clock: float = 0.0
     """Seconds that its clock is ahead of ours, where it refuses what is signed by ours."""
     suspected: bool = False
-    """A request failed by its fault, and it has not answered a look since: others go first."""
+    """A request failed by its fault, and it has not answered a poll since: others go first."""
     circuit: Circuit = field(default_factory=Circuit)
     lives: bool = False
-    """Its last failure was an answer of its own (500): it works, and maybe for other requests."""
+    """Its last failure was an answer of its own (500): it runs, and may serve other requests."""
     in_flight: int = 0
     outstanding: int = 0
     requests: int = 0
@@ -106,24 +106,24 @@ class Backend:
 
     @property
     def key_id(self) -> str:
-        """Of the control key that it holds."""
+        """Id of the control key that it holds."""
         return self.keys.name((self.state and self.state.key_id) or "")
 
     @property
     def key(self) -> bytes | None:
-        """What is told to it is signed with this one; None: the router holds none for it."""
+        """Signs what the router sends to it; None: the router holds no key for it."""
         return self.keys.of(self.key_id)
 
     def reason(self, now: float, misses: int) -> str:
         """Why no request is sent there; "" when it is routable."""
-        if unfit := self.unfit(misses):
-            return unfit
+        if unready := self.unready(misses):
+            return unready
         if self.circuit.phase(now) == "open":
             return f"circuit open after {self.circuit.failures} failures in a row"
         return ""
 
-    def unfit(self, misses: int) -> str:
-        """Why it can take no request, whatever became of those before; "" when it can."""
+    def unready(self, misses: int) -> str:
+        """Why it can serve no request, apart from its circuit; "" when it can."""
         if self.found.deleting:
             return "a pod of the group is being deleted"
         if self.found.draining:
@@ -151,12 +151,12 @@ class Fleet:
         self.keys = Keyring() if keys is None else keys
         self._backends: dict[str, Backend] = {}
         self._turn = random.Random(config.seed).getrandbits(16)
-        self.limits = Limits(
+        self.limits = CircuitLimits(
             config.health.open_after, config.health.open_seconds, config.health.open_max
         )
         self.synced = False
-        """Discovery has told all it knows at least once."""
-        self._news = asyncio.Event()
+        """Discovery has reported all that it knows at least once."""
+        self._change = asyncio.Event()
 
     def __iter__(self) -> Iterator[Backend]:
         return iter(self._backends.values())
@@ -165,16 +165,16 @@ class Fleet:
         return self._backends[key]
 
     def key_ids(self) -> set[str]:
-        """Of the control keys that its groups hold."""
+        """Ids of the control keys that its groups hold."""
         return {backend.key_id for backend in self}
 
     @property
     def longest(self) -> int | None:
-        """The tokens that the longest context of any group holds; None: none has told."""
+        """The tokens that the longest context of any group holds; None: no group has said yet."""
         return max((b.state.max_model_len or 0 for b in self if b.state), default=0) or None
 
     def sync(self, found: Iterable[Found]) -> tuple[list[Backend], list[Backend]]:
-        """Take over what discovery sees. Returns the new backends and the gone ones."""
+        """Adopt what discovery sees. Returns the new backends and the gone ones."""
         now = {each.key: each for each in found}
         gone = [self._backends.pop(key) for key in list(self._backends) if key not in now]
         new = []
@@ -187,33 +187,33 @@ class Fleet:
                 )
                 new.append(self._backends.setdefault(key, Backend(each, upstream, self.keys)))
         self.synced = True
-        self.tell()
+        self.notify()
         return new, gone
 
     def reason(self, backend: Backend) -> str:
         return backend.reason(monotonic(), self._config.health.misses)
 
-    def tell(self) -> None:
-        """Something changed in what can be routed to: wake whoever waits for that."""
-        self._news.set()
-        self._news = asyncio.Event()
+    def notify(self) -> None:
+        """Something changed in what can be routed to: wake those who wait for it."""
+        self._change.set()
+        self._change = asyncio.Event()
 
-    async def news(self, seconds: float) -> None:
+    async def wait_for_change(self, seconds: float) -> None:
         """Wait until something changes, `seconds` at the most."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                await self._news.wait()
+                await self._change.wait()
 
     def routable(
         self,
         excluded: Iterable[str] = (),
-        like: EngineState | None = None,
+        like: GroupState | None = None,
         *,
         last_resort: bool = False,
     ) -> list[Candidate]:
-        """What the policy may choose from; with `like`, what can go on with a stream of its.
+        """The policy's candidates; with `like`, those that can go on with a stream of that group.
 
-        last_resort: groups too that live, and whose circuits are open.
+        last_resort: also groups that live and have an open circuit.
         """
         now, misses = monotonic(), self._config.health.misses
         left_out = set(excluded)
@@ -223,19 +223,19 @@ class Fleet:
             if b.state is not None
             and key not in left_out
             and (like is None or b.state.goes_on_with(like))
-            and not b.unfit(misses)
+            and not b.unready(misses)
             and (b.circuit.admits(now) or (last_resort and b.lives))
         ]
 
     def pick(
-        self, affinity: bytes, excluded: Iterable[str] = (), like: EngineState | None = None
+        self, affinity: bytes, excluded: Iterable[str] = (), like: GroupState | None = None
     ) -> Pick | None:
         """The groups for the next request, or for one that `like` began.
 
         A suspected group may be dead already, and a dead one has the least load of all: a new
         request goes there if there is no other, and a stream waits until it has answered. Where
-        open circuits alone keep it out, groups that live are asked: what opened them may be one
-        client's requests.
+        nothing but open circuits keeps it out, groups that live are asked: one client's requests
+        may have opened them.
         """
         self._turn += 1
         ask = Ask(self._config.policy, self._turn, self._config.seed, affinity)
@@ -267,7 +267,7 @@ class Fleet:
         """It is over.
 
         healthy: True answered, False failed by its fault, None says nothing.
-        lives: of a failure, that it was an answer of the group's own.
+        lives: the failure was an answer of the group's own.
         """
         backend.in_flight -= 1
         backend.outstanding -= tokens

@@ -1,4 +1,4 @@
-"""One client's request as the router sees it: a few fields of a body it forwards whole."""
+"""One client's request as the router sees it: a few fields of a body that it forwards whole."""
 
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,7 +9,7 @@ from pds_engine.router.config import Policy
 from pds_engine.router.peek import Kind, Peeked, digest
 
 DEFAULT_OUTPUT = 256
-"""Tokens assumed where a body names no bound."""
+"""Output tokens assumed where a body names no bound."""
 FORWARDED = frozenset(
     {b"content-type", b"accept", b"user-agent", b"traceparent", b"tracestate", b"x-request-id"}
 )
@@ -22,7 +22,7 @@ STREAMED: Mapping[str, Kind] = {
 _ID = {"chat": "chatcmpl", "completion": "cmpl"}
 """What their response ids begin with."""
 LONGEST = 1 << 20
-"""Tokens of a context, where no engine has told its own yet."""
+"""Tokens of a context, where no engine has reported its own yet."""
 
 
 class Call(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,7 +32,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     path: str
     body: bytes
     headers: tuple[tuple[bytes, bytes], ...]
-    """The client's, as far as they travel on."""
+    """Those of the client's that are FORWARDED."""
     request_id: str
     created: int
     seed: int = 0
@@ -58,7 +58,7 @@ def read_call(
         peeked: what the body says of itself.
         longest: the tokens that any group's context holds; no request can cost more a choice.
     """
-    wants = peeked.asked
+    wants = peeked.fields
     bound = DEFAULT_OUTPUT if wants.max_tokens is None else wants.max_tokens
     session = dict(headers).get(b"x-session-id", b"") if policy == "session" else b""
     return Call(
@@ -77,7 +77,7 @@ def read_call(
 
 
 def resumed(call: Call, output_ids: Sequence[int]) -> Call:
-    """The same request, to go on behind tokens that its client has. Its body stays as it came."""
+    """The same request, to go on after tokens that its client has. Its body stays as it came."""
     if not output_ids:
         return call
     given = b'"pds_resume":{"output_ids":[%b]}}' % ",".join(map(str, output_ids)).encode()

@@ -7,11 +7,11 @@ closed ──open_after failures──▶ open ──its time is up──▶ hal
 from dataclasses import dataclass
 from typing import Literal
 
-Phase = Literal["closed", "open", "halfOpen"]
+CircuitPhase = Literal["closed", "open", "halfOpen"]
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class CircuitLimits:
     open_after: int = 3
     """Failures in a row that open it."""
     seconds: float = 1.0
@@ -28,7 +28,7 @@ class Circuit:
     """Times it opened in a row."""
     trial: bool = False
 
-    def phase(self, now: float) -> Phase:
+    def phase(self, now: float) -> CircuitPhase:
         if self.until is None:
             return "closed"
         return "open" if now < self.until else "halfOpen"
@@ -58,7 +58,7 @@ def spared(circuit: Circuit) -> Circuit:
     return Circuit(circuit.failures, circuit.until, circuit.opened)
 
 
-def failed(circuit: Circuit, now: float, limits: Limits) -> Circuit:
+def failed(circuit: Circuit, now: float, limits: CircuitLimits) -> Circuit:
     """A request failed through the backend's own fault."""
     failures = circuit.failures + 1
     phase = circuit.phase(now)

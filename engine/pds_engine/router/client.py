@@ -1,23 +1,24 @@
 """The client's end of one call: where its answer goes, and whether it is still there."""
 
-from pds_engine.router.answers import Receive, Send
-from pds_engine.router.signal import Signal
+from pds_engine.body import Receive
+from pds_engine.router.answers import Send
+from pds_engine.router.wakeup import Wakeup
 
 
 class Client:
-    """`signal` is poked when anything happens that the call's task may wait for."""
+    """`wakeup` is poked when anything happens that the call's task may wait for."""
 
     def __init__(self, send: Send) -> None:
         self.send = send
-        self.signal = Signal()
+        self.wakeup = Wakeup()
         self.gone = False
 
     async def watch(self, receive: Receive) -> None:
-        """Notice that it leaves."""
+        """Wait until it leaves, and note it."""
         while (await receive())["type"] != "http.disconnect":
             pass
         self.gone = True
-        self.signal.set()
+        self.wakeup.set()
 
     async def give(self, data: bytes, *, more: bool) -> None:
         """A part of the body."""

@@ -26,15 +26,15 @@ class KubernetesConfig(Section):
 
 
 class HealthConfig(Section):
-    """When a backend is asked how it is, and when it is given up."""
+    """When a backend is polled, and when it is given up."""
 
     interval: float = Field(1.0, gt=0)
-    """Seconds between two looks at a backend's /pds/state, ±10%."""
+    """Seconds between two polls of a backend's /pds/state, ±10%."""
     start_interval: float = Field(0.2, gt=0)
     """The same until it has answered for the first time."""
     timeout: float = Field(2.0, gt=0)
     misses: int = Field(3, ge=1)
-    """Looks in a row that fail before no request is sent there any more."""
+    """Polls in a row that may fail before no request is sent there any more."""
     lost_after: float = Field(15.0, gt=0)
     """Seconds of silence after which its open requests are given up: a hang is not a crash."""
     open_after: int = Field(3, ge=1)
@@ -56,7 +56,7 @@ class RouterConfig(Section):
     metrics_port: int | None = Field(9090, ge=0, le=65535)
     """None: /metrics is served on the main port alone."""
     keys_dir: Path | None = None
-    """A mounted Secret of control keys: hmac.key, of groups that do not tell which they hold, and
+    """A mounted Secret of control keys: hmac.key, of groups that do not report theirs, and
     <id>.key of the others. Read again as it changes. None: only unified groups can be served."""
     backends: tuple[str, ...] = ()
     """http://host:port of engines, for use without Kubernetes; empty: pods are watched."""
@@ -65,26 +65,27 @@ class RouterConfig(Section):
     health: HealthConfig = HealthConfig()
     max_body_bytes: int = Field(8 << 20, ge=1024)
     max_held_bytes: int = Field(64 << 20, ge=1024)
-    """Of the bodies of all open requests: one may be sent on as long as its answer is not whole."""
+    """Bytes of the bodies of all open requests: a retry needs a body until its answer is whole."""
     body_timeout: float = Field(60.0, gt=0)
     """Seconds that a client may take to send its body."""
     max_in_flight: int = Field(1024, ge=1)
     """Requests open at once; beyond it the answer is 429."""
     attempts: int = Field(3, ge=1, le=10)
-    """Pairs that may fail with a request before the first byte of its answer: one that turns it
-    away, or that no connection reaches, does not count, and is not asked again."""
+    """Pairs that may fail with a request before the first byte of its answer. A pair that turns it
+    away, or that no connection reaches, does not count, and is not tried again."""
     migrations: int = Field(3, ge=0, le=10)
-    """How often a stream may break off and go on in another pair, those counted that fail while
-    they take it over; preemptions do not count."""
+    """How often a stream may break off and migrate to another pair. Pairs that fail before they go
+    on with it count too; preemptions do not."""
     resume_seconds: float = Field(120.0, ge=0)
-    """How long such a stream waits for a pair: a group that crashed comes back in that time."""
+    """How long such a stream waits for a pair: a crashed group comes back in that time."""
     connect_timeout: float = Field(2.0, gt=0)
     drain_seconds: float = Field(120.0, ge=0)
-    """How long open streams may last after SIGTERM; what comes behind them, as long again."""
+    """How long open streams may last after SIGTERM; requests that follow on their connections may
+    last as long again."""
     linger_seconds: float = Field(5.0, ge=0)
     """How long new requests are accepted after SIGTERM: endpoints lag behind."""
     seed: int = 0
-    """Of the router's own draws (power of two choices)."""
+    """Seeds the router's own draws (power of two choices)."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
 

@@ -1,4 +1,4 @@
-"""Keeps the fleet as the cluster has it: by watching Pods, or from a list given by hand."""
+"""Keeps the fleet like the cluster: by watching Pods, or from a list given by hand."""
 
 import asyncio
 import json
@@ -19,7 +19,7 @@ from pds_engine.router.upstream import BackendLost
 logger = logging.getLogger(__name__)
 GONE = "/pds/peers/gone"
 GONE_TRIES = 5
-TOLD = 1000
+GONE_KEPT = 1000
 
 
 def given(urls: tuple[str, ...]) -> list[Found]:
@@ -52,12 +52,12 @@ class Discovery:
         self._tasks: set[asyncio.Task[None]] = set()
         self._watch: PodWatch | None = None
         self._incarnations: dict[GroupKey, set[str]] = {}
-        self._told: dict[str, None] = {}
-        """Incarnations that were told to be gone, oldest first: a Failed pod is listed for long."""
+        self._reported_gone: dict[str, None] = {}
+        """Incarnations reported as gone, oldest first: a Failed pod is listed for long."""
 
     @property
     def trouble(self) -> str:
-        """What keeps the picture from being fresh; "" when nothing does."""
+        """Why what it knows may be out of date; "" when it is not."""
         return self._watch.trouble if self._watch else ""
 
     async def start(self) -> None:
@@ -102,14 +102,14 @@ class Discovery:
         alive = {group_of(pod) for pod in pods} - ended
         for group in [group for group in self._incarnations if group not in alive]:
             for incarnation in sorted(self._incarnations.pop(group)):
-                if incarnation not in self._told:
-                    self._tell_gone(incarnation)
-                self._told[incarnation] = None
-        while len(self._told) > TOLD:
-            del self._told[next(iter(self._told))]
+                if incarnation not in self._reported_gone:
+                    self._report_gone(incarnation)
+                self._reported_gone[incarnation] = None
+        while len(self._reported_gone) > GONE_KEPT:
+            del self._reported_gone[next(iter(self._reported_gone))]
 
     def _remember(self, pods: list[Pod]) -> None:
-        """By which names peers know each group: its leader's UID, and what it says itself."""
+        """Peers know each group by its leader's UID, and by the incarnation that it reports."""
         for pod in pods:
             if pod.leads:
                 self._incarnations.setdefault(group_of(pod), set()).add(pod.metadata.uid)
@@ -119,8 +119,8 @@ class Discovery:
                     if backend.found.key in names:
                         names.add(backend.state.incarnation)
 
-    def _tell_gone(self, incarnation: str) -> None:
-        """Decode groups may free pages that this incarnation could have written (engine.md §6)."""
+    def _report_gone(self, incarnation: str) -> None:
+        """Decode groups may free pages that this incarnation could have written (hand-over.md)."""
         for backend in self._fleet:
             if backend.state and backend.state.role == "decode" and backend.key is not None:
                 self._spawn(self._post_gone(backend, incarnation, backend.key))
@@ -135,7 +135,7 @@ class Discovery:
                     return
             await asyncio.sleep(0.5 * 2**again)
         logger.warning(
-            "could not tell a decode group that a peer is gone",
+            "could not report to a decode group that a peer is gone",
             extra={"backend": backend.found.pod, "incarnation": incarnation},
         )
 

@@ -1,12 +1,12 @@
-"""One whole exchange with a backend, for those who want all of it or nothing."""
+"""One whole exchange with a backend, for callers that want all of it or nothing."""
 
 from collections.abc import Mapping
 
-from pds_engine.router.signal import Signal
 from pds_engine.router.upstream import BackendLost, Headers, Upstream
+from pds_engine.router.wakeup import Wakeup
 
 WHOLE_BYTES = 256 << 10
-"""Above that an answer is none: engines tell a few thousand bytes of themselves."""
+"""A longer answer counts as none: engines report a few thousand bytes of themselves."""
 
 
 async def whole(
@@ -17,12 +17,12 @@ async def whole(
     Raises:
         BackendLost: it did not come to its end, or to more than WHOLE_BYTES.
     """
-    signal = Signal()
-    reply = upstream.request(method, path, headers, body, poke=signal.set)
+    wakeup = Wakeup()
+    reply = upstream.request(method, path, headers, body, poke=wakeup.set)
     parts, size = [], 0
     try:
         while not reply.over:
-            await signal.wait()
+            await wakeup.wait()
             parts.append(reply.take())
             size += len(parts[-1])
             if size > WHOLE_BYTES:

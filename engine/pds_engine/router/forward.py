@@ -1,7 +1,7 @@
-"""Gives a stream's events to the client from within the callback of the socket they came from.
+"""Sends a stream's events to the client from within the callback of the engine's socket.
 
-No task wakes up per event, which costs a turn of the loop (and so a system call) more than the
-writing itself: benchmarks/router_overhead.py.
+Waking a task for each event would cost a turn of the loop, and so a system call, beside the writing
+itself: benchmarks/router_overhead.py.
 """
 
 from collections import deque
@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine, Generator
 from typing import Any
 
 from pds_engine.router.answers import Send
-from pds_engine.router.sse import Events
+from pds_engine.router.sse import EventReader
 
 
 class Forward:
@@ -25,13 +25,13 @@ class Forward:
         self._send = send
         self._suspended: _Suspended | None = None
         self._waiting: deque[bytes] = deque()
-        self.events = Events()
+        self.events = EventReader()
         self.poke = poke
         self.pause: Callable[[], None] = poke
 
     @property
     def held(self) -> bool:
-        """There are events that the client has no room for."""
+        """Events wait here because the client reads too slowly."""
         return self._suspended is not None
 
     def push(self, data: bytes) -> None:
@@ -52,7 +52,7 @@ class Forward:
         self.poke()
 
     async def flush(self) -> None:
-        """Give the client what is held, at its own pace."""
+        """Send what is held, at the client's own pace."""
         if self._suspended is not None:
             await self._suspended
         while self._waiting:
@@ -62,7 +62,7 @@ class Forward:
 
 
 class _Suspended:
-    """A coroutine that was begun outside any task and now waits: awaiting this goes on with it."""
+    """A coroutine that began outside any task and now waits; awaiting this continues it."""
 
     __slots__ = ("_coroutine", "_waits_for")
 

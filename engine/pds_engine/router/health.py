@@ -1,4 +1,4 @@
-"""Looks at each backend's /pds/state, and what follows when one is silent."""
+"""Polls /pds/state of each backend, and gives up the requests of one that is silent."""
 
 import asyncio
 import logging
@@ -7,15 +7,15 @@ from time import monotonic
 
 import msgspec
 
-from pds_engine.router.backends import Backend, EngineState, Fleet
+from pds_engine.router.backends import Backend, Fleet, GroupState
 from pds_engine.router.circuit import Circuit
 from pds_engine.router.config import HealthConfig
 from pds_engine.router.signed import ask
 from pds_engine.router.upstream import BackendLost
 
 logger = logging.getLogger(__name__)
-REFUSED = "refuses the router's signature: their control keys differ, or their clocks"
-_decoder = msgspec.json.Decoder(EngineState)
+SIGNATURE_REFUSED = "refuses the router's signature: their control keys differ, or their clocks"
+_decoder = msgspec.json.Decoder(GroupState)
 
 
 class Health:
@@ -27,12 +27,12 @@ class Health:
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
     def watch(self, backend: Backend) -> None:
-        """Begin to look at it."""
-        task = asyncio.get_running_loop().create_task(self._look_on(backend))
+        """Begin to poll it."""
+        task = asyncio.get_running_loop().create_task(self._poll_forever(backend))
         self._tasks[backend.found.key] = task
 
     def forget(self, backend: Backend) -> None:
-        """It is gone: end the looks and every exchange with it."""
+        """It is gone: end its polling and every exchange with it."""
         if task := self._tasks.pop(backend.found.key, None):
             task.cancel()
         backend.upstream.close("its pod is gone")
@@ -46,13 +46,13 @@ class Health:
         for backend in self._fleet:
             backend.upstream.close("the router ends")
 
-    async def _look_on(self, backend: Backend) -> None:
+    async def _poll_forever(self, backend: Backend) -> None:
         backend.answered_at = monotonic()
         while True:
             before = self._fleet.reason(backend), backend.suspected
-            await look(backend, self._config)
+            await poll(backend, self._config)
             if (self._fleet.reason(backend), backend.suspected) != before:
-                self._fleet.tell()
+                self._fleet.notify()
             silent = monotonic() - backend.answered_at
             if silent > self._config.lost_after and backend.in_flight:
                 logger.warning(
@@ -64,11 +64,11 @@ class Health:
             await asyncio.sleep(pause * random.uniform(0.9, 1.1))
 
 
-async def look(backend: Backend, config: HealthConfig) -> None:
+async def poll(backend: Backend, config: HealthConfig) -> None:
     """Ask a backend how it is, and note the answer or the trouble."""
     try:
         async with asyncio.timeout(config.timeout):
-            state = await _told(backend, config)
+            state = await _read_state(backend, config)
     except (BackendLost, msgspec.DecodeError, RecursionError, TimeoutError) as error:
         backend.missed += 1
         backend.trouble = str(error) or f"no answer within {config.timeout} s"
@@ -82,31 +82,31 @@ async def look(backend: Backend, config: HealthConfig) -> None:
     backend.answered_at = monotonic()
 
 
-async def _told(backend: Backend, config: HealthConfig) -> EngineState:
-    """Its state, asked for by its own key, so that one that would refuse our requests says so.
+async def _read_state(backend: Backend, config: HealthConfig) -> GroupState:
+    """Its state, by a request that its own key signs: a backend that would refuse ours says so.
 
-    Which key it has everybody may know: that is asked first, and again after a trouble, as it may
-    be another process since.
+    Anybody may learn which key it has. That is asked first, and again after a trouble, since the
+    backend may be another process by then.
     """
     key = None if backend.trouble else backend.key
     if key is None:
-        state = await _asked(backend, None)
+        state = await _get_state(backend, None)
         key = backend.keys.of(backend.keys.name(state.key_id or ""))
-        if key is None:  # `unfit` tells, where the router has others
+        if key is None:  # `unready` says so, where the router has others
             return state
     try:
-        return await _asked(backend, key)
-    except _Refused as error:
-        backend.missed = config.misses  # so it would answer each request
-        raise BackendLost(REFUSED) from error
+        return await _get_state(backend, key)
+    except _SignatureRefused as error:
+        backend.missed = config.misses  # it would refuse each request so
+        raise BackendLost(SIGNATURE_REFUSED) from error
 
 
-class _Refused(BackendLost):
+class _SignatureRefused(BackendLost):
     """It answered 403."""
 
 
-async def _asked(backend: Backend, key: bytes | None) -> EngineState:
+async def _get_state(backend: Backend, key: bytes | None) -> GroupState:
     status, body = await ask(backend, key, "GET", "/pds/state")
     if status != 200:
-        raise (_Refused if status == 403 else BackendLost)(f"answered {status}")
+        raise (_SignatureRefused if status == 403 else BackendLost)(f"answered {status}")
     return _decoder.decode(body)

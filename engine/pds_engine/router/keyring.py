@@ -1,7 +1,7 @@
-"""The control keys that a router holds, by id: while keys are rotated there are two, or more.
+"""The control keys that a router holds, by id: two or more while keys are rotated.
 
-They come from a folder, `keys_dir`, whose files Kubernetes swaps all at once when the Secret behind
-it changes. They are few and small, so that all are read again each time.
+They come from a folder, `keys_dir`. When the Secret behind it changes, Kubernetes swaps all files
+at once. They are few and small, so that all of them are read each time.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from pds_engine.signing import key_id
 logger = logging.getLogger(__name__)
 
 READ_SECONDS = 2.0
-"""Between two looks at the folder."""
+"""Between two reads of the folder."""
 DEFAULT = "hmac.key"
 NAMED = re.compile(r"[0-9a-f]{10}\.key")
 MOST = 64
@@ -36,7 +36,7 @@ class Ring:
 
 
 class Keyring:
-    """Keys by id. The first of those given is that of groups which do not tell theirs."""
+    """Keys by id. The first of those given is that of groups that do not report theirs."""
 
     def __init__(self, *keys: bytes) -> None:
         self._keys = {key_id(key): key for key in keys}
@@ -48,19 +48,19 @@ class Keyring:
     def __iter__(self) -> Iterator[str]:
         return iter(self._keys)
 
-    def name(self, told: str) -> str:
-        """The id of a group's key, given what the group says: "" from those that say nothing."""
-        return told or self._default
+    def name(self, reported: str) -> str:
+        """The id of a group's key, given what the group reports; "": it reports none."""
+        return reported or self._default
 
     def of(self, name: str) -> bytes | None:
         """The key of that id."""
         return self._keys.get(name)
 
     def take(self, ring: Ring, used: Collection[str]) -> bool:
-        """Take over what the folder holds now; whether that is news.
+        """Adopt what the folder holds now; True when that changes anything.
 
-        A key that it holds no longer is kept as long as it is `used`, and when it holds none at
-        all: somebody may have deleted the Secret, and groups work on with what they have read.
+        A key that is no longer there is kept as long as it is `used`. All are kept when the folder
+        holds none: somebody may have deleted the Secret, and groups work on with their keys.
         """
         if not ring.keys:
             return False
@@ -110,7 +110,7 @@ def opened(folder: Path) -> Keyring:
 async def follow(
     keys: Keyring, folder: Path, used: Callable[[], Collection[str]], changed: Callable[[], None]
 ) -> None:
-    """Take over what happens to `folder`, for ever; `used` tells the ids of the groups' keys."""
+    """Follow `folder` for ever; `used` gives the ids of the groups' keys."""
     trouble = ""
     while True:
         await asyncio.sleep(READ_SECONDS)

@@ -23,27 +23,28 @@ from pds_engine.router.pods import Pod
 
 logger = logging.getLogger(__name__)
 WATCH_SECONDS = 60
-"""How long one watch is asked to last."""
+"""How long the API server is to keep one watch open."""
 LIST_TIMEOUT = aiohttp.ClientTimeout(total=30)
 WATCH_TIMEOUT = aiohttp.ClientTimeout(total=None, connect=10, sock_read=WATCH_SECONDS + 30)
-"""Longer silence means that the connection is dead, though nobody closed it."""
+"""A longer silence means that the connection is dead, though nobody closed it."""
 SILENT = aiohttp.SocketTimeoutError
 PAGE = 500
 MAX_PAUSE = 10.0
 BROKEN = (aiohttp.ClientError, OSError, HttpProcessingError, msgspec.DecodeError)
 """What a broken connection raises, and a line of more than 4 MiB, whose pod is listed anew."""
 MALFORMED = (config.ConfigException, OSError, ValueError, TypeError, AttributeError, yaml.YAMLError)
-"""What the loader stumbles over in a kubeconfig."""
+"""What the loader raises on a malformed kubeconfig."""
 
 
 class KubeError(PdsError):
-    """The API server refused, or is not to be reached."""
+    """The API server refused, or cannot be reached."""
 
     code = "kube_error"
 
-    def __init__(self, message: str, *, status: int = 0) -> None:
+    def __init__(self, message: str, *, answered: int = 0) -> None:
         super().__init__(message)
-        self.status = status
+        self.answered = answered
+        """HTTP's status of its answer; 0: there was none."""
 
 
 class _ListMeta(msgspec.Struct, frozen=True, rename="camel"):
@@ -88,7 +89,7 @@ class PodWatch:
         self._changed = changed
         self.pods: dict[str, Pod] = {}
         self.trouble = ""
-        """Why the API server was not to be reached last; what was known then still holds."""
+        """Why the API server could not be reached last; `pods` stays as it was."""
 
     async def login(self) -> None:
         """From a kubeconfig when one is named, else as the pod's service account.
@@ -121,11 +122,11 @@ class PodWatch:
                     self.trouble, pause = "", 0.1
                     await self._follow(api, version)
                 except KubeError as error:
-                    if error.status == 410:
+                    if error.answered == 410:
                         logger.info("the watch is too old: listing anew")
                         continue
                     self.trouble = str(error)
-                    if error.status == 401:  # a plugin's tokens expire
+                    if error.answered == 401:  # a plugin's tokens expire
                         with suppress(ConfigError):
                             await self.login()
                 except BROKEN as error:
@@ -186,14 +187,14 @@ class PodWatch:
             )
         except DynamicApiError as error:
             message = f"the API server answers {error.status}: {(error.body or '')[:300]}"
-            raise KubeError(message, status=error.status) from error
+            raise KubeError(message, answered=error.status) from error
         return response
 
     def _apply(self, line: bytes) -> str:
         event = msgspec.json.decode(line, type=_Event)
         if event.type == "ERROR":
             status = msgspec.json.decode(event.object, type=_Status)
-            raise KubeError(f"watch: {status.message or status.code}", status=status.code)
+            raise KubeError(f"watch: {status.message or status.code}", answered=status.code)
         if event.type == "BOOKMARK":
             return msgspec.json.decode(event.object, type=_Bookmark).metadata.resource_version
         pod = msgspec.json.decode(event.object, type=Pod)

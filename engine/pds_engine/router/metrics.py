@@ -1,4 +1,4 @@
-"""The router's metrics: one series per backend, made of the fleet's own numbers when asked for."""
+"""The router's metrics. Those of backends are read from the fleet when they are collected."""
 
 from collections.abc import Callable, Iterator
 from typing import Literal
@@ -15,12 +15,12 @@ from prometheus_client.registry import Collector
 
 from pds_engine.router.backends import Fleet
 
-Phase = Literal["opening", "streaming", "resuming"]
-"""Of a request: until the first byte of its answer, behind it, and between two pairs."""
+RequestPhase = Literal["opening", "streaming", "resuming"]
+"""A request before the first byte of its answer, after it, or between two pairs."""
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
 
-class Metrics:
+class RouterMetrics:
     """What is counted per request; `text` adds what the fleet says of itself."""
 
     def __init__(self, fleet: Fleet, in_flight: Callable[[], int] = lambda: 0) -> None:
@@ -78,7 +78,7 @@ class Metrics:
         self._migrations.labels(reason).inc()
         self._migration.observe(seconds)
 
-    def died(self, phase: Phase) -> None:
+    def died(self, phase: RequestPhase) -> None:
         self._deaths.labels(phase).inc()
 
     def ended(self, route: str, status: int, seconds: float) -> None:

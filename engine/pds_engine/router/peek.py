@@ -6,29 +6,29 @@ from typing import Literal
 
 import msgspec
 
-from pds_engine.asked import Asked, asked
 from pds_engine.errors import InvalidRequest
 from pds_engine.reading import LARGE, Reader
+from pds_engine.request_fields import RequestFields, request_fields
 from pds_engine.router.config import Policy
 
 BYTES_PER_TOKEN = 4
-"""Of English text in common tokenizers; the router has none, and only compares loads."""
+"""About right for English text; the router has no tokenizer, and only compares loads."""
 AFFINITY_BYTES = 2048
 """How much of the prompt's beginning says which requests share a prefix."""
 _PLAIN_BYTES = 64
-"""A field's value of more bytes is none that the engine takes, so it is not even decoded here."""
+"""The engine takes no longer value of a plain field, so it is not even decoded here."""
 
 Kind = Literal["completion", "chat"]
 
 
 class Peeked(msgspec.Struct, frozen=True, kw_only=True):
-    """What a body says of itself."""
+    """What the router reads of a body."""
 
-    asked: Asked
+    fields: RequestFields
     prompt_tokens: int
     """An estimate, by which loads are compared."""
     affinity: bytes = b""
-    """As the policy has it: a digest of the prompt's beginning or of `user`; empty: none."""
+    """By the policy: a digest of the prompt's beginning, or of `user`; empty: none."""
 
 
 class _Fields(msgspec.Struct):
@@ -72,16 +72,16 @@ class Peeker:
 
 
 def answered(question: bytes, body: bytes) -> bytes:
-    """`peek` as `Reader` has it."""
+    """`peek` in the form that `Reader` calls."""
     kind, policy = msgspec.msgpack.decode(question, type=tuple[Kind, Policy])
     return msgspec.msgpack.encode(peek(body, kind, policy))
 
 
 def peek(body: bytes, kind: Kind, policy: Policy) -> Peeked:
-    """What is not checked here, the engine checks.
+    """The engine checks what is not checked here.
 
     Raises:
-        InvalidRequest: the body is not a JSON object, or has what is the router's alone.
+        InvalidRequest: the body is not a JSON object, or has a field that only the router may send.
     """
     try:
         fields = _decoder.decode(body)
@@ -91,7 +91,7 @@ def peek(body: bytes, kind: Kind, policy: Policy) -> Peeked:
         raise InvalidRequest("pds_resume is for the router alone", param="pds_resume")
     prompt = fields.prompt or fields.messages
     return Peeked(
-        asked=asked(
+        fields=request_fields(
             stream=_plain(fields.stream),
             n=_plain(fields.n),
             max_tokens=_plain(fields.max_tokens),
@@ -104,7 +104,7 @@ def peek(body: bytes, kind: Kind, policy: Policy) -> Peeked:
 
 
 def digest(said: bytes) -> bytes:
-    """What requests share that were said to belong together; empty where nothing was said."""
+    """Requests of one session share it; empty where no session is named."""
     return hashlib.blake2b(said, digest_size=16).digest() if said else b""
 
 

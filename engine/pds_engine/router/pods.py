@@ -1,4 +1,4 @@
-"""What the router reads of Pods, and which groups they make: pure."""
+"""What the router reads of Pods, and the groups that they make (pure)."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -73,7 +73,7 @@ def found(pods: Iterable[Pod]) -> list[Found]:
 
 
 def ended_groups(pods: Iterable[Pod]) -> set[GroupKey]:
-    """Groups of which no pod can run any more, though some are still listed."""
+    """Groups whose pods have all ended, though some are still listed."""
     running: dict[GroupKey, bool] = {}
     for pod in pods:
         key = group_of(pod)

@@ -1,6 +1,6 @@
-"""Which groups serve a request: pure, and the same for the same arguments.
+"""Which groups serve a request (pure: the same arguments give the same groups).
 
-A head is the group that takes the prompt: a prefill group that has a decode group of its
+A head is the group that gets the prompt: a prefill group that has a decode group of its
 `terms`, or a unified group. A head's load is its own outstanding tokens and those of its best
 partner, so that many prefill groups do not flood the one decode group that they can pair with.
 """
@@ -29,7 +29,7 @@ class Candidate:
     outstanding: int = 0
     protocol: int = 1
     key_id: str = ""
-    """Of the control key that it holds."""
+    """Id of the control key that it holds."""
 
 
 Terms = tuple[str, int, str]
@@ -39,8 +39,8 @@ Terms = tuple[str, int, str]
 def terms(group: Candidate) -> Terms:
     """What must be equal in a prefill and a decode group, so that they can work as a pair.
 
-    The format of the keys and values that are handed over, the messages by which that is agreed,
-    and the key by which each proves to the other that it belongs there.
+    The format of the KV that is handed over, the protocol of the messages about it, and the control
+    key by which each proves to the other that it belongs there.
     """
     return group.kv, group.protocol, group.key_id
 
@@ -92,7 +92,7 @@ def pick(candidates: Iterable[Candidate], ask: Ask) -> Pick | None:
     if head.role == "unified":
         return Pick(head.key)
     fitting = partners[terms(head)]
-    # By one and the same turn, or draw, the first of two heads would never meet the second of two
+    # With the same turn or draw for both, the first of two heads would never get the second of two
     # partners.
     count = len(heads), len(fitting)
     turn = ask.turn + ask.turn // lcm(*count) % gcd(*count)
@@ -123,8 +123,8 @@ def _differing(*sides: set[Terms]) -> tuple[str, list[list[str]]]:
         have = [sorted({str(each[place]) for each in side}) for side in sides]
         if not set(have[0]) & set(have[1]):
             return what, have
-    told = [sorted("/".join(map(str, each)) for each in side) for side in sides]
-    return "KV fingerprint, protocol and control key", told
+    have = [sorted("/".join(map(str, each)) for each in side) for side in sides]
+    return "KV fingerprint, protocol and control key", have
 
 
 def _choose(groups: list[_Loaded], ask: Ask) -> _Loaded:

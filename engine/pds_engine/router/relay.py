@@ -1,6 +1,6 @@
 """From one client's request to its answer: pairs are tried, bytes are forwarded as they come.
 
-Until the first byte a failed pair is replaced by another; a stream that breaks off after it goes on
+Before the first byte, another pair replaces one that fails. A stream that breaks off later goes on
 elsewhere (`stream`).
 """
 
@@ -9,22 +9,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from time import monotonic
 
+from pds_engine.body import Receive
 from pds_engine.errors import Overloaded, PdsError, Unavailable
-from pds_engine.router.answers import Headers, Receive, Send, answer, answer_error, status_of
-from pds_engine.router.attempt import Attempt, Failure
+from pds_engine.router.answers import Headers, Send, answer, answer_error
+from pds_engine.router.attempt import Attempt, AttemptFailure
 from pds_engine.router.backends import Fleet
 from pds_engine.router.call import Call
 from pds_engine.router.client import Client
 from pds_engine.router.config import RouterConfig
-from pds_engine.router.metrics import Metrics
+from pds_engine.router.metrics import RouterMetrics
 from pds_engine.router.pairs import Pairs
-from pds_engine.router.stream import EVENT_STREAM, Stream
+from pds_engine.router.stream import EVENT_STREAM, RelayedStream
 
 
 class Relay:
     """Answers the calls of one router."""
 
-    def __init__(self, config: RouterConfig, fleet: Fleet, metrics: Metrics) -> None:
+    def __init__(self, config: RouterConfig, fleet: Fleet, metrics: RouterMetrics) -> None:
         self._bound = config.max_in_flight
         self._pairs = Pairs(config, fleet, metrics)
         self._metrics = metrics
@@ -33,7 +34,7 @@ class Relay:
 
     @property
     def idle_seconds(self) -> float:
-        """How long no call has been under way."""
+        """For how long no call has been under way."""
         return 0.0 if self.in_flight else monotonic() - self._ended
 
     @contextmanager
@@ -57,18 +58,18 @@ class Relay:
     async def serve(self, call: Call, receive: Receive, send: Send, headers: Headers = ()) -> None:
         """Answer `call`; `headers` are added to the response."""
         client = Client(send)
-        exchange = _Exchange(
+        relayed = _RelayedCall(
             self._pairs, call, client, [(b"x-request-id", call.request_id.encode()), *headers]
         )
         watcher = asyncio.get_running_loop().create_task(client.watch(receive))
         try:
-            await exchange.run()
+            await relayed.run()
         finally:
             watcher.cancel()
-            self._metrics.ended(call.path, exchange.status, monotonic() - exchange.began)
+            self._metrics.ended(call.path, relayed.status, monotonic() - relayed.began)
 
 
-class _Exchange:
+class _RelayedCall:
     """One call under way."""
 
     def __init__(
@@ -84,7 +85,7 @@ class _Exchange:
 
     async def run(self) -> None:
         excluded: set[str] = set()
-        failure: Failure | None = None
+        failure: AttemptFailure | None = None
         left = self._pairs.config.attempts
         while left:
             pick = self._pairs.pick(self._call, excluded)
@@ -130,12 +131,12 @@ class _Exchange:
         self._pairs.metrics.first_byte(self._call.path, monotonic() - self.began)
         headers = [*EVENT_STREAM, *self._headers]
         await self._client.send({"type": "http.response.start", "status": 200, "headers": headers})
-        self.status = await Stream(self._pairs, self._call, self._client).run(attempt)
+        self.status = await RelayedStream(self._pairs, self._call, self._client).run(attempt)
 
     async def _whole(self, status: int, body: bytes, headers: Headers) -> None:
         self.status = status
         await answer(self._client.send, status, body, [*headers, *self._headers])
 
     async def _error(self, error: PdsError) -> None:
-        self.status = status_of(error)
+        self.status = error.status
         await answer_error(self._client.send, error, self._headers)

@@ -1,4 +1,4 @@
-"""The router as a process: two ports, and an end that cuts no stream."""
+"""The router as a process: it has two ports, and its end cuts no stream."""
 
 import asyncio
 import contextlib
@@ -9,7 +9,7 @@ from typing import Any
 
 import uvicorn
 
-from pds_engine.listening import bound
+from pds_engine.listening import bind
 from pds_engine.ports import Use
 from pds_engine.router.app import Router
 from pds_engine.router.config import RouterConfig
@@ -17,14 +17,14 @@ from pds_engine.router.keyring import follow, opened
 
 logger = logging.getLogger(__name__)
 LOOK_SECONDS = 0.1
-"""Between two looks at whether a router that leaves is at rest."""
+"""Between two checks whether a router that leaves is at rest."""
 HTTP, METRICS = Use("HTTP", "port"), Use("metrics", "metrics_port")
 CANCEL_SECONDS = 1
 """For what is cut at the very end."""
 
 
 class Server(uvicorn.Server):
-    """uvicorn without its own idea of signals: `serve` below decides when it ends."""
+    """uvicorn without its own signal handlers: `serve` below decides when it ends."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -54,8 +54,8 @@ def server(app: Any, host: str, port: int, drain_seconds: float) -> Server:
 
 
 async def serve(config: RouterConfig) -> None:
-    """Serve until SIGTERM or SIGINT, then leave in good order (operator.md §5): not ready at once,
-    new connections for `linger_seconds` more, and the streams' end. A second signal ends it now.
+    """Serve until SIGTERM or SIGINT, then drain (router.md): not ready at once, new connections for
+    `linger_seconds` more, then the end of open streams. A second signal ends it at once.
 
     Raises:
         ConfigError: keys or backends cannot be found, or an address is not this machine's.
@@ -63,10 +63,10 @@ async def serve(config: RouterConfig) -> None:
     """
     router = Router(config, opened(config.keys_dir) if config.keys_dir else None)
     servers = [server(router, config.host, config.port, CANCEL_SECONDS)]
-    ours = [bound(config.host, config.port, HTTP)]
+    ours = [bind(config.host, config.port, HTTP)]
     if config.metrics_port is not None:
         servers.append(server(router.observed, config.host, config.metrics_port, CANCEL_SECONDS))
-        ours.append(bound(config.host, config.metrics_port, METRICS))
+        ours.append(bind(config.host, config.metrics_port, METRICS))
     await router.discovery.start()
     loop = asyncio.get_running_loop()
     leaving, now = asyncio.Event(), asyncio.Event()
@@ -85,7 +85,7 @@ async def serve(config: RouterConfig) -> None:
     beside = [loop.create_task(_leave(router, servers[0], leaving, now))]
     if config.keys_dir is not None:
         fleet = router.fleet
-        follows = follow(fleet.keys, config.keys_dir, fleet.key_ids, fleet.tell)
+        follows = follow(fleet.keys, config.keys_dir, fleet.key_ids, fleet.notify)
         beside.append(loop.create_task(follows))
     try:
         await main
@@ -106,7 +106,7 @@ async def _leave(router: Router, main: Server, leaving: asyncio.Event, now: asyn
     if not now.is_set():
         for listening in main.servers:
             listening.close()
-        # What comes behind the last of the old streams may last as long as they may.
+        # A request that follows the last old stream may last as long as that stream.
         await _within(2 * drain, _at_rest(router, main, now))
     main.should_exit = True
     await now.wait()
@@ -116,7 +116,7 @@ async def _leave(router: Router, main: Server, leaving: asyncio.Event, now: asyn
 async def _at_rest(router: Router, main: Server, now: asyncio.Event) -> None:
     """Until no connection is left, or no call has come for `linger_seconds`.
 
-    The client of a stream that began before the signal was not told that its connection closes,
+    The client of a stream that began before the signal does not know that its connection closes,
     and may send its next request on it: closing right behind the stream would cut that one. It is
     answered, with `Connection: close` (as nginx's keepalive_min_timeout has it).
     """
@@ -128,7 +128,7 @@ async def _at_rest(router: Router, main: Server, now: asyncio.Event) -> None:
 
 
 async def _within(seconds: float, work: Coroutine[Any, Any, object]) -> None:
-    """Wait for it, and for so long at the most."""
+    """Wait for `work`, `seconds` at the most."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             await work

@@ -1,8 +1,8 @@
-"""What the router signs, by the clock of whoever reads it.
+"""Requests that the router signs, each by its reader's clock.
 
-An engine that refuses a signature for its time alone tells its own, in headers that only the
-control key can make (`signing`). From then on it is spoken to by that, until ours is good for it
-again.
+An engine that refuses a signature for nothing but its time answers its own time, in headers that
+only the control key can make (`signing`). From then on requests to it are signed by that clock,
+until ours is good for it again.
 """
 
 from collections.abc import Mapping
@@ -14,15 +14,15 @@ from pds_engine.router.upstream import Headers
 from pds_engine.signing import SIGNATURE, clock_of, signed
 
 SECONDS = 60
-"""How long a signature holds: so long a request may be on its way, and so far clocks may differ."""
+"""How long a signature holds: a request may travel so long, and clocks may differ so much."""
 LOOK_SECONDS = 30
-"""The same of what is asked time and again: it fails before a request does."""
+"""The same for what is asked time and again: it fails before a request does."""
 SAME = 5.0
 """Seconds: two clocks that differ by less are the same here."""
 
 
 class Signature:
-    """The signed headers of one request, and the answer to them as far as it is about clocks."""
+    """The signed headers of one request, and what its answer says about clocks."""
 
     def __init__(
         self,
@@ -44,9 +44,9 @@ class Signature:
         self.headers = [(name.encode(), value.encode()) for name, value in self._signed.items()]
 
     def corrected(self, status: int, answer: Mapping[bytes, bytes]) -> float | None:
-        """How far the reader's clock is ahead, where that is why it refused; else None.
+        """How far the reader's clock is ahead, where it refused for that; else None.
 
-        None too where it was told so before, and refuses what it has asked for.
+        Also None where that was known, and it refuses a request by its own clock.
         """
         if status != 403:
             return None
@@ -71,18 +71,18 @@ async def ask(
     """
     plain: Headers = [(b"content-type", b"application/json")] if body else []
     if key is None:
-        status, _, told = await whole(backend.upstream, method, path, plain, body)
-        return status, told
+        status, _, answer = await whole(backend.upstream, method, path, plain, body)
+        return status, answer
     signature = Signature(key, (method, path), {}, 0.0, LOOK_SECONDS)
     sent = [*plain, *signature.headers]
-    status, headers, told = await whole(backend.upstream, method, path, sent, body)
+    status, headers, answer = await whole(backend.upstream, method, path, sent, body)
     ahead = signature.corrected(status, headers)
     if ahead is None:
         if status != 403:
             backend.clock = 0.0
-        return status, told
+        return status, answer
     backend.clock = ahead
     again = Signature(key, (method, path), {}, ahead, LOOK_SECONDS)
     sent = [*plain, *again.headers]
-    status, _, told = await whole(backend.upstream, method, path, sent, body)
-    return status, told
+    status, _, answer = await whole(backend.upstream, method, path, sent, body)
+    return status, answer

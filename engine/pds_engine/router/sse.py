@@ -1,4 +1,4 @@
-"""Server-sent events as bytes, and the journal that engines keep beside them (engine.md §7).
+"""Server-sent events as bytes, and the journal that engines keep beside them (router.md).
 
 : pds <count> <ids>            before each event: output tokens so far, and its own, by commas
 : pds <count> <ids> end        before each event that comes of the last token
@@ -14,7 +14,7 @@ _DATA = b"data:"
 
 
 class Journal:
-    """The output tokens of which the client was told, one after the other, without a gap."""
+    """The output tokens that the client has, one after the other, without a gap."""
 
     __slots__ = ("complete", "ids")
 
@@ -36,10 +36,10 @@ class Journal:
             self.complete = False
 
 
-class Events:
-    """Turns what arrives into whole events, so that an error, or another engine's, can follow any.
+class EventReader:
+    """Turns what arrives into whole events: an error, or another engine's event, can follow each.
 
-    The events of the last token are held until `rest`: what is resumed has not ended.
+    It holds the events of the last token until `rest`: a stream that is resumed has not ended.
     """
 
     __slots__ = ("_held", "_last", "failed", "journal")
@@ -72,24 +72,24 @@ class Events:
         return self._read(whole)
 
     def rest(self) -> bytes:
-        """What is left at the end of the stream: its last events, and what is no whole event."""
+        """The rest when the stream ends: its last events, and bytes that make no whole event."""
         data = bytes(self._last or b"") + self._event(bytes(self._held))
         self.cut()
         return data
 
     def cut(self) -> None:
-        """The stream broke: what was not given out will come again, from another engine."""
+        """The stream broke: another engine will send again what was not given out."""
         self._held.clear()
         self._last = None
         self.failed = None
 
     def _read(self, events: bytes) -> bytes:
-        """Those of these whole events that can be given out, without their journal."""
+        """The events, without their journal, that can be given out now."""
         given = bytearray()
         for event in events.split(_END)[:-1]:
-            if told := self._event(event):
+            if kept := self._event(event):
                 part = given if self._last is None else self._last
-                part += told + _END
+                part += kept + _END
         return bytes(given)
 
     def _event(self, event: bytes) -> bytes:

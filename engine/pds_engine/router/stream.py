@@ -1,16 +1,16 @@
 """One stream to one client: the bytes of a pair, and of others where that one breaks off.
 
 A stream is the prefill group's bytes up to its end of file, then the decode group's, which wait in
-their socket until then. What breaks it off (a connection lost, or an engine's word that it gives
-up) makes it migrate: the request goes to another pair with the tokens that the client has, which
-the journal names (`sse`), and the bytes of what follows them go on where the others ended.
+their socket until then. A lost connection breaks it off, or an engine that gives it up. Then it
+migrates: the request goes to another pair with the tokens that the client has, which the journal
+names (`sse`), and the new pair's bytes go on where the others ended.
 """
 
 from time import monotonic
 
 from pds_engine.router.answers import Headers, error_event
-from pds_engine.router.attempt import Attempt, Failure, Side
-from pds_engine.router.backends import EngineState
+from pds_engine.router.attempt import Attempt, AttemptFailure, Side
+from pds_engine.router.backends import GroupState
 from pds_engine.router.call import Call, resumed
 from pds_engine.router.client import Client
 from pds_engine.router.forward import Forward
@@ -22,21 +22,21 @@ EVENT_STREAM: Headers = (
     (b"x-accel-buffering", b"no"),
 )
 LOOK_SECONDS = 1.0
-"""How long a stream waits for news of a group before it tries again all the same."""
+"""How long a stream waits for a change in the fleet before it tries again all the same."""
 QUIET_SECONDS = 10.0
-"""How long a stream that waits says nothing: proxies close what is silent for longer."""
+"""A stream that waits sends something so often: proxies close silent connections."""
 WAITING = b": waiting\n\n"
 """A comment, which clients pass over."""
 
 
-class Stream:
+class RelayedStream:
     """The answer to `call`, from its first byte on."""
 
     def __init__(self, pairs: Pairs, call: Call, client: Client) -> None:
         self._pairs = pairs
         self._call = call
         self._client = client
-        self._forward = Forward(client.send, client.signal.set)
+        self._forward = Forward(client.send, client.wakeup.set)
         self._journal = self._forward.events.journal
         self._left = pairs.config.migrations
         """How often it may still go on elsewhere."""
@@ -68,12 +68,13 @@ class Stream:
                         continue
                     failure = next_
                     problem = self._spent or f"no other pair took it over in {seconds:.0f} s"
-                await self._client.give(error_event(failure.body, problem), more=False)
+                note = "" if failure.late else problem
+                await self._client.give(error_event(failure.body, note), more=False)
                 return failure.status
         finally:
             attempt.close()
 
-    def _stuck(self, failure: Failure) -> str:
+    def _stuck(self, failure: AttemptFailure) -> str:
         """Why the stream cannot go on elsewhere; "" when it can."""
         if not failure.retry:
             return "no other pair would do better"
@@ -83,20 +84,22 @@ class Stream:
             return self._give_up(failure)
         return ""
 
-    def _give_up(self, failure: Failure) -> str:
-        """As many pairs broke off with it as may: the words for its client."""
+    def _give_up(self, failure: AttemptFailure) -> str:
+        """As many pairs broke it off as may: the words for its client."""
         bound = self._pairs.config.migrations
         if failure.begun:
             self._pairs.spent(self._call, failure, bound + 1)
         self._spent = f"it went on elsewhere {bound} times already"
         return self._spent
 
-    async def _successor(self, failure: Failure, like: EngineState | None) -> Attempt | Failure:
+    async def _successor(
+        self, failure: AttemptFailure, like: GroupState | None
+    ) -> Attempt | AttemptFailure:
         """Another pair that goes on, or why there is none; waits a while for one.
 
-        What was preempted goes back where it was put out if there is no other place, and waits for
-        room as long as there are groups. A pair that fails with it counts like a move: it may be
-        what groups fail of. One that could not be reached, or has no room, does not.
+        A preempted stream returns to the group that preempted it if there is no other, and waits
+        for room as long as there are groups. A pair that fails with the stream counts like a
+        migration: groups may fail of this stream. A pair out of reach or without room does not.
         """
         call = resumed(self._call, self._journal.ids)
         seconds, preempted = self._pairs.config.resume_seconds, failure.preempted
@@ -112,7 +115,7 @@ class Stream:
                 if (left := until - monotonic()) <= 0 or self._client.gone:
                     return failure
                 excluded.clear()  # what refused may take it a little later
-                await self._pairs.fleet.news(min(left, LOOK_SECONDS))
+                await self._pairs.fleet.wait_for_change(min(left, LOOK_SECONDS))
                 if monotonic() - spoke >= QUIET_SECONDS:
                     spoke = monotonic()
                     await self._client.give(WAITING, more=True)
@@ -139,12 +142,12 @@ class Stream:
                 until = monotonic() + seconds
             excluded.add(failed.blamed)
 
-    def _went_on(self, failure: Failure, seconds: float) -> None:
+    def _went_on(self, failure: AttemptFailure, seconds: float) -> None:
         if not self._client.gone:
             self._pairs.migrated(self._call, failure, len(self._journal.ids), seconds)
 
-    async def _give(self, attempt: Attempt) -> Failure | None:
-        """An attempt's bytes to the client, side by side, up to their end."""
+    async def _give(self, attempt: Attempt) -> AttemptFailure | None:
+        """Send an attempt's bytes to the client, one side after the other, to their end."""
         for side in attempt.sides:
             failure = await self._side(attempt, side)
             if self._client.gone:
@@ -154,7 +157,7 @@ class Stream:
                 return failure
         return None
 
-    async def _side(self, attempt: Attempt, side: Side) -> Failure | None:
+    async def _side(self, attempt: Attempt, side: Side) -> AttemptFailure | None:
         reply, forward = side.reply, self._forward
         while not self._client.gone:
             if reply.status == 200 and reply.sink is None:
@@ -169,5 +172,5 @@ class Stream:
                 if forward.events.failed is not None:
                     return attempt.gave_up(side, *forward.events.failed)
                 return attempt.failure_of(side)
-            await self._client.signal.wait()
+            await self._client.wakeup.wait()
         return None

@@ -1,8 +1,8 @@
 """Persistent HTTP/1.1 connections to one backend, made for relaying streams.
 
-Bytes go from the socket through llhttp (httptools, the parser uvicorn uses) into the reply's list,
-and its reader is poked: no stream reader, timers or task in between. One exchange at a time per
-connection. Measured beside an aiohttp client by benchmarks/router_overhead.py.
+Bytes go from the socket through llhttp (httptools, the parser that uvicorn uses) into the reply's
+list, and its reader is poked: no stream reader, timer or task lies between. A connection has one
+exchange at a time. benchmarks/router_overhead.py measures it beside an aiohttp client.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from pds_engine.errors import GroupError
 HIGH_WATER = 256 << 10
 """Unread bytes of a reply above which its socket is not read: a slow client slows the engine."""
 HEAD_BYTES = 64 << 10
-"""Of an answer, before its body."""
+"""Bytes of an answer before its body, at the most."""
 IDLE_SECONDS = 4.0
 """A connection idle for longer is not used again: uvicorn closes it after 5 seconds."""
 
@@ -31,7 +31,7 @@ class BackendLost(GroupError):
 
 
 class Reply:
-    """What a backend answers, as far as it has come. `poke` is called whenever that changes.
+    """A backend's answer so far. `poke` is called whenever there is more of it.
 
     `status` is 0 until the head has come; `ended` and `error` exclude each other.
     """
@@ -55,7 +55,7 @@ class Reply:
         self.request = request
         self.poke = poke
         self.sink: Callable[[bytes], None] | None = None
-        """Where the body goes as it comes, within the socket's callback; None: to `take`."""
+        """Gets the body as it comes, within the socket's callback; None: it waits for `take`."""
         self.status = 0
         self.headers: dict[bytes, bytes] = {}
         self.ended = False
@@ -89,7 +89,7 @@ class Reply:
         return data
 
     def pour(self, sink: Callable[[bytes], None]) -> None:
-        """From now on the body goes to `sink`, beginning with what waits here."""
+        """Send the body to `sink` from now on, beginning with what waits here."""
         data = self.take()
         self.sink = sink
         if data:
@@ -106,7 +106,7 @@ class Reply:
             self._connection.resume()
 
     def close(self) -> None:
-        """No more of it is wanted: an unfinished exchange closes its connection at once."""
+        """Its rest is not wanted: an unfinished exchange closes its connection at once."""
         self.poke = _nothing
         self.sink = None
         if not self.over:
@@ -120,7 +120,7 @@ class Reply:
         self._detach(reusable=False)
         self.poke()
 
-    # ---- what the connection tells ----
+    # ---- what the connection reports ----
 
     def attach(self, connection: "_Connection | None") -> None:
         self._connection = connection

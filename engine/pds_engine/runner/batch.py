@@ -1,14 +1,15 @@
 """From a plan and the tables to a step's input tensors. Nothing is read back from the device."""
 
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
+from pds_kernels.paged_attention import AttentionPlan
 from torch import Tensor
 
 from pds_engine.errors import ProtocolError
-from pds_engine.layers.attention import AttentionPlan, Decode, Extend
 from pds_engine.messages import Row, StepPlan
-from pds_engine.runner.tables import Slot, Tables
+from pds_engine.runner.tables import HostSlot, Tables
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,12 +21,12 @@ class Scored:
     tokens: tuple[int, ...]
     """The prompt's token after each position."""
     likeliest: int
-    """How many of the likeliest tokens are told beside it."""
+    """How many of the likeliest tokens are scored beside it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One step's inputs: T tokens, padding at the end, of which R are sampled from."""
+    """One step's inputs: T tokens, with padding at the end. R of them are sampled from."""
 
     tokens: Tensor
     positions: Tensor
@@ -34,15 +35,15 @@ class Batch:
     """[R] int64: where in T the sampling rows end, in the plan's order."""
     slots: Tensor
     """[R] int64: their slots."""
-    samples: tuple[tuple[Slot, int], ...]
+    samples: tuple[tuple[HostSlot, int], ...]
     """Their slots' host parts, and the index in the output that each token will have."""
     scored: tuple[Scored, ...] = ()
 
 
 @dataclass(slots=True)
-class _Part:
+class _StepRow:
     row: Row
-    slot: Slot
+    slot: HostSlot
     at: int = 0
     """Where the row begins among the step's tokens."""
 
@@ -54,19 +55,19 @@ class _Part:
 def build(plan: StepPlan, tables: Tables, padded: int) -> Batch:
     """The inputs of `plan`, padded to `padded` tokens.
 
-    Chunks come first and decode rows after them, those of similar context side by side. A row's
-    tokens are those that came with Admit; the one past them is the slot's last sampled token.
+    Chunks come first and decode rows after them, in order of their contexts. A row's tokens are
+    those that came with Admit; the one past them is the slot's last sampled token.
 
     Raises:
         ProtocolError: a row names a foreign generation, lacks pages, or reads an unknown token.
     """
-    parts = [_Part(row, tables.take(row)) for row in plan.rows]
+    parts = [_StepRow(row, tables.take(row)) for row in plan.rows]
     for part in parts:
         _check(part, tables.page_size)
-    extends = [part for part in parts if part.row.length > 1]
-    groups = _similar([part for part in parts if part.row.length == 1], tables.page_size)
-    ordered = extends + [part for group in groups for part in group]
+    ordered = sorted(parts, key=_place)
     tokens, positions, owners = _tokens(ordered, tables, padded)
+    pages = tables.pages[owners, positions // tables.page_size]
+    write_slots = (positions % tables.page_size).add(pages, alpha=tables.page_size)
     wanted = [part for part in parts if part.row.samples]
     sampled, slots = _ints(
         tables,
@@ -76,12 +77,7 @@ def build(plan: StepPlan, tables: Tables, padded: int) -> Batch:
     return Batch(
         tokens=tokens,
         positions=positions,
-        attention=AttentionPlan(
-            pages=tables.pages[owners, positions // tables.page_size],
-            offsets=positions % tables.page_size,
-            extends=tuple(_extend(part, tables) for part in extends),
-            decodes=tuple(_decode(group, tables) for group in groups),
-        ),
+        attention=_attention(ordered, tables, write_slots),
         sampled=sampled,
         slots=slots,
         samples=tuple((part.slot, part.end - part.slot.prompt_len) for part in wanted),
@@ -89,13 +85,13 @@ def build(plan: StepPlan, tables: Tables, padded: int) -> Batch:
     )
 
 
-def _scored(part: _Part) -> Scored:
+def _scored(part: _StepRow) -> Scored:
     slot = part.slot
     following = slot.known[part.row.start + 1 : min(part.end + 1, slot.prompt_len)]
     return Scored(part.at, following, slot.sampling.prompt_logprobs or 0)
 
 
-def _check(part: _Part, page_size: int) -> None:
+def _check(part: _StepRow, page_size: int) -> None:
     known, held = len(part.slot.known), len(part.slot.pages) * page_size
     if part.end > held:
         raise ProtocolError(
@@ -107,15 +103,12 @@ def _check(part: _Part, page_size: int) -> None:
         )
 
 
-def _similar(parts: list[_Part], page_size: int) -> list[list[_Part]]:
-    """Decode rows by context within a factor of two: a group is padded to its longest context."""
-    groups: dict[int, list[_Part]] = {}
-    for part in parts:
-        groups.setdefault(max(8, (part.end - 1) // page_size).bit_length(), []).append(part)
-    return [groups[size] for size in sorted(groups)]
+def _place(part: _StepRow) -> int:
+    """Where a row stands among a step's, as AttentionPlan has them."""
+    return part.end if part.row.length == 1 else 0
 
 
-def _tokens(parts: list[_Part], tables: Tables, padded: int) -> tuple[Tensor, Tensor, Tensor]:
+def _tokens(parts: list[_StepRow], tables: Tables, padded: int) -> tuple[Tensor, Tensor, Tensor]:
     """Token id, position and slot of every token, [T] each; padding belongs to the null slot."""
     tokens: list[int] = []
     positions: list[int] = []
@@ -144,28 +137,24 @@ def _tokens(parts: list[_Part], tables: Tables, padded: int) -> tuple[Tensor, Te
     return ids, places, slots
 
 
-def _extend(part: _Part, tables: Tables) -> Extend:
-    start, length = part.row.start, part.row.length
-    mask = None
-    if start:
-        places = tables.places[: part.end]
-        mask = places <= places[start:].unsqueeze(1)
-    pages = tables.pages[part.row.slot, : -(-part.end // tables.page_size)]
-    return Extend(slice(part.at, part.at + length), part.end, pages, mask)
-
-
-def _decode(parts: list[_Part], tables: Tables) -> Decode:
-    size, at = tables.page_size, parts[0].at
-    context, slots = _ints(tables, [part.end for part in parts], [part.row.slot for part in parts])
-    count = -(-max(part.end for part in parts) // size)
-    last = (context - 1) // size
-    within = tables.places[:count] <= last.unsqueeze(1)
-    return Decode(
-        tokens=slice(at, at + len(parts)),
-        pages=tables.pages[slots, :count].where(within, tables.null_page),
-        unseen=(tables.places[: count * size] >= context.unsqueeze(1)).unsqueeze(1),
-        last=last + tables.places[: len(parts)] * count,
-        tail=tables.places[:size, None] > (context - 1).remainder(size).view(-1, 1, 1, 1),
+def _attention(parts: list[_StepRow], tables: Tables, write_slots: Tensor) -> AttentionPlan:
+    ends = [part.end for part in parts]
+    slots = [part.row.slot for part in parts]
+    starts = [0, *accumulate(part.row.length for part in parts)]
+    seq_lens, owners, cu_seqlens_q = (
+        torch.tensor([*ends, *slots, *starts], dtype=torch.int32)
+        .to(tables.device, non_blocking=True)
+        .split_with_sizes([len(ends), len(slots), len(starts)])
+    )
+    most = -(-max(ends, default=0) // tables.page_size)
+    past = tables.starts[:most] >= seq_lens.unsqueeze(1)
+    return AttentionPlan(
+        page_table=tables.pages[owners, :most].masked_fill_(past, tables.null_page),
+        seq_lens=seq_lens,
+        cu_seqlens_q=cu_seqlens_q,
+        write_slots=write_slots,
+        seq_lens_host=tuple(ends),
+        cu_seqlens_q_host=tuple(starts),
     )
 
 

@@ -23,7 +23,7 @@ from pds_engine.layers import mlp, norm, rope
 from pds_engine.models import decoder
 from pds_engine.models.decoder import LayerWeights, Pieces, Shape, shape_of
 from pds_engine.models.loader import DTYPES, compute_dtype
-from pds_engine.parallel.layout import Part
+from pds_engine.parallel.layout import ModelPart
 from pds_engine.spec import DecoderSpec
 
 KIND = "inductor"
@@ -35,7 +35,7 @@ _SOURCES = tuple(Path(module.__file__ or "") for module in (decoder, mlp, norm, 
 
 
 def plan(
-    config: EngineConfig, spec: DecoderSpec, part: Part, device: torch.device
+    config: EngineConfig, spec: DecoderSpec, part: ModelPart, device: torch.device
 ) -> tuple[Graph, ...]:
     """Every graph that a rank with this part will run: the pieces before and after attention."""
     scheduler = config.scheduler
@@ -87,7 +87,7 @@ class CompiledPieces(Pieces):
 class _Plan:
     """The shapes of one rank's pieces, for up to `tokens` tokens."""
 
-    def __init__(self, spec: DecoderSpec, part: Part, tokens: int, dtype: torch.dtype) -> None:
+    def __init__(self, spec: DecoderSpec, part: ModelPart, tokens: int, dtype: torch.dtype) -> None:
         self._shape = shape_of(spec, part)
         self._sharded = part.tp > 1
         self._hidden = spec.hidden

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import torch
 from pds_kernels import graph
+from pds_kernels.paged_attention import Geometry, choose
 from torch import Tensor
 
 from pds_engine.config import EngineConfig
@@ -44,6 +45,19 @@ class Runner:
             device=keys.device,
             samples=decoder.part.samples,
         )
+        geometry = Geometry(
+            heads=len(decoder.part.heads),
+            kv_heads=len(decoder.part.kv_heads),
+            head_dim=decoder.spec.head_dim,
+            page_size=config.kv.page_size,
+            dtype=decoder.dtype,
+            kv_dtype=keys.dtype,
+            device=keys.device,
+        )
+        kernel = choose(geometry)
+        self.attention = kernel.name
+        """The kernel that computes attention."""
+        self._prepare = kernel.make(geometry)
         self._reads = Reads()
         self._done = -1
         self._warm = graph.builds()
@@ -77,7 +91,6 @@ class Runner:
                 come.
         """
         begun, part = time.perf_counter(), self._decoder.part
-        self._copy(plan.copies)
         batch = build(plan, self._tables, plan.padded_tokens)
         if part.embeds:
             self._reads.check(plan)
@@ -85,7 +98,8 @@ class Runner:
             hidden = self._decoder.embed(batch.tokens)
         elif hidden is None:
             raise ProtocolError(f"step {plan.step_id} came without hidden states")
-        hidden = self._decoder.forward(hidden, batch.positions, batch.attention, self._kv)
+        attend = self._prepare(batch.attention)
+        hidden = self._decoder.forward(hidden, batch.positions, attend, self._kv)
         found, chances = self._sample(hidden, batch) if part.samples else ([], ())
         if part.embeds and part.samples:
             self._reads.sampled(plan)
@@ -122,16 +136,10 @@ class Runner:
             return [], ()
         logits = self._decoder.logits(hidden[batch.sampled])
         tokens = sample(logits, batch, self._tables, self._decoder.vocab)
-        # Steps in flight go on from any token there is: their results are of no account.
+        # Steps in flight go on from whatever token this is: their results are discarded.
         self._tables.sampled(batch.slots, tokens.clamp(min=0))
         chances = logprobs(logits, tokens, batch.samples, self._decoder.vocab)
         return tokens.tolist(), chances
-
-    def _copy(self, copies: Sequence[tuple[int, int]]) -> None:
-        for source, destination in copies:
-            for keys, values in self._kv:
-                keys[destination] = keys[source]
-                values[destination] = values[source]
 
     def _free(self) -> None:
         waiting = []

@@ -1,4 +1,4 @@
-"""Choosing tokens: Gumbel-max with counter-based noise (engine.md §4).
+"""Choosing tokens: Gumbel-max with counter-based noise (pipeline.md).
 
 argmax(logits / temperature + Gumbel noise) is a draw from the softmax (Gumbel, 1954). A row's token
 depends on that row alone: not on the batch it is in, nor on the order or layout of the work. The
@@ -6,7 +6,7 @@ order of operations is: logit_bias, penalties, min_tokens; temperature; min_p, t
 Log-probabilities are those of the model's own distribution, before any of it. Ties go to the
 lowest id.
 
-Logits are those of this rank's share of the vocabulary. Ranks tell each other what a choice needs:
+Logits are those of this rank's share of the vocabulary. Ranks exchange what a choice needs:
 a value and an id a row, or its likeliest tokens; all logits only where these do not reach top_p.
 """
 
@@ -27,9 +27,9 @@ from pds_engine.runner.candidates import (
 )
 from pds_engine.runner.philox import Draws
 from pds_engine.runner.scoring import score
-from pds_engine.runner.tables import Slot, Tables, penalised
+from pds_engine.runner.tables import HostSlot, Tables, penalised
 
-Rows = Sequence[tuple[Slot, int]]
+Rows = Sequence[tuple[HostSlot, int]]
 """Sampling rows: the slot's host part, and the index in the output that the token will have."""
 
 UNSOUND = -1
@@ -112,7 +112,7 @@ def penalise(
 def choose(logits: Tensor, rows: Rows, vocab: VocabShard) -> Tensor:
     """The likeliest token of greedy rows, and one draw from the whole softmax of the others: [R].
 
-    Ranks tell each other their best value and its id, and nothing else.
+    Ranks exchange their best value and its id, and nothing else.
     """
     values, columns = logits.max(-1)
     hot = [at for at, (slot, _) in enumerate(rows) if _hot(slot.sampling)]

@@ -20,7 +20,7 @@ def score(
 ) -> list[TokenLogprobs]:
     """Of each row, that of its token, and of as many of the likeliest as it asks for.
 
-    logits: [R, V] of this rank's tokens; tokens: [R]. Ranks tell each other these alone.
+    logits: [R, V] of this rank's tokens; tokens: [R]. Ranks exchange nothing but these.
     """
     most = min(max(likeliest), vocab.total)
     columns = tokens.unsqueeze(1) - vocab.ids.start

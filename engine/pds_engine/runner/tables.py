@@ -15,7 +15,7 @@ from pds_engine.messages import Admit, Row, Sampling
 
 
 @dataclass(slots=True)
-class Slot:
+class HostSlot:
     """The host's part of one slot."""
 
     gen: int
@@ -48,13 +48,14 @@ class Tables:
         self.null_slot = max_slots
         self.null_page = null_page
         self.device = device
-        self.pages = torch.full((max_slots + 1, max_pages), null_page, device=device)
+        shape = (max_slots + 1, max_pages)
+        self.pages = torch.full(shape, null_page, dtype=torch.int32, device=device)
         self.last_token = torch.zeros(max_slots + 1, dtype=torch.int64, device=device)
-        self.places = torch.arange(max(max_pages * page_size, max_slots), device=device)
-        """0, 1, 2 …: slices of it spare a step the making of ranges."""
+        self.starts = page_size * torch.arange(max_pages, dtype=torch.int32, device=device)
+        """[max_pages] int32: the position at which each page of a slot begins."""
         self._vocab = vocab
         self._samples = samples
-        self._slots: dict[int, Slot] = {}
+        self._slots: dict[int, HostSlot] = {}
         self._prompted: Tensor | None = None
         self._counts: Tensor | None = None
 
@@ -67,7 +68,7 @@ class Tables:
         if order.slot in self._slots or not 0 <= order.slot < self.null_slot:
             raise ProtocolError(f"Admit names slot {order.slot}, which is taken or does not exist")
         known = order.prompt_ids + order.output_ids
-        slot = Slot(order.gen, len(order.prompt_ids), known, order.sampling, order.seed)
+        slot = HostSlot(order.gen, len(order.prompt_ids), known, order.sampling, order.seed)
         self._slots[order.slot] = slot
         self._grow(order.slot, slot, order.pages)
         if order.output_ids:
@@ -75,7 +76,7 @@ class Tables:
         if self._samples and penalised(order.sampling):
             self._count(order)
 
-    def take(self, row: Row) -> Slot:
+    def take(self, row: Row) -> HostSlot:
         """The slot that `row` is about, with the row's new pages.
 
         Raises:
@@ -122,11 +123,11 @@ class Tables:
         prompted, counts = self._penalty_tables()
         return prompted[slots], counts[slots]
 
-    def _grow(self, index: int, slot: Slot, pages: tuple[int, ...]) -> None:
+    def _grow(self, index: int, slot: HostSlot, pages: tuple[int, ...]) -> None:
         start, end = len(slot.pages), len(slot.pages) + len(pages)
         if end > self.pages.shape[1]:
             raise ProtocolError(f"slot {index} has {end} pages, {self.pages.shape[1]} is the most")
-        self.pages[index, start:end] = torch.tensor(pages, dtype=torch.int64)
+        self.pages[index, start:end] = torch.tensor(pages, dtype=torch.int32)
         slot.pages.extend(pages)
 
     def _count(self, order: Admit) -> None:

@@ -1,4 +1,4 @@
-"""What could never be served here: refused at once, and clearly."""
+"""Requests that could never be served here: each is rejected at once, and the error says why."""
 
 from pds_engine.errors import InvalidRequest, RequestError, TooLong
 from pds_engine.messages import Submit
@@ -7,7 +7,7 @@ from pds_engine.scheduler.request import growth
 from pds_engine.scheduler.settings import Settings
 
 
-def unfit(message: Submit, settings: Settings, pages: int) -> RequestError | None:
+def reject_reason(message: Submit, settings: Settings, pages: int) -> RequestError | None:
     """Why a group with a pool of `pages` could never serve `message`; None when it could."""
     if (wrong := outside(message)) is not None:
         return InvalidRequest(wrong[1], param=wrong[0])

@@ -1,4 +1,4 @@
-"""What a chunk costs, learnt from those that were measured, so that all may be made to cost alike.
+"""What a chunk costs, learnt from measured ones, so that chunks can be cut to equal cost.
 
 A chunk of l tokens after o others takes a·((o+l)² - o²) + b·l + c seconds: attention reads all that
 came before, the rest of a layer is linear, and c is paid once. (SGLang's dynamic chunks fit the
@@ -110,8 +110,8 @@ Columns = Sequence[Sequence[float]]
 def _robust(columns: Columns, seconds: Sequence[float]) -> list[float] | None:
     """Least squares over the steps that were not held up.
 
-    Those are told by least absolute deviations (least squares whose weights are the last misses'
-    inverses): a step that was held up for long pulls at them no more than one a little late.
+    Least absolute deviations find those that were (least squares, weighted by the inverse of the
+    last misses): a step that was held up for long pulls at the fit no more than one a little late.
     """
     sizes = [max(column) for column in columns]
     scaled = [[x / size for x in column] for column, size in zip(columns, sizes, strict=True)]

@@ -1,7 +1,34 @@
-"""When a request has said enough. Stop strings are the API server's: it sends Cancel."""
+"""A request's next token, and when it has said enough. Stop strings are the API server's: it sends
+Cancel."""
 
 from pds_engine.errors import NotFinite
-from pds_engine.messages import FinishReason, Sampling
+from pds_engine.messages import FinishReason, Sampling, Token, TokenLogprobs
+from pds_engine.scheduler.request import Request
+
+
+def next_token(
+    request: Request,
+    token: int,
+    logprobs: TokenLogprobs | None,
+    prompt_logprobs: tuple[TokenLogprobs, ...],
+    cached_tokens: int,
+    reason: FinishReason | None = None,
+) -> Token:
+    """The message to its server about the request's next output, which is `token`.
+
+    It is the last one if it ends the request here, or if it did so where it was computed
+    (`reason`).
+    """
+    index = len(request.outputs)
+    return Token(
+        request_id=request.id,
+        index=index,
+        token=token,
+        logprobs=logprobs,
+        finish_reason=reason or finish_reason(request.sampling, index, token),
+        cached_tokens=cached_tokens,
+        prompt_logprobs=prompt_logprobs,
+    )
 
 
 def finish_reason(sampling: Sampling, index: int, token: int) -> FinishReason | None:
@@ -15,7 +42,7 @@ def finish_reason(sampling: Sampling, index: int, token: int) -> FinishReason | 
 
 
 def no_finite_score() -> NotFinite:
-    """Why a request ends whose next token cannot be chosen."""
+    """The error of a request whose next token cannot be chosen."""
     return NotFinite(
         "the model's scores for the next token are no finite numbers",
         hint="another prompt may do; model.dtype bfloat16 or float32 holds larger numbers",

@@ -1,4 +1,4 @@
-"""The decode side of a hand-over: pages offered under a lease, and their way back (engine.md §6).
+"""The decode side of a hand-over: pages offered under a lease, and their way back (hand-over.md).
 
     live ──TransferDone──▶ gone: the request decodes on these pages
       ├── Refused ──▶ gone: nothing was posted, the pages are free
@@ -26,11 +26,11 @@ from pds_engine.messages import (
 )
 from pds_engine.scheduler.digest import token_digest
 from pds_engine.scheduler.lifecycle import Ledger
-from pds_engine.scheduler.party import WORKERS, Party, failure
-from pds_engine.scheduler.request import Phase, Request
+from pds_engine.scheduler.party import WORKERS, Party
+from pds_engine.scheduler.request import Request
 
 QUARANTINE_SHARE = 0.25
-"""Above this share of the pool in lasting quarantine, the group restarts itself (engine.md §6)."""
+"""Above this share of the pool in lasting quarantine, the group restarts itself (hand-over.md)."""
 
 
 @dataclass(slots=True, eq=False)
@@ -71,7 +71,7 @@ class DecodeSide:
     # ---- the way forward -----------------------------------------------------------------------
 
     def offer(self, request: Request, now: float) -> None:
-        """Offer the request's pages to its prefill group, but for those of its cached prefix."""
+        """Offer the request's pages to its prefill group, except those of its cached prefix."""
         source = request.submit.source
         if source is None:
             raise TransferFailed(f"{request.id} names no prefill group")
@@ -81,12 +81,11 @@ class DecodeSide:
             request,
             self._epoch,
             prefill,
-            now + self._ledger.settings.lease,
+            now + self._ledger.settings.kv.lease_seconds,
             self._peers.get(prefill, ""),
         )
         self.live[request.id] = reservation
-        request.phase = Phase.OFFERED
-        pages = tuple(request.pages[request.shared :])
+        pages = self._ledger.offer(request)
         self._out.put(WORKERS, Expect(transfer=request.id, epoch=self._epoch, pages=pages))
         self._out.put(
             prefill,
@@ -94,7 +93,7 @@ class DecodeSide:
                 transfer=request.id,
                 epoch=self._epoch,
                 prompt_digest=token_digest(request.context),
-                start_token=request.shared * self._ledger.settings.page_size,
+                start_token=request.shared * self._ledger.settings.kv.page_size,
                 pages=pages,
                 incarnation=self._incarnation,
                 kv_fingerprint=self.kv_fingerprint,
@@ -103,7 +102,7 @@ class DecodeSide:
         )
 
     def welcome(self, prefill: Party, incarnation: str) -> None:
-        """The prefill scheduler has told who it is; only now are messages sent to it."""
+        """The prefill scheduler has said who it is. Messages are sent to it only from now on."""
         self._peers[prefill] = incarnation
         for reservation in [*self.live.values(), *self.barred.values()]:
             if reservation.prefill == prefill and not reservation.incarnation:
@@ -114,10 +113,10 @@ class DecodeSide:
         for name in message.transfers:
             reservation = self.live.get(name)
             if reservation is not None and reservation.prefill == prefill:
-                reservation.expires = now + self._ledger.settings.lease
+                reservation.expires = now + self._ledger.settings.kv.lease_seconds
 
     def done(self, prefill: Party, message: TransferDone) -> Request | None:
-        """Every page is in place: the request to go on with, or None when it was given up."""
+        """Every page is in place. Returns the request to decode, or None if it was given up."""
         reservation = self._live(prefill, message.transfer, message.epoch)
         if reservation is None:
             return None
@@ -131,7 +130,7 @@ class DecodeSide:
         reservation = self.live.get(message.transfer)
         if reservation is not None and reservation.prefill == prefill:
             self._forget(reservation)
-            self._fail(reservation.request, TransferFailed(f"refused: {message.message}"))
+            self._ledger.abort(reservation.request, TransferFailed(f"refused: {message.message}"))
 
     def acknowledged(self, prefill: Party, message: AbortAck, now: float) -> None:
         """No rank of the prefill side posts anything more; drained, the pages are safe."""
@@ -144,7 +143,7 @@ class DecodeSide:
                 self._forget(reservation)
             else:
                 self._bar(reservation, now)
-            self._fail(reservation.request, error)
+            self._ledger.abort(reservation.request, error)
             return
         barred = self.barred.get((message.transfer, message.epoch))
         if barred is not None and message.drained and self._speaks_for(prefill, barred):
@@ -168,9 +167,10 @@ class DecodeSide:
             self._readmit(reservation)
 
     def lost(self, prefill: Party, now: float) -> None:
-        """The connection has gone: what was never sent is free, the rest may still be written.
+        """The connection is lost. Pages that were never offered are free.
 
-        That is barred, and aborted over a new connection should there be one.
+        The others may still be written: they are barred, and aborted over a new connection if
+        there is one.
         """
         self._peers.pop(prefill, None)
         for reservation in [r for r in self.live.values() if r.prefill == prefill]:
@@ -178,7 +178,7 @@ class DecodeSide:
                 self._bar(reservation, now)
             else:
                 self._forget(reservation)
-            self._fail(reservation.request, TransferFailed("the prefill side is lost"))
+            self._ledger.abort(reservation.request, TransferFailed("the prefill side is lost"))
         for reservation in [r for r in self.barred.values() if r.prefill == prefill]:
             if reservation.incarnation:
                 self._abort(reservation)
@@ -190,7 +190,9 @@ class DecodeSide:
         for reservation in list(self.live.values()):
             if reservation.incarnation == message.incarnation:
                 self._forget(reservation)
-                self._fail(reservation.request, TransferFailed("the prefill side's pod has gone"))
+                self._ledger.abort(
+                    reservation.request, TransferFailed("the prefill side's pod has gone")
+                )
         for reservation in list(self.barred.values()):
             if reservation.incarnation == message.incarnation:
                 self._readmit(reservation)
@@ -204,8 +206,8 @@ class DecodeSide:
         for reservation in [r for r in self.live.values() if now >= r.expires]:
             self.drop(reservation.request, now)
             error = TransferFailed(f"{reservation.prefill.name} has not renewed its lease")
-            self._fail(reservation.request, error)
-        lease, total = self._ledger.settings.lease, self._ledger.pool.total
+            self._ledger.abort(reservation.request, error)
+        lease, total = self._ledger.settings.kv.lease_seconds, self._ledger.pool.total
         lasting = sum(len(r.pages) for r in self.barred.values() if now - r.barred_at >= lease)
         if lasting > QUARANTINE_SHARE * total:
             raise GroupError(
@@ -233,9 +235,8 @@ class DecodeSide:
 
     def _bar(self, reservation: Reservation, now: float) -> None:
         self._forget(reservation)
-        reservation.pages = self._ledger.detach(reservation.request)
+        reservation.pages = self._ledger.quarantine(reservation.request)
         reservation.barred_at = now
-        self._ledger.pool.quarantine(reservation.pages)
         self.barred[reservation.key] = reservation
 
     def _abort(self, reservation: Reservation) -> None:
@@ -250,8 +251,4 @@ class DecodeSide:
 
     def _readmit(self, reservation: Reservation) -> None:
         del self.barred[reservation.key]
-        self._ledger.pool.readmit(reservation.pages)
-
-    def _fail(self, request: Request, error: PdsError) -> None:
-        self._out.put(request.server, failure(request.id, error))
-        self._ledger.end(request)
+        self._ledger.readmit(reservation.pages)

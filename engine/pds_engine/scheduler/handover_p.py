@@ -1,4 +1,4 @@
-"""The prefill side of a hand-over: offers kept, pages pushed, transfers closed (engine.md §6).
+"""The prefill side of a hand-over: offers kept, pages pushed, transfers closed (hand-over.md).
 
     KEPT ──Submit──▶ MATCHED ──admission──▶ OPEN ──pushed, or given up──▶ CLOSING ──drained──▶ gone
       └──────────────────┴── Abort, expiry, peer lost ──▶ gone: nothing was posted
@@ -17,26 +17,27 @@ from pds_engine.messages import (
     Abort,
     AbortAck,
     CloseTransfer,
-    FinishReason,
     OpenTransfer,
     Push,
     PushDone,
     PushFailed,
     Queued,
     Refused,
-    TokenLogprobs,
+    Token,
     TransferClosed,
     TransferDone,
     TransferOffer,
 )
 from pds_engine.scheduler.digest import token_digest
 from pds_engine.scheduler.lifecycle import Ledger
-from pds_engine.scheduler.party import WORKERS, Party, failure
+from pds_engine.scheduler.party import WORKERS, Party
 from pds_engine.scheduler.prefill import Chunk
 from pds_engine.scheduler.request import Phase, Request
 
 
-class Stage(Enum):
+class TransferState(Enum):
+    """How far a transfer is."""
+
     KEPT = auto()
     """The offer came before its request."""
     MATCHED = auto()
@@ -54,7 +55,7 @@ class Transfer:
     offer: TransferOffer
     decode: Party
     since: float
-    stage: Stage = Stage.KEPT
+    state: TransferState = TransferState.KEPT
     request: Request | None = None
     posted: int = 0
     """Its first pages, so many, are in pushes that were ordered, or are D's own."""
@@ -66,7 +67,7 @@ class Transfer:
     record: TransferDone | None = None
     """The closing record, once the first token is sampled."""
     given_up: AbortAck | None = None
-    """What D is told once every rank has drained; None after a TransferDone, or when D is lost."""
+    """The answer to D once every rank has drained; None after a TransferDone, or if D is lost."""
 
 
 class PrefillSide:
@@ -99,14 +100,14 @@ class PrefillSide:
     ) -> None:
         """An offer has come: matched with its request, kept for it, or refused with `refusal`.
 
-        `refusal` is the scheduler's reason to take nothing new up, such as draining; a request that
+        `refusal` is the scheduler's reason to admit nothing new, such as draining. A request that
         is already here gets its offer all the same.
         """
         request = self.unoffered.get(message.transfer)
         held = self.transfers.get(message.transfer)
         if request is None and refusal is None and self._kept() >= self._bound():
             refusal = Unavailable("too many offers wait for their requests")
-        if held is not None and held.stage is not Stage.KEPT:
+        if held is not None and held.state is not TransferState.KEPT:
             refusal = TransferFailed(f"{message.transfer} is already being handed over")
         elif request is not None:
             refusal = None
@@ -126,7 +127,7 @@ class PrefillSide:
         self._refuse(decode, message.transfer, error)
         request = self.unoffered.get(message.transfer)
         if request is not None:
-            self._end(request, error)
+            self._abort(request, error)
 
     def is_closing(self, request: Request) -> bool:
         """Whether an earlier transfer of this id is not yet closed."""
@@ -135,10 +136,10 @@ class PrefillSide:
     # ---- from the first chunk to the last ------------------------------------------------------
 
     def open(self, request: Request) -> None:
-        """The request is taken up: workers may push its pages."""
+        """The request is admitted: workers may push its pages."""
         transfer = self.transfers[request.id]
-        transfer.stage = Stage.OPEN
-        request.transferring = True
+        transfer.state = TransferState.OPEN
+        self._ledger.begin_transfer(request)
         self._out.put(
             WORKERS,
             OpenTransfer(
@@ -149,11 +150,11 @@ class PrefillSide:
     def push(self, request: Request, chunk: Chunk) -> Push:
         """The pages that are complete with `chunk`, to D's pages.
 
-        With the first chunk come those of P's own cached prefix; those of D's are left out.
+        The first chunk also brings the pages of P's cached prefix. Those that D has are left out.
         """
         transfer, settings = self.transfers[request.id], self._ledger.settings
         offer = transfer.offer
-        skipped = offer.start_token // settings.page_size
+        skipped = offer.start_token // settings.kv.page_size
         first = max(transfer.posted, skipped)
         end = max(settings.pages_for(chunk.start + chunk.length), first)
         transfer.posted = end
@@ -164,38 +165,31 @@ class PrefillSide:
             last=chunk.samples,
         )
 
-    def sampled(
-        self,
-        request: Request,
-        token: int,
-        logprobs: TokenLogprobs | None,
-        finish_reason: FinishReason | None,
-        prompt_logprobs: tuple[TokenLogprobs, ...],
-    ) -> None:
+    def sampled(self, request: Request, token: Token) -> None:
         """The first token is known: the record that closes the transfer once all is pushed."""
         transfer = self.transfers[request.id]
         transfer.record = TransferDone(
             transfer=request.id,
             epoch=transfer.offer.epoch,
-            token=token,
-            logprobs=logprobs,
-            cached_tokens=request.cached,
-            finish_reason=finish_reason,
-            prompt_logprobs=prompt_logprobs,
+            token=token.token,
+            logprobs=token.logprobs,
+            cached_tokens=token.cached_tokens,
+            finish_reason=token.finish_reason,
+            prompt_logprobs=token.prompt_logprobs,
         )
         self._complete(transfer)
 
     def pushed(self, message: PushDone) -> None:
         """One rank's writes are all in place."""
         transfer = self.transfers.get(message.transfer)
-        if transfer is not None and transfer.stage is Stage.OPEN:
+        if transfer is not None and transfer.state is TransferState.OPEN:
             transfer.pushed.add(message.rank)
             self._complete(transfer)
 
     def push_failed(self, message: PushFailed) -> None:
         """One rank cannot write to D: nothing is handed over."""
         transfer = self.transfers.get(message.transfer)
-        if transfer is not None and transfer.stage is Stage.OPEN:
+        if transfer is not None and transfer.state is TransferState.OPEN:
             self._fail(
                 transfer,
                 TransferFailed(f"rank {message.rank} cannot push: {message.message}"),
@@ -219,8 +213,7 @@ class PrefillSide:
                 transfer.decode, structs.replace(transfer.given_up, drained=transfer.drained)
             )
         if transfer.request is not None:
-            transfer.request.transferring = False
-            self._ledger.reclaim(transfer.request)
+            self._ledger.end_transfer(transfer.request)
 
     # ---- giving up ---------------------------------------------------------------------------
 
@@ -238,7 +231,7 @@ class PrefillSide:
             self._out.put(decode, acknowledgement)
             return
         transfer.decode = decode
-        if transfer.stage is Stage.CLOSING:
+        if transfer.state is TransferState.CLOSING:
             transfer.given_up = transfer.given_up or AbortAck(transfer=name, epoch=message.epoch)
         else:
             self._fail(transfer, TransferFailed("the decode side gave the request up"))
@@ -260,11 +253,11 @@ class PrefillSide:
 
     def tick(self, now: float) -> None:
         """Renew the leases of all offers, and let go of what waited too long for its other half."""
-        lease = self._ledger.settings.lease
+        lease = self._ledger.settings.kv.lease_seconds
         for request in [r for r in self.unoffered.values() if now - r.arrived >= lease]:
             # Silent with the request, so not Unavailable: that says that nobody began anything.
-            self._end(request, TransferFailed("no decode group has offered pages for it in time"))
-        for transfer in [t for t in self.transfers.values() if t.stage is Stage.KEPT]:
+            self._abort(request, TransferFailed("no decode group has offered pages for it in time"))
+        for transfer in [t for t in self.transfers.values() if t.state is TransferState.KEPT]:
             if now - transfer.since >= lease:
                 del self.transfers[transfer.offer.transfer]
                 self._refuse(
@@ -283,18 +276,18 @@ class PrefillSide:
         if problem is not None:
             del self.transfers[request.id]
             self._refuse(transfer.decode, request.id, problem)
-            self._end(request, problem)
+            self._abort(request, problem)
             return
         transfer.request = request
-        transfer.stage = Stage.MATCHED
-        self._ledger.queue.push(request)
+        transfer.state = TransferState.MATCHED
+        self._ledger.enqueue(request)
 
     def _mismatch(self, request: Request, offer: TransferOffer) -> PdsError | None:
         settings = self._ledger.settings
         if offer.prompt_digest != token_digest(request.context):
             return InvalidRequest("prefill and decode side were given different prompts")
         start, pages = offer.start_token, len(offer.pages)
-        if start % settings.page_size or not 0 <= start < request.context_len:
+        if start % settings.kv.page_size or not 0 <= start < request.context_len:
             return TransferFailed(f"pages were offered from token {start} on")
         wanted = settings.pages_for(request.context_len - start)
         if pages != wanted:
@@ -311,14 +304,14 @@ class PrefillSide:
         request = transfer.request
         self._give_up(transfer, error.code, error.message)
         if request is not None and request.phase is not Phase.ENDED:
-            self._end(request, error)
+            self._abort(request, error)
 
     def _give_up(self, transfer: Transfer, code: str, message: str) -> None:
         offer = transfer.offer
         acknowledgement = AbortAck(
             transfer=offer.transfer, epoch=offer.epoch, code=code, message=message
         )
-        if transfer.stage is Stage.OPEN:
+        if transfer.state is TransferState.OPEN:
             transfer.given_up = acknowledgement
             self._close(transfer)
         else:
@@ -327,14 +320,13 @@ class PrefillSide:
 
     def _close(self, transfer: Transfer) -> None:
         name = transfer.offer.transfer
-        transfer.stage = Stage.CLOSING
+        transfer.state = TransferState.CLOSING
         self.closing[name] = self.transfers.pop(name)
         self._out.put(WORKERS, CloseTransfer(transfer=name))
 
-    def _end(self, request: Request, error: PdsError) -> None:
+    def _abort(self, request: Request, error: PdsError) -> None:
         self.unoffered.pop(request.id, None)
-        self._out.put(request.server, failure(request.id, error))
-        self._ledger.end(request)
+        self._ledger.abort(request, error)
 
     def _refuse(self, decode: Party, transfer: str, error: PdsError) -> None:
         self._out.put(decode, Refused(transfer=transfer, code=error.code, message=error.message))
@@ -347,11 +339,11 @@ class PrefillSide:
             self._out.put(decode, Queued(transfers=tuple(names)))
 
     def _kept(self) -> int:
-        return sum(transfer.stage is Stage.KEPT for transfer in self.transfers.values())
+        return sum(transfer.state is TransferState.KEPT for transfer in self.transfers.values())
 
     def _bound(self) -> int:
         settings = self._ledger.settings
-        return settings.max_waiting + settings.max_running
+        return settings.scheduler.max_waiting + settings.scheduler.max_running
 
 
 def _names(message: Abort, offer: TransferOffer) -> bool:

@@ -1,177 +1,223 @@
-"""What a request holds, from its reservation to the return of its last page.
+"""Where each request is in its life, from its arrival to the return of its last page.
+
+    WAITING ──admit, start_prefill──▶ PREFILLING ──its last chunk──▶ DECODING
+            ──admit, offer──▶ OFFERED ──start_decode──▶ DECODING
+    PREFILLING, DECODING ──preempt──▶ PREEMPTED ──role=unified──▶ WAITING: computed anew
+                                                ──role=decode──▶ ENDED: it migrates to another group
+    any ──finish, abort──▶ ENDED
 
 Pages and slot of an ended or preempted request return to the pool only when the last issued step
-that names them is done and no transfer refers to them (engine.md §3): a plan that was sent is
+that names them is done and no transfer refers to them (scheduling.md): a plan that was sent is
 executed by every stage, so until then the pages are still written.
 """
 
 from bisect import insort
 from collections import defaultdict, deque
-from collections.abc import Iterable
-from itertools import islice
+from collections.abc import Callable, Collection, Mapping, Sequence
 from operator import attrgetter
 
-from pds_engine.errors import Preempted
-from pds_engine.messages import Admit, Release
+from pds_engine.errors import PdsError, Preempted
+from pds_engine.messages import Admit, Release, Row, Token
+from pds_engine.scheduler.allocation import Allocator
 from pds_engine.scheduler.pages import PagePool
 from pds_engine.scheduler.party import WORKERS, Outbox, failure
 from pds_engine.scheduler.prefill import Chunk
-from pds_engine.scheduler.prefix import lengthen
 from pds_engine.scheduler.queue import WaitingQueue
-from pds_engine.scheduler.request import Phase, Request, growth
+from pds_engine.scheduler.request import Phase, Request
 from pds_engine.scheduler.settings import Settings
-from pds_engine.scheduler.slots import Slots
 
 RETIRED = frozenset({Phase.ENDED, Phase.PREEMPTED})
-GROWTH_RESERVE = 2
-"""Pages that a decode group leaves over for each request that may be put out, as far as it may want
-them. With one, twice as many are put out for the same work done; with four, few are, and a tenth
-less runs (docs/engine.md §3)."""
 NO_PAGE = "the decode group has no KV page left for its next token"
 _RANK = attrgetter("rank")
 
 
 class Ledger:
-    """All requests by phase, and the pages and slots that they hold.
-
-    A request that must not be preempted is taken up only with the pages of its full growth
-    promised, in the queue's order: so it can always finish, and no two wait for each other's pages.
-    For others (Settings.elastic) the pages of what is known suffice; preemption.py says why all
-    finish then.
-    """
+    """All requests by phase. Its methods are the transitions: nothing else writes a request's
+    phase, nor what belongs to it (tests/engine/scheduler/test_transitions.py)."""
 
     def __init__(self, settings: Settings, out: Outbox) -> None:
         self.settings = settings
         self.out = out
-        self.pool = PagePool(0)
-        """Empty until the workers have told how many pages they have."""
-        self.slots = Slots(settings.max_running)
-        self.requests: dict[str, Request] = {}
+        self.allocator = Allocator(settings)
         self.queue = WaitingQueue()
-        self.prefilling: list[Request] = []
-        """By rank."""
-        self.decoding: deque[Request] = deque()
-        """Those with output left to plan, the one planned longest ago first."""
-        self.finishing: set[Request] = set()
-        """Those whose last token is being computed: they end without another page."""
-        self.growing: set[Request] = set()
-        """Those taken up that may be preempted: they find the pages of their growth as they go."""
+        """Those that wait to be admitted."""
         self.preemptions = 0
         self.done = -1
         """The last step that is done."""
         self.prefix_queries = 0
-        """Tokens of requests taken up, that the prefix cache was asked for."""
+        """Tokens of admitted requests that the prefix cache was asked for."""
         self.prefix_hits = 0
         """Those of them that it had."""
+        self._requests: dict[str, Request] = {}
+        self._prefilling: list[Request] = []
+        self._decoding: deque[Request] = deque()
+        self._finishing: set[Request] = set()
+        """Those whose last token is being computed: they end without another page."""
         self._computing: deque[tuple[int, Request, Chunk]] = deque()
         """Slices of prompts in flight that sample nothing, by step."""
         self._lingering: defaultdict[int, list[Request]] = defaultdict(list)
 
+    # ---- who is where --------------------------------------------------------------------------
+
+    @property
+    def requests(self) -> Mapping[str, Request]:
+        """All that live, by id."""
+        return self._requests
+
+    @property
+    def prefilling(self) -> Sequence[Request]:
+        """By rank."""
+        return self._prefilling
+
+    @property
+    def decoding(self) -> Collection[Request]:
+        """Those with output left to schedule, the one scheduled longest ago first."""
+        return self._decoding
+
+    @property
+    def decodes(self) -> int:
+        """How many decode, those whose last token is being computed included."""
+        return len(self._decoding) + len(self._finishing)
+
+    @property
+    def pool(self) -> PagePool:
+        return self.allocator.pool
+
     @property
     def running(self) -> int:
         """Slots that are held."""
-        return self.settings.max_running - self.slots.free
+        return self.allocator.running
 
-    def fits(self, request: Request) -> bool:
-        """Whether a slot is there, and the pages that it is to be taken up with.
+    def open(self, pages: int) -> None:
+        """The workers have `pages` pages: requests can be admitted."""
+        self.allocator.pool = PagePool(pages)
 
-        Pages of its prefix that others hold cost nothing; idle ones cost what blank ones do. A
-        reserve is left over for the growth of what runs: else what was put back would come back at
-        once, at its cost.
-        """
-        if not self.slots.free:
-            return False
-        missing = self._wanted(request) + self._reserve() - self.pool.available
-        if missing <= 0:
-            return True
-        if missing > len(self.pool.cache) - self.pool.cache.idle:
-            return False
-        return sum(self.pool.references(page) > 0 for page in self._cached(request)) >= missing
+    # ---- from arrival to the first step --------------------------------------------------------
 
-    def reserve(self, request: Request) -> None:
-        """Give it a slot, the pages of what is known of it, and a promise of what it may want."""
-        prefix = self._cached(request)
-        self.pool.share(prefix)
-        request.pages = prefix
-        request.shared = request.entered = len(prefix)
-        request.computed = len(prefix) * self.settings.page_size
-        if request.gen < 0 and self.settings.prefix_cache:
+    def add(self, request: Request) -> None:
+        """It has arrived, and lives until it is finished or aborted. It is not in the queue yet."""
+        self._requests[request.id] = request
+
+    def enqueue(self, request: Request) -> None:
+        """It may be admitted."""
+        self.queue.push(request)
+
+    def admissible(self) -> Request | None:
+        """The first in the queue, if a slot and the pages that it needs are there."""
+        request = self.queue.first()
+        return request if request is not None and self.allocator.fits(request) else None
+
+    def admit(self, request: Request) -> None:
+        """Out of the queue, with a slot and pages; `start_prefill` or `offer` follows."""
+        self.queue.remove(request)
+        new = request.gen < 0
+        self.allocator.allocate(request)
+        if new and self.settings.scheduler.prefix_cache:
             request.cached = min(request.computed, request.prompt_len)
             self.prefix_queries += request.context_len
             self.prefix_hits += request.computed
-        request.promised = self._wanted(request) - len(prefix)
-        self.pool.promise(request.promised)
-        request.slot, request.gen = self.slots.acquire()
-        if self.elastic(request):
-            request.most = growth(request.submit, self.settings)
-            self.growing.add(request)
-        self._take_up_to(request, request.context_len)
 
-    def start(self, request: Request) -> None:
-        """Tell the workers of it, and compute its context."""
-        self._admit(request)
+    def offer(self, request: Request) -> tuple[int, ...]:
+        """A prefill group computes its context: the pages that are to be filled there."""
+        request.phase = Phase.OFFERED
+        return tuple(request.pages[request.shared :])
+
+    def start_prefill(self, request: Request) -> None:
+        """Admit it on the workers, and compute its context."""
+        self._admit_on_workers(request)
         request.phase = Phase.PREFILLING
-        insort(self.prefilling, request, key=_RANK)
+        insort(self._prefilling, request, key=_RANK)
 
-    def resume(self, request: Request) -> None:
-        """Tell the workers of it: its context's keys are in place, and one more token is known."""
+    def start_decode(self, request: Request) -> None:
+        """Admit it on the workers: its context's keys are in place, one more token is known."""
         request.computed = request.context_len
         request.planned = len(request.outputs)
-        self._take_up_to(request, request.prompt_len + request.planned)
-        self._admit(request)
+        self.allocator.extend(request, request.prompt_len + request.planned)
+        self._admit_on_workers(request)
         request.phase = Phase.DECODING
-        self.decoding.appendleft(request)
+        self._decoding.appendleft(request)
 
-    def lacks_page(self, request: Request) -> bool:
-        """Whether the request's next token needs a page that it does not hold."""
-        return request.computed == len(request.pages) * self.settings.page_size
+    # ---- steps ---------------------------------------------------------------------------------
 
-    def elastic(self, request: Request) -> bool:
-        """Whether it may be preempted, and so is taken up before its full growth has pages."""
-        return self.settings.elastic(request.submit.resumable)
+    def schedule_decodes(self, requests: Sequence[Request], step_id: int) -> list[Row]:
+        """Step `step_id` computes one token of each, which stand in the order of `decoding`.
 
-    def grow(self, request: Request) -> tuple[int, ...]:
-        """One more page for the request: a promised one, or where it is elastic a free one."""
-        if not request.promised and self.elastic(request):
-            self.pool.promise(1)
-            request.promised += 1
-        grown = self.pool.take(1)
-        request.pages += grown
-        request.promised -= 1
-        return grown
-
-    def preempt(self, request: Request) -> None:
-        """Put a running request back to the queue, or out of the group on role=decode, once its
-        last issued step is done.
-
-        The tokens of its steps in flight are still its own: it is told of them as they come.
+        The longest loop of a plan: what it needs of a request is said in place.
         """
-        self.preemptions += 1
-        self._retire(request, Phase.PREEMPTED)
-        self.reclaim(request)
+        decoding, page_size = self._decoding, self.settings.kv.page_size
+        waiting = deque[Request]()
+        rows = []
+        for request in requests:
+            while (oldest := decoding.popleft()) is not request:
+                waiting.appendleft(oldest)  # for a page: it stays before those planned now
+            start = request.computed
+            full = start == len(request.pages) * page_size
+            rows.append(
+                Row(
+                    slot=request.slot,
+                    gen=request.gen,
+                    start=start,
+                    length=1,
+                    new_pages=self.allocator.grow(request) if full else (),
+                    samples=True,
+                )
+            )
+            request.computed = start + 1
+            request.planned += 1
+            request.last_step = request.last_sample = step_id
+            if request.planned < request.max_tokens:
+                decoding.append(request)
+            else:
+                self._finishing.add(request)
+        decoding.extendleft(waiting)
+        return rows
 
-    def end(self, request: Request) -> None:
-        """Discard its results from now on; what it holds returns when nothing refers to it."""
-        self.requests.pop(request.id, None)
-        self._retire(request, Phase.ENDED)
-        self.reclaim(request)
+    def schedule_chunk(self, request: Request, chunk: Chunk, step_id: int) -> Row:
+        """Step `step_id` computes this slice of its context; the last one samples its next token.
 
-    def issued(self, step_id: int, chunks: Iterable[tuple[Request, Chunk]]) -> None:
-        """Step `step_id` computes these slices; those that sample are known by their token."""
-        self._computing.extend((step_id, *one) for one in chunks if not one[1].samples)
+        The tokens of one that samples are known by their token; the others' when the step is done.
+        """
+        scores = request.scores(chunk.start)
+        request.computed += chunk.length
+        request.last_step = step_id
+        if chunk.samples:
+            request.planned += 1
+            request.last_sample = step_id
+            request.phase = Phase.DECODING
+            self._prefilling.remove(request)
+            if self.settings.role != "prefill" and request.planned < request.max_tokens:
+                self._decoding.append(request)
+            else:
+                self._finishing.add(request)
+        else:
+            self._computing.append((step_id, request, chunk))
+        return Row(
+            slot=request.slot,
+            gen=request.gen,
+            start=chunk.start,
+            length=chunk.length,
+            samples=chunk.samples,
+            scores=scores,
+        )
+
+    def append(self, request: Request, token: Token) -> None:
+        """Its next output token is known: keep it, and send it to its server."""
+        request.outputs.append(token.token)
+        self.allocator.remember(request, request.prompt_len + token.index)
+        self.out.put(request.server, token)
 
     def step_done(self, step_id: int) -> None:
-        """Step `step_id` is done, and with it all before: what only waited for it returns.
+        """Step `step_id` is done, and all before it: what only waited for them returns.
 
-        To be told after the step's tokens are known.
+        Call it after the step's tokens are known.
         """
         self.done = step_id
         while self._computing and self._computing[0][0] <= step_id:
             _, request, chunk = self._computing.popleft()
             if request.pages:
-                self.remember(request, chunk.start + chunk.length)
+                self.allocator.remember(request, chunk.start + chunk.length)
         for request in self._lingering.pop(step_id, ()):
-            self.reclaim(request)
+            self._reclaim(request)
 
     def returning(self) -> int:
         """Pages that will be free when the steps in flight are done."""
@@ -179,79 +225,62 @@ class Ledger:
         references = self.pool.references
         return sum(
             references(page) == 1
-            for request in (*leaving, *self.finishing)
+            for request in (*leaving, *self._finishing)
             for page in request.pages
         )
 
-    def reclaim(self, request: Request) -> None:
-        """Return what an ended or preempted request holds, as far as nothing refers to it.
+    # ---- hand-over -----------------------------------------------------------------------------
 
-        Safe to repeat.
+    def begin_transfer(self, request: Request) -> None:
+        """Workers may read its pages to push them, whatever becomes of it."""
+        request.transferring = True
+
+    def end_transfer(self, request: Request) -> None:
+        """No worker reads its pages for that any more."""
+        request.transferring = False
+        self._reclaim(request)
+
+    def quarantine(self, request: Request) -> tuple[int, ...]:
+        """A peer may still write the pages that it was offered: nobody has them until `readmit`."""
+        return self.allocator.quarantine(request)
+
+    def readmit(self, pages: Sequence[int]) -> None:
+        """Nobody can write these pages any more: out of quarantine, and free."""
+        self.pool.readmit(pages)
+
+    # ---- leaving -------------------------------------------------------------------------------
+
+    def preempt(self, request: Request) -> None:
+        """Take a running request's slot and pages once its last issued step is done.
+
+        It then waits in the queue again, or on role=decode migrates to another group. The tokens of
+        its steps in flight are still its own, and are sent as they come.
         """
-        if request.phase not in RETIRED or request.last_step > self.done:
-            return
-        if request.slot >= 0:
-            self.slots.release(request.slot)
-            request.slot = -1
-        if not request.transferring and request.pages:
-            self.pool.release(request.pages)
-            request.pages = []
-        if request.phase is Phase.PREEMPTED and self.settings.recompute:
-            request.restart()
-            self.queue.push(request)
-        elif request.phase is Phase.PREEMPTED:
-            del self.requests[request.id]
-            request.phase = Phase.ENDED
-            self.out.put(request.server, failure(request.id, Preempted(NO_PAGE)))
+        self.preemptions += 1
+        self._retire(request, Phase.PREEMPTED)
+        self._reclaim(request)
 
-    def remember(self, request: Request, tokens: int) -> None:
-        """Its first `tokens` tokens are known and their keys are in place: others may read them.
+    def finish(self, request: Request) -> None:
+        """Discard its results from now on; what it holds returns when nothing refers to it."""
+        self._requests.pop(request.id, None)
+        self._retire(request, Phase.ENDED)
+        self._reclaim(request)
 
-        Only what a step or a transfer has brought may be said here, never what one will bring.
-        """
-        size, chain = self.settings.page_size, request.chain
-        full = tokens // size
-        if full <= request.entered or not self.settings.prefix_cache:
-            return
-        lengthen(chain, request.known(len(chain) * size, full * size), size)
-        for index in range(request.entered, full):
-            self.pool.enter(chain[index], request.pages[index])
-        request.entered = full
-
-    def disown(self, request: Request) -> None:
-        """What its pages hold gave no sound result: nobody is to find them in the prefix cache."""
-        for page in request.pages[: request.entered]:
-            self.pool.cache.forget(page)
-
-    def detach(self, request: Request) -> tuple[int, ...]:
-        """Take the pages of a request that a peer may write out of its hands.
-
-        The caller answers for them. Those of its cached prefix, which no peer was offered, return.
-        """
-        shared, own = request.pages[: request.shared], request.pages[request.shared :]
-        self.pool.release(shared)
-        request.pages = []
-        return tuple(own)
-
-    def _cached(self, request: Request) -> list[int]:
-        """The pages of its cached prefix; at least its last token is left to compute.
-
-        None where its prompt's log-probabilities are asked for: they come of computing it.
-        """
-        size, chain = self.settings.page_size, request.chain
-        if not self.settings.prefix_cache or request.scores(0):
-            return []
-        lengthen(chain, request.known(len(chain) * size, request.context_len), size)
-        return self.pool.cache.find(islice(chain, (request.context_len - 1) // size))
+    def abort(
+        self, request: Request, error: PdsError, withdraw: Callable[[], None] | None = None
+    ) -> None:
+        """Send its server the error, let `withdraw` end its hand-over, and finish it."""
+        self.out.put(request.server, failure(request.id, error))
+        if withdraw is not None:
+            withdraw()
+        self.finish(request)
 
     def _retire(self, request: Request, phase: Phase) -> None:
-        """No step will name it any more; workers forget it after the last one that does."""
+        """No later step names it. Workers release it after the last one that does."""
         self._leave(request)
-        self.growing.discard(request)
         lingers = request.phase in RETIRED
         request.phase = phase
-        self.pool.withdraw(request.promised)
-        request.promised = 0
+        self.allocator.stop_growing(request)
         if request.on_workers:
             request.on_workers = False
             self.out.put(
@@ -265,37 +294,34 @@ class Ledger:
         if request.phase is Phase.WAITING:
             self.queue.remove(request)
         elif request.phase is Phase.PREFILLING:
-            self.prefilling.remove(request)
-        elif request in self.finishing:
-            self.finishing.remove(request)
-        elif request.phase is Phase.DECODING and request in self.decoding:
-            self.decoding.remove(request)
+            self._prefilling.remove(request)
+        elif request in self._finishing:
+            self._finishing.remove(request)
+        elif request.phase is Phase.DECODING and request in self._decoding:
+            self._decoding.remove(request)
 
-    def _wanted(self, request: Request) -> int:
-        """Pages that are set aside for a request when it is taken up.
+    def _reclaim(self, request: Request) -> None:
+        """Return what an ended or preempted request holds, as far as nothing refers to it.
 
-        On role=decode that of the first token's keys is among them, which comes with the others.
+        Safe to repeat.
         """
+        if request.phase not in RETIRED or request.last_step > self.done:
+            return
+        self.allocator.free(request)
+        if request.phase is not Phase.PREEMPTED:
+            return
         if self.settings.recompute:
-            return self.settings.pages_for(request.context_len)
-        most = growth(request.submit, self.settings)
-        if not self.elastic(request):
-            return most
-        return min(self.settings.pages_for(request.context_len + 1), most)
+            self._requeue(request)
+        else:  # migrated: whoever reads the stream takes it to another group
+            self.abort(request, Preempted(NO_PAGE))
 
-    def _reserve(self) -> int:
-        """Pages that are left over when a request is taken up, for the growth of what runs."""
-        if self.settings.recompute:
-            return self.running
-        return sum(min(GROWTH_RESERVE, r.most - len(r.pages) - r.promised) for r in self.growing)
+    def _requeue(self, request: Request) -> None:
+        """It holds nothing any more: all its known tokens are to be computed anew."""
+        request.restart()
+        request.phase = Phase.WAITING
+        self.queue.push(request)
 
-    def _take_up_to(self, request: Request, tokens: int) -> None:
-        missing = self.settings.pages_for(tokens) - len(request.pages)
-        if missing > 0:
-            request.pages += self.pool.take(missing)
-            request.promised -= missing
-
-    def _admit(self, request: Request) -> None:
+    def _admit_on_workers(self, request: Request) -> None:
         request.on_workers = True
         self.out.put(
             WORKERS,

@@ -1,10 +1,10 @@
-"""Who the scheduler talks to, and what it has to say."""
+"""Who the scheduler talks to, and the messages that it sends."""
 
 from typing import Literal
 
 from msgspec import Struct
 
-from pds_engine.errors import PdsError, RequestError
+from pds_engine.errors import PdsError
 from pds_engine.messages import Failed, Message
 
 Kind = Literal["workers", "watch", "server", "decode", "prefill"]
@@ -47,14 +47,11 @@ class Outbox(list[Out]):
 
 
 def failure(request_id: str, error: PdsError) -> Failed:
-    """What the API server is told of `error`; not the client's fault is 503: retry elsewhere."""
-    status, retry_after = (
-        (error.status, error.retry_after) if isinstance(error, RequestError) else (503, None)
-    )
+    """The message that reports `error` to the API server."""
     return Failed(
         request_id=request_id,
         code=error.code,
         message=str(error),
-        status=status,
-        retry_after=retry_after,
+        status=error.status,
+        retry_after=error.retry_after,
     )

@@ -12,19 +12,19 @@ from pds_engine.wire import Link
 
 
 @dataclass(slots=True)
-class _Peer:
+class _Connection:
     link: Link
     since: float
     held: list[Message] = field(default_factory=list)
-    """What is to be sent once the peer has told who it is."""
+    """Messages to send once the peer has said who it is."""
     welcomed: bool = False
 
 
 class Peers:
     """One Link for each prefill scheduler, made when first needed, closed when lost.
 
-    Nothing but Hello is sent before the peer's Welcome: what was sent can then be laid at the door
-    of one incarnation.
+    Nothing but Hello is sent before the peer's Welcome. So it is known which incarnation has got
+    what was sent.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Peers:
         self._keys = keys
         self._hello = hello
         self._patience = patience
-        self._peers: dict[str, _Peer] = {}
+        self._peers: dict[str, _Connection] = {}
 
     def send(self, address: str, message: Message, now: float) -> None:
         """Send to the scheduler at `address` (host:port), or hold until it has welcomed us.
@@ -78,8 +78,8 @@ class Peers:
         for address in list(self._peers):
             list(self._drop(address))
 
-    def _connect(self, address: str, now: float) -> _Peer:
-        peer = _Peer(Link(self._context, f"tcp://{address}", self._keys), now)
+    def _connect(self, address: str, now: float) -> _Connection:
+        peer = _Connection(Link(self._context, f"tcp://{address}", self._keys), now)
         peer.link.send(self._hello)
         self._poller.register(peer.link.socket, zmq.POLLIN)
         self._poller.register(peer.link.monitor, zmq.POLLIN)
@@ -87,7 +87,7 @@ class Peers:
         return peer
 
     @staticmethod
-    def _release(peer: _Peer) -> None:
+    def _release(peer: _Connection) -> None:
         peer.welcomed = True
         for message in peer.held:
             peer.link.send(message)

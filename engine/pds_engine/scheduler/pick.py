@@ -2,8 +2,8 @@
 
 Who decodes: those planned longest ago, if their last token was sampled pp steps ago or is known.
 Who prefills: the first in order has every second turn, and those with least left have the others.
-So a short prompt waits for one chunk of a long one, not for all, and whoever comes meanwhile, a
-prompt is computed in no more than twice the chunks of those before it and its own.
+So a short prompt waits for one chunk of a long one, not for all of them. And whoever comes
+meanwhile, a prompt takes at most twice its own chunks and those before it.
 """
 
 from collections.abc import Iterable, Sequence
@@ -30,8 +30,8 @@ class Picked:
 
 
 @dataclass(slots=True)
-class Turns:
-    """What the steps so far say of the next one's."""
+class Alternation:
+    """Whose turn it is in the next step, after the steps so far."""
 
     shortest: bool = False
     """The next chunks go to those with least left; else to the first in order."""
@@ -45,7 +45,9 @@ class Turns:
         self.decodes = bool(picked.chunks)
 
 
-def pick(ledger: Ledger, step_id: int, policy: ChunkPolicy, turns: Turns) -> Picked | None:
+def pick(
+    ledger: Ledger, step_id: int, policy: ChunkPolicy, alternation: Alternation
+) -> Picked | None:
     """The rows of step `step_id`, or None when nothing can be computed now.
 
     A request whose last token is neither known nor sampled pp steps ago is planned only when
@@ -53,26 +55,25 @@ def pick(ledger: Ledger, step_id: int, policy: ChunkPolicy, turns: Turns) -> Pic
     decode rows, so that every stage has some, and none drags a chunk's pace. Where prompts are
     computed apart, steps of the two kinds take turns, and those of decode rows take twice as many.
 
-    Running requests may be put back for the pages of these rows (preemption.py).
+    Running requests may be preempted for the pages of these rows (preemption.py).
     """
     settings = ledger.settings
     apart = settings.separate and bool(ledger.prefilling)
     # Whoever computes its last token still counts: else the last of many that end together would
     # be spread over ever smaller steps.
-    running = len(ledger.decoding) + len(ledger.finishing)
-    share = -(-running * (1 + apart) // settings.pp)
-    known = max(step_id - settings.pp, ledger.done)
+    share = -(-ledger.decodes * (1 + apart) // settings.parallelism.pp)
+    known = max(step_id - settings.parallelism.pp, ledger.done)
     due = takewhile(lambda request: request.last_sample <= known, ledger.decoding)
-    decodes = [] if apart and not turns.decodes else with_pages(ledger, due, share)
-    room = min(policy.chunk_size, settings.max_step_tokens - len(decodes))
-    chunks = [] if apart and decodes else next_chunks(_in_turn(ledger, turns), room, policy)
+    decodes = [] if apart and not alternation.decodes else with_pages(ledger, due, share)
+    room = min(policy.chunk_size, settings.step_tokens - len(decodes))
+    chunks = [] if apart and decodes else next_chunks(_in_turn(ledger, alternation), room, policy)
     if not decodes and not chunks:
         decodes = with_pages(ledger, ledger.decoding, share)
     return Picked(decodes, chunks) if decodes or chunks else None
 
 
-def _in_turn(ledger: Ledger, turns: Turns) -> Iterable[Request]:
-    if turns.shortest and len(ledger.prefilling) > 1:
+def _in_turn(ledger: Ledger, alternation: Alternation) -> Iterable[Request]:
+    if alternation.shortest and len(ledger.prefilling) > 1:
         return sorted(ledger.prefilling, key=_least_left)
     return ledger.prefilling
 

@@ -1,10 +1,10 @@
-"""Preemption: who is put back, or out of a decode group, when running requests find no page.
+"""Preemption: which request gives its pages up when running requests find none.
 
 Requests have an order, their rank: by priority, then first come first served. The victim is the
 last in order of those that run, never the first. So the first of all unfinished requests is never
-put back once it runs, and while it waits nobody is taken up before it: it finishes, and the next
-one is the first. No two can put each other back for ever. What is put out keeps its age, wherever
-it goes on. Those that are taken up with their full growth need no page of others.
+preempted once it runs, and while it waits nobody is admitted before it: it finishes, and the next
+one is the first. No two can preempt each other for ever. A request that migrates keeps its age in
+the next group. Those that were admitted with their full growth need no page of others.
 """
 
 from collections.abc import Iterable, Sequence
@@ -49,12 +49,12 @@ def with_pages(ledger: Ledger, due: Iterable[Request], share: int) -> Sequence[R
 def last_running(ledger: Ledger) -> Request | None:
     """The last in order of the running requests that may be preempted; never the first of all."""
     running = sorted((*ledger.decoding, *ledger.prefilling), key=lambda request: request.rank)
-    return next((r for r in reversed(running[1:]) if r in ledger.growing), None)
+    return next((r for r in reversed(running[1:]) if r in ledger.allocator.growing), None)
 
 
 def _finds_no_page(ledger: Ledger, request: Request) -> bool:
     """Its next token needs a page, and none was promised to it."""
-    return not request.promised and ledger.lacks_page(request)
+    return not request.promised and ledger.allocator.lacks_page(request)
 
 
 def _short(ledger: Ledger, growing: Sequence[Request]) -> bool:

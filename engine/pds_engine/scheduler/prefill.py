@@ -7,7 +7,7 @@ from pds_engine.scheduler.cost import Cost
 from pds_engine.scheduler.request import Request
 
 FLOOR = 8
-"""A late chunk is no shorter than the first one's size by so much: each has costs of its own."""
+"""A late chunk has at least this part of the first one's length: each chunk has a fixed cost."""
 
 
 class ChunkPolicy(NamedTuple):
@@ -29,7 +29,7 @@ class ChunkPolicy(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """Positions start … start+length-1 of a slot's request; `samples`: they end what is given."""
+    """Positions start … start+length-1 of a slot's request. `samples`: they end its context."""
 
     slot: int
     start: int

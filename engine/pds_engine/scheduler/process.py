@@ -57,7 +57,7 @@ PROBE = 1.0
 STATE = 0.05
 """Seconds between two States, at least."""
 BATCH = 1024
-"""Messages taken in before the next plan, at most."""
+"""Messages received before the next plan, at most."""
 
 MAY_SEND: dict[str, tuple[type[Message], ...]] = {
     "workers": (Ready, StepDone, PushDone, PushFailed, TransferClosed, Forgotten, Fault),
@@ -85,12 +85,24 @@ def run(config: EngineConfig, keys: Keys, bind: str, incarnation: str) -> None:
         # Rank 0 is in this pod, whose address every rank reaches.
         rendezvous = f"{config.pod.ip}:{config.http.rendezvous_port}"
         core = Scheduler(settings, incarnation)
-        edge = Edge(context, hub, keys, core, config.pod.group, incarnation, rendezvous)
-        with closing(edge):
-            edge.serve()
+        loop = SchedulerLoop(
+            context, hub, keys, core, ServedGroup(config.pod.group, incarnation, rendezvous)
+        )
+        with closing(loop):
+            loop.serve()
     finally:
         authority.close()
         context.term()
+
+
+@dataclass(frozen=True, slots=True)
+class ServedGroup:
+    """The group that this scheduler serves."""
+
+    name: str
+    incarnation: str
+    rendezvous: str
+    """host:port, where its ranks meet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +117,7 @@ class Member:
 KINDS: dict[str, Kind] = {"watch": "watch", "server": "server", "scheduler": "decode"}
 
 
-class Edge:
+class SchedulerLoop:
     """Everything between the core and the sockets."""
 
     def __init__(
@@ -114,21 +126,17 @@ class Edge:
         hub: Hub,
         keys: Keys,
         core: Scheduler,
-        group: str,
-        incarnation: str,
-        rendezvous: str,
+        group: ServedGroup,
     ) -> None:
         self._core = core
-        self._assemble = Assemble(rendezvous=rendezvous)
         self._hub = hub
         self._group = group
-        self._incarnation = incarnation
         self._members: dict[bytes, Member] = {}
         self._outgoing: deque[Out] = deque()
         self._poller = zmq.Poller()
         self._poller.register(hub.socket, zmq.POLLIN)
-        hello = Hello(peer="scheduler", group=group, incarnation=incarnation, rank=-1)
-        self._peers = Peers(context, self._poller, keys, hello, core.settings.lease)
+        hello = Hello(peer="scheduler", group=group.name, incarnation=group.incarnation, rank=-1)
+        self._peers = Peers(context, self._poller, keys, hello, core.settings.kv.lease_seconds)
         self._now = _steady_clock()
         self._next = dict.fromkeys((TICK, PROBE, STATE), 0.0)
         self._state: State | None = None
@@ -147,11 +155,11 @@ class Edge:
         while True:
             self._poller.poll(round(1000 * (STATE if self._changed else TICK)))
             now = self._now()
-            self._take_in(now)
+            self._receive(now)
             if self._due(TICK, now):
                 self._queue(self._core.tick(now))
                 for address, _ in self._peers.expire(now):
-                    self._peer_said(address, None, now)
+                    self._handle_prefill(address, None, now)
             if self._due(PROBE, now):
                 self._probe(now)
             self._queue(self._core.plan(now))
@@ -165,7 +173,7 @@ class Edge:
 
     # ---- in ------------------------------------------------------------------------------------
 
-    def _take_in(self, now: float) -> None:
+    def _receive(self, now: float) -> None:
         for _ in range(BATCH):
             try:
                 got = self._hub.receive()
@@ -175,12 +183,12 @@ class Edge:
             if got is None:
                 break
             self._changed = True
-            self._came(*got, now)
+            self._handle(*got, now)
         for address, message in self._peers.receive():
             self._changed = True
-            self._peer_said(address, message, now)
+            self._handle_prefill(address, message, now)
 
-    def _came(self, identity: bytes, message: Message, now: float) -> None:
+    def _handle(self, identity: bytes, message: Message, now: float) -> None:
         member = self._members.get(identity)
         if isinstance(message, Hello) and member is None:
             self._hello(identity, message)
@@ -195,7 +203,8 @@ class Edge:
     def _hello(self, identity: bytes, message: Hello) -> None:
         # A pod other than the leader's does not know the incarnation; its group's name, which has
         # the attempt in it, is no other group's.
-        ours = message.group == self._group and message.incarnation in ("", self._incarnation)
+        group = self._group
+        ours = message.group == group.name and message.incarnation in ("", group.incarnation)
         if message.protocol != PROTOCOL or (message.peer != "scheduler" and not ours):
             log.warning(
                 "refused a %s of group %s, incarnation %s, protocol %d",
@@ -208,18 +217,18 @@ class Edge:
         if message.peer == "worker":
             party = WORKERS
             if self._core.ranks.join(message.rank):
-                self._queue([Out(WORKERS, self._assemble)])
+                self._queue([Out(WORKERS, Assemble(rendezvous=group.rendezvous))])
         else:
             party = Party(KINDS[message.peer], identity.hex())
         self._members[identity] = Member(identity, party, message.rank)
         self._state = None
         log.info("%s joined, rank %d", message.peer, message.rank)
         try:
-            self._hub.send(identity, Welcome(incarnation=self._incarnation))
+            self._hub.send(identity, Welcome(incarnation=group.incarnation))
         except PeerUnknown:
             self._gone(identity, self._now())
 
-    def _peer_said(self, address: str, message: Message | None, now: float) -> None:
+    def _handle_prefill(self, address: str, message: Message | None, now: float) -> None:
         party = Party("prefill", address)
         if message is None:
             log.warning("lost the prefill scheduler at %s", address)
@@ -290,7 +299,7 @@ class Edge:
                 self._gone(member.identity, now)
 
     def _report(self, now: float) -> None:
-        """Tell all servers the State, if it is news; while a step is in flight, its age is."""
+        """Send all servers the State if it has changed; a step in flight ages, so it has."""
         state = self._core.state(now)
         self._changed = bool(self._core.steps.in_flight)
         if state == self._state:

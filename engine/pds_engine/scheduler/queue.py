@@ -9,7 +9,7 @@ from pds_engine.scheduler.request import Request
 class WaitingQueue:
     """A smaller priority number is served sooner; equal ones in order of arrival.
 
-    So a preempted request, which was taken up before, stands before all others of its priority.
+    So a preempted request, which was admitted before, stands before all others of its priority.
     The bound is the scheduler's, which also counts requests that wait for an offer.
     """
 

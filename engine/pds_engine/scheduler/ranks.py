@@ -84,7 +84,7 @@ class Ranks:
         """What errors call them."""
         if self._settings.ranks == 1:
             return "rank 0"
-        return ", ".join(rank_name(rank, self._settings.tp) for rank in ranks)
+        return ", ".join(rank_name(rank, self._settings.parallelism.tp) for rank in ranks)
 
     # ---- what they have ------------------------------------------------------------------------
 
@@ -116,8 +116,8 @@ class Ranks:
         given = [proof for proof in proofs if proof is not None]
         if not self.all_ready or len(given) < len(proofs):
             return None
-        told = [heard.progress.compiles for heard in self._heard.values()]
-        return replace(reduce(_both, given), compiles_after_ready=sum(told))
+        compiles = sum(heard.progress.compiles for heard in self._heard.values())
+        return replace(reduce(_both, given), compiles_after_ready=compiles)
 
     # ---- what they do --------------------------------------------------------------------------
 
@@ -133,17 +133,19 @@ class Ranks:
     @property
     def traffic(self) -> tuple[Traffic, ...]:
         """Messages between stages, by rank; none of a single rank."""
-        if self._settings.pp == 1:
+        if self._settings.parallelism.pp == 1:
             return ()
         return tuple(self._heard[rank].progress.traffic for rank in sorted(self._heard))
 
     def culprit(self, step: int, now: float) -> str:
         """Who holds up `step`, the oldest in flight."""
-        return blame(self._heard, step, self._settings.ranks, self._settings.tp, now).why
+        settings = self._settings
+        return blame(self._heard, step, settings.ranks, settings.parallelism.tp, now).why
 
     def dump(self, now: float) -> list[str]:
         """Every rank's state in a line of its own."""
-        return [describe(self._heard[rank], self._settings.tp, now) for rank in sorted(self._heard)]
+        tp = self._settings.parallelism.tp
+        return [describe(self._heard[rank], tp, now) for rank in sorted(self._heard)]
 
 
 def _both(one: KernelsProof, other: KernelsProof) -> KernelsProof:

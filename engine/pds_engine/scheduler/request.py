@@ -1,5 +1,6 @@
-"""A request as the scheduler knows it."""
+"""A request as the scheduler knows it. Its phase is the ledger's to change (lifecycle.py)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
@@ -39,11 +40,11 @@ class Request:
     arrived: float
     outputs: list[int] = field(init=False)
     given: int = field(init=False)
-    """Output tokens that were known when it was taken up: computed like the prompt's."""
+    """Output tokens that were known when it was admitted: computed like the prompt's."""
     planned: int = field(init=False)
     computed: int = 0
     cached: int = 0
-    """Prompt tokens that came from a prefix cache when it was first taken up."""
+    """Prompt tokens that came from a prefix cache when it was first admitted."""
     chain: list[bytes] = field(default_factory=list)
     """Digests of its full pages, as far as they were needed (prefix.lengthen)."""
     shared: int = 0
@@ -57,7 +58,7 @@ class Request:
     promised: int = 0
     """Pages set aside for its growth."""
     most: int = 0
-    """Pages that it will ever hold here, where it is taken up before they are there."""
+    """The most pages that it will ever hold here, if it is admitted before they are there."""
     last_step: int = -1
     """The last issued step that names it."""
     last_sample: int = -1
@@ -94,8 +95,13 @@ class Request:
         wanted = self.sampling.prompt_logprobs is not None and not self.outputs
         return wanted and start + 1 < self.prompt_len
 
+    def keep_prompt_logprobs(self, start: int, found: Sequence[TokenLogprobs]) -> None:
+        """Those of a row that began at `start`. They overwrite: a prompt that is computed again has
+        the same ones again."""
+        self.prompt_logprobs[start : start + len(found)] = found
+
     def take_prompt_logprobs(self) -> tuple[TokenLogprobs, ...]:
-        """All that have come; they are told once."""
+        """All that have come; they are sent once."""
         taken, self.prompt_logprobs = tuple(self.prompt_logprobs), []
         return taken
 
@@ -103,13 +109,13 @@ class Request:
     def rank(self) -> tuple[int, float, int]:
         """Its place in the order of service: by priority, then first come first served.
 
-        What went on elsewhere comes with its age, and was there before those that came meanwhile.
+        A request that migrated brings its age along, so it goes before those that came meanwhile.
         """
         return self.submit.priority, self.since, self.arrival
 
     @property
     def context(self) -> tuple[int, ...]:
-        """The tokens known when it was taken up: its prompt, and what was generated before."""
+        """The tokens known when it was admitted: its prompt, and what was generated before."""
         return self.submit.prompt_ids + tuple(self.outputs[: self.given])
 
     @property
@@ -117,10 +123,9 @@ class Request:
         return self.prompt_len + self.given
 
     def restart(self) -> None:
-        """It holds nothing any more: all its known tokens are to be computed anew."""
+        """All its known tokens are to be computed anew."""
         self.given = self.planned = len(self.outputs)
         self.computed = 0
-        self.phase = Phase.WAITING
 
     def known(self, start: int, end: int) -> tuple[int, ...]:
         """Its tokens start … end-1 of prompt and output, whose ids are known."""

@@ -27,7 +27,6 @@ from pds_engine.messages import (
     Cancel,
     Drain,
     Fault,
-    FinishReason,
     Forgotten,
     Message,
     PeerGone,
@@ -40,19 +39,16 @@ from pds_engine.messages import (
     State,
     StepDone,
     Submit,
-    Token,
-    TokenLogprobs,
     TransferClosed,
     TransferDone,
     TransferOffer,
     Welcome,
 )
-from pds_engine.scheduler.admission import unfit
-from pds_engine.scheduler.finish import finish_reason, no_finite_score
+from pds_engine.scheduler.admission import reject_reason
+from pds_engine.scheduler.finish import next_token, no_finite_score
 from pds_engine.scheduler.handover_d import DecodeSide
 from pds_engine.scheduler.handover_p import PrefillSide
 from pds_engine.scheduler.lifecycle import Ledger
-from pds_engine.scheduler.pages import PagePool
 from pds_engine.scheduler.party import WORKERS, Out, Outbox, Party, failure
 from pds_engine.scheduler.ranks import Ranks
 from pds_engine.scheduler.request import Phase, Request
@@ -68,7 +64,7 @@ JOIN_RETRY_AFTER = 5
 
 
 class Scheduler:
-    """One replica's only authority. `incarnation` is its group's, told with its offers."""
+    """One replica's only authority. `incarnation` is its group's, which its offers carry."""
 
     def __init__(self, settings: Settings, incarnation: str) -> None:
         self.settings = settings
@@ -138,9 +134,9 @@ class Scheduler:
         return self._out.drain()
 
     def plan(self, now: float) -> list[Out]:
-        """Take waiting requests up as slots and pages allow, and issue steps."""
+        """Admit waiting requests as slots and pages allow, and issue steps."""
         if self.ready:
-            self._take_up(now)
+            self._admit_waiting(now)
             while not self.steps.full:
                 picked = self.steps.pick()
                 if picked is None:
@@ -150,9 +146,7 @@ class Scheduler:
                     for request, chunk in picked.chunks
                     if request.transferring
                 ]
-                plan = self.steps.issue(picked, pushes, now)
-                self.ledger.issued(plan.step_id, picked.chunks)
-                self._out.put(WORKERS, plan)
+                self._out.put(WORKERS, self.steps.issue(picked, pushes, now))
         return self._out.drain()
 
     def tick(self, now: float) -> list[Out]:
@@ -170,10 +164,10 @@ class Scheduler:
         for request in list(self.ledger.requests.values()):
             deadline = request.submit.deadline
             if deadline is not None and now >= deadline:
-                self._fail(request, DeadlinePassed("the deadline of the request has passed"), now)
+                self._abort(request, DeadlinePassed("the deadline of the request has passed"), now)
         if self._drain_deadline is not None and now >= self._drain_deadline:
             for request in list(self.ledger.requests.values()):
-                self._fail(request, Drained("the group had to drain, ask another"), now)
+                self._abort(request, Drained("the group had to drain, ask another"), now)
         return self._out.drain()
 
     def state(self, now: float) -> State:
@@ -209,13 +203,13 @@ class Scheduler:
 
     def _ready(self, message: Ready) -> None:
         if self.ranks.ready(message):
-            self.ledger.pool = PagePool(self.ranks.pages)
+            self.ledger.open(self.ranks.pages)
             self.decode.endpoints = self.ranks.endpoints
             self.decode.kv_fingerprint = self.ranks.kv_fingerprint
 
     def _watch_steps(self, now: float) -> None:
         seconds = self.steps.stalled(now)
-        if seconds > self.settings.step_timeout:
+        if seconds > self.settings.scheduler.step_timeout:
             oldest = self.steps.in_flight[0].plan
             raise StageTimeout(
                 f"step {oldest.step_id} ({len(oldest.rows)} rows) is not done after "
@@ -231,78 +225,54 @@ class Scheduler:
             if request.phase is Phase.ENDED:
                 continue
             if place in message.unsound:
-                self.ledger.disown(request)
-                self._fail(request, no_finite_score(), now)
+                self.ledger.allocator.disown(request)
+                self._abort(request, no_finite_score(), now)
                 continue
-            reason = finish_reason(request.sampling, len(request.outputs), token)
             prompt = request.take_prompt_logprobs()
-            self._tell(request, token, scores, prompt, request.cached, reason)
+            known = next_token(request, token, scores, prompt, request.cached)
+            self.ledger.append(request, known)
             if request.transferring:
-                self.prefill.sampled(request, token, scores, reason, prompt)
-                self.ledger.end(request)
-            elif reason is not None:
-                self.ledger.end(request)
+                self.prefill.sampled(request, known)
+                self.ledger.finish(request)
+            elif known.finish_reason is not None:
+                self.ledger.finish(request)
         self.ledger.step_done(message.step_id)
-
-    def _tell(
-        self,
-        request: Request,
-        token: int,
-        scores: TokenLogprobs | None,
-        prompt: tuple[TokenLogprobs, ...],
-        cached: int,
-        reason: FinishReason | None,
-    ) -> None:
-        """Keep the next token of a request, and tell its server of it."""
-        index = len(request.outputs)
-        request.outputs.append(token)
-        self.ledger.remember(request, request.prompt_len + index)
-        told = Token(
-            request_id=request.id,
-            index=index,
-            token=token,
-            logprobs=scores,
-            finish_reason=reason,
-            cached_tokens=cached,
-            prompt_logprobs=prompt,
-        )
-        self._out.put(request.server, told)
 
     # ---- requests -----------------------------------------------------------------------------
 
     def _submit(self, server: Party, message: Submit, now: float) -> None:
-        request = self._considered(server, message, now)
+        request = self._checked(server, message, now)
         if isinstance(request, PdsError):
             self._out.put(server, failure(message.request_id, request))
             return
         self._arrivals += 1
-        self.ledger.requests[request.id] = request
+        self.ledger.add(request)
         if message.role_hint == "prefill":
             self.prefill.submit(request)
         else:
-            self.ledger.queue.push(request)
+            self.ledger.enqueue(request)
 
-    def _considered(self, server: Party, message: Submit, now: float) -> Request | PdsError:
-        """The request that `message` comes to, or why there is none. Nothing is changed yet, so
-        that whatever goes wrong here ends this request alone."""
+    def _checked(self, server: Party, message: Submit, now: float) -> Request | PdsError:
+        """The request that `message` asks for, or why it is rejected. Nothing is changed yet, so
+        whatever goes wrong here ends this request alone."""
         try:
-            return self._refusal(message) or Request(message, server, self._arrivals, now)
+            return self._rejection(message) or Request(message, server, self._arrivals, now)
         except Exception:
-            log.exception("the request %s could not be considered", message.request_id)
+            log.exception("the request %s could not be checked", message.request_id)
             return Unexpected("an internal error; the scheduler's log has it")
 
-    def _refusal(self, message: Submit) -> PdsError | None:
-        """Why this request is not taken up now, or never could be."""
+    def _rejection(self, message: Submit) -> PdsError | None:
+        """Why this request is rejected: for now, or because it could never be served."""
         waiting = len(self.ledger.queue) + len(self.prefill.unoffered)
         if (problem := self._closed()) is not None:
             return problem
         if message.request_id in self.ledger.requests:
             return InvalidRequest(f"the request id {message.request_id} is in use")
-        if (misfit := unfit(message, self.settings, self.ledger.pool.total)) is not None:
-            return misfit
-        at_once = waiting == 0 and self.ledger.slots.free > 0
+        if (reason := reject_reason(message, self.settings, self.ledger.pool.total)) is not None:
+            return reason
+        at_once = waiting == 0 and self.ledger.running < self.settings.scheduler.max_running
         begun = bool(message.output_ids)  # its client has a part of the answer
-        if waiting >= self.settings.max_waiting and not at_once and not begun:
+        if waiting >= self.settings.scheduler.max_waiting and not at_once and not begun:
             return Overloaded(f"{waiting} requests are waiting already", retry_after=RETRY_AFTER)
         return None
 
@@ -314,36 +284,39 @@ class Scheduler:
             return Unavailable(f"{ranks} ranks are ready", retry_after=JOIN_RETRY_AFTER)
         return None
 
-    def _take_up(self, now: float) -> None:
+    def _admit_waiting(self, now: float) -> None:
         """In the queue's order; the first that does not fit holds up the rest: nobody starves."""
-        while (request := self.ledger.queue.first()) is not None:
-            if not self.ledger.fits(request) or self.prefill.is_closing(request):
+        while (request := self.ledger.admissible()) is not None:
+            if self.prefill.is_closing(request):
                 return
-            self.ledger.queue.remove(request)
-            self.ledger.reserve(request)
+            self.ledger.admit(request)
             if self.settings.role == "decode":
                 self.decode.offer(request, now)
                 continue
             if self.settings.role == "prefill":
                 self.prefill.open(request)
-            self.ledger.start(request)
+            self.ledger.start_prefill(request)
 
     def _cancel(self, server: Party, message: Cancel, now: float) -> None:
         request = self.ledger.requests.get(message.request_id)
         if request is not None and request.server == server:
-            self._drop(request, now, code="cancelled")
+            self._drop(request, now)
 
-    def _fail(self, request: Request, error: PdsError, now: float) -> None:
-        self._out.put(request.server, failure(request.id, error))
-        self._drop(request, now, code=error.code)
+    def _drop(self, request: Request, now: float) -> None:
+        """Nobody wants the request any more, in whichever phase it is."""
+        self._withdraw(request, "cancelled", now)
+        self.ledger.finish(request)
 
-    def _drop(self, request: Request, now: float, code: str = "cancelled") -> None:
-        """End a request in whichever phase it is, telling the other side of a hand-over."""
+    def _abort(self, request: Request, error: PdsError, now: float) -> None:
+        """The request fails, in whichever phase it is."""
+        self.ledger.abort(request, error, lambda: self._withdraw(request, error.code, now))
+
+    def _withdraw(self, request: Request, code: str, now: float) -> None:
+        """Give up the request's hand-over, if there is one."""
         if self.settings.role == "prefill":
             self.prefill.drop(request, code)
         elif request.phase is Phase.OFFERED:
             self.decode.drop(request, now)
-        self.ledger.end(request)
 
     def _drain(self, message: Drain, now: float) -> None:
         """Of several that ask, the one with the earliest deadline counts."""
@@ -354,26 +327,31 @@ class Scheduler:
 
     def _offer(self, decode: Party, message: TransferOffer, now: float) -> None:
         if self.settings.role != "prefill":
-            misfit = f"a {self.settings.role} group takes no offers"
+            reason = f"a {self.settings.role} group takes no offers"
         elif message.kv_fingerprint != self.decode.kv_fingerprint and self.ready:
-            misfit = (
+            reason = (
                 f"KV formats differ: {message.kv_fingerprint} is offered, "
                 f"{self.decode.kv_fingerprint} is computed"
             )
         else:
             self.prefill.offer(decode, message, now, self._closed())
             return
-        self.prefill.reject(decode, message, TransferFailed(misfit))
+        self.prefill.reject(decode, message, TransferFailed(reason))
 
     def _transfer_done(self, prefill: Party, message: TransferDone, now: float) -> None:
         request = self.decode.done(prefill, message)
         if request is None:
             return
-        token, count = message.token, len(request.outputs)
-        reason = message.finish_reason or finish_reason(request.sampling, count, token)
-        prompt, cached = message.prompt_logprobs, message.cached_tokens
-        self._tell(request, token, message.logprobs, prompt, cached, reason)
-        if reason is None:
-            self.ledger.resume(request)
+        known = next_token(
+            request,
+            message.token,
+            message.logprobs,
+            message.prompt_logprobs,
+            message.cached_tokens,
+            message.finish_reason,
+        )
+        self.ledger.append(request, known)
+        if known.finish_reason is None:
+            self.ledger.start_decode(request)
         else:
-            self.ledger.end(request)
+            self.ledger.finish(request)

@@ -1,9 +1,9 @@
-"""Slots: places in the workers' tables. A generation tells a slot's holder from the ones before."""
+"""Slots: places in the workers' tables. A generation tells a slot's holder from earlier ones."""
 
 from pds_engine.errors import PdsError
 
 
-class Slots:
+class SlotPool:
     """Slots 0 … count-1; the last one freed is used first, so that tables stay dense."""
 
     def __init__(self, count: int) -> None:

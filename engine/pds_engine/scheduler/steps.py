@@ -8,12 +8,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from pds_engine.errors import ProtocolError
-from pds_engine.messages import Push, Row, StepDone, StepPlan
+from pds_engine.messages import Push, StepDone, StepPlan
 from pds_engine.scheduler.cost import Measured, Meter
 from pds_engine.scheduler.lifecycle import Ledger
-from pds_engine.scheduler.pick import Picked, Turns, pick
-from pds_engine.scheduler.prefill import Chunk, ChunkPolicy
-from pds_engine.scheduler.request import Phase, Request
+from pds_engine.scheduler.pick import Alternation, Picked, pick
+from pds_engine.scheduler.prefill import ChunkPolicy
+from pds_engine.scheduler.request import Request
 from pds_engine.scheduler.settings import Settings
 
 
@@ -36,7 +36,7 @@ def depends_on(picked: Picked, step_id: int, settings: Settings) -> int:
     With skip_output off (for comparison) every step waits for the one before it, as engines did
     whose stages exchanged outputs of middle chunks: M chunks on N stages then take M·N.
     """
-    if settings.pp > 1 and not settings.skip_output:
+    if settings.parallelism.pp > 1 and not settings.pipeline.skip_output:
         return step_id - 1
     return max((request.last_sample for request in picked.decodes), default=-1)
 
@@ -47,9 +47,9 @@ def expects_output(samplers: Iterable[Request], settings: Settings) -> bool:
     Decided here alone, before the step counts its own tokens: some row samples, and its request may
     be planned again in this group. With skip_output off (for comparison) every step sends.
     """
-    if settings.pp == 1:
+    if settings.parallelism.pp == 1:
         return False
-    if not settings.skip_output:
+    if not settings.pipeline.skip_output:
         return True
     return settings.role != "prefill" and any(
         request.planned + 1 < request.max_tokens for request in samplers
@@ -62,12 +62,12 @@ class Steps:
     def __init__(self, ledger: Ledger) -> None:
         settings = ledger.settings
         self.ledger = ledger
-        self.policy = ChunkPolicy(settings.chunk_size, settings.page_size)
+        self.policy = ChunkPolicy(settings.scheduler.chunk_size, settings.kv.page_size)
         self.in_flight: deque[Issued] = deque()
         self.next_id = 0
         self._advanced = 0.0
         """When a step was last done."""
-        self._turns = Turns()
+        self._alternation = Alternation()
         self._meter = Meter()
 
     @property
@@ -77,31 +77,30 @@ class Steps:
 
     def pick(self) -> Picked | None:
         """The next step's rows, or None when nothing can be computed now."""
-        return pick(self.ledger, self.next_id, self.policy, self._turns)
+        return pick(self.ledger, self.next_id, self.policy, self._alternation)
 
     def issue(self, picked: Picked, pushes: Sequence[Push], now: float) -> StepPlan:
-        """Count the picked rows as computed, and make their plan."""
+        """Schedule the picked rows, and make their plan."""
         settings, samplers = self.ledger.settings, picked.samplers
         reads = depends_on(picked, self.next_id, settings)
         sends = expects_output(samplers, settings)
-        rows = self._decode_rows(picked.decodes)
+        rows = self.ledger.schedule_decodes(picked.decodes, self.next_id)
         tokens = len(rows)
         scored = [(r, chunk.start) for r, chunk in picked.chunks if r.scores(chunk.start)]
         for request, chunk in picked.chunks:
-            rows.append(self._chunk_row(request, chunk))
+            rows.append(self.ledger.schedule_chunk(request, chunk, self.next_id))
             tokens += chunk.length
         plan = StepPlan(
             step_id=self.next_id,
             rows=tuple(rows),
             expects_output=sends,
             depends_on=reads,
-            padded_tokens=tokens + -tokens % settings.tp,
-            padded_rows=len(rows),
+            padded_tokens=tokens + -tokens % settings.parallelism.tp,
             pushes=tuple(pushes),
         )
         chunks = () if picked.decodes else tuple((c.start, c.length) for _, c in picked.chunks)
         self.in_flight.append(Issued(plan, samplers, chunks, now, scored))
-        self._turns.took(picked)
+        self._alternation.took(picked)
         self.next_id += 1
         return plan
 
@@ -129,7 +128,7 @@ class Steps:
         self._keep_scores(message)
         self.in_flight.popleft()
         self._advanced = now
-        if chunks and self.ledger.settings.dynamic_chunks:
+        if chunks and self.ledger.settings.scheduler.dynamic_chunks:
             self._meter.add(Measured(chunks, message.elapsed))
             self.policy = self.policy._replace(cost=self._meter.cost)
         return samplers
@@ -142,58 +141,4 @@ class Steps:
                 f"{len(message.prompt_logprobs)}"
             )
         for (request, start), found in zip(scored, message.prompt_logprobs, strict=True):
-            # In place: a prompt that is computed again tells the same once more.
-            request.prompt_logprobs[start : start + len(found)] = found
-
-    def _decode_rows(self, requests: Sequence[Request]) -> list[Row]:
-        """The longest loop of a plan: what it needs of a request is said in place."""
-        ledger, decoding, step = self.ledger, self.ledger.decoding, self.next_id
-        page_size = ledger.settings.page_size
-        waiting = deque[Request]()
-        rows = []
-        for request in requests:
-            while (oldest := decoding.popleft()) is not request:
-                waiting.appendleft(oldest)  # for a page: it stays before those planned now
-            start = request.computed
-            grown = ledger.grow(request) if start == len(request.pages) * page_size else ()
-            rows.append(
-                Row(
-                    slot=request.slot,
-                    gen=request.gen,
-                    start=start,
-                    length=1,
-                    new_pages=grown,
-                    samples=True,
-                )
-            )
-            request.computed = start + 1
-            request.planned += 1
-            request.last_step = request.last_sample = step
-            if request.planned < request.max_tokens:
-                decoding.append(request)
-            else:
-                ledger.finishing.add(request)
-        decoding.extendleft(waiting)
-        return rows
-
-    def _chunk_row(self, request: Request, chunk: Chunk) -> Row:
-        scores = request.scores(chunk.start)
-        request.computed += chunk.length
-        request.last_step = self.next_id
-        if chunk.samples:
-            request.planned += 1
-            request.last_sample = self.next_id
-            request.phase = Phase.DECODING
-            self.ledger.prefilling.remove(request)
-            if self.ledger.settings.role != "prefill" and request.planned < request.max_tokens:
-                self.ledger.decoding.append(request)
-            else:
-                self.ledger.finishing.add(request)
-        return Row(
-            slot=request.slot,
-            gen=request.gen,
-            start=chunk.start,
-            length=chunk.length,
-            samples=chunk.samples,
-            scores=scores,
-        )
+            request.keep_prompt_logprobs(start, found)

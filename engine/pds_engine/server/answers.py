@@ -7,7 +7,7 @@ from msgspec import UNSET, Struct, UnsetType
 
 from pds_engine.messages import TokenLogprobs
 from pds_engine.server.job import Job
-from pds_engine.server.session import Told, Usage
+from pds_engine.server.session import ChoiceEvent, Usage
 from pds_engine.text.emit import Event, Logprob
 from pds_engine.text.tokenizer import Tokenizer
 
@@ -36,7 +36,7 @@ def wire_usage(usage: Usage) -> WireUsage:
 
 
 class PromptScore(Struct, frozen=True):
-    """As vLLM tells it. `rank`: 1 is the likeliest; null when it is not among those told."""
+    """As vLLM answers it. `rank`: 1 is the likeliest; null when it is not among those listed."""
 
     logprob: float
     rank: int | None
@@ -55,28 +55,28 @@ def prompt_scores(
     if count is None:
         return UNSET
     tokenizer = job.rules.tokenizer
-    told: PromptScores = []
+    scored: PromptScores = []
     for id, one in scored_prompt(job, choice, scores):
         if one is None:
-            told.append(None)
+            scored.append(None)
             continue
         top = one.top[:count]
         ranks = {other: rank for rank, (other, _) in enumerate(top, 1)}
         values = {id: one.chosen, **dict(top)}
-        told.append(
+        scored.append(
             {
                 str(each): PromptScore(finite(value), ranks.get(each), spelt(tokenizer, each))
                 for each, value in values.items()
             }
         )
-    return told
+    return scored
 
 
 def scored_prompt(
     job: Job, choice: int, scores: tuple[TokenLogprobs, ...]
 ) -> list[tuple[int, TokenLogprobs | None]]:
-    """The prompt's ids with their scores. The first has none; nor has any of a resumed request,
-    whose prompt was told before."""
+    """The prompt's ids with their scores. The first has none, nor has any of a resumed request:
+    its client has them already."""
     ids = job.submits[choice].prompt_ids
     unknown = [None] * (len(ids) - 1 - len(scores))
     return list(zip(ids, (None, *scores, *unknown), strict=True))
@@ -87,30 +87,30 @@ def spelt(tokenizer: Tokenizer, id: int) -> str:
     return tokenizer.piece(id).decode(errors="replace")
 
 
-class Answer(Protocol):
+class AnswerFormat(Protocol):
     """One of the two formats."""
 
-    def chunk(self, told: Told) -> bytes:
+    def chunk(self, one: ChoiceEvent) -> bytes:
         """One event as JSON."""
 
     def usage(self, usage: Usage) -> bytes:
         """The last chunk of a stream, JSON, when the client asked for it."""
 
-    def body(self, told: list[Told], usage: Usage) -> bytes:
+    def body(self, events: list[ChoiceEvent], usage: Usage) -> bytes:
         """The whole answer as JSON, of all events of all choices."""
 
 
-def server_sent(job: Job, told: Told, data: bytes) -> bytes:
+def server_sent(job: Job, one: ChoiceEvent, data: bytes) -> bytes:
     """One event of a stream, after its line of journal when there is one.
 
     The line is a comment, `: pds <count> <ids>`: output tokens so far, and those since the line
-    before, separated by commas. ` end` follows them where the event is of the last token: the
-    router holds such events until the stream is whole, so that what it resumes has not ended.
+    before, separated by commas. ` end` follows them in an event of the last token. The router holds
+    such events until the stream is whole, so that it never resumes a stream that has ended.
     """
-    event = told.event
-    if job.journal and (event.ids or told.last):
+    event = one.event
+    if job.journal and (event.ids or one.last):
         ids = ",".join(map(str, event.ids))
-        end = b" end" if told.last else b""
+        end = b" end" if one.last else b""
         return b": pds %d %s%s\ndata: %s\n\n" % (event.count, ids.encode(), end, data)
     return b"data: %s\n\n" % data
 
@@ -118,16 +118,16 @@ def server_sent(job: Job, told: Told, data: bytes) -> bytes:
 def broken_off(job: Job, status: int, error: bytes) -> bytes:
     """The last event of a stream that failed. `error` is OpenAI's object, `status` HTTP's.
 
-    A client learns it as an event: OpenAI's raise on it. To a router that keeps the journal it is a
-    record in a comment, `: pds failed <status> <error>`: it goes on with the stream elsewhere.
+    A client gets it as an event, on which OpenAI's SDKs raise. A router that keeps the journal gets
+    a comment, `: pds failed <status> <error>`, and goes on with the stream elsewhere.
     """
     if job.journal:
         return b": pds failed %d %s\n\n" % (status, error)
     return b"data: %s\n\n" % error
 
 
-class Whole(Struct, frozen=True):
-    """All that one choice told."""
+class WholeChoice(Struct, frozen=True):
+    """All events of one choice, as one."""
 
     text: str
     logprobs: tuple[Logprob, ...]
@@ -136,20 +136,20 @@ class Whole(Struct, frozen=True):
     prompt: tuple[TokenLogprobs, ...]
 
 
-def whole(told: list[Told], choices: int) -> list[Whole]:
+def joined(events: list[ChoiceEvent], choices: int) -> list[WholeChoice]:
     """The events of each choice, joined."""
-    events: list[list[Event]] = [[] for _ in range(choices)]
-    for choice, event, _ in told:
-        events[choice].append(event)
+    of_choice: list[list[Event]] = [[] for _ in range(choices)]
+    for choice, event, _ in events:
+        of_choice[choice].append(event)
     return [
-        Whole(
+        WholeChoice(
             "".join(event.text for event in mine),
             tuple(scored for event in mine for scored in event.logprobs),
             mine[-1].finish_reason if mine else None,
             mine[-1].stop_reason if mine else None,
             mine[0].prompt if mine else (),
         )
-        for mine in events
+        for mine in of_choice
     ]
 
 

@@ -10,21 +10,21 @@ from starlette.exceptions import HTTPException
 from pds_engine import wire
 from pds_engine.config import EngineConfig
 from pds_engine.keys import Keys
-from pds_engine.server.engine import Engine
 from pds_engine.server.errors import handler
 from pds_engine.server.listen import listen
 from pds_engine.server.routes import Routes
+from pds_engine.server.scheduler_client import SchedulerClient
 from pds_engine.text.tokenizer import Tokenizer
 
 
 def create_app(
-    engine: Engine,
+    scheduler: SchedulerClient,
     config: EngineConfig,
     tokenizer: Tokenizer,
     *,
     key: bytes | None = None,
 ) -> FastAPI:
-    """The application; it starts and stops `engine` with itself.
+    """The application; it starts and stops `scheduler` with itself.
 
     Args:
         key: checks the router's signatures; None refuses every x-pds-* header.
@@ -32,17 +32,17 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        await engine.start()
+        await scheduler.start()
         try:
             yield
-            if engine.error is None:  # a hand-over outlives its HTTP request
-                engine.drain(config.kv.lease_seconds)
-                await engine.drained(config.kv.lease_seconds)
+            if scheduler.error is None:  # a hand-over outlives its HTTP request
+                scheduler.drain(config.kv.lease_seconds)
+                await scheduler.drained(config.kv.lease_seconds)
         finally:
             await routes.close()
-            await engine.stop()
+            await scheduler.stop()
 
-    routes = Routes(engine, config, tokenizer, key)
+    routes = Routes(scheduler, config, tokenizer, key)
     app = FastAPI(lifespan=lifespan, openapi_url=None)
     app.add_exception_handler(HTTPException, handler)
     app.add_exception_handler(Exception, handler)
@@ -53,13 +53,13 @@ def create_app(
 def run(
     config: EngineConfig,
     keys: Keys,
-    scheduler: str,
+    address: str,
     incarnation: str,
 ) -> None:
     """Serve until SIGTERM, which drains, or until the group fails.
 
     Args:
-        scheduler: the ZMQ address of the group's scheduler ("tcp://127.0.0.1:8001").
+        address: the ZMQ address of the group's scheduler ("tcp://127.0.0.1:8001").
 
     Raises:
         ConfigError: the model's folder or a port cannot be used.
@@ -67,18 +67,18 @@ def run(
     """
     tokenizer = Tokenizer(config.model.path)
     context = zmq.asyncio.Context()
-    engine = Engine(
-        lambda: wire.AsyncLink(context, scheduler, keys),
+    scheduler = SchedulerClient(
+        lambda: wire.AsyncLink(context, address, keys),
         group=config.pod.group,
         incarnation=incarnation,
         capacity=config.scheduler.max_running + config.scheduler.max_waiting,
         join_timeout=config.join_timeout,
     )
     key = keys.hmac if config.http.keys_dir else None
-    app = create_app(engine, config, tokenizer, key=key)
+    app = create_app(scheduler, config, tokenizer, key=key)
     try:
-        listen(app, config.http, engine, engine.metrics.registry)
+        listen(app, config.http, scheduler, scheduler.metrics.registry)
     finally:
         context.destroy(linger=0)
-    if engine.error is not None:
-        raise engine.error
+    if scheduler.error is not None:
+        raise scheduler.error

@@ -9,13 +9,13 @@ from pds_engine.server.answers import (
     WireUsage,
     encode,
     finite,
+    joined,
     prompt_scores,
     spelt,
-    whole,
     wire_usage,
 )
 from pds_engine.server.job import Job
-from pds_engine.server.session import Told, Usage
+from pds_engine.server.session import ChoiceEvent, Usage
 from pds_engine.text.emit import Logprob
 
 
@@ -32,7 +32,7 @@ class TokenScore(Struct, frozen=True):
     top_logprobs: list[Score]
 
 
-class Logprobs(Struct, frozen=True):
+class ChatLogprobs(Struct, frozen=True):
     content: list[TokenScore]
 
 
@@ -41,19 +41,19 @@ class Delta(Struct, frozen=True):
     content: str | UnsetType = UNSET
 
 
-class ChunkChoice(Struct, frozen=True):
+class ChatChunkChoice(Struct, frozen=True):
     index: int
     delta: Delta
-    logprobs: Logprobs | None
+    logprobs: ChatLogprobs | None
     finish_reason: str | None
     stop_reason: str | int | None
 
 
-class Chunk(Struct, frozen=True):
+class ChatChunk(Struct, frozen=True):
     id: str
     created: int
     model: str
-    choices: list[ChunkChoice]
+    choices: list[ChatChunkChoice]
     usage: WireUsage | UnsetType | None = UNSET
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
 
@@ -64,69 +64,71 @@ class Spoken(Struct, frozen=True):
     refusal: None = None
 
 
-class Choice(Struct, frozen=True):
+class ChatChoice(Struct, frozen=True):
     index: int
     message: Spoken
-    logprobs: Logprobs | None
+    logprobs: ChatLogprobs | None
     finish_reason: str | None
     stop_reason: str | int | None
 
 
-class Chat(Struct, frozen=True):
+class ChatCompletion(Struct, frozen=True):
     id: str
     created: int
     model: str
-    choices: list[Choice]
+    choices: list[ChatChoice]
     usage: WireUsage
     prompt_logprobs: PromptScores | UnsetType = UNSET
     """All choices have one prompt, and these are its first choice's."""
     object: Literal["chat.completion"] = "chat.completion"
 
 
-class ChatAnswer:
-    """See `answers.Answer`."""
+class ChatFormat:
+    """See `answers.AnswerFormat`."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
         self._no_usage = None if job.include_usage else UNSET
 
-    def chunk(self, told: Told) -> bytes:
-        event = told.event
+    def chunk(self, one: ChoiceEvent) -> bytes:
+        event = one.event
         delta = Delta(
             role="assistant" if event.first else UNSET,
             content=event.text if event.text or event.first else UNSET,
         )
         scores = self._logprobs(event.logprobs)
-        choice = ChunkChoice(told.choice, delta, scores, event.finish_reason, event.stop_reason)
+        choice = ChatChunkChoice(one.choice, delta, scores, event.finish_reason, event.stop_reason)
         return self._chunk([choice], self._no_usage)
 
     def usage(self, usage: Usage) -> bytes:
         return self._chunk([], wire_usage(usage))
 
-    def body(self, told: list[Told], usage: Usage) -> bytes:
+    def body(self, events: list[ChoiceEvent], usage: Usage) -> bytes:
         job = self._job
-        told_whole = whole(told, len(job.submits))
-        prompt = prompt_scores(job, 0, told_whole[0].prompt)
+        all_choices = joined(events, len(job.submits))
+        prompt = prompt_scores(job, 0, all_choices[0].prompt)
         choices = [
-            Choice(
+            ChatChoice(
                 at,
-                Spoken(all_.text),
-                self._logprobs(all_.logprobs),
-                all_.finish_reason,
-                all_.stop_reason,
+                Spoken(whole.text),
+                self._logprobs(whole.logprobs),
+                whole.finish_reason,
+                whole.stop_reason,
             )
-            for at, all_ in enumerate(told_whole)
+            for at, whole in enumerate(all_choices)
         ]
-        return encode(Chat(job.id, job.created, job.model, choices, wire_usage(usage), prompt))
+        return encode(
+            ChatCompletion(job.id, job.created, job.model, choices, wire_usage(usage), prompt)
+        )
 
-    def _chunk(self, choices: list[ChunkChoice], usage: WireUsage | UnsetType | None) -> bytes:
+    def _chunk(self, choices: list[ChatChunkChoice], usage: WireUsage | UnsetType | None) -> bytes:
         job = self._job
-        return encode(Chunk(job.id, job.created, job.model, choices, usage))
+        return encode(ChatChunk(job.id, job.created, job.model, choices, usage))
 
-    def _logprobs(self, scored: tuple[Logprob, ...]) -> Logprobs | None:
+    def _logprobs(self, scored: tuple[Logprob, ...]) -> ChatLogprobs | None:
         if not scored:
             return None
-        return Logprobs(
+        return ChatLogprobs(
             [
                 TokenScore(
                     *self._score(one.id, one.scores.chosen),

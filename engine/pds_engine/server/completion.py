@@ -10,14 +10,14 @@ from pds_engine.server.answers import (
     WireUsage,
     encode,
     finite,
+    joined,
     prompt_scores,
     scored_prompt,
     spelt,
-    whole,
     wire_usage,
 )
 from pds_engine.server.job import Job
-from pds_engine.server.session import Told, Usage
+from pds_engine.server.session import ChoiceEvent, Usage
 from pds_engine.text import detokenizer
 from pds_engine.text.emit import Logprob
 
@@ -25,7 +25,7 @@ _Entry = tuple[int, int, TokenLogprobs | None]
 """A token, how many characters go before it, and its scores."""
 
 
-class Logprobs(Struct, frozen=True):
+class CompletionLogprobs(Struct, frozen=True):
     """Parallel lists, one entry a token."""
 
     tokens: list[str]
@@ -34,10 +34,10 @@ class Logprobs(Struct, frozen=True):
     text_offset: list[int]
 
 
-class Choice(Struct, frozen=True):
+class CompletionChoice(Struct, frozen=True):
     index: int
     text: str
-    logprobs: Logprobs | None
+    logprobs: CompletionLogprobs | None
     finish_reason: str | None
     stop_reason: str | int | None
     prompt_logprobs: PromptScores | UnsetType = UNSET
@@ -49,44 +49,46 @@ class Completion(Struct, frozen=True):
     id: str
     created: int
     model: str
-    choices: list[Choice]
+    choices: list[CompletionChoice]
     usage: WireUsage | UnsetType | None = UNSET
     object: Literal["text_completion"] = "text_completion"
 
 
-class CompletionAnswer:
-    """See `answers.Answer`."""
+class CompletionFormat:
+    """See `answers.AnswerFormat`."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
         self._no_usage = None if job.include_usage else UNSET
 
-    def chunk(self, told: Told) -> bytes:
-        event = told.event
-        text = self._echo(told.choice) + event.text if event.first else event.text
+    def chunk(self, one: ChoiceEvent) -> bytes:
+        event = one.event
+        text = self._echo(one.choice) + event.text if event.first else event.text
         prompt = event.prompt if event.first else None
-        scores = self._logprobs(told.choice, event.logprobs, prompt)
-        choice = Choice(told.choice, text, scores, event.finish_reason, event.stop_reason)
+        scores = self._logprobs(one.choice, event.logprobs, prompt)
+        choice = CompletionChoice(one.choice, text, scores, event.finish_reason, event.stop_reason)
         return self._completion([choice], self._no_usage)
 
     def usage(self, usage: Usage) -> bytes:
         return self._completion([], wire_usage(usage))
 
-    def body(self, told: list[Told], usage: Usage) -> bytes:
+    def body(self, events: list[ChoiceEvent], usage: Usage) -> bytes:
         choices = [
-            Choice(
+            CompletionChoice(
                 at,
-                self._echo(at) + all_.text,
-                self._logprobs(at, all_.logprobs, all_.prompt),
-                all_.finish_reason,
-                all_.stop_reason,
-                prompt_scores(self._job, at, all_.prompt),
+                self._echo(at) + whole.text,
+                self._logprobs(at, whole.logprobs, whole.prompt),
+                whole.finish_reason,
+                whole.stop_reason,
+                prompt_scores(self._job, at, whole.prompt),
             )
-            for at, all_ in enumerate(whole(told, len(self._job.submits)))
+            for at, whole in enumerate(joined(events, len(self._job.submits)))
         ]
         return self._completion(choices, wire_usage(usage))
 
-    def _completion(self, choices: list[Choice], usage: WireUsage | UnsetType | None) -> bytes:
+    def _completion(
+        self, choices: list[CompletionChoice], usage: WireUsage | UnsetType | None
+    ) -> bytes:
         job = self._job
         return encode(Completion(job.id, job.created, job.model, choices, usage))
 
@@ -98,15 +100,15 @@ class CompletionAnswer:
         choice: int,
         scored: tuple[Logprob, ...],
         prompt: tuple[TokenLogprobs, ...] | None,
-    ) -> Logprobs | None:
-        """`prompt` goes before the output's where it is told; None: it was told before."""
+    ) -> CompletionLogprobs | None:
+        """`prompt` goes before the output's where it is echoed; None: an event before had it."""
         echoed = [] if prompt is None else self._prompt(choice, prompt)
         before = len(self._echo(choice))
         entries = [*echoed, *((one.id, before + one.offset, one.scores) for one in scored)]
         if not entries:
             return None
         tokenizer = self._job.rules.tokenizer
-        return Logprobs(
+        return CompletionLogprobs(
             [spelt(tokenizer, id) for id, _, _ in entries],
             [None if scores is None else finite(scores.chosen) for _, _, scores in entries],
             [

@@ -1,4 +1,4 @@
-"""One mapping from what went wrong to what the client is told, in OpenAI's form."""
+"""The API server's errors as HTTP answers; `pds_engine.errors` says what is in them."""
 
 from http import HTTPStatus
 from typing import Any
@@ -7,66 +7,44 @@ import msgspec
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from pds_engine.errors import GroupError, PdsError, RequestError, Unavailable, WrongClock
+from pds_engine.errors import (
+    GroupError,
+    NoRoute,
+    PdsError,
+    RequestError,
+    Unavailable,
+    Unexpected,
+    error_headers,
+    error_object,
+)
 from pds_engine.messages import Failed
 
-_KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
-
-class RequestFailed(PdsError):
-    """The scheduler gave a request up; `failed` says why."""
+class RequestFailed(RequestError):
+    """The scheduler gave a request up: its own error, as the message carries it."""
 
     def __init__(self, failed: Failed) -> None:
-        super().__init__(failed.message)
-        self.failed = failed
+        super().__init__(failed.message, retry_after=failed.retry_after)
+        self.code = failed.code
+        self.status = failed.status
 
 
-def body(message: str, status: int, code: str, param: str | None = None) -> bytes:
-    """OpenAI's error object as JSON."""
-    kind = _KINDS.get(status, "invalid_request_error" if status < 500 else "server_error")
-    return msgspec.json.encode(
-        {"error": {"message": message, "type": kind, "param": param, "code": code}}
-    )
-
-
-def told(error: Exception) -> tuple[int, bytes, dict[str, str]]:
-    """Status, body and headers for any error; one that is not ours says nothing of its inside."""
-    headers: dict[str, str] = {}
-    wait: int | None = None
-    if isinstance(error, RequestError):
-        status, wait = error.status, error.retry_after
-        content = body(str(error), status, error.code, error.param)
-        if isinstance(error, WrongClock):
-            headers.update(error.headers)
-    elif isinstance(error, RequestFailed):
-        failed = error.failed
-        status, wait = failed.status, failed.retry_after
-        content = body(failed.message, status, failed.code)
-    elif isinstance(error, GroupError):
-        status, wait = 503, 1
-        content = body(str(error), status, error.code)
-    elif isinstance(error, HTTPException):
-        status = error.status_code
-        headers.update(error.headers or {})
-        phrase = HTTPStatus(status).phrase
-        content = body(str(error.detail), status, phrase.lower().replace(" ", "_"))
-    else:
-        status = 500
-        content = body("an internal error; the server's log has it", status, PdsError.code)
-    if wait is not None:
-        headers["retry-after"] = str(wait)
-    if status in (408, 413):
+def http_error(error: Exception) -> tuple[int, bytes, dict[str, str]]:
+    """Status, body and headers for any error."""
+    ours = _ours(error)
+    headers = error_headers(ours)
+    if ours.status in (408, 413):
         headers["connection"] = "close"  # the rest of the body is not wanted
-    return status, content, headers
+    return ours.status, msgspec.json.encode(error_object(ours)), headers
 
 
 def response(error: Exception) -> Response:
-    """`told`, as a response."""
-    status, content, headers = told(error)
+    """`http_error`, as a response."""
+    status, content, headers = http_error(error)
     return Response(content, status, headers, media_type="application/json")
 
 
-def verdict(problem: str | None) -> Response:
+def probe_answer(problem: str | None) -> Response:
     """The answer to a probe: 200, or 503 with what is wrong."""
     return Response(b"", 200) if problem is None else response(Unavailable(problem))
 
@@ -74,3 +52,14 @@ def verdict(problem: str | None) -> Response:
 async def handler(request: Any, error: Exception) -> Response:
     """For Starlette's table of exception handlers."""
     return response(error)
+
+
+def _ours(error: Exception) -> PdsError:
+    """`error` as a client may hear of it; one not meant for clients says nothing of its inside."""
+    if isinstance(error, RequestError | GroupError):
+        return error
+    if isinstance(error, HTTPException):
+        route = NoRoute(str(error.detail), error.status_code, headers=error.headers or {})
+        route.code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
+        return route
+    return Unexpected("an internal error; the server's log has it")

@@ -1,21 +1,21 @@
-"""The router's word on a request: signed x-pds-* headers (engine.md §7, operator.md §8)."""
+"""What the router says about a request: signed x-pds-* headers (router.md)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pds_engine import signing
-from pds_engine.asked import seed_bits
 from pds_engine.errors import Forbidden, InvalidRequest
 from pds_engine.messages import Role, Source
 from pds_engine.messages.bounds import TIME, Bound
+from pds_engine.request_fields import seed_bits
 
 _ANY = Bound(0, 10**20)
-"""Of a seed, whose lowest bits count."""
+"""Bounds a seed, of which only the lowest bits count."""
 
 
 @dataclass(frozen=True, slots=True)
-class Internal:
-    """The router's word on one request; the defaults are those of a request without a router."""
+class InternalHeaders:
+    """What the router says about a request; by default, what is true without a router."""
 
     request_id: str | None = None
     attempt: str = ""
@@ -46,7 +46,7 @@ def check(
     return True
 
 
-def read(signed: bool, role: Role, headers: Mapping[str, str]) -> Internal:
+def read(signed: bool, role: Role, headers: Mapping[str, str]) -> InternalHeaders:
     """The headers of a request to an engine of `role`; `signed` is what `check` said.
 
     Raises:
@@ -59,13 +59,13 @@ def read(signed: bool, role: Role, headers: Mapping[str, str]) -> Internal:
                 f"this is a {role} engine: it answers the router alone",
                 hint="send the request to the PDServing's router",
             )
-        return Internal()
+        return InternalHeaders()
     given = headers.get("x-pds-role", "unified")
     if given != role:
         raise InvalidRequest(
             f"x-pds-role is {given[:32]}, this engine's role is {role}", param="x-pds-role"
         )
-    return Internal(
+    return InternalHeaders(
         request_id=headers.get("x-pds-request-id"),
         attempt=headers.get("x-pds-attempt", ""),
         created=_number(headers, "x-pds-created", TIME),

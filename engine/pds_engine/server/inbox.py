@@ -1,4 +1,4 @@
-"""Where the scheduler's answers to one HTTP request wait for it."""
+"""The scheduler's answers wait here for the task of their HTTP request."""
 
 import asyncio
 from collections import deque
@@ -8,23 +8,17 @@ from pds_engine.messages import Failed, Token
 
 Arrival = tuple[int, Token | Failed]
 SLICE = 64
-"""Arrivals that one request works off before others have their turn: a few milliseconds."""
-
-
-class ClientGone(PdsError):
-    """The client closed its connection: nobody reads the answer."""
-
-    code = "client_gone"
+"""Arrivals that one request handles before others have their turn: a few milliseconds."""
 
 
 class ClientSlow(PdsError):
-    """The client reads so slowly that its answer does not fit in memory's share for it."""
+    """The client reads so slowly that its answer outgrows its share of memory."""
 
     code = "client_slow"
 
 
 class Inbox:
-    """A bounded queue from the engine's receiver to one request's task. Choices share it."""
+    """A bounded queue from SchedulerClient to one request's task. Its choices share it."""
 
     def __init__(self, bound: int) -> None:
         self._bound = bound
@@ -40,7 +34,7 @@ class Inbox:
         self._ready.set()
 
     def fail(self, error: Exception) -> None:
-        """Have `take` raise `error` in place of what waits; the first error stands."""
+        """Make `take` raise `error` and drop what waits; the first error stands."""
         self._error = self._error or error
         self._arrivals.clear()
         self._ready.set()
@@ -52,7 +46,7 @@ class Inbox:
             ClientGone, ClientSlow, Unavailable: as given to `fail`.
         """
         if self._arrivals:
-            await asyncio.sleep(0)  # a wait for what is there already gives nobody a turn
+            await asyncio.sleep(0)  # the wait below returns at once, and gives no task a turn
         await self._ready.wait()
         if self._error is not None:
             raise self._error

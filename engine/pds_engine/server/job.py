@@ -1,4 +1,4 @@
-"""From a client's body to the work it comes to: prompts, sampling, and what to tell (pure)."""
+"""From a client's body to its work: prompts, sampling, and the shape of the answer (pure)."""
 
 import secrets
 import time
@@ -6,24 +6,24 @@ from collections.abc import Sequence, Sized
 from dataclasses import dataclass, field
 from typing import Any
 
-from pds_engine.asked import asked
 from pds_engine.config import EngineConfig
 from pds_engine.errors import InvalidRequest, TooLong, UnknownModel
 from pds_engine.messages import Sampling, Submit
 from pds_engine.messages.bounds import BIAS, MAX_BIASED, SEED_BITS
-from pds_engine.server.headers import Internal
+from pds_engine.request_fields import request_fields
+from pds_engine.server.headers import InternalHeaders
 from pds_engine.server.protocol import ChatRequest, Common, CompletionRequest, Templated
 from pds_engine.text.emit import Rules
 from pds_engine.text.stops import Stops
 from pds_engine.text.tokenizer import Tokenizer
 
 DEFAULT_MAX_TOKENS = 16
-"""Of a completion that names none, as OpenAI has it; a chat may fill the context."""
+"""For a completion that names none, as OpenAI has it; a chat may fill the context."""
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One HTTP request: choice i is submits[i], all under the same rules."""
+    """One HTTP request: choice i is submits[i]; all have the same rules."""
 
     id: str
     created: int
@@ -34,18 +34,18 @@ class Job:
     copies: int
     """Choices of each prompt (n)."""
     prompt_tokens: int
-    """Of all prompts, each counted once however many choices it has."""
+    """Tokens of all prompts; each prompt counts once, however many choices it has."""
     stream: bool
     include_usage: bool
     journal: bool
     first_only: bool
     """role=prefill: the answer is the first token's events."""
-    muted: int
-    """Events of so many first tokens are another's to send, or were sent before."""
+    replayed: int
+    """So many first tokens make no event: another group sends theirs, or has sent it before."""
     echoes: tuple[str, ...] = field(default=())
     """Per choice, the prompt's text that goes before the output."""
     prompt_logprobs: int | None = None
-    """How many of the likeliest are told beside each token of the prompt; None: neither."""
+    """How many of the likeliest stand beside each token of the prompt; None: no scores at all."""
 
 
 def check_model(name: str | None, config: EngineConfig) -> None:
@@ -139,7 +139,7 @@ def make(
     prompts: Sequence[Sequence[int]],
     tokenizer: Tokenizer,
     config: EngineConfig,
-    internal: Internal,
+    internal: InternalHeaders,
 ) -> Job:
     """The work of one request.
 
@@ -148,7 +148,7 @@ def make(
     """
     chat = isinstance(body, ChatRequest)
     resumed = _resumed(body, prompts, tokenizer, internal)
-    wants = asked(stream=body.stream, n=body.n, seed=body.seed)
+    wants = request_fields(stream=body.stream, n=body.n, seed=body.seed)
     copies = wants.choices
     count = len(prompts) * copies
     if count > config.scheduler.max_running + config.scheduler.max_waiting:
@@ -167,14 +167,14 @@ def make(
     journal = internal.journal and stream and count == 1
     submits: list[Submit] = []
     for prompt in prompts:
-        room = _room(prompt, body, tokenizer, config, "messages" if chat else "prompt")
+        max_tokens = _max_tokens(prompt, body, tokenizer, config, "messages" if chat else "prompt")
         for copy in range(copies):
             submits.append(
                 Submit(
                     request_id=name if count == 1 else f"{name}#{len(submits)}",
                     prompt_ids=tuple(prompt),
                     output_ids=resumed,
-                    sampling=_sampling(body, room, stop_ids, tokenizer.vocabulary, copy),
+                    sampling=_sampling(body, max_tokens, stop_ids, tokenizer.vocabulary, copy),
                     seed=seed,
                     priority=body.priority or 0,
                     deadline=deadline,
@@ -207,14 +207,14 @@ def make(
         include_usage=bool(options and options.include_usage),
         journal=journal,
         first_only=config.role == "prefill",
-        muted=(len(resumed) + (config.role == "decode")) if stream else 0,
+        replayed=(len(resumed) + (config.role == "decode")) if stream else 0,
         echoes=tuple(echo for echo in echoes for _ in range(copies)),
         prompt_logprobs=body.prompt_logprobs,
     )
 
 
 def _resumed(
-    body: Common, prompts: Sequence[Sequence[int]], tokenizer: Tokenizer, internal: Internal
+    body: Common, prompts: Sequence[Sequence[int]], tokenizer: Tokenizer, internal: InternalHeaders
 ) -> tuple[int, ...]:
     if body.pds_resume is None:
         return ()
@@ -226,7 +226,7 @@ def _resumed(
     return tuple(body.pds_resume.output_ids)
 
 
-def _room(
+def _max_tokens(
     prompt: Sequence[int],
     body: CompletionRequest | ChatRequest,
     tokenizer: Tokenizer,
@@ -287,7 +287,7 @@ def _logprobs(body: CompletionRequest | ChatRequest) -> int | None:
 
 
 def _prompt_logprobs(body: CompletionRequest | ChatRequest) -> int | None:
-    """Asked for by name, or by the scores of an answer that begins with its prompt."""
+    """By its own field, or by the scores of an answer that begins with its prompt."""
     asked = body.prompt_logprobs
     if asked is not None and body.stream:
         raise InvalidRequest("prompt_logprobs is not served with stream", param="prompt_logprobs")

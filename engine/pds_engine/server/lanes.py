@@ -1,31 +1,31 @@
-"""Who reads a body where.
+"""Where a body is read, by its size.
 
-Up to 4 KiB at once; up to 256 KiB in a thread, one at a time; what is larger is examined by a
-process of its own, and what is left of it is read in a second thread, one at a time too.
+Up to 4 KiB on the event loop; up to 256 KiB in a thread, one at a time. A process of its own
+examines a larger one, and a second thread reads what is left of it, again one at a time.
 """
 
 import asyncio
 from collections.abc import Callable
 from typing import TypeVar
 
-from pds_engine.reading import LARGE, Reader, Turns
+from pds_engine.reading import LARGE, Reader, ReadQueue
 from pds_engine.server import large
 
 R = TypeVar("R")
 
 SMALL = 4 * 1024
-"""Bytes that are read on the event loop: in less time than handing them over takes."""
+"""Bytes that are read on the event loop: handing them over takes longer."""
 
 
 class Lanes:
-    """Large bodies queue behind large ones alone, in the process and in the thread.
+    """Large bodies wait for large ones and for no others, in the process and in the thread.
 
     limits: what a large one may hold.
     """
 
-    def __init__(self, limits: large.Limits) -> None:
+    def __init__(self, limits: large.PromptLimits) -> None:
         self._limits = limits
-        self._middle, self._large = Turns(), Turns()
+        self._middle, self._large = ReadQueue(), ReadQueue()
         self._reader = Reader("pds_engine.server.large:examined")
 
     async def read(self, data: bytes, form: large.Form, work: Callable[[bytes], R]) -> R:

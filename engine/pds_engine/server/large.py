@@ -1,10 +1,10 @@
 """Large bodies: bounded by what the context could ever hold before anything is made of them.
 
 A parser holds the interpreter's lock from a body's first byte to its last, and nobody else is
-answered meanwhile. So the lists and texts that may be long are found first, as raw bytes (which is
-ten times as fast as reading them), refused where they cannot fit, and then read a piece at a time.
-What is left is small, and read as a small body is. Even finding them takes too long in bodies of
-megabytes: those are `examined` by a process of their own (`pds_engine.reading`) before.
+answered meanwhile. So this finds the lists and texts that may be long as raw bytes, ten times as
+fast as reading them, refuses those that cannot fit, and reads the others a piece at a time. What is
+left is small, and is read like a small body. In bodies of megabytes even finding them takes too
+long: a process of its own (`pds_engine.reading`) has `examined` those before.
 """
 
 from functools import cache
@@ -38,7 +38,7 @@ _SPACE = b" \t\r\n"
 
 
 class _Object(Struct):
-    """Takes any JSON object, and keeps nothing of it."""
+    """Accepts any JSON object, and keeps nothing of it."""
 
 
 _Id = Annotated[int, Meta(ge=0, lt=2**31)]
@@ -48,26 +48,26 @@ _text = msgspec.json.Decoder(str)
 _texts = msgspec.json.Decoder(list[str])
 _items = msgspec.json.Decoder(list[Raw])
 _objects = msgspec.json.Decoder(list[_Object])
-"""Ends at the first item that is no object, and makes nothing of those that are."""
+"""Fails at the first item that is not an object; builds nothing from those that are."""
 _resume = msgspec.json.Decoder(dict[str, Raw])
 _MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
-class Limits(NamedTuple):
+class PromptLimits(NamedTuple):
     """What one request could ever need."""
 
     tokens: int
-    """Of one prompt."""
+    """Token ids of one prompt."""
     characters: int
-    """Of one prompt's text."""
+    """Characters of one prompt's text."""
     prompts: int
 
 
-def parse(kind: type[B], data: bytes, limits: Limits) -> B:
+def parse(kind: type[B], data: bytes, limits: PromptLimits) -> B:
     """`protocol.parse` for a body of any size.
 
-    Both read alike, but for what nobody reads: a large body may nest unknown fields deeper, and may
-    have no NaN anywhere, which JSON does not know.
+    Both read alike, but for fields that nobody reads: a large body may nest them deeper, and may
+    not have NaN in them, which is not JSON.
 
     Raises:
         InvalidRequest: as there, or a field is larger than any use of it.
@@ -119,14 +119,14 @@ def has_messages(data: bytes) -> bool:
 # ---- the examination, in the process that reads large bodies -------------------------------------
 
 
-def question(form: Form, limits: Limits) -> bytes:
+def question(form: Form, limits: PromptLimits) -> bytes:
     """What `examined` is to look for."""
     return msgspec.msgpack.encode((form, limits))
 
 
 def examined(about: bytes, data: bytes) -> bytes:
-    """The body without what nobody reads of it. `parse` takes it; and raises what `parse` does."""
-    form, limits = msgspec.msgpack.decode(about, type=tuple[Form, Limits])
+    """The body without the fields that nobody reads, for `parse`. Raises what `parse` raises."""
+    form, limits = msgspec.msgpack.decode(about, type=tuple[Form, PromptLimits])
     kind = _kind(form, data)
     parse(kind, data, limits)
     fields = _fields(kind, data)
@@ -176,7 +176,7 @@ def _unreadable(error: Exception) -> InvalidRequest:
 # ---- the fields that may be large ---------------------------------------------------------------
 
 
-def _prompt(raw: bytes, limits: Limits) -> str | list[str] | list[int] | list[list[int]]:
+def _prompt(raw: bytes, limits: PromptLimits) -> str | list[str] | list[int] | list[list[int]]:
     if not raw.startswith(b"["):
         return _one_text(raw, limits, "prompt")
     first = raw[1:].lstrip(_SPACE)[:1]
@@ -198,7 +198,7 @@ def _prompt(raw: bytes, limits: Limits) -> str | list[str] | list[int] | list[li
     return _one_list(raw, limits, "prompt")
 
 
-def _check_prompts(count: int, limits: Limits) -> None:
+def _check_prompts(count: int, limits: PromptLimits) -> None:
     if count > limits.prompts:
         raise InvalidRequest(
             f"prompt: more than the {limits.prompts} prompts that this engine takes at once",
@@ -206,12 +206,12 @@ def _check_prompts(count: int, limits: Limits) -> None:
         )
 
 
-def _one_text(raw: bytes, limits: Limits, param: str) -> str:
+def _one_text(raw: bytes, limits: PromptLimits, param: str) -> str:
     _check_text(len(raw), limits.characters * _ESCAPED + 2, limits, param)
     return _text.decode(raw)
 
 
-def _check_text(size: int, most: int, limits: Limits, param: str) -> None:
+def _check_text(size: int, most: int, limits: PromptLimits, param: str) -> None:
     if size > most:
         raise TooLong(
             f"the {param}'s text of {size} cannot fit the context of {limits.tokens} tokens",
@@ -219,17 +219,17 @@ def _check_text(size: int, most: int, limits: Limits, param: str) -> None:
         )
 
 
-def _text_alone(raw: bytes, limits: Limits) -> str:
+def _text_alone(raw: bytes, limits: PromptLimits) -> str:
     return _one_text(raw, limits, "prompt")
 
 
-def _one_list(raw: bytes, limits: Limits, param: str) -> list[int]:
+def _one_list(raw: bytes, limits: PromptLimits, param: str) -> list[int]:
     if raw.count(b",") + 1 > limits.tokens:
         raise _too_many(raw, limits, param)
     return _ids.decode(raw)
 
 
-def _too_many(raw: bytes, limits: Limits, param: str) -> TooLong:
+def _too_many(raw: bytes, limits: PromptLimits, param: str) -> TooLong:
     return TooLong(
         f"the {param}'s {raw.count(b',') + 1} token ids exceed the context of {limits.tokens}"
         " tokens",
@@ -237,11 +237,11 @@ def _too_many(raw: bytes, limits: Limits, param: str) -> TooLong:
     )
 
 
-def _tokens(raw: bytes, limits: Limits) -> list[int]:
+def _tokens(raw: bytes, limits: PromptLimits) -> list[int]:
     return _one_list(raw, limits, "tokens")
 
 
-def _resumed(raw: bytes, limits: Limits) -> protocol.Resume:
+def _resumed(raw: bytes, limits: PromptLimits) -> protocol.Resume:
     ids = _one_list(_resumed_ids(raw), limits, "pds_resume")
     return protocol.Resume.model_construct(output_ids=ids)
 
@@ -250,7 +250,7 @@ def _resumed_ids(raw: bytes) -> bytes:
     return bytes(_resume.decode(raw).get("output_ids", Raw(b"null")))
 
 
-def _messages(raw: bytes, limits: Limits) -> list[protocol.Message]:
+def _messages(raw: bytes, limits: PromptLimits) -> list[protocol.ChatMessage]:
     """Each message is a piece of its own."""
     if len(raw) > limits.characters * _ESCAPED + MAX_FIELD:
         raise TooLong(
@@ -266,23 +266,23 @@ def _messages(raw: bytes, limits: Limits) -> list[protocol.Message]:
     return [_message(bytes(item), at) for at, item in enumerate(_items.decode(raw))]
 
 
-def _message(raw: bytes, at: int) -> protocol.Message:
+def _message(raw: bytes, at: int) -> protocol.ChatMessage:
     where = f"messages[{at}]"
     try:
         _check_few(raw, where)
         (message,) = _alone("messages", b"[%b]" % raw)
     except InvalidRequest as error:
         param = (error.param or "").replace("messages[0]", where)
-        told = error.message.replace("messages[0]", where)
-        raise InvalidRequest(told, param=param) from error
-    return cast("protocol.Message", message)
+        message = error.message.replace("messages[0]", where)
+        raise InvalidRequest(message, param=param) from error
+    return cast("protocol.ChatMessage", message)
 
 
-def _tools(raw: bytes, limits: Limits) -> Any:
+def _tools(raw: bytes, limits: PromptLimits) -> Any:
     return _extra(raw, "tools")
 
 
-def _kwargs(raw: bytes, limits: Limits) -> Any:
+def _kwargs(raw: bytes, limits: PromptLimits) -> Any:
     return _extra(raw, "chat_template_kwargs")
 
 
@@ -309,7 +309,7 @@ def _check_numbers(raw: bytes, param: str) -> None:
 
 @cache
 def _kind_of(name: str) -> type[Body]:
-    """A body of this one field of a chat: it is then read as in a small one."""
+    """A body of one field of a chat, which is read like that field in a small body."""
     field = protocol.ChatRequest.model_fields[name]
     fields: dict[str, Any] = {name: (field.annotation, field)}
     return create_model(name, __base__=Body, **fields)
@@ -330,7 +330,7 @@ _READERS = {
 _TEXT_FIELD, _TEXT_ALONE = (protocol.TokenizeText, "prompt"), _text_alone
 """Where a prompt is a text and nothing else."""
 _OPEN = frozenset({"messages", "tools", "chat_template_kwargs"})
-"""What may hold any JSON."""
+"""Fields that may hold any JSON."""
 _STAND_INS = {
     "prompt": b'""',
     "messages": b'[{"role":"user"}]',

@@ -8,13 +8,15 @@ from starlette.types import ASGIApp
 
 from pds_engine.config import HttpConfig
 from pds_engine.errors import GroupError
-from pds_engine.listening import bound, refusal
+from pds_engine.listening import bind, refusal
 from pds_engine.ports import HTTP, METRICS
-from pds_engine.server.engine import Engine
+from pds_engine.server.scheduler_client import SchedulerClient
 
 
-def listen(app: ASGIApp, http: HttpConfig, engine: Engine, registry: CollectorRegistry) -> None:
-    """Serve until SIGTERM, which lets the application drain, or until `engine` is lost.
+def listen(
+    app: ASGIApp, http: HttpConfig, scheduler: SchedulerClient, registry: CollectorRegistry
+) -> None:
+    """Serve until SIGTERM, which lets the application drain, or until `scheduler` is lost.
 
     Raises:
         PortTaken: another process has a port.
@@ -39,11 +41,11 @@ def listen(app: ASGIApp, http: HttpConfig, engine: Engine, registry: CollectorRe
     def end() -> None:
         server.should_exit = True
 
-    engine.on_loss = end
+    scheduler.on_loss = end
     for number in (signal.SIGTERM, signal.SIGINT):
         # uvicorn drains on these and then raises them anew, which would end us with a bad status.
         signal.signal(number, lambda *_: None)
-    ours = bound(http.host, http.port, HTTP)
+    ours = bind(http.host, http.port, HTTP)
     try:
         metrics, thread = start_http_server(http.metrics_port, http.host, registry)
     except OSError as error:
@@ -55,11 +57,11 @@ def listen(app: ASGIApp, http: HttpConfig, engine: Engine, registry: CollectorRe
     except OSError as error:
         if server.started:
             raise
-        # It was free when we bound it, and another began to listen before us.
+        # The port was free when we bound it, and another process began to listen before us.
         raise refusal(error, http.host, http.port, HTTP) from error
     finally:
         metrics.shutdown()
         metrics.server_close()
         thread.join()
-    if engine.error is None and not server.started:
+    if scheduler.error is None and not server.started:
         raise GroupError("the API server did not start; the log says why")

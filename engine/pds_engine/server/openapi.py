@@ -1,7 +1,7 @@
-"""The OpenAPI document of what clients may ask, made of the models that read their bodies.
+"""The OpenAPI document of what clients may ask, made from the models that read their bodies.
 
-Routers relay it: what is described here is served by engine and router alike. What the router and
-the operator sign, and what probes ask, is not in it.
+Routers relay it: engine and router both serve all that it describes. It leaves out the routes of
+probes, and those whose calls the router and the operator sign.
 """
 
 from collections.abc import Mapping

@@ -24,10 +24,10 @@ from pds_engine.server.unserved import Templating, Unserved, UnservedOfChat, Uns
 T = TypeVar("T", bound="Body")
 Item = TypeVar("Item")
 Many = Annotated[list[Item], Field(fail_fast=True)]
-"""A list that is refused at its first wrong item: a body of 8 MB can hold millions of them."""
+"""A list that fails at its first wrong item: a body of 8 MB can hold millions of them."""
 TokenId = Annotated[int, Field(ge=0, le=INT32_MAX)]
 Tokens = Annotated[int, Field(ge=1, le=INT32_MAX)]
-"""A number of tokens; what the context has room for is less, and checked with the prompt."""
+"""A number of tokens. The context has room for fewer, which is checked with the prompt."""
 Chance = Annotated[float, Field(ge=0, le=1)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 Likeliest = Annotated[int, Field(ge=0, le=MAX_LOGPROBS)]
@@ -39,7 +39,7 @@ class StreamOptions(Body):
 
 
 class Resume(Body):
-    """Given by the router alone: tokens that the client already has (engine.md §7)."""
+    """Given by the router alone: tokens that the client already has (router.md)."""
 
     output_ids: Many[TokenId]
 
@@ -93,8 +93,10 @@ class TextPart(Body):
     text: str
 
 
-class Message(Body):
-    model_config = ConfigDict(extra="allow")  # tool calls and names go to the template as they are
+class ChatMessage(Body):
+    # Tool calls and names go to the template as they are.
+    model_config = ConfigDict(extra="allow", title="Message")
+    __qualname__ = "Message"  # what /openapi.json calls it
 
     role: str = Field(min_length=1, max_length=64)
     content: str | Many[TextPart] | None = None
@@ -103,7 +105,7 @@ class Message(Body):
 class Templated(Templating):
     """What makes a prompt of messages."""
 
-    messages: Many[Message] = Field(min_length=1)
+    messages: Many[ChatMessage] = Field(min_length=1)
     tools: Many[dict[str, Any]] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
@@ -164,7 +166,7 @@ def has_messages(data: bytes) -> bool:
     return parse(_Either, data).messages is not None
 
 
-_TAG = re.compile(r"^(str|int|float|bool|dict|TextPart|Message)$|\W")
+_TAG = re.compile(r"^(str|int|float|bool|dict|TextPart|ChatMessage)$|\W")
 """pydantic puts the members of a union into the path, as types rather than names."""
 
 

@@ -1,8 +1,8 @@
-"""The server of a pod that is not its group's leader: health, metrics, and the drain it begins.
+"""The server of a pod that is not its group's leader: health, metrics, and the group's drain.
 
-It follows the leader's scheduler as the API server does, and takes no requests. Such a pod is ready
-when its group is. SIGTERM drains the whole group: its ranks go on computing until nothing is left,
-and until the leader has ended, which may still be telling its clients the last tokens.
+It follows the leader's scheduler as the API server does, and accepts no requests. Such a pod is
+ready when its group is. SIGTERM drains the whole group: its ranks go on computing until nothing is
+left, and until the leader has ended, which may still send the last tokens to its clients.
 """
 
 import asyncio
@@ -21,9 +21,9 @@ from pds_engine.config import EngineConfig
 from pds_engine.errors import GroupError
 from pds_engine.keys import Keys
 from pds_engine.server import state
-from pds_engine.server.engine import Engine
-from pds_engine.server.errors import verdict
+from pds_engine.server.errors import probe_answer
 from pds_engine.server.listen import listen
+from pds_engine.server.scheduler_client import SchedulerClient
 
 RELEASE_SECONDS = 10.0
 """How long a drained group's leader may take to end before this pod ends without it."""
@@ -39,22 +39,22 @@ _COUNTS = {
 
 
 class RankMetrics(Collector):
-    """What this pod's ranks do; all that is the group's is told by the leader alone."""
+    """What this pod's ranks do. Only the leader shows figures of the whole group."""
 
-    def __init__(self, engine: Engine, ranks: range) -> None:
-        self._engine = engine
+    def __init__(self, scheduler: SchedulerClient, ranks: range) -> None:
+        self._scheduler = scheduler
         self._ranks = ranks
         self.registry = CollectorRegistry()
         self.registry.register(self)
 
     def collect(self) -> Iterable[Metric]:
         """As of what the scheduler reported last."""
-        told = self._engine.state
+        group = self._scheduler.state
         ready = GaugeMetricFamily("pds_rank_ready", "1 once the rank has joined.", labels=["rank"])
         for rank in self._ranks:
-            ready.add_metric([str(rank)], float(told is not None and rank not in told.missing))
+            ready.add_metric([str(rank)], float(group is not None and rank not in group.missing))
         yield ready
-        own = [each for each in told.traffic if each.rank in self._ranks] if told else []
+        own = [each for each in group.traffic if each.rank in self._ranks] if group else []
         for name, text in _COUNTS.items():
             counted = CounterMetricFamily(f"pds_rank_{name}", text, labels=["rank"])
             for each in own:
@@ -62,63 +62,67 @@ class RankMetrics(Collector):
             yield counted
 
 
-def create_app(engine: Engine, config: EngineConfig, registry: CollectorRegistry) -> FastAPI:
-    """The application; it starts and stops `engine` with itself."""
+def create_app(
+    scheduler: SchedulerClient, config: EngineConfig, registry: CollectorRegistry
+) -> FastAPI:
+    """The application; it starts and stops `scheduler` with itself."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        # Beside what follows: the leader may come late, and SIGTERM need not wait for it.
-        joining = asyncio.create_task(_join(engine))
+        # In a task of its own: the leader may come late, and SIGTERM need not wait for it.
+        joining = asyncio.create_task(_join(scheduler))
         try:
             yield
-            if joining.done() and engine.error is None:
+            if joining.done() and scheduler.error is None:
                 # The pod's own grace is the deadline, unless the group has an earlier one.
-                engine.drain(math.inf)
-                if await engine.drained(None):
-                    await engine.ended(RELEASE_SECONDS)
+                scheduler.drain(math.inf)
+                if await scheduler.drained(None):
+                    await scheduler.ended(RELEASE_SECONDS)
         finally:
             joining.cancel()
-            await engine.stop()
+            await scheduler.stop()
 
     async def healthz(request: Request) -> Response:
-        error = engine.error.message if engine.error else None
-        age = engine.clock() - engine.state_at
-        return verdict(state.sick(engine.state, age, config.scheduler.step_timeout, error))
+        error = scheduler.error.message if scheduler.error else None
+        age = scheduler.clock() - scheduler.state_at
+        return probe_answer(
+            state.unhealthy(scheduler.state, age, config.scheduler.step_timeout, error)
+        )
 
     async def readyz(request: Request) -> Response:
-        if engine.error is not None:
-            return verdict(engine.error.message)
-        return verdict(state.unready(engine.state, config))
+        if scheduler.error is not None:
+            return probe_answer(scheduler.error.message)
+        return probe_answer(state.unready(scheduler.state, config))
 
-    async def told(request: Request) -> Response:
+    async def metrics(request: Request) -> Response:
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
     app = FastAPI(lifespan=lifespan, openapi_url=None)
-    for path, route in (("/healthz", healthz), ("/readyz", readyz), ("/metrics", told)):
+    for path, route in (("/healthz", healthz), ("/readyz", readyz), ("/metrics", metrics)):
         app.add_route(path, route, methods=["GET"])
     return app
 
 
-async def _join(engine: Engine) -> None:
+async def _join(scheduler: SchedulerClient) -> None:
     try:
-        await engine.start()
+        await scheduler.start()
     except GroupError as error:
-        engine.lose(error)
+        scheduler.lose(error)
 
 
-def run(config: EngineConfig, keys: Keys, scheduler: str) -> None:
+def run(config: EngineConfig, keys: Keys, address: str) -> None:
     """Serve until SIGTERM, which drains the group, or until the group ends.
 
     Args:
-        scheduler: the ZMQ address of the group's scheduler, in the leader's pod.
+        address: the ZMQ address of the group's scheduler, in the leader's pod.
 
     Raises:
         ConfigError: a port cannot be used.
         GroupError: the scheduler was lost before anybody asked for the end.
     """
     context = zmq.asyncio.Context()
-    engine = Engine(
-        lambda: wire.AsyncLink(context, scheduler, keys),
+    scheduler = SchedulerClient(
+        lambda: wire.AsyncLink(context, address, keys),
         group=config.pod.group,
         incarnation="",
         capacity=0,
@@ -126,10 +130,10 @@ def run(config: EngineConfig, keys: Keys, scheduler: str) -> None:
     )
     first = config.pod.index * config.parallelism.ranks_per_pod
     ranks = range(first, first + config.parallelism.ranks_per_pod)
-    registry = RankMetrics(engine, ranks).registry
+    registry = RankMetrics(scheduler, ranks).registry
     try:
-        listen(create_app(engine, config, registry), config.http, engine, registry)
+        listen(create_app(scheduler, config, registry), config.http, scheduler, registry)
     finally:
         context.destroy(linger=0)
-    if engine.error is not None and not engine.draining:
-        raise engine.error
+    if scheduler.error is not None and not scheduler.draining:
+        raise scheduler.error

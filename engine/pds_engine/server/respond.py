@@ -1,4 +1,4 @@
-"""The edge between a session and HTTP: waits for tokens, writes bytes, notices who has gone."""
+"""The edge between a session and HTTP: waits for tokens, writes bytes, sees a client leave."""
 
 import asyncio
 import logging
@@ -8,16 +8,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from pds_engine.errors import PdsError
+from pds_engine.errors import ClientGone, PdsError
 from pds_engine.messages import Failed, Token
-from pds_engine.server.answers import DONE, Answer, broken_off, server_sent
-from pds_engine.server.engine import Engine
-from pds_engine.server.errors import RequestFailed, told
-from pds_engine.server.inbox import ClientGone, Inbox
-from pds_engine.server.session import Session, Told
+from pds_engine.server.answers import DONE, AnswerFormat, broken_off, server_sent
+from pds_engine.server.errors import RequestFailed, http_error
+from pds_engine.server.inbox import Inbox
+from pds_engine.server.scheduler_client import SchedulerClient
+from pds_engine.server.session import ChoiceEvent, Session
 
 _LONG = 256
-"""Tokens to tell, the prompt's with their scores included, from which JSON is made off the loop."""
+"""Tokens of an answer, the prompt's scores included, from which its JSON is made in a thread."""
 _log = logging.getLogger("pds.server")
 _HEADERS = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -26,17 +26,19 @@ _HEADERS = (
 )
 
 
-async def respond(engine: Engine, session: Session, answer: Answer, request: Request) -> Response:
+async def respond(
+    scheduler: SchedulerClient, session: Session, answer: AnswerFormat, request: Request
+) -> Response:
     """Run a job and answer it. A stream's status is known with its first token.
 
     Raises:
         PdsError: it failed before anything was sent.
     """
-    run, job = Run(engine, session, answer, request), session.job
+    run, job = RunningJob(scheduler, session, answer, request), session.job
     try:
         first = await run.next()
         if job.stream:
-            return Stream(run, first)
+            return EventStreamResponse(run, first)
         events = first
         while not run.session.done:
             events += await run.next()
@@ -46,25 +48,27 @@ async def respond(engine: Engine, session: Session, answer: Answer, request: Req
     run.close()
     if job.first_only:
         return Response(b"")
-    content = await _made(events, lambda told: answer.body(told, session.usage()))
+    content = await _made(events, lambda all_: answer.body(all_, session.usage()))
     return Response(content, media_type="application/json")
 
 
-class Run:
+class RunningJob:
     """One job at work, from its submission until `close`."""
 
-    def __init__(self, engine: Engine, session: Session, answer: Answer, request: Request) -> None:
-        self.engine, self.session, self.answer = engine, session, answer
+    def __init__(
+        self, scheduler: SchedulerClient, session: Session, answer: AnswerFormat, request: Request
+    ) -> None:
+        self.scheduler, self.session, self.answer = scheduler, session, answer
         self.job = job = session.job
         self.path = request.url.path
-        self._started = engine.clock()
+        self._started = scheduler.clock()
         self._last_at = [self._started] * len(job.submits)
         self._failed: RequestFailed | None = None
-        self._inbox = engine.open(job.submits)
+        self._inbox = scheduler.open(job.submits)
         self._watch = asyncio.create_task(_watch(request.receive, self._inbox))
-        engine.metrics.prompt_tokens.inc(job.prompt_tokens)
+        scheduler.metrics.prompt_tokens.inc(job.prompt_tokens)
 
-    async def next(self) -> list[Told]:
+    async def next(self) -> list[ChoiceEvent]:
         """The events of tokens that have come: of a slice of them, where many have.
 
         Raises:
@@ -73,40 +77,40 @@ class Run:
         """
         if self._failed is not None:
             raise self._failed
-        events: list[Told] = []
+        events: list[ChoiceEvent] = []
         came = False
         for choice, message in await self._inbox.take():
             if isinstance(message, Failed):
-                self.engine.close(message.request_id, cancel=False)
+                self.scheduler.close(message.request_id, cancel=False)
                 self._failed = RequestFailed(message)
                 break
             came = True
             events += self._feed(choice, message)
-        told = events or (came and self.job.journal)  # tokens that release nothing were told too
-        if self._failed is not None and not told:
+        sent = events or (came and self.job.journal)  # a journal names tokens without text, too
+        if self._failed is not None and not sent:
             raise self._failed
-        return events  # what came before a failure is told before it
+        return events  # what came before a failure is sent before it
 
     def close(self) -> None:
         """Let go of all choices; those still open are cancelled."""
         self._watch.cancel()
         for choice, submit in enumerate(self.job.submits):
-            self.engine.close(submit.request_id, cancel=self.session.is_open(choice))
+            self.scheduler.close(submit.request_id, cancel=self.session.is_open(choice))
         if self.session.done:
             usage = self.session.usage()
-            self.engine.metrics.cached_tokens.inc(usage.cached_tokens)
+            self.scheduler.metrics.cached_tokens.inc(usage.cached_tokens)
 
-    def _feed(self, choice: int, token: Token) -> list[Told]:
+    def _feed(self, choice: int, token: Token) -> list[ChoiceEvent]:
         if not self.session.is_open(choice):
             return []
         self._measure(choice, token)
         events, cancel = self.session.feed(choice, token)
         if not self.session.is_open(choice):
-            self.engine.close(self.job.submits[choice].request_id, cancel=cancel)
+            self.scheduler.close(self.job.submits[choice].request_id, cancel=cancel)
         return events
 
     def _measure(self, choice: int, token: Token) -> None:
-        now, metrics = self.engine.clock(), self.engine.metrics
+        now, metrics = self.scheduler.clock(), self.scheduler.metrics
         metrics.output_tokens.inc()
         first = token.index == len(self.job.submits[choice].output_ids)
         series = metrics.ttft if first else metrics.gap
@@ -114,10 +118,10 @@ class Run:
         self._last_at[choice] = now
 
 
-class Stream(Response):
-    """Server-sent events, one write for all that tokens have released since the last."""
+class EventStreamResponse(Response):
+    """Server-sent events: one write for all that tokens have released since the last write."""
 
-    def __init__(self, run: Run, first: list[Told]) -> None:
+    def __init__(self, run: RunningJob, first: list[ChoiceEvent]) -> None:
         self.status_code = 200
         self.background = None
         self.raw_headers = list(_HEADERS)
@@ -140,21 +144,21 @@ class Stream(Response):
             _log.info("the client left", extra={"request_id": run.job.id})
         except PdsError as error:
             await send(self._broken(error))
-        except Exception as error:  # a fault of ours ends this stream, and says so
+        except Exception as error:  # a fault of ours ends this stream, with an error
             _log.exception("a stream failed", extra={"request_id": run.job.id})
             await send(self._broken(error))
         finally:
             run.close()
 
     def _broken(self, error: Exception) -> Message:
-        """The last event, in place of the status that is out; no [DONE] follows."""
-        status, error_object, _ = told(error)
+        """The last event: the status was sent long ago. No [DONE] follows."""
+        status, error_object, _ = http_error(error)
         content = broken_off(self._run.job, status, error_object)
         return {"type": "http.response.body", "body": content}
 
-    def _spelt(self, events: list[Told]) -> bytes:
+    def _spelt(self, events: list[ChoiceEvent]) -> bytes:
         job, answer = self._run.job, self._run.answer
-        return b"".join(server_sent(job, told, answer.chunk(told)) for told in events)
+        return b"".join(server_sent(job, event, answer.chunk(event)) for event in events)
 
     def _end(self) -> bytes:
         run = self._run
@@ -165,9 +169,9 @@ class Stream(Response):
         return b"data: %s\n\n%s" % (run.answer.usage(run.session.usage()), DONE)
 
 
-async def _made(events: list[Told], make: Callable[[list[Told]], bytes]) -> bytes:
+async def _made(events: list[ChoiceEvent], make: Callable[[list[ChoiceEvent]], bytes]) -> bytes:
     """The bytes of `events`."""
-    size = sum(1 + len(told.event.prompt) for told in events)
+    size = sum(1 + len(one.event.prompt) for one in events)
     return await asyncio.to_thread(make, events) if size > _LONG else make(events)
 
 

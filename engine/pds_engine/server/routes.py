@@ -1,4 +1,4 @@
-"""The routes of the API server: each reads, asks the pure modules, and answers."""
+"""The routes of the API server. Each reads a request, calls the pure modules, and answers."""
 
 import logging
 import time
@@ -10,19 +10,19 @@ import msgspec
 from fastapi import FastAPI, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from pds_engine import body
 from pds_engine.config import EngineConfig
-from pds_engine.errors import Forbidden, Overloaded, PdsError, Unavailable
+from pds_engine.errors import ClientGone, Forbidden, Overloaded, PdsError, Unavailable
 from pds_engine.room import Room
-from pds_engine.server import body, headers, job, large, openapi, protocol, state
-from pds_engine.server.answers import Answer
-from pds_engine.server.chat import ChatAnswer
-from pds_engine.server.completion import CompletionAnswer
-from pds_engine.server.engine import Engine
-from pds_engine.server.errors import response, verdict
-from pds_engine.server.inbox import ClientGone
+from pds_engine.server import headers, job, large, openapi, protocol, state
+from pds_engine.server.answers import AnswerFormat
+from pds_engine.server.chat import ChatFormat
+from pds_engine.server.completion import CompletionFormat
+from pds_engine.server.errors import probe_answer, response
 from pds_engine.server.job import Job
 from pds_engine.server.lanes import Lanes
 from pds_engine.server.respond import respond
+from pds_engine.server.scheduler_client import SchedulerClient
 from pds_engine.server.session import Session
 from pds_engine.server.strict import Body
 from pds_engine.signing import key_id
@@ -33,10 +33,12 @@ R = TypeVar("R")
 Route = Callable[[Request], Awaitable[Response]]
 
 _log = logging.getLogger("pds.server")
+BODY_SECONDS = 30.0
+"""A body has to come within them."""
 _INTERNAL = 64 * 1024
-"""Bytes of a body that the router or the operator sends of its own."""
+"""Bytes of a body in the router's and the operator's own calls."""
 _CLIENT_GONE = 499
-"""Seen in metrics alone (nginx's number): nobody reads the answer."""
+"""Nginx's number. It shows in metrics: nobody reads the answer."""
 
 
 class Routes:
@@ -44,16 +46,16 @@ class Routes:
 
     def __init__(
         self,
-        engine: Engine,
+        scheduler: SchedulerClient,
         config: EngineConfig,
         tokenizer: Tokenizer,
         key: bytes | None,
     ) -> None:
-        self._engine = engine
+        self._scheduler = scheduler
         self._config = config
         self._tokenizer = tokenizer
         self._key = key
-        self._limits = large.Limits(
+        self._limits = large.PromptLimits(
             tokens=config.max_model_len,
             characters=config.max_model_len * tokenizer.longest,
             prompts=config.scheduler.max_running + config.scheduler.max_waiting,
@@ -93,10 +95,10 @@ class Routes:
     # ---- OpenAI's ---------------------------------------------------------------------------
 
     async def completions(self, request: Request) -> Response:
-        return await self._generate(request, "completion", self._completion, CompletionAnswer)
+        return await self._generate(request, "completion", self._completion, CompletionFormat)
 
     async def chat(self, request: Request) -> Response:
-        return await self._generate(request, "chat", self._chat, ChatAnswer)
+        return await self._generate(request, "chat", self._chat, ChatFormat)
 
     async def models(self, request: Request) -> Response:
         return _json({"object": "list", "data": [self._card()]})
@@ -109,8 +111,8 @@ class Routes:
         self,
         request: Request,
         form: large.Form,
-        prepare: Callable[[bytes, headers.Internal], Job],
-        answer: Callable[[Job], Answer],
+        prepare: Callable[[bytes, headers.InternalHeaders], Job],
+        answer: Callable[[Job], AnswerFormat],
     ) -> Response:
         internal = headers.read(self._signed(request), self._config.role, request.headers)
         limit = self._limits.prompts
@@ -121,16 +123,16 @@ class Routes:
             session = await self._read(request, form, lambda body: Session(prepare(body, internal)))
             if (problem := self._unready()) is not None:
                 raise Unavailable(problem, retry_after=1)
-            return await respond(self._engine, session, answer(session.job), request)
+            return await respond(self._scheduler, session, answer(session.job), request)
         finally:
             self._busy -= 1
 
-    def _completion(self, data: bytes, internal: headers.Internal) -> Job:
+    def _completion(self, data: bytes, internal: headers.InternalHeaders) -> Job:
         parsed = self._parse(protocol.CompletionRequest, data)
         prompts = job.text_prompts(parsed, self._tokenizer, self._config.max_model_len)
         return job.make(parsed, prompts, self._tokenizer, self._config, internal)
 
-    def _chat(self, data: bytes, internal: headers.Internal) -> Job:
+    def _chat(self, data: bytes, internal: headers.InternalHeaders) -> Job:
         parsed = self._parse(protocol.ChatRequest, data)
         prompt = job.chat_prompt(parsed, self._tokenizer, self._config.max_model_len)
         return job.make(parsed, [prompt], self._tokenizer, self._config, internal)
@@ -192,49 +194,49 @@ class Routes:
     # ---- the group's ------------------------------------------------------------------------
 
     async def healthz(self, request: Request) -> Response:
-        engine = self._engine
-        error = engine.error.message if engine.error else None
-        age = engine.clock() - engine.state_at
+        scheduler = self._scheduler
+        error = scheduler.error.message if scheduler.error else None
+        age = scheduler.clock() - scheduler.state_at
         timeout = self._config.scheduler.step_timeout
-        return verdict(state.sick(engine.state, age, timeout, error))
+        return probe_answer(state.unhealthy(scheduler.state, age, timeout, error))
 
     async def readyz(self, request: Request) -> Response:
-        return verdict(self._unready())
+        return probe_answer(self._unready())
 
     async def metrics(self, request: Request) -> Response:
-        return Response(self._engine.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+        return Response(self._scheduler.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
     async def state(self, request: Request) -> Response:
-        self._signed(request)  # nobody has to; who does learns whether keys and clocks agree
-        engine = self._engine
+        self._signed(request)  # optional: a caller that signs learns whether keys and clocks agree
+        scheduler = self._scheduler
         return _json(
             state.report(
-                engine.state,
+                scheduler.state,
                 self._config,
-                incarnation=engine.incarnation,
+                incarnation=scheduler.incarnation,
                 key_id=None if self._key is None else key_id(self._key),
-                in_flight=engine.in_flight,
-                draining=engine.draining,
-                error=engine.error.message if engine.error else None,
+                in_flight=scheduler.in_flight,
+                draining=scheduler.draining,
+                error=scheduler.error.message if scheduler.error else None,
             )
         )
 
     async def drain(self, request: Request) -> Response:
         self._internal(request)
         parsed = self._parse(protocol.DrainRequest, await self._internal_body(request))
-        self._engine.drain(parsed.deadline_seconds)
-        return _json({"draining": True, "in_flight": self._engine.in_flight})
+        self._scheduler.drain(parsed.deadline_seconds)
+        return _json({"draining": True, "in_flight": self._scheduler.in_flight})
 
     async def gone(self, request: Request) -> Response:
         self._internal(request)
         parsed = self._parse(protocol.GoneRequest, await self._internal_body(request))
-        self._engine.peer_gone(parsed.incarnation)
+        self._scheduler.peer_gone(parsed.incarnation)
         return _json({})
 
     # ---- shared -----------------------------------------------------------------------------
 
     def _counted(self, path: str, route: Route) -> Route:
-        """`route`, its errors told, and its answers counted."""
+        """`route` with its errors answered, and its answers counted."""
 
         async def counted(request: Request) -> Response:
             try:
@@ -243,23 +245,25 @@ class Routes:
                 answer = Response(status_code=_CLIENT_GONE)
             except PdsError as error:
                 answer = response(error)
-            except Exception as error:  # a fault of ours is this request's end, and nobody else's
+            except Exception as error:  # a fault of ours ends this request and no other
                 _log.exception("%s failed", path)
                 answer = response(error)
-            self._engine.metrics.requests.labels(path, answer.status_code).inc()
+            self._scheduler.metrics.requests.labels(path, answer.status_code).inc()
             return answer
 
         return counted
 
     async def _read(self, request: Request, form: large.Form, work: Callable[[bytes], R]) -> R:
-        """The result of `work` on the body, which is let go then."""
-        limit = self._config.http.max_body_bytes
+        """The result of `work` on the body, which is then forgotten."""
+        bounds = _bounds(self._config.http.max_body_bytes)
         with self._room.share() as share:
-            return await self._lanes.read(await body.read(request, limit, share), form, work)
+            return await self._lanes.read(
+                await body.read(request.receive, bounds, share), form, work
+            )
 
     async def _internal_body(self, request: Request) -> bytes:
         with self._room.share() as share:
-            return await body.read(request, _INTERNAL, share)
+            return await body.read(request.receive, _bounds(_INTERNAL), share)
 
     def _parse(self, kind: type[B], data: bytes) -> B:
         parsed = large.parse(kind, data, self._limits)
@@ -275,9 +279,9 @@ class Routes:
             raise Forbidden("this call is for the router and the operator, who sign it")
 
     def _unready(self) -> str | None:
-        if self._engine.error is not None:
-            return self._engine.error.message
-        return state.unready(self._engine.state, self._config)
+        if self._scheduler.error is not None:
+            return self._scheduler.error.message
+        return state.unready(self._scheduler.state, self._config)
 
     def _card(self) -> dict[str, Any]:
         return {
@@ -289,6 +293,16 @@ class Routes:
             "parent": None,
             "max_model_len": self._config.max_model_len,
         }
+
+
+def _bounds(size: int) -> body.Bounds:
+    return body.Bounds(
+        size=size,
+        seconds=BODY_SECONDS,
+        too_large=f"the body is above {size} bytes",
+        too_late=f"the body did not come within {BODY_SECONDS:g} s",
+        patience=8,
+    )
 
 
 def _json(value: object) -> Response:

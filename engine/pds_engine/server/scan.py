@@ -4,9 +4,9 @@ import re
 from collections.abc import Iterator
 
 SLICE = 16 * 1024
-"""Bytes that are looked at in one go: other threads have the lock between two."""
+"""Bytes that are searched in one go: between two slices, other threads can have the lock."""
 MAX_DIGITS = 256
-"""Of a number: what reading and writing it takes grows with their square."""
+"""Digits of a number: the time to read and to write one grows with their square."""
 _LONG = re.compile(rb"[0-9]{%d}" % (MAX_DIGITS + 1))
 _DIGITS = re.compile(rb"[0-9]+")
 
@@ -27,7 +27,7 @@ def values(raw: bytes, *marks: bytes) -> int:
 
 
 def _outside(raw: bytes) -> Iterator[bytes]:
-    """What stands outside of strings, slice by slice; neither an escape nor a number is cut.
+    """The bytes outside of strings, slice by slice. No slice cuts an escape or a number.
 
     A string that goes from one slice into the next stays open.
     """

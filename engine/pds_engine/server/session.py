@@ -1,4 +1,4 @@
-"""How the choices of one request come along: tokens in, events out (pure; engine.md §7)."""
+"""The progress of one request's choices: tokens in, events out (pure; router.md)."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -8,16 +8,16 @@ from msgspec import structs
 from pds_engine.errors import ProtocolError
 from pds_engine.messages import Token
 from pds_engine.server.job import Job
-from pds_engine.text.emit import Event, State, emit, finish
+from pds_engine.text.emit import Event, TextState, emit, finish
 
 
-class Told(NamedTuple):
+class ChoiceEvent(NamedTuple):
     """An event of one choice."""
 
     choice: int
     event: Event
     last: bool = False
-    """It comes of the choice's last token: only the end of the answer follows."""
+    """It is an event of the choice's last token: only the end of the answer follows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Session:
 
     def __init__(self, job: Job) -> None:
         self.job = job
-        self._states = [_replayed(job, submit.output_ids) for submit in job.submits]
+        self._states = [_replay(job, submit.output_ids) for submit in job.submits]
         self._cached = [0] * len(job.submits)
         self._open = set(range(len(job.submits)))
 
@@ -51,12 +51,12 @@ class Session:
             sum(self._cached[:: self.job.copies]),
         )
 
-    def feed(self, choice: int, token: Token) -> tuple[list[Told], bool]:
+    def feed(self, choice: int, token: Token) -> tuple[list[ChoiceEvent], bool]:
         """Take a token in.
 
         Returns:
-            The events to tell, and whether the scheduler must be told that this choice is over
-            (a stop string ended it, which the scheduler cannot see).
+            The events to send, and whether the scheduler must cancel this choice (a stop string
+            ended it, which the scheduler cannot see).
 
         Raises:
             ProtocolError: it is not the next token.
@@ -74,21 +74,21 @@ class Session:
             self._cached[choice] = token.cached_tokens
         reason = "stop" if after.stopped is not None else token.finish_reason
         last = reason is not None
-        events = [] if token.index < self.job.muted else events
-        told = [Told(choice, event, last) for event in events]
+        sent = [] if token.index < self.job.replayed else events
+        due = [ChoiceEvent(choice, event, last) for event in sent]
         if self.job.first_only:
             self._open.discard(choice)
-            return told, False
+            return due, False
         if reason is None:
-            return told, False
+            return due, False
         self._open.discard(choice)
-        told.append(Told(choice, finish(after, reason, self.job.eos_ids), last))
-        return told, token.finish_reason is None
+        due.append(ChoiceEvent(choice, finish(after, reason, self.job.eos_ids), last))
+        return due, token.finish_reason is None
 
 
-def _replayed(job: Job, output_ids: tuple[int, ...]) -> State:
-    """The state behind these tokens, of which the client was told: the journal names them all."""
-    state = State(job.rules)
+def _replay(job: Job, output_ids: tuple[int, ...]) -> TextState:
+    """The state behind these tokens, which the client has: the journal names them all."""
+    state = TextState(job.rules)
     for id in output_ids:
         state, _ = emit(state, id)
-    return structs.replace(state, untold=None)
+    return structs.replace(state, pending=None)

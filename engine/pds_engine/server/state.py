@@ -1,18 +1,20 @@
-"""What a group says of itself: alive, ready, and its state (docs/contract.md; pure)."""
+"""What a group reports of itself: alive, ready, and its state (docs/contract.md; pure)."""
 
 from typing import Any
 
 from msgspec import structs
 
 from pds_engine.config import EngineConfig
-from pds_engine.messages import PROTOCOL, KernelsProof, State
+from pds_engine.messages import PROTOCOL, STATE_METRICS, KernelsProof, State
 
 
-def sick(state: State | None, age: float, step_timeout: float, error: str | None) -> str | None:
+def unhealthy(
+    state: State | None, age: float, step_timeout: float, error: str | None
+) -> str | None:
     """Why the step loop is not alive, or None.
 
-    A scheduler at rest reports nothing; one at work reports every step, so that silence of
-    `step_timeout` seconds while requests run means a stuck step.
+    An idle scheduler reports nothing; a busy one reports every step. So silence of `step_timeout`
+    seconds while requests run means a stuck step.
     """
     if error is not None:
         return error
@@ -48,9 +50,10 @@ def report(
 ) -> dict[str, Any]:
     """The body of /pds/state.
 
-    `key_id` names the control key that the group holds; None where it has none but its own.
+    `key_id` names the control key that the group holds; None where it made its own.
+    `in_flight` counts the server's requests; it stands in place of the scheduler's.
     """
-    known = state or _NOTHING
+    known = state or State()
     problem = error or unready(state, config)
     return {
         "role": config.role,
@@ -66,19 +69,8 @@ def report(
         "key_id": key_id,
         "ready": problem is None,
         "reason": problem or "",
-        "ranks_ready": known.ranks_ready,
+        **{name: getattr(known, name) for name in _REPORTED},
         "in_flight": in_flight,
-        "running": known.running,
-        "transfers_in_flight": known.transfers_in_flight,
-        "queued_tokens": known.queued_tokens,
-        "kv_used": known.kv_used,
-        "kv_total": known.kv_total,
-        "kv_quarantined": known.kv_quarantined,
-        "kv_cached": known.kv_cached,
-        "prefix_query_tokens": known.prefix_query_tokens,
-        "prefix_hit_tokens": known.prefix_hit_tokens,
-        "steps_done": known.steps_done,
-        "preemptions": known.preemptions,
         "draining": draining or known.draining,
         "kernels": _kernels(known),
         "traffic": [structs.asdict(each) for each in known.traffic],
@@ -91,17 +83,4 @@ def _kernels(state: State) -> dict[str, Any]:
 
 
 KERNELS = KernelsProof.__struct_fields__
-_NOTHING = State(
-    in_flight=0,
-    running=0,
-    transfers_in_flight=0,
-    queued_tokens=0,
-    kv_used=0,
-    kv_total=0,
-    kv_quarantined=0,
-    draining=False,
-    ranks_ready=0,
-    kv_fingerprint="",
-    steps_done=0,
-    oldest_step_seconds=0.0,
-)
+_REPORTED = [name for name, metric in STATE_METRICS.items() if metric.reported]

@@ -1,8 +1,8 @@
-"""Fields of OpenAI's and vLLM's APIs that would change the answer and are not served: refused by
-name, since an answer without what was asked for looks like one with it.
+"""Fields of OpenAI's and vLLM's APIs that would change the answer and are not served. They are
+refused by name: an answer that ignored such a field would look like one that honours it.
 
-One line a field; its type says which values change nothing and are taken beside null. Fields that
-are hints or labels (`user`, `metadata`, `store`, `service_tier`, `parallel_tool_calls`,
+One line a field; its type says which values change nothing and are accepted beside null. Hints
+and labels (`user`, `metadata`, `store`, `service_tier`, `parallel_tool_calls`,
 `prediction`, `prompt_cache_key`, `safety_identifier`, `request_id`, …) are ignored like unknown
 ones. Sources: OpenAI's API reference; vLLM's entrypoints/openai/**/protocol.py.
 """
@@ -16,7 +16,7 @@ from pds_engine.server.strict import Body
 
 
 def _but(*harmless: object) -> AfterValidator:
-    """Refuses whatever is neither null nor one of these."""
+    """Refuses every value that is neither null nor one of these."""
 
     def check(value: Any) -> Any:
         # By type too: to Python, 0 is False and 1 is True.
@@ -29,7 +29,7 @@ def _but(*harmless: object) -> AfterValidator:
 
 Never = Annotated[Any, _but()]
 Empty = Annotated[Any, _but([], {}, "")]
-"""Nothing is asked for by an empty list or object."""
+"""An empty list or object asks for nothing."""
 Off = Annotated[Any, _but(False)]
 On = Annotated[Any, _but(True)]
 """The default; false asks for something else."""
@@ -81,13 +81,13 @@ class Unserved(Body):
 
 
 class UnservedOfText(Body):
-    """Of completions alone."""
+    """Only of completions."""
 
     prompt_embeds: Never = None
 
 
 class Templating(Body):
-    """Of what makes a prompt of messages: chat completions and /tokenize."""
+    """Of requests whose messages make a prompt: chat completions and /tokenize."""
 
     chat_template: Never = None
     documents: Empty = None
@@ -96,7 +96,7 @@ class Templating(Body):
 
 
 class UnservedOfChat(Body):
-    """Of chat completions alone."""
+    """Only of chat completions."""
 
     echo: Off = None
     functions: Empty = None

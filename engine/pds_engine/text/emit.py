@@ -1,8 +1,8 @@
-"""What the client is told at each token: a pure function of request and output ids (engine.md §7).
+"""What the client gets at each token: a pure function of request and output ids (router.md).
 
-P sends the events of the first token; D replays that token, drops its events and goes on from the
-state it leaves: both together send what one server would have sent. A resumed request replays all
-tokens that it is given in the same manner.
+P sends the events of the first token. D replays that token, drops its events and goes on from the
+state that it leaves: together they send what one server would have sent. A resumed request replays
+all tokens that it is given in the same way.
 """
 
 from msgspec import Struct
@@ -13,8 +13,8 @@ from pds_engine.text.stops import Stops
 from pds_engine.text.tokenizer import Tokenizer
 
 NO_STOPS = Stops(())
-Untold = tuple["Untold", int] | None
-"""Tokens that no event has told yet, the newest outermost: one more copies none of the others."""
+Pending = tuple["Pending", int] | None
+"""Tokens that are in no event yet, the newest outermost: one more copies none of the others."""
 
 
 class Rules(Struct, frozen=True):
@@ -26,7 +26,7 @@ class Rules(Struct, frozen=True):
     stop_ids: frozenset[int] = frozenset()
     """A token that ends the output shows no text."""
     min_tokens: int = 0
-    """Stop strings are not looked for in the text of the tokens before it."""
+    """The text of so many first tokens is not searched for stop strings."""
     include_stop: bool = False
     skip_special: bool = True
 
@@ -41,7 +41,7 @@ class Logprob(Struct, frozen=True):
 
 
 class Event(Struct, frozen=True):
-    """Something to tell: new text, new scores, the first token, or the end."""
+    """Something to send: new text, new scores, the first token, or the end."""
 
     text: str
     count: int
@@ -57,7 +57,7 @@ class Event(Struct, frozen=True):
     """With the first token, when asked for: the scores of the prompt's second token and on."""
 
 
-class State(Struct, frozen=True):
+class TextState(Struct, frozen=True):
     """How far a choice has come."""
 
     rules: Rules
@@ -69,19 +69,19 @@ class State(Struct, frozen=True):
     """The text of `node`: shorter than the longest stop string."""
     node: int = 0
     """Where the automaton of the stop strings stands."""
-    untold: Untold = None
+    pending: Pending = None
     stopped: str | None = None
     """The stop string that was found: no further token counts."""
     last: int = -1
 
 
 def emit(
-    state: State,
+    state: TextState,
     token: int,
     scores: TokenLogprobs | None = None,
     prompt: tuple[TokenLogprobs, ...] = (),
-) -> tuple[State, list[Event]]:
-    """Take one output token in; at most one event comes of it.
+) -> tuple[TextState, list[Event]]:
+    """Advance by one output token, which makes at most one event.
 
     The first token always makes an event, so that a client sees it when it is there; a later one
     makes an event only when it releases text or scores.
@@ -98,25 +98,26 @@ def emit(
     )
     scored = () if scores is None else (Logprob(token, state.offset, scores),)
     release, held, node, matched = _searched(state, count, text)
-    untold = (state.untold, token)
-    told = bool(release or scored or state.count == 0)
-    ids = _in_order(untold) if told else ()
-    events = [Event(release, count, ids, scored, state.count == 0, prompt=prompt)] if told else []
-    after = State(
+    pending = (state.pending, token)
+    first = state.count == 0
+    due = bool(release or scored or first)
+    ids = _in_order(pending) if due else ()
+    events = [Event(release, count, ids, scored, first, prompt=prompt)] if due else []
+    after = TextState(
         rules,
         count,
         state.offset + len(text),
         b"" if matched is not None else partial,
         held,
         node,
-        None if told else untold,
+        None if due else pending,
         matched,
         token,
     )
     return after, events
 
 
-def _searched(state: State, count: int, text: str) -> tuple[str, str, int, str | None]:
+def _searched(state: TextState, count: int, text: str) -> tuple[str, str, int, str | None]:
     """What `text` releases, what is held then, at which node, and the stop string found."""
     rules = state.rules
     if not rules.stops or count < rules.min_tokens:
@@ -130,19 +131,19 @@ def _searched(state: State, count: int, text: str) -> tuple[str, str, int, str |
     return seen[:cut], "", 0, found.matched
 
 
-def _in_order(untold: Untold) -> tuple[int, ...]:
+def _in_order(pending: Pending) -> tuple[int, ...]:
     ids: list[int] = []
-    while untold is not None:
-        untold, id = untold
+    while pending is not None:
+        pending, id = pending
         ids.append(id)
     return tuple(reversed(ids))
 
 
-def finish(state: State, reason: str, eos_ids: tuple[int, ...] = ()) -> Event:
+def finish(state: TextState, reason: str, eos_ids: tuple[int, ...] = ()) -> Event:
     """The last event: what was held back, and why the output ended."""
     text = state.held + detokenizer.flush(state.partial)
     stop: str | int | None = state.stopped
     ended_by_id = reason == "stop" and stop is None and state.last in state.rules.stop_ids
     if ended_by_id and state.last not in eos_ids:
         stop = state.last
-    return Event(text, state.count, _in_order(state.untold), (), False, reason, stop)
+    return Event(text, state.count, _in_order(state.pending), (), False, reason, stop)

@@ -1,9 +1,9 @@
 """Stop strings across the borders of tokens: text that may begin one is held back.
 
-Aho and Corasick's automaton (Efficient string matching, CACM 18, 1975). A request's stop strings
-make it once; after that a character costs the same however many they are and however long, in the
-mean over a text. Of all stop strings the one that ends first counts, and of those that end
-together the longest: so where tokens cut the text changes nothing.
+Aho and Corasick's automaton (Efficient string matching, CACM 18, 1975). It is built once
+from a request's stop strings. After that, a character costs the same however many and however long
+they are, in the mean over a text. The stop string that ends first counts, and the longest of those
+that end together: so it does not matter where tokens cut the text.
 """
 
 from collections.abc import Sequence
@@ -11,14 +11,14 @@ from typing import NamedTuple
 
 
 class Scan(NamedTuple):
-    """What a piece of text comes to."""
+    """The result of scanning a piece of text."""
 
     node: int
-    """Where the automaton stands: what the next piece begins with."""
+    """The automaton's node after this piece, and before the next."""
     keep: int
-    """So many of the last characters may begin a stop string; less than the longest has."""
+    """So many last characters may begin a stop string; fewer than the longest has."""
     end: int
-    """How much of the piece was looked at: all of it, or up to the stop string's end."""
+    """How much of the piece was scanned: all of it, or up to the stop string's end."""
     matched: str | None
     """The stop string found."""
 

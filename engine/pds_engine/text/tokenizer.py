@@ -149,8 +149,8 @@ def _ids(value: object) -> list[int]:
 
 
 def _template(folder: Path, settings: dict[str, Any]) -> ChatTemplate | None:
-    """As transformers chooses: files go before the settings; of several named templates, `tool_use`
-    is for messages with tools, and "default" for all others."""
+    """As transformers chooses: files before settings. Of several named templates, `tool_use` is for
+    messages with tools, and "default" for all others."""
     source: Any = settings.get("chat_template")
     named: dict[str, Any] = {"default": source}
     if isinstance(source, list):
@@ -165,7 +165,7 @@ def _template(folder: Path, settings: dict[str, Any]) -> ChatTemplate | None:
 
 
 def _check_added(inner: tokenizers.Tokenizer, settings: dict[str, Any]) -> None:
-    """transformers adds tokens that tokenizer_config.json alone names: text is cut otherwise then.
+    """transformers adds tokens that only tokenizer_config.json names, and cuts text by them.
 
     Raises:
         ConfigError: names the first that tokenizer.json does not have.

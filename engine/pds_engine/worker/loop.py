@@ -31,14 +31,14 @@ from pds_engine.worker.watchdog import Activity
 R = TypeVar("R")
 
 
-class Orders(Protocol):
+class OrderLink(Protocol):
     """What the loop asks of wire.Link."""
 
     def send(self, message: Message) -> None: ...
     def receive(self) -> AnyMessage | None: ...
 
 
-class Slots(Protocol):
+class SlotTable(Protocol):
     """What the loop asks of runner.Runner, beside what the stage does."""
 
     def admit(self, order: Admit) -> None: ...
@@ -46,7 +46,7 @@ class Slots(Protocol):
     def settle(self) -> None: ...
 
 
-class Transfers(Protocol):
+class TransferOrders(Protocol):
     """What the loop asks of kv.transfer.TransferThread."""
 
     def endpoint(self) -> KvEndpoint: ...
@@ -62,15 +62,15 @@ class Loop:
     """Takes orders from the link and reports from the mailbox as they come.
 
     Args:
-        reports: this rank tells the results of steps: the last stage's first rank.
+        reports: this rank reports the results of steps: it is the last stage's first.
     """
 
     def __init__(
         self,
-        link: Orders,
+        link: OrderLink,
         stage: Stage[Tensor, Waiting[Any]],
-        slots: Slots,
-        transfers: Transfers,
+        slots: SlotTable,
+        transfers: TransferOrders,
         mailbox: Mailbox,
         activity: Activity,
         *,

@@ -15,15 +15,15 @@ from pds_engine.errors import ConfigError, PdsError
 from pds_engine.keys import Keys
 from pds_engine.kv.layout import KvFormat, fingerprint, shard
 from pds_engine.kv.pool import KvPool
-from pds_engine.kv.transfer import TransferThread
+from pds_engine.kv.transfer import TransferThread, shared_pool
 from pds_engine.messages import Fault, Hello, KernelsProof, Ready
 from pds_engine.models.checkpoint import digest
 from pds_engine.models.decoder import Decoder
 from pds_engine.models.loader import load
 from pds_engine.parallel.collectives import ALONE, Collectives
-from pds_engine.parallel.exchange import Exchange
+from pds_engine.parallel.exchange import DistributedExchange
 from pds_engine.parallel.groups import Groups, assemble, backend
-from pds_engine.parallel.stage import Place, Stage
+from pds_engine.parallel.stage import Stage, StagePlace
 from pds_engine.ports import kv_address
 from pds_engine.runner import graphs
 from pds_engine.runner.runner import Runner
@@ -43,7 +43,7 @@ def run(config: EngineConfig, keys: Keys, scheduler: str, rank: int, incarnation
     ended.
 
     Raises:
-        ConfigError: the model or the layout cannot be served; told to launch by the exit status.
+        ConfigError: the model or the layout cannot be served; launch learns it by the exit status.
         GroupError: the scheduler or another rank is gone, or broke the protocol.
     """
     torch.set_num_threads(config.threads)
@@ -87,7 +87,7 @@ def _serve(
     exchange = make_exchange(config, decoder, groups, rank, device)
     activity.counts, activity.compiles = exchange.counts, lambda: runner.compiles
     activity.unneeded = lambda: runner.unneeded
-    place = Place(decoder.part.pp_rank, split.pp)
+    place = StagePlace(decoder.part.pp_rank, split.pp)
     stage = Stage(place, runner, exchange, ahead=backend(device) == "gloo")
     mailbox, at = Mailbox(), kv_address(config, rank)
     transfers = TransferThread(pool, config.kv, rank, at, mailbox.put, keys)
@@ -103,6 +103,7 @@ def _serve(
             )
         )
         logger.info("rank %d is ready with %d pages", rank, pages)
+        logger.info("rank %d computes attention by the kernel %s", rank, runner.attention)
         reports = rank == split.ranks - split.tp
         Loop(link, stage, runner, transfers, mailbox, activity, reports=reports).run(link)
     finally:
@@ -112,12 +113,12 @@ def _serve(
 
 def make_exchange(
     config: EngineConfig, decoder: Decoder, groups: Groups, rank: int, device: torch.device
-) -> Exchange:
+) -> DistributedExchange:
     """What carries this rank's hidden states and outputs."""
     split = config.parallelism
     bounds = config.scheduler
     tokens = bounds.max_step_tokens or bounds.chunk_size + bounds.max_running
-    return Exchange(
+    return DistributedExchange(
         groups,
         split,
         rank,
@@ -209,5 +210,5 @@ def make_pool(
             hint=f"raise kv.memory_bytes to {(needed + 1) * held.page_bytes(kv)}, "
             "or lower max_model_len",
         )
-    shared = "shm" in config.kv.backends
+    shared = shared_pool(config.kv.backends)
     return pages, KvPool(kv, held, pages + 1, str(device), shared=shared)

@@ -1,4 +1,4 @@
-"""The worker's watchdog: a thread that tells the scheduler where this rank stands.
+"""The worker's watchdog: a thread that reports to the scheduler where this rank stands.
 
 The worker's own thread may be blocked in a step, waiting for another stage; this one goes on as
 long as the process does, so that its silence means something (parallel.watch decides what).
@@ -16,7 +16,7 @@ import zmq
 from pds_engine.errors import GroupError
 from pds_engine.keys import Keys
 from pds_engine.messages import Doing, Hello, Progress, StepPlan
-from pds_engine.parallel.exchange import Counts
+from pds_engine.parallel.exchange import TrafficCounts
 from pds_engine.parallel.watch import PERIOD
 from pds_engine.wire import Link
 
@@ -32,7 +32,7 @@ class Activity:
 
     def __init__(self, rank: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.rank = rank
-        self.counts = Counts(rank)
+        self.counts = TrafficCounts(rank)
         self.compiles: Callable[[], int] = _none
         self.unneeded: Callable[[], int] = _none
         self.mailbox: Callable[[], int] = _none
@@ -47,7 +47,7 @@ class Activity:
         self._enter("idle", self._state[1], -1)
 
     def begin(self, plan: StepPlan) -> None:
-        """A step is taken up."""
+        """A step begins."""
         self.counts.steps += 1
         self.counts.outputs_expected += plan.expects_output
         self._plans.append(summary(plan))

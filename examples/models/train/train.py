@@ -22,7 +22,7 @@ SEED = 20
 
 
 @dataclass(frozen=True)
-class Stage:
+class TrainingStage:
     """`steps` batches of `rows` rows of `length` tokens."""
 
     length: int
@@ -32,12 +32,12 @@ class Stage:
 
 
 STAGES = (
-    Stage(64, 32, 420, EASY),
-    Stage(128, 32, 400),
-    Stage(256, 16, 480),
-    Stage(512, 8, 480),
-    Stage(1024, 5, 340),
-    Stage(2048, 3, 270),
+    TrainingStage(64, 32, 420, EASY),
+    TrainingStage(128, 32, 400),
+    TrainingStage(256, 16, 480),
+    TrainingStage(512, 8, 480),
+    TrainingStage(1024, 5, 340),
+    TrainingStage(2048, 3, 270),
 )
 
 

@@ -1,7 +1,7 @@
 """Operations on files, one by one: the edge at which a volume refuses, hangs, or has vanished.
 
 Everything that the cache does to a place goes through a `Files`, which says what it is doing and
-tells whose fault an error is: what fails on the volume is never taken for a fault of the pod's own
+where an error came from. So what fails on the volume is never taken for a fault of the pod's own
 folder, nor of a compiler.
 """
 
@@ -21,7 +21,7 @@ _UNSYNCED = (errno.EINVAL, errno.ENOTSUP)
 
 
 class FileFault(Exception):
-    """An operation on `path` failed with `error`. `files` tells in which place."""
+    """An operation on `path` failed with `error`. `files` says in which place."""
 
     def __init__(self, files: "Files", operation: str, path: Path, error: OSError) -> None:
         super().__init__(f"cannot {operation} {path}: {error.strerror or error}")
@@ -37,7 +37,7 @@ class FileFault(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Space:
-    """Bytes and files that a file system can take; zero in all: it does not tell."""
+    """Bytes and files that a file system can take; zero in all: it does not say."""
 
     free: int
     total: int
@@ -130,7 +130,7 @@ class Files:
             with contextlib.suppress(OSError):
                 os.close(fd)
             raise
-        with self._run("close", path):  # where NFS tells that a disk is full
+        with self._run("close", path):  # where NFS reports that a disk is full
             os.close(fd)
 
     def overwrite(self, path: Path, content: bytes) -> None:
@@ -193,6 +193,6 @@ class Files:
 
     def space(self, folder: Path) -> Space:
         with self._run("measure", folder):
-            told = os.statvfs(folder)
-        block = told.f_frsize
-        return Space(told.f_bavail * block, told.f_blocks * block, told.f_favail, told.f_files)
+            found = os.statvfs(folder)
+        block = found.f_frsize
+        return Space(found.f_bavail * block, found.f_blocks * block, found.f_favail, found.f_files)

@@ -109,7 +109,7 @@ class Flight:
             files.remove(self._path)
 
     def _evict(self, files: Files, stale: bytes) -> None:
-        """Remove the lock whose content is `stale`; put back one that has just changed."""
+        """Remove the lock whose content is `stale`; restore one that has just changed."""
         aside = self._path.with_name(f"{self._path.name}.{self._token}")
         try:
             files.rename(self._path, aside)

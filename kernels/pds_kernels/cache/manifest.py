@@ -13,7 +13,7 @@ from pds_kernels.cache.files import FileFault, Files
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """One stage's artefacts. `digest` depends on what is needed alone, not on who built it."""
+    """One stage's artefacts. `digest` depends only on what is needed, not on who built it."""
 
     artefacts: Mapping[str, str]
     """Cache key by shape name."""

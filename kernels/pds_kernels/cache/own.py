@@ -10,8 +10,9 @@ from pathlib import Path
 def own_folder(name: str) -> Path:
     """`name` in the system's folder for temporary files, of this user alone.
 
-    Whoever could write it could run code in what loads from it, so that one that is not ours, or
-    that others may write, is left alone: the answer is then a new folder, which nobody finds again.
+    Whoever can write it can run code in the processes that load from it. So a folder that is not
+    ours, or that others may write, is left alone. The answer is then a new one, which nobody finds
+    again.
 
     Raises:
         OSError: no folder can be made.

@@ -27,8 +27,8 @@ def digests(folder: Path) -> dict[str, str]:
 
 def sealed(meta: Mapping[str, Any], secret: bytes) -> bytes:
     """`meta` as the content of meta.json, with its seal."""
-    told = {**meta, "seal": _seal(meta, secret)}
-    return json.dumps(told, indent=1, sort_keys=True).encode()
+    content = {**meta, "seal": _seal(meta, secret)}
+    return json.dumps(content, indent=1, sort_keys=True).encode()
 
 
 def opened(content: bytes, secret: bytes) -> dict[str, Any] | None:

@@ -1,7 +1,7 @@
 """The artefacts below one folder: on the shared volume, or in the pod's own.
 
 An artefact appears by one rename, so that a reader sees all of it or nothing. Every operation goes
-through the `Files` that it is given, whose faults tell which of the two places refused.
+through the `Files` that it is given, whose faults say which of the two places refused.
 """
 
 import errno
@@ -110,7 +110,7 @@ class Shelf:
     ) -> Item:
         """Make the artefact of `meta` from what `content(name)` gives for each of its files.
 
-        Nothing half made is left, whatever `content` raises.
+        If `content` raises, nothing half made is left.
         """
         scratch = self.new_scratch(files)
         folders = {(scratch / name).parent for name in meta["files"]} - {scratch}

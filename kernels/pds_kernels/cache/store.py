@@ -1,7 +1,8 @@
 """Finding, building and sharing artefacts: on the volume, and in the pod's own folder.
 
-What runs is always a private copy, checked while it was copied. So a build that fails is never the
-volume's fault, nor the other way round; and once an artefact is found, the volume may vanish.
+Processes always run a private copy, which was checked while it was copied. So a build that fails is
+never taken for a fault of the volume, nor the other way round. Once an artefact is found, the
+volume may vanish.
 """
 
 import contextlib
@@ -211,9 +212,9 @@ class Cache:
             raise self._place_error(fault) from fault
         except Exception as error:
             space = files.space(own.root)
-            if space.total and space.free < LEAST_FREE:  # libraries tell a full disk in many ways
-                told = words.full(words.private(own.root.parent), space)
-                raise PlaceError(f"{told} ({type(error).__name__}: {error})") from error
+            if space.total and space.free < LEAST_FREE:  # libraries report a full disk in many ways
+                full = words.full(words.private(own.root.parent), space)
+                raise PlaceError(f"{full} ({type(error).__name__}: {error})") from error
             raise
         finally:
             if scratch is not None:

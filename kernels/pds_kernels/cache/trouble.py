@@ -37,8 +37,8 @@ class PlaceError(RuntimeError):
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """What messages call a place, and what helps when it is full."""
+class Storage:
+    """What messages call the volume or the pod's own folder, and what helps when it is full."""
 
     name: str
     cure: str
@@ -47,58 +47,58 @@ class Place:
         return self.name
 
 
-def volume(root: Path) -> Place:
+def volume(root: Path) -> Storage:
     """The volume that is mounted at `root`."""
-    return Place(
+    return Storage(
         f"the compile cache's volume at {root}",
         "give it more room, or free some by `pds-engine cache prune`",
     )
 
 
-def private(root: Path) -> Place:
+def private(root: Path) -> Storage:
     """The folder of one pod at `root`."""
-    return Place(
+    return Storage(
         f"the pod's own folder {root}", "give its volume more room, or look at what fills the node"
     )
 
 
-def refused(place: Place, number: int, doing: str, space: Space | None, user: int) -> str:
+def refused(storage: Storage, number: int, doing: str, space: Space | None, user: int) -> str:
     """The words for error `number` of the system, met by `user` while `doing`."""
     why = os.strerror(number) if number else "an error without a number"
     if number in FULL:
-        return full(place, space, quota=number == errno.EDQUOT)
+        return full(storage, space, quota=number == errno.EDQUOT)
     if number == errno.EROFS:
-        return f"{place} is read-only: mount it writable"
+        return f"{storage} is read-only: mount it writable"
     if number in _DENIED:
-        return f"{place} refuses uid {user} ({why}: {doing}): give that user write access"
+        return f"{storage} refuses uid {user} ({why}: {doing}): give that user write access"
     if number in _GONE:
-        return f"{place} is gone or broken ({why}: {doing}): {_STORAGE}"
-    return f"{place} failed ({why}: {doing}): {_STORAGE}"
+        return f"{storage} is gone or broken ({why}: {doing}): {_STORAGE}"
+    return f"{storage} failed ({why}: {doing}): {_STORAGE}"
 
 
-def full(place: Place, space: Space | None, *, quota: bool = False, asked: int = 0) -> str:
+def full(storage: Storage, space: Space | None, *, quota: bool = False, asked: int = 0) -> str:
     """The words for a place without room, or without as much as was `asked` for."""
     if quota:
-        return f"{place} is above its quota: {place.cure}"
+        return f"{storage} is above its quota: {storage.cure}"
     if space is None or not space.total:
-        return f"{place} is full: {place.cure}"
+        return f"{storage} is full: {storage.cure}"
     if space.files and not space.free_files:
-        return f"{place} is full (0 of {space.files} files free): {place.cure}"
+        return f"{storage} is full (0 of {space.files} files free): {storage.cure}"
     room = f"{size(space.free)} of {size(space.total)} free"
     if asked and space.free:
-        return f"{place} has too little space ({room}, {size(asked)} asked for): {place.cure}"
-    return f"{place} is full ({room}): {place.cure}"
+        return f"{storage} has too little space ({room}, {size(asked)} asked for): {storage.cure}"
+    return f"{storage} is full ({room}): {storage.cure}"
 
 
-def slow(place: Place, seconds: float, doing: str) -> str:
+def slow(storage: Storage, seconds: float, doing: str) -> str:
     """The words for a place that did not answer in time."""
-    return f"{place} does not answer ({seconds:g} s: {doing}): {_STORAGE}"
+    return f"{storage} does not answer ({seconds:g} s: {doing}): {_STORAGE}"
 
 
-def held(place: Place, seconds: float, lock: Path) -> str:
+def held(storage: Storage, seconds: float, lock: Path) -> str:
     """The words for a lock whose holder is alive and delivers nothing."""
     cure = "look at the pod that compiles, or delete that file"
-    return f"{place} has a lock that another process holds for {seconds:.0f} s ({lock}): {cure}"
+    return f"{storage} has a lock that another process holds for {seconds:.0f} s ({lock}): {cure}"
 
 
 def size(count: int) -> str:

@@ -27,7 +27,7 @@ _VISIT = 8
 
 
 class Volume:
-    """The volume at `root`, of which each operation may take `patience` seconds.
+    """The volume at `root`. Each operation on it may take `patience` seconds.
 
     `trouble` is the first that was met; "" while there is none.
     """
@@ -39,7 +39,7 @@ class Volume:
         self.shelf = shelf
         self.locks = shelf.root / "locks"
         self.trouble = ""
-        self._place = words.volume(root)
+        self._storage = words.volume(root)
         self._patience = patience
         self._files = files
         self._readable = self._writable = True
@@ -73,13 +73,13 @@ class Volume:
             raise
 
     def tidy(self, work: Callable[[Files], object]) -> None:
-        """Try to take back what we have left, whatever else failed but a visit without end."""
+        """Try to remove what we have left there, unless a visit hangs."""
         if not self._hangs:
             with suppress(Trouble):
                 self._visit(work)
 
     def try_out(self) -> None:
-        """Raises Trouble where the volume would not take an artefact, as far as can be told."""
+        """Raises Trouble where the volume would not take an artefact, as far as a trial shows."""
 
         def work(files: Files) -> None:
             for folder in (self.locks, self.shelf.scratch):
@@ -95,12 +95,12 @@ class Volume:
         self.write(work)
 
     def need(self, files: Files, size: int) -> None:
-        """Raises Trouble where there is less room than `size` bytes: to be asked within a visit."""
+        """Raises Trouble if there is less room than `size` bytes. To be called within a visit."""
         self._room(files, size)
 
     def held(self, seconds: float, lock: Path) -> Trouble:
         """The trouble of a lock that another process keeps for so long."""
-        trouble = Trouble(words.held(self._place, seconds, lock))
+        trouble = Trouble(words.held(self._storage, seconds, lock))
         self._note(trouble)
         return trouble
 
@@ -110,7 +110,7 @@ class Volume:
     def _room(self, files: Files, size: int) -> None:
         space = files.space(self.root)
         if space.total and space.free < size:
-            raise Trouble(words.full(self._place, space, asked=size))
+            raise Trouble(words.full(self._storage, space, asked=size))
 
     def _visit(self, work: Callable[[Files], T]) -> T:
         files = self._files()
@@ -143,13 +143,13 @@ class Volume:
                 operation, path = files.doing
                 said = f"{operation} {self._short(path)}"
                 self._hangs = True
-                raise Trouble(words.slow(self._place, self._patience, said))
+                raise Trouble(words.slow(self._storage, self._patience, said))
             concurrent.futures.wait([result], left)
 
     def _words(self, fault: FileFault) -> str:
         doing = f"{fault.operation} {self._short(fault.path)}"
         space = self._space() if fault.number in words.FULL else None
-        return words.refused(self._place, fault.number, doing, space, os.geteuid())
+        return words.refused(self._storage, fault.number, doing, space, os.geteuid())
 
     def _space(self) -> Space | None:
         with suppress(Trouble, FileFault):

@@ -7,7 +7,6 @@ traceback (`asked` looks).
 import random
 import time
 from collections import Counter
-from typing import Any
 
 import httpx
 import hypothesis
@@ -15,7 +14,9 @@ import pytest
 import requests
 import schemathesis
 from hypothesis import HealthCheck, Phase
-from schemathesis import GenerationMode
+from hypothesis.strategies import SearchStrategy
+from real_processes import ServingProcess
+from schemathesis import Case, GenerationMode
 
 SLICE, DEPTH = 150, 5_500
 """Cases in all of each process."""
@@ -24,11 +25,11 @@ SECONDS = 900
 
 
 def judge(answer: schemathesis.Response, sent: str) -> None:
-    told = f"{answer.status_code} {answer.content[:400]!r} to {sent[:600]}"
-    assert answer.status_code < 500, told
+    exchange = f"{answer.status_code} {answer.content[:400]!r} to {sent[:600]}"
+    assert answer.status_code < 500, exchange
     if answer.status_code >= 400:
-        assert answer.headers["content-type"] == ["application/json"], told
-        assert set(answer.json()["error"]) == {"message", "type", "param", "code"}, told
+        assert answer.headers["content-type"] == ["application/json"], exchange
+        assert set(answer.json()["error"]) == {"message", "type", "param", "code"}, exchange
 
 
 def attack(url: str, cases: int, seed: int | None) -> Counter[int]:
@@ -52,7 +53,7 @@ def attack(url: str, cases: int, seed: int | None) -> Counter[int]:
 
 
 def each(
-    strategy: Any,
+    strategy: SearchStrategy[Case],
     count: int,
     seed: int | None,
     url: str,
@@ -69,7 +70,7 @@ def each(
         suppress_health_check=list(HealthCheck),
     )
     @hypothesis.given(strategy)
-    def ask(case: Any) -> None:
+    def ask(case: Case) -> None:
         assert time.monotonic() < deadline, f"{statuses} in {SECONDS} s"
         answer = case.call(base_url=url, session=session, timeout=60)
         statuses[answer.status_code] += 1
@@ -81,14 +82,14 @@ def each(
 
 
 @pytest.mark.slow
-def test_a_slice_of_all_cases(asked: Any) -> None:
+def test_a_slice_of_all_cases(asked: ServingProcess) -> None:
     statuses = attack(asked.url, SLICE, None)
     print(dict(statuses))
     assert statuses[200] and statuses[400]
 
 
 @pytest.mark.soak
-def test_thousands_of_cases(asked: Any) -> None:
+def test_thousands_of_cases(asked: ServingProcess) -> None:
     seed = random.SystemRandom().randrange(2**32)
     print(f"seed {seed}")
     began = time.monotonic()

@@ -3,9 +3,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pds_engine.kv.layout import (
+    ByteRun,
     KvFormat,
     KvShard,
-    Run,
     Segment,
     fingerprint,
     plan_runs,
@@ -132,19 +132,19 @@ def test_a_format_of_nothing_is_refused() -> None:
 def test_runs_merge_across_pages_that_are_neighbours_on_both_sides() -> None:
     whole = (Segment(0, 0, 10),)
     assert plan_runs(whole, [3, 4, 5, 9], [0, 1, 7, 8], 10, 10) == [
-        Run(30, 0, 20),
-        Run(50, 70, 10),
-        Run(90, 80, 10),
+        ByteRun(30, 0, 20),
+        ByteRun(50, 70, 10),
+        ByteRun(90, 80, 10),
     ]
 
 
 def test_runs_of_unequal_pages() -> None:
     parts = (Segment(0, 5, 2), Segment(4, 7, 2))
     assert plan_runs(parts, [1, 0], [2, 3], 6, 9) == [
-        Run(6, 23, 2),
-        Run(10, 25, 2),
-        Run(0, 32, 2),
-        Run(4, 34, 2),
+        ByteRun(6, 23, 2),
+        ByteRun(10, 25, 2),
+        ByteRun(0, 32, 2),
+        ByteRun(4, 34, 2),
     ]
 
 

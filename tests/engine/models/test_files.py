@@ -1,4 +1,4 @@
-"""What is wrong with weight files is told before anything starts, by the file's name."""
+"""What is wrong with weight files is reported before anything starts, by the file's name."""
 
 import os
 import subprocess
@@ -42,10 +42,10 @@ def test_a_file_that_may_not_be_read_is_named_with_the_cure(open_folder, name):
     path = open_folder / name
     path.write_bytes(b"")
     path.chmod(0o200)
-    with stranger(), pytest.raises(ConfigError, match=r"cannot read .*Permission denied") as told:
+    with stranger(), pytest.raises(ConfigError, match=r"cannot read .*Permission denied") as caught:
         weight_files(open_folder)
-    assert str(path) in told.value.message
-    assert "65532" in told.value.hint
+    assert str(path) in caught.value.message
+    assert "65532" in caught.value.hint
 
 
 @pytest.mark.parametrize("index", ["[]", '{"weight_map": []}', "{"])

@@ -159,9 +159,9 @@ def test_weights_that_are_no_numbers_are_refused_by_name(folder, name, value):
 def test_weights_that_the_dtype_cannot_hold_are_refused_with_the_cure(folder):
     folder.change(lambda tensors: tensors["model.norm.weight"].fill_(1e5))
     load(folder.engine(model={"path": folder.path, "dtype": "bfloat16"}), 0, CPU)
-    with pytest.raises(ConfigError, match=r"too large for torch\.float16") as told:
+    with pytest.raises(ConfigError, match=r"too large for torch\.float16") as caught:
         load(folder.engine(model={"path": folder.path, "dtype": "float16"}), 0, CPU)
-    assert told.value.hint == "set model.dtype to bfloat16 or float32"
+    assert caught.value.hint == "set model.dtype to bfloat16 or float32"
 
 
 def test_missing_and_damaged_files(folder):

@@ -139,9 +139,9 @@ CHANGING: list[dict[str, Any]] = [
 @pytest.mark.parametrize("architecture", FAMILIES)
 @pytest.mark.parametrize("keys", CHANGING, ids=lambda keys: str(keys)[:50])
 def test_what_changes_the_result_is_refused_by_name(architecture, keys):
-    with pytest.raises(ConfigError, match=next(iter(keys))) as told:
+    with pytest.raises(ConfigError, match=next(iter(keys))) as caught:
         spec_of(architecture, {**SMALL, **keys})
-    assert str(told.value).startswith("config.json: ")
+    assert str(caught.value).startswith("config.json: ")
 
 
 @pytest.mark.parametrize(

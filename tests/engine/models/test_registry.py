@@ -37,9 +37,9 @@ def test_mistral_with_a_window_as_long_as_the_context(folder, window, found):
 
 def test_a_window_shorter_than_the_context_is_refused(folder):
     folder.configure(architectures=["MistralForCausalLM"], sliding_window=32)
-    with pytest.raises(ConfigError, match="above the model's sliding window of 32") as told:
+    with pytest.raises(ConfigError, match="above the model's sliding window of 32") as caught:
         check(folder.engine())
-    assert told.value.hint == "choose max_model_len ≤ 32"
+    assert caught.value.hint == "choose max_model_len ≤ 32"
     check(folder.engine(max_model_len=32))
 
 
@@ -104,9 +104,9 @@ def test_kv_heads_are_shared_out_or_copied(folder, tp):
         return
     with pytest.raises(
         ConfigError, match=r"parallelism\.tp 4 neither divides .* 6 KV heads"
-    ) as told:
+    ) as caught:
         check(folder.engine(parallelism={"tp": tp}))
-    assert "parallelism.tp" in told.value.hint
+    assert "parallelism.tp" in caught.value.hint
 
 
 def test_a_folder_that_is_not_there_and_a_file_that_is_not_json(folder, tmp_path):

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from model_folder import Folder
 from pds_engine import launch
 from pds_engine.errors import ConfigError
 from pds_engine.models.registry import read_spec
@@ -18,7 +19,7 @@ E4M3 = torch.float8_e4m3fn
 CURE = "serve an unquantized checkpoint: bfloat16, float16 or float32"
 
 
-def in_blocks(folder: Any, scales: str = "weight_scale_inv", block: int = 16) -> None:
+def in_blocks(folder: Folder, scales: str = "weight_scale_inv", block: int = 16) -> None:
     """FP8 as DeepSeek's and Qwen's have it: a scale for each block, the last one partial."""
 
     def edit(tensors: dict[str, torch.Tensor]) -> None:
@@ -30,7 +31,7 @@ def in_blocks(folder: Any, scales: str = "weight_scale_inv", block: int = 16) ->
     folder.change(edit)
 
 
-def by_channel(folder: Any) -> None:
+def by_channel(folder: Folder) -> None:
     """FP8 as compressed-tensors has it: a scale a row."""
 
     def edit(tensors: dict[str, torch.Tensor]) -> None:
@@ -42,7 +43,7 @@ def by_channel(folder: Any) -> None:
     folder.change(edit)
 
 
-def by_tensor(folder: Any) -> None:
+def by_tensor(folder: Folder) -> None:
     """FP8 as ModelOpt has it: one scale, and one of the inputs."""
     folder.change(
         lambda tensors: tensors.update(
@@ -55,7 +56,7 @@ def by_tensor(folder: Any) -> None:
     )
 
 
-def packed(folder: Any) -> None:
+def packed(folder: Folder) -> None:
     """GPTQ's: whole numbers of 4 bits, eight in a word."""
 
     def edit(tensors: dict[str, torch.Tensor]) -> None:
@@ -66,11 +67,11 @@ def packed(folder: Any) -> None:
     folder.change(edit)
 
 
-def without_scales(folder: Any) -> None:
+def without_scales(folder: Folder) -> None:
     folder.change(lambda t: t.update({f"{DOWN}.weight": t[f"{DOWN}.weight"].to(E4M3)}))
 
 
-def whole_with_scales(folder: Any) -> None:
+def whole_with_scales(folder: Folder) -> None:
     """Numbers on a grid, kept in bfloat16, that nobody multiplies with their scale."""
     folder.change(lambda tensors: tensors.update({f"{DOWN}.weight_scale": torch.ones(16, 1)}))
 
@@ -82,9 +83,9 @@ QUANTIZED = [in_blocks, by_channel, by_tensor, packed, without_scales, whole_wit
 def test_quantized_tensors_are_refused_without_any_configuration(folder, make):
     launch.check(folder.engine())
     make(folder)
-    with pytest.raises(ConfigError, match=rf"is quantized with .*{DOWN}\.") as told:
+    with pytest.raises(ConfigError, match=rf"is quantized with .*{DOWN}\.") as caught:
         launch.check(folder.engine())
-    assert told.value.hint == CURE
+    assert caught.value.hint == CURE
 
 
 FP8 = {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128]}
@@ -109,9 +110,9 @@ def test_a_quantized_model_is_refused_by_its_method(folder, file, said, method):
         folder.configure(**said)
     else:
         (folder.path / file).write_text(json.dumps(said))
-    with pytest.raises(ConfigError, match=rf"quantized with {method} \({file}") as told:
+    with pytest.raises(ConfigError, match=rf"quantized with {method} \({file}") as caught:
         launch.check(folder.engine())
-    assert told.value.hint == CURE
+    assert caught.value.hint == CURE
 
 
 def test_an_adapter_beside_the_model_is_refused(folder):
@@ -135,9 +136,9 @@ def test_an_adapter_beside_the_model_is_refused(folder):
 )
 def test_tensors_that_nobody_consumes_are_named(folder, extra, says):
     folder.change(lambda tensors: tensors.update({extra: torch.ones(16)}))
-    with pytest.raises(ConfigError, match=rf"{says}.*: {extra}") as told:
+    with pytest.raises(ConfigError, match=rf"{says}.*: {extra}") as caught:
         launch.check(folder.engine())
-    assert told.value.hint
+    assert caught.value.hint
 
 
 def test_leftovers_that_change_nothing_are_ignored(folder):

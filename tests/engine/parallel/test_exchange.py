@@ -9,7 +9,7 @@ from pds_engine.config import ParallelConfig
 from pds_engine.errors import ProtocolError, RankLost
 from pds_engine.messages import Row, StepPlan
 from pds_engine.parallel import exchange
-from pds_engine.parallel.exchange import INVALID, TAGS, Exchange
+from pds_engine.parallel.exchange import INVALID, TAGS, DistributedExchange
 from pds_engine.parallel.groups import Groups
 from torch import Tensor
 
@@ -38,11 +38,11 @@ class Network:
     lost: bool = False
     calls: list[tuple[Any, ...]] = field(default_factory=list)
 
-    def isend(self, tensor: Tensor, peer: int, group: Any, tag: int) -> Work:
+    def isend(self, tensor: Tensor, peer: int, group: str, tag: int) -> Work:
         self.calls.append(("send", peer, group, tag, tensor.tolist()))
         return Work(tensor, lost=self.lost)
 
-    def irecv(self, tensor: Tensor, peer: int, group: Any, tag: int) -> Work:
+    def irecv(self, tensor: Tensor, peer: int, group: str, tag: int) -> Work:
         self.calls.append(("receive", peer, group, tag, tuple(tensor.shape)))
         return Work(tensor, self.arrives, self.lost)
 
@@ -55,12 +55,14 @@ def network(monkeypatch: pytest.MonkeyPatch) -> Network:
     return made
 
 
-def of_rank(rank: int) -> Exchange:
+def of_rank(rank: int) -> DistributedExchange:
     """Of three stages with two shards each."""
     groups: Any = Groups("hidden", "output", None)  # type: ignore[arg-type]
     split = ParallelConfig(pp=3, tp=2)
     cpu = torch.device("cpu")
-    return Exchange(groups, split, rank, rows=4, width=2, dtype=torch.float32, device=cpu)
+    return DistributedExchange(
+        groups, split, rank, rows=4, width=2, dtype=torch.float32, device=cpu
+    )
 
 
 def plan(step: int, *samples: bool, tokens: int = 0) -> StepPlan:
@@ -72,7 +74,6 @@ def plan(step: int, *samples: bool, tokens: int = 0) -> StepPlan:
         expects_output=True,
         depends_on=-1,
         padded_tokens=tokens,
-        padded_rows=0,
     )
 
 

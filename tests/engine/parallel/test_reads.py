@@ -42,7 +42,6 @@ def step(number: int, *rows: Row, on: int = -1) -> StepPlan:
         expects_output=True,
         depends_on=on,
         padded_tokens=0,
-        padded_rows=0,
     )
 
 

@@ -11,9 +11,9 @@ NOW = 100.0
 
 def heard(rank: int, doing: str, step: int, *, at: float = NOW - 0.5, **keys: Any) -> Heard:
     """A report of `rank`; by default it has done the step before the one it is at."""
-    told = {"done": step - 1, "peer": -1, "seconds": 60.0, "mailbox": 1, "plans": (), **keys}
+    values = {"done": step - 1, "peer": -1, "seconds": 60.0, "mailbox": 1, "plans": (), **keys}
     return Heard(
-        Progress(rank=rank, doing=doing, step=step, traffic=Traffic(rank=rank), **told), at
+        Progress(rank=rank, doing=doing, step=step, traffic=Traffic(rank=rank), **values), at
     )
 
 
@@ -72,7 +72,7 @@ CASES = [
         "a rank has the order and does nothing",
         ranks(heard(0, "idle", 6, done=6), heard(1, "hidden", 7, peer=0)),
         0,
-        "rank 0 (stage 0) was idle, and has not taken step 7 up",
+        "rank 0 (stage 0) was idle, and has not begun step 7",
     ),
     (
         "a rank has never reported",

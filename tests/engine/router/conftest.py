@@ -17,13 +17,14 @@ from pds_engine.router.keyring import Keyring
 from pds_engine.router.serve import Server, server
 from pds_engine.server.headers import check
 from scripted_kube import FakeApi
+from waiting import until
 
 KEY = b"k" * 32
 FAST = {"interval": 0.05, "start_interval": 0.02, "timeout": 0.5}
 
 
 @dataclass
-class Seen:
+class SeenRequest:
     """A request that a fake engine got."""
 
     method: str
@@ -36,7 +37,7 @@ class Seen:
         return json.loads(self.body)
 
 
-class Stream:
+class EngineStream:
     """The answering side of one exchange."""
 
     def __init__(self, writer: asyncio.StreamWriter) -> None:
@@ -75,14 +76,14 @@ class Stream:
         self.end()
 
 
-Script = Callable[[Seen, Stream], Awaitable[None]]
+Script = Callable[[SeenRequest, EngineStream], Awaitable[None]]
 
 
 def error(message: str, code: str) -> dict[str, Any]:
     return {"error": {"message": message, "type": "server_error", "param": None, "code": code}}
 
 
-async def say_hello(seen: Seen, stream: Stream) -> None:
+async def say_hello(seen: SeenRequest, stream: EngineStream) -> None:
     """A well-behaved engine of any role: three events, as its role has them."""
     role = seen.headers.get("x-pds-role", "unified")
     if not seen.json.get("stream"):
@@ -114,12 +115,12 @@ class FakeEngine:
     ahead: float = 0.0
     """Seconds that its clock is ahead."""
     rude: bytes = b""
-    """What /pds/state is answered, again and again until the router has had enough."""
+    """The answer of /pds/state, again and again until the router has had enough."""
     checks_state: bool = True
     """Not so in the release before."""
     refused: int = 0
-    seen: list[Seen] = field(default_factory=list)
-    streams: list[Stream] = field(default_factory=list)
+    seen: list[SeenRequest] = field(default_factory=list)
+    streams: list[EngineStream] = field(default_factory=list)
     port: int = 0
     connections: int = 0
 
@@ -144,8 +145,8 @@ class FakeEngine:
         return f"http://127.0.0.1:{self.port}"
 
     @property
-    def calls(self) -> list[Seen]:
-        """Requests other than looks at its state."""
+    def calls(self) -> list[SeenRequest]:
+        """Requests other than polls of its state."""
         return [seen for seen in self.seen if seen.path != "/pds/state"]
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -167,10 +168,10 @@ class FakeEngine:
         writer.close()
 
     async def _answer(
-        self, seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        self, seen: SeenRequest, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> bytes:
         self.seen.append(seen)
-        stream = Stream(writer)
+        stream = EngineStream(writer)
         if self.rude and seen.path == "/pds/state":
             while not writer.is_closing():
                 writer.write(self.rude)
@@ -198,7 +199,7 @@ class FakeEngine:
         finally:
             watch.cancel()
 
-    def _refusal(self, seen: Seen) -> Forbidden | None:
+    def _refusal(self, seen: SeenRequest) -> Forbidden | None:
         if self.key is None or (seen.path == "/pds/state" and not self.checks_state):
             return None
         try:
@@ -223,11 +224,11 @@ class FakeEngine:
 
 
 def _named(refusal: Forbidden) -> dict[str, str]:
-    told = refusal.headers if isinstance(refusal, WrongClock) else {}
-    return {name.replace("-", "_"): value for name, value in told.items()}
+    headers = refusal.headers if isinstance(refusal, WrongClock) else {}
+    return {name.replace("-", "_"): value for name, value in headers.items()}
 
 
-async def read_request(reader: asyncio.StreamReader, first: bytes) -> Seen:
+async def read_request(reader: asyncio.StreamReader, first: bytes) -> SeenRequest:
     head = first + await reader.readuntil(b"\r\n\r\n")
     request, *lines = head.decode().split("\r\n")
     method, path, _ = request.split(" ")
@@ -236,7 +237,7 @@ async def read_request(reader: asyncio.StreamReader, first: bytes) -> Seen:
         k: line.split(": ", 1)[1] for line in lines if line for k in [line.split(":")[0].lower()]
     }
     body = await reader.readexactly(int(headers.get("content-length", 0)))
-    return Seen(method, path, headers, body)
+    return SeenRequest(method, path, headers, body)
 
 
 @dataclass
@@ -260,13 +261,6 @@ class Running:
         ) as response:
             assert response.status == 200, await response.text()
             return await response.read()
-
-
-async def until(holds: Callable[[], Any], seconds: float = 5.0) -> None:
-    """Wait until an observation holds."""
-    async with asyncio.timeout(seconds):
-        while not holds():  # noqa: ASYNC110  what is observed has no event of its own
-            await asyncio.sleep(0.005)
 
 
 Engines = Callable[..., Awaitable[FakeEngine]]
@@ -320,7 +314,7 @@ async def router() -> AsyncIterator[Routers]:
 
 
 @pytest.fixture
-async def api():
+async def api() -> AsyncIterator[FakeApi]:
     """A scripted API server."""
     server = FakeApi()
     await server.start()

@@ -6,14 +6,9 @@ import json
 import openai
 import pytest
 from pds_engine.signing import key_id
+from waiting import until
 
 CHAT = "/v1/chat/completions"
-
-
-async def until(holds, seconds=5.0):
-    async with asyncio.timeout(seconds):
-        while not holds():  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
 
 
 async def asked(running, path, *, method="POST", **options):
@@ -39,9 +34,9 @@ async def test_it_is_ready_without_any_backend_and_says_what_is_missing(engine, 
     prefill = await engine("prefill")
     running = await router(prefill)
     assert (await asked(running, "/readyz", method="GET"))[0] == 200
-    status, told = await asked(running, CHAT, json={"stream": True})
-    assert (status, told["error"]["code"]) == (503, "unavailable")
-    assert "no ready decode group" in told["error"]["message"]
+    status, answer = await asked(running, CHAT, json={"stream": True})
+    assert (status, answer["error"]["code"]) == (503, "unavailable")
+    assert "no ready decode group" in answer["error"]["message"]
 
 
 async def test_groups_of_different_fingerprints_are_never_paired(engine, router):
@@ -61,8 +56,8 @@ async def test_backends_says_what_each_one_is(engine, router):
     stuck = await engine("decode", state={"ready": False, "reason": "step 7 is stuck"})
     running = await router(p, d, waiting, stuck, ready=1)
     await until(lambda: all(b.state for b in running.router.fleet))
-    _, told = await asked(running, "/pds/backends", method="GET")
-    by_port = {int(b["url"].rpartition(":")[2]): b for b in told["backends"]}
+    _, answer = await asked(running, "/pds/backends", method="GET")
+    by_port = {int(b["url"].rpartition(":")[2]): b for b in answer["backends"]}
     assert by_port[p.port] == {
         "pod": f"127.0.0.1:{p.port}",
         "uid": f"127.0.0.1:{p.port}",
@@ -135,27 +130,27 @@ async def test_outstanding_tokens_are_those_of_open_requests(engine, router):
 async def test_a_body_that_is_no_request(engine, router, body, fault):
     unified = await engine("unified")
     running = await router(unified)
-    status, told = await asked(running, CHAT, data=body)
+    status, answer = await asked(running, CHAT, data=body)
     assert status == 400
-    assert fault in told["error"]["message"]
-    assert sorted(told["error"]) == ["code", "message", "param", "type"]
+    assert fault in answer["error"]["message"]
+    assert sorted(answer["error"]) == ["code", "message", "param", "type"]
     assert unified.calls == []
 
 
 async def test_a_body_above_the_bound_is_refused_unread(engine, router):
     running = await router(await engine("unified"), max_body_bytes=2048)
-    status, told = await asked(running, CHAT, data=b"x" * 4096)
-    assert (status, told["error"]["code"]) == (413, "body_too_large")
+    status, answer = await asked(running, CHAT, data=b"x" * 4096)
+    assert (status, answer["error"]["code"]) == (413, "body_too_large")
 
     async def chunks():
         for _ in range(10):
             yield b"x" * 1000
 
-    status, told = await asked(running, CHAT, data=chunks())
-    assert (status, told["error"]["code"]) == (413, "body_too_large")
+    status, answer = await asked(running, CHAT, data=chunks())
+    assert (status, answer["error"]["code"]) == (413, "body_too_large")
 
 
-async def test_a_client_that_dawdles_over_its_body_is_told_408(engine, router):
+async def test_a_client_that_dawdles_over_its_body_gets_408(engine, router):
     running = await router(await engine("unified"), body_timeout=0.1)
     reader, writer = await asyncio.open_connection("127.0.0.1", int(running.url.rpartition(":")[2]))
     writer.write(f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{{".encode())
@@ -223,8 +218,8 @@ async def test_api_keys(engine, router, tmp_path):
     running = await router(await engine("unified"), auth={"secret_dir": str(tmp_path)})
     for path, method in ((CHAT, "POST"), ("/v1/models", "GET"), ("/tokenize", "POST")):
         for wrong in ({}, {"authorization": "Bearer sk-three"}, {"authorization": "sk-one"}):
-            status, told = await asked(running, path, method=method, headers=wrong)
-            assert (status, told["error"]["code"]) == (401, "invalid_api_key")
+            status, answer = await asked(running, path, method=method, headers=wrong)
+            assert (status, answer["error"]["code"]) == (401, "invalid_api_key")
     for key in ("sk-one", "sk-two"):
         headers = {"authorization": f"Bearer {key}"}
         assert (await asked(running, "/v1/models", method="GET", headers=headers))[0] == 200
@@ -233,11 +228,11 @@ async def test_api_keys(engine, router, tmp_path):
 
 
 async def test_routes_that_any_one_backend_answers(engine, router):
-    async def told(seen, stream):
+    async def echo(seen, stream):
         assert not any(name.startswith("x-pds") for name in seen.headers)
         await stream.json(200, {"path": seen.path, "body": seen.body.decode()})
 
-    running = await router(await engine("decode", script=told))
+    running = await router(await engine("decode", script=echo))
     for path in ("/tokenize", "/detokenize"):
         answer = await asked(running, path, data=b'{"prompt":"a"}', headers={"x-pds-role": "x"})
         assert answer == (200, {"path": path, "body": '{"prompt":"a"}'})
@@ -253,17 +248,17 @@ async def test_routes_that_any_one_backend_answers(engine, router):
 async def test_only_the_routers_own_routes_are_served(engine, router, method, path, status):
     unified = await engine("unified")
     running = await router(unified)
-    got, told = await asked(running, path, method=method)
+    got, answer = await asked(running, path, method=method)
     assert got == status
-    assert path in told["error"]["message"]
+    assert path in answer["error"]["message"]
     assert unified.calls == []
 
 
 async def test_without_keys_only_unified_groups_can_be_served(engine, router):
     running = await router(await engine("prefill"), await engine("decode"), key=None)
-    status, told = await asked(running, CHAT, json={"stream": True})
+    status, answer = await asked(running, CHAT, json={"stream": True})
     assert status == 503
-    assert "set keys_dir" in told["error"]["message"]
+    assert "set keys_dir" in answer["error"]["message"]
     unified = await engine("unified")
     running = await router(unified, key=None)
     assert (await asked(running, CHAT, json={"stream": True}))[0] == 200

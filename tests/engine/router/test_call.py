@@ -2,7 +2,6 @@
 
 import json
 import time
-from pathlib import Path
 
 import pytest
 from pds_engine.config import EngineConfig
@@ -11,10 +10,8 @@ from pds_engine.router.attempt import internal_headers
 from pds_engine.router.call import DEFAULT_OUTPUT, LONGEST, STREAMED, read_call
 from pds_engine.router.peek import peek
 from pds_engine.server import headers, job, protocol
-from pds_engine.server.headers import Internal
-from pds_engine.text.tokenizer import Tokenizer
+from pds_engine.server.headers import InternalHeaders
 
-TINY = Path(__file__).parents[3] / "examples" / "models" / "tiny"
 C, H = "/v1/completions", "/v1/chat/completions"
 
 
@@ -22,11 +19,6 @@ def call(body, path=C, policy="leastTokens", **more):
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     peeked = peek(data, STREAMED[path], policy)
     return read_call(path, [], data, peeked, now=0.0, policy=policy, **more)
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return Tokenizer(TINY)
 
 
 SEEDS = [0, 5, 2**31, 2**63 - 1, -1, -5, -(2**31), -(2**63)]
@@ -40,7 +32,7 @@ def test_a_seed_means_the_same_through_the_router_as_directly(tokenizer, seed):
     internal = headers.read(True, "unified", sent)
     direct, routed = (
         job.make(parsed, [[7]], tokenizer, EngineConfig(), one).submits[0]
-        for one in (Internal(), internal)
+        for one in (InternalHeaders(), internal)
     )
     assert direct.seed == routed.seed
     assert int(sent["x-pds-seed"]) < 10**20 and sent["x-pds-seed"].isdecimal()  # of any release

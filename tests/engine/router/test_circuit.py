@@ -1,8 +1,8 @@
 """The circuit: every transition, in order."""
 
-from pds_engine.router.circuit import Circuit, Limits, failed, spared, succeeded, tried
+from pds_engine.router.circuit import Circuit, CircuitLimits, failed, spared, succeeded, tried
 
-LIMITS = Limits(open_after=3, seconds=1.0, longest=5.0)
+LIMITS = CircuitLimits(open_after=3, seconds=1.0, longest=5.0)
 
 
 def fail(circuit, *times):

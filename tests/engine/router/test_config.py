@@ -1,4 +1,4 @@
-"""Where the router's settings come from, and how a wrong one is told."""
+"""Where the router's settings come from, and how a wrong one is refused."""
 
 import subprocess
 import sys

@@ -6,7 +6,8 @@ import pytest
 from pds_engine.router.app import Router
 from pds_engine.router.config import RouterConfig
 from pds_engine.router.keyring import Keyring
-from scripted_kube import event, kubeconfig, pod, until
+from scripted_kube import event, kubeconfig, pod
+from waiting import until
 
 KEY = b"k" * 32
 
@@ -51,9 +52,7 @@ async def test_a_group_comes_drains_and_goes(api, discovering, engine):
 
 
 @pytest.mark.parametrize("ends", ["DELETED", "Failed"])
-async def test_decode_groups_are_told_of_a_prefill_group_that_is_gone(
-    api, discovering, engine, ends
-):
+async def test_decode_groups_learn_of_a_prefill_group_that_is_gone(api, discovering, engine, ends):
     async def accepts(seen, stream):
         await stream.json(200, {})
 

@@ -67,7 +67,7 @@ def test_a_key_stays_as_long_as_a_group_has_it():
 
 
 async def test_each_group_is_asked_by_its_own_key_as_keys_change(engine, tmp_path):
-    """Old groups do not tell their key; new ones do, and are not asked before theirs is here."""
+    """Old groups do not report their key; new ones do, and are not asked before theirs is here."""
     folder = tmp_path / "keys"
     lay_out(folder, OLD)
     old = [await engine(role) for role in ("prefill", "decode")]
@@ -117,9 +117,9 @@ async def routable(http, count):
         while True:
             try:
                 async with http.get("/pds/backends") as answer:
-                    told = (await answer.json())["backends"]
-                if sum(each["routable"] for each in told) == count and len(told) == 4:
-                    return [each["reason"] for each in told]
+                    entries = (await answer.json())["backends"]
+                if sum(each["routable"] for each in entries) == count and len(entries) == 4:
+                    return [each["reason"] for each in entries]
             except aiohttp.ClientError:
                 pass
             await asyncio.sleep(0.05)

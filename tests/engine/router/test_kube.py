@@ -8,7 +8,8 @@ from pds_engine.errors import ConfigError
 from pds_engine.router import kube
 from pds_engine.router.config import KubernetesConfig
 from pds_engine.router.kube import PodWatch
-from scripted_kube import event, kubeconfig, pod, until
+from scripted_kube import event, kubeconfig, pod
+from waiting import until
 
 EXEC = "client.authentication.k8s.io/v1"
 

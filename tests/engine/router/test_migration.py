@@ -6,7 +6,7 @@ import re
 
 import pytest
 from pds_engine.router import stream as streaming
-from pds_engine.router.backends import EngineState
+from pds_engine.router.backends import GroupState
 from pds_engine.router.call import read_call, resumed
 from pds_engine.router.peek import peek
 
@@ -15,7 +15,7 @@ IDS = (11, 12, 13, 14, 15, 16)
 
 
 def _events():
-    """(tokens told with it, raw, bare) of each event of the whole stream."""
+    """(tokens sent with it, raw, bare) of each event of the whole stream."""
     lines = [
         (1, b": pds 1 11", b'data: {"t":"a"}'),
         (2, b": pds 2 12", b'data: {"t":"b"}'),
@@ -38,11 +38,11 @@ WHOLE = b"".join(bare for _, _, bare in EVENTS)
 
 def body_of(seen):
     """The journalled events of a request's role, and where they begin."""
-    told = seen.json.get("pds_resume", {"output_ids": []})["output_ids"]
-    assert tuple(told) == IDS[: len(told)]
-    left = [(count, raw) for count, raw, _ in EVENTS if count > len(told)]
+    ids = seen.json.get("pds_resume", {"output_ids": []})["output_ids"]
+    assert tuple(ids) == IDS[: len(ids)]
+    left = [(count, raw) for count, raw, _ in EVENTS if count > len(ids)]
     role = seen.headers["x-pds-role"]
-    known = len(told) + 1  # P's body: what its one token releases
+    known = len(ids) + 1  # P's body: what its one token releases
     if role == "prefill":
         left = [(count, raw) for count, raw in left if count == known and b"finish" not in raw][:1]
     elif role == "decode":
@@ -126,7 +126,7 @@ def test_the_body_stays_as_it_came_but_for_the_tokens(body, expected):
 )
 def test_who_goes_on_with_whose_streams(first, next_, goes_on):
     one, other = (
-        EngineState(role="decode", model_digest=digest, kv_fingerprint=kv)
+        GroupState(role="decode", model_digest=digest, kv_fingerprint=kv)
         for digest, kv in (first, next_)
     )
     assert other.goes_on_with(one) == goes_on
@@ -213,8 +213,8 @@ async def test_groups_of_another_model_never_go_on(engine, router):
     one = await engine("unified", script=breaks(BORDERS[1], times=99), state={"model_digest": "m"})
     other = await engine("unified", script=speaks, state={"model_digest": "other"})
     running = await router(one, other, resume_seconds=0)
-    told = [await running.stream() for _ in range(4)]
-    broken = [body for body in told if body != WHOLE]
+    bodies = [await running.stream() for _ in range(4)]
+    broken = [body for body in bodies if body != WHOLE]
     assert broken
     assert all(b"no other pair took it over" in body for body in broken)
     assert all("pds_resume" not in seen.json for seen in other.calls)
@@ -258,8 +258,8 @@ async def test_nobody_comes_back(engine, router):
 
     only = await engine("decode", script=breaks_once)
     running = await router(p, only, resume_seconds=0.2)
-    *told, last = (await running.stream()).split(b"\n\n")[:-1]
-    assert b"\n\n".join(told) + b"\n\n" == b"".join(bare for _, _, bare in EVENTS[:3])
+    *bodies, last = (await running.stream()).split(b"\n\n")[:-1]
+    assert b"\n\n".join(bodies) + b"\n\n" == b"".join(bare for _, _, bare in EVENTS[:3])
     error = json.loads(last.removeprefix(b"data: "))["error"]
     assert "decode group was lost" in error["message"]
     assert "no other pair took it over" in error["message"]

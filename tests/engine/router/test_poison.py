@@ -40,8 +40,8 @@ class Groups:
             return
         code = {"says so": "group_failed", "said so before": "unavailable"}.get(self.how)
         if code is not None:
-            told = {"message": "the group has failed: its scheduler is lost", "code": code}
-            await stream.json(503, {"error": told}, retry_after="1")
+            error = {"message": "the group has failed: its scheduler is lost", "code": code}
+            await stream.json(503, {"error": error}, retry_after="1")
         fake.crashed = asyncio.create_task(fake.stop())
         if code is None:
             stream.drop()
@@ -86,8 +86,8 @@ async def test_as_many_groups_die_as_attempts_are_allowed(
     assert json.loads(body)["error"]["code"] in ("unavailable", "group_failed")
     assert len(groups.dead) == len({fake.port for fake in groups.dead}) == 3
     assert count(running, "opening") == 3
-    (told,) = [r for r in caplog.records if "given up" in r.message]
-    assert told.request_id == request_id
+    (error,) = [r for r in caplog.records if "given up" in r.message]
+    assert error.request_id == request_id
     assert [await running.stream() for _ in range(6)] == [HELLO] * 6
     assert len(groups.dead) == 3
 
@@ -113,7 +113,7 @@ async def test_whichever_side_of_a_pair_dies(engine, router, victim, how):
 
 
 async def test_a_request_that_kills_both_sides_of_its_pairs(engine, router):
-    """What it finds dead already leads it to no more than its allowed number."""
+    """Groups that it finds dead give it no more attempts than it may have."""
     groups = Groups("crashes", say)
     prefill = [groups.join(await engine("prefill")) for _ in range(6)]
     decode = [groups.join(await engine("decode")) for _ in range(6)]
@@ -126,12 +126,12 @@ async def test_a_request_that_kills_both_sides_of_its_pairs(engine, router):
 
 
 async def test_a_prefill_group_that_waited_for_an_offer_in_vain_was_an_attempt(engine, router):
-    """A decode group fell silent with the request, as the prefill group of the release before
-    tells it."""
+    """A decode group fell silent with the request, as a prefill group of the release before
+    reports it."""
 
     async def unoffered(seen, stream):
-        told = {"message": "no decode group has offered pages for this request"}
-        await stream.json(503, {"error": {**told, "code": "unavailable"}})
+        error = {"message": "no decode group has offered pages for this request"}
+        await stream.json(503, {"error": {**error, "code": "unavailable"}})
 
     async def silent(seen, stream):
         await stream.gone.wait()
@@ -144,13 +144,13 @@ async def test_a_prefill_group_that_waited_for_an_offer_in_vain_was_an_attempt(e
 
 
 async def test_a_body_that_no_group_could_read_was_sent_to_so_many_and_no_more(engine, router):
-    """It may be what their readers end of; the groups themselves are well."""
+    """Their readers may end because of it; the groups themselves are well."""
 
     async def unread(seen, stream):
         if b"poison" not in seen.body:
             return await say(seen, stream)
-        told = {"message": "the process that reads large bodies ended", "code": "body_not_read"}
-        return await stream.json(503, {"error": told}, retry_after="1")
+        error = {"message": "the process that reads large bodies ended", "code": "body_not_read"}
+        return await stream.json(503, {"error": error}, retry_after="1")
 
     fleet = [await engine("unified", script=unread) for _ in range(6)]
     running = await router(*fleet, attempts=3)
@@ -195,21 +195,21 @@ async def test_a_stream_that_kills_who_takes_it_over(engine, router, how, migrat
     assert f"elsewhere {migrations} times already".encode() in body
     assert len(groups.dead) == len({fake.port for fake in groups.dead}) == migrations + 1
     assert (count(running, "streaming"), count(running, "resuming")) == (1, migrations)
-    (told,) = [r for r in caplog.records if "given up" in r.message]
-    assert told.request_id == request_id
+    (error,) = [r for r in caplog.records if "given up" in r.message]
+    assert error.request_id == request_id
     assert [await running.stream() for _ in range(6)] == [HELLO] * 6
 
 
 async def test_the_decode_side_may_be_the_first_to_tell_of_a_dead_prefill_side(engine, router):
-    """A group that dies of taking a stream over is counted whoever says so."""
+    """A group that dies while it takes a stream over counts, whoever reports it."""
     dead = []
 
     async def decode(seen, stream):
         if b"pds_resume" in seen.body:
             await asyncio.sleep(0.01)
             dead.append(seen)
-            told = {"message": "the prefill side is lost", "code": "transfer_failed"}
-            await stream.json(503, {"error": told})
+            error = {"message": "the prefill side is lost", "code": "transfer_failed"}
+            await stream.json(503, {"error": error})
             return
         await stream.head()
         await stream.put(b': pds 2 8\ndata: {"t":2}\n\n')

@@ -7,15 +7,10 @@ import time
 import pytest
 from pds_engine import signing
 from pds_engine.errors import Forbidden
+from waiting import until
 
 KEY = b"k" * 32
 HELLO = b'data: {"t":1}\n\ndata: {"t":2}\n\ndata: [DONE]\n\n'
-
-
-async def until(holds, seconds=5.0):
-    async with asyncio.timeout(seconds):
-        while not holds():  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
 
 
 def events(body):
@@ -33,8 +28,8 @@ def dies_at_once():
 
 def refuses(status, code="overloaded", **headers):
     async def script(seen, stream):
-        told = {"error": {"message": "no", "type": "x", "param": "p", "code": code}}
-        await stream.json(status, told, **headers)
+        content = {"error": {"message": "no", "type": "x", "param": "p", "code": code}}
+        await stream.json(status, content, **headers)
 
     return script
 
@@ -105,9 +100,9 @@ async def test_decodes_bytes_wait_for_prefills_end(engine, router):
 async def test_an_answer_that_does_not_stream_is_decodes(engine, router):
     running = await router(await engine("prefill"), await engine("decode"))
     async with running.http.post("/v1/completions", json={"prompt": "a"}) as response:
-        told = await response.json()
-    assert told == {"id": response.headers["x-request-id"], "by": "decode"}
-    assert told["id"].startswith("cmpl-")
+        content = await response.json()
+    assert content == {"id": response.headers["x-request-id"], "by": "decode"}
+    assert content["id"].startswith("cmpl-")
 
 
 async def test_a_large_answer_that_does_not_stream_comes_whole(engine, router):
@@ -182,7 +177,7 @@ async def test_a_prefill_group_that_dies_is_replaced(engine, router):
 
 async def test_a_decode_group_that_dies_while_prefill_works_is_replaced(engine, router):
     async def waits_then_hello(seen, stream):
-        """Where its decode group has died, until the router has heard of it, and leaves."""
+        """A client whose decode group has died waits until the router knows, and leaves."""
         await until(lambda: attempt(seen) in {*map(attempt, bad.calls), *map(attempt, good.calls)})
         if attempt(seen) in map(attempt, bad.calls):
             await stream.gone.wait()
@@ -224,7 +219,7 @@ async def test_a_request_whose_time_is_over_is_not_tried_again_and_nobodys_fault
 
 @pytest.mark.parametrize(("code", "blamed"), [("not_finite", False), ("internal_error", True)])
 async def test_a_prompt_without_a_finite_answer_opens_no_circuit(engine, router, code, blamed):
-    """Whoever sends it again and again would else close every group to everybody."""
+    """A client that repeats it would else close every group to everybody."""
     unified = await engine("unified", script=refuses(500, code))
     running = await router(unified, attempts=1)
     async with running.http.post("/v1/chat/completions", json={"stream": True}) as response:
@@ -371,6 +366,6 @@ async def test_a_debug_log_tells_which_pair_each_attempt_goes_to(engine, router,
     running = await router(p, d)
     with caplog.at_level("DEBUG", "pds_engine.router.pairs"):
         assert await running.stream() == HELLO
-    (told,) = caplog.records
-    assert told.request_id.startswith("chatcmpl-")
-    assert (told.prefill, told.decode) == (f"127.0.0.1:{p.port}", f"127.0.0.1:{d.port}")
+    (content,) = caplog.records
+    assert content.request_id.startswith("chatcmpl-")
+    assert (content.prefill, content.decode) == (f"127.0.0.1:{p.port}", f"127.0.0.1:{d.port}")

@@ -73,7 +73,7 @@ async def test_the_process_is_small_and_leaves_in_good_order(engine, tmp_path):
 
 
 async def test_the_next_request_behind_an_old_stream_is_answered_too(engine, tmp_path):
-    """Its client was never told that the connection closes."""
+    """Its client never heard that the connection closes."""
     release = asyncio.Event()
     unified = await engine("unified", script=waits(release))
     process, url, _ = await spawned(tmp_path, unified, linger_seconds=2)

@@ -1,7 +1,5 @@
 """Engines whose clocks or keys differ from the router's, and what it believes of their answers."""
 
-import asyncio
-
 import pytest
 from pds_engine.errors import Forbidden, WrongClock
 from pds_engine.router.keyring import Ring
@@ -14,6 +12,7 @@ from pds_engine.signing import (
     signed,
     verify,
 )
+from waiting import until
 
 KEY, LATER = b"k" * 32, b"l" * 32
 HELLO = b'data: {"t":1}\n\ndata: {"t":2}\n\ndata: [DONE]\n\n'
@@ -33,13 +32,13 @@ def test_a_signature_holds_while_clocks_differ_a_little(now):
 
 
 @pytest.mark.parametrize("now", [1061.5, 9000, 1059 - LONGEST_SECONDS, 0])
-def test_one_out_of_date_is_told_the_time(now):
+def test_one_out_of_date_learns_the_time(now):
     error = refusal(now)
     assert (type(error), error.code, error.status) == (WrongClock, "clock", 403)
     assert clock_of(KEY, SIGNED["x-pds-signature"], error.headers) == int(now)
 
 
-def test_the_time_is_told_to_nobody_whose_signature_is_not_ours():
+def test_nobody_learns_the_time_whose_signature_is_not_ours():
     for name, value in {"x-pds-role": "decode", "x-pds-expiry": "9999"}.items():
         assert type(refusal(9000, {**SIGNED, name: value})) is Forbidden
     other = signed(bytes(32), "POST", "/x", OURS, 1060)
@@ -60,14 +59,14 @@ def test_the_time_is_told_to_nobody_whose_signature_is_not_ours():
     ],
 )
 def test_a_time_that_is_not_signed_is_not_believed(change):
-    told = {**refusal(9000).headers, **change}
-    assert clock_of(KEY, SIGNED["x-pds-signature"], told) is None
+    headers = {**refusal(9000).headers, **change}
+    assert clock_of(KEY, SIGNED["x-pds-signature"], headers) is None
 
 
-def test_the_time_told_to_one_request_is_not_believed_of_another():
-    told = refusal(9000).headers
-    assert clock_of(KEY, signed(KEY, "POST", "/x", OURS, 1061)["x-pds-signature"], told) is None
-    assert clock_of(bytes(32), SIGNED["x-pds-signature"], told) is None
+def test_the_time_for_one_request_is_not_believed_of_another():
+    headers = refusal(9000).headers
+    assert clock_of(KEY, signed(KEY, "POST", "/x", OURS, 1061)["x-pds-signature"], headers) is None
+    assert clock_of(bytes(32), SIGNED["x-pds-signature"], headers) is None
 
 
 async def backends(running):
@@ -82,13 +81,13 @@ async def test_groups_whose_clocks_differ_serve(engine, router, ahead):
     running = await router(prefill, decode)
     for _ in range(3):
         assert await running.stream() == HELLO
-    told = {entry["role"]: entry for entry in await backends(running)}
-    assert told["prefill"]["clock_offset"] == pytest.approx(ahead, abs=3)
-    assert told["decode"]["clock_offset"] == 0
-    assert [entry["failures"] for entry in told.values()] == [0, 0]
+    headers = {entry["role"]: entry for entry in await backends(running)}
+    assert headers["prefill"]["clock_offset"] == pytest.approx(ahead, abs=3)
+    assert headers["decode"]["clock_offset"] == 0
+    assert [entry["failures"] for entry in headers.values()] == [0, 0]
 
 
-async def test_a_clock_that_was_set_right_is_no_longer_told(engine, router):
+async def test_a_clock_that_was_set_right_is_no_longer_reported(engine, router):
     unified = await engine("unified", key=KEY, ahead=900)
     running = await router(unified)
     [backend] = running.router.fleet
@@ -201,9 +200,3 @@ async def test_no_redirect_of_a_state_is_followed(engine, router):
     [backend] = [b for b in running.router.fleet if b.found.port == odd.port]
     await until(lambda: running.router.fleet.reason(backend))
     assert not [seen for seen in good.seen if seen.path == "/v1/models"]
-
-
-async def until(holds, seconds=5.0):
-    async with asyncio.timeout(seconds):
-        while not holds():  # noqa: ASYNC110
-            await asyncio.sleep(0.005)

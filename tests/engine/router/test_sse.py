@@ -5,7 +5,7 @@ import itertools
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pds_engine.router.sse import Events
+from pds_engine.router.sse import EventReader
 
 STREAM = (
     b': pds 1 7\ndata: {"a":1}\n\n'
@@ -31,15 +31,15 @@ LAST = b'data: {"b":2}\n\ndata: {}\n\ndata: [DONE]\n\n'
         (STREAM, OPEN, [7, 8, 9]),
     ],
 )
-def test_the_journal_is_read_and_nothing_of_it_told(given_, expected, ids):
-    events = Events()
+def test_the_journal_is_read_and_nothing_of_it_sent_on(given_, expected, ids):
+    events = EventReader()
     assert events.feed(given_) == expected
     assert list(events.journal.ids) == ids
 
 
 @given(st.lists(st.integers(0, len(STREAM)), max_size=8))
 def test_any_cutting_gives_the_same_whole_events(cuts):
-    events, edges = Events(), [0, *sorted(cuts), len(STREAM)]
+    events, edges = EventReader(), [0, *sorted(cuts), len(STREAM)]
     pieces = [events.feed(STREAM[a:b]) for a, b in itertools.pairwise(edges)]
     assert all(piece.endswith(b"\n\n") for piece in pieces if piece)
     assert b"".join(pieces) == OPEN
@@ -48,18 +48,18 @@ def test_any_cutting_gives_the_same_whole_events(cuts):
     assert events.rest() == LAST
 
 
-def test_what_was_not_told_is_not_in_the_journal():
-    """Wherever the stream breaks, tokens and events told are the same ones."""
+def test_what_was_not_sent_is_not_in_the_journal():
+    """Wherever the stream breaks, the tokens and the events sent are the same ones."""
     for end in range(len(STREAM) + 1):
-        events = Events()
-        told = events.feed(STREAM[:end])
-        assert len(events.journal.ids) == {0: 0, 1: 1, 2: 3}[told.count(b"data:")]
+        events = EventReader()
+        given = events.feed(STREAM[:end])
+        assert len(events.journal.ids) == {0: 0, 1: 1, 2: 3}[given.count(b"data:")]
         events.cut()
         assert events.rest() == b""
 
 
 def test_what_is_no_whole_event_waits_for_the_end():
-    events = Events()
+    events = EventReader()
     assert events.feed(b"data: 1\n\ndata: {") == b"data: 1\n\n"
     assert events.feed(b"}\n") == b""
     assert events.rest() == b"data: {}\n"
@@ -78,15 +78,15 @@ def test_what_is_no_whole_event_waits_for_the_end():
     ],
 )
 def test_a_journal_with_gaps_resumes_nothing(lines, complete):
-    events = Events()
+    events = EventReader()
     events.feed(lines)
     assert events.journal.complete == complete
 
 
 def test_an_engine_that_gives_up_says_so_to_the_router_alone():
-    events = Events()
-    told = events.feed(b': pds 1 5\ndata: 1\n\n: pds failed 503 {"error": {"code": "a b"}}\n\n')
-    assert told == b"data: 1\n\n"
+    events = EventReader()
+    given = events.feed(b': pds 1 5\ndata: 1\n\n: pds failed 503 {"error": {"code": "a b"}}\n\n')
+    assert given == b"data: 1\n\n"
     assert events.failed == (503, b'{"error": {"code": "a b"}}')
     events.cut()
     assert events.failed is None

@@ -1,4 +1,4 @@
-"""What comes of backends whose HTTP is odd, or whose connections end, through real sockets."""
+"""Backends whose HTTP is odd, or whose connections end, through real sockets."""
 
 import asyncio
 

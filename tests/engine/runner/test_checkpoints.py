@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 import torch
 from pds_engine.messages import Sampling
+from pds_engine.models import registry
 
 GREEDY = Sampling(max_tokens=10, temperature=0.0)
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-FAMILIES = ["LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"]
+FAMILIES = sorted(registry.FAMILIES)
 
 
 def prompts() -> list[list[int]]:

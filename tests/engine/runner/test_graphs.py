@@ -74,7 +74,7 @@ def test_a_sharded_layer_is_three_pieces_the_same_on_every_rank(qwen3):
 def cache(tmp_path_factory):
     """The user's, since a graph takes 20 s: only what is compiled in another way is compiled anew.
 
-    A graph's own key tells its source, shapes and toolchain; the folder, how it is made.
+    A graph's own key holds its source, shapes and toolchain; the folder, how it is made.
     """
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     made = b"".join(Path(module.__file__).read_bytes() for module in (aot, graphs))

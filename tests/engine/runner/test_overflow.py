@@ -1,4 +1,4 @@
-"""A request whose numbers overflow is told so, and harms no other in its batch."""
+"""A request whose numbers overflow is marked, and harms no other in its batch."""
 
 from typing import Any
 
@@ -22,11 +22,11 @@ def options(kind: str, **keys: Any) -> Sampling:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_each_way_of_choosing_tells(kind, overflowing, poison, driver):
+def test_each_way_of_choosing_marks_it(kind, overflowing, poison, driver):
     prompt = [7, 8, 9, poison, 10]
-    (told,) = driver(overflowing).run([prompt], options(kind))
-    assert told.unsound == list(range(6))
-    assert all(0 <= token < 320 for token in told.output)
+    (request,) = driver(overflowing).run([prompt], options(kind))
+    assert request.unsound == list(range(6))
+    assert all(0 <= token < 320 for token in request.output)
     (sound,) = driver(overflowing).run([[7, 8, 9, 11, 10]], options(kind))
     assert sound.unsound == []
 
@@ -46,9 +46,9 @@ def test_others_in_the_batch_are_unharmed(kind, overflowing, poison, driver):
 
 
 def test_it_may_begin_in_the_middle_of_an_output(overflowing, poison, driver):
-    (told,) = driver(overflowing).run([[7, 8, 9]], options("greedy", logit_bias={poison: 1e6}))
-    assert told.output[0] == poison
-    assert told.unsound == [1, 2, 3, 4, 5]
+    (request,) = driver(overflowing).run([[7, 8, 9]], options("greedy", logit_bias={poison: 1e6}))
+    assert request.output[0] == poison
+    assert request.unsound == [1, 2, 3, 4, 5]
 
 
 def test_the_slot_serves_the_next_request(overflowing, poison, driver):
@@ -60,5 +60,5 @@ def test_the_slot_serves_the_next_request(overflowing, poison, driver):
 
 
 def test_a_prompt_s_scores_of_such_a_request_do_no_harm(overflowing, poison, driver):
-    (told,) = driver(overflowing).run([[7, poison, 9]], options("greedy", prompt_logprobs=2))
-    assert told.unsound == list(range(6))
+    (request,) = driver(overflowing).run([[7, poison, 9]], options("greedy", prompt_logprobs=2))
+    assert request.unsound == list(range(6))

@@ -11,13 +11,13 @@ from pds_engine.errors import ProtocolError
 from pds_engine.messages import Admit, Release, Row, Sampling, StepPlan
 from pds_engine.models.loader import load
 from pds_engine.parallel.collectives import ALONE
-from pds_engine.parallel.stage import Place, Stage
+from pds_engine.parallel.stage import Stage, StagePlace
 from pds_engine.runner.runner import Runner
 
 PROMPT = (3, 1, 4, 1, 5)
 
 
-class Told:
+class AnsweredExchange:
     """An exchange whose receives are the steps' ids: the test answers with their tokens."""
 
     def receive_output(self, plan: StepPlan) -> int:
@@ -40,7 +40,9 @@ class FirstStage:
         pools = [torch.zeros(shape) for _ in decoder.part.layers]
         self.runner = Runner(config, decoder, [(pool[:, 0], pool[:, 1]) for pool in pools])
         self.admit(gen=1)
-        self.stage: Stage[Any, Any] = Stage(Place(0, 2), self.runner, Told())  # type: ignore[arg-type]
+        self.stage: Stage[torch.Tensor, int] = Stage(
+            StagePlace(0, 2), self.runner, AnsweredExchange()
+        )  # type: ignore[arg-type]
         self.tokens: dict[int, tuple[int, ...]] = {}
 
     def admit(self, gen: int) -> None:
@@ -62,7 +64,6 @@ class FirstStage:
             **{"step_id": number, "expects_output": True, "depends_on": -1, **plan},
             rows=(row,),
             padded_tokens=0,
-            padded_rows=0,
         )
         step, answer = self.stage.step(made), None
         try:

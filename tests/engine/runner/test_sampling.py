@@ -10,7 +10,7 @@ from pds_engine.runner.batch import Batch
 from pds_engine.runner.candidates import nucleus
 from pds_engine.runner.sampling import choose as draw_freely
 from pds_engine.runner.sampling import draw, logprobs, penalise, sample
-from pds_engine.runner.tables import Slot, Tables
+from pds_engine.runner.tables import HostSlot, Tables
 
 VOCAB = 12
 
@@ -23,8 +23,8 @@ def options(**keys) -> Sampling:
     return Sampling(max_tokens=8, **keys)
 
 
-def slot(sampling: Sampling, seed: int = 0) -> Slot:
-    return Slot(0, 1, (0,), sampling, seed)
+def slot(sampling: Sampling, seed: int = 0) -> HostSlot:
+    return HostSlot(0, 1, (0,), sampling, seed)
 
 
 def tables_of(slots: int, vocab: int = VOCAB) -> Tables:

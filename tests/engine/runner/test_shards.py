@@ -5,20 +5,25 @@ import math
 import threading
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import torch
 import torch.distributed as dist
-from pds_engine.messages import Admit, Sampling
+from pds_engine.messages import Admit, Sampling, TokenLogprobs
 from pds_engine.parallel.collectives import ALONE, Collectives, VocabShard
 from pds_engine.runner.batch import Batch
 from pds_engine.runner.philox import Draws
 from pds_engine.runner.sampling import logprobs, sample
-from pds_engine.runner.tables import Slot, Tables
+from pds_engine.runner.tables import HostSlot, Tables
 
+T = TypeVar("T")
 VOCAB = 1003
 """Four ranks have 251, 251, 251 and 250 of it."""
+
+
+Chosen = tuple[list[int], tuple[TokenLogprobs | None, ...]]
+"""Tokens, and their log-probabilities."""
 
 
 class Counting(Collectives):
@@ -31,11 +36,9 @@ class Counting(Collectives):
         return super().gather(x)
 
 
-def on_ranks(
-    size: int, work: Callable[[Counting], Any], kind: type[Counting] = Counting
-) -> list[Any]:
+def on_ranks(size: int, work: Callable[[Counting], T], kind: type[Counting] = Counting) -> list[T]:
     """`work` on `size` ranks that are threads; they speak gloo all the same."""
-    store, found = dist.HashStore(), [None] * size
+    store, found = dist.HashStore(), dict[int, T]()
 
     def rank(at: int) -> None:
         group = dist.ProcessGroupGloo(store, at, size, timedelta(seconds=30))
@@ -46,7 +49,7 @@ def on_ranks(
         thread.start()
     for thread in threads:
         thread.join()
-    return found
+    return [found[at] for at in range(size)]
 
 
 def columns(logits: torch.Tensor, ranks: Collectives) -> tuple[torch.Tensor, VocabShard]:
@@ -58,7 +61,9 @@ def columns(logits: torch.Tensor, ranks: Collectives) -> tuple[torch.Tensor, Voc
     return own, VocabShard(ids, logits.shape[1], ranks)
 
 
-def chosen(logits: torch.Tensor, kinds: list[Sampling], ranks: Collectives, index: int = 3) -> Any:
+def chosen(
+    logits: torch.Tensor, kinds: list[Sampling], ranks: Collectives, index: int = 3
+) -> Chosen:
     """The tokens and log-probabilities that this rank finds."""
     tables = Tables(len(kinds), 4, 16, logits.shape[1], 0, torch.device("cpu"))
     rows = []
@@ -70,7 +75,7 @@ def chosen(logits: torch.Tensor, kinds: list[Sampling], ranks: Collectives, inde
                 seed=at * 7919, pages=(0,),
             )
         )  # fmt: skip
-        rows.append((Slot(0, 3, prompt + output, kind, at * 7919), index))
+        rows.append((HostSlot(0, 3, prompt + output, kind, at * 7919), index))
     slots = torch.arange(len(kinds))
     own, shard = columns(logits, ranks)
     tokens = sample(own, Batch(slots, slots, None, slots, slots, tuple(rows)), tables, shard)

@@ -85,26 +85,6 @@ def test_a_slot_is_free_only_after_its_last_step(driver, qwen3):
     runner.runner.admit(admit())
 
 
-def test_copied_pages_carry_a_request_on(driver, qwen3, reference):
-    runner = driver(qwen3)
-    prompt = list(range(20))
-    runner.runner.admit(admit(slot=0))
-    first = runner.step([Row(slot=0, gen=1, start=0, length=20, samples=True)])
-    copy = Admit(
-        slot=1,
-        gen=1,
-        prompt_ids=tuple(prompt),
-        output_ids=first.tokens,
-        sampling=GREEDY,
-        seed=0,
-        pages=(11, 12),
-    )
-    runner.runner.admit(copy)
-    row = Row(slot=1, gen=1, start=20, length=1, samples=True)
-    second = runner.step([row], copies=((1, 11), (2, 12)))
-    assert [*first.tokens, *second.tokens] == reference(qwen3, prompt, 2)
-
-
 def test_a_resumed_request_goes_on_as_one_that_never_moved(driver, qwen3):
     """Seeded sampling with penalties: the same tokens, whether or not some came with Admit."""
     sampling = Sampling(max_tokens=12, temperature=0.8, top_p=0.9, frequency_penalty=0.5)

@@ -1,11 +1,8 @@
 """Every family gives what transformers gives, whole or split over ranks that are processes."""
 
-import importlib.util
 import random
-import sys
 from itertools import product
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -13,8 +10,8 @@ import torch
 from pds_engine.messages import Sampling
 from pds_engine.models.registry import FAMILIES
 from pds_engine.parallel.collectives import ALONE, Collectives
+from runner_driver import Driver, Reference
 
-CONFTEST = Path(__file__).with_name("conftest.py")
 LENGTHS = (1, 15, 16, 33, 130)
 OUTPUT = 12
 EVERY = 1000
@@ -39,11 +36,10 @@ def seeded() -> list[Sampling]:
 
 def answers(collectives: Collectives, paths: dict[str, str]) -> dict[str, Any]:
     """Per family: greedy tokens, the log-probability of every token at each, and seeded tokens."""
-    driver = helpers().Driver
     greedy = Sampling(max_tokens=OUTPUT, temperature=0.0, logprobs=EVERY, prompt_logprobs=2)
     found = {}
     for name, path in paths.items():
-        runs = driver(Path(path), collectives=collectives)
+        runs = Driver(Path(path), collectives=collectives)
         # chunks of two pages, mixed with decode rows
         first = runs.run(prompts(), greedy, chunk=32, budget=70)
         second = runs.run(prompts(), seeded(), chunk=32, budget=70, seeds=range(5, 10))
@@ -56,21 +52,11 @@ def answers(collectives: Collectives, paths: dict[str, str]) -> dict[str, Any]:
     return found
 
 
-def helpers() -> ModuleType:
-    """conftest.py, which a rank's process has to load by itself."""
-    name = "runner_helpers"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, CONFTEST)
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
 def test_every_family_is_compared(models):
     assert set(models) == set(FAMILIES)
 
 
-def compare(found: dict[str, Any], models: dict[str, Path], reference: Any) -> None:
+def compare(found: dict[str, Any], models: dict[str, Path], reference: Reference) -> None:
     assert set(found) == set(models)
     for name, family in found.items():
         for at, prompt in enumerate(prompts()):

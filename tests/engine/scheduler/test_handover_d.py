@@ -1,12 +1,12 @@
-"""The decode side of a hand-over, line by line (conftest says how to read them)."""
+"""The decode side of a hand-over, line by line (scheduling/bench.py says how to read them)."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 from pds_engine.errors import GroupError
 from pds_engine.messages import (
     AbortAck,
+    FinishReason,
     Forgotten,
     PeerGone,
     Queued,
@@ -17,18 +17,18 @@ from pds_engine.messages import (
     Welcome,
 )
 from pds_engine.scheduler.party import WORKERS, Party
+from scheduling.bench import Bench, MakeBench
 
 SERVER, P = Party("server", "s"), Party("prefill", "p:8001")
-Make = Callable[..., Any]
 ABORTED = ["workers forget r@1", "p:8001 abort r@1"]
 
 
 @pytest.fixture
-def d(bench: Make) -> Any:
+def d(bench: MakeBench) -> Bench:
     return bench(role="decode")
 
 
-def offered(bench: Any, welcome: bool = True) -> Any:
+def offered(bench: Bench, welcome: bool = True) -> Bench:
     bench.submit("r", 47, max_tokens=9)
     bench.plan()
     if welcome:
@@ -36,24 +36,24 @@ def offered(bench: Any, welcome: bool = True) -> Any:
     return bench
 
 
-def done(bench: Any, token: int = 5, epoch: int = 1, **more: Any) -> list[str]:
+def done(bench: Bench, token: int = 5, epoch: int = 1, **more: Any) -> list[str]:
     values: dict[str, Any] = {"logprobs": None, "cached_tokens": 0, "finish_reason": None}
     return bench.handle(P, TransferDone(transfer="r", epoch=epoch, token=token, **(values | more)))
 
 
-def ack(bench: Any, epoch: int = 1, **more: Any) -> list[str]:
+def ack(bench: Bench, epoch: int = 1, **more: Any) -> list[str]:
     return bench.handle(P, AbortAck(transfer="r", epoch=epoch, **more))
 
 
-def forgotten(bench: Any, rank: int = 0, fenced: bool = True) -> list[str]:
+def forgotten(bench: Bench, rank: int = 0, fenced: bool = True) -> list[str]:
     return bench.handle(WORKERS, Forgotten(transfer="r", epoch=1, rank=rank, fenced=fenced))
 
 
-def quarantined(bench: Any) -> int:
+def quarantined(bench: Bench) -> int:
     return bench.core.state(bench.now).kv_quarantined
 
 
-def test_a_request_handed_over_decodes_at_once(d: Any) -> None:
+def test_a_request_handed_over_decodes_at_once(d: Bench) -> None:
     assert d.submit("r", 47, max_tokens=4) == []
     assert d.plan() == [
         "workers expect r@1 [0,1,2]",
@@ -77,7 +77,7 @@ def test_a_request_handed_over_decodes_at_once(d: Any) -> None:
     assert d.free == 64
 
 
-def test_the_first_token_brings_the_prompt_s_logprobs(d: Any) -> None:
+def test_the_first_token_brings_the_prompt_s_logprobs(d: Bench) -> None:
     d.submit("r", 3, max_tokens=4, prompt_logprobs=0)
     d.plan()
     scores = (TokenLogprobs(-1.0, ()), TokenLogprobs(-2.0, ()))
@@ -89,7 +89,7 @@ def test_the_first_token_brings_the_prompt_s_logprobs(d: Any) -> None:
     assert token.prompt_logprobs == scores
 
 
-def test_the_page_of_the_first_token_comes_with_the_admission(d: Any) -> None:
+def test_the_page_of_the_first_token_comes_with_the_admission(d: Bench) -> None:
     d.submit("r", 48, max_tokens=4)
     d.plan()
     assert done(d)[-1] == "workers admit 0/1 [0,1,2,3]"
@@ -99,14 +99,16 @@ def test_the_page_of_the_first_token_comes_with_the_admission(d: Any) -> None:
     ("token", "reason", "line"),
     [(5, "stop", "s token r 0=5 stop"), (2, None, "s token r 0=2 stop")],
 )
-def test_a_first_token_that_ends_the_request(d: Any, token: int, reason: Any, line: str) -> None:
+def test_a_first_token_that_ends_the_request(
+    d: Bench, token: int, reason: FinishReason | None, line: str
+) -> None:
     d.submit("r", 47, max_tokens=4, stop_token_ids=(2,))
     d.plan()
     assert done(d, token=token, finish_reason=reason) == ["workers forget r@1", line]
     assert d.free == 64
 
 
-def test_pages_are_offered_in_order_of_arrival_and_for_full_growth(bench: Make) -> None:
+def test_pages_are_offered_in_order_of_arrival_and_for_full_growth(bench: MakeBench) -> None:
     d = bench(role="decode", pages=6)
     for name in ("a", "b", "c"):
         d.submit(name, 32, max_tokens=16)  # 3 pages each, in the end
@@ -116,7 +118,7 @@ def test_pages_are_offered_in_order_of_arrival_and_for_full_growth(bench: Make) 
     ]
 
 
-def test_a_refused_offer_frees_its_pages_at_once(d: Any) -> None:
+def test_a_refused_offer_frees_its_pages_at_once(d: Bench) -> None:
     offered(d)
     assert d.handle(P, Refused(transfer="r", code="x", message="no")) == [
         "workers forget r@1",
@@ -125,10 +127,10 @@ def test_a_refused_offer_frees_its_pages_at_once(d: Any) -> None:
     assert d.free == 64
 
 
-def test_a_cancelled_offer_is_quarantined_until_acknowledged(d: Any) -> None:
+def test_a_cancelled_offer_is_quarantined_until_acknowledged(d: Bench) -> None:
     offered(d)
     assert d.cancel("r") == ABORTED
-    assert (d.free, quarantined(d), d.core.ledger.slots.free) == (61, 3, 4)
+    assert (d.free, quarantined(d), d.core.ledger.allocator.slots.free) == (61, 3, 4)
     assert done(d) == []  # it came too late
     assert ack(d, epoch=2) == []
     assert ack(d, drained=False) == []
@@ -138,7 +140,7 @@ def test_a_cancelled_offer_is_quarantined_until_acknowledged(d: Any) -> None:
     assert ack(d) == []
 
 
-def test_a_fence_on_every_rank_frees_as_well(bench: Make) -> None:
+def test_a_fence_on_every_rank_frees_as_well(bench: MakeBench) -> None:
     d = offered(bench(role="decode", tp=2))
     d.cancel("r")
     forgotten(d, rank=0)
@@ -148,7 +150,7 @@ def test_a_fence_on_every_rank_frees_as_well(bench: Make) -> None:
     assert quarantined(d) == 0
 
 
-def test_a_prefill_side_that_gives_up_fails_the_request(d: Any) -> None:
+def test_a_prefill_side_that_gives_up_fails_the_request(d: Bench) -> None:
     offered(d)
     assert ack(d, code="cancelled", message="gone") == [
         "workers forget r@1",
@@ -157,7 +159,7 @@ def test_a_prefill_side_that_gives_up_fails_the_request(d: Any) -> None:
     assert d.free == 64
 
 
-def test_one_that_gives_up_undrained_leaves_its_pages_in_quarantine(d: Any) -> None:
+def test_one_that_gives_up_undrained_leaves_its_pages_in_quarantine(d: Bench) -> None:
     offered(d)
     assert ack(d, drained=False) == ["workers forget r@1", "s failed r 503 transfer_failed"]
     assert quarantined(d) == 3
@@ -165,7 +167,7 @@ def test_one_that_gives_up_undrained_leaves_its_pages_in_quarantine(d: Any) -> N
     assert quarantined(d) == 0
 
 
-def test_a_lease_that_is_not_renewed_is_an_abort(d: Any) -> None:
+def test_a_lease_that_is_not_renewed_is_an_abort(d: Bench) -> None:
     offered(d)
     d.now = 120.0
     d.handle(P, Queued(transfers=("r", "unknown")))
@@ -175,7 +177,7 @@ def test_a_lease_that_is_not_renewed_is_an_abort(d: Any) -> None:
     assert quarantined(d) == 3
 
 
-def test_a_lost_link_bars_what_may_still_be_written(d: Any) -> None:
+def test_a_lost_link_bars_what_may_still_be_written(d: Bench) -> None:
     offered(d)
     assert d.lost(P) == [
         "workers forget r@1",
@@ -191,13 +193,13 @@ def test_a_lost_link_bars_what_may_still_be_written(d: Any) -> None:
     assert quarantined(d) == 0
 
 
-def test_what_was_never_sent_needs_no_quarantine(d: Any) -> None:
+def test_what_was_never_sent_needs_no_quarantine(d: Bench) -> None:
     offered(d, welcome=False)
     assert d.lost(P) == ["workers forget r@1", "s failed r 503 transfer_failed"]
     assert d.free == 64
 
 
-def test_nor_does_it_when_it_was_cancelled_before(d: Any) -> None:
+def test_nor_does_it_when_it_was_cancelled_before(d: Bench) -> None:
     offered(d, welcome=False)
     d.cancel("r")
     assert quarantined(d) == 3
@@ -205,7 +207,7 @@ def test_nor_does_it_when_it_was_cancelled_before(d: Any) -> None:
     assert d.free == 64
 
 
-def test_a_cancel_before_the_welcome_is_still_acknowledged(d: Any) -> None:
+def test_a_cancel_before_the_welcome_is_still_acknowledged(d: Bench) -> None:
     offered(d, welcome=False)
     d.cancel("r")
     d.handle(P, Welcome(incarnation="them"))
@@ -213,7 +215,7 @@ def test_a_cancel_before_the_welcome_is_still_acknowledged(d: Any) -> None:
     assert d.free == 64
 
 
-def test_a_pod_that_has_ended_writes_no_more(d: Any) -> None:
+def test_a_pod_that_has_ended_writes_no_more(d: Bench) -> None:
     offered(d)
     d.cancel("r")
     d.submit("live", 5, max_tokens=9)
@@ -226,7 +228,7 @@ def test_a_pod_that_has_ended_writes_no_more(d: Any) -> None:
     assert (d.free, quarantined(d)) == (64, 0)
 
 
-def test_an_id_can_be_used_again_while_its_pages_are_barred(d: Any) -> None:
+def test_an_id_can_be_used_again_while_its_pages_are_barred(d: Bench) -> None:
     offered(d)
     d.cancel("r")
     d.submit("r", 47, max_tokens=9)
@@ -237,7 +239,7 @@ def test_an_id_can_be_used_again_while_its_pages_are_barred(d: Any) -> None:
     assert done(d, epoch=2)[1] == "s token r 0=5"
 
 
-def test_too_much_lasting_quarantine_fails_the_group(bench: Make) -> None:
+def test_too_much_lasting_quarantine_fails_the_group(bench: MakeBench) -> None:
     d = offered(bench(role="decode", pages=11))
     d.cancel("r")
     d.tick(129.9)
@@ -245,7 +247,7 @@ def test_too_much_lasting_quarantine_fails_the_group(bench: Make) -> None:
         d.tick(130.0)
 
 
-def test_a_decode_group_needs_a_source(bench: Make) -> None:
+def test_a_decode_group_needs_a_source(bench: MakeBench) -> None:
     d = bench(role="decode")
     message = offered(d).core.ledger.requests["r"].submit
     lines = d.handle(
@@ -258,7 +260,7 @@ def test_a_decode_group_needs_a_source(bench: Make) -> None:
 
 
 @pytest.fixture
-def warm(bench: Make) -> Any:
+def warm(bench: MakeBench) -> Bench:
     """A decode group whose cache holds a handed-over prompt of 47 tokens and 3 of its output."""
     d = offered(bench(role="decode", prefix_cache=True))
     assert d.core.state(0.0).kv_cached == 0
@@ -274,7 +276,7 @@ def warm(bench: Make) -> Any:
     return d
 
 
-def test_only_what_follows_the_cached_prefix_is_offered(warm: Any) -> None:
+def test_only_what_follows_the_cached_prefix_is_offered(warm: Bench) -> None:
     answered = (*range(47), 100, 101, 102, 103)
     warm.submit("r", (*answered, 9, 9), max_tokens=14)
     assert warm.plan() == [
@@ -285,7 +287,7 @@ def test_only_what_follows_the_cached_prefix_is_offered(warm: Any) -> None:
     assert done(warm, epoch=2, cached_tokens=16)[-1] == "workers admit 0/2 [0,1,2,3]"
 
 
-def test_pages_are_not_found_before_they_are_in_place(bench: Make) -> None:
+def test_pages_are_not_found_before_they_are_in_place(bench: MakeBench) -> None:
     d = offered(bench(role="decode", prefix_cache=True))
     d.submit("s", 47, max_tokens=9)
     assert d.plan()[0] == "workers expect s@2 [3,4,5]"
@@ -294,13 +296,13 @@ def test_pages_are_not_found_before_they_are_in_place(bench: Make) -> None:
     assert d.plan()[0] == "workers expect t@3 [6]"
 
 
-def test_a_first_token_that_ends_the_request_leaves_its_prompt(bench: Make) -> None:
+def test_a_first_token_that_ends_the_request_leaves_its_prompt(bench: MakeBench) -> None:
     d = offered(bench(role="decode", prefix_cache=True))
     done(d, finish_reason="stop")
     assert (d.free, d.core.state(0.0).kv_cached) == (64, 2)
 
 
-def test_a_shared_page_is_never_in_quarantine(warm: Any) -> None:
+def test_a_shared_page_is_never_in_quarantine(warm: Bench) -> None:
     warm.submit("r", 47, max_tokens=9)
     warm.submit("other", 47, max_tokens=9)
     assert warm.plan()[::2] == ["workers expect r@2 [3]", "workers expect other@3 [4]"]
@@ -315,7 +317,7 @@ def test_a_shared_page_is_never_in_quarantine(warm: Any) -> None:
     assert (warm.free, quarantined(warm)) == (64, 0)
 
 
-def test_a_refused_offer_gives_its_prefix_back(warm: Any) -> None:
+def test_a_refused_offer_gives_its_prefix_back(warm: Bench) -> None:
     warm.submit("r", 47, max_tokens=9)
     warm.plan()
     warm.handle(P, Refused(transfer="r", code="x", message="no"))

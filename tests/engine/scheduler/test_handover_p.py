@@ -1,6 +1,5 @@
-"""The prefill side of a hand-over, line by line (conftest says how to read them)."""
+"""The prefill side of a hand-over, line by line (scheduling/bench.py says how to read them)."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,27 +13,27 @@ from pds_engine.messages import (
     TokenLogprobs,
 )
 from pds_engine.scheduler.party import WORKERS, Party
+from scheduling.bench import Bench, MakeBench
 
 SERVER, D = Party("server", "s"), Party("decode", "d")
-Make = Callable[..., Any]
 
 
 @pytest.fixture
-def p(bench: Make) -> Any:
+def p(bench: MakeBench) -> Bench:
     return bench(role="prefill")
 
 
-def abort(bench: Any, name: str, epoch: int = 1, by: Party = D) -> list[str]:
+def abort(bench: Bench, name: str, epoch: int = 1, by: Party = D) -> list[str]:
     return bench.handle(by, Abort(transfer=name, epoch=epoch, incarnation="them"))
 
 
-def start(bench: Any) -> None:
+def start(bench: Bench) -> None:
     bench.submit("r", 47, max_tokens=9)
     bench.offer("r", 47, [7, 8, 9])
     bench.plan()
 
 
-def test_chunks_are_pushed_as_they_are_computed(p: Any) -> None:
+def test_chunks_are_pushed_as_they_are_computed(p: Bench) -> None:
     assert p.submit("r", 47, max_tokens=9) == []
     assert p.plan() == []  # not before D holds pages for it
     assert p.offer("r", 47, [7, 8, 9]) == []
@@ -53,7 +52,7 @@ def test_chunks_are_pushed_as_they_are_computed(p: Any) -> None:
     assert (p.free, p.core.state(0.0).transfers_in_flight) == (64, 0)
 
 
-def test_prompt_logprobs_are_in_the_closing_record_too(p: Any) -> None:
+def test_prompt_logprobs_are_in_the_closing_record_too(p: Bench) -> None:
     """A whole answer is D's to give; an answer that streams has them from P."""
     p.submit("r", 20, max_tokens=9, prompt_logprobs=0)
     p.offer("r", 20, [7, 8])
@@ -68,7 +67,7 @@ def test_prompt_logprobs_are_in_the_closing_record_too(p: Any) -> None:
     assert record.message.prompt_logprobs == scores
 
 
-def test_the_push_may_be_done_before_its_step_is_reported(p: Any) -> None:
+def test_the_push_may_be_done_before_its_step_is_reported(p: Bench) -> None:
     start(p)
     p.done(0)
     assert p.pushed("r") == []
@@ -80,7 +79,7 @@ def test_the_push_may_be_done_before_its_step_is_reported(p: Any) -> None:
     ]
 
 
-def test_every_rank_has_to_be_done(bench: Make) -> None:
+def test_every_rank_has_to_be_done(bench: MakeBench) -> None:
     p = bench(role="prefill", tp=2)
     start(p)
     p.done(0)
@@ -93,7 +92,7 @@ def test_every_rank_has_to_be_done(bench: Make) -> None:
     assert p.free == 64
 
 
-def test_a_first_token_that_ends_the_request_is_handed_over_too(p: Any) -> None:
+def test_a_first_token_that_ends_the_request_is_handed_over_too(p: Bench) -> None:
     p.submit("r", 5, max_tokens=9, stop_token_ids=(2,))
     p.offer("r", 5, [7])
     p.plan()
@@ -101,14 +100,14 @@ def test_a_first_token_that_ends_the_request_is_handed_over_too(p: Any) -> None:
     assert p.pushed("r") == ["d done r@1 2 stop", "workers close r"]
 
 
-def test_an_offer_may_come_before_its_request(p: Any) -> None:
+def test_an_offer_may_come_before_its_request(p: Bench) -> None:
     assert p.offer("r", 5, [7]) == []
     assert p.submit("r", 5, max_tokens=9) == []
     assert p.plan()[0] == "workers open r@1"
 
 
 @pytest.mark.parametrize("first", ["offer", "submit"])
-def test_different_prompts_are_refused(p: Any, first: str) -> None:
+def test_different_prompts_are_refused(p: Bench, first: str) -> None:
     if first == "offer":
         p.offer("r", 6, [7])
         lines = p.submit("r", 5, max_tokens=9)
@@ -123,22 +122,22 @@ def test_different_prompts_are_refused(p: Any, first: str) -> None:
     "wrong",
     [{"kv_fingerprint": "other"}, {"start_token": 3}, {"start_token": 16}, {"start_token": -16}],
 )
-def test_offers_that_do_not_fit_are_refused(p: Any, wrong: dict[str, Any]) -> None:
+def test_offers_that_do_not_fit_are_refused(p: Bench, wrong: dict[str, Any]) -> None:
     p.submit("r", 47, max_tokens=9)
     lines = p.offer("r", 47, [7, 8, 9], **wrong)
     assert lines == ["d refused r transfer_failed", "s failed r 503 transfer_failed"]
 
 
-def test_an_offer_of_nothing_is_refused(p: Any) -> None:
+def test_an_offer_of_nothing_is_refused(p: Bench) -> None:
     p.submit("r", 48, max_tokens=9)
     assert p.offer("r", 48, [], start_token=48)[0] == "d refused r transfer_failed"
 
 
-def test_only_a_prefill_group_takes_offers(bench: Make) -> None:
+def test_only_a_prefill_group_takes_offers(bench: MakeBench) -> None:
     assert bench().offer("r", 5, [7]) == ["d refused r transfer_failed"]
 
 
-def test_an_unmatched_half_is_let_go_after_a_lease(p: Any) -> None:
+def test_an_unmatched_half_is_let_go_after_a_lease(p: Bench) -> None:
     p.offer("offered", 5, [7])
     p.submit("submitted", 5, max_tokens=9)
     assert p.tick(129.9) == ["d queued offered"]
@@ -149,7 +148,7 @@ def test_an_unmatched_half_is_let_go_after_a_lease(p: Any) -> None:
     assert p.core.state(0.0).in_flight == 0
 
 
-def test_leases_are_renewed_three_times_a_lease(p: Any) -> None:
+def test_leases_are_renewed_three_times_a_lease(p: Bench) -> None:
     for name in ("a", "b"):
         p.submit(name, 5, max_tokens=9)
         p.offer(name, 5, [7])
@@ -159,14 +158,14 @@ def test_leases_are_renewed_three_times_a_lease(p: Any) -> None:
     assert p.tick(120.0) == ["d queued a b"]
 
 
-def test_offers_kept_are_bounded(bench: Make) -> None:
+def test_offers_kept_are_bounded(bench: MakeBench) -> None:
     p = bench(role="prefill", max_running=1, max_waiting=1, max_step_tokens=48)
     p.offer("a", 5, [7])
     p.offer("b", 5, [7])
     assert p.offer("c", 5, [7]) == ["d refused c unavailable"]
 
 
-def test_an_offer_made_anew_takes_the_place_of_the_first(p: Any) -> None:
+def test_an_offer_made_anew_takes_the_place_of_the_first(p: Bench) -> None:
     p.offer("r", 5, [7])
     assert p.offer("r", 5, [8], epoch=2) == ["d refused r transfer_failed"]
     p.submit("r", 5, max_tokens=9)
@@ -174,7 +173,7 @@ def test_an_offer_made_anew_takes_the_place_of_the_first(p: Any) -> None:
     assert p.offer("r", 5, [9], epoch=3) == ["d refused r transfer_failed"]
 
 
-def test_a_draining_group_takes_offers_for_what_it_has_accepted(p: Any) -> None:
+def test_a_draining_group_takes_offers_for_what_it_has_accepted(p: Bench) -> None:
     p.submit("r", 5, max_tokens=9)
     p.handle(SERVER, Drain(deadline_seconds=60))
     assert p.offer("new", 5, [7]) == ["d refused new unavailable"]
@@ -182,7 +181,7 @@ def test_a_draining_group_takes_offers_for_what_it_has_accepted(p: Any) -> None:
     assert p.plan()[0] == "workers open r@1"
 
 
-def test_an_abort_is_acknowledged_when_all_ranks_have_drained(p: Any) -> None:
+def test_an_abort_is_acknowledged_when_all_ranks_have_drained(p: Bench) -> None:
     start(p)
     assert abort(p, "r") == [
         "workers close r",
@@ -196,7 +195,7 @@ def test_an_abort_is_acknowledged_when_all_ranks_have_drained(p: Any) -> None:
     assert p.free == 64
 
 
-def test_an_abort_after_the_closing_record_is_acknowledged_too(p: Any) -> None:
+def test_an_abort_after_the_closing_record_is_acknowledged_too(p: Bench) -> None:
     start(p)
     p.done(0)
     p.done(1, 5)
@@ -206,7 +205,7 @@ def test_an_abort_after_the_closing_record_is_acknowledged_too(p: Any) -> None:
     assert abort(p, "r") == ["d ack r@1"]  # and again, when nothing is left of it
 
 
-def test_an_abort_over_a_new_connection_waits_for_the_drain_too(p: Any) -> None:
+def test_an_abort_over_a_new_connection_waits_for_the_drain_too(p: Bench) -> None:
     start(p)
     anew = Party("decode", "d, connected anew")
     assert abort(p, "r", by=anew)[0] == "workers close r"
@@ -215,7 +214,7 @@ def test_an_abort_over_a_new_connection_waits_for_the_drain_too(p: Any) -> None:
     assert p.closed("r") == ["d, connected anew ack r@1 transfer_failed"]
 
 
-def test_an_abort_finds_the_transfer_that_is_closing_behind_a_new_one(p: Any) -> None:
+def test_an_abort_finds_the_transfer_that_is_closing_behind_a_new_one(p: Bench) -> None:
     start(p)
     p.cancel("r")
     p.submit("r", 5, max_tokens=9)
@@ -226,7 +225,7 @@ def test_an_abort_finds_the_transfer_that_is_closing_behind_a_new_one(p: Any) ->
 
 
 @pytest.mark.parametrize("matched", [True, False])
-def test_an_abort_before_the_first_chunk_is_acknowledged_at_once(p: Any, matched: bool) -> None:
+def test_an_abort_before_the_first_chunk_is_acknowledged_at_once(p: Bench, matched: bool) -> None:
     p.offer("r", 5, [7])
     failed = ["s failed r 503 transfer_failed"] if matched else []
     if matched:
@@ -235,20 +234,20 @@ def test_an_abort_before_the_first_chunk_is_acknowledged_at_once(p: Any, matched
     assert p.plan() == []
 
 
-def test_an_abort_of_an_older_epoch_is_no_abort_of_this_one(p: Any) -> None:
+def test_an_abort_of_an_older_epoch_is_no_abort_of_this_one(p: Bench) -> None:
     p.submit("r", 5, max_tokens=9)
     p.offer("r", 5, [7], epoch=2)
     assert abort(p, "r", epoch=1) == ["d ack r@1"]
     assert p.plan()[0] == "workers open r@2"
 
 
-def test_a_cancel_in_mid_prefill_tells_d(p: Any) -> None:
+def test_a_cancel_in_mid_prefill_tells_d(p: Bench) -> None:
     start(p)
     assert p.cancel("r") == ["workers close r", "workers release 0/1 after 1"]
     assert p.closed("r") == ["d ack r@1 cancelled"]
 
 
-def test_a_cancel_after_the_first_token_leaves_the_hand_over_alone(p: Any) -> None:
+def test_a_cancel_after_the_first_token_leaves_the_hand_over_alone(p: Bench) -> None:
     start(p)
     p.done(0)
     p.done(1, 5)
@@ -256,7 +255,7 @@ def test_a_cancel_after_the_first_token_leaves_the_hand_over_alone(p: Any) -> No
     assert p.pushed("r") == ["d done r@1 5 None", "workers close r"]
 
 
-def test_a_rank_that_cannot_push_fails_the_request(p: Any) -> None:
+def test_a_rank_that_cannot_push_fails_the_request(p: Bench) -> None:
     start(p)
     assert p.handle(WORKERS, PushFailed(transfer="r", rank=0, message="reset")) == [
         "workers close r",
@@ -267,7 +266,7 @@ def test_a_rank_that_cannot_push_fails_the_request(p: Any) -> None:
     assert abort(p, "r") == ["d ack r@1  undrained"]  # nor is it drained when asked again
 
 
-def test_a_lost_decode_side_is_not_written_to_any_more(p: Any) -> None:
+def test_a_lost_decode_side_is_not_written_to_any_more(p: Bench) -> None:
     start(p)
     p.offer("kept", 5, [1])
     assert p.lost(D) == [
@@ -279,7 +278,7 @@ def test_a_lost_decode_side_is_not_written_to_any_more(p: Any) -> None:
     assert p.closed("r") == []
 
 
-def test_an_id_is_not_opened_again_before_it_is_closed(p: Any) -> None:
+def test_an_id_is_not_opened_again_before_it_is_closed(p: Bench) -> None:
     start(p)
     p.cancel("r")
     p.submit("r", 5, max_tokens=9)
@@ -289,7 +288,7 @@ def test_an_id_is_not_opened_again_before_it_is_closed(p: Any) -> None:
     assert p.plan()[0] == "workers open r@2"
 
 
-def test_reports_on_what_is_not_open_change_nothing(p: Any) -> None:
+def test_reports_on_what_is_not_open_change_nothing(p: Bench) -> None:
     assert p.pushed("x") == []
     assert p.closed("x") == []
     assert p.handle(WORKERS, PushFailed(transfer="x", rank=0, message="")) == []

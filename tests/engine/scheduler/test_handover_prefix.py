@@ -1,21 +1,17 @@
-"""Prefixes that either side of a hand-over has already (conftest says how to read the lines)."""
-
-from collections.abc import Callable
-from typing import Any
+"""Prefixes that either side of a hand-over has already (scheduling/bench.py: the lines)."""
 
 import pytest
 from pds_engine.messages import PushDone
 from pds_engine.scheduler.party import WORKERS
-
-Make = Callable[..., Any]
+from scheduling.bench import Bench, MakeBench
 
 
 @pytest.fixture
-def p(bench: Make) -> Any:
+def p(bench: MakeBench) -> Bench:
     return bench(role="prefill")
 
 
-def test_pages_that_d_has_already_are_left_out(p: Any) -> None:
+def test_pages_that_d_has_already_are_left_out(p: Bench) -> None:
     p.submit("r", 47, max_tokens=9)
     p.offer("r", 47, [9], start_token=32)
     steps = [line for line in p.plan() if "step" in line]
@@ -30,7 +26,7 @@ def steps(lines: list[str]) -> list[str]:
 
 
 @pytest.fixture
-def warm(bench: Make) -> Any:
+def warm(bench: MakeBench) -> Bench:
     """A prefill group whose cache holds the first two pages of the request to come."""
     p = bench(role="prefill", prefix_cache=True)
     p.submit("old", 40, max_tokens=9)
@@ -44,7 +40,7 @@ def warm(bench: Make) -> Any:
     return p
 
 
-def test_the_first_chunk_brings_the_pages_of_its_cached_prefix(warm: Any) -> None:
+def test_the_first_chunk_brings_the_pages_of_its_cached_prefix(warm: Bench) -> None:
     warm.submit("r", 80, max_tokens=9)
     warm.offer("r", 80, [11, 12, 13, 14, 15])
     assert steps(warm.plan()) == [
@@ -72,14 +68,14 @@ def test_the_first_chunk_brings_the_pages_of_its_cached_prefix(warm: Any) -> Non
     ],
 )
 def test_both_sides_have_a_prefix_of_their_own(
-    warm: Any, start: int, offered: list[int], pushes: list[str]
+    warm: Bench, start: int, offered: list[int], pushes: list[str]
 ) -> None:
     warm.submit("r", 80, max_tokens=9)
     warm.offer("r", 80, offered, start_token=start)
     assert [line.split("push r ")[1] for line in steps(warm.plan())] == pushes
 
 
-def test_a_prefix_is_shared_by_two_requests_that_are_pushed_at_once(warm: Any) -> None:
+def test_a_prefix_is_shared_by_two_requests_that_are_pushed_at_once(warm: Bench) -> None:
     for name, pages in (("a", [11, 12, 13]), ("b", [21, 22, 23])):
         warm.submit(name, 40, max_tokens=9)
         warm.offer(name, 40, pages)

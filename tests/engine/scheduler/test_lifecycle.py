@@ -1,26 +1,23 @@
-"""Reservations with the prefix cache, line by line (conftest says how to read them)."""
-
-from collections.abc import Callable
-from typing import Any
+"""Reservations with the prefix cache, line by line (scheduling/bench.py says how to read them)."""
 
 import pytest
+from scheduling.bench import Bench, MakeBench
 
-Make = Callable[..., Any]
 SYSTEM = tuple(range(100, 140))
 """Two pages of 16 tokens, and half of a third."""
 
 
 @pytest.fixture
-def b(bench: Make) -> Any:
+def b(bench: MakeBench) -> Bench:
     return bench(prefix_cache=True)
 
 
-def hits(bench: Any) -> tuple[int, int]:
+def hits(bench: Bench) -> tuple[int, int]:
     state = bench.core.state(bench.now)
     return state.prefix_hit_tokens, state.prefix_query_tokens
 
 
-def finish(bench: Any, step: int, *tokens: int) -> list[str]:
+def finish(bench: Bench, step: int, *tokens: int) -> list[str]:
     """Answer the steps in flight one after another, planning after each; all that was sent."""
     lines = []
     for token in tokens:
@@ -30,7 +27,7 @@ def finish(bench: Any, step: int, *tokens: int) -> list[str]:
     return lines
 
 
-def test_a_second_request_computes_only_what_follows_the_shared_prefix(b: Any) -> None:
+def test_a_second_request_computes_only_what_follows_the_shared_prefix(b: Bench) -> None:
     b.submit("a", (*SYSTEM, 1, 2, 3), max_tokens=1)
     assert b.plan()[:2] == ["workers admit 0/1 [0,1,2]", "workers step 0: 0:0+32 <- -1"]
     b.done(0)
@@ -44,7 +41,7 @@ def test_a_second_request_computes_only_what_follows_the_shared_prefix(b: Any) -
     assert hits(b) == (32, 86)
 
 
-def test_a_prompt_whose_logprobs_are_asked_for_is_computed_whole(b: Any) -> None:
+def test_a_prompt_whose_logprobs_are_asked_for_is_computed_whole(b: Bench) -> None:
     b.submit("a", SYSTEM, max_tokens=1)
     b.plan()
     b.done(0)
@@ -56,7 +53,7 @@ def test_a_prompt_whose_logprobs_are_asked_for_is_computed_whole(b: Any) -> None
     ]
 
 
-def test_a_prefix_is_shared_while_its_first_request_still_runs(b: Any) -> None:
+def test_a_prefix_is_shared_while_its_first_request_still_runs(b: Bench) -> None:
     b.submit("a", range(80), max_tokens=1)
     b.plan()
     b.done(0)  # 32 tokens are in place, the next 32 are being computed
@@ -74,7 +71,7 @@ def test_a_prefix_is_shared_while_its_first_request_still_runs(b: Any) -> None:
     assert b.free == 64
 
 
-def test_the_last_token_is_always_computed(b: Any) -> None:
+def test_the_last_token_is_always_computed(b: Bench) -> None:
     b.submit("a", 32, max_tokens=1)
     b.plan()
     b.done(0, 7)
@@ -85,7 +82,7 @@ def test_the_last_token_is_always_computed(b: Any) -> None:
     assert b.plan()[1] == "workers step 2: 0:32+1* <- -1"
 
 
-def test_the_next_turn_of_a_chat_finds_the_answer_too(b: Any) -> None:
+def test_the_next_turn_of_a_chat_finds_the_answer_too(b: Bench) -> None:
     b.submit("a", 30, max_tokens=20)
     b.plan()
     lines = finish(b, 0, *range(200, 220))
@@ -95,7 +92,7 @@ def test_the_next_turn_of_a_chat_finds_the_answer_too(b: Any) -> None:
     assert b.plan()[1] == "workers step 20: 0:48+4* <- -1"
 
 
-def test_given_output_is_found_like_a_prompt_and_counts_as_prompt_only_there(b: Any) -> None:
+def test_given_output_is_found_like_a_prompt_and_counts_as_prompt_only_there(b: Bench) -> None:
     b.submit("a", 40, max_tokens=1)
     b.plan()
     finish(b, 0, 7, 7)
@@ -105,14 +102,14 @@ def test_given_output_is_found_like_a_prompt_and_counts_as_prompt_only_there(b: 
     assert hits(b) == (32, 80)
 
 
-def test_a_page_whose_tokens_have_not_come_back_is_not_shared(b: Any) -> None:
+def test_a_page_whose_tokens_have_not_come_back_is_not_shared(b: Bench) -> None:
     b.submit("a", 32, max_tokens=1)
     b.plan()
     b.submit("b", 33, max_tokens=1)
     assert b.plan()[1] == "workers step 1: 1:0+32 <- -1"  # a's step 0 is not done
 
 
-def test_a_cancelled_request_leaves_what_its_steps_have_computed(b: Any) -> None:
+def test_a_cancelled_request_leaves_what_its_steps_have_computed(b: Bench) -> None:
     b.submit("a", 90, max_tokens=1)
     b.plan()
     b.cancel("a")
@@ -124,7 +121,7 @@ def test_a_cancelled_request_leaves_what_its_steps_have_computed(b: Any) -> None
     assert b.plan()[1] == "workers step 2: 0:64+26* <- -1"
 
 
-def test_pages_that_others_hold_cost_a_request_nothing(bench: Make) -> None:
+def test_pages_that_others_hold_cost_a_request_nothing(bench: MakeBench) -> None:
     b = bench(pages=7, prefix_cache=True)
     b.submit("a", 70, max_tokens=20)  # six pages, in the end
     b.plan()
@@ -135,7 +132,7 @@ def test_pages_that_others_hold_cost_a_request_nothing(bench: Make) -> None:
     assert finish(b, 3, 7) and len(b.core.ledger.queue) == 1
 
 
-def test_idle_pages_are_given_up_for_new_requests_and_never_counted_twice(bench: Make) -> None:
+def test_idle_pages_are_given_up_for_new_requests_and_never_counted_twice(bench: MakeBench) -> None:
     b = bench(pages=4, prefix_cache=True)
     b.submit("a", 64, max_tokens=1)
     b.plan()
@@ -148,7 +145,7 @@ def test_idle_pages_are_given_up_for_new_requests_and_never_counted_twice(bench:
     assert b.plan()[1] == "workers step 3: 0:32+32* <- -1"
 
 
-def test_switched_off_nothing_is_kept(bench: Make) -> None:
+def test_switched_off_nothing_is_kept(bench: MakeBench) -> None:
     b = bench()
     b.submit("a", 32, max_tokens=1)
     b.plan()

@@ -1,30 +1,27 @@
 """Who is in the next step, by exact sequences; and that nobody waits for ever, by counting."""
 
-from collections.abc import Callable
 from itertools import pairwise
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pds_engine.messages import StepPlan
+from scheduling.bench import Bench, MakeBench
 
-Make = Callable[..., Any]
 
-
-def plans(b: Any) -> list[StepPlan]:
+def plans(b: Bench) -> list[StepPlan]:
     """The steps that are issued now."""
     messages = [item.message for item in b.core.plan(b.now)]
     return [message for message in messages if isinstance(message, StepPlan)]
 
 
-def finish(b: Any) -> None:
+def finish(b: Bench) -> None:
     """The oldest step in flight is done."""
     oldest = b.core.steps.in_flight[0]
     b.done(oldest.plan.step_id, *(7,) * len(oldest.samplers))
 
 
-def rows(b: Any, count: int) -> list[str]:
+def rows(b: Bench, count: int) -> list[str]:
     """The next steps' rows, slot:start+length, each step planned when the oldest one is done."""
     found: list[str] = []
     while len(found) < count:
@@ -38,7 +35,7 @@ def rows(b: Any, count: int) -> list[str]:
     return found
 
 
-def test_a_short_prompt_waits_for_one_chunk_of_a_long_one(bench: Make) -> None:
+def test_a_short_prompt_waits_for_one_chunk_of_a_long_one(bench: MakeBench) -> None:
     b = bench()
     b.submit("long", 160, max_tokens=1)
     assert rows(b, 2) == ["0:0+32", "0:32+32"]
@@ -46,7 +43,7 @@ def test_a_short_prompt_waits_for_one_chunk_of_a_long_one(bench: Make) -> None:
     assert rows(b, 3) == ["0:64+32", "1:0+20*", "0:96+32"]
 
 
-def test_the_first_in_order_has_every_second_turn(bench: Make) -> None:
+def test_the_first_in_order_has_every_second_turn(bench: MakeBench) -> None:
     b = bench()
     b.submit("long", 256, max_tokens=1)
     b.submit("middle", 96, max_tokens=1)
@@ -62,14 +59,14 @@ def test_the_first_in_order_has_every_second_turn(bench: Make) -> None:
     ]
 
 
-def test_equal_prompts_are_first_come_first_served(bench: Make) -> None:
+def test_equal_prompts_are_first_come_first_served(bench: MakeBench) -> None:
     b = bench()
     b.submit("a", 96, max_tokens=1)
     b.submit("b", 96, max_tokens=1)
     assert rows(b, 6) == ["0:0+32", "0:32+32", "0:64+32*", "1:0+32", "1:32+32", "1:64+32*"]
 
 
-def test_a_smaller_priority_number_has_every_turn(bench: Make) -> None:
+def test_a_smaller_priority_number_has_every_turn(bench: MakeBench) -> None:
     b = bench()
     b.submit("early", 64, max_tokens=1)
     b.submit("short", 20, max_tokens=1)
@@ -77,8 +74,8 @@ def test_a_smaller_priority_number_has_every_turn(bench: Make) -> None:
     assert rows(b, 5) == ["0:0+32", "0:32+32", "0:64+32*", "2:0+20*", "1:0+32"]
 
 
-def test_separate_steps_hold_chunks_or_decodes_by_turns(bench: Make) -> None:
-    b = bench(separate=True)
+def test_separate_steps_hold_chunks_or_decodes_by_turns(bench: MakeBench) -> None:
+    b = bench(chunked_prefill="separate")
     b.submit("a", 5, max_tokens=20)
     b.submit("b", 6, max_tokens=20)
     assert rows(b, 2) == ["0:0+5* 1:0+6*", "0:5+1* 1:6+1*"]
@@ -94,8 +91,8 @@ def test_separate_steps_hold_chunks_or_decodes_by_turns(bench: Make) -> None:
     ]
 
 
-def test_separate_steps_of_a_pipeline_hold_twice_the_decodes(bench: Make) -> None:
-    b = bench(pp=2, separate=True)
+def test_separate_steps_of_a_pipeline_hold_twice_the_decodes(bench: MakeBench) -> None:
+    b = bench(pp=2, chunked_prefill="separate")
     for name in "abc":
         b.submit(name, 5, max_tokens=50)
     rows(b, 3)
@@ -105,7 +102,7 @@ def test_separate_steps_of_a_pipeline_hold_twice_the_decodes(bench: Make) -> Non
     assert all(one != other for one, other in pairwise(kinds))
 
 
-def test_a_late_chunk_is_shorter_once_chunks_were_measured(bench: Make) -> None:
+def test_a_late_chunk_is_shorter_once_chunks_were_measured(bench: MakeBench) -> None:
     """A token takes 1 second, and 1/64 for each one before it."""
     b = bench(dynamic_chunks=True, chunk_size=128, max_step_tokens=132, pages=256)
     b.submit("long", 2048, max_tokens=1)
@@ -127,15 +124,15 @@ ARRIVALS = st.lists(
 """Prompt, steps until the next one comes, max_tokens."""
 
 
-@pytest.mark.parametrize("separate", [False, True])
+@pytest.mark.parametrize("chunked_prefill", ["mixed", "separate"])
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(arrivals=ARRIVALS)
 def test_waiting_is_bounded(
-    bench: Make, separate: bool, arrivals: list[tuple[int, int, int]]
+    bench: MakeBench, chunked_prefill: str, arrivals: list[tuple[int, int, int]]
 ) -> None:
     """Whoever comes meanwhile, a prompt is computed within twice the chunks that were left of those
     before it when it came, and its own. (Steps of running requests alone are not counted.)"""
-    b = bench(max_running=8, max_waiting=8, pages=256, separate=separate)
+    b = bench(max_running=8, max_waiting=8, pages=256, chunked_prefill=chunked_prefill)
     ledger = b.core.ledger
     coming = dict(enumerate(arrivals))
     bounds: dict[str, int] = {}

@@ -1,28 +1,12 @@
-"""Preemption by recompute: who is put back, when its pages return, and that nothing is lost."""
-
-from collections.abc import Callable
-from typing import Any
+"""Preemption by recompute: who is preempted, when its pages return, and that nothing is lost."""
 
 import pytest
 from pds_engine.messages import Admit, StepDone
 from pds_engine.scheduler.party import WORKERS
-
-Make = Callable[..., Any]
-
-
-def events(b: Any, steps: int) -> list[str]:
-    """What happens in the next steps: each plan, then the oldest step's result."""
-    lines: list[str] = b.plan()
-    for _ in range(steps):
-        if not b.core.steps.in_flight:
-            break
-        oldest = b.core.steps.in_flight[0]
-        lines += b.done(oldest.plan.step_id, *(oldest.plan.step_id for _ in oldest.samplers))
-        lines += b.plan()
-    return [line.removeprefix("workers ") for line in lines]
+from scheduling.bench import Bench, MakeBench, events
 
 
-def test_the_younger_of_two_is_put_back_and_computed_anew(bench: Make) -> None:
+def test_the_younger_of_two_is_preempted_and_computed_anew(bench: MakeBench) -> None:
     b = bench(pages=4, page_size=4)
     b.submit("a", 4, max_tokens=9)
     b.submit("b", 4, max_tokens=9)
@@ -68,7 +52,7 @@ def test_the_younger_of_two_is_put_back_and_computed_anew(bench: Make) -> None:
     assert (b.free, b.core.state(b.now).preemptions) == (4, 1)
 
 
-def test_workers_are_given_all_tokens_so_far(bench: Make) -> None:
+def test_workers_are_given_all_tokens_so_far(bench: MakeBench) -> None:
     b = bench(pages=4, page_size=4)
     b.submit("a", 4, max_tokens=9)
     b.submit("b", (7, 7, 7), max_tokens=10, output_ids=(8,))
@@ -89,8 +73,8 @@ def test_workers_are_given_all_tokens_so_far(bench: Make) -> None:
     assert (admits[2].sampling, admits[2].seed) == (admits[1].sampling, admits[1].seed)
 
 
-def victims(b: Any) -> list[str]:
-    """The requests that are put back within the next steps, in order."""
+def victims(b: Bench) -> list[str]:
+    """The requests that are preempted within the next steps, in order."""
     ledger, found = b.core.ledger, []
     preempt = ledger.preempt
     ledger.preempt = lambda request: (found.append(request.id), preempt(request))
@@ -98,14 +82,14 @@ def victims(b: Any) -> list[str]:
     return found
 
 
-def test_the_last_in_order_is_the_victim(bench: Make) -> None:
+def test_the_last_in_order_is_the_victim(bench: MakeBench) -> None:
     b = bench(pages=6, page_size=4)
     for name, priority in (("a", 0), ("b", 1), ("c", 0)):
         b.submit(name, 4, max_tokens=13, priority=priority)
     assert victims(b) == ["b", "c"]
 
 
-def test_a_prompt_that_is_being_computed_can_be_the_victim(bench: Make) -> None:
+def test_a_prompt_that_is_being_computed_can_be_the_victim(bench: MakeBench) -> None:
     b = bench(pages=16, page_size=4, chunk_size=4, max_step_tokens=8)
     for name in "ab":
         b.submit(name, 4, max_tokens=13)
@@ -117,7 +101,7 @@ def test_a_prompt_that_is_being_computed_can_be_the_victim(bench: Make) -> None:
     assert b.free == 16
 
 
-def test_one_alone_is_never_put_back(bench: Make) -> None:
+def test_one_alone_is_never_preempted(bench: MakeBench) -> None:
     b = bench(pages=4, page_size=4)
     b.submit("a", 4, max_tokens=13)  # all four pages
     b.submit("b", 4, max_tokens=1)
@@ -126,7 +110,7 @@ def test_one_alone_is_never_put_back(bench: Make) -> None:
     assert "s token a 12=12 length" in lines
 
 
-def test_pages_that_return_by_themselves_are_awaited(bench: Make) -> None:
+def test_pages_that_return_by_themselves_are_awaited(bench: MakeBench) -> None:
     b = bench(pages=3, page_size=4)
     b.submit("a", 4, max_tokens=9)
     b.submit("b", 3, max_tokens=2)
@@ -136,7 +120,7 @@ def test_pages_that_return_by_themselves_are_awaited(bench: Make) -> None:
     assert b.free == 3
 
 
-def test_a_stop_among_the_tokens_on_their_way_ends_it(bench: Make) -> None:
+def test_a_stop_among_the_tokens_on_their_way_ends_it(bench: MakeBench) -> None:
     b = bench(pages=4, page_size=4)
     b.submit("a", 4, max_tokens=9)
     b.submit("b", 4, max_tokens=9, stop_token_ids=(4,))
@@ -148,7 +132,7 @@ def test_a_stop_among_the_tokens_on_their_way_ends_it(bench: Make) -> None:
 
 
 @pytest.mark.parametrize("when", ["on its way back", "in the queue"])
-def test_cancelled_while_it_is_put_back(bench: Make, when: str) -> None:
+def test_cancelled_while_it_is_preempted(bench: MakeBench, when: str) -> None:
     b = bench(pages=4, page_size=4)
     b.submit("a", 4, max_tokens=9)
     b.submit("b", 4, max_tokens=9)
@@ -164,7 +148,7 @@ def test_cancelled_while_it_is_put_back(bench: Make, when: str) -> None:
     assert b.free == 4
 
 
-def test_it_comes_back_before_others_of_its_priority(bench: Make) -> None:
+def test_it_comes_back_before_others_of_its_priority(bench: MakeBench) -> None:
     b = bench(pages=4, page_size=4)
     b.submit("a", 4, max_tokens=9)
     b.submit("b", 4, max_tokens=9)
@@ -176,7 +160,7 @@ def test_it_comes_back_before_others_of_its_priority(bench: Make) -> None:
     assert ends == ["urgent", "a", "b", "later"]
 
 
-def test_what_it_had_computed_is_found_again(bench: Make) -> None:
+def test_what_it_had_computed_is_found_again(bench: MakeBench) -> None:
     b = bench(pages=5, page_size=4, prefix_cache=True)
     b.submit("a", (1, 1, 1, 1), max_tokens=9)
     b.submit("b", (2, 2, 2, 2), max_tokens=9)
@@ -188,8 +172,8 @@ def test_what_it_had_computed_is_found_again(bench: Make) -> None:
     assert (state.preemptions, state.prefix_query_tokens, state.prefix_hit_tokens) == (1, 8, 0)
 
 
-def test_it_does_not_come_back_at_the_others_cost(bench: Make) -> None:
-    """A page for each running request stays free when one is taken up."""
+def test_it_does_not_come_back_at_the_others_cost(bench: MakeBench) -> None:
+    """A page for each running request stays free when one is admitted."""
     b = bench(pages=5, page_size=4)
     b.submit("a", 8, max_tokens=13)
     b.submit("b", 8, max_tokens=9)

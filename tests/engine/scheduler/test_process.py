@@ -157,8 +157,8 @@ def test_a_lost_server_takes_its_requests_along(running: Running) -> None:
 
 
 def progress(rank: int) -> Progress:
-    told = {"done": -1, "step": 0, "doing": "compute", "peer": -1, "seconds": 1.0, "mailbox": 0}
-    return Progress(rank=rank, plans=(), traffic=Traffic(rank=rank, steps=rank + 5), **told)
+    values = {"done": -1, "step": 0, "doing": "compute", "peer": -1, "seconds": 1.0, "mailbox": 0}
+    return Progress(rank=rank, plans=(), traffic=Traffic(rank=rank, steps=rank + 5), **values)
 
 
 def test_ranks_assemble_once_all_are_there() -> None:

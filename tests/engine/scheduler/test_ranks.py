@@ -3,13 +3,13 @@
 from typing import Any
 
 import pytest
+from bounds import bounded
 from pds_engine.errors import ProtocolError, RankLost, StageTimeout
 from pds_engine.messages import KernelsProof, KvEndpoint, Progress, Ready, Traffic
 from pds_engine.scheduler.party import Party
 from pds_engine.scheduler.ranks import Ranks
-from pds_engine.scheduler.settings import Settings
 
-FOUR = Settings(pp=2, tp=2, join_timeout=30.0)
+FOUR = bounded(pp=2, tp=2, join_timeout=30.0)
 
 
 def ready(rank: int, pages: int = 64, kernels: KernelsProof | None = None, kv: str = "f") -> Ready:
@@ -18,9 +18,9 @@ def ready(rank: int, pages: int = 64, kernels: KernelsProof | None = None, kv: s
 
 
 def progress(rank: int, **keys: Any) -> Progress:
-    told = {"done": -1, "step": 0, "doing": "compute", "peer": -1, "seconds": 1.0, "mailbox": 0}
+    values = {"done": -1, "step": 0, "doing": "compute", "peer": -1, "seconds": 1.0, "mailbox": 0}
     traffic = Traffic(rank=rank, steps=rank)
-    return Progress(rank=rank, plans=("step 0: 1 rows",), traffic=traffic, **{**told, **keys})
+    return Progress(rank=rank, plans=("step 0: 1 rows",), traffic=traffic, **(values | keys))
 
 
 def test_the_last_rank_to_join_completes_the_group() -> None:
@@ -74,7 +74,7 @@ def test_ranks_of_two_formats_are_no_group() -> None:
 
 
 def test_the_proof_is_all_ranks_together() -> None:
-    ranks = Ranks(Settings(pp=2))
+    ranks = Ranks(bounded(pp=2))
     proof = KernelsProof(manifest="m", compiled=1, reused=2, seconds=3.0)
     ranks.ready(ready(1, kernels=KernelsProof(manifest="n", compiled=2, reused=1, seconds=4.0)))
     assert ranks.kernels is None
@@ -87,18 +87,18 @@ def test_the_proof_is_all_ranks_together() -> None:
 
 
 def test_without_one_rank_s_proof_nothing_is_proven() -> None:
-    ranks = Ranks(Settings(pp=2))
+    ranks = Ranks(bounded(pp=2))
     ranks.ready(ready(0, kernels=KernelsProof(manifest="m", compiled=0, reused=2, seconds=1.0)))
     ranks.ready(ready(1))
     assert ranks.kernels is None
 
 
 def test_traffic_is_that_of_stages_alone() -> None:
-    for settings, told in ((Settings(), ()), (Settings(pp=2), (0, 1))):
+    for settings, counted in ((bounded(), ()), (bounded(pp=2), (0, 1))):
         ranks = Ranks(settings)
         for rank in range(settings.ranks):
             ranks.progress(progress(rank), 1.0)
-        assert tuple(each.steps for each in ranks.traffic) == told
+        assert tuple(each.steps for each in ranks.traffic) == counted
 
 
 def test_a_step_that_does_not_end_names_the_stage(bench) -> None:

@@ -1,19 +1,18 @@
-"""What one scheduler sends, line by line (conftest says how to read them)."""
+"""What one scheduler sends, line by line (scheduling/bench.py says how to read them)."""
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 from pds_engine.errors import GroupError, ProtocolError, RankLost, StageTimeout
 from pds_engine.messages import Drain, Fault, KvEndpoint, Ready, StepDone, TokenLogprobs, Welcome
 from pds_engine.scheduler.party import WORKERS, Party
+from scheduling.bench import MakeBench
 
 SERVER = Party("server", "s")
-Make = Callable[..., Any]
 
 
-def test_a_request_from_its_first_chunk_to_its_last_token(bench: Make) -> None:
+def test_a_request_from_its_first_chunk_to_its_last_token(bench: MakeBench) -> None:
     b = bench()
     assert b.submit("r", 47, max_tokens=3) == []
     assert b.plan() == [
@@ -37,7 +36,7 @@ def prompt_scores(step: int, *rows: tuple[float, ...], token: int | None = None)
     return StepDone(step_id=step, tokens=tokens, logprobs=(), elapsed=0.0, prompt_logprobs=scores)
 
 
-def test_prompt_logprobs_go_with_the_first_token_and_no_stage_reads_them(bench: Make) -> None:
+def test_prompt_logprobs_go_with_the_first_token_and_no_stage_reads_them(bench: MakeBench) -> None:
     b = bench(pp=2)
     b.submit("r", 70, max_tokens=9, prompt_logprobs=0)
     assert b.plan() == [
@@ -49,15 +48,15 @@ def test_prompt_logprobs_go_with_the_first_token_and_no_stage_reads_them(bench: 
     first = tuple(map(float, range(32)))
     assert b.handle(WORKERS, prompt_scores(0, first)) == []
     assert b.handle(WORKERS, prompt_scores(1, tuple(x + 32 for x in first))) == []
-    (told,) = b.core.handle(WORKERS, prompt_scores(2, first[:5], token=7), b.now)
-    values = [one.chosen for one in told.message.prompt_logprobs]
+    (sent,) = b.core.handle(WORKERS, prompt_scores(2, first[:5], token=7), b.now)
+    values = [one.chosen for one in sent.message.prompt_logprobs]
     assert values == [*range(64), *range(5)]
     b.plan()
-    (told,) = b.core.handle(WORKERS, StepDone(step_id=3, tokens=(8,), logprobs=(), elapsed=0.0), 1)
-    assert told.message.prompt_logprobs == ()
+    (sent,) = b.core.handle(WORKERS, StepDone(step_id=3, tokens=(8,), logprobs=(), elapsed=0.0), 1)
+    assert sent.message.prompt_logprobs == ()
 
 
-def test_the_last_token_of_a_prompt_has_no_next_one_to_score(bench: Make) -> None:
+def test_the_last_token_of_a_prompt_has_no_next_one_to_score(bench: MakeBench) -> None:
     b = bench()
     b.submit("one", 1, max_tokens=1, prompt_logprobs=3)
     assert b.plan()[1] == "workers step 0: 0:0+1* <- -1"
@@ -65,7 +64,7 @@ def test_the_last_token_of_a_prompt_has_no_next_one_to_score(bench: Make) -> Non
     assert b.plan()[1:] == ["workers step 1: 1:0+32 <- -1"]
 
 
-def test_scores_that_were_not_asked_for_end_the_group(bench: Make) -> None:
+def test_scores_that_were_not_asked_for_end_the_group(bench: MakeBench) -> None:
     b = bench()
     b.submit("r", 8, max_tokens=1)
     b.plan()
@@ -73,7 +72,7 @@ def test_scores_that_were_not_asked_for_end_the_group(bench: Make) -> None:
         b.handle(WORKERS, prompt_scores(0, (1.0,), token=3))
 
 
-def test_prompts_and_running_requests_share_a_step(bench: Make) -> None:
+def test_prompts_and_running_requests_share_a_step(bench: MakeBench) -> None:
     b = bench()
     b.submit("a", 5, max_tokens=9)
     b.submit("b", 80, max_tokens=9)
@@ -89,7 +88,7 @@ def test_prompts_and_running_requests_share_a_step(bench: Make) -> None:
     assert b.plan() == ["workers step 3: 0:7+1* 1:80+1*(6) <- 2"]
 
 
-def test_tokens_planned_past_a_stop_are_dropped_and_their_pages_wait(bench: Make) -> None:
+def test_tokens_planned_past_a_stop_are_dropped_and_their_pages_wait(bench: MakeBench) -> None:
     b = bench(pages=4)
     b.submit("r", 16, max_tokens=40, stop_token_ids=(2,))
     b.plan()
@@ -105,7 +104,7 @@ def test_tokens_planned_past_a_stop_are_dropped_and_their_pages_wait(bench: Make
     ]
 
 
-def test_a_cancelled_request_is_silent_from_then_on(bench: Make) -> None:
+def test_a_cancelled_request_is_silent_from_then_on(bench: MakeBench) -> None:
     b = bench()
     b.submit("r", 5, max_tokens=9)
     b.plan()
@@ -116,7 +115,7 @@ def test_a_cancelled_request_is_silent_from_then_on(bench: Make) -> None:
     assert b.free == 64
 
 
-def test_one_server_cannot_cancel_anothers_request(bench: Make) -> None:
+def test_one_server_cannot_cancel_anothers_request(bench: MakeBench) -> None:
     b = bench()
     b.submit("r", 5, max_tokens=1)
     assert b.lost(Party("server", "other")) == []
@@ -124,7 +123,7 @@ def test_one_server_cannot_cancel_anothers_request(bench: Make) -> None:
     assert b.lost(SERVER) == ["workers release 0/1 after 0"]
 
 
-def test_given_tokens_are_computed_and_counted(bench: Make) -> None:
+def test_given_tokens_are_computed_and_counted(bench: MakeBench) -> None:
     b = bench()
     b.submit("r", 30, max_tokens=4, output_ids=(7, 8))
     assert b.plan() == [
@@ -136,7 +135,7 @@ def test_given_tokens_are_computed_and_counted(bench: Make) -> None:
     assert b.done(1, 9) == ["s token r 3=9 length", "workers release 0/1 after 1"]
 
 
-def test_chunks_flow_through_a_pipeline(bench: Make) -> None:
+def test_chunks_flow_through_a_pipeline(bench: MakeBench) -> None:
     b = bench(pp=2)
     b.submit("r", 90, max_tokens=3)
     assert b.plan() == [
@@ -153,7 +152,7 @@ def test_chunks_flow_through_a_pipeline(bench: Make) -> None:
     assert b.plan() == []
 
 
-def test_running_requests_are_spread_over_the_stages(bench: Make) -> None:
+def test_running_requests_are_spread_over_the_stages(bench: MakeBench) -> None:
     b = bench(pp=2, max_running=4)
     for name in "abc":
         b.submit(name, 5, max_tokens=50)
@@ -168,7 +167,7 @@ def test_running_requests_are_spread_over_the_stages(bench: Make) -> None:
     assert b.plan() == ["workers step 4: 2:6+1* <- 2 sends"]
 
 
-def test_a_long_prompt_amid_running_requests_is_not_held_up(bench: Make) -> None:
+def test_a_long_prompt_amid_running_requests_is_not_held_up(bench: MakeBench) -> None:
     b = bench(pp=2)
     for name in "ab":
         b.submit(name, 5, max_tokens=50)
@@ -183,7 +182,7 @@ def test_a_long_prompt_amid_running_requests_is_not_held_up(bench: Make) -> None
     assert len(steps) == 6  # one chunk in each step from the first on
 
 
-def test_without_the_skip_every_step_of_a_pipeline_sends(bench: Make) -> None:
+def test_without_the_skip_every_step_of_a_pipeline_sends(bench: MakeBench) -> None:
     b = bench(pp=2, skip_output=False)
     b.submit("r", 40, max_tokens=1)
     assert b.plan()[1:] == [
@@ -192,7 +191,7 @@ def test_without_the_skip_every_step_of_a_pipeline_sends(bench: Make) -> None:
     ]
 
 
-def test_requests_wait_in_order_for_pages(bench: Make) -> None:
+def test_requests_wait_in_order_for_pages(bench: MakeBench) -> None:
     b = bench(pages=6)
     b.submit("big", 64, max_tokens=1)
     b.submit("bigger", 48, max_tokens=1)
@@ -204,15 +203,17 @@ def test_requests_wait_in_order_for_pages(bench: Make) -> None:
     assert admitted == ["workers admit 0/2 [3,2,1]", "workers admit 1/1 [0]"]
 
 
-def test_without_preemption_growth_is_promised_before_a_request_is_taken_up(bench: Make) -> None:
-    b = bench(pages=6, preemption=False)
+def test_without_preemption_growth_is_promised_before_a_request_is_admitted(
+    bench: MakeBench,
+) -> None:
+    b = bench(pages=6, preemption="none")
     b.submit("a", 16, max_tokens=49)  # 4 pages in all
     b.submit("b", 16, max_tokens=33)  # 3
     assert [line for line in b.plan() if "admit" in line] == ["workers admit 0/1 [0]"]
     assert b.free == 4  # of 6: a has two, and two more are promised to it
 
 
-def test_a_smaller_priority_number_is_served_sooner(bench: Make) -> None:
+def test_a_smaller_priority_number_is_served_sooner(bench: MakeBench) -> None:
     b = bench(max_running=1, max_step_tokens=48)
     b.submit("a", 5, max_tokens=1)
     b.submit("b", 6, max_tokens=1, priority=-1)
@@ -230,14 +231,14 @@ def test_a_smaller_priority_number_is_served_sooner(bench: Make) -> None:
     ],
 )
 def test_what_could_never_be_served(
-    bench: Make, prompt: int, sampling: dict[str, Any], line: str
+    bench: MakeBench, prompt: int, sampling: dict[str, Any], line: str
 ) -> None:
     b = bench(pages=64)
     assert b.submit("r", prompt, **sampling) == [line]
     assert b.submit("fits", 1000, max_tokens=25) == []  # 1024 positions: 64 pages
 
 
-def test_a_full_queue_answers_429(bench: Make) -> None:
+def test_a_full_queue_answers_429(bench: MakeBench) -> None:
     b = bench(max_waiting=1)
     b.submit("a", 5, max_tokens=1)
     assert b.submit("b", 5, max_tokens=1) == ["s failed b 429 overloaded"]
@@ -245,14 +246,14 @@ def test_a_full_queue_answers_429(bench: Make) -> None:
     assert b.submit("b", 5, max_tokens=1) == []
 
 
-def test_without_a_queue_a_free_slot_is_needed(bench: Make) -> None:
+def test_without_a_queue_a_free_slot_is_needed(bench: MakeBench) -> None:
     b = bench(max_waiting=0, max_running=1, max_step_tokens=48)
     assert b.submit("a", 5, max_tokens=1) == []
     b.plan()
     assert b.submit("b", 5, max_tokens=1) == ["s failed b 429 overloaded"]
 
 
-def test_an_id_is_used_once_at_a_time(bench: Make) -> None:
+def test_an_id_is_used_once_at_a_time(bench: MakeBench) -> None:
     b = bench()
     b.submit("r", 5, max_tokens=1)
     assert b.submit("r", 5, max_tokens=1) == ["s failed r 400 invalid_request"]
@@ -261,7 +262,7 @@ def test_an_id_is_used_once_at_a_time(bench: Make) -> None:
     assert b.submit("r", 5, max_tokens=1) == []
 
 
-def test_draining_takes_nothing_new_and_ends_what_is_late(bench: Make) -> None:
+def test_draining_takes_nothing_new_and_ends_what_is_late(bench: MakeBench) -> None:
     b = bench()
     b.submit("r", 5, max_tokens=9)
     b.plan()
@@ -273,7 +274,7 @@ def test_draining_takes_nothing_new_and_ends_what_is_late(bench: Make) -> None:
     assert (b.core.state(110.0).draining, b.core.state(110.0).in_flight) == (True, 0)
 
 
-def test_of_two_drains_the_earlier_deadline_counts(bench: Make) -> None:
+def test_of_two_drains_the_earlier_deadline_counts(bench: MakeBench) -> None:
     b = bench()
     b.submit("r", 5, max_tokens=9)
     b.plan()
@@ -283,37 +284,37 @@ def test_of_two_drains_the_earlier_deadline_counts(bench: Make) -> None:
     assert b.tick(110.0)[0] == "s failed r 503 drained"
 
 
-def test_a_deadline_passed_fails_the_request(bench: Make) -> None:
+def test_a_deadline_passed_fails_the_request(bench: MakeBench) -> None:
     b = bench(max_running=1, max_step_tokens=48)
     b.submit("runs", 5, max_tokens=9, deadline=101.0)
     b.submit("waits", 5, max_tokens=9, deadline=101.0)
     b.plan()
     assert b.tick(100.9) == []
     assert b.tick(101.0) == [
-        "s failed runs 504 deadline_passed",
+        "s failed runs 504 timeout",
         "workers release 0/1 after 1",
-        "s failed waits 504 deadline_passed",
+        "s failed waits 504 timeout",
     ]
 
 
-def test_nothing_is_taken_before_all_ranks_are_ready(bench: Make) -> None:
+def test_nothing_is_taken_before_all_ranks_are_ready(bench: MakeBench) -> None:
     b = bench(tp=2, ranks=(9,))
     assert b.submit("r", 5, max_tokens=1) == ["s failed r 503 unavailable"]
 
 
-def test_the_pool_is_as_large_as_the_smallest_ranks(bench: Make) -> None:
+def test_the_pool_is_as_large_as_the_smallest_ranks(bench: MakeBench) -> None:
     b = bench(tp=2, ranks=(9, 7))
     assert b.core.state(0.0).kv_total == 7
 
 
-def test_rows_are_padded_to_whole_tensor_parallel_shares(bench: Make) -> None:
+def test_rows_are_padded_to_whole_tensor_parallel_shares(bench: MakeBench) -> None:
     b = bench(tp=4)
     b.submit("r", 5, max_tokens=1)
     plan = b.core.plan(b.now)[-1].message
-    assert (plan.padded_tokens, plan.padded_rows) == (8, 1)
+    assert (plan.padded_tokens, len(plan.rows)) == (8, 1)
 
 
-def test_logprobs_pass_through(bench: Make) -> None:
+def test_logprobs_pass_through(bench: MakeBench) -> None:
     b = bench()
     b.submit("r", 5, max_tokens=1, logprobs=1)
     b.plan()
@@ -322,7 +323,7 @@ def test_logprobs_pass_through(bench: Make) -> None:
     assert b.core.handle(WORKERS, message, b.now)[0].message.logprobs == scores
 
 
-def test_the_state_counts_what_is_there(bench: Make) -> None:
+def test_the_state_counts_what_is_there(bench: MakeBench) -> None:
     b = bench(max_running=1, max_step_tokens=48)
     b.submit("runs", 40, max_tokens=9)
     b.submit("waits", 5, max_tokens=9)
@@ -334,7 +335,7 @@ def test_the_state_counts_what_is_there(bench: Make) -> None:
     assert (state.oldest_step_seconds, state.ranks_ready) == (0.5, 1)
 
 
-def test_a_pipeline_that_advances_is_not_timed_out(bench: Make) -> None:
+def test_a_pipeline_that_advances_is_not_timed_out(bench: MakeBench) -> None:
     b = bench(pp=2, step_timeout=60.0)
     b.submit("long", 16 * 12, max_tokens=1)
     for step in range(3):
@@ -347,7 +348,7 @@ def test_a_pipeline_that_advances_is_not_timed_out(bench: Make) -> None:
         b.tick(b.now + 61)
 
 
-def test_what_fails_the_group(bench: Make) -> None:
+def test_what_fails_the_group(bench: MakeBench) -> None:
     b = bench()
     with pytest.raises(RankLost, match="rank 0 failed: oom"):
         b.handle(WORKERS, Fault(rank=0, code="oom", message="no memory"))
@@ -366,6 +367,6 @@ def test_what_fails_the_group(bench: Make) -> None:
         b.core.handle(WORKERS, b.core.state(0.0), 0.0)
 
 
-def test_a_welcome_alone_says_nothing(bench: Make) -> None:
+def test_a_welcome_alone_says_nothing(bench: MakeBench) -> None:
     b = bench(role="decode")
     assert b.handle(Party("prefill", "p:8001"), Welcome(incarnation="x")) == []

@@ -9,16 +9,16 @@ def test_bounds_come_from_the_configuration() -> None:
     config = EngineConfig(role="prefill", parallelism=ParallelConfig(pp=2, tp=2))
     settings = Settings.of(config)
     assert (settings.role, settings.ranks, settings.depth) == ("prefill", 4, 3)
-    assert settings.max_step_tokens == 512 + 64
+    assert settings.step_tokens == 512 + 64
     assert [settings.pages_for(tokens) for tokens in (0, 1, 16, 17)] == [0, 1, 1, 2]
 
 
 def test_policies_come_from_the_configuration() -> None:
     usual = Settings.of(EngineConfig())
-    assert (usual.separate, usual.dynamic_chunks, usual.recompute) == (False, False, True)
-    policies = SchedulerConfig(chunked_prefill="separate", dynamic_chunks=True, preemption="none")
+    assert (usual.separate, usual.recompute, usual.elastic(False)) == (False, True, True)
+    policies = SchedulerConfig(chunked_prefill="separate", preemption="none")
     chosen = Settings.of(EngineConfig(scheduler=policies))
-    assert (chosen.separate, chosen.dynamic_chunks, chosen.recompute) == (True, True, False)
+    assert (chosen.separate, chosen.recompute, chosen.elastic(True)) == (True, False, False)
 
 
 @pytest.mark.parametrize("role", ["prefill", "decode"])

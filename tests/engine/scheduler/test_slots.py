@@ -1,10 +1,10 @@
 import pytest
 from pds_engine.errors import PdsError
-from pds_engine.scheduler.slots import Slots
+from pds_engine.scheduler.slots import SlotPool
 
 
 def test_a_generation_tells_holders_apart() -> None:
-    slots = Slots(2)
+    slots = SlotPool(2)
     assert [slots.acquire(), slots.acquire()] == [(0, 1), (1, 1)]
     slots.release(0)
     assert slots.acquire() == (0, 2)
@@ -12,7 +12,7 @@ def test_a_generation_tells_holders_apart() -> None:
 
 
 def test_misuse() -> None:
-    slots = Slots(1)
+    slots = SlotPool(1)
     slots.acquire()
     with pytest.raises(PdsError, match="no slot"):
         slots.acquire()

@@ -1,16 +1,15 @@
 """A request for which the model has no finite score ends alone; what it held comes back."""
 
-from collections.abc import Callable
 from typing import Any
 
 from pds_engine.messages import AbortAck, TransferClosed, Welcome
 from pds_engine.scheduler.party import WORKERS, Party
+from scheduling.bench import MakeBench
 
 P = Party("prefill", "p:8001")
-Make = Callable[..., Any]
 
 
-def test_it_fails_alone_and_its_neighbour_goes_on(bench: Make) -> None:
+def test_it_fails_alone_and_its_neighbour_goes_on(bench: MakeBench) -> None:
     b = bench()
     b.submit("bad", 5, max_tokens=9)
     b.submit("good", 6, max_tokens=2)
@@ -30,7 +29,7 @@ def test_it_fails_alone_and_its_neighbour_goes_on(bench: Make) -> None:
     assert b.core.ledger.pool.promised == 0
 
 
-def test_it_may_fail_in_mid_answer(bench: Make) -> None:
+def test_it_may_fail_in_mid_answer(bench: MakeBench) -> None:
     b = bench()
     b.submit("bad", 5, max_tokens=9)
     b.plan()
@@ -39,7 +38,7 @@ def test_it_may_fail_in_mid_answer(bench: Make) -> None:
     assert b.done(1, 0, unsound=(0,))[0] == "s failed bad 500 not_finite"
 
 
-def test_its_pages_are_not_found_by_the_next_with_its_prefix(bench: Make) -> None:
+def test_its_pages_are_not_found_by_the_next_with_its_prefix(bench: MakeBench) -> None:
     """Nor those it found itself: whatever spoiled them would spoil every request behind it."""
     b = bench(prefix_cache=True)
 
@@ -58,7 +57,7 @@ def test_its_pages_are_not_found_by_the_next_with_its_prefix(bench: Make) -> Non
     assert (b.core.ledger.prefix_hits, b.free) == (32, 64)
 
 
-def test_a_prefill_group_tells_both_its_server_and_the_decode_side(bench: Make) -> None:
+def test_a_prefill_group_answers_both_its_server_and_the_decode_side(bench: MakeBench) -> None:
     p = bench(role="prefill")
     p.submit("r", 20, max_tokens=9)
     p.offer("r", 20, [7, 8])
@@ -72,7 +71,7 @@ def test_a_prefill_group_tells_both_its_server_and_the_decode_side(bench: Make) 
     assert (p.free, p.core.state(0.0).transfers_in_flight) == (64, 0)
 
 
-def test_a_decode_group_tells_what_the_prefill_side_found(bench: Make) -> None:
+def test_a_decode_group_reports_what_the_prefill_side_found(bench: MakeBench) -> None:
     d = bench(role="decode")
     d.submit("r", 20, max_tokens=9)
     d.plan()

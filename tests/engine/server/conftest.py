@@ -4,8 +4,9 @@ import asyncio
 import json
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,29 +31,16 @@ from pds_engine.messages import (
 from pds_engine.parallel.collectives import ALONE, VocabShard
 from pds_engine.runner.batch import Batch
 from pds_engine.runner.sampling import logprobs, sample
-from pds_engine.runner.tables import Slot, Tables
+from pds_engine.runner.tables import HostSlot, Tables
 from pds_engine.server.app import create_app
-from pds_engine.server.engine import Engine
+from pds_engine.server.scheduler_client import SchedulerClient
 from pds_engine.text.tokenizer import Tokenizer
 from pds_engine.wire import decode, encode
 
 TINY = Path(__file__).parents[3] / "examples" / "models" / "tiny"
 KEY = b"k" * 32
 Script = Callable[[Submit], Iterable[Token | Failed]]
-IDLE = State(
-    in_flight=0,
-    running=0,
-    transfers_in_flight=0,
-    queued_tokens=0,
-    kv_used=3,
-    kv_total=64,
-    kv_quarantined=0,
-    draining=False,
-    ranks_ready=1,
-    kv_fingerprint="f00d",
-    steps_done=0,
-    oldest_step_seconds=0.0,
-)
+IDLE = State(kv_used=3, kv_total=64, ranks_ready=1, kv_fingerprint="f00d")
 
 
 def outputs(ids: list[int], *, end: str = "stop", cached: int = 0) -> Script:
@@ -77,12 +65,12 @@ def outputs(ids: list[int], *, end: str = "stop", cached: int = 0) -> Script:
 
 
 def travelled(message: Message) -> AnyMessage:
-    """What comes out at the other end of a wire, on which it is bytes."""
+    """The message after encoding and decoding, as on a wire."""
     return decode(encode(message))
 
 
 class FakeScheduler:
-    """The other end of an Engine's link, within the process; messages travel as bytes do."""
+    """The other end of a SchedulerClient's link, in this process; messages travel as bytes do."""
 
     def __init__(self, script: Script, incarnation: str = "inc") -> None:
         self.script = script
@@ -138,32 +126,37 @@ class Served:
 
     client: httpx.AsyncClient
     scheduler: FakeScheduler
-    engine: Engine
+    scheduler_client: SchedulerClient
     config: EngineConfig
+
+
+Serve = Callable[..., AbstractAsyncContextManager[Served]]
 
 
 @asynccontextmanager
 async def serve(
-    script: Script, tokenizer: Tokenizer, capacity: int = 16, **settings: Any
+    script: Script, tokenizer: Tokenizer, capacity: int = 16, **settings: object
 ) -> AsyncIterator[Served]:
     config = EngineConfig.model_validate(
         {"model": {"name": "tiny"}, "kv": {"lease_seconds": 0.01}, **settings}
     )
     scheduler = FakeScheduler(script)
-    engine = Engine(lambda: scheduler, group="local", incarnation="inc", capacity=capacity)
-    app = create_app(engine, config, tokenizer, key=KEY)
+    scheduler_client = SchedulerClient(
+        lambda: scheduler, group="local", incarnation="inc", capacity=capacity
+    )
+    app = create_app(scheduler_client, config, tokenizer, key=KEY)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with (
         app.router.lifespan_context(app),
         httpx.AsyncClient(transport=transport, base_url="http://engine") as client,
     ):
         async with asyncio.timeout(5):
-            while engine.state is None:  # noqa: ASYNC110  the fake reports at once
+            while scheduler_client.state is None:  # noqa: ASYNC110  the fake reports at once
                 await asyncio.sleep(0)
-        yield Served(client, scheduler, engine, config)
+        yield Served(client, scheduler, scheduler_client, config)
 
 
-class Turns:
+class TurnCounter:
     """A task and a thread that count their turns: what keeps the loop, or the lock, keeps them."""
 
     def __init__(self) -> None:
@@ -172,7 +165,7 @@ class Turns:
         self._stop = threading.Event()
         self._counter = threading.Thread(target=self._count, daemon=True)
 
-    async def __aenter__(self) -> "Turns":
+    async def __aenter__(self) -> "TurnCounter":
         self._counter.start()
         self._task = asyncio.create_task(self._tick())
         return self
@@ -193,23 +186,15 @@ class Turns:
 
 
 @pytest.fixture
-def turns() -> type[Turns]:
-    return Turns
-
-
-@pytest.fixture(scope="session")
-def tokenizer() -> Tokenizer:
-    return Tokenizer(TINY)
+def turns() -> type[TurnCounter]:
+    return TurnCounter
 
 
 @pytest.fixture
-def served(tokenizer: Tokenizer) -> Callable[..., Any]:
+def served(tokenizer: Tokenizer) -> Serve:
     """`async with served(script, **settings) as s:` a server whose scheduler follows `script`."""
 
-    def make(script: Script, **more: Any) -> Any:
-        return serve(script, tokenizer, **more)
-
-    return make
+    return partial(serve, tokenizer=tokenizer)
 
 
 @pytest.fixture
@@ -217,7 +202,13 @@ def script() -> Callable[..., Script]:
     return outputs
 
 
-class Worker:
+@pytest.fixture
+def silent() -> Script:
+    """A script that answers nothing."""
+    return lambda _: ()
+
+
+class SamplingWorker:
     """A worker's tables, and the sampling of its rows: what a request's numbers end up in."""
 
     def __init__(self, vocabulary: int) -> None:
@@ -225,7 +216,7 @@ class Worker:
         self._tables = Tables(1, 4, 16, vocabulary, 0, torch.device("cpu"))
 
     def take(self, submit: Submit) -> int:
-        """Admit the request, choose its next token of level logits, and let it go."""
+        """Admit the request, sample its next token from rising logits, and release it."""
         order = travelled(
             Admit(
                 slot=0,
@@ -239,7 +230,7 @@ class Worker:
         )
         self._tables.admit(order)
         known = order.prompt_ids + order.output_ids
-        slot = Slot(0, len(order.prompt_ids), known, order.sampling, order.seed)
+        slot = HostSlot(0, len(order.prompt_ids), known, order.sampling, order.seed)
         rows = ((slot, len(order.output_ids)),)
         nought = torch.zeros(1, dtype=torch.int64)
         batch = Batch(nought, nought, None, nought, nought, rows)  # type: ignore[arg-type]
@@ -256,8 +247,8 @@ class Worker:
 
 
 @pytest.fixture(scope="session")
-def worker(tokenizer: Tokenizer) -> Worker:
-    return Worker(tokenizer.vocabulary)
+def worker(tokenizer: Tokenizer) -> SamplingWorker:
+    return SamplingWorker(tokenizer.vocabulary)
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@ import asyncio
 
 import pytest
 from pds_engine.messages import Failed, Submit
-from pds_engine.server import body as body_module
+from pds_engine.server import routes
 
 C, H = "/v1/completions", "/v1/chat/completions"
 SAY = [{"role": "user", "content": "a"}]
@@ -115,7 +115,7 @@ async def test_a_body_above_the_bound(served, script):
 
 
 async def test_a_body_that_does_not_come(served, script, monkeypatch):
-    monkeypatch.setattr(body_module.read, "__defaults__", (0.05,))
+    monkeypatch.setattr(routes, "BODY_SECONDS", 0.05)
 
     async def slowly():
         yield b"{"

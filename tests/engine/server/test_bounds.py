@@ -1,5 +1,5 @@
 """No number ends a service: whatever a client may send is refused by its field's name, or can be
-told to the scheduler and worked on by a rank."""
+sent to the scheduler and worked on by a rank."""
 
 import json
 import time
@@ -16,10 +16,10 @@ from pds_engine.config import EngineConfig
 from pds_engine.errors import RequestError
 from pds_engine.messages import Sampling, Submit
 from pds_engine.messages.bounds import SAMPLING, SUBMIT, outside
-from pds_engine.scheduler.admission import unfit
+from pds_engine.scheduler.admission import reject_reason
 from pds_engine.scheduler.settings import Settings
 from pds_engine.server import job, protocol
-from pds_engine.server.headers import Internal
+from pds_engine.server.headers import InternalHeaders
 from pds_engine.wire import decode, encode
 from pydantic import BaseModel
 
@@ -101,7 +101,7 @@ async def test_every_field_has_bounds(served, script, worker, key, path, kind, g
             error = answer.json()["error"]
             if answer.status_code != 400 or not (error["param"] or "").startswith(name):
                 wrong.append((body[:120], answer.status_code, error))
-        assert s.engine.error is None
+        assert s.scheduler_client.error is None
         for submit in s.scheduler.of(Submit):
             assert outside(submit) is None
             worker.take(submit)
@@ -125,7 +125,7 @@ async def test_the_router_s_headers_have_bounds(served, script, worker, key, nam
         signed = signing.signed(key, "POST", C, ours, int(time.time()) + 60)
         raw = {name: value.encode() for name, value in signed.items()}
         answer = await s.client.post(C, json={"prompt": "a"}, headers=raw)
-        assert s.engine.error is None
+        assert s.scheduler_client.error is None
         for submit in s.scheduler.of(Submit):
             assert outside(submit) is None
             worker.take(submit)
@@ -169,17 +169,17 @@ def test_what_is_accepted_can_be_worked_on(tokenizer, worker, prompt, more):
     refused = None
     try:
         parsed = protocol.parse(protocol.CompletionRequest, body)
-        made = job.make(parsed, [prompt], tokenizer, config, Internal())
+        made = job.make(parsed, [prompt], tokenizer, config, InternalHeaders())
     except RequestError as error:
         refused = error
     if refused is not None:
         assert refused.status == 400 and refused.param
         return
     for submit in made.submits[:2]:
-        told = decode(encode(submit))
-        assert told == submit
-        assert unfit(told, SETTINGS, 10**6) is None
-        assert 0 <= worker.take(told) < tokenizer.vocabulary
+        received = decode(encode(submit))
+        assert received == submit
+        assert reject_reason(received, SETTINGS, 10**6) is None
+        assert 0 <= worker.take(received) < tokenizer.vocabulary
 
 
 GOOD = Submit(request_id="r", prompt_ids=(1,), sampling=Sampling(max_tokens=4), seed=0)
@@ -192,7 +192,7 @@ def test_the_scheduler_looks_again(name, value):
         submit = replace(GOOD, **{name: value})
     else:
         submit = replace(GOOD, sampling=replace(GOOD.sampling, **{name: value}))
-    problem = unfit(submit, SETTINGS, 100)
+    problem = reject_reason(submit, SETTINGS, 100)
     assert problem is not None and (problem.status, problem.param) == (400, name)
 
 
@@ -208,7 +208,7 @@ def test_the_scheduler_looks_again(name, value):
     ],
 )
 def test_the_scheduler_looks_at_ids_too(change, param):
-    problem = unfit(replace(GOOD, **change), SETTINGS, 100)
+    problem = reject_reason(replace(GOOD, **change), SETTINGS, 100)
     assert problem is not None and problem.param == param
 
 

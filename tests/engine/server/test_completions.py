@@ -143,7 +143,7 @@ async def test_logprobs(served, tokenizer):
 
 
 def scored_prompt(id: int, other: int):
-    """A script: each prompt token but the first scores -1, and the likeliest one -0.5."""
+    """A script: each prompt token but the first scores -1, the likeliest one -0.5."""
 
     def script(submit: Submit):
         one = TokenLogprobs(-1.0, ((other, -0.5), (id, -1.0)))
@@ -165,8 +165,8 @@ async def test_echo_with_logprobs_begins_with_the_prompt_s(served, tokenizer, re
     async with served(scored_prompt(seven, eight)) as s:
         body = {"prompt": [seven, seven, seven], "echo": True, "logprobs": 1, "max_tokens": 1}
         answer = await s.client.post("/v1/completions", json={**body, "stream": stream})
-    told = [body["choices"][0] for body in read_events(answer.text)[:-1]] if stream else []
-    first = told[0] if stream else answer.json()["choices"][0]
+    chunks = [body["choices"][0] for body in read_events(answer.text)[:-1]] if stream else []
+    first = chunks[0] if stream else answer.json()["choices"][0]
     assert first["text"] == "7778"
     assert first["logprobs"] == {
         "tokens": ["7", "7", "7", "8"],
@@ -177,7 +177,7 @@ async def test_echo_with_logprobs_begins_with_the_prompt_s(served, tokenizer, re
     assert "prompt_logprobs" not in first
     (submit,) = s.scheduler.of(Submit)
     assert (submit.sampling.logprobs, submit.sampling.prompt_logprobs) == (1, 1)
-    assert all(choice["logprobs"] is None for choice in told[1:])
+    assert all(choice["logprobs"] is None for choice in chunks[1:])
 
 
 async def test_prompt_logprobs(served, tokenizer):

@@ -134,15 +134,15 @@ async def test_forged_headers(served, script, key, change, status):
 
 @pytest.mark.parametrize(("method", "path"), [("POST", C), ("GET", "/pds/state")])
 @pytest.mark.parametrize("late", [120, -900])
-async def test_a_signature_of_another_time_is_told_ours(served, script, key, method, path, late):
-    """Whoever made it signs anew by what we say, and is heard."""
+async def test_a_signature_of_another_time_learns_our_time(served, script, key, method, path, late):
+    """A signer who signs anew by our time is heard."""
     async with served(script([300])) as s:
         sent = signing.signed(key, method, path, {}, int(time.time()) + 60 - late)
         answer = await s.client.request(method, path, json={"prompt": "a"}, headers=sent)
         assert (answer.status_code, answer.json()["error"]["code"]) == (403, "clock")
-        told = signing.clock_of(key, sent[signing.SIGNATURE], answer.headers)
-        assert told == pytest.approx(time.time(), abs=5)
-        again = signing.signed(key, method, path, {}, int(told) + 60)
+        theirs = signing.clock_of(key, sent[signing.SIGNATURE], answer.headers)
+        assert theirs == pytest.approx(time.time(), abs=5)
+        again = signing.signed(key, method, path, {}, int(theirs) + 60)
         answer = await s.client.request(method, path, json={"prompt": "a"}, headers=again)
         assert answer.status_code == 200
 

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from hypothesis import given, settings
@@ -56,7 +56,7 @@ BOMBS = {
 
 
 FORMS: dict[str, large.Form] = {C: "completion", H: "chat", T: "tokenize", D: "detokenize"}
-LIMITS = large.Limits(tokens=4096, characters=4096 * 13, prompts=320)
+LIMITS = large.PromptLimits(tokens=4096, characters=4096 * 13, prompts=320)
 
 
 @pytest.mark.parametrize("name", BOMBS)
@@ -65,7 +65,7 @@ def test_a_large_body_is_refused_before_it_is_parsed(monkeypatch, name):
     given_to_pydantic: list[int] = []
     parse = protocol.parse
 
-    def counted(kind: type[Any], data: bytes) -> Any:
+    def counted(kind: type[Body], data: bytes) -> Body:
         given_to_pydantic.append(len(data))
         return parse(kind, data)
 
@@ -78,9 +78,9 @@ def test_a_large_body_is_refused_before_it_is_parsed(monkeypatch, name):
 
 
 async def test_the_server_has_large_bodies_examined_elsewhere(served, script, monkeypatch):
-    """Not a byte of a body that is refused is looked at in the server's own process."""
+    """The server's own process reads no byte of a body that is refused."""
 
-    def here(*_: Any) -> Any:
+    def here(*_: object) -> NoReturn:
         raise AssertionError("this process reads a large body")
 
     monkeypatch.setattr(large, "_fields", here)
@@ -96,7 +96,7 @@ async def test_of_a_large_body_only_what_somebody_reads_comes_back(served, scrip
     seen: list[int] = []
     parse = large.parse
 
-    def counted(kind: type[Any], data: bytes, limits: large.Limits) -> Any:
+    def counted(kind: type[Body], data: bytes, limits: large.PromptLimits) -> Body:
         seen.append(len(data))
         return parse(kind, data, limits)
 
@@ -217,8 +217,8 @@ PADS: dict[str, Callable[[bytes, bytes], bytes]] = {
 }  # fmt: skip
 
 
-def verdict(form: large.Form, data: bytes) -> tuple[str, str | None]:
-    """What a body comes to: read as what, or refused for which field."""
+def probe_answer(form: large.Form, data: bytes) -> tuple[str, str | None]:
+    """The result for a body: what it is read as, or the field that it is refused for."""
     try:
         read = large.parse(large._kind(form, data), data, LIMITS)
     except RequestError as error:
@@ -234,12 +234,12 @@ def refused(error: RequestError) -> tuple[str, str | None]:
 def test_a_body_is_read_in_the_same_way_at_every_size(where: str):
     unlike = []
     for form, body in BODIES:
-        small = verdict(form, body)
+        small = probe_answer(form, body)
         larger = PADS[where](body, b"x" * large.FROM)
-        seen = [verdict(form, larger)]
+        seen = [probe_answer(form, larger)]
         try:
             kept = large.examined(large.question(form, LIMITS), larger)
-            seen.append(verdict(form, kept))
+            seen.append(probe_answer(form, kept))
         except RequestError as error:
             seen.append(refused(error))
         if any(each != small for each in seen):

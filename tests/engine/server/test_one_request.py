@@ -6,14 +6,10 @@ import pytest
 from msgspec.structs import replace
 from pds_engine.errors import InvalidRequest
 from pds_engine.messages import Cancel, Sampling, Submit, Token
-from pds_engine.server.completion import CompletionAnswer
+from pds_engine.server.completion import CompletionFormat
 
 C = "/v1/completions"
 GOOD = Submit(request_id="good", prompt_ids=(1,), sampling=Sampling(max_tokens=9), seed=0)
-
-
-def silent(_: Submit) -> list[Token]:
-    return []
 
 
 @pytest.mark.parametrize(
@@ -21,40 +17,40 @@ def silent(_: Submit) -> list[Token]:
 )
 async def test_a_request_that_no_message_can_carry(served, script, change):
     async with served(script([300])) as s:
-        bad = s.engine.open([replace(GOOD, request_id="bad", **change)])
-        good = s.engine.open([GOOD])
+        bad = s.scheduler_client.open([replace(GOOD, request_id="bad", **change)])
+        good = s.scheduler_client.open([GOOD])
         async with asyncio.timeout(5):
             with pytest.raises(InvalidRequest, match="Submit"):
                 await bad.take()
             ((_, token),) = await good.take()
         assert token.token == 300
-        assert s.engine.error is None
+        assert s.scheduler_client.error is None
         assert s.scheduler.of(Submit) == [GOOD]
-        assert s.engine.in_flight == 1
+        assert s.scheduler_client.in_flight == 1
 
 
-async def test_one_choice_of_several_takes_the_others_along(served):
+async def test_one_choice_of_several_takes_the_others_along(served, silent):
     async with served(silent) as s:
         one = replace(GOOD, request_id="x#0")
-        inbox = s.engine.open([one, replace(GOOD, request_id="x#1", seed=2**64)])
+        inbox = s.scheduler_client.open([one, replace(GOOD, request_id="x#1", seed=2**64)])
         async with asyncio.timeout(5):
             with pytest.raises(InvalidRequest):
                 await inbox.take()
-        s.engine.close("x#0", cancel=True)
+        s.scheduler_client.close("x#0", cancel=True)
         assert await s.scheduler.until(Cancel) == [Cancel(request_id="x#0")]
 
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("fails", ["chunk", "body", "usage"])
 async def test_a_fault_of_ours_ends_one_answer(served, script, monkeypatch, fails, stream, caplog):
-    real = getattr(CompletionAnswer, fails)
+    real = getattr(CompletionFormat, fails)
 
     def broken(self, *given):
         if self._job.id == "cmpl-bad":
             raise KeyError("a fault of ours")
         return real(self, *given)
 
-    monkeypatch.setattr(CompletionAnswer, fails, broken)
+    monkeypatch.setattr(CompletionFormat, fails, broken)
     monkeypatch.setattr("secrets.token_hex", lambda _: names.pop(0))
     names = ["bad", "good"]
     body = {"prompt": "a", "stream": stream, "n": 2, "stream_options": {"include_usage": True}}
@@ -62,15 +58,15 @@ async def test_a_fault_of_ours_ends_one_answer(served, script, monkeypatch, fail
     async with served(script([300, 301], end="length")) as s:
         bad = await s.client.post(C, json=body)
         good = await s.client.post(C, json=body)
-        assert s.engine.error is None
-        assert not s.engine._open
+        assert s.scheduler_client.error is None
+        assert not s.scheduler_client._open
     assert good.status_code == 200 and "internal_error" not in good.text
     hit = stream == (fails != "body")
     assert ("internal_error" in bad.text) == hit
     if hit:
         assert bad.status_code == (200 if stream else 500)
         assert "[DONE]" not in bad.text
-        assert "a fault of ours" in caplog.text  # the log has what the client is not told
+        assert "a fault of ours" in caplog.text  # the log has what the client does not learn
         assert "a fault of ours" not in bad.text
 
 
@@ -78,10 +74,10 @@ async def test_choices_of_a_stream_that_fails_of_us_are_cancelled(served, monkey
     def first_token(submit: Submit):
         yield Token(request_id=submit.request_id, index=0, token=300)
 
-    def broken(self, told):
+    def broken(self, event):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(CompletionAnswer, "chunk", broken)
+    monkeypatch.setattr(CompletionFormat, "chunk", broken)
     async with served(first_token) as s:
         answer = await s.client.post(C, json={"prompt": "a", "stream": True, "n": 3})
         assert "internal_error" in answer.text

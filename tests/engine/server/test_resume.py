@@ -5,7 +5,7 @@ import time
 import pytest
 from pds_engine import signing
 from pds_engine.messages import Failed, Submit, Token, TokenLogprobs
-from pds_engine.router.sse import Events
+from pds_engine.router.sse import EventReader
 
 EOS = 1
 C, H = "/v1/completions", "/v1/chat/completions"
@@ -73,12 +73,12 @@ async def test_wherever_it_breaks_off(served, tokenizer, key, path, body, text, 
     script = says([*tokenizer.encode(text), EOS])
     body = {**body, "stream": True, "stream_options": {"include_usage": True}}
     raw = b"".join([await ask(served, script, key, role, path, body) for role in by])
-    uncut = Events()
+    uncut = EventReader()
     whole = uncut.feed(raw) + uncut.rest()
     resumed: dict[tuple[int, ...], bytes] = {}
     for at in places(raw):
-        events = Events()
-        told = events.feed(raw[:at])
+        events = EventReader()
+        given = events.feed(raw[:at])
         events.cut()
         assert events.journal.complete
         ids = tuple(events.journal.ids)
@@ -86,8 +86,8 @@ async def test_wherever_it_breaks_off(served, tokenizer, key, path, body, text, 
             again = {**body, "pds_resume": {"output_ids": list(ids)}} if ids else body
             parts = [await ask(served, script, key, role, path, again) for role in by]
             resumed[ids] = b"".join(parts)
-        told += events.feed(resumed[ids])
-        assert told + events.rest() == whole, at
+        given += events.feed(resumed[ids])
+        assert given + events.rest() == whole, at
         assert events.journal.complete
     assert len(resumed) > 1 or len(tokenizer.encode(text)) < 2 or body.get("max_tokens") == 1
 
@@ -97,7 +97,7 @@ async def test_a_stream_breaks_off_once_more(served, tokenizer, key):
     script = says([*tokenizer.encode("one two 😀 three"), EOS])
     body = {"prompt": "a", "stream": True, "logprobs": 1}
     raw = await ask(served, script, key, "unified", C, body)
-    uncut, events, told = Events(), Events(), b""
+    uncut, events, given = EventReader(), EventReader(), b""
     whole = uncut.feed(raw) + uncut.rest()
     for _ in range(30):
         ids = list(events.journal.ids)
@@ -105,54 +105,54 @@ async def test_a_stream_breaks_off_once_more(served, tokenizer, key):
         raw = await ask(served, script, key, "unified", C, again)
         if raw.count(b"\n\n") <= 3:
             break
-        told += events.feed(raw[: raw.index(b"\n\n") + 2])
-    told += events.feed(raw) + events.rest()
-    assert told == whole
+        given += events.feed(raw[: raw.index(b"\n\n") + 2])
+    given += events.feed(raw) + events.rest()
+    assert given == whole
 
 
 @pytest.mark.parametrize("journal", [True, False])
-async def test_what_ends_a_stream_is_told_to_the_router_in_a_comment(served, key, journal):
+async def test_what_ends_a_stream_reaches_the_router_in_a_comment(served, key, journal):
     def failing(submit: Submit):
         yield Token(request_id=submit.request_id, index=0, token=300)
         yield Failed(request_id=submit.request_id, code="drained", message="late", status=503)
 
     body = {"prompt": "a", "stream": True, **({} if journal else {"n": 2})}
-    events = Events()
-    told = events.feed(await ask(served, failing, key, "unified", C, body))
+    events = EventReader()
+    given = events.feed(await ask(served, failing, key, "unified", C, body))
     if journal:
-        assert told.count(b"data:") == 1
-        assert b"late" not in told
+        assert given.count(b"data:") == 1
+        assert b"late" not in given
         assert events.failed is not None
         status, error = events.failed
         assert (status, b'"code":"drained"' in error) == (503, True)
     else:
-        assert b"late" in told
+        assert b"late" in given
         assert events.failed is None
         assert not events.journal.complete
 
 
 async def test_replayed_tokens_are_not_in_the_journal_again(served, tokenizer, key):
-    """Without their scores they release no event, yet they were told."""
+    """Without their scores they release no event, yet the journal named them."""
     ids = [*tokenizer.encode("1 😀 3"), EOS]
     body = {"prompt": "a", "stream": True, "logprobs": 1, "pds_resume": {"output_ids": ids[:3]}}
-    events = Events()
+    events = EventReader()
     events.journal.ids.extend(ids[:3])
     events.feed(await ask(served, says(ids), key, "unified", C, body))
     assert events.journal.complete
     assert list(events.journal.ids) == ids[:-1]
 
 
-async def test_what_is_put_out_with_its_first_token_is_a_stream_already(served, key):
+async def test_what_migrates_with_its_first_token_is_a_stream_already(served, key):
     """The router has the first token from P: an error in place of a stream would lose it."""
 
-    def put_out(submit: Submit):
+    def migrating(submit: Submit):
         assert (submit.resumable, submit.since) == (True, 1_700_000_000)
         yield Token(request_id=submit.request_id, index=0, token=300)
         yield Failed(request_id=submit.request_id, code="preempted", message="full", status=503)
 
     body = {"prompt": "a", "stream": True}
-    events = Events()
-    assert events.feed(await ask(served, put_out, key, "decode", C, body)) == b""
+    events = EventReader()
+    assert events.feed(await ask(served, migrating, key, "decode", C, body)) == b""
     assert events.failed is not None
     assert (events.failed[0], b'"code":"preempted"' in events.failed[1]) == (503, True)
 

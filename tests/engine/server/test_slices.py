@@ -3,8 +3,8 @@
 import asyncio
 
 from pds_engine.messages import Sampling, Submit, Token
-from pds_engine.server.engine import INBOX_BOUND
 from pds_engine.server.inbox import SLICE, Inbox
+from pds_engine.server.scheduler_client import INBOX_BOUND
 
 
 async def test_a_full_inbox_is_worked_off_in_slices(turns):
@@ -26,7 +26,7 @@ async def test_messages_of_the_scheduler_are_taken_in_slices(served, turns):
         return [Token(request_id=submit.request_id, index=at, token=5) for at in range(8000)]
 
     async with served(flood) as s, turns() as counted:
-        inbox = s.engine.open(
+        inbox = s.scheduler_client.open(
             [Submit(request_id="a", prompt_ids=(1,), sampling=Sampling(max_tokens=9), seed=0)]
         )
         begun, came = counted.loop, 0

@@ -88,7 +88,7 @@ class EchoScheduler(threading.Thread):
         self.join()
 
 
-class Process:
+class ServerProcess:
     def __init__(self, folder: Path, address: str, port: int) -> None:
         self.url = f"http://127.0.0.1:{port}"
         self.child = subprocess.Popen(
@@ -119,23 +119,10 @@ class Process:
 
 @pytest.fixture(scope="module")
 def idle() -> State:
-    return State(
-        in_flight=0,
-        running=0,
-        transfers_in_flight=0,
-        queued_tokens=0,
-        kv_used=0,
-        kv_total=8,
-        kv_quarantined=0,
-        draining=False,
-        ranks_ready=1,
-        kv_fingerprint="f00d",
-        steps_done=0,
-        oldest_step_seconds=0.0,
-    )
+    return State(kv_total=8, ranks_ready=1, kv_fingerprint="f00d")
 
 
-def start(folder: Path, idle: State) -> tuple[EchoScheduler, Process]:
+def start(folder: Path, idle: State) -> tuple[EchoScheduler, ServerProcess]:
     keys = Keys.make()
     keys.write(folder)
     port = free_port()
@@ -148,7 +135,7 @@ def start(folder: Path, idle: State) -> tuple[EchoScheduler, Process]:
     (folder / "config.json").write_text(config.model_dump_json())
     scheduler = EchoScheduler(idle, keys)
     scheduler.start()
-    process = Process(folder, scheduler.address, port)
+    process = ServerProcess(folder, scheduler.address, port)
     process.wait_ready()
     return scheduler, process
 
@@ -215,7 +202,7 @@ def test_a_stream_is_written_as_it_comes(served: tuple[EchoScheduler, str]):
     assert in_flight_is(served[1], 0)
 
 
-def test_ten_megabytes_are_told_so(served: tuple[EchoScheduler, str]):
+def test_ten_megabytes_are_refused(served: tuple[EchoScheduler, str]):
     answer = httpx.post(f"{served[1]}/v1/completions", content=b'"' + b"x" * 10_000_000)
     assert answer.status_code == 413
     assert answer.headers["connection"] == "close"

@@ -1,23 +1,11 @@
 import pytest
 from msgspec.structs import replace
 from pds_engine.config import EngineConfig
-from pds_engine.messages import KernelsProof, State, Traffic
-from pds_engine.server.state import report, sick, unready
+from pds_engine.messages import STATE_METRICS, KernelsProof, State, Traffic
+from pds_engine.metrics import ServerMetrics
+from pds_engine.server.state import report, unhealthy, unready
 
-IDLE = State(
-    in_flight=0,
-    running=0,
-    transfers_in_flight=0,
-    queued_tokens=0,
-    kv_used=0,
-    kv_total=8,
-    kv_quarantined=0,
-    draining=False,
-    ranks_ready=1,
-    kv_fingerprint="f00d",
-    steps_done=0,
-    oldest_step_seconds=0.0,
-)
+IDLE = State(kv_total=8, ranks_ready=1, kv_fingerprint="f00d")
 RUNNING = replace(IDLE, running=1, in_flight=1)
 
 
@@ -34,7 +22,7 @@ RUNNING = replace(IDLE, running=1, in_flight=1)
     ],
 )
 def test_sick(state, age, error, healthy):
-    assert (sick(state, age, 60.0, error) is None) == healthy
+    assert (unhealthy(state, age, 60.0, error) is None) == healthy
 
 
 PROOF = KernelsProof(manifest="m", compiled=1, reused=3, seconds=0.5)
@@ -62,18 +50,14 @@ def test_unready(state, warmup, reason):
     assert unready(state, config) == reason
 
 
+NUMBERS = {field: 100 + place for place, field in enumerate(STATE_METRICS)}
+"""Another one for each number of a state, so that none is shown as another."""
+
+
 def test_report():
     config = EngineConfig.model_validate({"role": "prefill", "pod": {"ip": "10.1.2.3"}})
     said = report(
-        replace(
-            RUNNING,
-            kv_used=3,
-            kv_cached=5,
-            prefix_query_tokens=100,
-            prefix_hit_tokens=48,
-            kernels=PROOF,
-            traffic=(Traffic(rank=0, steps=3, hidden_sent=3),),
-        ),
+        replace(IDLE, kernels=PROOF, traffic=(Traffic(rank=0, steps=3, hidden_sent=3),)),
         config,
         incarnation="inc",
         key_id="0123456789",
@@ -81,7 +65,7 @@ def test_report():
         draining=True,
         error=None,
     )
-    assert said == {
+    assert {key: value for key, value in said.items() if key not in STATE_METRICS} == {
         "role": "prefill",
         "group": "local",
         "revision": "",
@@ -95,20 +79,6 @@ def test_report():
         "key_id": "0123456789",
         "ready": True,
         "reason": "",
-        "ranks_ready": 1,
-        "in_flight": 2,
-        "running": 1,
-        "transfers_in_flight": 0,
-        "queued_tokens": 0,
-        "kv_used": 3,
-        "kv_total": 8,
-        "kv_quarantined": 0,
-        "kv_cached": 5,
-        "prefix_query_tokens": 100,
-        "prefix_hit_tokens": 48,
-        "steps_done": 0,
-        "preemptions": 0,
-        "draining": True,
         "kernels": {
             "manifest": "m",
             "compiled": 1,
@@ -129,3 +99,27 @@ def test_report():
             }
         ],
     }
+
+
+def test_every_number_is_reported_under_its_own_name():
+    said = report(
+        State(**NUMBERS),
+        EngineConfig(),
+        incarnation="",
+        key_id=None,
+        in_flight=2,
+        draining=True,
+        error=None,
+    )
+    reported = {field: said[field] for field in NUMBERS if field in said}
+    servers = {"in_flight": 2, "draining": True}  # what the server knows better
+    assert reported == {k: v for k, v in NUMBERS.items() if k != "oldest_step_seconds"} | servers
+
+
+def test_every_number_is_a_gauge():
+    metrics = ServerMetrics()
+    metrics.show(State(**NUMBERS))
+    lines = metrics.text().decode().splitlines()
+    for field, metric in STATE_METRICS.items():
+        assert f"{metric.name} {NUMBERS[field]}.0" in lines
+        assert f"# TYPE {metric.name} gauge" in lines

@@ -1,4 +1,4 @@
-"""Fields that would change the answer and are not served are refused by name; hints are taken."""
+"""Fields that would change the answer and are not served are refused by name; hints are ignored."""
 
 from pathlib import Path
 
@@ -110,7 +110,7 @@ async def test_null_asks_for_nothing(served, script, path):
         assert (await s.client.post(path, json=body)).status_code == 200
 
 
-def test_every_field_of_the_table_is_tried_and_told_of():
+def test_every_field_of_the_table_is_tried_and_documented():
     asked = {field for _, field, _ in ASKED}
     reference = REFERENCE.read_text()
     for field in FIELDS[C] | FIELDS[H]:

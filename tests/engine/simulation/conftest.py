@@ -1,32 +1,33 @@
 """Groups in virtual time, and the requests that are put to them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from bounds import bounded
 from pds_engine.messages import Sampling, Submit
-from pds_engine.scheduler.settings import Settings
-from pds_engine.simulation.events import Events
-from pds_engine.simulation.group import Group, Machine
+from pds_simulation.events import Events
+from pds_simulation.group import Group, Machine
+from simulated import Ask, Simulate
 
 
 @pytest.fixture(scope="session")
-def simulate() -> Callable[..., Group]:
-    """A group; what Machine knows is told to it, the rest is the scheduler's settings."""
+def simulate() -> Simulate:
 
     def make(**about: Any) -> Group:
         machine = {name: about.pop(name) for name in Machine.__slots__ if name in about}
         settings = {"max_model_len": 1 << 20, "step_timeout": float("inf"), "chunk_size": 16}
         settings |= {"max_running": 80, "max_step_tokens": about.get("chunk_size", 16) + 80}
-        chosen = Settings(**(settings | about))
-        return Group(Events(), chosen, Machine(**({"layers": max(4, chosen.pp)} | machine)))
+        chosen = bounded(**(settings | about))
+        return Group(
+            Events(), chosen, Machine(**({"layers": max(4, chosen.parallelism.pp)} | machine))
+        )
 
     return make
 
 
 @pytest.fixture(scope="session")
-def ask() -> Callable[..., Submit]:
-    """A request, by the length of its prompt or by its tokens."""
+def ask() -> Ask:
 
     def make(
         name: str, prompt: int | Sequence[int], max_tokens: int = 1, *, seed: int = 1, **more: Any

@@ -2,7 +2,7 @@
 
 import pytest
 from pds_engine.errors import PdsError
-from pds_engine.simulation.events import Events, Signal
+from pds_simulation.events import Events, Signal
 
 
 def test_what_comes_at_one_moment_keeps_its_order():

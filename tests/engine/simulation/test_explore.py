@@ -9,11 +9,13 @@ from msgspec.structs import replace
 from pds_engine.errors import GroupError
 from pds_engine.messages import StepDone, StepPlan
 from pds_engine.parallel import stage as stages_module
-from pds_engine.parallel.stage import Following, Place, Stage
-from pds_engine.simulation import explore as explore_module
-from pds_engine.simulation.exchange import SimulatedExchange
-from pds_engine.simulation.explore import Op, Protocol, Violation, plan, script, sequences
-from pds_engine.simulation.worker import Worker
+from pds_engine.parallel.stage import Exchange, Following, Stage, StagePlace, StageRunner
+from pds_simulation import explore as explore_module
+from pds_simulation.events import Signal
+from pds_simulation.exchange import Hidden, SimulatedExchange
+from pds_simulation.explore import MakeStage, Op, Protocol, Violation, plan, script, sequences
+from pds_simulation.worker import SimulatedWorker
+from simulated import Ask, Simulate
 
 CHAIN = [plan(0, True), *(plan(at, True, at - 1) for at in range(1, 8))]
 """One request decodes: each step reads the token of the one before."""
@@ -23,7 +25,7 @@ MIXED = [plan(at, at % 3 == 0, (at - 4) // 3 * 3 if at > 3 else -1) for at in ra
 """Now and then a step samples, and a later one reads it."""
 
 
-def told(place: Place, plans: list[StepPlan], late: Container[int] = ()) -> list[str]:
+def recorded(place: StagePlace, plans: list[StepPlan], late: Container[int] = ()) -> list[str]:
     return [
         f"{op.kind} {op.step}" + (f" on {op.channel}" if op.channel >= 0 else "")
         for op in script(place, plans, late=late)
@@ -33,7 +35,7 @@ def told(place: Place, plans: list[StepPlan], late: Container[int] = ()) -> list
 def test_the_script_of_a_first_stage():
     """It takes the output that a step depends on before it computes, and posts the receive of its
     own first thing after; hidden states leave from two buffers."""
-    assert told(Place(0, 2), [plan(0, True), plan(1, False), plan(2, False, 0)]) == [
+    assert recorded(StagePlace(0, 2), [plan(0, True), plan(1, False), plan(2, False, 0)]) == [
         "begin 0",
         "receive 0 on 1",
         "send 0 on 0",
@@ -51,7 +53,7 @@ def test_the_script_of_a_first_stage():
 
 def test_the_script_of_a_last_stage():
     """The next step's hidden states arrive while it computes, if its plan came in time."""
-    assert told(Place(1, 2), [plan(at, False) for at in range(3)], late={2}) == [
+    assert recorded(StagePlace(1, 2), [plan(at, False) for at in range(3)], late={2}) == [
         "begin 0",
         "receive 0 on 0",
         "received 0 on 0",
@@ -68,23 +70,31 @@ def test_the_script_of_a_last_stage():
 
 
 def test_a_stage_that_does_not_receive_ahead_posts_all_as_they_come():
-    def careful(*where: Any) -> Stage[Any, Any]:
-        return Stage(*where, ahead=False)
+    def careful(
+        place: StagePlace, runner: StageRunner[int], exchange: Exchange[int, Op]
+    ) -> Stage[int, Op]:
+        return Stage(place, runner, exchange, ahead=False)
 
     plans = [plan(at, True) for at in range(4)]
     for stage in range(3):
-        place = Place(stage, 3)
+        place = StagePlace(stage, 3)
         assert script(place, plans, careful) == script(place, plans, late=range(4))
 
 
-class Logged(Stage[Any, Any]):
+Post = Callable[..., Signal[Any]]
+"""A receive or a send of an exchange."""
+
+
+class Logged(Stage[Hidden, Signal[Any]]):
     """A stage in a simulated group that writes down what it posts and what it waits for."""
 
-    def __init__(self, place: Place, worker: Worker, exchange: SimulatedExchange) -> None:
+    def __init__(
+        self, place: StagePlace, worker: SimulatedWorker, exchange: SimulatedExchange
+    ) -> None:
         super().__init__(place, worker, exchange)
         self.ops: list[tuple[str, int, int]] = []
         self.late: set[int] = set()
-        self._names: dict[Any, tuple[str, int, int]] = {}
+        self._names: dict[Signal[Any], tuple[str, int, int]] = {}
         before, after = place.stage - 1, place.stage
         for name, kind, channel in (
             ("receive_hidden", "receive", before),
@@ -94,8 +104,8 @@ class Logged(Stage[Any, Any]):
         ):
             setattr(exchange, name, self._logged(getattr(exchange, name), kind, channel))
 
-    def _logged(self, post: Callable[..., Any], kind: str, channel: int) -> Callable[..., Any]:
-        def posted(plan: StepPlan, *content: Any) -> Any:
+    def _logged(self, post: Post, kind: str, channel: int) -> Post:
+        def posted(plan: StepPlan, *content: Any) -> Signal[Any]:
             self.ops.append((kind, plan.step_id, channel))
             signal = post(plan, *content)
             awaited = {"send": "sent", "receive": "received"}[kind]
@@ -104,7 +114,9 @@ class Logged(Stage[Any, Any]):
 
         return posted
 
-    def step(self, plan: StepPlan, following: Following) -> Generator[Any, Any, StepDone | None]:
+    def step(
+        self, plan: StepPlan, following: Following
+    ) -> Generator[Signal[Any], Any, StepDone | None]:
         def asked() -> StepPlan | None:
             after = following()
             if after is None:
@@ -127,12 +139,12 @@ class Logged(Stage[Any, Any]):
 @pytest.mark.parametrize("skip_output", [True, False])
 @pytest.mark.parametrize("pp", [2, 3, 4])
 def test_a_stage_does_in_a_group_what_its_script_says(
-    simulate: Any, ask: Any, pp: int, skip_output: bool
+    simulate: Simulate, ask: Ask, pp: int, skip_output: bool
 ):
     """What is explored is what happens: with true plans, tokens and times."""
     stages: list[Logged] = []
 
-    def make(place: Place, worker: Worker, exchange: SimulatedExchange) -> Logged:
+    def make(place: StagePlace, worker: SimulatedWorker, exchange: SimulatedExchange) -> Logged:
         stages.append(Logged(place, worker, exchange))
         return stages[-1]
 
@@ -143,7 +155,7 @@ def test_a_stage_does_in_a_group_what_its_script_says(
     group.run()
     for stage, logged in enumerate(stages):
         assert len(logged.late) < len(group.plans)
-        ops = script(Place(stage, pp), group.plans, late=logged.late)
+        ops = script(StagePlace(stage, pp), group.plans, late=logged.late)
         assert logged.ops == [(op.kind, op.step, op.channel) for op in ops]
 
 
@@ -171,28 +183,30 @@ def test_some_plans_of_four_stages_in_all_interleavings():
 @pytest.mark.parametrize("stages", [2, 3, 4])
 def test_long_sequences_at_full_depth(stages: int, plans: list[StepPlan], rendezvous: bool):
     """Long enough for every buffer to come round."""
-    depth = Place(0, stages).depth
+    depth = StagePlace(0, stages).depth
     assert Protocol.of(plans, stages, depth, rendezvous=rendezvous).explore() > 100
 
 
 # ---- stages that are wrong, as others' were -------------------------------------------------
 
 
-def believing(where: Callable[[Place], bool], belief: Callable[[StepPlan], StepPlan]) -> Any:
+def believing(
+    where: Callable[[StagePlace], bool], belief: Callable[[StepPlan], StepPlan]
+) -> MakeStage:
     """A stage that, where it stands there, takes a plan to be another."""
 
     class Believer(Stage[int, Op]):
-        def step(self, plan: StepPlan, following: Following) -> Generator[Op, Any, Any]:
+        def step(self, plan: StepPlan, following: Following) -> Generator[Op, Any, StepDone | None]:
             return super().step(belief(plan) if where(self._place) else plan, following)
 
     return Believer
 
 
-def first(place: Place) -> bool:
+def first(place: StagePlace) -> bool:
     return place.first
 
 
-def last(place: Place) -> bool:
+def last(place: StagePlace) -> bool:
     return place.last
 
 
@@ -217,7 +231,7 @@ def looks_back(plan: StepPlan) -> StepPlan:
     return replace(plan, expects_output=plan.step_id % 3 == 1)
 
 
-WRONG: dict[str, tuple[Any, Sequence[StepPlan], str]] = {
+WRONG: dict[str, tuple[MakeStage, Sequence[StepPlan], str]] = {
     "receives what is never sent": (believing(last, skips), CHAIN, "deadlock"),
     "sends what is never received": (believing(first, skips), MIXED, "sends, 0 receives|deadlock"),
     "an empty step still receives": (believing(first, expects), MIXED, "is sent|deadlock|receives"),
@@ -247,15 +261,15 @@ def test_one_buffer_less_than_there_is_is_found(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_another_plan_than_was_said_to_follow_is_refused():
-    class Forgetful(Stage[int, Op]):
-        def step(self, plan: StepPlan, following: Following) -> Generator[Op, Any, Any]:
+    class Wandering(Stage[int, Op]):
+        def step(self, plan: StepPlan, following: Following) -> Generator[Op, Any, StepDone | None]:
             return super().step(plan, lambda: MIDDLE[0])
 
     with pytest.raises(GroupError, match="step 1 comes where 0 was to follow"):
-        script(Place(1, 2), MIDDLE, Forgetful)
+        script(StagePlace(1, 2), MIDDLE, Wandering)
 
 
-def test_a_violation_tells_how_it_came_about():
+def test_a_violation_says_how_it_came_about():
     make, plans, _ = WRONG["receives what is never sent"]
     with pytest.raises(Violation, match=r"after issue 0, .*stage 0 goes on, "):
         Protocol.of(plans, 2, 3, rendezvous=True, make=make).explore()

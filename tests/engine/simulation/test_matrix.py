@@ -5,14 +5,14 @@ has them all.
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import combinations, product
-from typing import Any
 
 import pytest
 from pds_engine.messages import Submit
-from pds_engine.simulation import model
-from pds_engine.simulation.model import Answer
+from pds_simulation import model
+from pds_simulation.model import ExpectedAnswer
+from simulated import Ask, Simulate
 
 SHARED = tuple(range(100, 148))
 """A beginning that some prompts have in common: three pages."""
@@ -22,8 +22,13 @@ LENGTHS = (1, 15, 16, 17, 32, 47, 127, 128, 129, 200, 257, 300)
 """Around pages and chunks."""
 
 
+MakeRequests = Callable[[bool], list[tuple[float, Submit]]]
+Right = Mapping[bool, Mapping[str, ExpectedAnswer]]
+"""By whether log-probabilities are asked for, and by request."""
+
+
 @pytest.fixture(scope="module")
-def requests(ask: Callable[..., Submit]) -> Callable[[bool], list[tuple[float, Submit]]]:
+def requests(ask: Ask) -> MakeRequests:
     """Many chunked prompts and when they come; some come again later, as a talk's next turn."""
 
     def make(logprobs: bool) -> list[tuple[float, Submit]]:
@@ -50,7 +55,7 @@ def requests(ask: Callable[..., Submit]) -> Callable[[bool], list[tuple[float, S
 
 
 @pytest.fixture(scope="module")
-def right(requests: Any) -> dict[bool, dict[str, Answer]]:
+def right(requests: MakeRequests) -> Right:
     return {
         logprobs: {
             request.request_id: model.answer(request, 4) for _, request in requests(logprobs)
@@ -67,7 +72,7 @@ AXES = {
 }
 
 
-def share(of: int, pp: int, tp: int, logprobs: bool) -> list[tuple[int, tuple[Any, ...]]]:
+def share(of: int, pp: int, tp: int, logprobs: bool) -> list[tuple[int, tuple[int | bool, ...]]]:
     """Every `of`th of the cases, and its number."""
     first = pp + tp + logprobs
     return [case for case in enumerate(product(*AXES.values())) if (case[0] + first) % of == 0]
@@ -94,7 +99,13 @@ def test_every_two_values_meet():
 @pytest.mark.parametrize("tp", [1, 2])
 @pytest.mark.parametrize("pp", [1, 2, 4])
 def test_tokens_are_the_models(
-    simulate: Any, requests: Any, right: Any, pp: int, tp: int, logprobs: bool, of: int
+    simulate: Simulate,
+    requests: MakeRequests,
+    right: Right,
+    pp: int,
+    tp: int,
+    logprobs: bool,
+    of: int,
 ):
     for number, values in share(of, pp, tp, logprobs):
         case = dict(zip(AXES, values, strict=True)) | {"rendezvous": number % 3 > 0}
@@ -103,7 +114,7 @@ def test_tokens_are_the_models(
             group.submit(request, at)
         answers = group.run()
         assert (group.core.ledger.prefix_hits > 0) == case["prefix_cache"]
-        for told in answers:
-            name = told.request.request_id
-            answer = Answer(tuple(told.tokens), tuple(told.logprobs))
+        for received in answers:
+            name = received.request.request_id
+            answer = ExpectedAnswer(tuple(received.tokens), tuple(received.logprobs))
             assert answer == right[logprobs][name], (name, case)

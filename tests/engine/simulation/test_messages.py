@@ -4,11 +4,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from bounds import bounded
 from pds_engine.messages import Sampling, Submit
-from pds_engine.scheduler.settings import Settings
-from pds_engine.simulation.cluster import Cluster
-from pds_engine.simulation.events import Events
-from pds_engine.simulation.group import Group, Machine
+from pds_simulation.cluster import Cluster
+from pds_simulation.events import Events
+from pds_simulation.group import Group, Machine
+from simulated import Ask, Simulate
 
 CHUNK = 16
 
@@ -31,7 +32,7 @@ def check_both_ends(group: Group) -> None:
     ("skip", "max_tokens", "outputs"), [(True, 2, 1), (True, 1, 0), (False, 2, 33)]
 )
 def test_a_prompt_of_256k_in_chunks_of_8k(
-    simulate: Any, ask: Any, skip: bool, max_tokens: int, outputs: int
+    simulate: Simulate, ask: Ask, skip: bool, max_tokens: int, outputs: int
 ):
     """32 chunks: one output message that is of use; none when no token follows the first."""
     group = simulate(
@@ -44,10 +45,10 @@ def test_a_prompt_of_256k_in_chunks_of_8k(
         skip_output=skip,
     )
     group.submit(ask("r", 262144, max_tokens=max_tokens))
-    (told,) = group.run()
+    (answer,) = group.run()
     check_both_ends(group)
     assert len(group.plans) == 32 + max_tokens - 1
-    assert len(told.tokens) == max_tokens
+    assert len(answer.tokens) == max_tokens
     assert [len(wire.sent) for wire in group.outputs] == [outputs]
     # The 31 empty ones; that of the last step is taken by no step any more.
     assert group.workers[0].runner.reads.unneeded == (0 if skip else 31)
@@ -57,7 +58,7 @@ def test_a_prefill_group_sends_no_output_at_all():
     """Of the same prompt: its first token leaves the group with the hand-over."""
     cluster = Cluster(Events(), lambda: 0.1)
     for role, pp in (("prefill", 2), ("decode", 1)):
-        settings = Settings(
+        settings = bounded(
             role=role,
             pp=pp,
             page_size=256,
@@ -71,45 +72,49 @@ def test_a_prefill_group_sends_no_output_at_all():
     cluster.submit(
         Submit(request_id="r", prompt_ids=tuple(range(262144)), sampling=sampling, seed=1)
     )
-    (told,) = cluster.run()
+    (answer,) = cluster.run()
     (group,) = cluster.prefill
-    assert (len(group.plans), len(told.tokens)) == (32, 4)
+    assert (len(group.plans), len(answer.tokens)) == (32, 4)
     check_both_ends(group)
     assert [len(wire.sent) for wire in group.outputs] == [0]
 
 
-def alone(**about: Any) -> Callable[[Group, Any], None]:
-    def put(group: Group, ask: Any) -> None:
+Put = Callable[[Group, Ask], None]
+"""Puts requests to a group."""
+
+
+def alone(**about: Any) -> Put:
+    def put(group: Group, ask: Ask) -> None:
         group.submit(ask("r", **about))
 
     return put
 
 
-def several(*requests: tuple[float, int, int]) -> Callable[[Group, Any], None]:
+def several(*requests: tuple[float, int, int]) -> Put:
     """When each comes, its prompt's length, and how many tokens it wants."""
 
-    def put(group: Group, ask: Any) -> None:
+    def put(group: Group, ask: Ask) -> None:
         for number, (at, prompt, max_tokens) in enumerate(requests):
             group.submit(ask(f"r{number}", prompt, max_tokens), at=at)
 
     return put
 
 
-def cancelled(at: float) -> Callable[[Group, Any], None]:
-    def put(group: Group, ask: Any) -> None:
+def cancelled(at: float) -> Put:
+    def put(group: Group, ask: Ask) -> None:
         several((0.0, 6 * CHUNK, 3), (0.0, CHUNK, 3))(group, ask)
         group.cancel("r0", at=at)
 
     return put
 
 
-def parked(group: Group, ask: Any) -> None:
+def parked(group: Group, ask: Ask) -> None:
     """r0 is in mid-prefill; r1 comes, goes before it, and ends its prompt in a step without r0."""
     group.submit(ask("r0", 6 * CHUNK, 3, priority=5))
     group.submit(ask("r1", CHUNK, 3), at=2.5)
 
 
-BATCHES: dict[str, tuple[Callable[[Group, Any], None], int | None]] = {
+BATCHES: dict[str, tuple[Put, int | None]] = {
     "middle chunks": (alone(prompt=4 * CHUNK, max_tokens=2), 1),
     "one token": (alone(prompt=4 * CHUNK, max_tokens=1), 0),
     "last chunk": (alone(prompt=CHUNK, max_tokens=2), 1),
@@ -128,7 +133,7 @@ BATCHES: dict[str, tuple[Callable[[Group, Any], None], int | None]] = {
 @pytest.mark.parametrize("tp", [1, 2])
 @pytest.mark.parametrize("pp", [2, 4])
 @pytest.mark.parametrize("batch", BATCHES)
-def test_sent_is_received_is_planned(simulate: Any, ask: Any, batch: str, pp: int, tp: int):
+def test_sent_is_received_is_planned(simulate: Simulate, ask: Ask, batch: str, pp: int, tp: int):
     group = simulate(pp=pp, tp=tp)
     put, outputs = BATCHES[batch]
     put(group, ask)
@@ -139,7 +144,7 @@ def test_sent_is_received_is_planned(simulate: Any, ask: Any, batch: str, pp: in
 
 
 @pytest.mark.parametrize("batch", BATCHES)
-def test_every_step_sends_when_nothing_is_skipped(simulate: Any, ask: Any, batch: str):
+def test_every_step_sends_when_nothing_is_skipped(simulate: Simulate, ask: Ask, batch: str):
     """For comparison alone; what was not sampled is marked, and reaches no slot."""
     group = simulate(pp=4, skip_output=False)
     BATCHES[batch][0](group, ask)
@@ -148,7 +153,7 @@ def test_every_step_sends_when_nothing_is_skipped(simulate: Any, ask: Any, batch
     assert expected(group) == [plan.step_id for plan in group.plans]
 
 
-def test_a_single_stage_exchanges_nothing(simulate: Any, ask: Any):
+def test_a_single_stage_exchanges_nothing(simulate: Simulate, ask: Ask):
     group = simulate(pp=1)
     several((0.0, 40, 5), (0.0, 3, 9))(group, ask)
     group.run()

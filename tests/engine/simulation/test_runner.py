@@ -7,10 +7,10 @@ import pytest
 from msgspec.structs import replace
 from pds_engine.errors import ProtocolError
 from pds_engine.messages import Admit, Release, Row, Sampling, StepPlan, Submit
-from pds_engine.parallel.stage import Place
-from pds_engine.simulation import model
-from pds_engine.simulation.exchange import Hidden
-from pds_engine.simulation.runner import SimulatedRunner
+from pds_engine.parallel.stage import StagePlace
+from pds_simulation import model
+from pds_simulation.exchange import Hidden
+from pds_simulation.runner import SimulatedRunner
 
 PAGE = 4
 PROMPT = tuple(range(50, 60))
@@ -33,7 +33,6 @@ def step(number: int, *rows: Row) -> StepPlan:
         expects_output=False,
         depends_on=-1,
         padded_tokens=tokens,
-        padded_rows=len(rows),
     )
 
 
@@ -43,7 +42,7 @@ def row(start: int, length: int, samples: bool = False, **more: Any) -> Row:
 
 def whole() -> SimulatedRunner:
     """A model of two layers in one stage."""
-    return SimulatedRunner(Place(0, 1), 0, range(2), pages=8, page_size=PAGE, max_slots=2)
+    return SimulatedRunner(StagePlace(0, 1), 0, range(2), pages=8, page_size=PAGE, max_slots=2)
 
 
 def tokens(runner: SimulatedRunner, plan: StepPlan) -> tuple[int, ...]:
@@ -71,8 +70,8 @@ def test_it_says_what_the_model_says():
 
 
 def test_two_stages_say_the_same():
-    first = SimulatedRunner(Place(0, 2), 0, range(1), pages=8, page_size=PAGE, max_slots=2)
-    last = SimulatedRunner(Place(1, 2), 0, range(1, 2), pages=8, page_size=PAGE, max_slots=2)
+    first = SimulatedRunner(StagePlace(0, 2), 0, range(1), pages=8, page_size=PAGE, max_slots=2)
+    last = SimulatedRunner(StagePlace(1, 2), 0, range(1, 2), pages=8, page_size=PAGE, max_slots=2)
     first.admit(ADMIT)
     last.admit(ADMIT)
     plan = step(0, row(0, 10, samples=True))
@@ -125,15 +124,6 @@ def test_a_page_that_was_never_written_shows():
     assert tokens(runner, step(1, row(8, 2, samples=True))) != right(1)
 
 
-def test_a_copied_page_holds_the_same():
-    runner = whole()
-    runner.admit(ADMIT)
-    runner.execute(step(0, row(0, 8)), None)
-    runner.slots[1].pages[1] = 7
-    copying = replace(step(1, row(8, 2, samples=True)), copies=((2, 7),))
-    assert tokens(runner, copying) == right(1)
-
-
 def test_what_came_with_the_request_is_part_of_its_context():
     """A request that moved: the tokens so far are given, and the next one is the same."""
     runner = whole()
@@ -173,7 +163,7 @@ def test_a_plan_that_does_not_fit_is_refused(plan: StepPlan, message: str):
     "hidden", [None, Hidden(1, ((1, 2),)), Hidden(0, ((1, 2, 3),)), Hidden(0, ())]
 )
 def test_foreign_hidden_states_are_refused(hidden: Hidden | None):
-    runner = SimulatedRunner(Place(1, 2), 0, range(2), pages=8, page_size=PAGE, max_slots=2)
+    runner = SimulatedRunner(StagePlace(1, 2), 0, range(2), pages=8, page_size=PAGE, max_slots=2)
     runner.admit(ADMIT)
     with pytest.raises(ProtocolError, match="was given"):
         runner.execute(step(0, row(0, 2)), hidden)

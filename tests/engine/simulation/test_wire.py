@@ -1,9 +1,9 @@
-"""Transfers meet in order, and tell the sender when its buffer may change."""
+"""Transfers meet in order, and the sender learns when its buffer may change."""
 
 import pytest
 from pds_engine.errors import ProtocolError
-from pds_engine.simulation.events import Events, Signal
-from pds_engine.simulation.wire import Wire
+from pds_simulation.events import Events, Signal
+from pds_simulation.wire import Wire
 
 
 def make(rendezvous: bool) -> tuple[Events, Wire[int]]:

@@ -243,7 +243,7 @@ def loaded(model: Path) -> torch.nn.Module:
 
 @pytest.fixture(scope="session")
 def logprobs(loaded: torch.nn.Module) -> Callable[[tuple[int, ...]], torch.Tensor]:
-    """Log-probabilities of transformers: row i tells what follows the first i + 1 of these ids."""
+    """Log-probabilities of transformers: row i is of what follows the first i + 1 of these ids."""
 
     @cache
     def of(ids: tuple[int, ...]) -> torch.Tensor:

@@ -18,7 +18,7 @@ def test_requests_side_by_side_in_a_unified_group(start, shaped, greedy, prompt,
     group.await_ready()
     asked = {f"r{seed}": prompt(length, seed) for seed, length in enumerate((1, 16, 33, 100))}
     found = group.collect(*(submit(name, ids, 12) for name, ids in asked.items()))
-    tokens = {name: [token.token for token in told] for name, told in found.items()}
+    tokens = {name: [token.token for token in sent] for name, sent in found.items()}
     assert tokens == {name: greedy(ids, 12) for name, ids in asked.items()}
     assert group.idle().kv_used == 0
     assert_ends_with(group.workers[0], group.scheduler)

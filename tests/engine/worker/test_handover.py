@@ -25,7 +25,7 @@ from pds_engine.messages import (
 )
 from pds_engine.models.loader import load
 from pds_engine.parallel.groups import Groups
-from pds_engine.parallel.stage import Place, Stage
+from pds_engine.parallel.stage import Stage, StagePlace
 from pds_engine.ports import KvAddress
 from pds_engine.runner.runner import Runner
 from pds_engine.worker.loop import Loop
@@ -61,7 +61,7 @@ class Rank:
         )
         self.link = Sent()
         runner = Runner(config, decoder, layers)
-        stage = Stage(Place(0, 1), runner, make_exchange(config, decoder, Groups(), 0, cpu))
+        stage = Stage(StagePlace(0, 1), runner, make_exchange(config, decoder, Groups(), 0, cpu))
         self.loop = Loop(self.link, stage, runner, self.transfers, self.mailbox, Activity(rank))
 
     def give(self, *orders):
@@ -103,7 +103,6 @@ def plan(step, row, *pushes):
         expects_output=False,
         depends_on=-1,
         padded_tokens=0,
-        padded_rows=0,
         pushes=pushes,
     )
 

@@ -1,7 +1,7 @@
 """The loop's order: orders one after another, and a transfer's report never behind two of them."""
 
+from collections.abc import Generator
 from dataclasses import dataclass, field
-from typing import Any
 
 import pytest
 from pds_engine.errors import GroupError, ProtocolError
@@ -26,20 +26,20 @@ DONE = PushDone(transfer="t", rank=0, bytes=1, seconds=0.0)
 
 
 @dataclass
-class Waiting:
+class FakeWaiting:
     """Something that a step waits for."""
 
-    answer: Any
+    answer: str | None
     doing: str = "hidden"
     peer: int = 3
     step: int = 0
-    seen: list[Any] = field(default_factory=list)
+    seen: list[tuple[str, int, int]] = field(default_factory=list)
     activity: Activity | None = None
 
-    def wait(self) -> Any:
+    def wait(self) -> str | None:
         if self.activity is not None:
-            told = self.activity.report()
-            self.seen.append((told.doing, told.peer, told.step))
+            report = self.activity.report()
+            self.seen.append((report.doing, report.peer, report.step))
         return self.answer
 
 
@@ -54,7 +54,7 @@ class World:
         self.log: list[str] = []
         self.mailbox = Mailbox()
         self.activity = Activity(0)
-        self.loop: Any = Loop(self, self, self, self, self.mailbox, self.activity, reports=reports)  # type: ignore[arg-type]
+        self.loop = Loop(self, self, self, self, self.mailbox, self.activity, reports=reports)  # type: ignore[arg-type]
 
     def send(self, message: Message) -> None:
         self.log.append(f"send {type(message).__name__}")
@@ -62,8 +62,10 @@ class World:
     def receive(self) -> Message | None:
         return self.orders.pop(0) if self.orders else None
 
-    def step(self, plan: StepPlan, following: Following) -> Any:
-        yield Waiting(None, step=plan.step_id)
+    def step(
+        self, plan: StepPlan, following: Following
+    ) -> Generator[FakeWaiting, None, StepDone | None]:
+        yield FakeWaiting(None, step=plan.step_id)
         self.orders += self.come_meanwhile
         self.come_meanwhile = ()
         after = following()
@@ -92,7 +94,6 @@ def plan(step: int, *pushes: Push) -> StepPlan:
         expects_output=True,
         depends_on=-1,
         padded_tokens=5,
-        padded_rows=1,
         pushes=pushes,
     )
 
@@ -101,7 +102,7 @@ PUSH = Push(transfer="t", src_pages=(), dst_pages=(), last=False)
 RELEASE = Release(slot=0, gen=1, after_step=0)
 
 
-def test_pages_are_pushed_when_they_are_computed_and_before_the_result_is_told() -> None:
+def test_pages_are_pushed_when_they_are_computed_and_before_the_result_is_sent() -> None:
     world = World(plan(0, PUSH), plan(1))
     world.loop.turn()
     assert world.log == [
@@ -156,11 +157,11 @@ def test_what_is_no_order_is_refused() -> None:
 def test_while_a_step_waits_its_rank_says_for_whom() -> None:
     activity = Activity(0, clock=iter(range(100)).__next__)
     first, second = (
-        Waiting(answer, step=7, activity=activity, doing=doing)
+        FakeWaiting(answer, step=7, activity=activity, doing=doing)
         for answer, doing in (("h", "hidden"), (None, "sent"))
     )
 
-    def step() -> Any:
+    def step() -> Generator[FakeWaiting, str | None, str | None]:
         got = yield first
         assert activity.report().doing == "compute"
         yield second
@@ -171,19 +172,24 @@ def test_while_a_step_waits_its_rank_says_for_whom() -> None:
     assert (*first.seen, *second.seen) == (("hidden", 3, 7), ("sent", 3, 7))
 
 
-def test_a_report_tells_what_a_rank_has_come_to() -> None:
+def test_a_report_says_what_a_rank_has_come_to() -> None:
     now = 0.0
     activity = Activity(2, clock=lambda: now)
     assert (activity.report().doing, activity.report().step) == ("setup", -1)
     for step in range(6):
         activity.begin(plan(step))
         now += 1.0
-        told = activity.report()
-        assert (told.doing, told.step, told.done, told.seconds) == ("compute", step, step - 1, 1.0)
+        report = activity.report()
+        assert (report.doing, report.step, report.done, report.seconds) == (
+            "compute",
+            step,
+            step - 1,
+            1.0,
+        )
         activity.end(plan(step))
-    told = activity.report()
-    assert (told.doing, told.done, told.seconds) == ("idle", 5, 0.0)
-    assert told.plans == tuple(
+    report = activity.report()
+    assert (report.doing, report.done, report.seconds) == ("idle", 5, 0.0)
+    assert report.plans == tuple(
         f"step {n}: 1 rows, 5 tokens, depends on -1, sends its output" for n in (2, 3, 4, 5)
     )
-    assert (told.traffic.rank, told.traffic.steps, told.traffic.outputs_expected) == (2, 6, 6)
+    assert (report.traffic.rank, report.traffic.steps, report.traffic.outputs_expected) == (2, 6, 6)

@@ -1,20 +1,23 @@
 """A group goes on when one request overflows; weights that are no numbers end it with 78."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from pds_engine.errors import EXIT_CONFIG
 from pds_engine.messages import Failed, Token
 from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+Edit = Callable[[dict[str, Tensor]], None]
 
 
 @pytest.fixture
-def changed(model: Path, tmp_path: Path) -> Any:
+def changed(model: Path, tmp_path: Path) -> Callable[[Edit], Path]:
     """The model with its tensors changed."""
 
-    def make(edit: Any) -> Path:
+    def make(edit: Edit) -> Path:
         folder = shutil.copytree(model, tmp_path / "changed")
         tensors = load_file(folder / "model.safetensors")
         edit(tensors)
@@ -41,15 +44,15 @@ def test_a_group_of_stages_fails_that_request_alone(
     ]
     for one in asked:
         group.link.send(one)
-    told: dict[str, list[int]] = {one.request_id: [] for one in asked}
+    tokens: dict[str, list[int]] = {one.request_id: [] for one in asked}
     failed: dict[str, Failed] = {}
-    while len(failed) < 2 or len(told["good"]) < 12:
+    while len(failed) < 2 or len(tokens["good"]) < 12:
         message = group.receive()
         if isinstance(message, Token):
-            told[message.request_id].append(message.token)
+            tokens[message.request_id].append(message.token)
         elif isinstance(message, Failed):
             failed[message.request_id] = message
-    assert told == {"good": expected, "first": [], "later": [poison]}
+    assert tokens == {"good": expected, "first": [], "later": [poison]}
     assert {(f.status, f.code) for f in failed.values()} == {(500, "not_finite")}
     group.await_state(lambda state: (state.kv_used, state.running, state.in_flight) == (0, 0, 0))
     again = group.collect(submit("again", sound, 12))["again"]
@@ -57,7 +60,7 @@ def test_a_group_of_stages_fails_that_request_alone(
 
 
 def test_weights_that_are_no_numbers_end_the_rank_with_78(changed, config, start):
-    def spoil(tensors: Any) -> None:
+    def spoil(tensors: dict[str, Tensor]) -> None:
         tensors["model.norm.weight"][3] = float("nan")
 
     group = start(config.model_copy(update={"model": config.model.model_copy(

@@ -1,4 +1,4 @@
-"""Real groups of any shape answer as transformers does, token for token (engine.md §8).
+"""Real groups of any shape answer as transformers does, token for token (correctness.md).
 
 In float32 a greedy answer has the likeliest token at each place, given its own tokens before:
 so it is the one of transformers. Where the two likeliest differ by less than CLOSE, either will do;
@@ -32,7 +32,7 @@ AXES: Mapping[str, Sequence[Any]] = {
     "skip": (None, True, False),
     "cache": (True, False),
     "prefill": ("mixed", "separate"),
-    "pages": (80, 16),  # the second makes running requests be put back
+    "pages": (80, 16),  # the second has running requests preempted
     "scores": ("none", "logprobs", "prompt_logprobs", "both"),
 }
 """Of all but the last a group is made; the last one is asked by its requests."""
@@ -218,22 +218,22 @@ def draws(lone, shaped, prompt, submit):
     return [[token.token for token in found[each.request_id]] for each in warm]
 
 
-def assert_scores(told, row, chosen, count):
-    """What an engine tells of one place is what transformers says: of the token, and the best."""
-    assert told.chosen == pytest.approx(row[chosen].item(), abs=CLOSE)
-    values = [value for _, value in told.top]
+def assert_scores(sent, row, chosen, count):
+    """An engine's scores of one place are those of transformers: the token's, and the best."""
+    assert sent.chosen == pytest.approx(row[chosen].item(), abs=CLOSE)
+    values = [value for _, value in sent.top]
     assert values == pytest.approx(row.topk(count).values.tolist(), abs=CLOSE)
-    assert values == pytest.approx([row[token].item() for token, _ in told.top], abs=CLOSE)
+    assert values == pytest.approx([row[token].item() for token, _ in sent.top], abs=CLOSE)
 
 
-def compare(asked, told, logprobs) -> int:
+def compare(asked, sent, logprobs) -> int:
     """One answer with transformers; how many ties there were."""
     ids, options = asked.prompt_ids, asked.sampling
-    tokens = [token.token for token in told]
+    tokens = [token.token for token in sent]
     assert len(tokens) == options.max_tokens
     table = logprobs((*ids, *tokens))
     ties = 0
-    for row, token in zip(table[len(ids) - 1 :], told, strict=False):
+    for row, token in zip(table[len(ids) - 1 :], sent, strict=False):
         if options.temperature == 0:
             best = row.topk(2).values
             assert row[token.token] > best[0] - CLOSE, (asked.request_id, token.index)
@@ -242,7 +242,7 @@ def compare(asked, told, logprobs) -> int:
             assert token.logprobs is None
         else:
             assert_scores(token.logprobs, row, token.token, options.logprobs)
-    first, *others = told
+    first, *others = sent
     assert not any(token.prompt_logprobs for token in others)
     asks = options.prompt_logprobs is not None
     assert len(first.prompt_logprobs) == (len(ids) - 1 if asks else 0)
@@ -266,10 +266,10 @@ def test_answers_are_those_of_transformers(
     found = {**group.collect(*greedy), **group.collect(*warm)}
     tally.cases += 1
     for asked in (*greedy, *warm):
-        told = found[asked.request_id]
-        tally.ties += compare(asked, told, logprobs)
+        sent = found[asked.request_id]
+        tally.ties += compare(asked, sent, logprobs)
         tally.prompts += 1
-        tally.tokens += len(told)
+        tally.tokens += len(sent)
     assert [[token.token for token in found[each.request_id]] for each in warm] == draws
     hits, preemptions = tally.spent(group)
     assert (preemptions > 0) != ample

@@ -18,18 +18,18 @@ def name() -> str:
 
 
 def texts(found):
-    return {request: [token.token for token in told] for request, told in found.items()}
+    return {request: [token.token for token in sent] for request, sent in found.items()}
 
 
 def quiet(group):
-    """The state once nothing is in flight, and every rank has told of all its steps."""
+    """The state once nothing is in flight, and every rank has reported all its steps."""
     state = group.await_state(
         lambda state: (
             state.in_flight == 0
             and state.transfers_in_flight == 0
             and len(state.traffic) in (0, group.ranks)  # none of a single stage
             and all(each.steps == state.steps_done for each in state.traffic)
-            # A rank may tell of a step before it has counted what it sent of it.
+            # A rank may report a step before it has counted what it sent of it.
             and sum(each.outputs_sent for each in state.traffic[-1:])
             == sum(each.outputs_received for each in state.traffic[:1])
         )

@@ -19,7 +19,7 @@ REQUESTS = [
 
 
 def answers(group) -> tuple[dict[str, list[int]], int]:
-    """Every request's tokens, and how often one was put back."""
+    """Every request's tokens, and how often one was preempted."""
     group.await_ready()
     for request in REQUESTS:
         group.link.send(request)
@@ -37,7 +37,7 @@ def answers(group) -> tuple[dict[str, list[int]], int]:
 
 
 @pytest.mark.parametrize("stages", [1, 2])
-def test_requests_that_are_put_back_answer_as_if_they_never_were(start, config, stages):
+def test_requests_that_are_preempted_answer_as_if_they_never_were(start, config, stages):
     """Greedy and seeded, with penalties: the same tokens in eight pages and in enough."""
     few = config.model_copy(
         update={

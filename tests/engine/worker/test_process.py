@@ -34,7 +34,7 @@ class Scheduler:
         self.hub = Hub(self.context, "tcp://127.0.0.1:*", keys)
         self.worker = None
         self.reports = []
-        """What the watchdog has told, on its own connection."""
+        """What the watchdog has reported, on its own connection."""
         address = f"tcp://127.0.0.1:{self.hub.port}"
         launch = {"incarnation": "here", "bind": "", "scheduler": address}
         (folder / "launch.json").write_text(json.dumps(launch))
@@ -76,7 +76,6 @@ def plan(step: int, *rows: Row) -> StepPlan:
         expects_output=False,
         depends_on=-1,
         padded_tokens=0,
-        padded_rows=0,
     )
 
 
@@ -118,11 +117,11 @@ def test_a_worker_s_life(scheduler, config):
     while not any(getattr(report, "done", -1) == 21 for report in scheduler.reports):
         if scheduler.hub.socket.poll(10_000):
             scheduler.reports.append(scheduler.hub.receive()[1])
-    hello, *told = scheduler.reports
+    hello, *progress = scheduler.reports
     assert (hello.peer, hello.rank) == ("watch", 0)
-    assert (told[0].doing, told[-1].doing) == ("setup", "idle")
-    assert told[-1].traffic.steps == 4
-    assert told[-1].plans[-1] == "step 21: 1 rows, 1 tokens, depends on -1"
+    assert (progress[0].doing, progress[-1].doing) == ("setup", "idle")
+    assert progress[-1].traffic.steps == 4
+    assert progress[-1].plans[-1] == "step 21: 1 rows, 1 tokens, depends on -1"
 
     scheduler.send(plan(30, Row(slot=0, gen=2, start=4, length=1, samples=True)))
     fault = scheduler.receive()

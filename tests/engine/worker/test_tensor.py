@@ -23,7 +23,7 @@ def layout(shaped, tp=1, pp=1):
 def test_shards_give_the_tokens_of_the_whole_model(running, shaped, greedy, prompt, submit, split):
     group, requests = running(layout(shaped, **split)), asked(prompt)
     found = group.collect(*(submit(name, ids, 12) for name, ids in requests.items()))
-    tokens = {name: [token.token for token in told] for name, told in found.items()}
+    tokens = {name: [token.token for token in sent] for name, sent in found.items()}
     assert tokens == {name: greedy(ids, 12) for name, ids in requests.items()}
 
 

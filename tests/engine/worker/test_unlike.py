@@ -45,11 +45,11 @@ def test_a_chat_is_handed_over_from_page_to_page(
         prefill.link.send(submit(request, ids, 30, options, role_hint="prefill"))
         decode.link.send(submit(request, ids, 30, options, role_hint="decode", source=source))
         expected, table = greedy(ids, 30), logprobs((*ids, *greedy(ids, 30)))
-        (given,), told = prefill.answer(request, 1), decode.answer(request, 30)
+        (given,), sent = prefill.answer(request, 1), decode.answer(request, 30)
         assert (given.token, given.cached_tokens) == (expected[0], cached)
-        assert [token.token for token in told] == expected
-        found = [score.chosen for score in told[0].prompt_logprobs]
-        found += [token.logprobs.chosen for token in told]
+        assert [token.token for token in sent] == expected
+        found = [score.chosen for score in sent[0].prompt_logprobs]
+        found += [token.logprobs.chosen for token in sent]
         start = 0 if scores == 0 else len(ids) - 1
         places = list(zip(table[start:], [*ids, *expected][start + 1 :], strict=False))
         assert found == pytest.approx([row[token].item() for row, token in places], abs=1e-4)
@@ -72,7 +72,7 @@ def test_many_prompts_at_once_are_handed_over(running, shaped, greedy, prompt, s
     found = decode.collect(
         *(submit(name, ids, 10, role_hint="decode", source=source) for name, ids in asked.items())
     )
-    tokens = {request: [token.token for token in told] for request, told in found.items()}
+    tokens = {request: [token.token for token in sent] for request, sent in found.items()}
     assert tokens == {request: greedy(ids, 10) for request, ids in asked.items()}
     idle(decode)
     idle(prefill)

@@ -61,7 +61,7 @@ def assert_served(cache: Cache, private: Path) -> None:
     assert (kept.folder / "kernel.so").read_bytes() == CONTENT
 
 
-def told(cache: Cache, root: Path, number: int) -> None:
+def assert_named(cache: Cache, root: Path, number: int) -> None:
     place = f"the compile cache's volume at {root / 'volume'} "
     assert cache.volume.trouble.startswith(place)
     assert re.search(WORDS[number], cache.volume.trouble), cache.volume.trouble
@@ -99,7 +99,7 @@ def test_whatever_operation_fails_the_pod_is_served_and_nothing_is_left(
         made = cache.get("k", INPUTS, build)
         assert len(script.failed) == 1
         if not made.shared:
-            told(cache, root, number)
+            assert_named(cache, root, number)
         else:
             assert pod(root, "next").get("k", INPUTS, never).shared
         left = [*root.glob("*/v1/tmp/*"), *root.glob("*/v1/locks/*")]
@@ -124,7 +124,7 @@ def test_a_volume_that_fails_from_some_moment_on_is_not_asked_for_long(
         cache = pod(root, "pod", script)
         made = cache.get("k", INPUTS, build)
         if not made.shared:
-            told(cache, root, number)
+            assert_named(cache, root, number)
         assert len(script.failed) < 16
         assert_served(cache, root / "pod")
         shutil.rmtree(root)
@@ -161,7 +161,7 @@ def test_a_volume_that_hangs_is_given_up(tmp_path, hanging, name) -> None:
     key = pod(tmp_path, "maker").get("k", INPUTS, build).key
     cache = pod(tmp_path, "pod", patience=0.2)
     hanging(cache.volume.shelf.folder("k", key) / name)
-    if name == "kernel.so":  # a listing does not tell it from a file
+    if name == "kernel.so":  # a listing does not show that it is no file
         assert (cache.volume.shelf.folder("k", key) / name).is_fifo()
     made = cache.get("k", INPUTS, build)
     assert made.built and not made.shared
@@ -220,7 +220,7 @@ def test_a_fault_of_the_pods_own_folder_is_not_the_volumes(tmp_path) -> None:
 
 
 def test_a_compiler_without_room_says_whose_room_it_is(tmp_path, monkeypatch) -> None:
-    """torch tells of it in its own words."""
+    """torch reports it in its own words."""
     full = os.statvfs_result((4096, 4096, 16, 0, 0, 9, 9, 9, 9, 9))
     monkeypatch.setattr(os, "statvfs", lambda _: full)
 
@@ -235,7 +235,7 @@ def test_a_compiler_without_room_says_whose_room_it_is(tmp_path, monkeypatch) ->
 
 
 def small(tmp_path: Path, what: str) -> dict[str, object]:
-    """What on_mount.py tells: on a real file system, or on its model where none can be mounted."""
+    """What on_mount.py reports: of a real file system, or of its model if none can be mounted."""
     program = [sys.executable, str(Path(__file__).with_name("on_mount.py")), what, str(tmp_path)]
     real = ["unshare", "--user", "--map-root-user", "--mount", *program]
     for words in (real, [*program, "model"]):

@@ -5,15 +5,15 @@ from typing import Any
 from pds_operator import names
 from simulation.generations import Generations
 from simulation.kubelet import Kubelet
-from simulation.server import Server
+from simulation.server import ApiServer
 
 Object = dict[str, Any]
 
 
-class Blame:
+class RevisionBlame:
     """Knows which revisions are good, and what was lost while nobody looked."""
 
-    def __init__(self, server: Server, kubelet: Kubelet, generations: Generations) -> None:
+    def __init__(self, server: ApiServer, kubelet: Kubelet, generations: Generations) -> None:
         self._server, self._kubelet, self._generations = server, kubelet, generations
         self._lost: tuple[str, str] | None = None
         """(role, revision) of a group that vanished, until it is made again."""
@@ -43,7 +43,7 @@ class Blame:
         others = [o for o in self._server.all("ControllerRevision") if o is not live]
         if not any(names.SERVED in (o["metadata"].get("annotations") or {}) for o in others):
             return f"revision {digest} is given up for one that never stood whole"
-        # Whatever its control key is: the image tells what it does.
+        # Whatever its control key is: the image says what it does.
         nature = str(live["data"]["spec"]["image"]).rpartition("-")[2]
         good = nature == "good" and digest not in self._kubelet.faulty
         return f"revision {digest} is good, and given up: {notes[names.FAILED]}" if good else ""

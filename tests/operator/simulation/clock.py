@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from pds_operator.observed import rfc3339
+from pds_operator.facts.observed import rfc3339
 
 START = 1_700_000_000.0
 TRACE = 400

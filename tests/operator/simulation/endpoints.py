@@ -4,7 +4,7 @@ from typing import Any
 
 from pds_operator import names
 from simulation.clock import Clock
-from simulation.server import Server
+from simulation.server import ApiServer
 
 Object = dict[str, Any]
 
@@ -12,7 +12,7 @@ Object = dict[str, Any]
 class Endpoints:
     """The slice of the endpoint's Service: the ready routers that it selects."""
 
-    def __init__(self, clock: Clock, server: Server, service: str) -> None:
+    def __init__(self, clock: Clock, server: ApiServer, service: str) -> None:
         self._clock, self._server, self._service = clock, server, service
         self._due = False
         server.controllers.append(self._changed)

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from pds_operator.facts import owner_uid
+from pds_operator.facts.reading import owner_uid
 from simulation.clock import Clock
-from simulation.server import Server
+from simulation.server import ApiServer
 
 Object = dict[str, Any]
 COLLECTED_WITHIN = 6.0
@@ -13,7 +13,7 @@ COLLECTED_WITHIN = 6.0
 class Garbage:
     """Deletes in the background, as ours asks for and as kubectl does."""
 
-    def __init__(self, clock: Clock, server: Server) -> None:
+    def __init__(self, clock: Clock, server: ApiServer) -> None:
         self._clock, self._server = clock, server
         server.controllers.append(self._changed)
 

@@ -1,10 +1,10 @@
-"""Which control key is the active one, and which revisions can start, told from the Secrets."""
+"""Which control key is the active one, and which revisions can start, read from the Secrets."""
 
 from typing import Any
 
 from pds_operator import names, revision
-from pds_operator.facts import owner_uid
-from simulation.server import Server
+from pds_operator.facts.reading import owner_uid
+from simulation.server import ApiServer
 from simulation.serving import RING
 
 Object = dict[str, Any]
@@ -13,7 +13,7 @@ Object = dict[str, Any]
 class Generations:
     """Of the PDServing `uid`: a predecessor's Secrets are none of its."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: ApiServer) -> None:
         self._server = server
         self._began: dict[str, str] = {}
         """By operator, the active key when its round began."""
@@ -32,8 +32,8 @@ class Generations:
         ring = self._server.find("Secret", RING)
         if ring is None or owner_uid(ring) not in (uid, ""):
             return ""
-        told = str((ring["metadata"].get("annotations") or {}).get(names.ACTIVE, ""))
-        return told.removeprefix("chat-control").removeprefix("-")
+        secret = str((ring["metadata"].get("annotations") or {}).get(names.ACTIVE, ""))
+        return secret.removeprefix("chat-control").removeprefix("-")
 
     def startable(self, digest: str) -> bool:
         """The Secret that its pods mount is there."""

@@ -5,7 +5,7 @@ from typing import Any
 from pds_operator import names
 from simulation.clock import Clock
 from simulation.kubelet import Kubelet
-from simulation.server import Server
+from simulation.server import ApiServer
 
 Object = dict[str, Any]
 
@@ -13,7 +13,7 @@ Object = dict[str, Any]
 class Jobs:
     """Every Job has one pod, which ends as the revision's image does."""
 
-    def __init__(self, clock: Clock, server: Server, kubelet: Kubelet) -> None:
+    def __init__(self, clock: Clock, server: ApiServer, kubelet: Kubelet) -> None:
         self._clock, self._server, self._kubelet = clock, server, kubelet
         server.controllers.append(self._changed)
 
@@ -45,12 +45,12 @@ class Jobs:
         good = not image.endswith("-warmup")
         if good:
             self._kubelet.compiled.add(live["metadata"]["labels"][names.REVISION])
-        told = {
+        condition = {
             "type": "Complete" if good else "Failed",
             "status": "True",
             "lastTransitionTime": self._clock.text(),
         }
-        self._server.put({**live, "status": {"conditions": [told]}})
+        self._server.put({**live, "status": {"conditions": [condition]}})
 
     def _live(self, job: Object) -> Object | None:
         live = self._server.find("Job", job["metadata"]["name"])

@@ -1,24 +1,24 @@
-"""What must hold at every instant, told from the world as it is and not as anybody sees it."""
+"""What must hold at every instant, by the world as it is and not as anybody sees it."""
 
 from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
 from pds_operator import names
-from pds_operator.build.owner import Owner
-from pds_operator.facts import owner_uid
-from pds_operator.observed import seconds
-from pds_operator.ownership import sort
-from pds_operator.rollout import Limits
-from simulation.blame import Blame
+from pds_operator.decide.ownership import sort
+from pds_operator.decide.rollout import RolloutLimits
+from pds_operator.facts.observed import seconds
+from pds_operator.facts.reading import owner_uid
+from pds_operator.render.owner import Owner
+from simulation.blame import RevisionBlame
 from simulation.clock import Clock
 from simulation.generations import Generations
 from simulation.kubelet import Kubelet, Running, gate
 from simulation.losses import Losses
-from simulation.operators import KEY, Operator
+from simulation.operators import KEY, SimulatedOperator
 from simulation.punctual import Punctual
-from simulation.server import Server
-from simulation.serving import Router, Serving
+from simulation.server import ApiServer
+from simulation.serving import SimulatedRouter, SimulatedServing
 from simulation.specs import held
 
 Object = dict[str, Any]
@@ -35,11 +35,11 @@ class Judge:
     """Looks at every write before it takes place, and at every request."""
 
     def __init__(
-        self, clock: Clock, server: Server, kubelet: Kubelet, serving: Serving, uid: str
+        self, clock: Clock, server: ApiServer, kubelet: Kubelet, serving: SimulatedServing, uid: str
     ) -> None:
         self._clock, self._server, self._kubelet = clock, server, kubelet
         self.uid = uid
-        self.operators: dict[str, Operator] = {}
+        self.operators: dict[str, SimulatedOperator] = {}
         self.writes = 0
         self.losses = Losses(clock)
         self.troubled = False
@@ -47,7 +47,7 @@ class Judge:
         server.watched = self._write
         self._punctual = Punctual(clock, kubelet)
         self.generations = Generations(server)
-        self.blame = Blame(server, kubelet, self.generations)
+        self.blame = RevisionBlame(server, kubelet, self.generations)
         kubelet.over = self._over  # type: ignore[method-assign]
         serving.chosen = self._chosen  # type: ignore[method-assign]
         serving.unserved = self._unserved  # type: ignore[method-assign]
@@ -69,11 +69,11 @@ class Judge:
 
     # Facts --------------------------------------------------------------------------------
 
-    def target(self, spec: Object, operator: Operator | None = None) -> str:
+    def target(self, spec: Object, operator: SimulatedOperator | None = None) -> str:
         """The revision that `spec` asks for; as it was when the round of `operator` began."""
         return self.generations.target(spec, self.uid, operator.name if operator else "")
 
-    def spec(self, operator: Operator) -> Object:
+    def spec(self, operator: SimulatedOperator) -> Object:
         """The spec that the round of `operator` was planned for."""
         return self._specs.get(operator.name, {})
 
@@ -81,7 +81,7 @@ class Judge:
         """(wanted, surge, unavailable) groups of `role`."""
         given = spec.get("rollout") or {}
         want = spec[role].get("replicas", 1) if role in spec else 0
-        limits = Limits(given.get("maxSurge", 1), given.get("maxUnavailable", 0))
+        limits = RolloutLimits(given.get("maxSurge", 1), given.get("maxUnavailable", 0))
         return (want, *limits.of(want))
 
     def groups(self) -> dict[tuple[str, int, int], list[Object]]:
@@ -124,7 +124,7 @@ class Judge:
         )
 
     def serving(
-        self, spec: Object, missed: Iterable[str] = (), operator: Operator | None = None
+        self, spec: Object, missed: Iterable[str] = (), operator: SimulatedOperator | None = None
     ) -> dict[str, set[Place]]:
         """Groups that serve, by role: while there are old ones, new ones only as pairs.
 
@@ -148,7 +148,7 @@ class Judge:
         self.troubled = True
         self.losses.add(pods)
 
-    def begins(self, operator: Operator) -> None:
+    def begins(self, operator: SimulatedOperator) -> None:
         """A round of `operator` begins: what it decides on is known now."""
         reconciler = operator.reconciler
         parent = reconciler.store.parent(KEY) if reconciler else None
@@ -191,7 +191,7 @@ class Judge:
         if kind == "Pod":
             self._pod_write(operator, verb, wanted, live)
 
-    def _may_write(self, operator: Operator) -> None:
+    def _may_write(self, operator: SimulatedOperator) -> None:
         lease = self._server.find("Lease", "pds-operator")
         if lease is not None:
             spec = lease["spec"]
@@ -199,7 +199,7 @@ class Judge:
             self._hold(holder, f"{operator.name} writes, and the lease is another's")
 
     def _pod_write(
-        self, operator: Operator, verb: str, wanted: Object, live: Object | None
+        self, operator: SimulatedOperator, verb: str, wanted: Object, live: Object | None
     ) -> None:
         if live is None:
             self._created(operator, wanted)
@@ -217,7 +217,7 @@ class Judge:
             warm = leader is None or leader.ended or leader.warm
             self._hold(bool(warm), f"{live['metadata']['name']} is routed to and was not warmed up")
 
-    def _created(self, operator: Operator, obj: Object) -> None:
+    def _created(self, operator: SimulatedOperator, obj: Object) -> None:
         labels = obj["metadata"]["labels"]
         role, index = labels[names.ROLE], int(labels[names.GROUP_INDEX])
         late = self._punctual.late(obj)
@@ -231,7 +231,7 @@ class Judge:
         there = {index}
         for (other, number, _), pods in self.groups().items():
             counts = other == role and _seen(pods) and any(map(_runs, pods))
-            if counts and not self._hopeless(pods, labels):
+            if counts and not self._spared_by_surge(pods, labels):
                 there.add(number)
         if self._held_back(operator, spec, labels):
             raise Violation(f"{obj['metadata']['name']} is made, and the rollout is held")
@@ -240,7 +240,7 @@ class Judge:
         most = want + surge
         self._hold(len(there) <= most, f"{len(there)} groups of {role}, and {most} at most")
 
-    def _held_back(self, operator: Operator, spec: Object, labels: Object) -> bool:
+    def _held_back(self, operator: SimulatedOperator, spec: Object, labels: Object) -> bool:
         """Nothing of the spec's revision may be made: another serves, and goes on to."""
         target = self.target(spec, operator)
         if not held(spec) or labels[names.REVISION] != target:
@@ -248,20 +248,20 @@ class Judge:
         others = self._serving[operator.name] - {target}
         return any(self.generations.startable(other) for other in others)
 
-    def _given_up(self, operator: Operator, digest: str) -> bool:
+    def _given_up(self, operator: SimulatedOperator, digest: str) -> bool:
         """It knows that the revision is bad, and another serves."""
         failed = self._failed(operator)
         others = self._serving_now() - failed
         return digest in failed and any(self.generations.startable(other) for other in others)
 
-    def _failed(self, operator: Operator) -> set[str]:
+    def _failed(self, operator: SimulatedOperator) -> set[str]:
         if operator.reconciler is None:
             return set()
         known = operator.reconciler.store.owned(KEY).objects.items()
         mine = sort(Owner("chat", KEY[0], self.uid), objects={p: obj for p, (obj, _) in known})
         return {own for own, stored in mine.revisions("chat").items() if stored.failed}
 
-    def _hopeless(self, pods: list[Object], labels: Object) -> bool:
+    def _spared_by_surge(self, pods: list[Object], labels: Object) -> bool:
         """Of another revision, and it never served: deleted at once, so the surge spares it."""
         leader = self.leader(pods)
         other = pods[0]["metadata"]["labels"][names.REVISION] != labels[names.REVISION]
@@ -277,7 +277,7 @@ class Judge:
         over = text is not None and self._clock.now >= (seconds(text) or 0.0)
         self._hold(over, f"{live['metadata']['name']} has requests, and its drain is not over")
 
-    def _taken_away(self, operator: Operator, role: str, index: int) -> None:
+    def _taken_away(self, operator: SimulatedOperator, role: str, index: int) -> None:
         """A group that serves is drained by the operator: the role's floor must remain."""
         live = self._server.find(names.KIND, "chat")
         if live is None or live["metadata"].get("deletionTimestamp"):
@@ -321,10 +321,10 @@ class Judge:
     def _chosen(self, pods: list[Running]) -> None:
         self._served = True
         self.troubled = self.troubled and not self._replaced()
-        told = [pod.name for pod in pods]
+        pod_names = [pod.name for pod in pods]
         kinds = {pod.fingerprint for pod in pods}
-        self._hold(len(kinds) == 1, f"a pair across KV formats: {told}")
-        self._hold(len({pod.key for pod in pods}) == 1, f"a pair across control keys: {told}")
+        self._hold(len(kinds) == 1, f"a pair across KV formats: {pod_names}")
+        self._hold(len({pod.key for pod in pods}) == 1, f"a pair across control keys: {pod_names}")
         for pod in pods:
             self._hold(bool(pod.warm), f"{pod.name} serves and was not warmed up")
 
@@ -338,7 +338,7 @@ class Judge:
             len(serving.get(role, ())) >= spec[role]["replicas"] for role in roles
         )
 
-    def _unserved(self, router: Router) -> None:
+    def _unserved(self, router: SimulatedRouter) -> None:
         excused = self.lenient or self.troubled or not self._served
         self._hold(excused, f"{router.name} found no group for a request")
 

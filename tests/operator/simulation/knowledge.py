@@ -3,8 +3,8 @@
 from pds_operator import names
 from simulation.clock import Clock
 from simulation.judge import Violation
-from simulation.operators import KEY, Operator
-from simulation.server import Server
+from simulation.operators import KEY, SimulatedOperator
+from simulation.server import ApiServer
 
 KNOWN_WITHIN = 105.0
 """A watch that is dead, though nobody closed it, is begun again by then."""
@@ -15,12 +15,12 @@ HEARD_WITHIN = 10.0
 class Knowledge:
     """Makes watches fall silent, and asks later whether it was noticed."""
 
-    def __init__(self, clock: Clock, server: Server) -> None:
+    def __init__(self, clock: Clock, server: ApiServer) -> None:
         self._clock, self._server = clock, server
         self._silences: dict[tuple[str, int, str], float] = {}
         """By operator, its life and kind: when its watch fell silent last."""
 
-    def silence(self, operator: Operator, kind: str) -> None:
+    def silence(self, operator: SimulatedOperator, kind: str) -> None:
         """Packets of a watch are dropped both ways from now on."""
         operator.fall_silent(kind)
         self._silences[operator.name, operator.life, kind] = self._clock.now
@@ -31,18 +31,20 @@ class Knowledge:
         """When every silence so far has been noticed."""
         return max(self._silences.values(), default=0.0) + KNOWN_WITHIN
 
-    def _must_know(self, operator: Operator, life: int, kind: str, since: float) -> None:
+    def _must_know(self, operator: SimulatedOperator, life: int, kind: str, since: float) -> None:
         version = self._server.version
         self._clock.after(HEARD_WITHIN, self._knows, operator, life, kind, since, version)
 
-    def _knows(self, operator: Operator, life: int, kind: str, since: float, version: int) -> None:
+    def _knows(
+        self, operator: SimulatedOperator, life: int, kind: str, since: float, version: int
+    ) -> None:
         again = self._silences[operator.name, life, kind] != since
         if operator.reconciler is None or life != operator.life or again:
             return
         if name := self._unheard(operator, kind, version):
             raise Violation(f"{operator.name} has not heard of {kind} {name} for too long")
 
-    def _unheard(self, operator: Operator, kind: str, version: int) -> str:
+    def _unheard(self, operator: SimulatedOperator, kind: str, version: int) -> str:
         """An object of which `operator` knows less than what stood at `version`."""
         if operator.reconciler is None or kind == names.KIND:
             return ""

@@ -7,7 +7,7 @@ from typing import Any
 
 from pds_operator import names
 from simulation.clock import Clock
-from simulation.server import Server, written
+from simulation.server import ApiServer, written
 
 Object = dict[str, Any]
 Group = tuple[str, int, int]
@@ -27,7 +27,7 @@ class Node:
 
 @dataclass(slots=True, eq=False)
 class Running:
-    """One engine pod as it is, whatever the API server was told of it."""
+    """One engine pod as it is, whatever the API server knows of it."""
 
     name: str
     uid: str
@@ -68,7 +68,7 @@ class Running:
 class Kubelet:
     """All nodes of the cluster."""
 
-    def __init__(self, clock: Clock, server: Server, nodes: list[Node]) -> None:
+    def __init__(self, clock: Clock, server: ApiServer, nodes: list[Node]) -> None:
         self._clock, self._server = clock, server
         self.nodes = nodes
         self.pods: dict[str, Running] = {}
@@ -303,7 +303,7 @@ class Kubelet:
         self._retry()
 
     def over(self, pod: Running) -> None:
-        """Told before a process ends with what it has; the judge's."""
+        """Called before a process ends with what it has; the judge's."""
 
     def _retry(self) -> None:
         waiting, self._waiting = self._waiting, []
@@ -321,7 +321,7 @@ class Kubelet:
             self._write({**live, "spec": spec}, self._status(pod, live))
 
     def failed(self, pod: Running) -> None:
-        """Told before the API server is; the judge's."""
+        """Called before the API server hears of it; the judge's."""
 
     def _text(self, pod: Running) -> str:
         """Now, as the node of `pod` writes it."""
@@ -336,12 +336,12 @@ class Kubelet:
     def _status(self, pod: Running, live: Object) -> Object:
         old = live.get("status") or {}
         before = {item["type"]: item for item in old.get("conditions", [])}
-        told: dict[str, bool] = {"PodScheduled": pod.node is not None}
+        states: dict[str, bool] = {"PodScheduled": pod.node is not None}
         if pod.ip:
-            told["ContainersReady"] = pod.ready
-            told["Ready"] = pod.ready and (pod.rank != 0 or pod.gated)
+            states["ContainersReady"] = pod.ready
+            states["Ready"] = pod.ready and (pod.rank != 0 or pod.gated)
         conditions = [before[names.ROUTABLE]] if names.ROUTABLE in before else []
-        for kind, state in told.items():
+        for kind, state in states.items():
             known = before.get(kind)
             text = "True" if state else "False"
             if known is None or known["status"] != text:

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from simulation.clock import Clock
 from simulation.kubelet import Running
-from simulation.operators import KEY, Operator
+from simulation.operators import KEY, SimulatedOperator
 
 UNHEARD_SECONDS = 12.0
 """Everybody has heard of a loss by then: a node is missed within 4 s, a watch breaks off for 6."""
@@ -24,11 +24,11 @@ class Losses:
         """They are lost now."""
         self._lost += [(self._clock.now, pod) for pod in pods]
 
-    def begins(self, operator: Operator) -> None:
+    def begins(self, operator: SimulatedOperator) -> None:
         """A round of `operator` begins: what it decides on is known now."""
         self._blind[operator.name] = self._clock.now, self._unheard(operator)
 
-    def missed(self, operator: Operator) -> list[str]:
+    def missed(self, operator: SimulatedOperator) -> list[str]:
         """Roles of the losses that this round of `operator` was decided on without."""
         began, blind = self._blind[operator.name]
         later = [pod for at, pod in self._lost if at >= began]
@@ -38,7 +38,7 @@ class Losses:
         """Whether something was lost so lately that not everybody knows."""
         return any(at > self._clock.now - UNHEARD_SECONDS for at, _ in self._lost)
 
-    def _unheard(self, operator: Operator) -> list[Running]:
+    def _unheard(self, operator: SimulatedOperator) -> list[Running]:
         """Lost pods that are well for all that `operator` knows."""
         if operator.reconciler is None:
             return []
@@ -47,6 +47,6 @@ class Losses:
         facts = [(pod, known[pod.name][0]) for _, pod in self._lost if pod.name in known]
         return [
             pod
-            for pod, told in facts
-            if told.uid == pod.uid and told.ready and not (told.failed or told.deleting)
+            for pod, seen in facts
+            if seen.uid == pod.uid and seen.ready and not (seen.failed or seen.deleting)
         ]

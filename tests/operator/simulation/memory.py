@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
-from pds_operator import cluster, diff, fleet, objects, ownership, revision, spec, vault
-from pds_operator.build import engine, router, shared, warmup
-from pds_operator.build.owner import Owner
+from pds_operator import revision, schema
+from pds_operator.decide import diff, fleet, objects, ownership
+from pds_operator.render import engine, router, shared, warmup
+from pds_operator.render.owner import Owner
+from pds_operator.run import cluster, vault
 
 MOST = 10_000
 """Results that a function remembers."""
@@ -74,13 +76,13 @@ def _ensuring(function: Callable[..., None]) -> Callable[..., None]:
     """`objects.ensure`: what was left alone once is left alone again."""
     known: dict[tuple[int, int], tuple[Any, Any]] = {}
 
-    def ensure(round_: Any, observed: Any, obj: Any) -> None:
-        live = observed.objects.get((obj["kind"], obj["metadata"]["name"]))
+    def ensure(round_: Any, obj: Any) -> None:
+        live = round_.observed.objects.get((obj["kind"], obj["metadata"]["name"]))
         place = id(obj), id(live)
         if place in known:
             return
         before = len(round_.actions), len(round_.problems)
-        function(round_, observed, obj)
+        function(round_, obj)
         if before == (len(round_.actions), len(round_.problems)):
             if len(known) >= MOST:
                 known.clear()
@@ -121,7 +123,7 @@ def _grouping(function: Callable[..., Any]) -> Callable[..., Any]:
     return group
 
 
-class Keys:
+class NumberedKeys:
     """In place of `keys.control_keys`: each differs from those before, in every run the same."""
 
     def __init__(self) -> None:
@@ -132,10 +134,10 @@ class Keys:
         return {"hmac.key": hashlib.sha256(b"%d" % self.made).hexdigest()}
 
 
-KEYS = Keys()
+KEYS = NumberedKeys()
 
 PURE: dict[tuple[Any, str], Callable[[Callable[..., Any]], Callable[..., Any]]] = {
-    (spec, "parse"): _remembering,
+    (schema, "parse"): _remembering,
     (revision, "digest"): _digesting,
     (shared, "objects"): _remembering,
     (router, "objects"): _remembering,
@@ -157,7 +159,7 @@ PURE: dict[tuple[Any, str], Callable[[Callable[..., Any]], Callable[..., Any]]] 
 def remembering() -> Iterator[None]:
     """Within it the operator's pure functions remember, keys are not random, and logs are off.
 
-    What is remembered is garbage to nobody, so that looking for garbage is put off, too.
+    What is remembered is garbage to nobody, so that the search for garbage is postponed, too.
     """
     threshold = gc.get_threshold()
     gc.set_threshold(200_000, 20, 20)

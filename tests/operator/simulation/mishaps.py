@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING, Any
 from pds_operator import names
 from simulation import specs
 from simulation.judge import Violation
+from simulation.kubelet import Running
 
 if TYPE_CHECKING:
-    from simulation.world import World
+    from simulation.world import SimulatedWorld
 
 Object = dict[str, Any]
 EVICTIONS = (0.0, 12.0, 40.0)
@@ -17,7 +18,7 @@ HELD = 900.0
 """Longer than the shorter of the deadlines that rollouts have here."""
 SETTLED_WITHIN = 90.0
 """Most rollouts are over by then."""
-TOLD_WITHIN = 240.0
+REPORTED_WITHIN = 240.0
 """It takes half a minute, and more where calls are throttled or an operator dies."""
 REASONS = ("Evicted", "UnexpectedAdmissionError", "OutOfcpu", "NodeShutdown", "Terminated")
 
@@ -25,17 +26,17 @@ REASONS = ("Evicted", "UnexpectedAdmissionError", "OutOfcpu", "NodeShutdown", "T
 class Mishaps:
     """Disruptions, absences of hours, sidecars that live on."""
 
-    def __init__(self, world: "World") -> None:
+    def __init__(self, world: "SimulatedWorld") -> None:
         self._world, self._clock = world, world.clock
         self.over_at = 0.0
         """When the last of those that were begun has happened."""
 
-    def _engines(self) -> list[Any]:
+    def _engines(self) -> list[Running]:
         pods = self._world.kubelet.pods.values()
         return [p for p in pods if not p.ended and not p.stopping and p.node is not None]
 
     def evict_again_and_again(self) -> None:
-        """Nodes end one group three times in a row: of a revision that is being brought out."""
+        """Nodes end one group three times in a row: of a revision that is being rolled out."""
         self._roll()
         target = self._world.judge.target(specs.spec(self._world.wish))
         pods = [pod for pod in self._engines() if pod.revision == target] or self._engines()
@@ -116,14 +117,14 @@ class Mishaps:
         """It stays in the spec for a while, and status says so."""
         world = self._world
         world.ask(specs.unpullable(world.wish))
-        world.until(self._clock.now + TOLD_WITHIN + 60.0)
-        made_by = self._clock.now - TOLD_WITHIN
+        world.until(self._clock.now + REPORTED_WITHIN + 60.0)
+        made_by = self._clock.now - REPORTED_WITHIN
         late = [pod.name for pod in self._engines() if pod.nature == "pull" and pod.made < made_by]
         status = world.server.get(names.KIND, "chat").get("status") or {}
-        told = {item["type"]: item["status"] for item in status.get("conditions", [])}
+        conditions = {item["type"]: item["status"] for item in status.get("conditions", [])}
         alive = any(operator.reconciler for operator in world.operators)
-        if late and alive and told.get("Degraded") != "True":
-            raise Violation(f"{late} cannot start, and nobody is told")
+        if late and alive and conditions.get("Degraded") != "True":
+            raise Violation(f"{late} cannot start, and no condition says so")
 
     def hold(self) -> None:
         """A rollout stands still by a user's wish for longer than its deadline."""

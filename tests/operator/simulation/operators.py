@@ -7,24 +7,25 @@ dies: then the coroutine is closed, and what it had not done yet is never done.
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
-from pds_operator import errors, names, parents
-from pds_operator.api import TRANSIENT, WATCH_TIMEOUT
-from pds_operator.cluster import Store
-from pds_operator.lease import Lease
-from pds_operator.observed import EngineState, RouterView
-from pds_operator.reconcile import SETTLE_SECONDS, Reconciler
+from pds_operator import errors, names
+from pds_operator.facts.observed import LeaderState, RouterView
+from pds_operator.run import parents
+from pds_operator.run.api import TRANSIENT, WATCH_TIMEOUT
+from pds_operator.run.cluster import Store
+from pds_operator.run.lease import Lease
+from pds_operator.run.reconcile import SETTLE_SECONDS, Reconciler
 from pds_operator.settings import Settings
 from simulation.clock import Clock
 from simulation.pausing import Pause, together
-from simulation.server import NAMESPACE, Server
-from simulation.serving import Serving
+from simulation.server import NAMESPACE, ApiServer
+from simulation.serving import SimulatedServing
 
 Object = dict[str, Any]
 KEY = (NAMESPACE, "chat")
 UNFOLLOWED = ("Secret", "Lease")
 
 
-class Trouble:
+class Disturbance:
     """What goes wrong between the operator and others, and how slow they are."""
 
     def __init__(self, lag: float) -> None:
@@ -38,10 +39,10 @@ class Trouble:
         """Watch events arrive within so many seconds, in order."""
 
 
-class Client:
-    """The methods of `pds_operator.api.Api` that reconciling uses."""
+class SimulatedApi:
+    """The methods of `pds_operator.run.api.Api` that reconciling uses."""
 
-    def __init__(self, name: str, clock: Clock, server: Server, trouble: Trouble) -> None:
+    def __init__(self, name: str, clock: Clock, server: ApiServer, trouble: Disturbance) -> None:
         self._name, self._clock, self._server, self._trouble = name, clock, server, trouble
 
     async def _call(self, act: Callable[[], Any], *, write: bool = True) -> Any:
@@ -103,9 +104,9 @@ class Client:
 
 
 class Questions:
-    """The methods of `pds_operator.probe.Prober` that reconciling uses."""
+    """The methods of `pds_operator.run.probe.Prober` that reconciling uses."""
 
-    def __init__(self, clock: Clock, serving: Serving, trouble: Trouble) -> None:
+    def __init__(self, clock: Clock, serving: SimulatedServing, trouble: Disturbance) -> None:
         self._clock, self._serving, self._trouble = clock, serving, trouble
 
     async def look(
@@ -113,7 +114,7 @@ class Questions:
         leaders: list[tuple[str, str]],
         routers: list[tuple[str, str]],
         keys: Mapping[str, bytes],
-    ) -> tuple[dict[str, EngineState], list[RouterView]]:
+    ) -> tuple[dict[str, LeaderState], list[RouterView]]:
         await Pause(self._clock.between(0.001, 0.02))
         states, views = self._serving.states(leaders), self._serving.views(routers)
         if self._trouble.deaf:
@@ -129,17 +130,17 @@ class Questions:
         return self._serving.drain(ip, seconds, key)
 
 
-class Operator:
+class SimulatedOperator:
     """One replica: lists, watches, lease and rounds, until it dies and starts anew."""
 
     def __init__(
         self,
         name: str,
         clock: Clock,
-        server: Server,
-        serving: Serving,
+        server: ApiServer,
+        serving: SimulatedServing,
         settings: Settings,
-        trouble: Trouble,
+        trouble: Disturbance,
     ) -> None:
         self.name = name
         self._clock, self._server, self._serving = clock, server, serving
@@ -152,7 +153,7 @@ class Operator:
         self._listing: Coroutine[Any, Any, Any] | None = None
         self._heard: dict[str, float] = {}
         self._listed_at: dict[str, int] = {}
-        """By kind, the version of the last list after a gap: no watch tells older things again."""
+        """By kind, the version of the last list after a gap: no watch sends older things again."""
         self._due: float | None = None
         server.watchers.append(self._watched)
 
@@ -162,7 +163,7 @@ class Operator:
         """A new process: it knows nothing but what it lists."""
         clock = self._clock
         self.life += 1
-        self._client = client = Client(self.name, clock, self._server, self._trouble)
+        self._client = client = SimulatedApi(self.name, clock, self._server, self._trouble)
         self.lease = Lease(client, self._settings, lambda: clock.now, lambda: clock.now)  # type: ignore[arg-type]
         self.lease.identity = f"{self.name}/{self.life}"
         self.reconciler = Reconciler(
@@ -219,9 +220,9 @@ class Operator:
         self._look()
 
     def gap(self, kind: str, seconds: float) -> None:
-        """410 Gone: the watch of `kind` tells nothing for a while, then all is listed anew.
+        """410 Gone: the watch of `kind` sends nothing for a while, then all is listed anew.
 
-        The list is as old as its answer took to come. kopf's, of PDServings, tells of no deletion.
+        The list is as old as its answer took to come. kopf's, of PDServings, reports no deletion.
         """
         if self.reconciler is not None:
             self._clock.note(f"{self.name}: the watch of {kind} breaks off")
@@ -265,7 +266,7 @@ class Operator:
         try:
             await parents.look(self._client, store, [])  # type: ignore[arg-type]
         except (errors.ApiError, *TRANSIENT):
-            pass  # the next one tells
+            pass  # the next one shows it
         self._look()
 
     def _drive_list(self, life: int) -> None:
@@ -291,7 +292,7 @@ class Operator:
         try:
             await self.lease.once()
         except (errors.ApiError, *TRANSIENT):
-            pass  # the next one tells
+            pass  # the next one shows it
         if self.lease.held and not before:
             self._clock.note(f"{self.name} leads")
             self.soon()
@@ -314,8 +315,8 @@ class Operator:
         self.soon()
 
     def _dirty(self, reconciler: Reconciler) -> bool:
-        worker = reconciler._workers.get(KEY)
-        return worker is not None and worker.dirty.is_set()
+        memory = reconciler._memories.get(KEY)
+        return memory is not None and memory.dirty.is_set()
 
     def soon(self, delay: float = SETTLE_SECONDS) -> None:
         """A round after `delay`, unless one is due before."""
@@ -329,19 +330,19 @@ class Operator:
         if reconciler is None or life != self.life or due != self._due or self._round is not None:
             return
         self._due = None
-        worker = reconciler._workers.get(KEY)
-        if worker is None:
+        memory = reconciler._memories.get(KEY)
+        if memory is None:
             return
         if reconciler.store.parent(KEY) is None:
-            del reconciler._workers[KEY]  # as the end of `Reconciler._work` does
+            del reconciler._memories[KEY]  # as the end of `Reconciler._work` does
             return
-        worker.dirty.clear()
+        memory.dirty.clear()
         self.begins(self)
         self.rounds += 1
         self._round = self._safely(reconciler)
         self._drive(life)
 
-    def begins(self, operator: "Operator") -> None:
+    def begins(self, operator: "SimulatedOperator") -> None:
         """The judge's: a round begins."""
 
     async def _safely(self, reconciler: Reconciler) -> float:

@@ -5,17 +5,18 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from pds_operator import names
-from pds_operator.cluster import FOLLOWED
-from pds_operator.facts import owner_uid
+from pds_operator.facts.reading import owner_uid
+from pds_operator.run.cluster import FOLLOWED
 from simulation import specs
 from simulation.knowledge import Knowledge
+from simulation.kubelet import Running
 from simulation.mishaps import Mishaps
-from simulation.operators import Operator, Trouble
+from simulation.operators import Disturbance, SimulatedOperator
 from simulation.serving import RING
 from simulation.successors import Successors
 
 if TYPE_CHECKING:
-    from simulation.world import World
+    from simulation.world import SimulatedWorld
 
 Object = dict[str, Any]
 
@@ -23,7 +24,7 @@ Object = dict[str, Any]
 class Script:
     """Plays a few events, and mends what it broke."""
 
-    def __init__(self, world: "World") -> None:
+    def __init__(self, world: "SimulatedWorld") -> None:
         self._world = world
         self._clock = world.clock
         self._before = world.wish
@@ -98,7 +99,7 @@ class Script:
             self._ask(freed)
 
     def _calm(self) -> None:
-        fresh = Trouble(self._world.lag)
+        fresh = Disturbance(self._world.lag)
         for name, value in vars(fresh).items():
             setattr(self._world.trouble, name, value)
 
@@ -120,12 +121,12 @@ class Script:
             # A moment at which it may be in the middle of a round.
             self._clock.after(self._clock.between(0.0, 3.0), self._kill, operator)
 
-    def _kill(self, operator: Operator) -> None:
+    def _kill(self, operator: SimulatedOperator) -> None:
         if operator.reconciler is not None:
             operator.die()
             self._clock.after(self._clock.between(0.5, 15.0), self._start, operator)
 
-    def _start(self, operator: Operator) -> None:
+    def _start(self, operator: SimulatedOperator) -> None:
         if operator.reconciler is None:
             operator.start()
 
@@ -156,7 +157,7 @@ class Script:
 
     # Pods and nodes -------------------------------------------------------------------------
 
-    def _engines(self) -> list[Any]:
+    def _engines(self) -> list[Running]:
         pods = self._world.kubelet.pods.values()
         return [pod for pod in pods if not pod.ended and not pod.stopping]
 
@@ -204,7 +205,7 @@ class Script:
         return self._world.judge.generations.active(self._world.judge.uid)
 
     def _delete_secret(self) -> None:
-        """But never the ring while it is all that tells of a key, nor a key while there is none.
+        """But never the ring while nothing else names a key, nor a key while there is none.
 
         Whoever deletes both, and the operator between its writes, has a key that nobody knows: its
         groups are replaced all the same, or its Secret stays until the PDServing goes.
@@ -213,8 +214,8 @@ class Script:
         if RING not in found:
             return
         keys = [name for name in found if name.startswith("chat-control")]
-        told = {obj["data"].get("key", "") for obj in self._others("ControllerRevision")}
-        if len(keys) < len(found[RING]["data"]) - 1 or self._active() not in told:
+        named = {obj["data"].get("key", "") for obj in self._others("ControllerRevision")}
+        if len(keys) < len(found[RING]["data"]) - 1 or self._active() not in named:
             del found[RING]
         if found:
             self._delete("Secret", found[self._clock.random.choice(sorted(found))])
@@ -238,7 +239,7 @@ class Script:
         self._world.server.delete("somebody", kind, meta["name"], meta["uid"], None)
 
     def _hide_pod(self) -> None:
-        """The first attempt of a group of one pod: others cannot be told any more."""
+        """The first attempt of a group of one pod: others are no longer known."""
         pods = [pod for pod in self._engines() if pod.size == 1 and not pod.group[2]]
         if pods:
             pod = self._clock.random.choice(pods)
@@ -252,7 +253,7 @@ class Script:
         found = self._others("Service", "PodDisruptionBudget", "NetworkPolicy")
         found += [o for o in self._others("ControllerRevision") if o["metadata"]["name"] == target]
         found = [obj for obj in found if names.NAME in obj["metadata"]["labels"]]
-        # Without owner and label nothing would tell that it was ours.
+        # Without owner and label nothing would say that it was ours.
         found = [obj for obj in found if owner_uid(obj) == self._world.judge.uid]
         own = self._world.server.find(names.KIND, "chat")
         if found and own is not None and "deletionTimestamp" not in own["metadata"]:

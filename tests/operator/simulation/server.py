@@ -11,7 +11,7 @@ from typing import Any
 
 import field_owners
 from pds_operator import errors, names
-from pds_operator.diff import CHANGING
+from pds_operator.decide.diff import CHANGING
 from simulation.clock import Clock
 
 Object = dict[str, Any]
@@ -20,8 +20,8 @@ Place = tuple[str, str]
 NAMESPACE = "team"
 
 
-class Server:
-    """What etcd holds, and who is told of changes."""
+class ApiServer:
+    """What etcd holds, and who hears of changes."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock

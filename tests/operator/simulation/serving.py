@@ -10,11 +10,11 @@ from pds_engine.router.keyring import Keyring, Ring
 from pds_engine.router.policy import Ask, Candidate, pick
 from pds_engine.signing import key_id
 from pds_operator import names
-from pds_operator.facts import owner_uid
-from pds_operator.observed import EngineState, RouterView
+from pds_operator.facts.observed import LeaderState, RouterView
+from pds_operator.facts.reading import owner_uid
 from simulation.clock import Clock
 from simulation.kubelet import Kubelet, Running
-from simulation.server import Server
+from simulation.server import ApiServer
 
 Object = dict[str, Any]
 ENDED = ("Failed", "Succeeded")
@@ -22,7 +22,7 @@ RING = "chat-keyring"
 
 
 @dataclass(slots=True, eq=False)
-class Router:
+class SimulatedRouter:
     """A router pod: what it knows of pods comes by a watch that lags, and by asking engines."""
 
     name: str
@@ -103,12 +103,12 @@ def _leaves(pod: Object) -> bool:
     )
 
 
-class Serving:
+class SimulatedServing:
     """Routers, engines' HTTP, and clients."""
 
-    def __init__(self, clock: Clock, server: Server, kubelet: Kubelet) -> None:
+    def __init__(self, clock: Clock, server: ApiServer, kubelet: Kubelet) -> None:
         self._clock, self._server, self._kubelet = clock, server, kubelet
-        self.routers: dict[str, Router] = {}
+        self.routers: dict[str, SimulatedRouter] = {}
         self.open = True
         """Clients go on sending requests."""
         self.served = self.refused = 0
@@ -133,18 +133,18 @@ class Serving:
                 self.routers.pop(obj["metadata"]["uid"])
                 self._clock.after(self._clock.between(0.1, 0.4), self._keep_up)
 
-    def _read(self, router: Router) -> None:
+    def _read(self, router: SimulatedRouter) -> None:
         """The kubelet brings in what the ring holds by now; nothing, where it is gone."""
         ring = self._server.find("Secret", RING)
         if ring is not None:
             router.read(ring)
 
-    def _tell(self, router: Router, what: str, obj: Object) -> None:
+    def _tell(self, router: SimulatedRouter, what: str, obj: Object) -> None:
         lag = self._clock.between(0.01, 0.3) if self._clock.chance(0.9) else 2.0
         router.heard_at = max(router.heard_at, self._clock.now + lag)
         self._clock.after(router.heard_at - self._clock.now, self._hear, router, what, obj)
 
-    def _hear(self, router: Router, what: str, obj: Object) -> None:
+    def _hear(self, router: SimulatedRouter, what: str, obj: Object) -> None:
         if what == "GONE":
             router.known.pop(obj["metadata"]["uid"], None)
         else:
@@ -183,7 +183,7 @@ class Serving:
         meta["ownerReferences"] = [_controller(self._set_of(live, template))]
         obj = self._server.put({"kind": "Pod", "metadata": meta, "status": {}})
         uid = obj["metadata"]["uid"]
-        router = Router(name, uid, template, f"10.1.0.{self._made}", self._kubelet.pods)
+        router = SimulatedRouter(name, uid, template, f"10.1.0.{self._made}", self._kubelet.pods)
         self.routers[uid] = router
         for pod in self._server.all("Pod"):
             if names.ATTEMPT in pod["metadata"]["labels"] and _selected(pod):
@@ -213,7 +213,7 @@ class Serving:
         self._server.put({"kind": "Pod", "metadata": meta, "status": status})
         self._clock.note(f"{meta['name']} wears the labels of a router")
 
-    def _ready(self, router: Router) -> None:
+    def _ready(self, router: SimulatedRouter) -> None:
         live = self._server.find("Pod", router.name)
         self._read(router)
         if not router.keys and live is not None:
@@ -225,7 +225,7 @@ class Serving:
             self._server.put({**live, "status": {"podIP": router.ip, "conditions": conditions}})
             self._clock.after(self._clock.between(0.1, 0.4), self._keep_up)
 
-    def end(self, router: Router) -> None:
+    def end(self, router: SimulatedRouter) -> None:
         """A router pod is deleted, by its controller or by somebody."""
         live = self._server.find("Pod", router.name)
         if live is not None:
@@ -236,19 +236,19 @@ class Serving:
     def leader_at(self, ip: str) -> Running | None:
         return next((p for p in self._kubelet.pods.values() if p.ip == ip and not p.ended), None)
 
-    def states(self, leaders: list[tuple[str, str]]) -> dict[str, EngineState]:
+    def states(self, leaders: list[tuple[str, str]]) -> dict[str, LeaderState]:
         """What the leaders that can be reached answer."""
-        told = {}
+        answers = {}
         for name, ip in leaders:
             pod = self.leader_at(ip)
             if pod is not None and pod.loaded:
-                told[name] = EngineState(
+                answers[name] = LeaderState(
                     in_flight=pod.in_flight,
                     draining=pod.draining,
                     manifest=pod.warm,
                     fingerprint=pod.fingerprint if pod.ready else "",
                 )
-        return told
+        return answers
 
     def views(self, routers: list[tuple[str, str]]) -> list[RouterView]:
         """What the routers that can be reached answer."""
@@ -287,7 +287,7 @@ class Serving:
         for router in self.routers.values():
             self._clock.after(self._clock.between(0.1, 1.2), self._learn, router, pod)
 
-    def _learn(self, router: Router, pod: Running) -> None:
+    def _learn(self, router: SimulatedRouter, pod: Running) -> None:
         if pod.draining or pod.ended or pod.harmed:
             router.draining.add(pod.uid)
             router.choices = None
@@ -323,7 +323,7 @@ class Serving:
         self.refused += 1
         self.unserved(router)
 
-    def _candidates(self, router: Router, left_out: set[str]) -> list[Candidate]:
+    def _candidates(self, router: SimulatedRouter, left_out: set[str]) -> list[Candidate]:
         found = []
         for uid, good in router.backends().values():
             pod = self._kubelet.pods.get(uid)
@@ -351,5 +351,5 @@ class Serving:
     def chosen(self, pods: list[Running]) -> None:
         """The judge's: a request starts on these groups."""
 
-    def unserved(self, router: Router) -> None:
+    def unserved(self, router: SimulatedRouter) -> None:
         """The judge's: a request found no group."""

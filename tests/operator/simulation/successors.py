@@ -3,10 +3,10 @@
 from typing import TYPE_CHECKING, Any
 
 from pds_operator import names
-from pds_operator.facts import owner_uid
+from pds_operator.facts.reading import owner_uid
 
 if TYPE_CHECKING:
-    from simulation.world import World
+    from simulation.world import SimulatedWorld
 
 Object = dict[str, Any]
 ORPHANED_WITHIN = 2.0
@@ -15,7 +15,7 @@ ORPHANED_WITHIN = 2.0
 class Successors:
     """What users do, and the garbage collector of what they leave behind."""
 
-    def __init__(self, world: "World") -> None:
+    def __init__(self, world: "SimulatedWorld") -> None:
         self._world, self._clock, self._server = world, world.clock, world.server
         self._count = 0
 
@@ -35,7 +35,7 @@ class Successors:
             return
         owned = self._owned(live["metadata"]["uid"])
         if any(names.NAME not in obj["metadata"].get("labels", {}) for obj in owned):
-            return  # of these nothing would tell that they were ours
+            return  # nothing would say that these were ours
         self._clock.note("the PDServing is deleted, and all of it is left behind")
         meta = {**live["metadata"], "deletionTimestamp": self._clock.text()}
         live = self._server.put({**live, "metadata": meta})

@@ -1,18 +1,13 @@
 """The simulator is only worth its while when it catches planners that are wrong on purpose."""
 
 import dataclasses
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
 
 import pytest
 from aiohttp import ClientTimeout
 from pds_engine.router import policy
-from pds_operator import (
-    clocks,
-    cluster,
-    containers,
+from pds_operator.decide import (
     counting,
-    fields,
     hindrances,
     keyring,
     lifecycle,
@@ -22,13 +17,19 @@ from pds_operator import (
     progress,
     rollout,
 )
-from pds_operator.actions import Delete, KeepRing
-from pds_operator.diff import Verdict
-from pds_operator.ownership import Whose
-from pds_operator.plan import limits
+from pds_operator.decide.actions import Delete, KeepRing
+from pds_operator.decide.diff import ObjectVerdict
+from pds_operator.decide.fleet import Group
+from pds_operator.decide.ownership import Whose
+from pds_operator.decide.plan import limits
+from pds_operator.decide.round import Round
+from pds_operator.decide.target import Target
+from pds_operator.facts import clocks, containers, fields
+from pds_operator.facts.observed import ControlKeys
+from pds_operator.run import cluster
 from simulation import memory, operators
 from simulation.memory import remembering
-from simulation.world import Failed, run
+from simulation.world import RunFailed, run
 
 WITHIN = 300
 """Seeds by which each of them must have been caught."""
@@ -46,33 +47,34 @@ CAUGHT = {
     "fields that a POST has set are never pruned": 76,
     "what a node ends is a fault of its own": 84,
     "pairs are counted by readiness": 22,
-    "nobody tells what keeps pods from starting": 4,
+    "no condition says what keeps pods from starting": 4,
 }
 """The seeds that caught them last, which are tried first; what simulates otherwise moves them."""
 
 
-def roles_seen_as(change: Callable[[rollout.Role], dict[str, int]]) -> Callable[..., Any]:
-    """`rollout.step`, told something else about the roles."""
+def roles_seen_as(
+    change: Callable[[rollout.Role], dict[str, int]],
+) -> Callable[[Mapping[str, rollout.Role], rollout.RolloutLimits], rollout.Step]:
+    """`rollout.step`, given something else about the roles."""
     step = rollout.step
 
-    def mutated(roles: Any, limits: Any) -> Any:
-        told = {
+    def mutated(roles: Mapping[str, rollout.Role], limits: rollout.RolloutLimits) -> rollout.Step:
+        changed = {
             name: dataclasses.replace(role, **change(role))  # type: ignore[arg-type]
             for name, role in roles.items()
         }
-        return step(told, limits)
+        return step(changed, limits)
 
     return mutated
 
 
-def deleted_at_once(round_: Any, terms: Any, group: Any, observed: Any, now: float) -> None:
+def deleted_at_once(round_: Round, times: lifecycle.GroupTimes, group: Group) -> None:
     scope = f"group/{group.role}/{group.index}"
     lifecycle._delete(round_, group.pods, scope, lifecycle.BROKEN_GRACE)
 
 
-def ring_of_the_active_key(
-    round_: Any, observed: Any, desired: Any, keys: Any, target: Any
-) -> None:
+def ring_of_the_active_key(round_: Round, keys: ControlKeys, target: Target | None) -> None:
+    desired = round_.asked
     others = set(keys.secrets) - {desired.key}
     for key in sorted(others):
         name = keyring.names.control_secret("chat", key)
@@ -124,7 +126,7 @@ MUTATIONS = {
         "no convergence|no group for a request",
     ),
     "the clocks of nodes are believed": (
-        (clocks.Frame, "_possible", lambda self, told: True),
+        (clocks.StatusWindow, "_possible", lambda self, at: True),
         "after its group failed|no convergence",
     ),
     "whoever wears the labels of a router is one": (
@@ -140,7 +142,7 @@ MUTATIONS = {
         "has not heard of",
     ),
     "everything is applied again in each round": (
-        (memory.diff, "verdict", lambda *_: Verdict.APPLY),
+        (memory.diff, "verdict", lambda *_: ObjectVerdict.APPLY),
         "writes at rest|no convergence",
     ),
     "what a predecessor owns is taken for ours": (
@@ -175,12 +177,12 @@ MUTATIONS = {
         "found no group|no convergence",
     ),
     "what was lost is made last": (
-        (counting.Frame, "before", lambda frame, role: 0),
+        (counting.CountingBasis, "before", lambda basis, role: 0),
         "before what was lost",
     ),
-    "nobody tells what keeps pods from starting": (
+    "no condition says what keeps pods from starting": (
         (hindrances, "look", lambda *_: None),
-        "and nobody is told",
+        "and no condition says so",
     ),
     "what others add to a selector stays": (
         (memory.diff, "EXACT", {}),
@@ -196,5 +198,5 @@ def test_a_mutation_is_caught(name, monkeypatch):
     with remembering():
         for module, attribute, mutated in changes if isinstance(changes, list) else [changes]:
             monkeypatch.setattr(module, attribute, mutated)
-        with pytest.raises(Failed, match=reason):
+        with pytest.raises(RunFailed, match=reason):
             run_all([*([CAUGHT[name]] if name in CAUGHT else ()), *range(WITHIN)])

@@ -6,7 +6,7 @@ from typing import Any
 
 from pds_engine.signing import key_id
 from pds_operator import names
-from pds_operator.facts import owner_uid
+from pds_operator.facts.reading import owner_uid
 from pds_operator.settings import LeaseSettings, Settings
 from simulation import memory, specs
 from simulation.clock import START, Clock
@@ -15,10 +15,10 @@ from simulation.garbage import Garbage
 from simulation.jobs import Jobs
 from simulation.judge import Judge, Violation
 from simulation.kubelet import Kubelet, Node
-from simulation.operators import KEY, Operator, Trouble
+from simulation.operators import KEY, Disturbance, SimulatedOperator
 from simulation.script import Script
-from simulation.server import Server
-from simulation.serving import RING, Serving
+from simulation.server import ApiServer
+from simulation.serving import RING, SimulatedServing
 
 Object = dict[str, Any]
 UID = "uid-chat"
@@ -29,7 +29,7 @@ SETTLES_WITHIN = 35.0
 QUIET = 45.0
 """At rest nothing is written for so long."""
 ENDS_WITHIN = 200.0
-"""A list of PDServings comes at least every 144 s, and tells what no event did."""
+"""A list of PDServings comes at least every 144 s, and shows what no event did."""
 SKEWS = (900.0, -900.0)
 """Seconds by which the clocks of half of the nodes are wrong, in some clusters."""
 SETTINGS = {
@@ -38,7 +38,7 @@ SETTINGS = {
 }
 
 
-class Failed(Exception):
+class RunFailed(Exception):
     """A run that broke an invariant: the seed, what, and what led there."""
 
     def __init__(self, seed: int, reason: str, trace: list[str]) -> None:
@@ -48,7 +48,7 @@ class Failed(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class RunFigures:
     """What a run was about."""
 
     seconds: float
@@ -58,13 +58,13 @@ class Told:
     events: int
 
 
-class World:
+class SimulatedWorld:
     """Everything of one run."""
 
     def __init__(self, seed: int) -> None:
         memory.KEYS.made = 0
         self.clock = Clock(seed)
-        self.server = Server(self.clock)
+        self.server = ApiServer(self.clock)
         slots = 7 if self.clock.chance(0.7) else 4  # where nodes are lost a surge waits
         self.nodes = [Node(f"node-{number}", slots) for number in range(4)]
         wrong = 0.5 if self.clock.chance(0.4) else 0.0
@@ -72,18 +72,18 @@ class World:
             if self.clock.chance(wrong):
                 node.ahead = self.clock.random.choice(SKEWS)
         self.kubelet = Kubelet(self.clock, self.server, self.nodes)
-        self.serving = Serving(self.clock, self.server, self.kubelet)
+        self.serving = SimulatedServing(self.clock, self.server, self.kubelet)
         Jobs(self.clock, self.server, self.kubelet)
         Endpoints(self.clock, self.server, "chat")
         garbage = Garbage(self.clock, self.server)
         self.judge = Judge(self.clock, self.server, self.kubelet, self.serving, UID)
         garbage.collects = self.collected
         self.lag = self.clock.random.choice([0.4, 0.8, 1.2])
-        self.trouble = Trouble(self.lag)
+        self.trouble = Disturbance(self.lag)
         self.wish = specs.first(self.clock.random)
         replicas = 2 if self.clock.chance(0.4) else 1
         self.operators = [
-            Operator(
+            SimulatedOperator(
                 f"operator-{n}",
                 self.clock,
                 self.server,
@@ -122,7 +122,7 @@ class World:
         notes = {**live["metadata"].get("annotations", {}), names.ROTATE: self.clock.text()}
         self.server.put({**live, "metadata": {**live["metadata"], "annotations": notes}})
 
-    def run(self) -> Told:
+    def run(self) -> RunFigures:
         """Raises Violation."""
         clock = self.clock
         self.ask(self.wish)
@@ -136,7 +136,7 @@ class World:
         self._rest()
         if clock.chance(0.3):
             self._delete()
-        return Told(
+        return RunFigures(
             clock.now - START,
             sum(operator.rounds for operator in self.operators),
             self.judge.writes,
@@ -204,7 +204,7 @@ class World:
         for role, count in counts.items():
             if count != (spec[role]["replicas"] if role in spec else 0):
                 return f"{count} groups of {role}"
-        return self._keys() or self._told(ready=all(counts.values()), degraded=False)
+        return self._keys() or self._conditions(ready=all(counts.values()), degraded=False)
 
     def _keys(self) -> str:
         """What is left of keys that no group has any more, or to do for one that is asked for."""
@@ -246,22 +246,22 @@ class World:
                 return f"{role} group {index}, attempt {attempt} does not serve"
         if bad in kinds or len(kinds) != 1 or roles not in ({"unified"}, {"prefill", "decode"}):
             return f"there are {roles} of revisions {kinds}"
-        return self._told(ready=True, degraded=True)
+        return self._conditions(ready=True, degraded=True)
 
-    def _told(self, *, ready: bool, degraded: bool) -> str:
+    def _conditions(self, *, ready: bool, degraded: bool) -> str:
         """What the conditions should be and are not."""
         status = (self.server.find(names.KIND, "chat") or {}).get("status") or {}
-        told = {item["type"]: item["status"] for item in status.get("conditions", [])}
+        states = {item["type"]: item["status"] for item in status.get("conditions", [])}
         expected = {"Ready": str(ready), "Progressing": "False", "Degraded": str(degraded)}
-        wrong = {kind: told.get(kind) for kind in expected if told.get(kind) != expected[kind]}
+        wrong = {kind: states.get(kind) for kind in expected if states.get(kind) != expected[kind]}
         return f"conditions {wrong}" if wrong else ""
 
 
-def run(seed: int) -> Told:
+def run(seed: int) -> RunFigures:
     """One run. Raises Failed."""
-    world = World(seed)
+    world = SimulatedWorld(seed)
     try:
         return world.run()
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
-        raise Failed(seed, reason, list(world.clock.trace)) from error
+        raise RunFailed(seed, reason, list(world.clock.trace)) from error

@@ -21,7 +21,7 @@ import time
 from collections import deque
 from collections.abc import Generator, Sequence
 from itertools import islice
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from pds_engine.errors import ProtocolError
 from pds_engine.kv.transfer.frames import (
@@ -48,8 +48,17 @@ _SCRATCH: Final = memoryview(bytearray(1 << 18))
 Reading = Generator[Sequence[memoryview], None, None]
 
 
-class Owner(Protocol):
-    """Whom a channel tells what happens on it."""
+class Credentials(NamedTuple):
+    """What the two ends of a channel prove to each other."""
+
+    key: bytes
+    """The control key's hmac.key: both ends hold it."""
+    instance: bytes
+    """The start of the rank that listens."""
+
+
+class ChannelHandler(Protocol):
+    """What a channel calls when something happens on it."""
 
     def on_ready(self, channel: "Channel") -> None:
         """The handshake is done."""
@@ -76,7 +85,7 @@ class Channel:
         self,
         sock: socket.socket,
         peer: str,
-        owner: Owner,
+        handler: ChannelHandler,
         selector: selectors.BaseSelector,
         now: float,
     ) -> None:
@@ -87,9 +96,9 @@ class Channel:
         self.ready = False
         self.closed = False
         self.unanswered = 0
-        """Answers that are due from the other side; its owner counts."""
+        """Answers that are due from the other side. The handler counts them."""
         self._sock = sock
-        self._owner = owner
+        self._handler = handler
         self._selector = selector
         self._out: deque[memoryview] = deque()
         self._reading: Reading | None = None
@@ -103,19 +112,18 @@ class Channel:
     def dial(
         cls,
         address: tuple[str, int],
-        owner: Owner,
+        handler: ChannelHandler,
         selector: selectors.BaseSelector,
         *,
-        key: bytes,
-        instance: bytes,
+        credentials: Credentials,
         now: float,
     ) -> "Channel":
         """Begin to connect; `on_ready` or `on_lost` follows."""
         family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         sock.connect_ex(address)
-        channel = cls(sock, f"{address[0]}:{address[1]}", owner, selector, now)
-        channel._read_by(channel._as_dialer(key, instance))
+        channel = cls(sock, f"{address[0]}:{address[1]}", handler, selector, now)
+        channel._read_by(channel._as_dialer(*credentials))
         return channel
 
     @classmethod
@@ -123,16 +131,15 @@ class Channel:
         cls,
         sock: socket.socket,
         peer: str,
-        owner: Owner,
+        handler: ChannelHandler,
         selector: selectors.BaseSelector,
         *,
-        key: bytes,
-        instance: bytes,
+        credentials: Credentials,
         now: float,
     ) -> "Channel":
-        """Greet one who has connected; `on_ready` or `on_lost` follows."""
-        channel = cls(sock, peer, owner, selector, now)
-        channel._read_by(channel._as_listener(key, instance))
+        """Greet a peer that has connected; `on_ready` or `on_lost` follows."""
+        channel = cls(sock, peer, handler, selector, now)
+        channel._read_by(channel._as_listener(*credentials))
         return channel
 
     @property
@@ -172,10 +179,10 @@ class Channel:
                     self.fail(error.strerror or str(error))
 
     def fail(self, reason: str) -> None:
-        """Close, and tell the owner why."""
+        """Close, and call the handler's `on_lost`."""
         if not self.closed:
             self.close()
-            self._owner.on_lost(self, reason)
+            self._handler.on_lost(self, reason)
 
     def close(self) -> None:
         if not self.closed:
@@ -207,7 +214,7 @@ class Channel:
                 self.progress = now
                 _drop(self._out, sent)
             if self.ready:
-                self._owner.on_idle(self)
+                self._handler.on_idle(self)
             if not self._out:
                 break
         if not self.closed:
@@ -258,7 +265,7 @@ class Channel:
 
     def _frames(self) -> Reading:
         self.ready = True
-        self._owner.on_ready(self)
+        self._handler.on_ready(self)
         while True:
             head = yield from _exactly(HEAD.size)
             self._in_frame = True
@@ -266,11 +273,11 @@ class Channel:
             if not 0 < body_bytes <= MAX_BODY or data_bytes > MAX_DATA:
                 raise ProtocolError(f"a frame of {body_bytes} bytes and {data_bytes} of data")
             frame = decode((yield from _exactly(body_bytes)))
-            places = self._owner.on_frame(self, frame, data_bytes)
+            places = self._handler.on_frame(self, frame, data_bytes)
             if data_bytes:
                 yield _nowhere(data_bytes) if places is None else places
             self._in_frame = False
-            self._owner.on_data(self, frame)
+            self._handler.on_data(self, frame)
 
 
 def _exactly(count: int) -> Generator[Sequence[memoryview], None, bytes]:

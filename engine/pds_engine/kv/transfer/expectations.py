@@ -1,7 +1,7 @@
 """Which transfers this rank's pages are held for, and who may write where. Pure.
 
-A transfer may knock before its Expect has come (the worker was in a step): it waits. One that was
-forgotten is refused for good: its pages may belong to another request by now.
+A peer may ask to open a transfer before its Expect has come (the worker was in a step): it waits.
+A transfer that was forgotten is refused for good: its pages may belong to another request by now.
 """
 
 from collections import OrderedDict
@@ -10,20 +10,22 @@ from dataclasses import dataclass
 from enum import Enum
 
 from pds_engine.errors import ProtocolError
-from pds_engine.kv.layout import Run
+from pds_engine.kv.layout import ByteRun
 
 MAX_FORGOTTEN = 4096
-"""Tombstones kept; an older transfer that still knocks waits in vain in place of being refused."""
+"""Forgotten transfers that are remembered. An older one waits in vain instead of being refused."""
 
 
-class Verdict(Enum):
+class OpenAnswer(Enum):
+    """The answer to a peer that asks to open a transfer."""
+
     OPEN = "open"
     WAIT = "wait"
     REFUSE = "refuse"
 
 
 @dataclass(frozen=True, slots=True)
-class Expected:
+class ExpectedTransfer:
     epoch: int
     pages: frozenset[int]
 
@@ -34,7 +36,7 @@ class Expectations:
     def __init__(self, pages: int, page_bytes: int) -> None:
         self._pages = range(pages)
         self._page_bytes = page_bytes
-        self._expected: dict[str, Expected] = {}
+        self._expected: dict[str, ExpectedTransfer] = {}
         self._forgotten: OrderedDict[tuple[str, int], None] = OrderedDict()
 
     def __len__(self) -> int:
@@ -49,7 +51,7 @@ class Expectations:
         held = frozenset(pages)
         if not all(page in self._pages for page in held):
             raise ProtocolError(f"transfer {transfer}: pages outside the pool's {len(self._pages)}")
-        self._expected[transfer] = Expected(epoch, held)
+        self._expected[transfer] = ExpectedTransfer(epoch, held)
         self._forgotten.pop((transfer, epoch), None)
 
     def forget(self, transfer: str, epoch: int) -> None:
@@ -61,16 +63,16 @@ class Expectations:
         while len(self._forgotten) > MAX_FORGOTTEN:
             self._forgotten.popitem(last=False)
 
-    def verdict(self, transfer: str, epoch: int) -> Verdict:
-        """What to answer to one who wants to open `transfer` at `epoch`."""
+    def answer(self, transfer: str, epoch: int) -> OpenAnswer:
+        """The answer to a peer that asks to open `transfer` at `epoch`."""
         if (transfer, epoch) in self._forgotten:
-            return Verdict.REFUSE
+            return OpenAnswer.REFUSE
         found = self._expected.get(transfer)
         if found is None or found.epoch < epoch:
-            return Verdict.WAIT
-        return Verdict.OPEN if found.epoch == epoch else Verdict.REFUSE
+            return OpenAnswer.WAIT
+        return OpenAnswer.OPEN if found.epoch == epoch else OpenAnswer.REFUSE
 
-    def fault(self, transfer: str, epoch: int, runs: Iterable[Run]) -> str | None:
+    def fault(self, transfer: str, epoch: int, runs: Iterable[ByteRun]) -> str | None:
         """Why these runs must not be placed; None: every byte belongs to the transfer's pages."""
         found = self._expected.get(transfer)
         if found is None or found.epoch != epoch:

@@ -5,20 +5,19 @@ raw data: page bytes on their way, which are read straight into their place.
 """
 
 import struct
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 from msgspec import DecodeError, Struct, ValidationError
 from msgspec.msgpack import Decoder, Encoder
 
+from pds_engine.config import KvBackend
 from pds_engine.errors import ProtocolError
-from pds_engine.kv.layout import Run
+from pds_engine.kv.layout import ByteRun
 
 HEAD: Final = struct.Struct("!II")
 MAX_BODY: Final = 1 << 20
 MAX_DATA: Final = 64 << 20
-
-BackendName = Literal["nixl", "tcp", "shm"]
 
 
 class Frame(Struct, frozen=True, tag=True, array_like=True, kw_only=True):
@@ -30,9 +29,9 @@ class Open(Frame, frozen=True, kw_only=True):
 
     transfer: str
     epoch: int
-    backend: BackendName
+    backend: KvBackend
     detail: bytes = b""
-    """What D needs to know of P's side: for shm, where P's pages are mapped."""
+    """What the backend's other half needs to know of P's side (Described.open)."""
 
 
 class Write(Frame, frozen=True, kw_only=True):
@@ -73,7 +72,7 @@ class Opened(Frame, frozen=True, kw_only=True):
     epoch: int
 
 
-class Refused(Frame, frozen=True, kw_only=True):
+class OpenRefused(Frame, frozen=True, kw_only=True, tag="Refused"):
     """D → P: not, or no longer, expected; nothing of it will be placed."""
 
     transfer: str
@@ -94,7 +93,7 @@ class Nack(Frame, frozen=True, kw_only=True):
     message: str
 
 
-AnyFrame = Open | Write | Copy | Posting | Close | Opened | Refused | Ack | Nack
+AnyFrame = Open | Write | Copy | Posting | Close | Opened | OpenRefused | Ack | Nack
 
 _encoder = Encoder()
 _decoder: Decoder[AnyFrame] = Decoder(AnyFrame)
@@ -114,12 +113,12 @@ def decode(body: bytes) -> AnyFrame:
         raise ProtocolError(f"an unreadable frame: {error}") from error
 
 
-def pack_runs(runs: list[Run]) -> bytes:
+def pack_runs(runs: list[ByteRun]) -> bytes:
     """24 bytes a run: source, destination, length as little-endian 64-bit integers."""
     return np.asarray(runs, dtype="<i8").tobytes()
 
 
-def unpack_runs(data: bytes) -> list[Run]:
+def unpack_runs(data: bytes) -> list[ByteRun]:
     """The inverse of `pack_runs`.
 
     Raises:
@@ -128,4 +127,4 @@ def unpack_runs(data: bytes) -> list[Run]:
     if len(data) % 24:
         raise ProtocolError(f"{len(data)} bytes are not whole runs")
     rows = np.frombuffer(data, dtype="<i8").reshape(-1, 3)
-    return [Run(*row) for row in rows.tolist()]
+    return [ByteRun(*row) for row in rows.tolist()]

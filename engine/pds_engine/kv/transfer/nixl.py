@@ -1,8 +1,8 @@
-"""Pages by NIXL over UCX: one-sided writes, by RDMA, CUDA IPC or whatever else both hosts have.
+"""Pages by NIXL over UCX: one-sided writes, by RDMA, CUDA IPC or another way that both hosts have.
 
 Nothing announces progress: both sides poll while writes are under way, which costs less than NIXL's
 own progress thread (it halves the throughput on two cores); the sender says when (Posting). UCX
-listens on every device it finds, so it is told the pod's own before it is loaded.
+listens on every device it finds, so it is confined to the pod's own before it is loaded.
 """
 
 import fcntl
@@ -14,20 +14,29 @@ import socket
 import struct
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final, Self
 
 import numpy as np
 from msgspec import DecodeError, Struct, ValidationError
 from msgspec.msgpack import Decoder, encode
 
+from pds_engine.config import KvBackend
 from pds_engine.errors import TransferFailed
-from pds_engine.kv.layout import Run
+from pds_engine.kv.layout import ByteRun
 from pds_engine.kv.pool import KvPool
-from pds_engine.kv.transfer.base import Described, Done, Offer, Route
+from pds_engine.kv.transfer.base import (
+    Backend,
+    Described,
+    Offer,
+    Route,
+    Way,
+    WriteResult,
+    same_domain,
+)
 from pds_engine.kv.transfer.channel import Channel
-from pds_engine.kv.transfer.frames import BackendName, Posting
+from pds_engine.kv.transfer.frames import Posting
 from pds_engine.listening import some_free
-from pds_engine.ports import UCX
+from pds_engine.ports import UCX, KvAddress
 
 _log = logging.getLogger(__name__)
 
@@ -45,7 +54,9 @@ class _Pages(Struct, frozen=True, array_like=True):
     device: int
 
 
-class _Peer(Struct, frozen=True, array_like=True):
+class _RemoteAgent(Struct, frozen=True, array_like=True):
+    """A peer's agent, as NIXL calls it, and its pool."""
+
     agent: str
     pages: _Pages
 
@@ -53,10 +64,11 @@ class _Peer(Struct, frozen=True, array_like=True):
 _pages = Decoder(_Pages)
 
 
-class NixlBackend:
+class NixlBackend(Backend):
     """One NIXL agent with the pool registered. Of the transfer thread alone."""
 
-    name: BackendName = "nixl"
+    name: ClassVar[KvBackend] = "nixl"
+    one_sided = True
 
     def __init__(self, pool: KvPool, host: str, ports: range) -> None:
         self._address = pool.address
@@ -74,11 +86,21 @@ class NixlBackend:
             self._region: Any = self._agent.register_memory(region, self._memory)
         except Exception as error:  # NIXL's own classes derive from Exception alone
             raise TransferFailed(f"NIXL does not start: {error}") from error
-        self._peers: dict[Channel, _Peer] = {}
+        self._peers: dict[Channel, _RemoteAgent] = {}
         self._posted: dict[int, tuple[Channel, Any]] = {}
-        self._ended: list[Done] = []
+        self._ended: list[WriteResult] = []
         self._abandoned: list[Any] = []
         """Handles of lost peers that NIXL would not release yet."""
+
+    @classmethod
+    def start(cls, pool: KvPool, at: KvAddress) -> Self:
+        return cls(pool, at.host, at.ucx)
+
+    @staticmethod
+    def way(ours: Offer, theirs: Offer) -> Way | None:
+        """Not the host's TCP where there is a common fabric, or one address space."""
+        direct = bool(set(ours.fabric) & set(theirs.fabric)) or same_domain(ours, theirs)
+        return Way.DIRECT if direct else Way.EMULATED
 
     @property
     def polling(self) -> bool:
@@ -104,12 +126,12 @@ class NixlBackend:
             except Exception as error:
                 raise TransferFailed(f"NIXL cannot reach {channel.peer}: {error}") from error
             name = agent.decode() if isinstance(agent, bytes) else agent
-            self._peers[channel] = _Peer(name, pages)
+            self._peers[channel] = _RemoteAgent(name, pages)
         return self._peers[channel]
 
-    def write(self, route: Route, runs: Sequence[Run], ticket: int) -> None:
+    def write(self, route: Route, runs: Sequence[ByteRun], ticket: int) -> None:
         peer = route.remote
-        if not isinstance(peer, _Peer):
+        if not isinstance(peer, _RemoteAgent):
             raise TransferFailed("a route of another backend")
         parts = np.asarray(runs, dtype=np.uint64)
         local = _descriptors(parts[:, 0], parts[:, 2], self._address, self._device)
@@ -129,9 +151,9 @@ class NixlBackend:
             self._posted.pop(ticket, None)
             self._rest(route.channel)
             message = f"NIXL cannot write to {route.channel.peer}: {error}"
-            self._ended.append(Done(ticket, message, stray=True))
+            self._ended.append(WriteResult(ticket, message, stray=True))
 
-    def poll(self) -> list[Done]:
+    def poll(self) -> list[WriteResult]:
         for ticket, (channel, handle) in list(self._posted.items()):
             try:
                 self._look(ticket, channel, handle, self._agent.check_xfer_state(handle))
@@ -177,7 +199,7 @@ class NixlBackend:
         self._posted.pop(ticket, None)
         if not _release(handle):
             self._abandoned.append(handle)
-        self._ended.append(Done(ticket, error, stray=error is not None))
+        self._ended.append(WriteResult(ticket, error, stray=error is not None))
         self._rest(channel)
 
     def _under_way(self, channel: Channel) -> bool:
@@ -235,8 +257,8 @@ def _domain() -> str:
 
 
 def _confine(host: str, ports: range) -> None:
-    """Tell UCX, before it is loaded, to use the pod's own device (and its RDMA ones) alone, and one
-    of `ports`. Where none is free it would look for one for ever.
+    """Make UCX, before it is loaded, use only the pod's own device (and its RDMA ones), and one of
+    `ports`. If none of them were free it would look for one for ever.
     """
     devices = [name for _, name in socket.if_nameindex() if _address_of(name) == host]
     if devices and _RDMA.is_dir():

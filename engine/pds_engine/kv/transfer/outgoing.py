@@ -35,12 +35,12 @@ class Outgoing:
     last: bool = False
     """The last push has been ordered."""
     ended: bool = False
-    """PushDone or PushFailed was told."""
+    """PushDone or PushFailed was reported."""
     stray: bool = False
     """A peer went away with writes under way: they may yet arrive."""
     close_by: float | None = None
     closed: bool = False
-    """TransferClosed was told; writes may still be under way if the bound had passed."""
+    """TransferClosed was reported; writes may still be under way if the bound had passed."""
     bytes: int = 0
     busy_since: float = 0.0
     busy: float = 0.0

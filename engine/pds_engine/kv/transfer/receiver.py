@@ -2,16 +2,16 @@
 
 import logging
 import selectors
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from pds_engine.config import KvBackend
 from pds_engine.errors import ProtocolError, TransferFailed
-from pds_engine.kv.layout import Run
+from pds_engine.kv.layout import ByteRun
 from pds_engine.kv.pool import KvPool
-from pds_engine.kv.transfer import shm
-from pds_engine.kv.transfer.base import Limits
-from pds_engine.kv.transfer.channel import Channel
-from pds_engine.kv.transfer.expectations import Expectations, Verdict
+from pds_engine.kv.transfer.base import Backend, TransferLimits
+from pds_engine.kv.transfer.channel import Channel, Credentials
+from pds_engine.kv.transfer.expectations import Expectations, OpenAnswer
 from pds_engine.kv.transfer.frames import (
     Ack,
     AnyFrame,
@@ -20,8 +20,8 @@ from pds_engine.kv.transfer.frames import (
     Nack,
     Open,
     Opened,
+    OpenRefused,
     Posting,
-    Refused,
     Write,
     unpack_runs,
 )
@@ -38,7 +38,7 @@ class _Visitor:
 
     opened: dict[str, Open] = field(default_factory=dict)
     waiting: dict[str, tuple[Open, float]] = field(default_factory=dict)
-    """Asked for before their Expect came, and until when they may wait."""
+    """Transfers that were asked for before their Expect, and until when they may wait."""
     placing: Write | None = None
     fault: str | None = None
     """Why the data being read is thrown away."""
@@ -53,17 +53,16 @@ class Receiver:
     def __init__(
         self,
         pool: KvPool,
-        backends: frozenset[str],
+        backends: Mapping[KvBackend, Backend],
         address: tuple[str, int],
         *,
-        key: bytes,
-        instance: bytes,
-        limits: Limits,
+        credentials: Credentials,
+        limits: TransferLimits,
         selector: selectors.BaseSelector,
     ) -> None:
         self._pool = pool
         self._backends = backends
-        self._key, self._instance = key, instance
+        self._credentials = credentials
         self._limits = limits
         self._selector = selector
         self._expectations = Expectations(pool.pages, pool.bytes_per_page)
@@ -112,7 +111,7 @@ class Receiver:
                 visitor.fault = f"transfer {order.transfer} was forgotten"
                 channel.discard()
             opened = visitor.opened.get(order.transfer)
-            if opened is not None and opened.epoch == order.epoch and opened.backend == "nixl":
+            if opened is not None and opened.epoch == order.epoch and self._bypassed(opened):
                 fenced = False
             waiting = visitor.waiting.get(order.transfer)
             if waiting is not None and waiting[0].epoch == order.epoch:
@@ -133,7 +132,7 @@ class Receiver:
                     _refuse(channel, asked, f"transfer {transfer} is not expected here")
 
     def accept(self, now: float) -> None:
-        """Take in whoever knocks, up to the bound."""
+        """Accept the next connection, up to the bound."""
         try:
             sock, address = self._listener.accept()
         except BlockingIOError:
@@ -149,7 +148,7 @@ class Receiver:
             sock.close()
             return
         channel = Channel.accept(
-            sock, peer, self, self._selector, key=self._key, instance=self._instance, now=now
+            sock, peer, self, self._selector, credentials=self._credentials, now=now
         )
         self._visitors[channel] = _Visitor()
 
@@ -160,7 +159,7 @@ class Receiver:
             channel.close()
         self._visitors.clear()
 
-    # ---- what a channel tells --------------------------------------------------------------------
+    # ---- what a channel reports ------------------------------------------------------------------
 
     def on_ready(self, channel: Channel) -> None:
         _log.debug("kv peer connected", extra={"peer": channel.peer})
@@ -171,7 +170,7 @@ class Receiver:
     def on_lost(self, channel: Channel, reason: str) -> None:
         visitor = self._visitors.pop(channel)
         for opened in visitor.opened.values():
-            if opened.backend == "nixl":
+            if self._bypassed(opened):
                 self._loose.add((opened.transfer, opened.epoch))
         level = logging.INFO if channel.ready else logging.WARNING
         _log.log(
@@ -213,19 +212,21 @@ class Receiver:
     # ---- opening and placing ---------------------------------------------------------------------
 
     def _answer(self, channel: Channel, visitor: _Visitor, asked: Open) -> None:
-        verdict = self._expectations.verdict(asked.transfer, asked.epoch)
-        if asked.backend not in self._backends:
+        answer = self._expectations.answer(asked.transfer, asked.epoch)
+        backend = self._backends.get(asked.backend)
+        if backend is None:
             _refuse(channel, asked, f"{asked.backend} is not offered here")
-        elif verdict is Verdict.OPEN:
-            if asked.backend == "shm":
-                try:
-                    visitor.mapped[asked.transfer] = shm.attach(asked.detail)
-                except TransferFailed as error:
-                    _refuse(channel, asked, error.message)
-                    return
+        elif answer is OpenAnswer.OPEN:
+            try:
+                source = backend.source(asked.detail)
+            except TransferFailed as error:
+                _refuse(channel, asked, error.message)
+                return
+            if source is not None:
+                visitor.mapped[asked.transfer] = source
             visitor.opened[asked.transfer] = asked
             channel.send(Opened(transfer=asked.transfer, epoch=asked.epoch))
-        elif verdict is Verdict.WAIT and len(visitor.waiting) < self._limits.waiting:
+        elif answer is OpenAnswer.WAIT and len(visitor.waiting) < self._limits.waiting:
             visitor.waiting[asked.transfer] = (
                 asked,
                 channel.progress + self._limits.expect_seconds,
@@ -233,7 +234,11 @@ class Receiver:
         else:
             _refuse(channel, asked, f"transfer {asked.transfer} is not expected here any more")
 
-    def _fault(self, visitor: _Visitor, frame: Write | Copy, runs: list[Run]) -> str | None:
+    def _bypassed(self, opened: Open) -> bool:
+        """Whether its bytes land without passing here, so that nothing here can stop them."""
+        return self._backends[opened.backend].one_sided
+
+    def _fault(self, visitor: _Visitor, frame: Write | Copy, runs: list[ByteRun]) -> str | None:
         opened = visitor.opened.get(frame.transfer)
         if opened is None or opened.epoch != frame.epoch:
             return f"transfer {frame.transfer} is not open at epoch {frame.epoch}"
@@ -265,7 +270,7 @@ class Receiver:
 
 
 def _refuse(channel: Channel, asked: Open, message: str) -> None:
-    channel.send(Refused(transfer=asked.transfer, epoch=asked.epoch, message=message))
+    channel.send(OpenRefused(transfer=asked.transfer, epoch=asked.epoch, message=message))
 
 
 def _acknowledge(channel: Channel, ticket: int, fault: str | None) -> None:

@@ -8,15 +8,22 @@ from itertools import count
 from msgspec import DecodeError, ValidationError
 from msgspec.msgpack import Decoder
 
+from pds_engine.config import KvBackend
 from pds_engine.errors import ProtocolError, TransferFailed
 from pds_engine.kv.layout import KvShard, plan_runs, plan_segments
 from pds_engine.kv.pool import KvPool
-from pds_engine.kv.transfer.base import Backend, Done, Limits, Offer, Route, decode_offer
+from pds_engine.kv.transfer.base import (
+    Offer,
+    Registered,
+    Route,
+    TransferLimits,
+    WriteResult,
+    decode_offer,
+)
 from pds_engine.kv.transfer.channel import Channel
 from pds_engine.kv.transfer.choose import choose
-from pds_engine.kv.transfer.frames import Ack, AnyFrame, Close, Nack, Open, Opened, Refused
+from pds_engine.kv.transfer.frames import Ack, AnyFrame, Close, Nack, Open, Opened, OpenRefused
 from pds_engine.kv.transfer.outgoing import Leg, Outgoing
-from pds_engine.kv.transfer.tcp import TcpBackend
 from pds_engine.messages import (
     CloseTransfer,
     KvEndpoint,
@@ -41,22 +48,20 @@ class Sender:
         self,
         pool: KvPool,
         rank: int,
-        backends: Mapping[str, Backend],
-        offers: Mapping[str, Offer],
-        details: Mapping[str, bytes],
+        registered: Mapping[KvBackend, Registered],
         *,
         dial: Dial,
-        limits: Limits,
-        tell: Callable[[Message], None],
+        limits: TransferLimits,
+        report: Callable[[Message], None],
     ) -> None:
         self._pool = pool
         self._rank = rank
-        self._backends = backends
-        self._offers = offers
-        self._details = details
+        self._backends = {name: each.backend for name, each in registered.items()}
+        self._offers: dict[str, Offer] = {name: each.offer for name, each in registered.items()}
+        self._details = {name: each.detail for name, each in registered.items()}
         self._dial = dial
         self._limits = limits
-        self._tell = tell
+        self._report = report
         self._transfers: dict[str, Outgoing] = {}
         self._channels: dict[tuple[str, int, bytes], Channel] = {}
         self._named: set[Channel] = set()
@@ -75,7 +80,7 @@ class Sender:
     # ---- orders ----------------------------------------------------------------------------------
 
     def open(self, order: OpenTransfer) -> None:
-        """Find the peers that take bytes from this rank, and knock at them."""
+        """Find the peers that take bytes from this rank, and ask them to open the transfer."""
         if order.transfer in self._transfers:
             raise ProtocolError(f"transfer {order.transfer} is open already")
         transfer = Outgoing(order, [], time.monotonic())
@@ -87,7 +92,7 @@ class Sender:
             return
         for leg in transfer.legs:
             if leg.channel.ready:
-                self._knock(transfer, leg)
+                self._ask_to_open(transfer, leg)
 
     def push(self, order: Push) -> None:
         """Write these pages, now or once the peer has opened the transfer."""
@@ -107,7 +112,7 @@ class Sender:
         """Post nothing more; `TransferClosed` follows within the bound."""
         transfer = self._transfers.get(order.transfer)
         if transfer is None:
-            self._tell(TransferClosed(transfer=order.transfer, rank=self._rank))
+            self._report(TransferClosed(transfer=order.transfer, rank=self._rank))
             return
         transfer.close_by = time.monotonic() + self._limits.drain_seconds
         self._stop(transfer)
@@ -132,9 +137,9 @@ class Sender:
             channel.close()
         self._channels.clear()
 
-    # ---- what backends and channels tell ---------------------------------------------------------
+    # ---- what backends and channels report -------------------------------------------------------
 
-    def ended(self, done: Done) -> None:
+    def ended(self, done: WriteResult) -> None:
         """A write has completed, or failed."""
         transfer = self._tickets.pop(done.ticket, None)
         if transfer is None:
@@ -151,7 +156,7 @@ class Sender:
         for transfer in list(self._transfers.values()):
             for leg in transfer.legs:
                 if leg.channel is channel:
-                    self._knock(transfer, leg)
+                    self._ask_to_open(transfer, leg)
 
     def on_frame(
         self, channel: Channel, frame: AnyFrame, data_bytes: int
@@ -161,7 +166,7 @@ class Sender:
         match frame:
             case Opened():
                 self._opened(channel, frame)
-            case Refused():
+            case OpenRefused():
                 for transfer, _ in self._on(channel, frame.transfer, frame.epoch):
                     self._fail(transfer, frame.message)
             case Ack():
@@ -177,7 +182,7 @@ class Sender:
 
     def on_idle(self, channel: Channel) -> None:
         for backend in self._backends.values():
-            if channel.idle and isinstance(backend, TcpBackend):
+            if channel.idle:
                 backend.refill(channel)
 
     def on_lost(self, channel: Channel, reason: str) -> None:
@@ -227,7 +232,7 @@ class Sender:
                 raise TransferFailed(f"cannot dial {offer.host}:{offer.port}: {error}") from error
         return self._channels[key]
 
-    def _knock(self, transfer: Outgoing, leg: Leg) -> None:
+    def _ask_to_open(self, transfer: Outgoing, leg: Leg) -> None:
         name = leg.backend.name
         order = transfer.order
         leg.channel.send(
@@ -280,15 +285,15 @@ class Sender:
             leg.backend.write(leg.route, runs, ticket)
 
     def _settle(self, transfer: Outgoing) -> None:
-        """Tell what has come to an end."""
+        """Report what has come to an end."""
         if transfer.under_way or any(leg.waiting for leg in transfer.legs):
             return
         if transfer.closed:
-            self._say_close(transfer)
+            self._send_close(transfer)
             return
         if transfer.last and not transfer.ended and transfer.close_by is None:
             transfer.ended = True
-            self._tell(
+            self._report(
                 PushDone(
                     transfer=transfer.order.transfer,
                     rank=self._rank,
@@ -305,7 +310,7 @@ class Sender:
             transfer.ended = True
             name = transfer.order.transfer
             _log.warning("kv push failed: %s", message, extra={"transfer": name})
-            self._tell(PushFailed(transfer=name, rank=self._rank, message=message))
+            self._report(PushFailed(transfer=name, rank=self._rank, message=message))
 
     def _stop(self, transfer: Outgoing) -> None:
         for leg in transfer.legs:
@@ -317,11 +322,11 @@ class Sender:
         del self._transfers[name]
         transfer.closed = transfer.ended = True
         if not transfer.under_way:
-            self._say_close(transfer)
-        self._tell(TransferClosed(transfer=name, rank=self._rank, drained=drained))
+            self._send_close(transfer)
+        self._report(TransferClosed(transfer=name, rank=self._rank, drained=drained))
 
-    def _say_close(self, transfer: Outgoing) -> None:
-        """Let the peer know that nothing of it can come any more, if that is so."""
+    def _send_close(self, transfer: Outgoing) -> None:
+        """Send the peer a Close, if nothing of the transfer can come any more."""
         if transfer.stray:
             return
         order = transfer.order
@@ -345,8 +350,7 @@ class Sender:
     def _answered(self, channel: Channel, ticket: int, error: str | None) -> None:
         channel.unanswered = max(channel.unanswered - 1, 0)
         for backend in self._backends.values():
-            if isinstance(backend, TcpBackend):
-                backend.answered(ticket, error)
+            backend.answered(ticket, error)
 
     def _holds(self, pages: Sequence[int]) -> bool:
         return all(0 <= page < self._pool.pages for page in pages)

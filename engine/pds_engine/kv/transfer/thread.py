@@ -1,7 +1,7 @@
 """The one thread of a worker that touches the transport.
 
-Orders come from the worker's thread by a queue and an eventfd; what has happened is told by
-`on_event`, on this thread. It sleeps in epoll: TCP needs no polling. Only while a one-sided write
+Orders come from the worker's thread by a queue and an eventfd. Events are reported by `on_event`,
+on this thread. It sleeps in epoll: TCP needs no polling. Only while a one-sided write
 may be under way (NIXL has no event to wait for) does it poll, every 150 µs.
 """
 
@@ -18,17 +18,15 @@ from typing import Final
 
 from msgspec.msgpack import encode
 
-from pds_engine.config import KvConfig
-from pds_engine.errors import ConfigError, PdsError, TransferFailed
+from pds_engine.config import KvBackend, KvConfig
+from pds_engine.errors import PdsError
 from pds_engine.keys import Keys
 from pds_engine.kv.pool import KvPool
-from pds_engine.kv.transfer.base import Backend, Limits, Offer, encode_offer
-from pds_engine.kv.transfer.channel import INSTANCE, Channel
-from pds_engine.kv.transfer.nixl import NixlBackend
+from pds_engine.kv.transfer.base import Offer, Registered, TransferLimits, encode_offer
+from pds_engine.kv.transfer.channel import INSTANCE, Channel, Credentials
 from pds_engine.kv.transfer.receiver import Receiver
+from pds_engine.kv.transfer.registry import start_backends
 from pds_engine.kv.transfer.sender import Sender
-from pds_engine.kv.transfer.shm import ShmBackend
-from pds_engine.kv.transfer.tcp import TcpBackend
 from pds_engine.messages import (
     CloseTransfer,
     Expect,
@@ -70,15 +68,15 @@ class TransferThread:
         at: KvAddress,
         on_event: Callable[[Message], None],
         keys: Keys,
-        limits: Limits | None = None,
+        limits: TransferLimits | None = None,
     ) -> None:
         self._pool = pool
         self._config = config
         self._rank = rank
         self._at = at
-        self._tell = on_event
+        self._report = on_event
         self._key = keys.hmac
-        self._limits = limits or Limits()
+        self._limits = limits or TransferLimits()
         self._orders: deque[Order] = deque()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._stopping = False
@@ -106,7 +104,7 @@ class TransferThread:
         self._order(order)
 
     def close(self, order: CloseTransfer) -> None:
-        """Stop posting; TransferClosed follows within `Limits.drain_seconds`."""
+        """Stop posting; TransferClosed follows within `TransferLimits.drain_seconds`."""
         self._order(order)
 
     def expect(self, order: Expect) -> None:
@@ -150,7 +148,7 @@ class TransferThread:
             except Exception as error:
                 _log.exception("the kv transfer thread failed")
                 code = error.code if isinstance(error, PdsError) else PdsError.code
-                self._tell(Fault(rank=self._rank, code=code, message=f"kv transfer: {error}"))
+                self._report(Fault(rank=self._rank, code=code, message=f"kv transfer: {error}"))
             finally:
                 loop.close()
 
@@ -163,29 +161,27 @@ class _Loop:
         self._selector = selector
         self._instance = secrets.token_bytes(INSTANCE)
         self._next_tick = 0.0
-        self._backends = start_backends(thread._pool, thread._config, thread._at)
+        self._backends = start_backends(thread._config.backends, thread._pool, thread._at)
         self._receiver = self._listen()
-        offers, details = self._register()
+        registered = self._register()
         self.endpoint = KvEndpoint(
             rank=thread._rank,
             shard=encode(thread._pool.shard),
             pages=thread._pool.pages,
-            backends={name: encode_offer(offer) for name, offer in offers.items()},
+            backends={name: encode_offer(each.offer) for name, each in registered.items()},
         )
         self._sender = Sender(
             thread._pool,
             thread._rank,
-            self._backends,
-            offers,
-            details,
+            registered,
             dial=self._dial,
             limits=thread._limits,
-            tell=thread._tell,
+            report=thread._report,
         )
         selector.register(thread._wake, selectors.EVENT_READ)
 
     def turn(self) -> None:
-        """Carry out the orders, move bytes, tell what has ended; then wait for more."""
+        """Carry out the orders, move bytes, report what has ended; then wait for more."""
         self._obey()
         for backend in self._backends.values():
             for done in backend.poll():
@@ -229,7 +225,7 @@ class _Loop:
                     self._receiver.expect(order)
                 case Forget() as order:
                     fenced = self._receiver.forget(order)
-                    self._thread._tell(
+                    self._thread._report(
                         Forgotten(
                             transfer=order.transfer,
                             epoch=order.epoch,
@@ -242,21 +238,18 @@ class _Loop:
         thread = self._thread
         return Receiver(
             thread._pool,
-            frozenset(self._backends),
+            self._backends,
             (thread._at.host, thread._at.channel),
-            key=thread._key,
-            instance=self._instance,
+            credentials=Credentials(thread._key, self._instance),
             limits=thread._limits,
             selector=self._selector,
         )
 
-    def _register(self) -> tuple[dict[str, Offer], dict[str, bytes]]:
-        offers: dict[str, Offer] = {}
-        details: dict[str, bytes] = {}
+    def _register(self) -> dict[KvBackend, Registered]:
+        registered: dict[KvBackend, Registered] = {}
         for name, backend in self._backends.items():
             described = backend.register()
-            details[name] = described.open
-            offers[name] = Offer(
+            offer = Offer(
                 host=self._thread._at.host,
                 port=self._receiver.port,
                 instance=self._instance,
@@ -264,43 +257,14 @@ class _Loop:
                 fabric=described.fabric,
                 detail=described.offer,
             )
-        return offers, details
+            registered[name] = Registered(backend, offer, described.open)
+        return registered
 
-    def _dial(self, offer: Offer, owner: Sender) -> Channel:
+    def _dial(self, offer: Offer, handler: Sender) -> Channel:
         return Channel.dial(
             (offer.host, offer.port),
-            owner,
+            handler,
             self._selector,
-            key=self._thread._key,
-            instance=offer.instance,
+            credentials=Credentials(self._thread._key, offer.instance),
             now=time.monotonic(),
         )
-
-
-def start_backends(pool: KvPool, config: KvConfig, at: KvAddress) -> dict[str, Backend]:
-    """Those of `config.backends` that work here; the others are left out with a line in the log.
-
-    Raises:
-        PortTaken: another process has the port of one that listens by itself.
-        ConfigError: none does.
-    """
-    found: dict[str, Backend] = {}
-    for name in config.backends:
-        try:
-            found[name] = _start(name, pool, at)
-        except TransferFailed as error:
-            _log.warning("kv backend %s is not offered: %s", name, error)
-    if not found:
-        raise ConfigError(
-            f"kv.backends: none of {', '.join(config.backends) or 'nothing'} works here",
-            hint="tcp works wherever the pages are in host memory",
-        )
-    return found
-
-
-def _start(name: str, pool: KvPool, at: KvAddress) -> Backend:
-    if name == "tcp":
-        return TcpBackend(pool)
-    if name == "shm":
-        return ShmBackend(pool)
-    return NixlBackend(pool, at.host, at.ucx)

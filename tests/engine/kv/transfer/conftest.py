@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from pds_engine.config import KvConfig
+from pds_engine.config import KvBackend, KvConfig
 from pds_engine.keys import Keys
 from pds_engine.kv.layout import KvFormat, KvShard
 from pds_engine.kv.pool import KvPool
-from pds_engine.kv.transfer import Limits, TransferThread
+from pds_engine.kv.transfer import TransferLimits, TransferThread, shared_pool
+from pds_engine.kv.transfer.registry import BACKENDS
 from pds_engine.messages import KvEndpoint, Message
 from pds_engine.ports import UCX_OFFSET, KvAddress
 
@@ -31,13 +32,13 @@ class Side:
         kv: KvFormat,
         part: KvShard,
         pages: int,
-        backends: Sequence[str],
+        backends: Sequence[KvBackend],
         keys: Keys,
         rank: int = 0,
-        limits: Limits | None = None,
+        limits: TransferLimits | None = None,
         port: int = 0,
     ) -> None:
-        self.pool = KvPool(kv, part, pages, shared="shm" in backends)
+        self.pool = KvPool(kv, part, pages, shared=shared_pool(backends))
         self.bytes = self.pool.data.view(torch.uint8).view(pages, -1)
         self.events: queue.Queue[Message] = queue.Queue()
         config = KvConfig.model_validate({"backends": tuple(backends)})
@@ -147,7 +148,11 @@ class Remote:
 
 
 def _serve(
-    parents: Connection, pipe: Connection, kind: Callable[..., Any], args: Any, kwargs: Any
+    parents: Connection,
+    pipe: Connection,
+    kind: Callable[..., Any],
+    args: Sequence[Any],
+    kwargs: dict[str, Any],
 ) -> None:
     parents.close()
     try:
@@ -169,13 +174,21 @@ def keys() -> Keys:
     return Keys.make()
 
 
+@pytest.fixture(params=[name for name in BACKENDS if not BACKENDS[name].one_sided])
+def backend(request: pytest.FixtureRequest) -> str:
+    """Each backend whose writes the receiver checks."""
+    return str(request.param)
+
+
 @pytest.fixture
 def side(keys: Keys) -> Iterator[Callable[..., Side]]:
     """Makes sides in this process: side(format, shard, pages, backends, **more)."""
     made: list[Side] = []
 
-    def make(*args: Any, **kwargs: Any) -> Side:
-        made.append(Side(*args, **{"keys": keys, **kwargs}))
+    def make(
+        kv: KvFormat, part: KvShard, pages: int, backends: Sequence[KvBackend], **more: Any
+    ) -> Side:
+        made.append(Side(kv, part, pages, backends, **{"keys": keys, **more}))
         return made[-1]
 
     yield make
@@ -188,8 +201,10 @@ def remote(keys: Keys) -> Iterator[Callable[..., Remote]]:
     """Makes sides in processes of their own."""
     made: list[Remote] = []
 
-    def make(*args: Any, **kwargs: Any) -> Remote:
-        made.append(Remote(Side, *args, **{"keys": keys, **kwargs}))
+    def make(
+        kv: KvFormat, part: KvShard, pages: int, backends: Sequence[KvBackend], **more: Any
+    ) -> Remote:
+        made.append(Remote(Side, kv, part, pages, backends, **{"keys": keys, **more}))
         return made[-1]
 
     yield make

@@ -8,8 +8,8 @@ import time
 
 import pytest
 from pds_engine.keys import Keys
-from pds_engine.kv.layout import KvFormat, Run, shard
-from pds_engine.kv.transfer import Limits
+from pds_engine.kv.layout import ByteRun, KvFormat, shard
+from pds_engine.kv.transfer import TransferLimits
 from pds_engine.kv.transfer.base import decode_offer
 from pds_engine.kv.transfer.channel import MAGIC, _mac
 from pds_engine.kv.transfer.frames import (
@@ -41,7 +41,9 @@ PAGE = WHOLE.page_bytes(FORMAT)  # 256 KiB
 PAGES = 256
 MANY = tuple(range(PAGES))
 """64 MiB: more than both sockets' buffers hold, so that a push to a stopped peer hangs midway."""
-SHORT = Limits(handshake_seconds=0.3, stall_seconds=60, drain_seconds=0.4, expect_seconds=60)
+SHORT = TransferLimits(
+    handshake_seconds=0.3, stall_seconds=60, drain_seconds=0.4, expect_seconds=60
+)
 
 SMALL = KvFormat(digest="d", dtype="float32", page_size=1, layers=1, kv_heads=1, head_dim=8)
 SMALL_SHARD = shard(SMALL, layers=(0, 1))
@@ -232,7 +234,7 @@ def test_a_peer_that_talks_nonsense_is_dropped(
     side, keys: Keys, frame: bytes, reason: str, caplog
 ) -> None:
     caplog.set_level("INFO")
-    decode = side(SMALL, SMALL_SHARD, 4, ["tcp"], limits=Limits(stall_seconds=0.3))
+    decode = side(SMALL, SMALL_SHARD, 4, ["tcp"], limits=TransferLimits(stall_seconds=0.3))
     with knock(decode.endpoint()) as sock:
         _prove(sock, keys)
         sock.sendall(frame)
@@ -249,7 +251,7 @@ def test_a_forget_in_the_middle_of_a_write_throws_the_rest_away(side, keys: Keys
         sock.sendall(encode(Open(transfer="t", epoch=1, backend="tcp")))
         assert _answer(sock) == Opened(transfer="t", epoch=1)
         whole = decode.pool.bytes
-        runs = pack_runs([Run(0, 0, whole)])
+        runs = pack_runs([ByteRun(0, 0, whole)])
         sock.sendall(encode(Write(transfer="t", epoch=1, ticket=8, runs=runs), whole))
         sock.sendall(b"\x01" * (whole // 2))
         wait_for(lambda: decode.written() == list(range(512)))
@@ -266,14 +268,13 @@ def test_a_forget_in_the_middle_of_a_write_throws_the_rest_away(side, keys: Keys
 
 
 def test_connections_beyond_the_bound_are_closed(side) -> None:
-    decode = side(SMALL, SMALL_SHARD, 4, ["tcp"], limits=Limits(connections=2))
+    decode = side(SMALL, SMALL_SHARD, 4, ["tcp"], limits=TransferLimits(connections=2))
     first, second, third = (knock(decode.endpoint()) for _ in range(3))
     with first, second, third:
         assert hung_up(third)
         assert _read(first, len(MAGIC)) == _read(second, len(MAGIC)) == MAGIC
 
 
-@pytest.mark.parametrize("backend", ["tcp", "shm"])
 def test_an_abort_storm_leaves_no_byte_and_no_question_behind(side, backend: str) -> None:
     """200 transfers, each aborted somewhere between its opening and its end, by P, D or both."""
     draw = random.Random(20)

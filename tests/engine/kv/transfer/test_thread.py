@@ -79,7 +79,6 @@ def test_pages_arrive_where_the_push_says(pair) -> None:
     assert decode.event() == forgotten()
 
 
-@pytest.mark.parametrize("backend", ["tcp", "shm"])
 def test_the_log_names_the_backend_once_for_a_peer(side, caplog, backend: str) -> None:
     prefill, decode = (side(FORMAT, WHOLE, 12, [backend]) for _ in range(2))
     with caplog.at_level("INFO", logger="pds_engine.kv.transfer.sender"):
@@ -299,6 +298,6 @@ def test_ucx_takes_a_free_port_of_its_own_range(side) -> None:
     """Of a process: UCX reads its settings once. The first port of the range is another's."""
     taken = decode_offer(side(FORMAT, WHOLE, 2, ["tcp"]).endpoint().backends["tcp"]).port
     words = [sys.executable, "-c", LISTENS, str(taken), str(taken + 8)]
-    told = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True).stdout
-    (port,) = re.findall(r"listens on (\d+)", told)
+    printed = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True).stdout
+    (port,) = re.findall(r"listens on (\d+)", printed)
     assert taken < int(port) < taken + 8

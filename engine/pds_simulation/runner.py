@@ -1,0 +1,206 @@
+"""One rank's computation: the model's layers of its stage, on pages and slots as a worker's."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from pds_engine.errors import ProtocolError
+from pds_engine.messages import (
+    Admit,
+    Release,
+    Row,
+    Sampling,
+    StepDone,
+    StepPlan,
+    TokenLogprobs,
+)
+from pds_engine.parallel.reads import Reads
+from pds_engine.parallel.stage import Computed, StagePlace
+
+from pds_simulation import model
+from pds_simulation.exchange import INVALID, Hidden
+
+POISON = 1 << 90
+"""A cell of a page that was never written."""
+
+
+@dataclass(slots=True)
+class SimulatedSlot:
+    """A slot of this rank's table."""
+
+    gen: int
+    prompt_len: int
+    known: tuple[int, ...]
+    sampling: Sampling
+    seed: int
+    pages: list[int] = field(default_factory=list)
+    last: int = INVALID
+    """On the first stage: the slot's last token, once it was sampled."""
+    said: int = 0
+    """On the last stage: the history of the output so far."""
+
+
+class SimulatedRunner:
+    """Executes plans at once; how long that took is the worker's to say.
+
+    Every rank of a stage computes the same from its own copy of the keys, as an all-reduce leaves
+    the same hidden states on each.
+    """
+
+    def __init__(
+        self,
+        place: StagePlace,
+        shard: int,
+        layers: range,
+        *,
+        pages: int,
+        page_size: int,
+        max_slots: int,
+    ) -> None:
+        self.layers = layers
+        self.page_size = page_size
+        self.slots: dict[int, SimulatedSlot] = {}
+        self.memory = {layer: [POISON] * (pages * page_size) for layer in layers}
+        """Keys by layer: page p's tokens begin at p · page_size."""
+        self.reads = Reads()
+        self.place = place
+        self.shard = shard
+        self._max_slots = max_slots
+        self._done = -1
+        self._releases: list[Release] = []
+
+    # ---- orders --------------------------------------------------------------------------------
+
+    def admit(self, order: Admit) -> None:
+        if order.slot in self.slots or not 0 <= order.slot < self._max_slots:
+            raise ProtocolError(f"Admit names slot {order.slot}, which is taken or does not exist")
+        self.slots[order.slot] = SimulatedSlot(
+            order.gen,
+            len(order.prompt_ids),
+            order.prompt_ids + order.output_ids,
+            order.sampling,
+            order.seed,
+            list(order.pages),
+            said=model.history(order.output_ids),
+        )
+        self.reads.admit(order)
+
+    def release(self, order: Release) -> None:
+        """Free the slot, at once or when `order.after_step` is done."""
+        self._releases.append(order)
+        self._free()
+
+    # ---- parallel.stage.StageRunner ------------------------------------------------------------
+
+    def execute(self, plan: StepPlan, hidden: Hidden | None) -> Computed[Hidden]:
+        slots = [self._take(row) for row in plan.rows]
+        if self.place.first:
+            self.reads.check(plan)
+        inputs = self._embed(plan, slots) if self.place.first else self._given(plan, hidden)
+        computed = tuple(
+            self._compute(row, slot, values)
+            for row, slot, values in zip(plan.rows, slots, inputs, strict=True)
+        )
+        if self.place.first and self.place.last:
+            self.reads.sampled(plan)
+        self._done = plan.step_id
+        result: Computed[Hidden] = Computed(hidden=Hidden(self.shard, computed))
+        if self.place.last:
+            tokens, scores = self._sample(plan, slots, computed)
+            result = Computed(
+                done=StepDone(step_id=plan.step_id, tokens=tokens, logprobs=scores, elapsed=0.0)
+            )
+        self._free()
+        return result
+
+    def accept(self, plan: StepPlan, tokens: tuple[int, ...]) -> None:
+        rows = [row for row in plan.rows if row.samples]
+        if len(rows) != len(tokens) or not all(0 <= token < model.VOCAB for token in tokens):
+            raise ProtocolError(
+                f"step {plan.step_id} samples for {len(rows)} rows, the first stage got {tokens}"
+            )
+        for row, token in zip(rows, tokens, strict=True):
+            slot = self.slots.get(row.slot)
+            if slot is not None and slot.gen == row.gen:
+                slot.last = token
+        self.reads.accept(plan)
+
+    # ---- steps of the above --------------------------------------------------------------------
+
+    def _take(self, row: Row) -> SimulatedSlot:
+        slot = self.slots.get(row.slot)
+        if slot is None or slot.gen != row.gen:
+            held = None if slot is None else slot.gen
+            raise ProtocolError(
+                f"a step names slot {row.slot} generation {row.gen}, which holds {held}"
+            )
+        slot.pages.extend(row.new_pages)
+        if row.start + row.length > len(slot.pages) * self.page_size:
+            raise ProtocolError(f"slot {row.slot} computes beyond its {len(slot.pages)} pages")
+        return slot
+
+    def _embed(self, plan: StepPlan, slots: Sequence[SimulatedSlot]) -> list[Sequence[int]]:
+        return [
+            [
+                model.embed(
+                    slot.known[position] if position < len(slot.known) else slot.last, position
+                )
+                for position in range(row.start, row.start + row.length)
+            ]
+            for row, slot in zip(plan.rows, slots, strict=True)
+        ]
+
+    def _given(self, plan: StepPlan, hidden: Hidden | None) -> Sequence[Sequence[int]]:
+        if hidden is None or hidden.shard != self.shard:
+            raise ProtocolError(f"step {plan.step_id} was given the hidden states of {hidden}")
+        if [len(values) for values in hidden.rows] != [row.length for row in plan.rows]:
+            raise ProtocolError(f"step {plan.step_id} was given hidden states of another shape")
+        return hidden.rows
+
+    def _compute(self, row: Row, slot: SimulatedSlot, values: Sequence[int]) -> tuple[int, ...]:
+        """One row through this stage's layers: keys are written, then read up to each position."""
+        size, start, pages = self.page_size, row.start, slot.pages
+        cells = [
+            pages[position // size] * size + position % size
+            for position in range(start, start + row.length)
+        ]
+        for layer in self.layers:
+            memory = self.memory[layer]
+            for cell, value in zip(cells, values, strict=True):
+                memory[cell] = model.key(value, layer)
+            before: list[int] = []
+            for page in pages[: -(-start // size)]:
+                before += memory[page * size : page * size + size]
+            attention = model.attended(before[:start])
+            mixed = []
+            for position, (cell, value) in enumerate(zip(cells, values, strict=True), start + 1):
+                attention += position * memory[cell]
+                mixed.append(model.mix(value, attention, layer))
+            values = mixed
+        return tuple(values)
+
+    def _sample(
+        self, plan: StepPlan, slots: Sequence[SimulatedSlot], computed: Sequence[tuple[int, ...]]
+    ) -> tuple[tuple[int, ...], tuple[TokenLogprobs | None, ...]]:
+        tokens, scores = [], []
+        for row, slot, values in zip(plan.rows, slots, computed, strict=True):
+            if not row.samples:
+                continue
+            index = row.start + row.length - slot.prompt_len
+            token = model.sample(values[-1], slot.sampling, slot.seed, index, slot.said)
+            slot.said = hash((slot.said, token))
+            if self.place.first:
+                slot.last = token
+            tokens.append(token)
+            scores.append(model.logprobs(values[-1], token, slot.sampling.logprobs))
+        return tuple(tokens), tuple(scores)
+
+    def _free(self) -> None:
+        waiting = []
+        for order in self._releases:
+            if order.after_step > self._done:
+                waiting.append(order)
+            elif (slot := self.slots.pop(order.slot, None)) is None or slot.gen != order.gen:
+                raise ProtocolError(f"Release names slot {order.slot}/{order.gen}, not there")
+            else:
+                self.reads.release(order.slot)
+        self._releases = waiting

@@ -1,0 +1,1 @@
+"""What stands in the cluster: frozen facts, read from objects and answers. Pure."""

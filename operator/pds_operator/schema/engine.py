@@ -1,0 +1,63 @@
+"""`spec.engine`: the settings of the engine itself, for all roles or for one."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from pds_operator.schema.fields import Dtype, SpecModel, rules, with_rules
+
+
+class PipelineSpec(SpecModel):
+    skip_output: bool | None = None
+
+
+class DelayerSpec(SpecModel):
+    enabled: bool | None = None
+    max_ticks: Annotated[int, Field(ge=1, le=10000)] | None = None
+    low_watermark: Annotated[float, Field(ge=0, le=1)] | None = None
+
+
+class DpSpec(SpecModel):
+    sync_device: Literal["host", "device"] | None = None
+
+
+class EngineSpec(SpecModel):
+    """What all roles of the engine share; a role's own `engine` overrides it key by key."""
+
+    model_config = with_rules(
+        rules(
+            (
+                "!has(self.chunkSize) || !has(self.pageSize) || self.chunkSize >= self.pageSize",
+                "chunkSize must hold at least one page (pageSize)",
+            ),
+        )
+    )
+    max_model_len: Annotated[int, Field(ge=2, le=16777216)] | None = None
+    page_size: Annotated[int, Field(ge=1, le=256)] | None = None
+    kv_dtype: Dtype | None = None
+    kv_pages: Annotated[int, Field(ge=2, le=1000000000)] | None = None
+    kv_memory_bytes: Annotated[int, Field(ge=1048576)] | None = None
+    kv_backends: (
+        Annotated[list[Literal["nixl", "tcp", "shm"]], Field(min_length=1, max_length=3)] | None
+    ) = None
+    """What a group offers for the hand-over; a pair takes the best that both offer."""
+    chunk_size: Annotated[int, Field(ge=1, le=1048576)] | None = None
+    chunked_prefill: Literal["mixed", "separate"] | None = None
+    """A step holds chunks beside running requests, or the two kinds take turns."""
+    dynamic_chunks: bool | None = None
+    """Late chunks of a prompt are shorter, so that each takes as long as a first one."""
+    preemption: Literal["recompute", "none"] | None = None
+    max_running: Annotated[int, Field(ge=1, le=4096)] | None = None
+    max_waiting: Annotated[int, Field(ge=0, le=1000000)] | None = None
+    prefix_cache: bool | None = None
+    step_timeout_seconds: Annotated[int, Field(ge=1, le=86400)] | None = None
+    join_timeout_seconds: Annotated[int, Field(ge=1, le=86400)] | None = None
+    request_timeout_seconds: Annotated[int, Field(ge=1, le=86400)] | None = None
+    pipeline: PipelineSpec | None = None
+    delayer: DelayerSpec | None = None
+    dp: DpSpec | None = None
+    device: Literal["auto", "cpu", "cuda"] | None = None
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = None
+    compile: bool | None = None
+    """Run compiled graphs; default: whether compileCache.warmup is enabled."""
+    log_level: Literal["debug", "info", "warning", "error"] | None = None

@@ -1,0 +1,199 @@
+"""The least scheduler that can drive a Runner by plans, and what transformers computes."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from pds_engine.config import EngineConfig
+from pds_engine.messages import Admit, Release, Row, Sampling, StepDone, StepPlan, TokenLogprobs
+from pds_engine.models.loader import load
+from pds_engine.parallel.collectives import ALONE, Collectives
+from pds_engine.runner.runner import Runner
+
+
+@dataclass
+class Sequence_:
+    """One request on its way: what a scheduler knows of it."""
+
+    slot: int
+    gen: int
+    prompt: list[int]
+    sampling: Sampling
+    pages: list[int]
+    computed: int = 0
+    output: list[int] = field(default_factory=list)
+    chances: list[TokenLogprobs | None] = field(default_factory=list)
+    prompt_chances: list[TokenLogprobs] = field(default_factory=list)
+    unsound: list[int] = field(default_factory=list)
+    """Places in `output` that mean nothing, by the runner's own word."""
+
+
+class Driver:
+    """Runs requests to their end: whole chunks beside decode rows, as the scheduler would plan."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        page_size: int = 16,
+        pages: int = 400,
+        poison: bool = True,
+        collectives: Collectives = ALONE,
+        **keys: Any,
+    ) -> None:
+        self.config = EngineConfig.model_validate(
+            {
+                "model": {"path": path, "dtype": "float32"},
+                "max_model_len": 512,
+                "kv": {"page_size": page_size},
+                "scheduler": {"max_running": 16},
+                "parallelism": {"tp": collectives.size},
+            }
+            | keys
+        )
+        decoder = load(self.config, collectives.rank, torch.device("cpu"), collectives)
+        spec, kv_heads = decoder.spec, len(decoder.part.kv_heads)
+        shape = (pages + 1, spec.layers, 2, kv_heads, page_size, spec.head_dim)
+        self.pool = torch.full(shape, float("nan") if poison else 0.0)
+        self.pool[-1] = 0
+        self.runner = Runner(
+            self.config,
+            decoder,
+            [(self.pool[:, i, 0], self.pool[:, i, 1]) for i in range(spec.layers)],
+        )
+        self.page_size = page_size
+        self.free = list(range(pages))
+        random.Random(3).shuffle(self.free)
+        self.steps = 0
+        self.gen = 0
+
+    def admit(self, slot: int, prompt: Sequence[int], sampling: Sampling, seed: int) -> Sequence_:
+        self.gen += 1
+        count = -(-(len(prompt) + sampling.max_tokens) // self.page_size)
+        pages, self.free = self.free[:count], self.free[count:]
+        covered = -(-len(prompt) // self.page_size)
+        self.runner.admit(
+            Admit(
+                slot=slot,
+                gen=self.gen,
+                prompt_ids=tuple(prompt),
+                output_ids=(),
+                sampling=sampling,
+                seed=seed,
+                pages=tuple(pages[:covered]),
+            )
+        )
+        return Sequence_(slot, self.gen, list(prompt), sampling, pages[covered:])
+
+    def step(self, rows: Sequence[Row], padded: int = 0) -> StepDone:
+        plan = StepPlan(
+            step_id=self.steps,
+            rows=tuple(rows),
+            expects_output=False,
+            depends_on=-1,
+            padded_tokens=padded,
+        )
+        self.steps += 1
+        done = self.runner.execute(plan, None).done
+        assert done is not None
+        assert done.step_id == plan.step_id
+        return done
+
+    def row(self, request: Sequence_, chunk: int) -> Row:
+        total = len(request.prompt) + len(request.output)
+        length = min(chunk, total - request.computed)
+        new = ()
+        end = request.computed + length
+        if end > len(request.prompt) and (end - 1) % self.page_size == 0:
+            new = (request.pages.pop(0),)
+        return Row(
+            slot=request.slot,
+            gen=request.gen,
+            start=request.computed,
+            length=length,
+            new_pages=new,
+            samples=end == total,
+            scores=request.sampling.prompt_logprobs is not None
+            and request.computed + 1 < len(request.prompt),
+        )
+
+    def run(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling | Sequence[Sampling],
+        *,
+        chunk: int = 128,
+        budget: int = 4096,
+        seeds: Sequence[int] | None = None,
+        padded: int = 0,
+    ) -> list[Sequence_]:
+        """All prompts at once; each step takes what `budget` tokens hold, in order of arrival."""
+        options = [sampling] * len(prompts) if isinstance(sampling, Sampling) else sampling
+        requests = [
+            self.admit(slot, prompt, options[slot], seeds[slot] if seeds else 0)
+            for slot, prompt in enumerate(prompts)
+        ]
+        while live := [r for r in requests if len(r.output) < r.sampling.max_tokens]:
+            rows, taken, left = [], [], budget
+            for request in live:
+                row = self.row(request, min(chunk, left))
+                rows.append(row)
+                taken.append(request)
+                left -= row.length
+                if left < 1:
+                    break
+            done = self.step(rows, padded)
+            scored = [r for r, row in zip(taken, rows, strict=True) if row.scores]
+            for request, chances in zip(scored, done.prompt_logprobs, strict=True):
+                request.prompt_chances.extend(chances)
+            sampled = [r for r, row in zip(taken, rows, strict=True) if row.samples]
+            for request, row in zip(taken, rows, strict=True):
+                request.computed += row.length
+            results = zip(sampled, done.tokens, done.logprobs, strict=True)
+            for place, (request, token, chance) in enumerate(results):
+                if place in done.unsound:
+                    request.unsound.append(len(request.output))
+                request.output.append(token)
+                request.chances.append(chance)
+        for request in requests:
+            self.runner.release(
+                Release(slot=request.slot, gen=request.gen, after_step=self.steps - 1)
+            )
+        return requests
+
+
+class Reference:
+    """What transformers computes in float32."""
+
+    def __init__(self) -> None:
+        self._models: dict[Path, torch.nn.Module] = {}
+
+    def __call__(self, path: Path, prompt: Sequence[int], count: int) -> list[int]:
+        """Greedy tokens; refuses a prompt that ends in a near tie."""
+        ids, found, cache = torch.tensor([list(prompt)]), [], None
+        with torch.inference_mode():
+            for _ in range(count):
+                out = self._model(path)(ids, past_key_values=cache, use_cache=True)
+                cache = out.past_key_values
+                best = out.logits[0, -1].topk(2)
+                assert best.values[0] - best.values[1] > 1e-4
+                found.append(int(best.indices[0]))
+                ids = torch.tensor([[found[-1]]])
+        return found
+
+    def logprobs(self, path: Path, tokens: Sequence[int]) -> torch.Tensor:
+        """Of all tokens that may follow each of `tokens`: [len(tokens), vocab]."""
+        with torch.inference_mode():
+            return self._model(path)(torch.tensor([list(tokens)])).logits[0].log_softmax(-1)
+
+    def _model(self, path: Path) -> torch.nn.Module:
+        import transformers
+
+        if path not in self._models:
+            self._models[path] = transformers.AutoModelForCausalLM.from_pretrained(
+                path, dtype=torch.float32
+            ).eval()
+        return self._models[path]
