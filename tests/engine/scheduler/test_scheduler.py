@@ -291,9 +291,9 @@ def test_a_deadline_passed_fails_the_request(bench: MakeBench) -> None:
     b.plan()
     assert b.tick(100.9) == []
     assert b.tick(101.0) == [
-        "s failed runs 504 timeout",
+        "s failed runs 504 deadline_passed",
         "workers release 0/1 after 1",
-        "s failed waits 504 timeout",
+        "s failed waits 504 deadline_passed",
     ]
 
 

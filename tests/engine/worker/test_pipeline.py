@@ -2,7 +2,7 @@
 
 import os
 import signal
-from itertools import count
+from itertools import count, pairwise
 
 import pytest
 from pds_engine.messages import Cancel, Source
@@ -30,6 +30,7 @@ def quiet(group):
             and len(state.traffic) in (0, group.ranks)  # none of a single stage
             and all(each.steps == state.steps_done for each in state.traffic)
             # A rank may report a step before it has counted what it sent of it.
+            and all(one.hidden_sent == to.hidden_received for one, to in pairwise(state.traffic))
             and sum(each.outputs_sent for each in state.traffic[-1:])
             == sum(each.outputs_received for each in state.traffic[:1])
         )
