@@ -117,14 +117,14 @@ def test_old_and_new_groups_pair_both_ways_where_they_may(story: SkewStory) -> N
     seen = Counter(
         (is_old(pods[each.prefill]), is_old(pods[each.decode])) for each in story.watch.attempts()
     )
-    rates = {
+    formats = {
         is_old(pods[uid]): (state["kv_fingerprint"], state.get("protocol", 1))
         for uid, state in states.items()
     }
-    print(f"attempts by (old prefill, old decode): {dict(seen)}; {rates}")
+    print(f"attempts by (old prefill, old decode): {dict(seen)}; {formats}")
     assert seen[True, True]
     assert seen[False, False]
-    may = rates[True] == rates[False]
+    may = formats[True] == formats[False]
     assert (bool(seen[True, False]), bool(seen[False, True])) == (may, may)
 
 

@@ -72,6 +72,16 @@ def nobody_is_the_victim(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preemption, "last_running", lambda ledger: None)
 
 
+def run_many(events: int, *, pair: bool, **shape: float) -> None:
+    """Forty random groups, on one to four stages, with mishaps."""
+    for seed in range(40):
+        rng, pp = random.Random(seed), 1 + seed % 4
+        more = {"fenced": True, "mishaps": 1.0, **shape}
+        groups = random_groups(rng, pair=pair, pp=pp, tp=1, **more)
+        groups.run(events=events)
+        groups.end()
+
+
 @pytest.mark.parametrize(
     "broken",
     [
@@ -86,18 +96,9 @@ def test_a_broken_rule_is_noticed(
     monkeypatch: pytest.MonkeyPatch, broken: Callable[[pytest.MonkeyPatch], None]
 ) -> None:
     """Among a few dozen runs at least one shows it."""
-
-    def run() -> None:
-        for seed in range(40):
-            rng, pp = random.Random(seed), 1 + seed % 4
-            more = {"fenced": True, "mishaps": 1.0, **SHORT_OF_PAGES}
-            groups = random_groups(rng, pair=False, pp=pp, tp=1, **more)
-            groups.run(events=500)
-            groups.end()
-
     broken(monkeypatch)
     with pytest.raises((AssertionError, LookupError, PdsError)):
-        run()
+        run_many(500, pair=False, **SHORT_OF_PAGES)
 
 
 @pytest.mark.parametrize(
@@ -113,16 +114,7 @@ def test_a_broken_rule_is_noticed_on_a_decode_group(
     monkeypatch: pytest.MonkeyPatch, broken: Callable[[pytest.MonkeyPatch], None]
 ) -> None:
     """A step that is done before its tokens counts for less here: they would be computed again."""
-
-    def run() -> None:
-        for seed in range(40):
-            rng, pp = random.Random(seed), 1 + seed % 4
-            more = {"fenced": True, "mishaps": 1.0, "resumable": 0.8}
-            shape = {**SHORT_OF_PAGES, "prompt": 3, "output": 33}
-            groups = random_groups(rng, pair=True, pp=pp, tp=1, **more, **shape)
-            groups.run(events=1000)
-            groups.end()
-
     broken(monkeypatch)
+    shape = {**SHORT_OF_PAGES, "prompt": 3, "output": 33, "resumable": 0.8}
     with pytest.raises((AssertionError, LookupError, PdsError)):
-        run()
+        run_many(1000, pair=True, **shape)
