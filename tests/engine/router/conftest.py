@@ -17,7 +17,7 @@ from pds_engine.router.keyring import Keyring
 from pds_engine.router.serve import Server, server
 from pds_engine.server.headers import check
 from scripted_kube import FakeApi
-from waiting import until
+from waiting import stop_accepting, until
 
 KEY = b"k" * 32
 FAST = {"interval": 0.05, "start_interval": 0.02, "timeout": 0.5}
@@ -133,7 +133,7 @@ class FakeEngine:
 
     async def stop(self) -> None:
         self._stopped = True
-        self._server.close()
+        await stop_accepting(self._server)
         for writer in self._writers:
             writer.transport.abort()
         for task in list(self._tasks):
