@@ -55,7 +55,10 @@ class StepPlan(Message, frozen=True, kw_only=True):
     depends_on: int
     """The last step whose tokens this one reads; -1: none."""
     padded_tokens: int
+    """Of this dp rank; a multiple of tp. Without rows it is an idle batch."""
     pushes: tuple[Push, ...] = ()
+    dp_tokens: tuple[int, ...] = ()
+    """padded_tokens of every dp rank in this pass; () at dp 1."""
 
 
 class StepDone(Message, frozen=True, kw_only=True):
