@@ -11,6 +11,8 @@ Who sends what:
     worker's watchdog → scheduler   Progress
     D scheduler → P scheduler   TransferOffer, Abort
     P scheduler → D scheduler   Queued, Refused, TransferDone, AbortAck
+    scheduler ↔ schedulers of other dp ranks   Wake
+    scheduler → worker's sync thread   Gather, answered by Gathered
     any DEALER → its ROUTER   Hello, first
 
 On the wire each is preceded by its sequence number: see `wire`.
@@ -42,6 +44,7 @@ from pds_engine.messages.joining import (
     Ready,
     Welcome,
 )
+from pds_engine.messages.passes import Gather, Gathered, Wake
 from pds_engine.messages.requests import (
     Cancel,
     Drain,
@@ -65,6 +68,7 @@ AnyMessage = (
     | OpenTransfer | CloseTransfer | PushDone | PushFailed | TransferClosed
     | Expect | Forget | Forgotten
     | TransferOffer | Queued | Refused | TransferDone | Abort | AbortAck
+    | Wake | Gather | Gathered
 )
 # fmt: on
 
@@ -86,6 +90,8 @@ __all__ = [
     "FinishReason",
     "Forget",
     "Forgotten",
+    "Gather",
+    "Gathered",
     "Hello",
     "KernelsProof",
     "KvEndpoint",
@@ -115,5 +121,6 @@ __all__ = [
     "TransferClosed",
     "TransferDone",
     "TransferOffer",
+    "Wake",
     "Welcome",
 ]

@@ -219,15 +219,15 @@ class Ledger:
         for request in self._lingering.pop(step_id, ()):
             self._reclaim(request)
 
+    def leaving(self) -> list[Request]:
+        """Those whose pages return when the steps in flight are done."""
+        lingering = [request for held in self._lingering.values() for request in held]
+        return [*lingering, *self._finishing]
+
     def returning(self) -> int:
         """Pages that will be free when the steps in flight are done."""
-        leaving = [request for held in self._lingering.values() for request in held]
         references = self.pool.references
-        return sum(
-            references(page) == 1
-            for request in (*leaving, *self._finishing)
-            for page in request.pages
-        )
+        return sum(references(page) == 1 for r in self.leaving() for page in r.pages)
 
     # ---- hand-over -----------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ from msgspec import Struct
 from pds_engine.errors import PdsError
 from pds_engine.messages import Failed, Message
 
-Kind = Literal["workers", "watch", "server", "decode", "prefill"]
+Kind = Literal["workers", "watch", "server", "decode", "prefill", "replicas", "sync"]
 
 
 class Party(Struct, frozen=True):
@@ -17,6 +17,7 @@ class Party(Struct, frozen=True):
     server: an API server of this group, by connection.
     decode: a scheduler that offers pages to us, by connection. prefill: one that we offer pages to,
     by its host:port.
+    replicas: the schedulers of all other dp ranks. sync: whoever gathers rows for this one.
     """
 
     kind: Kind
@@ -24,6 +25,8 @@ class Party(Struct, frozen=True):
 
 
 WORKERS = Party("workers")
+REPLICAS = Party("replicas")
+SYNC = Party("sync")
 
 
 class Out(Struct, frozen=True):

@@ -1,4 +1,4 @@
-"""Which rows the next step has.
+"""Which rows the next step has: a proposal, which changes nothing until it is issued (steps.py).
 
 Who decodes: those planned longest ago, if their last token was sampled pp steps ago or is known.
 Who prefills: the first in order has every second turn, and those with least left have the others.
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 
 from pds_engine.scheduler.lifecycle import Ledger
-from pds_engine.scheduler.preemption import with_pages
+from pds_engine.scheduler.preemption import Forecast, with_pages
 from pds_engine.scheduler.prefill import Chunk, ChunkPolicy, next_chunks
 from pds_engine.scheduler.request import Request
 
@@ -22,6 +22,8 @@ class Picked:
 
     decodes: Sequence[Request]
     chunks: Sequence[tuple[Request, Chunk]]
+    victims: Sequence[Request] = ()
+    """Running requests that are preempted for the pages of these rows (preemption.py)."""
 
     @property
     def samplers(self) -> list[Request]:
@@ -46,7 +48,12 @@ class Alternation:
 
 
 def pick(
-    ledger: Ledger, step_id: int, policy: ChunkPolicy, alternation: Alternation
+    ledger: Ledger,
+    step_id: int,
+    policy: ChunkPolicy,
+    alternation: Alternation,
+    *,
+    prompts: bool = True,
 ) -> Picked | None:
     """The rows of step `step_id`, or None when nothing can be computed now.
 
@@ -55,27 +62,39 @@ def pick(
     decode rows, so that every stage has some, and none drags a chunk's pace. Where prompts are
     computed apart, steps of the two kinds take turns, and those of decode rows take twice as many.
 
-    Running requests may be preempted for the pages of these rows (preemption.py).
+    Args:
+        prompts: False: the prefill delayer may have the prompts wait (dp/delayer.py).
     """
-    settings = ledger.settings
-    apart = settings.separate and bool(ledger.prefilling)
+    settings, forecast = ledger.settings, Forecast(ledger)
+    apart = settings.separate and bool(ledger.prefilling) and prompts
     # Whoever computes its last token still counts: else the last of many that end together would
     # be spread over ever smaller steps.
     share = -(-ledger.decodes * (1 + apart) // settings.parallelism.pp)
     known = max(step_id - settings.parallelism.pp, ledger.done)
     due = takewhile(lambda request: request.last_sample <= known, ledger.decoding)
-    decodes = [] if apart and not alternation.decodes else with_pages(ledger, due, share)
-    room = min(policy.chunk_size, settings.step_tokens - len(decodes))
-    chunks = [] if apart and decodes else next_chunks(_in_turn(ledger, alternation), room, policy)
+    decodes: Sequence[Request] = []
+    if not apart or alternation.decodes:
+        decodes = with_pages(ledger, forecast, due, share)
+    chunks: Sequence[tuple[Request, Chunk]] = []
+    if prompts and not (apart and decodes):
+        room = min(policy.chunk_size, settings.step_tokens - len(decodes))
+        chunks = next_chunks(_in_turn(ledger, alternation, forecast.victims), room, policy)
     if not decodes and not chunks:
-        decodes = with_pages(ledger, ledger.decoding, share)
-    return Picked(decodes, chunks) if decodes or chunks else None
+        decodes = with_pages(ledger, forecast, ledger.decoding, share)
+    if not (decodes or chunks or forecast.victims):
+        return None
+    return Picked(decodes, chunks, forecast.victims)
 
 
-def _in_turn(ledger: Ledger, alternation: Alternation) -> Iterable[Request]:
-    if alternation.shortest and len(ledger.prefilling) > 1:
-        return sorted(ledger.prefilling, key=_least_left)
-    return ledger.prefilling
+def _in_turn(
+    ledger: Ledger, alternation: Alternation, victims: Sequence[Request]
+) -> Iterable[Request]:
+    prefilling: Sequence[Request] = ledger.prefilling
+    if victims:
+        prefilling = [request for request in prefilling if request not in victims]
+    if alternation.shortest and len(prefilling) > 1:
+        return sorted(prefilling, key=_least_left)
+    return prefilling
 
 
 def _least_left(request: Request) -> tuple[int, int, float, int]:

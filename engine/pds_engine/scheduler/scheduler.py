@@ -28,6 +28,7 @@ from pds_engine.messages import (
     Drain,
     Fault,
     Forgotten,
+    Gathered,
     Message,
     PeerGone,
     Progress,
@@ -42,6 +43,7 @@ from pds_engine.messages import (
     TransferClosed,
     TransferDone,
     TransferOffer,
+    Wake,
     Welcome,
 )
 from pds_engine.scheduler.admission import reject_reason
@@ -49,11 +51,11 @@ from pds_engine.scheduler.finish import next_token, no_finite_score
 from pds_engine.scheduler.handover_d import DecodeSide
 from pds_engine.scheduler.handover_p import PrefillSide
 from pds_engine.scheduler.lifecycle import Ledger
-from pds_engine.scheduler.party import WORKERS, Out, Outbox, Party, failure
+from pds_engine.scheduler.party import Out, Outbox, Party, failure
+from pds_engine.scheduler.planner import Planner
 from pds_engine.scheduler.ranks import Ranks
 from pds_engine.scheduler.request import Phase, Request
 from pds_engine.scheduler.settings import Settings
-from pds_engine.scheduler.steps import Steps
 
 log = logging.getLogger(__name__)
 
@@ -64,14 +66,15 @@ JOIN_RETRY_AFTER = 5
 
 
 class Scheduler:
-    """One replica's only authority. `incarnation` is its group's, which its offers carry."""
+    """The only authority of one dp rank. `incarnation` is its group's, which its offers carry."""
 
-    def __init__(self, settings: Settings, incarnation: str) -> None:
+    def __init__(self, settings: Settings, incarnation: str, dp_rank: int = 0) -> None:
         self.settings = settings
         self._out = Outbox()
         self.ledger = Ledger(settings, self._out)
-        self.steps = Steps(self.ledger)
         self.prefill = PrefillSide(self.ledger)
+        self.planner = Planner(self.ledger, self.prefill, dp_rank)
+        self.steps = self.planner.steps
         self.decode = DecodeSide(self.ledger, incarnation)
         self.ranks = Ranks(settings)
         self._arrivals = 0
@@ -84,6 +87,8 @@ class Scheduler:
             Cancel: self._cancel,
             Drain: lambda _, message, now: self._drain(message, now),
             StepDone: lambda _, message, now: self._step_done(message, now),
+            Gathered: lambda _, message, now: self.planner.gathered(message, now),
+            Wake: lambda _, message, now: self.planner.passes.wake(message.pass_id),
             PushDone: lambda _, message, now: self.prefill.pushed(message),
             PushFailed: lambda _, message, now: self.prefill.push_failed(message),
             TransferClosed: lambda _, message, now: self.prefill.closed(message),
@@ -134,19 +139,11 @@ class Scheduler:
         return self._out.drain()
 
     def plan(self, now: float) -> list[Out]:
-        """Admit waiting requests as slots and pages allow, and issue steps."""
+        """Admit waiting requests as slots and pages allow, and issue steps or enter a pass."""
         if self.ready:
-            self._admit_waiting(now)
-            while not self.steps.full:
-                picked = self.steps.pick()
-                if picked is None:
-                    break
-                pushes = [
-                    self.prefill.push(request, chunk)
-                    for request, chunk in picked.chunks
-                    if request.transferring
-                ]
-                self._out.put(WORKERS, self.steps.issue(picked, pushes, now))
+            if not self.planner.passes.gathering:  # what was proposed counts on these pages
+                self._admit_waiting(now)
+            self.planner.plan(now)
         return self._out.drain()
 
     def tick(self, now: float) -> list[Out]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pds_engine.errors import ProtocolError
 from pds_engine.messages import Push, StepDone, StepPlan
 from pds_engine.scheduler.cost import Measured, Meter
+from pds_engine.scheduler.dp.batches import padded
 from pds_engine.scheduler.lifecycle import Ledger
 from pds_engine.scheduler.pick import Alternation, Picked, pick
 from pds_engine.scheduler.prefill import ChunkPolicy
@@ -75,12 +76,26 @@ class Steps:
         """As many steps are in flight as the pipeline may hold."""
         return len(self.in_flight) >= self.ledger.settings.depth
 
-    def pick(self) -> Picked | None:
-        """The next step's rows, or None when nothing can be computed now."""
-        return pick(self.ledger, self.next_id, self.policy, self._alternation)
+    def pick(self, *, prompts: bool = True) -> Picked | None:
+        """A proposal for the next step, with or without prompts; None: nothing can be computed."""
+        return pick(self.ledger, self.next_id, self.policy, self._alternation, prompts=prompts)
 
-    def issue(self, picked: Picked, pushes: Sequence[Push], now: float) -> StepPlan:
-        """Schedule the picked rows, and make their plan."""
+    def issue(
+        self,
+        picked: Picked,
+        pushes: Sequence[Push],
+        now: float,
+        padded_tokens: int | None = None,
+        dp_tokens: tuple[int, ...] = (),
+    ) -> StepPlan:
+        """Schedule the picked rows, and make their plan.
+
+        Args:
+            padded_tokens: what the dp ranks have agreed on; None: no more than attention's tp asks.
+
+        Raises:
+            ProtocolError: the rows have more tokens than were agreed on.
+        """
         settings, samplers = self.ledger.settings, picked.samplers
         reads = depends_on(picked, self.next_id, settings)
         sends = expects_output(samplers, settings)
@@ -90,13 +105,18 @@ class Steps:
         for request, chunk in picked.chunks:
             rows.append(self.ledger.schedule_chunk(request, chunk, self.next_id))
             tokens += chunk.length
+        if padded_tokens is None:
+            padded_tokens = padded(tokens, settings.parallelism.tp)
+        if tokens > padded_tokens:
+            raise ProtocolError(f"step {self.next_id}: {tokens} tokens, {padded_tokens} agreed on")
         plan = StepPlan(
             step_id=self.next_id,
             rows=tuple(rows),
             expects_output=sends,
             depends_on=reads,
-            padded_tokens=tokens + -tokens % settings.parallelism.tp,
+            padded_tokens=padded_tokens,
             pushes=tuple(pushes),
+            dp_tokens=dp_tokens,
         )
         chunks = () if picked.decodes else tuple((c.start, c.length) for _, c in picked.chunks)
         self.in_flight.append(Issued(plan, samplers, chunks, now, scored))

@@ -8,6 +8,7 @@ from pds_engine.errors import PdsError
 from pds_engine.messages import StepDone
 from pds_engine.scheduler import preemption
 from pds_engine.scheduler.lifecycle import Ledger
+from pds_engine.scheduler.preemption import Forecast
 from pds_engine.scheduler.request import Phase, Request
 from pds_engine.scheduler.steps import Steps
 from scheduling.groups import random_groups
@@ -61,15 +62,15 @@ def the_step_is_done_before_its_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def the_first_in_order_is_the_victim(monkeypatch: pytest.MonkeyPatch) -> None:
-    def first(ledger: Ledger) -> Request | None:
-        running = [*ledger.decoding, *ledger.prefilling]
+    def first(ledger: Ledger, forecast: Forecast) -> Request | None:
+        running = [r for r in (*ledger.decoding, *ledger.prefilling) if r not in forecast.victims]
         return min(running, key=lambda request: request.rank) if len(running) > 1 else None
 
     monkeypatch.setattr(preemption, "last_running", first)
 
 
 def nobody_is_the_victim(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preemption, "last_running", lambda ledger: None)
+    monkeypatch.setattr(preemption, "last_running", lambda ledger, forecast: None)
 
 
 def run_many(events: int, *, pair: bool, **shape: float) -> None:

@@ -1,0 +1,24 @@
+"""Passes: what the schedulers of a group tell each other at dp above 1 (data-parallel.md)."""
+
+from pds_engine.messages.base import Message
+
+
+class Wake(Message, frozen=True, kw_only=True):
+    """A scheduler has work and enters pass `pass_id`: all others, parked since the pass before it,
+    are to enter it too. A second one for the same pass does no harm."""
+
+    pass_id: int
+
+
+class Gather(Message, frozen=True, kw_only=True):
+    """Scheduler → whoever gathers for it: this rank's row of a pass (scheduler/dp/rows.py)."""
+
+    row: tuple[int, ...]
+
+
+class Gathered(Message, frozen=True, kw_only=True):
+    """The answer to Gather: the rows of all dp ranks, in order, one after another."""
+
+    rows: tuple[int, ...]
+    seconds: float = 0.0
+    """From Gather to the last rank's row."""

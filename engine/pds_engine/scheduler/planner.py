@@ -1,0 +1,138 @@
+"""Issues steps: at dp 1 whenever one may be, above it one a pass that all dp ranks agree on.
+
+A step is proposed without changing anything, and committed: its victims are preempted, its rows
+scheduled, its plan sent. Above dp 1 the ranks gather between the two (dp/passes.py), so that the
+prefill delayer's refusal comes before anything has happened.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from pds_engine.messages import Gather, Gathered, Wake
+from pds_engine.scheduler.dp.batches import needs_idle_batch, shapes
+from pds_engine.scheduler.dp.passes import Passes
+from pds_engine.scheduler.dp.rows import SyncRow, tokens, unpack
+from pds_engine.scheduler.handover_p import PrefillSide
+from pds_engine.scheduler.lifecycle import Ledger
+from pds_engine.scheduler.party import REPLICAS, SYNC, WORKERS
+from pds_engine.scheduler.pick import Picked
+from pds_engine.scheduler.request import Phase
+from pds_engine.scheduler.steps import Steps
+
+PACE = 0.001
+"""Seconds between two passes in which prompts wait and nobody computes anything: a tick of the
+delayer is a pass, and such a pass takes no time by itself."""
+NOTHING = Picked((), ())
+
+
+class Proposal(NamedTuple):
+    """The next step's rows, if prompts may be computed, and if they may not."""
+
+    whole: Picked
+    without: Picked
+
+
+class Planner:
+    """Proposes and commits the steps of one dp rank."""
+
+    def __init__(self, ledger: Ledger, prefill: PrefillSide, dp_rank: int) -> None:
+        self.steps = Steps(ledger)
+        self.passes = Passes()
+        self._ledger = ledger
+        self._prefill = prefill
+        self._out = ledger.out
+        self._dp, self._dp_rank = ledger.settings.parallelism.dp, dp_rank
+        self._proposal = Proposal(NOTHING, NOTHING)
+        self.rests_until = 0.0
+        """No pass is entered before: see PACE."""
+
+    def plan(self, now: float) -> None:
+        """Issue as many steps as may be, or enter the next pass."""
+        if self._dp > 1:
+            self._enter(now)
+            return
+        while not self.steps.full:
+            picked = self.steps.pick()
+            if picked is None or not self._commit(picked, (), now):
+                break
+
+    def gathered(self, message: Gathered, now: float) -> None:
+        """All ranks' rows of this pass have come: issue its step, unless nobody has one."""
+        rows = unpack(message.rows, self._dp)
+        self.passes.gathered(rows)
+        runs = True
+        counts = tokens(rows, prompts=runs)
+        picked = self._proposal.whole if runs else self._proposal.without
+        self._proposal = Proposal(NOTHING, NOTHING)
+        if needs_idle_batch(self._dp, counts):
+            extends = runs and any(row.prompt_tokens for row in rows)
+            shape = shapes(counts, self._ledger.settings.parallelism.tp, extends=extends)
+            self._commit(_still_there(picked), shape, now)
+        elif not self.passes.parked:
+            self.rests_until = now + PACE
+
+    # ---- steps of the above ------------------------------------------------------------------
+
+    def _enter(self, now: float) -> None:
+        """Enter the next pass, if this rank may and there is a reason to."""
+        if self.passes.gathering or self.steps.full or now < self.rests_until:
+            return
+        whole = self.steps.pick() or NOTHING
+        if not self.passes.enters(bool(whole.decodes or whole.chunks)):
+            return
+        without = (self.steps.pick(prompts=False) or NOTHING) if whole.chunks else whole
+        self._proposal = Proposal(whole, without)
+        pass_id = self.passes.next_id
+        if self.passes.enter():
+            self._out.put(REPLICAS, Wake(pass_id=pass_id))
+        self._out.put(SYNC, Gather(row=tuple(self._row(pass_id))))
+
+    def _row(self, pass_id: int) -> SyncRow:
+        ledger, proposal = self._ledger, self._proposal
+        pool, prefilling = ledger.pool, ledger.prefilling
+        page = ledger.settings.kv.page_size
+        waiting = sum(request.context_len for request in ledger.queue)
+        return SyncRow(
+            pass_id=pass_id,
+            decode_tokens=len(proposal.without.decodes),
+            prompt_tokens=_tokens(proposal.whole) - len(proposal.without.decodes),
+            pending_tokens=waiting + sum(r.context_len - r.computed for r in prefilling),
+            running=len(ledger.decoding),
+            begun=any(r.computed > r.shared * page for r in prefilling),
+            kv_low=pool.available < ledger.settings.delayer.low_watermark * pool.total,
+            full=ledger.running == ledger.settings.scheduler.max_running or len(ledger.queue) > 0,
+        )
+
+    def _commit(self, picked: Picked, shape: Sequence[int], now: float) -> bool:
+        """Do what was proposed; whether a step was issued.
+
+        Args:
+            shape: padded tokens of every dp rank; () at dp 1. With it, a step without rows is an
+                idle batch.
+        """
+        for victim in picked.victims:
+            self._ledger.preempt(victim)
+        if not (picked.decodes or picked.chunks or shape):
+            return False
+        pushes = [
+            self._prefill.push(request, chunk)
+            for request, chunk in picked.chunks
+            if request.transferring
+        ]
+        padded = shape[self._dp_rank] if shape else None
+        self._out.put(WORKERS, self.steps.issue(picked, pushes, now, padded, tuple(shape)))
+        return True
+
+
+def _tokens(picked: Picked) -> int:
+    return len(picked.decodes) + sum(chunk.length for _, chunk in picked.chunks)
+
+
+def _still_there(picked: Picked) -> Picked:
+    """What is left of a proposal: while the ranks gathered, requests may have ended. The pass keeps
+    the shape that all agreed on; tokens that are missing are padding."""
+    return Picked(
+        [request for request in picked.decodes if request.phase is Phase.DECODING],
+        [each for each in picked.chunks if each[0].phase is Phase.PREFILLING],
+        [r for r in picked.victims if r.phase in (Phase.DECODING, Phase.PREFILLING)],
+    )
