@@ -20,7 +20,7 @@ from pds_engine.messages import (
     TokenLogprobs,
 )
 from pds_engine.parallel.stage import Stage, StagePlace
-from pds_engine.scheduler.party import WORKERS, Out, Party
+from pds_engine.scheduler.party import REPLICAS, SYNC, WORKERS, Out, Party
 from pds_engine.scheduler.scheduler import Scheduler
 from pds_engine.scheduler.settings import Settings
 
@@ -70,6 +70,17 @@ class Machine:
     make_stage: MakeStage = make_stage
 
 
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """The place of a dp rank among others (replicas.py)."""
+
+    dp_rank: int
+    stages: Sequence[Lockstep]
+    """Of all dp ranks, by stage."""
+    carry: Callable[[int, Out], None]
+    """Takes what a scheduler sends to SYNC and REPLICAS."""
+
+
 @dataclass(slots=True)
 class ReceivedAnswer:
     """What a client has received for its request."""
@@ -92,17 +103,24 @@ class ReceivedAnswer:
 
 
 class Group:
-    """One replica of a role. Messages between two parties never overtake each other."""
+    """One replica of a role, or one dp rank of it. Messages between two parties never overtake each
+    other."""
 
     def __init__(
-        self, events: Events, settings: Settings, machine: Machine, name: str = "simulated"
+        self,
+        events: Events,
+        settings: Settings,
+        machine: Machine,
+        name: str = "simulated",
+        replica: Replica | None = None,
     ) -> None:
         pp, tp = settings.parallelism.pp, settings.parallelism.tp
         self.events = events
         self.name = name
         self.settings = settings
         self.machine = machine
-        self.core = Scheduler(settings, name)
+        self.replica = replica
+        self.core = Scheduler(settings, name, replica.dp_rank if replica else 0)
         self.plans: list[StepPlan] = []
         self.answers: dict[str, ReceivedAnswer] = {}
         self.to_peers: Callable[[Out], None] | None = None
@@ -242,6 +260,10 @@ class Group:
     def _plan(self) -> None:
         self._awake = False
         self._send(self.core.plan(self.events.now))
+        rests_until = self.core.planner.rests_until
+        if rests_until > self.events.now and not self._awake:
+            self._awake = True
+            self.events.at(rests_until, self._plan)
 
     def _tick(self) -> None:
         self._send(self.core.tick(self.events.now))
@@ -254,6 +276,8 @@ class Group:
             if item.to == WORKERS:
                 for worker, line in zip(self.workers, self._to_workers, strict=True):
                     line.carry(partial(worker.give, item.message))
+            elif item.to in (SYNC, REPLICAS) and self.replica is not None:
+                self.replica.carry(self.replica.dp_rank, item)
             elif item.to == CLIENT:
                 self._to_clients.carry(partial(self._deliver, item.message))
             elif self.to_peers is not None:
@@ -268,7 +292,7 @@ class Group:
         settings, machine = self.settings, self.machine
         pp, tp = settings.parallelism.pp, settings.parallelism.tp
         place = StagePlace(stage, pp)
-        lockstep = Lockstep(self.events, tp)
+        lockstep = self.replica.stages[stage] if self.replica else Lockstep(self.events, tp)
         each = machine.layers / pp
         layers = range(round(stage * each), round((stage + 1) * each))
         workers = []

@@ -36,18 +36,25 @@ class RankTransfers(Protocol):
 
 
 class Lockstep:
-    """The ranks of one stage end a step together, since each all-reduce waits for all of them."""
+    """The ranks of one stage, of all dp ranks, end a step together: each collective waits for all
+    of them."""
 
     def __init__(self, events: Events, ranks: int) -> None:
         self._events = events
         self._ranks = ranks
-        self._waiting: list[tuple[int, float, Action]] = []
+        self._waiting: list[tuple[StepPlan, float, Action]] = []
 
-    def arrive(self, step: int, seconds: float, over: Action) -> None:
-        """One rank has begun to compute; `over` when all have, and have taken their time."""
-        self._waiting.append((step, seconds, over))
-        if len({step for step, *_ in self._waiting}) > 1:
-            raise ProtocolError(f"ranks of a stage compute different steps: {self._waiting}")
+    def arrive(self, plan: StepPlan, seconds: float, over: Action) -> None:
+        """One rank has begun to compute; `over` when all have, and have taken their time.
+
+        Raises:
+            ProtocolError: it is in another step than others, or of another shape: collectives would
+                hang, or mix up their tokens.
+        """
+        self._waiting.append((plan, seconds, over))
+        if len({(each.step_id, each.dp_tokens) for each, *_ in self._waiting}) > 1:
+            steps = [(each.step_id, each.dp_tokens) for each, *_ in self._waiting]
+            raise ProtocolError(f"ranks of a stage compute different steps: {steps}")
         if len(self._waiting) == self._ranks:
             longest = max(seconds for _, seconds, _ in self._waiting)
             for _, _, action in self._waiting:
@@ -130,7 +137,7 @@ class SimulatedWorker:
             sum(row.length for row in plan.rows),
             sum(row.start + row.length for row in plan.rows),
         )
-        self._lockstep.arrive(plan.step_id, seconds, self._computed)
+        self._lockstep.arrive(plan, seconds, self._computed)
         return self.runner.execute(plan, hidden)
 
     def accept(self, plan: StepPlan, tokens: tuple[int, ...]) -> None:
