@@ -113,7 +113,7 @@ def serve(folder: Path, rank: int) -> None:
         "Runner": lambda _, model, *__: FixedRunner(seconds, model),
     }
     vars(worker).update(replaced)
-    worker.run(config, Keys.read(folder), launch["scheduler"], rank, launch["incarnation"])
+    worker.run(config, Keys.read(folder), launch["schedulers"], rank, launch["incarnation"])
 
 
 # ---- the group, and a client in the API server's place -----------------------------------------
@@ -132,7 +132,7 @@ class Group:
         keys.write(folder)
         config = _config(asked, folder, skip)
         (folder / "config.json").write_text(config.model_dump_json())
-        launch = {"incarnation": self.name, "bind": address, "scheduler": address}
+        launch = {"incarnation": self.name, "binds": [address], "schedulers": [address]}
         (folder / "launch.json").write_text(json.dumps(launch))
         environment = os.environ | {STEP_MS: str(asked.step_ms), "OMP_NUM_THREADS": "1"}
         commands = [["-m", "pds_engine.child", "scheduler", str(folder), str(os.getpid())]]

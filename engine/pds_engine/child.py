@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 from pds_engine import log
 from pds_engine.config import EngineConfig
@@ -40,28 +41,48 @@ def main() -> None:
 
 
 def _run(kind: str, folder: Path, config: EngineConfig) -> None:
-    """Each kind imports only its own part: the scheduler and the server never load torch."""
+    """Each kind imports only its own part: the server never loads torch."""
     keys = Keys.read(folder)
     launch = json.loads((folder / "launch.json").read_text())
     incarnation: str = launch["incarnation"]
-    scheduler: str = launch["scheduler"]
-    if kind == "scheduler":
-        from pds_engine.scheduler import process as scheduler_process
-
-        scheduler_process.run(config, keys, launch["bind"], incarnation)
+    schedulers: list[str] = launch["schedulers"]
+    if kind.startswith("scheduler"):
+        _run_scheduler(int(kind.partition("-")[2] or 0), config, keys, launch)
     elif kind == "server":
         if config.pod.index:
             from pds_engine.server import rank_pod
 
-            rank_pod.run(config, keys, scheduler)
+            rank_pod.run(config, keys, schedulers)
         else:
             from pds_engine.server import app
 
-            app.run(config, keys, scheduler, incarnation)
+            app.run(config, keys, schedulers, incarnation)
     else:
         from pds_engine.worker import process as worker_process
 
-        worker_process.run(config, keys, scheduler, int(kind.removeprefix("worker-")), incarnation)
+        rank = int(kind.removeprefix("worker-"))
+        worker_process.run(config, keys, schedulers, rank, incarnation)
+
+
+def _run_scheduler(dp_rank: int, config: EngineConfig, keys: Keys, launch: dict[str, Any]) -> None:
+    """Its own modules import no torch; above dp 1 on the host the port that gathers rows does."""
+    from pds_engine.parallel.sync import sync_mode
+    from pds_engine.scheduler import process as scheduler_process
+    from pds_engine.scheduler.replicas import DpPlace
+
+    port = None
+    if sync_mode(config) == "host":
+        from pds_engine.parallel.gather import GatherThread, among_schedulers
+
+        split, http = config.parallelism, config.http
+        meeting = f"{config.pod.ip}:{http.rendezvous_port}"
+        patience = 2 * config.join_timeout  # its ranks may take one, and then the store opens
+        port = GatherThread(
+            lambda: among_schedulers(dp_rank, split.dp, meeting, patience), split.dp
+        )
+    place = DpPlace(dp_rank, launch["schedulers"][0], port)
+    bind, incarnation = launch["binds"][dp_rank], launch["incarnation"]
+    scheduler_process.run(config, keys, bind, incarnation, place)
 
 
 def _die_with(parent: int) -> None:

@@ -1,9 +1,9 @@
 """Starts a pod's processes, which live and die as one (processes.md, operator.md).
 
-The leader pod runs an API server and a scheduler. Every pod runs one worker per rank, and a server:
-in a pod other than the leader it shows health and metrics alone (server/rank_pod.py). When one
-process ends, so do all, within a second, and so does the container: the operator then replaces the
-whole group. SIGTERM drains: the server says when nothing is left.
+The leader pod runs an API server and a scheduler for each dp rank. Every pod runs one worker per
+rank, and a server: in a pod other than the leader it shows health and metrics alone
+(server/rank_pod.py). When one process ends, so do all, within a second, and so does the container:
+the operator then replaces the whole group. SIGTERM drains: the server says when nothing is left.
 """
 
 import json
@@ -89,15 +89,21 @@ def _prepare(config: EngineConfig, folder: Path) -> None:
     keys = Keys.read(config.http.keys_dir) if config.http.keys_dir else Keys.make()
     keys.write(folder)
     free = _free_ports(config)
-    port = config.http.control_port or next(free)
     rendezvous = config.http.rendezvous_port or next(free)
-    http = config.http.model_copy(update={"control_port": port, "rendezvous_port": rendezvous})
+    control = [
+        config.http.control_port + dp_rank if config.http.control_port else next(free)
+        for dp_rank in range(config.parallelism.dp)
+    ]
+    ports = {"control_port": control[0], "rendezvous_port": rendezvous}
+    http = config.http.model_copy(update=ports)
     (folder / "config.json").write_text(config.model_copy(update={"http": http}).model_dump_json())
+    leader = config.pod.leader if config.pod.index else "127.0.0.1"
     launch = {
         # The leader's is the group's; the other pods learn it from the scheduler.
         "incarnation": "" if config.pod.index else config.pod.incarnation or uuid.uuid4().hex,
-        "bind": f"tcp://{config.http.host}:{port}",
-        "scheduler": f"tcp://{config.pod.leader if config.pod.index else '127.0.0.1'}:{port}",
+        # By dp rank, each with a scheduler of its own:
+        "binds": [f"tcp://{config.http.host}:{port}" for port in control],
+        "schedulers": [f"tcp://{leader}:{port}" for port in control],
     }
     (folder / "launch.json").write_text(json.dumps(launch))
 
@@ -127,7 +133,9 @@ class _PodProcesses:
         self._staged = config.parallelism.pp > 1
         first = config.pod.index * config.parallelism.ranks_per_pod
         workers = [f"worker-{first + i}" for i in range(config.parallelism.ranks_per_pod)]
-        self._kinds = [*([] if config.pod.index else ["scheduler"]), *workers, "server"]
+        dp = config.parallelism.dp
+        schedulers = [f"scheduler-{rank}" for rank in range(dp)] if dp > 1 else ["scheduler"]
+        self._kinds = [*([] if config.pod.index else schedulers), *workers, "server"]
         self._folder = folder
         self._children: dict[int, tuple[str, subprocess.Popen[bytes]]] = {}
 

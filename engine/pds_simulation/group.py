@@ -260,7 +260,7 @@ class Group:
     def _plan(self) -> None:
         self._awake = False
         self._send(self.core.plan(self.events.now))
-        rests_until = self.core.planner.rests_until
+        rests_until = self.core.rests_until
         if rests_until > self.events.now and not self._awake:
             self._awake = True
             self.events.at(rests_until, self._plan)

@@ -4,7 +4,7 @@ All of it is frozen msgspec structs, encoded as tagged MessagePack: no pickle on
 Who sends what:
 
     API server → scheduler   Submit, Cancel, Drain, PeerGone
-    scheduler → API server   Token, Failed, State
+    scheduler → API server   Token, Failed, State, Room
     scheduler → worker       Assemble, Admit, StepPlan, Release, OpenTransfer, CloseTransfer,
                              Expect, Forget
     worker → scheduler       Ready, StepDone, PushDone, PushFailed, TransferClosed, Forgotten, Fault
@@ -50,6 +50,7 @@ from pds_engine.messages.requests import (
     Drain,
     Failed,
     PeerGone,
+    Room,
     Sampling,
     Source,
     Submit,
@@ -68,7 +69,7 @@ AnyMessage = (
     | OpenTransfer | CloseTransfer | PushDone | PushFailed | TransferClosed
     | Expect | Forget | Forgotten
     | TransferOffer | Queued | Refused | TransferDone | Abort | AbortAck
-    | Wake | Gather | Gathered
+    | Wake | Gather | Gathered | Room
 )
 # fmt: on
 
@@ -108,6 +109,7 @@ __all__ = [
     "Refused",
     "Release",
     "Role",
+    "Room",
     "Row",
     "Sampling",
     "Source",

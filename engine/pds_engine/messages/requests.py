@@ -66,6 +66,18 @@ class Cancel(Message, frozen=True, kw_only=True):
     request_id: str
 
 
+class Room(Message, frozen=True, kw_only=True):
+    """Scheduler of a dp rank → API server, at dp above 1: what it could admit now. On every change,
+    so that the server binds waiting requests to ranks that have room for them."""
+
+    seen: int
+    """Submits of this server that are counted in: later ones take from what is said here."""
+    slots: int
+    pages: int
+    waiting: int
+    """Requests that wait here already, such as preempted ones."""
+
+
 class Drain(Message, frozen=True, kw_only=True):
     """Take no new requests; report when nothing is left."""
 

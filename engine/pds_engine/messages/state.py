@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, get_type_hints
+from typing import Annotated, Literal, get_type_hints
 
 from pds_engine.messages.base import Message
 from pds_engine.messages.joining import KernelsProof
@@ -18,6 +18,8 @@ class StateMetric:
     """Prometheus' HELP."""
     reported: bool = True
     """Whether /pds/state has it too."""
+    over_ranks: Literal["sum", "most"] = "sum"
+    """What a group of several dp ranks reports (server/merged.py)."""
 
 
 class State(Message, frozen=True, kw_only=True):
@@ -43,14 +45,19 @@ class State(Message, frozen=True, kw_only=True):
     kv_quarantined: Annotated[
         int, StateMetric("pds_kv_pages_quarantined", "KV pages in quarantine.")
     ] = 0
-    draining: Annotated[bool, StateMetric("pds_draining", "1 while no new request is taken.")] = (
-        False
-    )
+    draining: Annotated[
+        bool, StateMetric("pds_draining", "1 while no new request is taken.", over_ranks="most")
+    ] = False
     ranks_ready: Annotated[int, StateMetric("pds_ranks_ready", "Ranks that joined.")] = 0
     kv_fingerprint: str = ""
-    steps_done: Annotated[int, StateMetric("pds_steps_done", "Steps since the group started.")] = 0
+    steps_done: Annotated[
+        int, StateMetric("pds_steps_done", "Steps since the group started.", over_ranks="most")
+    ] = 0
     oldest_step_seconds: Annotated[
-        float, StateMetric("pds_oldest_step_seconds", "Age of the oldest step.", reported=False)
+        float,
+        StateMetric(
+            "pds_oldest_step_seconds", "Age of the oldest step.", reported=False, over_ranks="most"
+        ),
     ] = 0.0
     """Among the steps in flight; 0 when idle."""
     kv_cached: Annotated[

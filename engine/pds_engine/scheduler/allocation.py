@@ -41,6 +41,11 @@ class Allocator:
         """Slots that are held."""
         return self.settings.scheduler.max_running - self.slots.free
 
+    @property
+    def spare(self) -> int:
+        """Pages that a request could be admitted with now."""
+        return max(self.pool.available - self._reserve(), 0)
+
     # ---- admission -----------------------------------------------------------------------------
 
     def fits(self, request: Request) -> bool:

@@ -8,6 +8,7 @@ prefill delayer's refusal comes before anything has happened.
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from pds_engine.errors import StageTimeout
 from pds_engine.messages import Gather, Gathered, Wake
 from pds_engine.scheduler.dp.batches import needs_idle_batch, shapes
 from pds_engine.scheduler.dp.passes import Passes
@@ -16,6 +17,7 @@ from pds_engine.scheduler.handover_p import PrefillSide
 from pds_engine.scheduler.lifecycle import Ledger
 from pds_engine.scheduler.party import REPLICAS, SYNC, WORKERS
 from pds_engine.scheduler.pick import Picked
+from pds_engine.scheduler.ranks import Ranks
 from pds_engine.scheduler.request import Phase
 from pds_engine.scheduler.steps import Steps
 
@@ -43,6 +45,7 @@ class Planner:
         self._out = ledger.out
         self._dp, self._dp_rank = ledger.settings.parallelism.dp, dp_rank
         self._proposal = Proposal(NOTHING, NOTHING)
+        self._waits_since = 0.0
         self.rests_until = 0.0
         """No pass is entered before: see PACE."""
 
@@ -55,6 +58,29 @@ class Planner:
             picked = self.steps.pick()
             if picked is None or not self._commit(picked, (), now):
                 break
+
+    def watch(self, now: float, patience: float, ranks: Ranks) -> None:
+        """See that steps and passes end.
+
+        Raises:
+            StageTimeout: the oldest step is not done after `patience` seconds, or a row of another
+                dp rank has not come, with no step in flight that it could be waiting for.
+        """
+        seconds = self.steps.stalled(now)
+        if seconds > patience:
+            oldest = self.steps.in_flight[0].plan
+            raise StageTimeout(
+                f"step {oldest.step_id} ({len(oldest.rows)} rows) is not done after "
+                f"{seconds:.1f} s, {len(self.steps.in_flight)} steps are in flight: "
+                f"{ranks.culprit(oldest.step_id, now)}"
+            )
+        if not self.passes.gathering or self.steps.in_flight:
+            self._waits_since = now
+        if (seconds := now - self._waits_since) > patience:
+            raise StageTimeout(
+                f"pass {self.passes.next_id}: another dp rank's scheduler has not given its row "
+                f"in {seconds:.1f} s"
+            )
 
     def gathered(self, message: Gathered, now: float) -> None:
         """All ranks' rows of this pass have come: issue its step, unless nobody has one."""

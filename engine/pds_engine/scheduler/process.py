@@ -8,42 +8,30 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import closing
-from dataclasses import dataclass
 from itertools import groupby
 
 import zmq
+from msgspec.structs import replace
 
 from pds_engine.config import EngineConfig
 from pds_engine.errors import ProtocolError, RankLost, StageTimeout
 from pds_engine.keys import Keys
 from pds_engine.messages import (
     PROTOCOL,
-    Abort,
-    AbortAck,
     Assemble,
-    Cancel,
-    Drain,
-    Fault,
-    Forgotten,
+    Gather,
+    Gathered,
     Hello,
     Message,
-    PeerGone,
-    Progress,
-    PushDone,
-    PushFailed,
-    Queued,
-    Ready,
-    Refused,
+    Room,
     State,
-    StepDone,
-    Submit,
-    TransferClosed,
-    TransferDone,
-    TransferOffer,
+    Wake,
     Welcome,
 )
-from pds_engine.scheduler.party import WORKERS, Kind, Out, Party
+from pds_engine.scheduler.members import KINDS, MAY_SEND, Member, ServedGroup
+from pds_engine.scheduler.party import REPLICAS, SYNC, WORKERS, Out, Party
 from pds_engine.scheduler.peers import Peers
+from pds_engine.scheduler.replicas import ALONE, DpPlace, ReplicaLinks
 from pds_engine.scheduler.scheduler import Scheduler
 from pds_engine.scheduler.settings import Settings
 from pds_engine.wire import Authority, Hub, PeerUnknown, Unreadable
@@ -59,17 +47,15 @@ STATE = 0.05
 BATCH = 1024
 """Messages received before the next plan, at most."""
 
-MAY_SEND: dict[str, tuple[type[Message], ...]] = {
-    "workers": (Ready, StepDone, PushDone, PushFailed, TransferClosed, Forgotten, Fault),
-    "watch": (Progress,),
-    "server": (Submit, Cancel, Drain, PeerGone),
-    "decode": (TransferOffer, Abort),
-    "prefill": (Welcome, Queued, Refused, TransferDone, AbortAck),
-}
 
-
-def run(config: EngineConfig, keys: Keys, bind: str, incarnation: str) -> None:
-    """Serve as the scheduler of this group at `bind`, such as tcp://0.0.0.0:8001.
+def run(
+    config: EngineConfig,
+    keys: Keys,
+    bind: str,
+    incarnation: str,
+    place: DpPlace = ALONE,
+) -> None:
+    """Serve as the scheduler of one dp rank of this group at `bind`, such as tcp://0.0.0.0:8001.
 
     Raises:
         ConfigError: bounds that no prompt could live with.
@@ -84,37 +70,14 @@ def run(config: EngineConfig, keys: Keys, bind: str, incarnation: str) -> None:
         log.info("scheduler bound", extra={"address": bind, "role": settings.role})
         # Rank 0 is in this pod, whose address every rank reaches.
         rendezvous = f"{config.pod.ip}:{config.http.rendezvous_port}"
-        core = Scheduler(settings, incarnation)
-        loop = SchedulerLoop(
-            context, hub, keys, core, ServedGroup(config.pod.group, incarnation, rendezvous)
-        )
+        core = Scheduler(settings, incarnation, place.dp_rank)
+        group = ServedGroup(config.pod.group, incarnation, rendezvous)
+        loop = SchedulerLoop(context, hub, keys, core, group, place)
         with closing(loop):
             loop.serve()
     finally:
         authority.close()
         context.term()
-
-
-@dataclass(frozen=True, slots=True)
-class ServedGroup:
-    """The group that this scheduler serves."""
-
-    name: str
-    incarnation: str
-    rendezvous: str
-    """host:port, where its ranks meet."""
-
-
-@dataclass(frozen=True, slots=True)
-class Member:
-    """Who is behind a connection to our Hub."""
-
-    identity: bytes
-    party: Party
-    rank: int
-
-
-KINDS: dict[str, Kind] = {"watch": "watch", "server": "server", "scheduler": "decode"}
 
 
 class SchedulerLoop:
@@ -127,6 +90,7 @@ class SchedulerLoop:
         keys: Keys,
         core: Scheduler,
         group: ServedGroup,
+        place: DpPlace,
     ) -> None:
         self._core = core
         self._hub = hub
@@ -137,9 +101,13 @@ class SchedulerLoop:
         self._poller.register(hub.socket, zmq.POLLIN)
         hello = Hello(peer="scheduler", group=group.name, incarnation=group.incarnation, rank=-1)
         self._peers = Peers(context, self._poller, keys, hello, core.settings.kv.lease_seconds)
+        ours = replace(hello, peer="replica", rank=place.dp_rank)
+        self._replicas = ReplicaLinks(context, self._poller, keys, ours, place)
         self._now = _steady_clock()
         self._next = dict.fromkeys((TICK, PROBE, STATE), 0.0)
         self._state: State | None = None
+        self._shared = core.settings.parallelism.dp > 1
+        self._room: Room | None = None
         self._changed = True
 
     def serve(self) -> None:
@@ -153,7 +121,7 @@ class SchedulerLoop:
 
     def _serve(self) -> None:
         while True:
-            self._poller.poll(round(1000 * (STATE if self._changed else TICK)))
+            self._poller.poll(self._patience())
             now = self._now()
             self._receive(now)
             if self._due(TICK, now):
@@ -163,12 +131,21 @@ class SchedulerLoop:
             if self._due(PROBE, now):
                 self._probe(now)
             self._queue(self._core.plan(now))
+            if self._shared:
+                self._offer_room()
             self._flush(now)
             if self._changed and self._due(STATE, now):
                 self._report(now)
 
+    def _patience(self) -> int:
+        """Milliseconds that the loop waits for a message, at most."""
+        rest = self._core.rests_until - self._now()
+        patience = STATE if self._changed else TICK
+        return max(round(1000 * (min(rest, patience) if rest > 0 else patience)), 1)
+
     def close(self) -> None:
         self._peers.close()
+        self._replicas.close()
         self._hub.close()
 
     # ---- in ------------------------------------------------------------------------------------
@@ -187,6 +164,11 @@ class SchedulerLoop:
         for address, message in self._peers.receive():
             self._changed = True
             self._handle_prefill(address, message, now)
+        for message in self._replicas.receive():
+            if isinstance(message, Gathered):
+                self._queue(self._core.handle(SYNC, message, now))
+            elif isinstance(message, Wake):
+                self._queue(self._core.handle(REPLICAS, message, now))
 
     def _handle(self, identity: bytes, message: Message, now: float) -> None:
         member = self._members.get(identity)
@@ -195,10 +177,18 @@ class SchedulerLoop:
         elif member is None:
             log.warning("dropped a stranger's %s", type(message).__name__)
         elif isinstance(message, MAY_SEND[member.party.kind]):
+            if member.party == REPLICAS:
+                self._pass_on(message, member)
             self._queue(self._core.handle(member.party, message, now))
         else:
             name = type(message).__name__
             self._mistrust(identity, ProtocolError(f"{name} from a {member.party.kind}"), now)
+
+    def _pass_on(self, message: Message, sender: Member) -> None:
+        """A dp rank has woken this one, dp rank 0: the others are told too."""
+        others = [m for m in self._members.values() if m.party == REPLICAS and m is not sender]
+        for member in others:
+            self._put(member, [message])
 
     def _hello(self, identity: bytes, message: Hello) -> None:
         # A pod other than the leader's does not know the incarnation; its group's name, which has
@@ -218,10 +208,12 @@ class SchedulerLoop:
             party = WORKERS
             if self._core.ranks.join(message.rank):
                 self._queue([Out(WORKERS, Assemble(rendezvous=group.rendezvous))])
+        elif message.peer in ("replica", "sync"):
+            party = REPLICAS if message.peer == "replica" else SYNC
         else:
             party = Party(KINDS[message.peer], identity.hex())
         self._members[identity] = Member(identity, party, message.rank)
-        self._state = None
+        self._state = self._room = None
         log.info("%s joined, rank %d", message.peer, message.rank)
         try:
             self._hub.send(identity, Welcome(incarnation=group.incarnation))
@@ -254,6 +246,8 @@ class SchedulerLoop:
         if member.party == WORKERS:
             name = self._core.ranks.names([member.rank])
             raise RankLost(f"{name} has ended, or was silent for too long: its connection is gone")
+        if member.party in (REPLICAS, SYNC):
+            raise RankLost(f"the {member.party.kind} of dp rank {member.rank} have ended")
         log.warning("lost a %s", member.party.kind)
         self._changed = True
         self._queue(self._core.lost(member.party, now))
@@ -288,15 +282,33 @@ class SchedulerLoop:
                     log.warning("%s", error)
                     self._queue(self._core.lost(party, now))
             return
+        for message in messages:
+            if party == SYNC and isinstance(message, Gather):
+                self._replicas.gather(message)
+            elif party == REPLICAS:
+                self._replicas.wake(message)
         for member in [m for m in self._members.values() if m.party == party]:
-            try:
-                if party.kind == "server":
-                    self._hub.send(member.identity, *messages)
-                else:
-                    for message in messages:
-                        self._hub.send(member.identity, message)
-            except PeerUnknown:
-                self._gone(member.identity, now)
+            self._put(member, messages)
+
+    def _put(self, member: Member, messages: list[Message]) -> None:
+        try:
+            if member.party.kind == "server":
+                self._hub.send(member.identity, *messages)
+            else:
+                for message in messages:
+                    self._hub.send(member.identity, message)
+        except PeerUnknown:
+            self._gone(member.identity, self._now())
+
+    def _offer_room(self) -> None:
+        """Tell the servers what this dp rank could admit, whenever that has changed."""
+        room = self._core.room() if self._core.ready else None
+        if room is not None and room != self._room:
+            self._room = room
+            self._queue(Out(party, room) for party in self._servers())
+
+    def _servers(self) -> set[Party]:
+        return {m.party for m in self._members.values() if m.party.kind == "server"}
 
     def _report(self, now: float) -> None:
         """Send all servers the State if it has changed; a step in flight ages, so it has."""
@@ -305,8 +317,7 @@ class SchedulerLoop:
         if state == self._state:
             return
         self._state = state
-        servers = {m.party for m in self._members.values() if m.party.kind == "server"}
-        for party in servers:
+        for party in self._servers():
             self._send(party, [state], now)
 
     def _due(self, period: float, now: float) -> bool:

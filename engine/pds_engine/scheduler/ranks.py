@@ -7,16 +7,20 @@ from msgspec.structs import replace
 
 from pds_engine.errors import ProtocolError, RankLost
 from pds_engine.messages import Fault, KernelsProof, KvEndpoint, Progress, Ready, Traffic
-from pds_engine.parallel.layout import rank_name
+from pds_engine.parallel.layout import Numbering
 from pds_engine.parallel.watch import Heard, blame, describe
 from pds_engine.scheduler.settings import Settings
 
 
 class Ranks:
-    """Ranks 0 … settings.ranks-1. They join, assemble once all have joined, and become ready."""
+    """The ranks of one dp rank. They join, assemble once all have joined, and become ready."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, dp_rank: int = 0) -> None:
         self._settings = settings
+        self._numbering = numbering = Numbering.of(settings.parallelism)
+        stages = range(settings.parallelism.pp)
+        self._dp_rank = dp_rank
+        self._members = [rank for at in stages for rank in numbering.attention(at, dp_rank)]
         self._joined: set[int] = set()
         self._ready: dict[int, Ready] = {}
         self._heard: dict[int, Heard] = {}
@@ -30,7 +34,7 @@ class Ranks:
         Raises:
             RankLost: there is no such rank, or it was here already.
         """
-        if rank in self._joined or not 0 <= rank < self._settings.ranks:
+        if rank in self._joined or rank not in self._members:
             raise RankLost(f"rank {rank} of {self._settings.ranks} joined, unexpectedly")
         self._joined.add(rank)
         return len(self._joined) == self._settings.ranks
@@ -42,7 +46,7 @@ class Ranks:
             RankLost: it was ready already.
             ProtocolError: it holds another KV format than the others.
         """
-        if message.rank in self._ready or not 0 <= message.rank < self._settings.ranks:
+        if message.rank in self._ready or message.rank not in self._members:
             raise RankLost(f"rank {message.rank} of {self._settings.ranks} is ready, unexpectedly")
         self._joined.add(message.rank)
         self._ready[message.rank] = message
@@ -63,7 +67,7 @@ class Ranks:
     @property
     def missing(self) -> tuple[int, ...]:
         """Ranks that are not ready."""
-        return tuple(rank for rank in range(self._settings.ranks) if rank not in self._ready)
+        return tuple(rank for rank in self._members if rank not in self._ready)
 
     def tick(self, now: float) -> None:
         """See to the joining's deadline.
@@ -73,7 +77,7 @@ class Ranks:
         """
         if self._join_by is None:
             self._join_by = now + self._settings.join_timeout
-        absent = [rank for rank in range(self._settings.ranks) if rank not in self._joined]
+        absent = [rank for rank in self._members if rank not in self._joined]
         if absent and now >= self._join_by:
             raise RankLost(
                 f"{self.names(absent)} did not join in {self._settings.join_timeout:g} s; "
@@ -82,9 +86,9 @@ class Ranks:
 
     def names(self, ranks: Iterable[int]) -> str:
         """What errors call them."""
-        if self._settings.ranks == 1:
+        if self._settings.parallelism.ranks == 1:
             return "rank 0"
-        return ", ".join(rank_name(rank, self._settings.parallelism.tp) for rank in ranks)
+        return ", ".join(map(self._numbering.name, ranks))
 
     # ---- what they have ------------------------------------------------------------------------
 
@@ -99,11 +103,12 @@ class Ranks:
 
     @property
     def kv_fingerprint(self) -> str:
-        return self._ready[0].kv_fingerprint
+        return self._ready[self._members[0]].kv_fingerprint
 
     @property
     def model_digest(self) -> str:
-        return self._ready[0].model_digest if 0 in self._ready else ""
+        first = self._members[0]
+        return self._ready[first].model_digest if first in self._ready else ""
 
     @property
     def kernels(self) -> KernelsProof | None:
@@ -116,8 +121,9 @@ class Ranks:
         given = [proof for proof in proofs if proof is not None]
         if not self.all_ready or len(given) < len(proofs):
             return None
-        compiles = sum(heard.progress.compiles for heard in self._heard.values())
-        return replace(reduce(_both, given), compiles_after_ready=compiles)
+        heard = [self._heard[rank] for rank in self._members if rank in self._heard]
+        compiles = sum(each.progress.compiles for each in heard)
+        return replace(reduce(combined, given), compiles_after_ready=compiles)
 
     # ---- what they do --------------------------------------------------------------------------
 
@@ -135,12 +141,15 @@ class Ranks:
         """Messages between stages, by rank; none of a single rank."""
         if self._settings.parallelism.pp == 1:
             return ()
-        return tuple(self._heard[rank].progress.traffic for rank in sorted(self._heard))
+        heard = [self._heard[rank] for rank in self._members if rank in self._heard]
+        return tuple(each.progress.traffic for each in heard)
 
     def culprit(self, step: int, now: float) -> str:
-        """Who holds up `step`, the oldest in flight."""
-        settings = self._settings
-        return blame(self._heard, step, settings.ranks, settings.parallelism.tp, now).why
+        """Who holds up `step`, the oldest in flight. dp rank 0 hears of all ranks, and names it."""
+        split = self._settings.parallelism
+        if self._dp_rank:
+            return "dp rank 0's scheduler names who holds it up"
+        return blame(self._heard, step, split.ranks, split.tp, now).why
 
     def dump(self, now: float) -> list[str]:
         """Every rank's state in a line of its own."""
@@ -148,10 +157,12 @@ class Ranks:
         return [describe(self._heard[rank], tp, now) for rank in sorted(self._heard)]
 
 
-def _both(one: KernelsProof, other: KernelsProof) -> KernelsProof:
+def combined(one: KernelsProof, other: KernelsProof) -> KernelsProof:
+    """The proof of both: the manifest is the first one's."""
     return replace(
         one,
         compiled=one.compiled + other.compiled,
         reused=one.reused + other.reused,
         seconds=max(one.seconds, other.seconds),
+        compiles_after_ready=one.compiles_after_ready + other.compiles_after_ready,
     )

@@ -16,7 +16,6 @@ from pds_engine.errors import (
     Overloaded,
     PdsError,
     ProtocolError,
-    StageTimeout,
     TransferFailed,
     Unavailable,
     Unexpected,
@@ -37,6 +36,7 @@ from pds_engine.messages import (
     Queued,
     Ready,
     Refused,
+    Room,
     State,
     StepDone,
     Submit,
@@ -61,6 +61,8 @@ log = logging.getLogger(__name__)
 
 RETRY_AFTER = 1
 """Seconds that a client is asked to wait when the queue is full."""
+SECOND_WORD = 5.0
+"""Seconds after step_timeout in which dp rank 0 has the first word."""
 JOIN_RETRY_AFTER = 5
 """Seconds that a client is asked to wait while workers load their weights."""
 
@@ -76,8 +78,11 @@ class Scheduler:
         self.planner = Planner(self.ledger, self.prefill, dp_rank)
         self.steps = self.planner.steps
         self.decode = DecodeSide(self.ledger, incarnation)
-        self.ranks = Ranks(settings)
+        self.dp_rank = dp_rank
+        self.ranks = Ranks(settings, dp_rank)
         self._arrivals = 0
+        self._submits = 0
+        """That have come, rejected ones included."""
         self._drain_deadline: float | None = None
         self._handlers: dict[type, Callable[[Party, Any, float], None]] = {
             Ready: lambda _, message, now: self._ready(message),
@@ -107,6 +112,11 @@ class Scheduler:
     def ready(self) -> bool:
         """Every rank has loaded its weights."""
         return self.ranks.all_ready
+
+    @property
+    def rests_until(self) -> float:
+        """Nothing is planned before then, whatever comes."""
+        return self.planner.rests_until
 
     @property
     def draining(self) -> bool:
@@ -155,7 +165,9 @@ class Scheduler:
             GroupError: too many pages are in quarantine.
         """
         self.ranks.tick(now)
-        self._watch_steps(now)
+        # dp rank 0 hears of all ranks and knows who is at fault: it has the first word.
+        patience = self.settings.scheduler.step_timeout + SECOND_WORD * bool(self.dp_rank)
+        self.planner.watch(now, patience, self.ranks)
         self.prefill.tick(now)
         self.decode.tick(now)
         for request in list(self.ledger.requests.values()):
@@ -166,6 +178,16 @@ class Scheduler:
             for request in list(self.ledger.requests.values()):
                 self._abort(request, Drained("the group had to drain, ask another"), now)
         return self._out.drain()
+
+    def room(self) -> Room:
+        """What this dp rank could admit now."""
+        ledger = self.ledger
+        return Room(
+            seen=self._submits,
+            slots=ledger.allocator.slots.free,
+            pages=ledger.allocator.spare,
+            waiting=len(ledger.queue),
+        )
 
     def state(self, now: float) -> State:
         """What `/pds/state` reports."""
@@ -204,16 +226,6 @@ class Scheduler:
             self.decode.endpoints = self.ranks.endpoints
             self.decode.kv_fingerprint = self.ranks.kv_fingerprint
 
-    def _watch_steps(self, now: float) -> None:
-        seconds = self.steps.stalled(now)
-        if seconds > self.settings.scheduler.step_timeout:
-            oldest = self.steps.in_flight[0].plan
-            raise StageTimeout(
-                f"step {oldest.step_id} ({len(oldest.rows)} rows) is not done after "
-                f"{seconds:.1f} s, {len(self.steps.in_flight)} steps are in flight: "
-                f"{self.ranks.culprit(oldest.step_id, now)}"
-            )
-
     def _step_done(self, message: StepDone, now: float) -> None:
         samplers = self.steps.finish(message, now)
         logprobs = message.logprobs or (None,) * len(samplers)
@@ -238,6 +250,7 @@ class Scheduler:
     # ---- requests -----------------------------------------------------------------------------
 
     def _submit(self, server: Party, message: Submit, now: float) -> None:
+        self._submits += 1
         request = self._checked(server, message, now)
         if isinstance(request, PdsError):
             self._out.put(server, failure(message.request_id, request))

@@ -1,7 +1,8 @@
 """The process of the API server: the application of a group's leader."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 
 import zmq.asyncio
 from fastapi import FastAPI
@@ -12,6 +13,7 @@ from pds_engine.config import EngineConfig
 from pds_engine.keys import Keys
 from pds_engine.server.errors import handler
 from pds_engine.server.listen import listen
+from pds_engine.server.placement import Placement
 from pds_engine.server.routes import Routes
 from pds_engine.server.scheduler_client import SchedulerClient
 from pds_engine.text.tokenizer import Tokenizer
@@ -53,13 +55,13 @@ def create_app(
 def run(
     config: EngineConfig,
     keys: Keys,
-    address: str,
+    schedulers: Sequence[str],
     incarnation: str,
 ) -> None:
     """Serve until SIGTERM, which drains, or until the group fails.
 
     Args:
-        address: the ZMQ address of the group's scheduler ("tcp://127.0.0.1:8001").
+        schedulers: their ZMQ addresses ("tcp://127.0.0.1:8001"), by dp rank.
 
     Raises:
         ConfigError: the model's folder or a port cannot be used.
@@ -67,11 +69,14 @@ def run(
     """
     tokenizer = Tokenizer(config.model.path)
     context = zmq.asyncio.Context()
+    bounds, dp = config.scheduler, config.parallelism.dp
+    placement = Placement(dp, config.kv.page_size, bounds.max_waiting) if dp > 1 else None
     scheduler = SchedulerClient(
-        lambda: wire.AsyncLink(context, address, keys),
+        [partial(wire.AsyncLink, context, address, keys) for address in schedulers],
         group=config.pod.group,
         incarnation=incarnation,
-        capacity=config.scheduler.max_running + config.scheduler.max_waiting,
+        capacity=dp * bounds.max_running + bounds.max_waiting,
+        placement=placement,
         join_timeout=config.join_timeout,
     )
     key = keys.hmac if config.http.keys_dir else None

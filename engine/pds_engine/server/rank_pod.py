@@ -7,8 +7,9 @@ left, and until the leader has ended, which may still send the last tokens to it
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 
 import zmq.asyncio
 from fastapi import FastAPI, Request, Response
@@ -110,11 +111,11 @@ async def _join(scheduler: SchedulerClient) -> None:
         scheduler.lose(error)
 
 
-def run(config: EngineConfig, keys: Keys, address: str) -> None:
+def run(config: EngineConfig, keys: Keys, schedulers: Sequence[str]) -> None:
     """Serve until SIGTERM, which drains the group, or until the group ends.
 
     Args:
-        address: the ZMQ address of the group's scheduler, in the leader's pod.
+        schedulers: their ZMQ addresses in the leader's pod, by dp rank.
 
     Raises:
         ConfigError: a port cannot be used.
@@ -122,7 +123,7 @@ def run(config: EngineConfig, keys: Keys, address: str) -> None:
     """
     context = zmq.asyncio.Context()
     scheduler = SchedulerClient(
-        lambda: wire.AsyncLink(context, address, keys),
+        [partial(wire.AsyncLink, context, address, keys) for address in schedulers],
         group=config.pod.group,
         incarnation="",
         capacity=0,

@@ -1,13 +1,15 @@
-"""The API server's end of the scheduler: sends requests, and hands each token to its request."""
+"""The API server's end of its schedulers: sends requests, and hands each token to its request."""
 
 import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Protocol
 
 from pds_engine.errors import (
+    DeadlinePassed,
     Drained,
     GroupError,
     GroupFailed,
@@ -24,17 +26,23 @@ from pds_engine.messages import (
     Hello,
     Message,
     PeerGone,
+    Room,
     State,
     Submit,
     Token,
     Welcome,
 )
 from pds_engine.metrics import ServerMetrics
+from pds_engine.scheduler.party import failure
 from pds_engine.server.inbox import Inbox
+from pds_engine.server.merged import merged
+from pds_engine.server.placement import Placement
 from pds_engine.wire import Unsendable
 
 INBOX_BOUND = 8192
 """Tokens that may wait for a client that does not read, per HTTP request."""
+EXPIRY = 0.1
+"""Seconds between looks at deadlines of requests that no dp rank has."""
 _BATCH = 256
 """Messages taken in before other tasks have their turn."""
 _log = logging.getLogger("pds.server")
@@ -51,22 +59,24 @@ class SchedulerLink(Protocol):
 
 
 class SchedulerClient:
-    """One group's scheduler, as its API server sees it.
+    """One group's schedulers, one a dp rank, as its API server sees them.
 
     Args:
-        connect: makes the link; called once, in the running loop.
+        connect: make the links, by dp rank; each called once, in the running loop.
         incarnation: of the group; empty where only the scheduler knows it.
         capacity: choices that may be open at once; beyond it, `open` raises Overloaded.
-        on_loss: called once when the scheduler is lost; nothing works afterwards.
+        placement: binds requests to dp ranks; None of a single one.
+        on_loss: called once when a scheduler is lost; nothing works afterwards.
     """
 
     def __init__(
         self,
-        connect: Callable[[], SchedulerLink],
+        connect: Sequence[Callable[[], SchedulerLink]],
         *,
         group: str,
         incarnation: str,
         capacity: int,
+        placement: Placement | None = None,
         join_timeout: float = 60.0,
         clock: Callable[[], float] = time.monotonic,
         on_loss: Callable[[], None] = lambda: None,
@@ -83,19 +93,31 @@ class SchedulerClient:
         self._hello = Hello(peer="server", group=group, incarnation=incarnation, rank=-1)
         self._join_timeout = join_timeout
         self._capacity = capacity
+        self._placement = placement
         self._open: dict[str, tuple[Inbox, int]] = {}
-        self._outbox: asyncio.Queue[Message] = asyncio.Queue()  # bounded by capacity
+        self._outboxes: list[asyncio.Queue[Message]] = [asyncio.Queue() for _ in connect]
+        """By dp rank; bounded by capacity."""
+        self._states: list[State | None] = [None] * len(connect)
         self._changed = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
-        self._link: SchedulerLink | None = None
+        self._links: list[SchedulerLink] = []
 
     async def start(self) -> None:
-        """Join the scheduler.
+        """Join the schedulers.
 
         Raises:
-            GroupError: it did not answer within join_timeout, or is of another incarnation.
+            GroupError: one did not answer within join_timeout, or is of another incarnation.
         """
-        self._link = link = self._connect()
+        self._links = [connect() for connect in self._connect]
+        for link in self._links:
+            await self._join(link)
+        for rank in range(len(self._links)):
+            for work in (self._receive, self._send, self._watch):
+                self._tasks.append(asyncio.create_task(self._guarded(partial(work, rank))))
+        if self._placement is not None:
+            self._tasks.append(asyncio.create_task(self._guarded(self._expire)))
+
+    async def _join(self, link: SchedulerLink) -> None:
         await link.send(self._hello)
         try:
             async with asyncio.timeout(self._join_timeout):
@@ -108,8 +130,6 @@ class SchedulerClient:
         if self.incarnation not in ("", welcome.incarnation):
             raise ProtocolError(f"the scheduler is of incarnation {welcome.incarnation}")
         self.incarnation = welcome.incarnation
-        for work in (self._receive, self._send, self._watch):
-            self._tasks.append(asyncio.create_task(self._guarded(work)))
 
     async def stop(self) -> None:
         """Leave; requests still open fail."""
@@ -117,8 +137,8 @@ class SchedulerClient:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._fail_all(Drained("the server is stopping, ask another"))
-        if self._link is not None:
-            self._link.close()
+        for link in self._links:
+            link.close()
 
     @property
     def in_flight(self) -> int:
@@ -140,13 +160,22 @@ class SchedulerClient:
             raise Overloaded(
                 f"{len(self._open)} requests are open of {self._capacity}", retry_after=1
             )
+        if (placement := self._placement) is not None:
+            if not placement.ready:
+                raise Unavailable("not all dp ranks are ready", retry_after=5)
+            if not placement.accepts(submits):
+                raise Overloaded(f"{placement.waiting} requests are waiting already", retry_after=1)
         known = next((s.request_id for s in submits if s.request_id in self._open), None)
         if known is not None:
             raise Unavailable(f"the request {known} is already being answered here")
         inbox = Inbox(INBOX_BOUND)
         for choice, submit in enumerate(submits):
             self._open[submit.request_id] = (inbox, choice)
-            self._outbox.put_nowait(submit)
+            if placement is None:
+                self._outboxes[0].put_nowait(submit)
+            else:
+                placement.enqueue(submit, time.time())
+        self._bind()
         return inbox
 
     def close(self, request_id: str, *, cancel: bool) -> None:
@@ -154,17 +183,26 @@ class SchedulerClient:
         if self._open.pop(request_id, None) is None:
             return
         self._changed.set()
+        placement, rank = self._placement, 0
+        if placement is not None:
+            bound = placement.rank_of(request_id)
+            placement.withdraw(request_id)
+            placement.ended(request_id)
+            if bound is None:
+                return
+            rank = bound
         if cancel:
-            self._outbox.put_nowait(Cancel(request_id=request_id))
+            self._outboxes[rank].put_nowait(Cancel(request_id=request_id))
 
     def drain(self, deadline_seconds: float) -> None:
         """Take no new requests, here and in the scheduler."""
         self.draining = True
-        self._outbox.put_nowait(Drain(deadline_seconds=deadline_seconds))
+        self._bind(all_of_them=True)
+        self._tell_all(Drain(deadline_seconds=deadline_seconds))
 
     def peer_gone(self, incarnation: str) -> None:
         """Pass on that nothing of that incarnation writes any more."""
-        self._outbox.put_nowait(PeerGone(incarnation=incarnation))
+        self._tell_all(PeerGone(incarnation=incarnation))
 
     async def drained(self, seconds: float | None) -> bool:
         """Wait until the scheduler drains and nothing is in flight; False when it took longer."""
@@ -185,41 +223,68 @@ class SchedulerClient:
 
     def _idle(self) -> bool:
         """What the scheduler reported before it got Drain may be out of date."""
-        state = self.state
-        quiet = state is not None and state.draining and not state.transfers_in_flight
+        quiet = all(
+            s is not None and s.draining and not s.transfers_in_flight for s in self._states
+        )
         return quiet and not self.in_flight
 
-    async def _receive(self) -> None:
-        link = self._linked()
+    def _tell_all(self, message: Message) -> None:
+        for outbox in self._outboxes:
+            outbox.put_nowait(message)
+
+    def _bind(self, *, all_of_them: bool = False) -> None:
+        if self._placement is not None:
+            for rank, submit in self._placement.bind(all_of_them=all_of_them):
+                self._outboxes[rank].put_nowait(submit)
+
+    async def _expire(self) -> None:
+        """End the requests whose deadline passes before any dp rank could take them."""
+        late = DeadlinePassed("the deadline of the request has passed")
+        while self._placement is not None:
+            await asyncio.sleep(EXPIRY)
+            for submit in self._placement.expired(time.time()):
+                self._arrived(0, failure(submit.request_id, late))
+
+    async def _receive(self, rank: int) -> None:
+        link = self._links[rank]
         while True:
-            self._arrived(await link.receive())
+            self._arrived(rank, await link.receive())
             for _ in range(_BATCH):
                 if (message := link.waiting()) is None:
                     break
-                self._arrived(message)
+                self._arrived(rank, message)
             else:
                 await asyncio.sleep(
                     0
                 )  # `receive` returns at once while messages wait, and gives no task a turn
 
-    def _arrived(self, message: AnyMessage) -> None:
+    def _arrived(self, rank: int, message: AnyMessage) -> None:
         match message:
             case Token() | Failed():
                 # A choice that is not open was closed while its last tokens were on their way.
                 inbox, choice = self._open.get(message.request_id, (None, 0))
                 if inbox is not None:
                     inbox.put(choice, message)
+                    if self._placement is not None:
+                        self._placement.grew(message.request_id)
             case State():
-                self.state, self.state_at = message, self.clock()
-                self.metrics.show(message)
+                self._states[rank] = message
+                known = [state for state in self._states if state is not None]
+                self.state, self.state_at = merged(known), self.clock()
+                self.metrics.show(self.state)
                 self._changed.set()
+            case Room() if self._placement is not None:
+                self._placement.room(rank, message)
+                self._bind()
+            case Room():
+                pass  # to the servers of other pods, which take no requests
             case _:
                 raise ProtocolError(f"{type(message).__name__} is not for an API server")
 
-    async def _send(self) -> None:
-        link = self._linked()
+    async def _send(self, rank: int) -> None:
+        link, outbox = self._links[rank], self._outboxes[rank]
         while True:
-            message = await self._outbox.get()
+            message = await outbox.get()
             try:
                 await link.send(message)
             except Unsendable as error:
@@ -233,14 +298,9 @@ class SchedulerClient:
             self.close(message.request_id, cancel=False)
             inbox.fail(InvalidRequest(f"the request cannot be worked on: {error.message}"))
 
-    async def _watch(self) -> None:
-        await self._linked().lost()
+    async def _watch(self, rank: int) -> None:
+        await self._links[rank].lost()
         raise GroupError("the connection to the scheduler has ended")
-
-    def _linked(self) -> SchedulerLink:
-        if self._link is None:
-            raise GroupError("the scheduler client was not started")
-        return self._link
 
     async def _guarded(self, work: Callable[[], Awaitable[None]]) -> None:
         try:

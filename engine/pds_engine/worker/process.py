@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from pds_engine.models.loader import load
 from pds_engine.parallel.collectives import ALONE, Collectives
 from pds_engine.parallel.exchange import DistributedExchange
 from pds_engine.parallel.groups import Groups, assemble, backend
+from pds_engine.parallel.layout import Numbering
 from pds_engine.parallel.stage import Stage, StagePlace
 from pds_engine.ports import kv_address
 from pds_engine.runner import graphs
@@ -38,9 +39,14 @@ from pds_engine.worker.watchdog import Activity, Watchdog
 logger = logging.getLogger("pds.worker")
 
 
-def run(config: EngineConfig, keys: Keys, scheduler: str, rank: int, incarnation: str) -> None:
+def run(
+    config: EngineConfig, keys: Keys, schedulers: Sequence[str], rank: int, incarnation: str
+) -> None:
     """Join the group, load this rank's part, report Ready, and execute orders until the process is
     ended.
+
+    Args:
+        schedulers: ZMQ addresses, by dp rank.
 
     Raises:
         ConfigError: the model or the layout cannot be served; launch learns it by the exit status.
@@ -48,14 +54,16 @@ def run(config: EngineConfig, keys: Keys, scheduler: str, rank: int, incarnation
     """
     torch.set_num_threads(config.threads)
     context = zmq.Context()
-    link = Link(context, scheduler, keys)
+    own = schedulers[Numbering.of(config.parallelism).place(rank).dp]
+    link = Link(context, own, keys)
     activity = Activity(rank)
-    watchdog: Watchdog | None = None
+    watchdogs: list[Watchdog] = []
     try:
         assembly, group = join(config, link, rank, incarnation)
         hello = Hello(peer="watch", group=config.pod.group, incarnation=group, rank=rank)
-        watchdog = Watchdog(context, scheduler, keys, hello, activity)
-        watchdog.start()
+        for address in dict.fromkeys((own, schedulers[0])):  # dp rank 0's names who is at fault
+            watchdogs.append(Watchdog(context, address, keys, hello, activity))
+            watchdogs[-1].start()
         _serve(config, keys, link, activity, assembly.rendezvous)
     except ConfigError:
         # The link is left to the process's end: whoever loses it ends too, and what is wrong is
@@ -66,7 +74,7 @@ def run(config: EngineConfig, keys: Keys, scheduler: str, rank: int, incarnation
         code = error.code if isinstance(error, PdsError) else PdsError.code
         link.send(Fault(rank=rank, code=code, message=f"{type(error).__name__}: {error}"))
         link.close(linger_ms=1000)
-        if watchdog is not None:
+        for watchdog in watchdogs:
             watchdog.stop()
         context.term()
         raise

@@ -142,7 +142,7 @@ async def serve(
     )
     scheduler = FakeScheduler(script)
     scheduler_client = SchedulerClient(
-        lambda: scheduler, group="local", incarnation="inc", capacity=capacity
+        [lambda: scheduler], group="local", incarnation="inc", capacity=capacity
     )
     app = create_app(scheduler_client, config, tokenizer, key=KEY)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)

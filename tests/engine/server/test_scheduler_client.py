@@ -95,7 +95,7 @@ async def test_a_message_for_another_is_a_loss(served, silent):
 async def test_a_scheduler_of_another_incarnation_is_refused(served, silent):
     async with served(silent) as s:
         stranger = SchedulerClient(
-            lambda: s.scheduler, group="local", incarnation="other", capacity=1
+            [lambda: s.scheduler], group="local", incarnation="other", capacity=1
         )
         joining = asyncio.create_task(stranger.start())
         s.scheduler_client._tasks[0].cancel()  # its receiver would take the Welcome

@@ -34,7 +34,7 @@ from pds_engine.keys import Keys
 from pds_engine.server import app
 folder = Path(sys.argv[1])
 config = EngineConfig.model_validate_json((folder / "config.json").read_text())
-app.run(config, Keys.read(folder), sys.argv[2], "inc")
+app.run(config, Keys.read(folder), [sys.argv[2]], "inc")
 """
 
 

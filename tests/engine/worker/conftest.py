@@ -79,7 +79,7 @@ class Group:
         (folder / "config.json").write_text(
             config.model_copy(update={"pod": pod, "http": http}).model_dump_json()
         )
-        launch = {"incarnation": name, "bind": address, "scheduler": address}
+        launch = {"incarnation": name, "binds": [address], "schedulers": [address]}
         (folder / "launch.json").write_text(json.dumps(launch))
         self.log = folder / "log"
         kinds = [f"worker-{rank}" for rank in range(self.ranks)]

@@ -36,7 +36,7 @@ class Scheduler:
         self.reports = []
         """What the watchdog has reported, on its own connection."""
         address = f"tcp://127.0.0.1:{self.hub.port}"
-        launch = {"incarnation": "here", "bind": "", "scheduler": address}
+        launch = {"incarnation": "here", "binds": [""], "schedulers": [address]}
         (folder / "launch.json").write_text(json.dumps(launch))
         self.process = child(folder / "log", "worker-0", folder)
 

@@ -1,0 +1,199 @@
+"""Which dp rank of a group computes a request: decided as late as can be (data-parallel.md; pure).
+
+All requests wait in one queue, and the first is bound when some dp rank can admit it. So no rank's
+queue is long while another rank idles, and a rank that falls behind gets nothing more.
+"""
+
+import heapq
+from collections import OrderedDict, deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from pds_engine.messages import Room, Submit
+
+AFFINITY_TOKENS = 64
+"""Requests that begin with the same tokens, so many, go to the same dp rank where that is fair."""
+AFFINITY_SLACK = 1024
+"""Tokens that the rank of a prefix may have more than the least loaded one."""
+REMEMBERED = 4096
+"""Beginnings whose dp rank is remembered."""
+
+
+@dataclass(slots=True)
+class RankLoad:
+    """What is known of one dp rank."""
+
+    room: Room
+    sent: int = 0
+    """Submits so far."""
+    unseen: deque[int] = field(default_factory=deque)
+    """Pages of those that `room` does not count yet."""
+    requests: int = 0
+    tokens: int = 0
+    """Of its unfinished requests: prompts, and outputs so far."""
+
+    def admits(self, pages: int) -> bool:
+        """Whether it could admit a request now. An idle one takes any: it knows what is too large
+        for it, and says so."""
+        if not self.requests:
+            return True
+        room = self.room
+        slots, free = room.slots - len(self.unseen), room.pages - sum(self.unseen)
+        return not room.waiting and slots > 0 and free >= pages
+
+
+class Placement:
+    """The queue of one group, and the dp ranks that it empties into.
+
+    Args:
+        dp: ranks, none of which has reported yet.
+    """
+
+    def __init__(self, dp: int, page_size: int, max_waiting: int) -> None:
+        self._max_waiting = max_waiting
+        self.loads: list[RankLoad | None] = [None] * dp
+        self._page_size = page_size
+        self._queue: list[tuple[int, float, int, Submit]] = []
+        self._waiting: dict[str, Submit] = {}
+        self._arrivals = 0
+        self._bound: dict[str, tuple[int, int]] = {}
+        """Dp rank and tokens of each unfinished request."""
+        self._homes: OrderedDict[tuple[int, ...], int] = OrderedDict()
+
+    @property
+    def ready(self) -> bool:
+        """Every dp rank has said what it could admit."""
+        return all(load is not None for load in self.loads)
+
+    @property
+    def waiting(self) -> int:
+        """Requests that no rank could admit yet."""
+        return len(self._waiting)
+
+    @property
+    def queued_tokens(self) -> int:
+        """Prompt tokens of those that wait."""
+        return sum(len(each.prompt_ids) + len(each.output_ids) for each in self._waiting.values())
+
+    def accepts(self, submits: Sequence[Submit]) -> bool:
+        """Whether so many more may come: the queue is bounded, but for those that a rank could take
+        at once, and those whose client has a part of its answer."""
+        if len(self._waiting) + len(submits) <= self._max_waiting:
+            return True
+        if all(submit.output_ids for submit in submits):
+            return True
+        able = [load for load in self.loads if load is not None and load.admits(1)]
+        return not self._waiting and len(submits) <= len(able)
+
+    def rank_of(self, request_id: str) -> int | None:
+        """The dp rank that a request is bound to."""
+        bound = self._bound.get(request_id)
+        return None if bound is None else bound[0]
+
+    def enqueue(self, submit: Submit, now: float) -> None:
+        """It may be bound."""
+        self._arrivals += 1
+        since = now if submit.since is None else min(submit.since, now)
+        heapq.heappush(self._queue, (submit.priority, since, self._arrivals, submit))
+        self._waiting[submit.request_id] = submit
+
+    def withdraw(self, request_id: str) -> bool:
+        """Nobody wants it any more; whether it was still waiting."""
+        return self._waiting.pop(request_id, None) is not None
+
+    def expired(self, now: float) -> list[Submit]:
+        """Those whose deadline passed while they waited; they are out of the queue."""
+        late = [s for s in self._waiting.values() if s.deadline is not None and now >= s.deadline]
+        for submit in late:
+            del self._waiting[submit.request_id]
+        return late
+
+    def room(self, rank: int, room: Room) -> None:
+        """A dp rank has said what it could admit."""
+        load = self.loads[rank]
+        if load is None:
+            self.loads[rank] = RankLoad(room)
+            return
+        load.room = room
+        while len(load.unseen) > load.sent - room.seen:
+            load.unseen.popleft()
+
+    def bind(self, *, all_of_them: bool = False) -> Iterator[tuple[int, Submit]]:
+        """Requests that are bound now, in the queue's order, and to which dp rank.
+
+        Args:
+            all_of_them: whether or not a rank can admit them: no more may be sent later.
+        """
+        while (submit := self._first()) is not None:
+            pages = self._pages(submit)
+            able = [
+                rank
+                for rank, load in enumerate(self.loads)
+                if load is not None and (all_of_them or load.admits(pages))
+            ]
+            if not able:
+                return
+            rank = self._choose(able, submit)
+            heapq.heappop(self._queue)
+            del self._waiting[submit.request_id]
+            self._send(rank, submit, pages)
+            yield rank, submit
+
+    def grew(self, request_id: str) -> None:
+        """It has one more token."""
+        bound = self._bound.get(request_id)
+        if bound is not None:
+            self._bound[request_id] = bound[0], bound[1] + 1
+            self._load(bound[0]).tokens += 1
+
+    def ended(self, request_id: str) -> None:
+        """It is over: its rank has that much less to do."""
+        rank, tokens = self._bound.pop(request_id, (-1, 0))
+        if rank >= 0:
+            load = self._load(rank)
+            load.requests -= 1
+            load.tokens -= tokens
+
+    # ---- steps of the above ------------------------------------------------------------------
+
+    def _first(self) -> Submit | None:
+        while self._queue:
+            submit = self._queue[0][3]
+            if self._waiting.get(submit.request_id) is submit:
+                return submit
+            heapq.heappop(self._queue)
+        return None
+
+    def _pages(self, submit: Submit) -> int:
+        tokens = len(submit.prompt_ids) + len(submit.output_ids) + 1
+        return -(-tokens // self._page_size)
+
+    def _choose(self, able: list[int], submit: Submit) -> int:
+        """The rank with the fewest tokens, or the one that computed this beginning before, if it
+        has not many more."""
+        least = min(able, key=lambda rank: (self._load(rank).tokens, rank))
+        beginning = submit.prompt_ids[:AFFINITY_TOKENS]
+        home = self._homes.get(beginning)
+        if home in able:
+            most = self._load(least).tokens + AFFINITY_SLACK
+            if self._load(home).tokens <= most:
+                least = home
+        self._homes[beginning] = least
+        self._homes.move_to_end(beginning)
+        if len(self._homes) > REMEMBERED:
+            self._homes.popitem(last=False)
+        return least
+
+    def _send(self, rank: int, submit: Submit, pages: int) -> None:
+        load, tokens = self._load(rank), len(submit.prompt_ids) + len(submit.output_ids)
+        load.sent += 1
+        load.unseen.append(pages)
+        load.requests += 1
+        load.tokens += tokens
+        self._bound[submit.request_id] = rank, tokens
+
+    def _load(self, rank: int) -> RankLoad:
+        load = self.loads[rank]
+        if load is None:
+            raise LookupError(f"dp rank {rank} has not reported")
+        return load

@@ -1,0 +1,183 @@
+"""Requests wait in one queue, and are bound to the dp rank that can admit them."""
+
+import pytest
+from pds_engine.messages import Room, Sampling, Submit
+from pds_engine.server.placement import AFFINITY_SLACK, Placement
+
+PAGE = 4
+
+
+def submit(name: str, length: int = 7, **keys: object) -> Submit:
+    return Submit(
+        request_id=name,
+        prompt_ids=tuple(range(ord(name[0]), ord(name[0]) + length)),  # all begin differently
+        sampling=Sampling(max_tokens=8),
+        seed=0,
+        **keys,
+    )
+
+
+def room(seen: int = 0, slots: int = 2, pages: int = 16, waiting: int = 0) -> Room:
+    return Room(seen=seen, slots=slots, pages=pages, waiting=waiting)
+
+
+def placement(dp: int = 2, **rooms: int) -> Placement:
+    made = Placement(dp, PAGE, max_waiting=4)
+    for rank in range(dp):
+        made.room(rank, room(**rooms))
+    return made
+
+
+def bound(made: Placement, **how: bool) -> list[tuple[int, str]]:
+    return [(rank, each.request_id) for rank, each in made.bind(**how)]
+
+
+def put(made: Placement, *names: str, **keys: int) -> None:
+    for name in names:
+        made.enqueue(submit(name, **keys), 0.0)
+
+
+def test_each_goes_to_the_rank_with_the_fewest_tokens():
+    made = placement(pages=12)
+    made.enqueue(submit("long", 40), 0.0)
+    put(made, "a", "b", "c")
+    assert bound(made) == [(0, "long"), (1, "a"), (1, "b")]
+    assert made.waiting == 1  # rank 0 has a slot, and not the pages
+
+
+def test_it_waits_until_a_rank_can_admit_it_whichever_that_is():
+    made = placement(slots=1)
+    put(made, "a", "b", "c", "d")
+    assert bound(made) == [(0, "a"), (1, "b")]
+    made.ended("b")
+    made.room(1, room(seen=1, slots=1))
+    assert bound(made) == [(1, "c")]
+    assert made.waiting == 1
+
+
+def test_what_is_on_its_way_takes_from_the_room_that_was_said():
+    made = placement(slots=2)
+    put(made, "a", "b", "c", "d", "e")
+    assert len(bound(made)) == 4
+    made.room(0, room(seen=1, slots=1))  # it has seen one of two
+    assert bound(made) == []
+    made.room(0, room(seen=2, slots=1))
+    assert bound(made) == [(0, "e")]
+
+
+def test_a_rank_where_somebody_waits_gets_nothing():
+    """What was preempted there goes first."""
+    made = placement(waiting=1)
+    put(made, "a", "b", "c")
+    assert bound(made) == [(0, "a"), (1, "b")]  # idle as far as we know: they may say no
+    assert made.waiting == 1
+
+
+def test_an_idle_rank_takes_what_is_too_large_and_says_so_itself():
+    made = placement(pages=2)
+    put(made, "huge", length=400)
+    assert bound(made) == [(0, "huge")]
+
+
+def test_the_first_is_not_overtaken():
+    made = placement(slots=1)
+    put(made, "a", "b")
+    assert len(bound(made)) == 2
+    made.enqueue(submit("large", 400), 1.0)
+    put(made, "small")
+    made.enqueue(submit("urgent", priority=-1), 9.0)
+    made.room(0, room(seen=1, slots=1, pages=3))
+    assert bound(made) == [(0, "urgent")]
+    made.room(0, room(seen=2, slots=1, pages=3))
+    assert bound(made) == [(0, "small")]  # older than `large`, which came at 1.0
+    made.room(0, room(seen=3, slots=1, pages=3))
+    assert bound(made) == []
+
+
+def test_requests_that_begin_alike_go_to_one_rank_unless_it_has_much_more():
+    made = placement(slots=64, pages=10_000)
+    same = tuple(range(100))
+    for name in "abc":
+        made.enqueue(
+            Submit(request_id=name, prompt_ids=same, sampling=Sampling(max_tokens=1), seed=0), 0.0
+        )
+    assert bound(made) == [(0, "a"), (0, "b"), (0, "c")]
+    put(made, "other", length=400)
+    assert bound(made) == [(1, "other")]
+    for name in ("d", "e"):
+        made.enqueue(
+            Submit(request_id=name, prompt_ids=same * 12, sampling=Sampling(max_tokens=1), seed=0),
+            0.0,
+        )
+    assert 400 + AFFINITY_SLACK < 1500
+    assert bound(made) == [(0, "d"), (1, "e")]
+
+
+def test_the_queue_is_bounded():
+    made = placement(slots=1)
+    put(made, "a", "b", "c", "d", "e", "f")
+    assert len(bound(made)) == 2
+    assert made.waiting == 4
+    assert not made.accepts([submit("g")])
+    assert made.accepts([submit("g", output_ids=(1,))])  # its client has a part of its answer
+    assert not placement(slots=0).accepts([submit(name) for name in "abcde"])
+
+
+def test_a_rank_could_take_it_at_once_although_nobody_may_wait():
+    made = Placement(2, PAGE, max_waiting=0)
+    assert not made.accepts([submit("a")])
+    made.room(0, room())
+    assert made.accepts([submit("a")])
+    assert not made.accepts([submit("a"), submit("b")])
+
+
+def test_a_request_that_was_given_up_is_not_bound():
+    made = placement(slots=1)
+    put(made, "a", "b", "c", "d")
+    assert len(bound(made)) == 2
+    assert made.withdraw("c")
+    assert not made.withdraw("a")
+    made.ended("a")
+    made.room(0, room(seen=1, slots=1))
+    assert bound(made) == [(0, "d")]
+    assert made.waiting == 0
+
+
+def test_a_deadline_passes_in_the_queue():
+    made = placement(slots=1)
+    put(made, "a", "b")
+    assert len(bound(made)) == 2
+    made.enqueue(submit("c", deadline=5.0), 0.0)
+    put(made, "d")
+    assert made.expired(4.9) == []
+    assert [each.request_id for each in made.expired(5.0)] == ["c"]
+    assert made.waiting == 1
+
+
+def test_all_are_bound_where_no_more_may_be_sent_later():
+    made = placement(slots=1)
+    put(made, "a", "b", "c", "d")
+    assert sorted(name for _, name in bound(made, all_of_them=True)) == ["a", "b", "c", "d"]
+    assert made.waiting == 0
+
+
+def test_it_is_not_ready_before_every_rank_has_spoken():
+    made = Placement(2, PAGE, max_waiting=4)
+    made.room(0, room())
+    assert not made.ready
+    made.room(1, room())
+    assert made.ready
+
+
+@pytest.mark.parametrize("tokens", [0, 3])
+def test_what_ended_counts_no_more(tokens):
+    made = placement(dp=1, slots=8)
+    put(made, "a")
+    assert bound(made) == [(0, "a")]
+    for _ in range(tokens):
+        made.grew("a")
+    load = made.loads[0]
+    assert (load.requests, load.tokens) == (1, 7 + tokens)
+    made.ended("a")
+    assert (load.requests, load.tokens) == (0, 0)
+    assert made.rank_of("a") is None
