@@ -107,9 +107,18 @@ class PipelineConfig(Section):
 
 
 class DelayerConfig(Section):
-    enabled: bool = False
+    """When prompts of dp ranks wait for each other (docs/data-parallel.md)."""
+
+    enabled: bool | None = None
+    """None: where dp is above 1, on role=unified and role=prefill."""
     max_ticks: int = Field(30, ge=1)
+    """Passes in a row that prompts wait for, at most; a quarter of it while one is half done."""
+    rest_ticks: int = Field(1, ge=0)
+    """Passes without prompts after each one with some, unless the chunks are full."""
     low_watermark: float = Field(0.2, ge=0, le=1)
+    """A rank that uses less of its pages and slots waits for no fuller batch."""
+    max_seconds: float = Field(5.0, gt=0)
+    """A prompt that has had a slot for so long without being computed waits no more."""
 
 
 class DpConfig(Section):

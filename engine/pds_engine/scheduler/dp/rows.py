@@ -26,12 +26,16 @@ class SyncRow(NamedTuple):
     begun: int = 0
     """1: a prompt is half done, and holds pages and its client's patience."""
     kv_low: int = 0
-    """1: few pages are free (delayer.low_watermark)."""
+    """1: it has a prompt, and uses less than delayer.low_watermark of its pages and of its slots:
+    it computes little until the prompt is in."""
     aged: int = 0
-    """1: a prompt has waited for longer than delayer.max_seconds by this rank's own clock. Only the
-    bit crosses: clocks differ, and ranks that compared each other's would decide differently."""
-    full: int = 0
-    """1: it could admit no further request, so waiting brings it no fuller batch."""
+    """1: a prompt that has a slot has waited for longer than delayer.max_seconds by this rank's own
+    clock. Only the bit crosses: clocks differ, and ranks that compared each other's would decide
+    differently."""
+    cut: int = 0
+    """1: a prompt that has a slot is not computed to its end in this pass: the chunk is full, and
+    waiting brings no fuller one. (Tokens beyond prompt_tokens are those of requests without a slot
+    where this is 0.)"""
 
 
 WIDTH = len(SyncRow._fields)

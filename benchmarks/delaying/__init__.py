@@ -1,0 +1,1 @@
+"""What benchmarks/delayer.py is made of: dp ranks in virtual time, costs, policies, traces."""
