@@ -19,6 +19,7 @@ from pds_engine.messages import (
     Token,
     TokenLogprobs,
 )
+from pds_engine.parallel.layout import Numbering
 from pds_engine.parallel.stage import Stage, StagePlace
 from pds_engine.scheduler.party import REPLICAS, SYNC, WORKERS, Out, Party
 from pds_engine.scheduler.scheduler import Scheduler
@@ -145,7 +146,8 @@ class Group:
         self._awake = False
         self._results: dict[int, list[StepDone]] = {}
         """Of steps that not all ranks of the last stage have reported."""
-        for rank in range(len(self.workers)):
+        numbering, dp_rank = Numbering.of(settings.parallelism), replica.dp_rank if replica else 0
+        for rank in (r for stage in range(pp) for r in numbering.attention(stage, dp_rank)):
             backends = {ENDPOINT: name.encode()}
             endpoint = KvEndpoint(rank=rank, shard=b"", pages=machine.pages, backends=backends)
             ready = Ready(

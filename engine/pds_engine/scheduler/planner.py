@@ -11,7 +11,9 @@ from typing import NamedTuple
 from pds_engine.errors import StageTimeout
 from pds_engine.messages import Gather, Gathered, Wake
 from pds_engine.scheduler.dp.batches import needs_idle_batch, shapes
+from pds_engine.scheduler.dp.delayer import Delayer
 from pds_engine.scheduler.dp.passes import Passes
+from pds_engine.scheduler.dp.record import DelayRecord
 from pds_engine.scheduler.dp.rows import SyncRow, tokens, unpack
 from pds_engine.scheduler.handover_p import PrefillSide
 from pds_engine.scheduler.lifecycle import Ledger
@@ -45,6 +47,8 @@ class Planner:
         self._out = ledger.out
         self._dp, self._dp_rank = ledger.settings.parallelism.dp, dp_rank
         self._proposal = Proposal(NOTHING, NOTHING)
+        self._delayer = Delayer.of(ledger.settings)
+        self.delays = DelayRecord()
         self._waits_since = 0.0
         self.rests_until = 0.0
         """No pass is entered before: see PACE."""
@@ -56,6 +60,8 @@ class Planner:
             return
         while not self.steps.full:
             picked = self.steps.pick()
+            if self._delayer is not None and picked is not None and picked.chunks:
+                picked = self._spaced(picked, self._delayer, now)
             if picked is None or not self._commit(picked, (), now):
                 break
 
@@ -86,7 +92,7 @@ class Planner:
         """All ranks' rows of this pass have come: issue its step, unless nobody has one."""
         rows = unpack(message.rows, self._dp)
         self.passes.gathered(rows)
-        runs = True
+        runs = self._judged(rows, now)
         counts = tokens(rows, prompts=runs)
         picked = self._proposal.whole if runs else self._proposal.without
         self._proposal = Proposal(NOTHING, NOTHING)
@@ -104,29 +110,55 @@ class Planner:
         if self.passes.gathering or self.steps.full or now < self.rests_until:
             return
         whole = self.steps.pick() or NOTHING
-        if not self.passes.enters(bool(whole.decodes or whole.chunks)):
+        work = bool(whole.decodes or whole.chunks)
+        if not work:
+            self._commit(whole, (), now)  # victims alone concern no other rank
+        if not self.passes.enters(work):
             return
-        without = (self.steps.pick(prompts=False) or NOTHING) if whole.chunks else whole
-        self._proposal = Proposal(whole, without)
-        pass_id = self.passes.next_id
+        self._proposal = self._proposed(whole) if work else Proposal(NOTHING, NOTHING)
         if self.passes.enter():
-            self._out.put(REPLICAS, Wake(pass_id=pass_id))
-        self._out.put(SYNC, Gather(row=tuple(self._row(pass_id))))
+            self._out.put(REPLICAS, Wake(pass_id=self.passes.next_id))
+        row = self._row(self.passes.next_id, self._proposal, now)
+        self._out.put(SYNC, Gather(row=tuple(row)))
 
-    def _row(self, pass_id: int) -> SyncRow:
-        ledger, proposal = self._ledger, self._proposal
-        pool, prefilling = ledger.pool, ledger.prefilling
-        page = ledger.settings.kv.page_size
-        waiting = sum(request.context_len for request in ledger.queue)
+    def _spaced(self, picked: Picked, delayer: Delayer, now: float) -> Picked | None:
+        """At dp 1: the delayer keeps prompts apart from decode rows, by this rank's row alone."""
+        proposal = self._proposed(picked)
+        verdict = delayer.decide([self._row(self.steps.next_id, proposal, now)])
+        self.delays.add(verdict, True, now)
+        return proposal.whole if verdict.runs else proposal.without
+
+    def _proposed(self, whole: Picked) -> Proposal:
+        if not whole.chunks:
+            return Proposal(whole, whole)
+        return Proposal(whole, self.steps.pick(prompts=False) or NOTHING)
+
+    def _judged(self, rows: Sequence[SyncRow], now: float) -> bool:
+        """Whether the pass runs with its prompts."""
+        if self._delayer is None:
+            return True
+        verdict = self._delayer.decide(rows)
+        self.delays.add(verdict, bool(self._proposal.whole.chunks), now)
+        return verdict.runs
+
+    def _row(self, pass_id: int, proposal: Proposal, now: float) -> SyncRow:
+        ledger = self._ledger
+        bounds, knobs = ledger.settings.scheduler, ledger.settings.delayer
+        page, pool, prefilling = ledger.settings.kv.page_size, ledger.pool, ledger.prefilling
+        prompts = sum(chunk.length for _, chunk in proposal.whole.chunks)
+        held = sum(request.context_len - request.computed for request in prefilling)
+        used = max(pool.used / pool.total, ledger.running / bounds.max_running)
         return SyncRow(
             pass_id=pass_id,
             decode_tokens=len(proposal.without.decodes),
-            prompt_tokens=_tokens(proposal.whole) - len(proposal.without.decodes),
-            pending_tokens=waiting + sum(r.context_len - r.computed for r in prefilling),
+            prompt_tokens=prompts,
+            pending_tokens=held + sum(request.context_len for request in ledger.queue),
             running=len(ledger.decoding),
-            begun=any(r.computed > r.shared * page for r in prefilling),
-            kv_low=pool.available < ledger.settings.delayer.low_watermark * pool.total,
-            full=ledger.running == ledger.settings.scheduler.max_running or len(ledger.queue) > 0,
+            begun=any(request.computed > request.shared * page for request in prefilling),
+            kv_low=bool(prompts) and used < knobs.low_watermark,
+            aged=self.delays.held(now) > knobs.max_seconds,
+            cut=held > prompts,
+            beside=len(proposal.whole.decodes),
         )
 
     def _commit(self, picked: Picked, shape: Sequence[int], now: float) -> bool:
@@ -148,10 +180,6 @@ class Planner:
         padded = shape[self._dp_rank] if shape else None
         self._out.put(WORKERS, self.steps.issue(picked, pushes, now, padded, tuple(shape)))
         return True
-
-
-def _tokens(picked: Picked) -> int:
-    return len(picked.decodes) + sum(chunk.length for _, chunk in picked.chunks)
 
 
 def _still_there(picked: Picked) -> Picked:

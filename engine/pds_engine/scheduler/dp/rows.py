@@ -36,6 +36,9 @@ class SyncRow(NamedTuple):
     """1: a prompt that has a slot is not computed to its end in this pass: the chunk is full, and
     waiting brings no fuller one. (Tokens beyond prompt_tokens are those of requests without a slot
     where this is 0.)"""
+    beside: int = 0
+    """Decode tokens of the step with prompts: decode_tokens, or none where prompts are computed
+    apart (scheduler.chunked_prefill)."""
 
 
 WIDTH = len(SyncRow._fields)
@@ -58,4 +61,7 @@ def unpack(values: Sequence[int], dp: int) -> tuple[SyncRow, ...]:
 
 def tokens(rows: Iterable[SyncRow], *, prompts: bool) -> tuple[int, ...]:
     """What each rank computes in the pass, with or without its prompts."""
-    return tuple(row.decode_tokens + row.prompt_tokens * prompts for row in rows)
+    return tuple(
+        row.beside + row.prompt_tokens if prompts and row.prompt_tokens else row.decode_tokens
+        for row in rows
+    )

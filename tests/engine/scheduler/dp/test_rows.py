@@ -19,6 +19,7 @@ def test_a_row_is_missing():
 
 
 def test_tokens_of_a_pass_with_and_without_prompts():
-    rows = (SyncRow(1, 3, 512), SyncRow(1, 2), SyncRow(1, 0, 64))
-    assert tokens(rows, prompts=True) == (515, 2, 64)
-    assert tokens(rows, prompts=False) == (3, 2, 0)
+    mixed, apart = SyncRow(1, 3, 512, beside=3), SyncRow(1, 5, 64, beside=0)
+    rows = (mixed, SyncRow(1, 2), apart, SyncRow(1, 0, 64))
+    assert tokens(rows, prompts=True) == (515, 2, 64, 64)
+    assert tokens(rows, prompts=False) == (3, 2, 5, 0)
