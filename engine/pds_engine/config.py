@@ -48,6 +48,11 @@ class ParallelConfig(Section):
     def ranks(self) -> int:
         return self.pp * self.tp * self.dp
 
+    @property
+    def width(self) -> int:
+        """Ranks of a stage: the attention groups of all dp ranks, side by side."""
+        return self.tp * self.dp
+
     @model_validator(mode="after")
     def _pods_are_whole(self) -> Self:
         if self.ranks % self.ranks_per_pod:
