@@ -27,7 +27,7 @@ from pds_engine.errors import ConfigError
 from pds_engine.keys import Keys, read_secret
 from pds_engine.models import tensors
 from pds_engine.models.registry import check
-from pds_engine.parallel.layout import part
+from pds_engine.parallel.layout import Numbering, part
 from pds_engine.runner import graphs
 
 TERMINATION_LOG = Path("/dev/termination-log")
@@ -208,7 +208,8 @@ def _compile_one(config: EngineConfig, name: str, avoid: str) -> _Made:
 def _manifest_paths(config: EngineConfig) -> list[Path]:
     root, pod, split = config.cache.path or Path(), config.pod, config.parallelism
     first = pod.index * split.ranks_per_pod
-    stages = range(first // split.tp, (first + split.ranks_per_pod - 1) // split.tp + 1)
+    place = Numbering.of(split).place
+    stages = range(place(first).stage, place(first + split.ranks_per_pod - 1).stage + 1)
     return [
         manifest_path(root, config.model.name, pod.revision, config.role, stage) for stage in stages
     ]

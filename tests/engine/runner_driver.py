@@ -42,27 +42,33 @@ class Driver:
         pages: int = 400,
         poison: bool = True,
         collectives: Collectives = ALONE,
+        stage: Collectives | None = None,
+        pp_rank: int = 0,
         **keys: Any,
     ) -> None:
+        """`stage`: the collectives of all ranks of its stage; None: there is one dp rank."""
+        stage = stage or collectives
         self.config = EngineConfig.model_validate(
             {
                 "model": {"path": path, "dtype": "float32"},
                 "max_model_len": 512,
                 "kv": {"page_size": page_size},
                 "scheduler": {"max_running": 16},
-                "parallelism": {"tp": collectives.size},
+                "parallelism": {"tp": collectives.size, "dp": stage.size // collectives.size},
             }
             | keys
         )
-        decoder = load(self.config, collectives.rank, torch.device("cpu"), collectives)
-        spec, kv_heads = decoder.spec, len(decoder.part.kv_heads)
-        shape = (pages + 1, spec.layers, 2, kv_heads, page_size, spec.head_dim)
+        rank = pp_rank * stage.size + stage.rank
+        self.decoder = load(self.config, rank, torch.device("cpu"), collectives, stage)
+        spec, self.runner_part = self.decoder.spec, self.decoder.part
+        layers, kv_heads = len(self.runner_part.layers), len(self.runner_part.kv_heads)
+        shape = (pages + 1, layers, 2, kv_heads, page_size, spec.head_dim)
         self.pool = torch.full(shape, float("nan") if poison else 0.0)
         self.pool[-1] = 0
         self.runner = Runner(
             self.config,
-            decoder,
-            [(self.pool[:, i, 0], self.pool[:, i, 1]) for i in range(spec.layers)],
+            self.decoder,
+            [(self.pool[:, i, 0], self.pool[:, i, 1]) for i in range(layers)],
         )
         self.page_size = page_size
         self.free = list(range(pages))
@@ -89,12 +95,14 @@ class Driver:
         return Sequence_(slot, self.gen, list(prompt), sampling, pages[covered:])
 
     def step(self, rows: Sequence[Row], padded: int = 0) -> StepDone:
+        """`padded`: to at least so many tokens."""
+        tokens = sum(row.length for row in rows)
         plan = StepPlan(
             step_id=self.steps,
             rows=tuple(rows),
             expects_output=False,
             depends_on=-1,
-            padded_tokens=padded,
+            padded_tokens=max(padded, tokens + -tokens % self.config.parallelism.tp),
         )
         self.steps += 1
         done = self.runner.execute(plan, None).done

@@ -1,11 +1,14 @@
 """A dense decoder as functions of its weights: a layer is pieces around attention.
 
     one rank        before | attention | after
-    shards          before | attention | project | all_reduce | feed | all_reduce
+    several         gather | heads | attention | project | reduce-scatter | join
+                    gather | feed | reduce-scatter | join
 
-The pieces take all tensors as arguments, so that one compiled graph serves all layers. `Pieces`
-runs them eagerly; runner.graphs has one that runs them compiled. Embedding and head are split by
-token id, attention by heads, the MLP by columns (Shoeybi et al., "Megatron-LM", 2019).
+`Pieces` runs them eagerly; runner.graphs has one that runs them compiled. Embedding and head are
+split by token id and attention by heads, over the ranks of an attention group; the MLP by columns,
+over all ranks of the stage (Shoeybi et al., "Megatron-LM", 2019). Between them a rank holds a part
+of the tokens (parallel.parts): what is token-wise is computed once, and the MLP sees the tokens of
+all dp ranks.
 """
 
 from collections.abc import Sequence
@@ -17,12 +20,17 @@ import torch.nn.functional as F
 from pds_kernels.paged_attention import Attend
 from torch import Tensor
 
+from pds_engine.layers import block
+from pds_engine.layers.block import Shape
 from pds_engine.layers.mlp import swiglu
 from pds_engine.layers.norm import rms_norm
-from pds_engine.layers.rope import rotate
-from pds_engine.parallel.collectives import ALONE, Collectives, VocabShard
+from pds_engine.parallel.collectives import LONE, StageRanks, VocabShard
 from pds_engine.parallel.layout import ModelPart
+from pds_engine.parallel.parts import Parts
 from pds_engine.spec import DecoderSpec
+
+Kv = Sequence[tuple[Tensor, Tensor]]
+"""Each layer's keys and values: [pages, kv_heads, page_size, head_dim] views of one pool."""
 
 
 class LayerWeights(NamedTuple):
@@ -55,18 +63,6 @@ class KvLayers(Protocol):
         """Keys and values of this rank's layer `index`: [pages, kv_heads, page_size, D] views."""
 
 
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """What the pieces need to know apart from tensors. Heads are this rank's."""
-
-    heads: int
-    kv_heads: int
-    head_dim: int
-    norm_eps: float
-    qk_norm: bool
-    qkv_bias: bool
-
-
 def shape_of(spec: DecoderSpec, part: ModelPart) -> Shape:
     """What the pieces of the rank with this part close over."""
     return Shape(
@@ -80,76 +76,25 @@ def shape_of(spec: DecoderSpec, part: ModelPart) -> Shape:
 
 
 class Pieces:
-    """The token-wise parts of a layer, run eagerly. T tokens, padding included."""
+    """The token-wise parts of a layer, run eagerly; layers.block says what they are."""
 
     def __init__(self, shape: Shape) -> None:
         self.shape = shape
 
     def before(self, x: Tensor, rope: Tensor, w: LayerWeights) -> tuple[Tensor, Tensor, Tensor]:
-        return before(self.shape, x, rope, w.input_norm, w.qkv, w.qkv_bias, w.qk_norm)
+        return block.before(self.shape, x, rope, w.input_norm, w.qkv, w.qkv_bias, w.qk_norm)
 
     def after(self, x: Tensor, attended: Tensor, w: LayerWeights) -> Tensor:
-        return after(self.shape, x, attended, w.out, w.post_norm, w.gate_up, w.down)
+        return block.after(self.shape, x, attended, w.out, w.post_norm, w.gate_up, w.down)
 
-    def project(self, attended: Tensor, w: LayerWeights) -> Tensor:
-        return project(attended, w.out)
+    def heads(self, x: Tensor, rope: Tensor, w: LayerWeights) -> tuple[Tensor, Tensor, Tensor]:
+        return block.heads(self.shape, x, rope, w.qkv, w.qkv_bias, w.qk_norm)
 
-    def feed(self, x: Tensor, projected: Tensor, w: LayerWeights) -> tuple[Tensor, Tensor]:
-        return feed(self.shape, x, projected, w.post_norm, w.gate_up, w.down)
+    def join(self, x: Tensor, y: Tensor, norm: Tensor) -> tuple[Tensor, Tensor]:
+        return block.join(x, y, norm, self.shape.norm_eps)
 
-
-def before(
-    shape: Shape,
-    x: Tensor,
-    rope: Tensor,
-    norm: Tensor,
-    qkv: Tensor,
-    qkv_bias: Tensor,
-    qk_norm: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """From hidden states to rotated queries and keys, and values.
-
-    x: [T, hidden]; rope: [T, D]. Returns q [T, H, D], k [T, K, D], v [T, K, D].
-    """
-    both = shape.heads + shape.kv_heads
-    bias = qkv_bias if shape.qkv_bias else None
-    projected = F.linear(rms_norm(x, norm, shape.norm_eps), qkv, bias)
-    heads = projected.view(x.shape[0], -1, shape.head_dim)
-    qk, v = heads[:, :both], heads[:, both:]
-    if shape.qk_norm:
-        qk = rms_norm(qk, qk_norm, shape.norm_eps)
-    qk = rotate(qk, rope)
-    return qk[:, : shape.heads], qk[:, shape.heads :], v
-
-
-def after(
-    shape: Shape,
-    x: Tensor,
-    attended: Tensor,
-    out: Tensor,
-    norm: Tensor,
-    gate_up: Tensor,
-    down: Tensor,
-) -> Tensor:
-    """From attention's output [T, H·D] to the next layer's input [T, hidden], on one rank."""
-    x, fed = feed(shape, x, project(attended, out), norm, gate_up, down)
-    return x + fed
-
-
-def project(attended: Tensor, out: Tensor) -> Tensor:
-    """Attention's output [T, H·D] → [T, hidden]: this shard's part of a sum."""
-    return F.linear(attended, out)
-
-
-def feed(
-    shape: Shape, x: Tensor, projected: Tensor, norm: Tensor, gate_up: Tensor, down: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The residual stream past attention, and the MLP's output: this shard's part of a sum.
-
-    x, projected (summed over shards) and both results: [T, hidden].
-    """
-    x = x + projected
-    return x, swiglu(rms_norm(x, norm, shape.norm_eps), gate_up, down)
+    def feed(self, x: Tensor, w: LayerWeights) -> Tensor:
+        return swiglu(x, w.gate_up, w.down)
 
 
 class Decoder:
@@ -162,45 +107,71 @@ class Decoder:
         weights: Weights,
         rope: Tensor,
         dtype: torch.dtype,
-        collectives: Collectives = ALONE,
+        ranks: StageRanks = LONE,
     ) -> None:
         self.spec = spec
         self.part = part
         self.weights = weights
         self.rope = rope
         self.dtype = dtype
-        self.collectives = collectives
-        self.vocab = VocabShard(part.vocab, spec.vocab, collectives)
+        self.ranks = ranks
+        self.vocab = VocabShard(part.vocab, spec.vocab, ranks.attention)
         self.pieces = Pieces(shape_of(spec, part))
 
-    def embed(self, tokens: Tensor) -> Tensor:
-        """[T] → [T, hidden], on the first stage."""
+    def embed(self, tokens: Tensor, parts: Parts) -> Tensor:
+        """A batch's tokens [T] → this rank's part of their hidden states, on the first stage."""
         table = self.weights.embedding
         if table is None:
             raise ValueError("only the first stage embeds tokens")
-        if self.collectives.size == 1:
+        if self.ranks.attention.size == 1:
             return F.embedding(tokens, table)
         rows = tokens - self.part.vocab.start
         foreign = (rows < 0) | (rows >= len(self.part.vocab))
         found = F.embedding(rows.masked_fill(foreign, 0), table)
-        return self.collectives.all_reduce(found.masked_fill_(foreign.unsqueeze(1), 0))
+        found.masked_fill_(foreign.unsqueeze(1), 0)
+        return self.ranks.attention.reduce_scatter(found, parts.batch)
 
     def forward(
-        self, x: Tensor, positions: Tensor, attend: Attend, kv: Sequence[tuple[Tensor, Tensor]]
+        self, x: Tensor, positions: Tensor, attend: Attend | None, kv: Kv, parts: Parts
     ) -> Tensor:
-        """This stage's layers. x: [T, hidden]; positions: [T]; kv: each layer's keys and values."""
+        """This stage's layers, for this rank's part of a batch.
+
+        x, and the result: [parts.batch[rank], hidden]; positions: [T], of the whole batch; attend:
+        None for a batch without requests, which then has nothing but its share of the MLP; kv: each
+        layer's keys and values.
+        """
         rope = self.rope[positions]
+        if self.ranks.stage.size > 1:
+            return self._shared(x, rope, attend, kv, parts)
+        if attend is None:
+            return x  # nobody reads it
         for w, (keys, values) in zip(self.weights.layers, kv, strict=True):
             q, k, v = self.pieces.before(x, rope, w)
-            x = self._after(x, attend(q, k, v, keys, values), w)
+            x = self.pieces.after(x, attend(q, k, v, keys, values), w)
         return x
 
-    def _after(self, x: Tensor, attended: Tensor, w: LayerWeights) -> Tensor:
-        if self.collectives.size == 1:
-            return self.pieces.after(x, attended, w)
-        projected = self.collectives.all_reduce(self.pieces.project(attended, w))
-        x, fed = self.pieces.feed(x, projected, w)
-        return x + self.collectives.all_reduce(fed)
+    def _shared(
+        self, x: Tensor, rope: Tensor, attend: Attend | None, kv: Kv, parts: Parts
+    ) -> Tensor:
+        """The layers of a stage of several ranks; `normed` is `x` as what comes next reads it."""
+        attention, stage = self.ranks
+        layers, pieces = self.weights.layers, self.pieces
+        normed = rms_norm(x, layers[0].input_norm, self.spec.norm_eps)
+        for at, (w, (keys, values)) in enumerate(zip(layers, kv, strict=True)):
+            if attend is None:
+                normed = rms_norm(x, w.post_norm, self.spec.norm_eps)
+            else:
+                q, k, v = pieces.heads(attention.gather_parts(normed, parts.batch), rope, w)
+                projected = F.linear(attend(q, k, v, keys, values), w.out)
+                projected = attention.reduce_scatter(projected, parts.batch)
+                x, normed = pieces.join(x, projected, w.post_norm)
+            fed = pieces.feed(stage.gather_parts(normed, parts.stage), w)
+            fed = stage.reduce_scatter(fed, parts.stage)
+            if w is layers[-1]:
+                x = x + fed
+            else:
+                x, normed = pieces.join(x, fed, layers[at + 1].input_norm)
+        return x
 
     def logits(self, x: Tensor) -> Tensor:
         """[R, hidden] → [R, V] in float32 (see VocabShard), on the last stage."""

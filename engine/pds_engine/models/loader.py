@@ -10,7 +10,7 @@ from pds_engine.models.checkpoint import Checkpoint
 from pds_engine.models.decoder import Decoder, LayerWeights, Weights
 from pds_engine.models.registry import check
 from pds_engine.models.tensors import EMBEDDING, HEAD, NORM, contents
-from pds_engine.parallel.collectives import ALONE, Collectives
+from pds_engine.parallel.collectives import ALONE, Collectives, StageRanks
 from pds_engine.parallel.layout import ModelPart, part
 from pds_engine.spec import DecoderSpec
 
@@ -38,26 +38,39 @@ def compute_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
 
 
 def load(
-    config: EngineConfig, rank: int, device: torch.device, collectives: Collectives = ALONE
+    config: EngineConfig,
+    rank: int,
+    device: torch.device,
+    collectives: Collectives = ALONE,
+    stage: Collectives | None = None,
 ) -> Decoder:
-    """Rank `rank`'s part of the model at config.model.path; `collectives` are its stage's.
+    """Rank `rank`'s part of the model at config.model.path.
+
+    `collectives` are its attention group's, `stage` those of all its stage's ranks: at dp 1 the
+    same, and None.
 
     Raises:
         ConfigError: anything is missing, of another shape, or cannot be split so.
     """
     spec = check(config)
     mine = part(spec, config.parallelism, rank, config.role)
-    if (collectives.rank, collectives.size) != (mine.tp_rank, mine.tp):
-        raise ValueError(
-            f"rank {rank} is shard {mine.tp_rank} of {mine.tp}, its collectives are those of "
-            f"shard {collectives.rank} of {collectives.size}"
-        )
+    ranks = StageRanks(collectives, stage or collectives)
+    _check(rank, mine.tp_rank, mine.tp, ranks.attention)
+    _check(rank, mine.dp_rank * mine.tp + mine.tp_rank, mine.width, ranks.stage)
     stored = DTYPES[config.model.dtype]
     dtype = compute_dtype(stored, device)
     with Checkpoint(contents(config.model.path, spec)) as checkpoint:
         weights = _Reader(checkpoint, spec, mine, stored, dtype, device).weights()
     table = rope.table(spec.rope, spec.head_dim, config.max_model_len, device)
-    return Decoder(spec, mine, weights, table, dtype, collectives)
+    return Decoder(spec, mine, weights, table, dtype, ranks)
+
+
+def _check(rank: int, shard: int, shards: int, given: Collectives) -> None:
+    if (given.rank, given.size) != (shard, shards):
+        raise ValueError(
+            f"rank {rank} is shard {shard} of {shards}, its collectives are those of "
+            f"shard {given.rank} of {given.size}"
+        )
 
 
 class _Reader:

@@ -40,9 +40,9 @@ def check(config: EngineConfig) -> DecoderSpec:
     """The spec of `config`'s model, once its layout and length are known to suit it.
 
     Raises:
-        ConfigError: also for a layout that cannot be: pp above layers, heads not divisible by tp,
-            parallelism.layers of another model, max_model_len above what the model's positions or
-            its sliding window reach.
+        ConfigError: also for a layout that cannot be: pp above layers, heads not divisible by tp
+            or columns by tp·dp, parallelism.layers of another model, max_model_len above what the
+            model's positions or its sliding window reach.
     """
     spec, split = read_spec(config.model.path), config.parallelism
     if split.pp > spec.layers:
@@ -57,12 +57,17 @@ def check(config: EngineConfig) -> DecoderSpec:
             f"pp is {split.pp}, and the model has {spec.layers} layers",
             hint="give one count a stage, together all layers of the model, or leave it out",
         )
-    for count, name in ((spec.heads, "attention heads"), (spec.intermediate, "MLP columns")):
-        if count % split.tp:
-            raise ConfigError(
-                f"parallelism.tp {split.tp} does not divide the model's {count} {name}",
-                hint="choose a parallelism.tp that divides both heads and MLP columns",
-            )
+    if spec.heads % split.tp:
+        raise ConfigError(
+            f"parallelism.tp {split.tp} does not divide the model's {spec.heads} attention heads",
+            hint="choose a parallelism.tp that divides both heads and MLP columns",
+        )
+    if spec.intermediate % split.width:
+        raise ConfigError(
+            f"parallelism.tp {split.tp} times parallelism.dp {split.dp} does not divide the "
+            f"model's {spec.intermediate} MLP columns, which all ranks of a stage share",
+            hint="choose a parallelism.tp and a parallelism.dp whose product divides them",
+        )
     if spec.kv_heads % split.tp and split.tp % spec.kv_heads:
         raise ConfigError(
             f"parallelism.tp {split.tp} neither divides nor is a multiple of the model's "

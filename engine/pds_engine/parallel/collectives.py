@@ -1,12 +1,15 @@
 """What the ranks of one stage exchange: sums, everybody's tensors, and rank 0's choice.
 
-All ranks of a stage execute the same plans, so they make the same calls in the same order, with
-tensors of the same shape and dtype: nothing on the wire says which.
+All ranks of an attention group execute the same plans, and the plans of dp ranks say what the
+others' hold, so they make the same calls in the same order, with shapes and dtypes that all know:
+nothing on the wire says which.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -15,6 +18,9 @@ from pds_engine.errors import RankLost
 
 class Collectives:
     """The calls over a process group: gloo for tensors on CPU, NCCL on CUDA.
+
+    Parts: a tensor's rows, split over the ranks in their order. `sizes` has each rank's count, 0
+    for some or all of them; every rank gives the same.
 
     Raises (every call):
         RankLost: another rank has gone or stayed silent for the group's time-out; the group is of
@@ -37,10 +43,50 @@ class Collectives:
         self._wait("gather", lambda: self._group._allgather_base(flat, x.contiguous().view(-1)))
         return flat.view(self.size, *x.shape)
 
+    def gather_parts(self, x: Tensor, sizes: Sequence[int]) -> Tensor:
+        """All ranks' parts, one after another: [sizes[rank], ...] → [sum(sizes), ...]."""
+        whole = x.new_empty(sum(sizes), *x.shape[1:])
+        if not whole.numel():
+            return whole
+        if x.is_cuda and min(sizes) == max(sizes):
+            self._wait("gather", lambda: self._group._allgather_base(whole, x.contiguous()))
+        else:
+            # gloo's own gather takes no uneven parts, and is no faster on even ones.
+            self._swap("gather", torch.cat([x] * self.size), [len(x)] * self.size, whole, sizes)
+        return whole
+
+    def reduce_scatter(self, x: Tensor, sizes: Sequence[int]) -> Tensor:
+        """This rank's part of the sum of all ranks' `x`: [sum(sizes), ...] → [sizes[rank], ...].
+
+        Addends are those of ranks 0, 1, …, however the parts are cut; sums of bfloat16 are rounded
+        once, at their end.
+        """
+        own = sizes[self.rank]
+        if not x.numel():
+            return x
+        if x.is_cuda and min(sizes) == max(sizes):
+            part = x.new_empty(own, *x.shape[1:])
+            options = dist.ReduceScatterOptions()
+            self._wait(
+                "reduce_scatter",
+                lambda: self._group._reduce_scatter_base(part, x.contiguous(), options),
+            )
+            return part
+        # gloo's own takes even parts alone, and three times as long.
+        addends = x.new_empty(self.size * own, *x.shape[1:])
+        self._swap("reduce_scatter", x.contiguous(), sizes, addends, [own] * self.size)
+        return addends.view(self.size, own, *x.shape[1:]).sum(0)
+
     def broadcast(self, x: Tensor) -> Tensor:
         """Rank 0's `x`, written into `x`."""
         self._wait("broadcast", lambda: self._group.broadcast(x, 0))
         return x
+
+    def _swap(
+        self, name: str, given: Tensor, give: Sequence[int], taken: Tensor, take: Sequence[int]
+    ) -> None:
+        """Each rank's rows of `given` to that rank, and each rank's into `taken`."""
+        self._wait(name, lambda: self._group.alltoall_base(taken, given, list(take), list(give)))
 
     def _wait(self, name: str, start: Callable[[], dist.Work]) -> None:
         try:
@@ -50,7 +96,7 @@ class Collectives:
 
 
 class Alone(Collectives):
-    """The only rank of its stage: every call gives back what it was given."""
+    """The only rank of its group: every call gives back what it was given."""
 
     def __init__(self) -> None:
         self.rank = 0
@@ -62,11 +108,29 @@ class Alone(Collectives):
     def gather(self, x: Tensor) -> Tensor:
         return x.unsqueeze(0)
 
+    def gather_parts(self, x: Tensor, sizes: Sequence[int]) -> Tensor:
+        return x
+
+    def reduce_scatter(self, x: Tensor, sizes: Sequence[int]) -> Tensor:
+        return x
+
     def broadcast(self, x: Tensor) -> Tensor:
         return x
 
 
 ALONE = Alone()
+
+
+class StageRanks(NamedTuple):
+    """The ranks among which the layers of a stage are split."""
+
+    attention: Collectives
+    """Those of one dp rank, over which heads and token ids are split."""
+    stage: Collectives
+    """Those of all dp ranks, over which the MLP's columns are split. At dp 1 the same."""
+
+
+LONE = StageRanks(ALONE, ALONE)
 
 
 @dataclass(frozen=True, slots=True)

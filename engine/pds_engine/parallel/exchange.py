@@ -17,7 +17,8 @@ from pds_engine.config import ParallelConfig
 from pds_engine.errors import ProtocolError, RankLost
 from pds_engine.messages import Doing, StepPlan, Traffic
 from pds_engine.parallel.groups import Groups
-from pds_engine.parallel.layout import rank_name
+from pds_engine.parallel.layout import Numbering
+from pds_engine.parallel.parts import part_tokens
 from pds_engine.parallel.stage import BUFFERS
 
 A = TypeVar("A", covariant=True)
@@ -35,7 +36,7 @@ class Waiting(Generic[A]):
     doing: Doing
     peer: int
     step: int
-    tp: int
+    numbering: Numbering
     buffer: Tensor
     """Not to be used before `wait` has returned."""
     work: dist.Work
@@ -51,7 +52,7 @@ class Waiting(Generic[A]):
             self.work.wait()
         except RuntimeError as error:
             raise RankLost(
-                f"{rank_name(self.peer, self.tp)} is lost, at step {self.step}: {error}"
+                f"{self.numbering.name(self.peer)} is lost, at step {self.step}: {error}"
             ) from error
         return self.result(self.buffer)
 
@@ -78,7 +79,7 @@ class DistributedExchange:
     """One rank's transfers with its neighbours. Hidden states are [rows, width] of `dtype`.
 
     Args:
-        rows: the most tokens of a step, padding included.
+        rows: the most tokens of a step that one rank holds between layers, padding included.
     """
 
     groups: Groups
@@ -89,44 +90,48 @@ class DistributedExchange:
     dtype: torch.dtype
     device: torch.device
     counts: TrafficCounts = field(init=False)
+    _numbering: Numbering = field(init=False)
     _arrivals: tuple[Tensor, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         self.counts = TrafficCounts(self.rank)
-        buffers = BUFFERS if self.rank >= self.split.tp else 0
+        self._numbering = Numbering.of(self.split)
+        buffers = BUFFERS if self.rank >= self.split.width else 0
         shape = (self.rows, self.width)
         self._arrivals = tuple(
             torch.zeros(shape, dtype=self.dtype, device=self.device) for _ in range(buffers)
         )
 
     def receive_hidden(self, plan: StepPlan) -> Waiting[Tensor]:
-        """From the same shard of the stage before: [tokens of the step, width]."""
-        rows = tokens_of(plan)
+        """From the same place of the stage before: this rank's part of the step, [rows, width]."""
+        rows = part_tokens(plan, self.split.tp)
         if rows > self.rows:
-            raise ProtocolError(f"step {plan.step_id} has {rows} tokens, {self.rows} is the most")
+            raise ProtocolError(
+                f"step {plan.step_id} has {rows} tokens a rank, {self.rows} is the most"
+            )
         buffer = self._arrivals[plan.step_id % BUFFERS][:rows]
-        peer = self.rank - self.split.tp
+        peer = self.rank - self.split.width
         work = dist.irecv(buffer, peer, self.groups.hidden, plan.step_id % TAGS)
         self.counts.hidden_received += 1
         return self._waiting("hidden", peer, plan, buffer, work, _itself)
 
     def send_hidden(self, plan: StepPlan, hidden: Tensor) -> Waiting[None]:
-        """To the same shard of the next stage. `hidden` is kept until it is sent."""
-        if hidden.shape != (tokens_of(plan), self.width):
+        """To the same place of the next stage. `hidden` is kept until it is sent."""
+        if hidden.shape != (part_tokens(plan, self.split.tp), self.width):
             raise ProtocolError(
                 f"step {plan.step_id} has hidden states of shape {tuple(hidden.shape)}"
             )
-        peer = self.rank + self.split.tp
+        peer = self.rank + self.split.width
         buffer = hidden.contiguous()
         work = dist.isend(buffer, peer, self.groups.hidden, plan.step_id % TAGS)
         self.counts.hidden_sent += 1
         return self._waiting("sent", peer, plan, buffer, work, _nothing)
 
     def receive_output(self, plan: StepPlan) -> Waiting[tuple[int, ...]]:
-        """From the same shard of the last stage: a token for each sampling row."""
+        """From the same place of the last stage: a token for each sampling row."""
         wanted = sum(row.samples for row in plan.rows)
         buffer = torch.full((max(1, wanted),), INVALID)
-        peer = self.rank + self.split.ranks - self.split.tp
+        peer = self.rank + self.split.ranks - self.split.width
         work = dist.irecv(buffer, peer, self.groups.output, plan.step_id % TAGS)
         self.counts.outputs_received += 1
 
@@ -139,9 +144,9 @@ class DistributedExchange:
         return self._waiting("output", peer, plan, buffer, work, tokens)
 
     def send_output(self, plan: StepPlan, tokens: tuple[int, ...]) -> Waiting[None]:
-        """To the same shard of the first stage; without tokens a buffer that is marked invalid."""
+        """To the same place of the first stage; without tokens a buffer that is marked invalid."""
         buffer = torch.tensor(tokens or (INVALID,), dtype=torch.int64)
-        peer = self.rank - (self.split.ranks - self.split.tp)
+        peer = self.rank - (self.split.ranks - self.split.width)
         work = dist.isend(buffer, peer, self.groups.output, plan.step_id % TAGS)
         self.counts.outputs_sent += 1
         return self._waiting("sent", peer, plan, buffer, work, _nothing)
@@ -156,13 +161,8 @@ class DistributedExchange:
         result: Callable[[Tensor], A],
     ) -> Waiting[A]:
         if work is None:
-            raise ProtocolError(f"{rank_name(self.rank, self.split.tp)} is not of that group")
-        return Waiting(doing, peer, plan.step_id, self.split.tp, buffer, work, result)
-
-
-def tokens_of(plan: StepPlan) -> int:
-    """Rows of a step's hidden states, padding included."""
-    return max(plan.padded_tokens, sum(row.length for row in plan.rows))
+            raise ProtocolError(f"{self._numbering.name(self.rank)} is not of that group")
+        return Waiting(doing, peer, plan.step_id, self._numbering, buffer, work, result)
 
 
 def _itself(buffer: Tensor) -> Tensor:

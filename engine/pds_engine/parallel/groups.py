@@ -1,8 +1,10 @@
 """The process groups of a group's ranks: how they meet, and who talks to whom (pipeline.md).
 
-    hidden   rank t of stage r → rank t of stage r + 1: all ranks; NCCL has a communicator a pair
-    output   rank t of the last stage → rank t of the first: on the host, whatever the device
-    tp       the ranks of one stage
+    hidden   a rank → the same place of the next stage: all ranks; NCCL has a communicator a pair
+    output   a rank of the last stage → the same place of the first: on the host, on every device
+    tp       the ranks of one attention group
+    stage    all ranks of one stage; at dp 1 it is tp itself
+    sync     the first stage's first shard of every dp rank: what they tell each other before a pass
 
 Outputs go by gloo on GPUs too: their tokens are on the host at both ends (StepDone and the slot
 table's check need them there), and a receive that waits on the host takes no SM.
@@ -12,6 +14,7 @@ import fcntl
 import os
 import socket
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -23,7 +26,7 @@ from torch._C._distributed_c10d import Store, TCPStore
 from pds_engine.config import EngineConfig, ParallelConfig
 from pds_engine.errors import RankLost
 from pds_engine.listening import listener
-from pds_engine.parallel.layout import rank_name
+from pds_engine.parallel.layout import Numbering
 from pds_engine.ports import RENDEZVOUS
 
 _LEAST_TIMEOUT = 1800.0
@@ -39,6 +42,8 @@ class Groups:
     hidden: dist.ProcessGroup | None = None
     output: dist.ProcessGroup | None = None
     tp: dist.ProcessGroup | None = None
+    stage: dist.ProcessGroup | None = None
+    sync: dist.ProcessGroup | None = None
 
 
 def backend(device: torch.device) -> str:
@@ -63,7 +68,7 @@ def assemble(config: EngineConfig, rank: int, device: torch.device, rendezvous: 
     dist.init_process_group(
         backend(device), store=store, rank=rank, world_size=split.ranks, timeout=timeout
     )
-    groups = _groups(rank, split, device, timeout)
+    groups = make(config, rank, device, timeout)
     _greet(groups, rank, split, device)
     return groups
 
@@ -71,6 +76,7 @@ def assemble(config: EngineConfig, rank: int, device: torch.device, rendezvous: 
 def _meet(rank: int, split: ParallelConfig, rendezvous: str, seconds: float) -> Store:
     """The store, once every rank has been there."""
     host, _, port = rendezvous.rpartition(":")
+    named = Numbering.of(split).name
     patience = timedelta(seconds=seconds)
     # By itself the store listens on all addresses.
     ours = listener(host, int(port), RENDEZVOUS).detach() if rank == 0 else None
@@ -85,47 +91,71 @@ def _meet(rank: int, split: ParallelConfig, rendezvous: str, seconds: float) -> 
         )
     except (OSError, RuntimeError) as error:
         raise RankLost(
-            f"{rank_name(0, split.tp)} has not opened the rendezvous at {rendezvous} "
-            f"in {seconds:g} s: {error}"
+            f"{named(0)} has not opened the rendezvous at {rendezvous} in {seconds:g} s: {error}"
         ) from error
     store.set(f"here/{rank}", "1")
     try:
         store.wait([f"here/{other}" for other in range(split.ranks)], patience)
     except RuntimeError as error:
         absent = [r for r in range(split.ranks) if not store.check([f"here/{r}"])]
-        names = ", ".join(rank_name(r, split.tp) for r in absent)
+        names = ", ".join(named(r) for r in absent)
         raise RankLost(f"{names} did not come to the rendezvous in {seconds:g} s") from error
     return store
 
 
-def _groups(rank: int, split: ParallelConfig, device: torch.device, timeout: timedelta) -> Groups:
-    """Every rank makes every group, in one order: making one is a collective of all."""
-    last = split.ranks - split.tp
-    output = tp = None
+def make(config: EngineConfig, rank: int, device: torch.device, timeout: timedelta) -> Groups:
+    """All groups, once every rank is there.
+
+    Every rank makes every group, in one order: making one is a collective of all.
+    """
+    split, numbering = config.parallelism, Numbering.of(config.parallelism)
+    made: dict[tuple[int, ...], dist.ProcessGroup] = {}
+
+    def group(ranks: Iterable[int], kind: str) -> dist.ProcessGroup | None:
+        members = tuple(ranks)
+        if len(members) == 1:
+            return None
+        if members not in made:
+            made[members] = dist.new_group(list(members), timeout=timeout, backend=kind)
+        return made[members] if rank in members else None
+
+    output = sync = None
     if split.pp > 1:
-        ends = [*range(split.tp), *range(last, split.ranks)]
-        output = dist.new_group(ends, timeout=timeout, backend="gloo")
-    if split.tp > 1:
-        for first in range(0, split.ranks, split.tp):
-            stage = list(range(first, first + split.tp))
-            made = dist.new_group(stage, timeout=timeout, backend=backend(device))
-            tp = made if rank in stage else tp
+        output = group((*numbering.stage(0), *numbering.stage(split.pp - 1)), "gloo")
+    if synchronises(config):
+        # It has a communicator of its own, also where it holds the same ranks as a stage does.
+        firsts = [numbering.attention(0, d)[0] for d in range(split.dp)]
+        own = dist.new_group(firsts, timeout=timeout, backend=backend(device))
+        sync = own if rank in firsts else None
+    tp = stage = None
+    for at in range(split.pp):
+        for d in range(split.dp):
+            tp = group(numbering.attention(at, d), backend(device)) or tp
+        stage = group(numbering.stage(at), backend(device)) or stage
     return Groups(
         hidden=dist.group.WORLD if split.pp > 1 else None,
-        output=output if not split.tp <= rank < last else None,
+        output=output,
         tp=tp,
+        stage=stage,
+        sync=sync,
     )
+
+
+def synchronises(config: EngineConfig) -> bool:
+    """Whether workers, not schedulers, gather what the dp ranks tell each other before a pass."""
+    on_device = config.dp.sync_device == "device" or not config.scheduler.async_scheduling
+    return config.parallelism.dp > 1 and on_device
 
 
 def _greet(groups: Groups, rank: int, split: ParallelConfig, device: torch.device) -> None:
     """Use every connection once, so that no step pays for making it (NCCL makes them late)."""
     if groups.hidden is None:
         return
-    greeting, last = torch.zeros(1, device=device), split.ranks - split.tp
-    if rank >= split.tp:
-        dist.recv(greeting, rank - split.tp, groups.hidden)
+    greeting, last = torch.zeros(1, device=device), split.ranks - split.width
+    if rank >= split.width:
+        dist.recv(greeting, rank - split.width, groups.hidden)
     if rank < last:
-        dist.send(greeting, rank + split.tp, groups.hidden)
+        dist.send(greeting, rank + split.width, groups.hidden)
     if groups.output is not None:
         _greet_output(groups.output, rank, last)
 

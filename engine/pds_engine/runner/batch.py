@@ -38,6 +38,8 @@ class Batch:
     samples: tuple[tuple[HostSlot, int], ...]
     """Their slots' host parts, and the index in the output that each token will have."""
     scored: tuple[Scored, ...] = ()
+    ends: tuple[int, ...] = ()
+    """`sampled` on the host."""
 
 
 @dataclass(slots=True)
@@ -53,7 +55,7 @@ class _StepRow:
 
 
 def build(plan: StepPlan, tables: Tables, padded: int) -> Batch:
-    """The inputs of `plan`, padded to `padded` tokens.
+    """The inputs of `plan`, padded to `padded` tokens; without rows there may be none at all.
 
     Chunks come first and decode rows after them, in order of their contexts. A row's tokens are
     those that came with Admit; the one past them is the slot's last sampled token.
@@ -69,11 +71,8 @@ def build(plan: StepPlan, tables: Tables, padded: int) -> Batch:
     pages = tables.pages[owners, positions // tables.page_size]
     write_slots = (positions % tables.page_size).add(pages, alpha=tables.page_size)
     wanted = [part for part in parts if part.row.samples]
-    sampled, slots = _ints(
-        tables,
-        [part.at + part.row.length - 1 for part in wanted],
-        [part.row.slot for part in wanted],
-    )
+    ends = [part.at + part.row.length - 1 for part in wanted]
+    sampled, slots = _ints(tables, ends, [part.row.slot for part in wanted])
     return Batch(
         tokens=tokens,
         positions=positions,
@@ -82,6 +81,7 @@ def build(plan: StepPlan, tables: Tables, padded: int) -> Batch:
         slots=slots,
         samples=tuple((part.slot, part.end - part.slot.prompt_len) for part in wanted),
         scored=tuple(_scored(part) for part in parts if part.row.scores),
+        ends=tuple(ends),
     )
 
 

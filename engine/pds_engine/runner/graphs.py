@@ -1,9 +1,9 @@
 """The compiled form of a layer's pieces, and the list of what a rank will run.
 
 The list is the warm-up's shape plan. All layers share their shapes, so two graphs (three where a
-layer is sharded) serve every layer of a stage; a graph takes any number of tokens up to a bound far
-above a step's, so that roles, settings and shards share it too: the pods of a whole PDServing
-compile two or three graphs between them.
+stage has several ranks) serve every layer of a stage; a graph takes any number of tokens up to a
+bound far above a step's, so that roles, settings and shards share it too: the pods of a whole
+PDServing compile two or three graphs between them.
 """
 
 import functools
@@ -19,9 +19,10 @@ from pds_kernels.graph import Graph
 from torch import Tensor
 
 from pds_engine.config import EngineConfig
-from pds_engine.layers import mlp, norm, rope
-from pds_engine.models import decoder
-from pds_engine.models.decoder import LayerWeights, Pieces, Shape, shape_of
+from pds_engine.layers import block, mlp, norm, rope
+from pds_engine.layers.block import Shape
+from pds_engine.layers.mlp import swiglu
+from pds_engine.models.decoder import LayerWeights, Pieces, shape_of
 from pds_engine.models.loader import DTYPES, compute_dtype
 from pds_engine.parallel.layout import ModelPart
 from pds_engine.spec import DecoderSpec
@@ -31,7 +32,7 @@ _BOUND = 1 << 16
 """Tokens in a step that every graph takes; more where a configuration asks for more."""
 _LEAST = 2  # torch.export specialises a dimension of one
 _Input = tuple[tuple[int, ...], torch.dtype]
-_SOURCES = tuple(Path(module.__file__ or "") for module in (decoder, mlp, norm, rope))
+_SOURCES = tuple(Path(module.__file__ or "") for module in (block, mlp, norm, rope))
 
 
 def plan(
@@ -40,7 +41,7 @@ def plan(
     """Every graph that a rank with this part will run: the pieces before and after attention."""
     scheduler = config.scheduler
     step = scheduler.max_step_tokens or scheduler.chunk_size + scheduler.max_running
-    longest = max(step + config.parallelism.tp, scheduler.max_running)
+    longest = max(step + config.parallelism.tp, scheduler.max_running) * config.parallelism.dp
     tokens = max(_BOUND, 1 << longest.bit_length())
     dtype = compute_dtype(DTYPES[config.model.dtype], device)
     return _Plan(spec, part, tokens, dtype).graphs()
@@ -67,13 +68,17 @@ class CompiledPieces(Pieces):
         (out,) = self._run("after", (x, attended), w.out, w.post_norm, w.gate_up, w.down)
         return out
 
-    def project(self, attended: Tensor, w: LayerWeights) -> Tensor:
-        (out,) = self._run("project", (attended,), w.out)
-        return out
+    def heads(self, x: Tensor, rope: Tensor, w: LayerWeights) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = self._run("heads", (x, rope), w.qkv, w.qkv_bias, w.qk_norm)
+        return q, k, v
 
-    def feed(self, x: Tensor, projected: Tensor, w: LayerWeights) -> tuple[Tensor, Tensor]:
-        x, fed = self._run("feed", (x, projected), w.post_norm, w.gate_up, w.down)
-        return x, fed
+    def join(self, x: Tensor, y: Tensor, norm: Tensor) -> tuple[Tensor, Tensor]:
+        joined, normed = self._run("join", (x, y), norm)
+        return joined, normed
+
+    def feed(self, x: Tensor, w: LayerWeights) -> Tensor:
+        (fed,) = self._run("feed", (x,), w.gate_up, w.down)
+        return fed
 
     def _run(self, name: str, varying: tuple[Tensor, ...], *weights: Tensor) -> Sequence[Tensor]:
         tokens = len(varying[0])
@@ -89,32 +94,35 @@ class _Plan:
 
     def __init__(self, spec: DecoderSpec, part: ModelPart, tokens: int, dtype: torch.dtype) -> None:
         self._shape = shape_of(spec, part)
-        self._sharded = part.tp > 1
+        self._sharded = part.width > 1
         self._hidden = spec.hidden
         self._columns = len(part.columns)
         self._tokens = tokens
         self._dtype = dtype
 
     def graphs(self) -> tuple[Graph, ...]:
-        shape, hidden = self._shape, self._hidden
+        shape, hidden, columns = self._shape, self._hidden, self._columns
         dim, both = shape.head_dim, shape.heads + shape.kv_heads
         rows = (both + shape.kv_heads) * dim
         bias = (rows,) if shape.qkv_bias else (0,)
         qk_norm = (both, dim) if shape.qk_norm else (0,)
         x, attended = self._varying(hidden), self._varying(shape.heads * dim)
         rope = ((self._tokens, dim), torch.float32)
+        qkv, mlp = ((rows, hidden), bias, qk_norm), ((2 * columns, hidden), (hidden, columns))
+        if self._sharded:
+            heads = functools.partial(block.heads, shape)
+            join = functools.partial(block.join, eps=shape.norm_eps)
+            return (
+                self._graph("heads", heads, (x, rope), *qkv),
+                self._graph("join", join, (x, x), (hidden,)),
+                self._graph("feed", _alone(swiglu), (x,), *mlp),
+            )
+        before = functools.partial(block.before, shape)
+        after = _alone(functools.partial(block.after, shape))
         out = (hidden, shape.heads * dim)
-        mlp = ((hidden,), (2 * self._columns, hidden), (hidden, self._columns))
-        before = functools.partial(decoder.before, shape)
-        first = self._graph("before", before, (x, rope), (hidden,), (rows, hidden), bias, qk_norm)
-        if not self._sharded:
-            after = _alone(functools.partial(decoder.after, shape))
-            return first, self._graph("after", after, (x, attended), out, *mlp)
-        feed = functools.partial(decoder.feed, shape)
         return (
-            first,
-            self._graph("project", _alone(decoder.project), (attended,), out),
-            self._graph("feed", feed, (x, x), *mlp),
+            self._graph("before", before, (x, rope), (hidden,), *qkv),
+            self._graph("after", after, (x, attended), out, (hidden,), *mlp),
         )
 
     def _varying(self, width: int) -> _Input:

@@ -1,7 +1,6 @@
 """Executes plans: a stage's part of a forward pass, and on the last one sampling."""
 
 import time
-from collections.abc import Sequence
 
 import torch
 from pds_kernels import graph
@@ -11,16 +10,15 @@ from torch import Tensor
 from pds_engine.config import EngineConfig
 from pds_engine.errors import ProtocolError
 from pds_engine.messages import Admit, Release, StepDone, StepPlan, TokenLogprobs
-from pds_engine.models.decoder import Decoder
+from pds_engine.models.decoder import Decoder, Kv
+from pds_engine.parallel.parts import parts
 from pds_engine.parallel.reads import Reads
 from pds_engine.parallel.stage import Computed
 from pds_engine.runner.batch import Batch, build
+from pds_engine.runner.rows import together
 from pds_engine.runner.sampling import UNSOUND, logprobs, sample
 from pds_engine.runner.scoring import prompt_logprobs
 from pds_engine.runner.tables import Tables
-
-Kv = Sequence[tuple[Tensor, Tensor]]
-"""Each layer's keys and values: [pages, kv_heads, page_size, head_dim] views of one pool."""
 
 
 class Runner:
@@ -84,22 +82,24 @@ class Runner:
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan, hidden: Tensor | None) -> Computed[Tensor]:
-        """Compute this stage's part of a step: hidden states [T, hidden], at last a result.
+        """Compute this stage's part of a step: at last a result, before that the hidden states of
+        this rank's part of the tokens. A plan without rows is an idle batch.
 
         Raises:
-            ProtocolError: the plan does not fit what the slots hold, or reads a token that has not
-                come.
+            ProtocolError: the plan does not fit what the slots hold or how many ranks there are, or
+                reads a token that has not come.
         """
         begun, part = time.perf_counter(), self._decoder.part
+        shared = parts(plan, part.tp, part.dp, part.dp_rank)
         batch = build(plan, self._tables, plan.padded_tokens)
         if part.embeds:
             self._reads.check(plan)
         if part.embeds:
-            hidden = self._decoder.embed(batch.tokens)
+            hidden = self._decoder.embed(batch.tokens, shared)
         elif hidden is None:
             raise ProtocolError(f"step {plan.step_id} came without hidden states")
-        attend = self._prepare(batch.attention)
-        hidden = self._decoder.forward(hidden, batch.positions, attend, self._kv)
+        attend = self._prepare(batch.attention) if plan.rows else None
+        hidden = self._decoder.forward(hidden, batch.positions, attend, self._kv, shared)
         found, chances = self._sample(hidden, batch) if part.samples else ([], ())
         if part.embeds and part.samples:
             self._reads.sampled(plan)
@@ -134,7 +134,11 @@ class Runner:
     ) -> tuple[list[int], tuple[TokenLogprobs | None, ...]]:
         if not batch.samples:
             return [], ()
-        logits = self._decoder.logits(hidden[batch.sampled])
+        if self._decoder.ranks.attention.size == 1:
+            ends = hidden[batch.sampled]
+        else:
+            ends = together(hidden, batch.ends, self._decoder.ranks.attention)
+        logits = self._decoder.logits(ends)
         tokens = sample(logits, batch, self._tables, self._decoder.vocab)
         # Steps in flight go on from whatever token this is: their results are discarded.
         self._tables.sampled(batch.slots, tokens.clamp(min=0))

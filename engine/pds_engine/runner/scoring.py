@@ -10,6 +10,7 @@ from pds_engine.models.decoder import Decoder
 from pds_engine.parallel.collectives import VocabShard
 from pds_engine.runner.batch import Scored
 from pds_engine.runner.candidates import merged, pack, unpack
+from pds_engine.runner.rows import together
 
 _POSITIONS = 64
 """Prompt positions whose scores of all tokens are held at once."""
@@ -45,7 +46,7 @@ def score(
 def prompt_logprobs(
     decoder: Decoder, hidden: Tensor, wanted: Sequence[Scored]
 ) -> tuple[tuple[TokenLogprobs, ...], ...]:
-    """Those of each part of a prompt, from the last layer's output [T, hidden]."""
+    """Those of each part of a prompt, from this rank's part of the last layer's output."""
     return tuple(
         tuple(
             one
@@ -60,5 +61,6 @@ def _some(decoder: Decoder, hidden: Tensor, part: Scored, start: int) -> list[To
     following = part.tokens[start : start + _POSITIONS]
     at = part.at + start
     tokens = torch.tensor(following, device=hidden.device)
-    logits = decoder.logits(hidden[at : at + len(following)])
+    rows = together(hidden, range(at, at + len(following)), decoder.ranks.attention)
+    logits = decoder.logits(rows)
     return score(logits, tokens, [part.likeliest] * len(following), decoder.vocab)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import zmq
 from pds_kernels.cache import Artefact, manifest_digest
 from pds_kernels.graph import load as load_graph
@@ -86,8 +87,10 @@ def _serve(
     rank, split = activity.rank, config.parallelism
     device = _device(config, rank)
     groups = assemble(config, rank, device, rendezvous)
-    shard = ALONE if groups.tp is None else Collectives(groups.tp, rank % split.tp, split.tp)
-    decoder = load(config, rank, device, shard)
+    place = Numbering.of(split).place(rank)
+    attention = _collectives(groups.tp, place.tp, split.tp)
+    stage_ranks = _collectives(groups.stage, place.dp * split.tp + place.tp, split.width)
+    decoder = load(config, rank, device, attention, stage_ranks)
     proof = use_graphs(config, decoder, device) if config.compile else None
     kv = kv_format(config, decoder)
     pages, pool = make_pool(config, decoder, kv, device)
@@ -95,8 +98,8 @@ def _serve(
     exchange = make_exchange(config, decoder, groups, rank, device)
     activity.counts, activity.compiles = exchange.counts, lambda: runner.compiles
     activity.unneeded = lambda: runner.unneeded
-    place = StagePlace(decoder.part.pp_rank, split.pp)
-    stage = Stage(place, runner, exchange, ahead=backend(device) == "gloo")
+    at_stage = StagePlace(place.stage, split.pp)
+    stage = Stage(at_stage, runner, exchange, ahead=backend(device) == "gloo")
     mailbox, at = Mailbox(), kv_address(config, rank)
     transfers = TransferThread(pool, config.kv, rank, at, mailbox.put, keys)
     try:
@@ -112,11 +115,15 @@ def _serve(
         )
         logger.info("rank %d is ready with %d pages", rank, pages)
         logger.info("rank %d computes attention by the kernel %s", rank, runner.attention)
-        reports = rank == split.ranks - split.tp
+        reports = at_stage.last and place.tp == 0
         Loop(link, stage, runner, transfers, mailbox, activity, reports=reports).run(link)
     finally:
         transfers.stop()
         mailbox.close()
+
+
+def _collectives(group: dist.ProcessGroup | None, rank: int, size: int) -> Collectives:
+    return ALONE if group is None else Collectives(group, rank, size)
 
 
 def make_exchange(
@@ -130,7 +137,7 @@ def make_exchange(
         groups,
         split,
         rank,
-        rows=tokens + split.tp,
+        rows=tokens // split.tp + 1,
         width=decoder.spec.hidden,
         dtype=decoder.dtype,
         device=device,
@@ -208,6 +215,7 @@ def make_pool(
         pp_rank=part.pp_rank,
         tp_rank=part.tp_rank,
         tp=part.tp,
+        dp_rank=part.dp_rank,
     )
     pages = config.kv.pages or config.kv.memory_bytes // held.page_bytes(kv) - 1
     needed = -(-config.max_model_len // config.kv.page_size)

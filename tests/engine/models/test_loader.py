@@ -97,6 +97,22 @@ def test_a_vocabulary_that_does_not_divide_is_padded(folder):
     assert (scores[:, 12:] == float("-inf")).all()
 
 
+def test_dp_ranks_have_all_of_attention_and_a_share_of_the_mlp(folder):
+    whole = load(folder.engine(), 0, CPU).weights
+    split = folder.engine(parallelism={"tp": 2, "dp": 2})
+    ranks = [load(split, r, CPU, Shard(r % 2, 2), Shard(r, 4)).weights for r in range(4)]
+    layers = [rank.layers[0] for rank in ranks]
+    assert torch.equal(torch.cat([layer.down for layer in layers], 1), whole.layers[0].down)
+    for one, other in (layers[::2], layers[1::2]):
+        assert torch.equal(one.qkv, other.qkv)
+        assert torch.equal(one.out, other.out)
+    assert torch.equal(torch.cat((layers[2].out, layers[3].out), 1), whole.layers[0].out)
+    assert torch.equal(ranks[0].head, ranks[2].head)
+    assert torch.equal(torch.cat((ranks[2].embedding, ranks[3].embedding)), whole.embedding)
+    with pytest.raises(ValueError, match="rank 2 is shard 2 of 4, its collectives are those of"):
+        load(split, 2, CPU, Shard(0, 2))
+
+
 def test_biases_are_split_like_their_rows(folder):
     folder.become("Qwen2ForCausalLM")
     second = load(folder.engine(parallelism={"tp": 2}), 1, CPU, Shard(1, 2)).weights.layers[1]

@@ -87,6 +87,7 @@ def test_a_config_that_is_not_served(folder, keys, says):
         ({"parallelism": {"pp": 3}}, "parallelism.pp 3 is above the model's 2 layers"),
         ({"parallelism": {"tp": 3}}, "parallelism.tp 3 does not divide the model's 4 attention"),
         ({"parallelism": {"tp": 8}}, "parallelism.tp 8 does not divide the model's 4 attention"),
+        ({"parallelism": {"tp": 2, "dp": 5}}, "parallelism.tp 2 times parallelism.dp 5 does not"),
         ({"max_model_len": 65}, "max_model_len 65 is above the model's 64 positions"),
     ],
 )

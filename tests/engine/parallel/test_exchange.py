@@ -55,10 +55,10 @@ def network(monkeypatch: pytest.MonkeyPatch) -> Network:
     return made
 
 
-def of_rank(rank: int) -> DistributedExchange:
-    """Of three stages with two shards each."""
+def of_rank(rank: int, dp: int = 1) -> DistributedExchange:
+    """Of three stages of attention groups with two shards each."""
     groups: Any = Groups("hidden", "output", None)  # type: ignore[arg-type]
-    split = ParallelConfig(pp=3, tp=2)
+    split = ParallelConfig(pp=3, tp=2, dp=dp)
     cpu = torch.device("cpu")
     return DistributedExchange(
         groups, split, rank, rows=4, width=2, dtype=torch.float32, device=cpu
@@ -73,13 +73,13 @@ def plan(step: int, *samples: bool, tokens: int = 0) -> StepPlan:
         ),
         expects_output=True,
         depends_on=-1,
-        padded_tokens=tokens,
+        padded_tokens=tokens or len(samples) + len(samples) % 2,
     )
 
 
 def test_hidden_states_go_to_the_same_shard_of_the_next_stage(network: Network) -> None:
     middle, step = of_rank(3), TAGS + 7
-    assert middle.receive_hidden(plan(step, True, tokens=3)).doing == "hidden"
+    assert middle.receive_hidden(plan(step, True, tokens=6)).doing == "hidden"
     middle.send_hidden(plan(step, True), torch.tensor([[1.0, 2.0]])).wait()
     assert network.calls == [
         ("receive", 1, "hidden", 7, (3, 2)),
@@ -104,8 +104,16 @@ def test_hidden_states_of_another_shape_are_not_sent(
 
 
 def test_a_step_above_the_bound_is_not_received(network: Network) -> None:
-    with pytest.raises(ProtocolError, match="step 0 has 5 tokens, 4 is the most"):
-        of_rank(2).receive_hidden(plan(0, True, tokens=5))
+    with pytest.raises(ProtocolError, match="step 0 has 5 tokens a rank, 4 is the most"):
+        of_rank(2).receive_hidden(plan(0, True, tokens=10))
+
+
+def test_tokens_that_cannot_be_shared_out_are_neither_sent_nor_received(network: Network) -> None:
+    with pytest.raises(ProtocolError, match="padded to 3 tokens, which 2 ranks"):
+        of_rank(2).receive_hidden(plan(0, True, tokens=3))
+    with pytest.raises(ProtocolError, match="padded to 3 tokens, which 2 ranks"):
+        of_rank(2).send_hidden(plan(0, True, tokens=3), torch.zeros(2, 2))
+    assert network.calls == []
 
 
 def test_outputs_go_from_the_last_stage_to_the_first(network: Network) -> None:
@@ -138,3 +146,26 @@ def test_a_lost_peer_is_named(network: Network) -> None:
     network.lost = True
     with pytest.raises(RankLost, match=r"rank 2 \(stage 1\) is lost, at step 6: Connection"):
         of_rank(4).receive_hidden(plan(6, True)).wait()
+
+
+def test_neighbours_at_several_dp_ranks(network: Network) -> None:
+    """Rank 7 of 12 is shard 1 of dp rank 1 in the second stage; so are 3 and 11 in the others."""
+    of_rank(7, dp=2).receive_hidden(plan(0, True))
+    of_rank(7, dp=2).send_hidden(plan(0, True), torch.zeros(1, 2))
+    of_rank(11, dp=2).send_output(plan(0, True), (8,))
+    of_rank(3, dp=2).receive_output(plan(0, True))
+    assert [call[:3] for call in network.calls] == [
+        ("receive", 3, "hidden"),
+        ("send", 11, "hidden"),
+        ("send", 3, "output"),
+        ("receive", 11, "output"),
+    ]
+    network.lost = True
+    with pytest.raises(RankLost, match=r"rank 3 \(stage 0, dp rank 1\) is lost, at step 6: "):
+        of_rank(7, dp=2).receive_hidden(plan(6, True)).wait()
+
+
+def test_an_idle_batch_without_tokens_is_a_message_of_no_rows(network: Network) -> None:
+    of_rank(2, dp=2).send_hidden(plan(0), torch.zeros(0, 2))
+    assert of_rank(6, dp=2).receive_hidden(plan(0)).buffer.shape == (0, 2)
+    assert network.calls == [("send", 6, "hidden", 0, []), ("receive", 2, "hidden", 0, (0, 2))]

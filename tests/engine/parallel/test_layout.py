@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from pds_engine.config import ParallelConfig
 from pds_engine.models.registry import read_spec
-from pds_engine.parallel.layout import balanced, part, rank_name
+from pds_engine.parallel.layout import Numbering, RankPlace, balanced, part, rank_name
 
 TINY = read_spec(Path(__file__).parents[3] / "examples" / "models" / "tiny")
 """4 layers of 344,064 parameters each, with an embedding and a head of 196,608."""
@@ -55,3 +55,25 @@ def test_a_given_split_wins():
 
 def test_a_rank_is_named_with_its_stage():
     assert [rank_name(rank, 2) for rank in (1, 2)] == ["rank 1 (stage 0)", "rank 2 (stage 1)"]
+    assert rank_name(5, 1, 2) == "rank 5 (stage 2, dp rank 1)"
+
+
+def test_ranks_are_numbered_by_stage_then_dp_rank_then_shard():
+    numbering = Numbering.of(ParallelConfig(pp=2, tp=2, dp=3))
+    places = [RankPlace(s, d, t) for s in range(2) for d in range(3) for t in range(2)]
+    assert [numbering.place(rank) for rank in range(12)] == places
+    assert [numbering.rank(place) for place in places] == list(range(12))
+    assert (numbering.stage(1), numbering.attention(1, 2)) == (range(6, 12), range(10, 12))
+
+
+@pytest.mark.parametrize(("tp", "dp"), [(1, 4), (2, 2), (4, 1)])
+def test_columns_are_split_over_a_stage_and_heads_over_an_attention_group(tp, dp):
+    split = ParallelConfig(pp=2, tp=tp, dp=dp)
+    parts = [part(TINY, split, rank) for rank in range(4, 8)]
+    assert [each.pp_rank for each in parts] == [1] * 4
+    assert [column for each in parts for column in each.columns] == list(range(TINY.intermediate))
+    for d in range(dp):
+        group = parts[d * tp : (d + 1) * tp]
+        assert [each.dp_rank for each in group] == [d] * tp
+        assert [head for each in group for head in each.heads] == list(range(TINY.heads))
+        assert [id for each in group for id in each.vocab] == list(range(TINY.vocab))

@@ -106,6 +106,32 @@ def test_a_shard_that_lags_behind_its_stage_is_blamed_before_those_that_wait_in_
     assert blame(reports, 7, 4, 2, NOW).rank == 3
 
 
+def test_a_dp_rank_that_lags_behind_holds_up_its_whole_stage():
+    """Two stages of two dp ranks with two shards each: rank 3 computes, and all wait for it."""
+    reports = ranks(
+        heard(0, "compute", 7),
+        heard(1, "compute", 7),
+        heard(2, "compute", 7),
+        heard(3, "compute", 6),
+        *(heard(rank, "hidden", 7, peer=rank - 4) for rank in range(4, 8)),
+    )
+    found = blame(reports, 7, 8, 2, NOW, dp=2)
+    assert (found.rank, found.why) == (
+        3,
+        "rank 3 (stage 0, dp rank 1) was computing step 6 for 60.5 s",
+    )
+
+
+def test_a_dp_rank_whose_plan_has_not_come_is_blamed_by_the_others_that_wait_in_the_mlp():
+    reports = ranks(heard(0, "compute", 7), heard(1, "idle", 6, done=6))
+    found = blame(reports, 7, 2, 1, NOW, dp=2)
+    assert (found.rank, found.why) == (
+        1,
+        "rank 1 (stage 0, dp rank 1) was idle, and has not begun step 7",
+    )
+    assert describe(reports[1], 1, NOW, dp=2).startswith("rank 1 (stage 0, dp rank 1) was idle; ")
+
+
 @pytest.mark.parametrize("late", [0.1, SILENCE - 0.1])
 def test_a_late_report_is_no_silence(late: float) -> None:
     reports = ranks(heard(0, "compute", 7, at=NOW - late), heard(1, "hidden", 7, peer=0))

@@ -62,12 +62,20 @@ def test_a_sharded_layer_is_three_pieces_the_same_on_every_rank(qwen3):
     config = configuration(qwen3, "unified", tp=4)
     spec = check(config)
     plans = [graphs.plan(config, spec, part(spec, config.parallelism, r), CPU) for r in range(4)]
-    assert [graph.name for graph in plans[0]] == ["before", "project", "feed"]
-    assert [graph.varying for graph in plans[0]] == [(0, 1), (0,), (0, 1)]
+    assert [graph.name for graph in plans[0]] == ["heads", "join", "feed"]
+    assert [graph.varying for graph in plans[0]] == [(0, 1), (0, 1), (0,)]
     keys = [[graph.key_inputs() for graph in plan] for plan in plans]
     assert all(other == keys[0] for other in keys)
     whole = {graph.key_inputs()["inputs"] for graph in planned(configuration(qwen3, "unified"))}
     assert all(key["inputs"] not in whole for key in keys[0])
+
+
+def test_the_graphs_of_dp_ranks_hold_the_tokens_of_all(qwen3):
+    wide = configuration(qwen3, "unified", max_step_tokens=40_000).model_dump()
+    wide["parallelism"] |= {"dp": 4, "ranks_per_pod": 4}
+    planned_ = planned(EngineConfig.model_validate(wide))
+    assert [graph.name for graph in planned_] == ["heads", "join", "feed"]
+    assert {graph.tokens for graph in planned_} == {(2, 262_144)}
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +104,7 @@ def test_compiled_pieces_equal_eager_ones(family, tp, request, cache):
         loaded[graph.name] = aot.load(artefact.folder)
     compiled = graphs.CompiledPieces(decoder.pieces.shape, loaded)
     with torch.inference_mode():
-        for tokens in (1, 2, 5, 8):
+        for tokens in (0, 1, 2, 5, 8):
             found, expected = (outputs(p, decoder, tokens) for p in (compiled, decoder.pieces))
             for ours, theirs in zip(found, expected, strict=True):
                 torch.testing.assert_close(ours, theirs)
@@ -107,8 +115,7 @@ def outputs(pieces: Pieces, decoder: Decoder, tokens: int) -> list[torch.Tensor]
     torch.manual_seed(tokens)
     weights, rope = decoder.weights.layers[1], decoder.rope[:tokens]
     x, attended = torch.randn(tokens, 64), torch.randn(tokens, len(decoder.part.heads) * 32)
-    first = list(pieces.before(x, rope, weights))
     if decoder.part.tp == 1:
-        return [*first, pieces.after(x, attended, weights)]
-    projected = pieces.project(attended, weights)
-    return [*first, projected, *pieces.feed(x, projected, weights)]
+        return [*pieces.before(x, rope, weights), pieces.after(x, attended, weights)]
+    joined = pieces.join(x, torch.randn(tokens, 64), weights.post_norm)
+    return [*pieces.heads(x, rope, weights), *joined, pieces.feed(joined[1], weights)]

@@ -63,7 +63,7 @@ class FirstStage:
         made = StepPlan(
             **{"step_id": number, "expects_output": True, "depends_on": -1, **plan},
             rows=(row,),
-            padded_tokens=0,
+            padded_tokens=length,
         )
         step, answer = self.stage.step(made), None
         try:

@@ -102,7 +102,7 @@ def plan(step, row, *pushes):
         rows=(row,),
         expects_output=False,
         depends_on=-1,
-        padded_tokens=0,
+        padded_tokens=row.length,
         pushes=pushes,
     )
 

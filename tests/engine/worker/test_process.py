@@ -75,7 +75,7 @@ def plan(step: int, *rows: Row) -> StepPlan:
         rows=rows,
         expects_output=False,
         depends_on=-1,
-        padded_tokens=0,
+        padded_tokens=sum(row.length for row in rows),
     )
 
 
