@@ -64,11 +64,6 @@ def check(config: EngineConfig) -> None:
     """
     tensors.contents(config.model.path, registry.check(config))
     ports.plan(config)
-    if config.parallelism.dp > 1:
-        raise ConfigError(
-            f"parallelism.dp: {config.parallelism.dp} is more than this version serves",
-            hint="set dp to 1 and raise pp, tp or replicas",
-        )
 
 
 def report(error: PdsError) -> None:

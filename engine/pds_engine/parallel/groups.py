@@ -27,6 +27,7 @@ from pds_engine.config import EngineConfig, ParallelConfig
 from pds_engine.errors import RankLost
 from pds_engine.listening import listener
 from pds_engine.parallel.layout import Numbering
+from pds_engine.parallel.sync import sync_mode
 from pds_engine.ports import RENDEZVOUS
 
 _LEAST_TIMEOUT = 1800.0
@@ -122,7 +123,7 @@ def make(config: EngineConfig, rank: int, device: torch.device, timeout: timedel
     output = sync = None
     if split.pp > 1:
         output = group((*numbering.stage(0), *numbering.stage(split.pp - 1)), "gloo")
-    if synchronises(config):
+    if sync_mode(config) == "device":
         # It has a communicator of its own, also where it holds the same ranks as a stage does.
         firsts = [numbering.attention(0, d)[0] for d in range(split.dp)]
         own = dist.new_group(firsts, timeout=timeout, backend=backend(device))
@@ -139,12 +140,6 @@ def make(config: EngineConfig, rank: int, device: torch.device, timeout: timedel
         stage=stage,
         sync=sync,
     )
-
-
-def synchronises(config: EngineConfig) -> bool:
-    """Whether workers, not schedulers, gather what the dp ranks tell each other before a pass."""
-    on_device = config.dp.sync_device == "device" or not config.scheduler.async_scheduling
-    return config.parallelism.dp > 1 and on_device
 
 
 def _greet(groups: Groups, rank: int, split: ParallelConfig, device: torch.device) -> None:

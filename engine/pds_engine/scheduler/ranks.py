@@ -149,12 +149,14 @@ class Ranks:
         split = self._settings.parallelism
         if self._dp_rank:
             return "dp rank 0's scheduler names who holds it up"
-        return blame(self._heard, step, split.ranks, split.tp, now).why
+        return blame(self._heard, step, split.ranks, split.tp, now, dp=split.dp).why
 
     def dump(self, now: float) -> list[str]:
         """Every rank's state in a line of its own."""
-        tp = self._settings.parallelism.tp
-        return [describe(self._heard[rank], tp, now) for rank in sorted(self._heard)]
+        split = self._settings.parallelism
+        return [
+            describe(self._heard[rank], split.tp, now, dp=split.dp) for rank in sorted(self._heard)
+        ]
 
 
 def combined(one: KernelsProof, other: KernelsProof) -> KernelsProof:

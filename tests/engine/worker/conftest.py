@@ -229,7 +229,7 @@ def shaped(config: EngineConfig) -> Callable[..., EngineConfig]:
                 node = node[parent]
             node[last] = value
         split = tree["parallelism"]
-        split["ranks_per_pod"] = split["pp"] * split["tp"]
+        split["ranks_per_pod"] = split["pp"] * split["tp"] * split["dp"]
         return EngineConfig.model_validate(tree)
 
     return make
