@@ -3,15 +3,15 @@
 All of it is frozen msgspec structs, encoded as tagged MessagePack: no pickle on any socket.
 Who sends what:
 
-    API server → scheduler   Submit, Cancel, Drain, PeerGone
-    scheduler → API server   Token, Failed, State, Room
+    API server → scheduler   Submit, Cancel, Drain, PeerGone, Claimed, Bound
+    scheduler → API server   Token, Failed, State, Room, Offered, Withdrawn
     scheduler → worker       Assemble, Admit, StepPlan, Release, OpenTransfer, CloseTransfer,
                              Expect, Forget
     worker → scheduler       Ready, StepDone, PushDone, PushFailed, TransferClosed, Forgotten, Fault
     worker's watchdog → scheduler   Progress
     D scheduler → P scheduler   TransferOffer, Abort
     P scheduler → D scheduler   Queued, Refused, TransferDone, AbortAck
-    scheduler ↔ schedulers of other dp ranks   Wake
+    scheduler ↔ schedulers of other dp ranks   Wake, Relay, RelayLost
     scheduler → worker's sync thread   Gather, answered by Gathered
     any DEALER → its ROUTER   Hello, first
 
@@ -44,11 +44,14 @@ from pds_engine.messages.joining import (
     Ready,
     Welcome,
 )
-from pds_engine.messages.passes import Gather, Gathered, Wake
+from pds_engine.messages.passes import Gather, Gathered, Relay, RelayLost, Wake
 from pds_engine.messages.requests import (
+    Bound,
     Cancel,
+    Claimed,
     Drain,
     Failed,
+    Offered,
     PeerGone,
     Room,
     Sampling,
@@ -56,6 +59,7 @@ from pds_engine.messages.requests import (
     Submit,
     Token,
     TokenLogprobs,
+    Withdrawn,
 )
 from pds_engine.messages.state import STATE_METRICS, State
 from pds_engine.messages.steps import Admit, Push, Release, Row, StepDone, StepPlan
@@ -69,7 +73,8 @@ AnyMessage = (
     | OpenTransfer | CloseTransfer | PushDone | PushFailed | TransferClosed
     | Expect | Forget | Forgotten
     | TransferOffer | Queued | Refused | TransferDone | Abort | AbortAck
-    | Wake | Gather | Gathered | Room
+    | Wake | Gather | Gathered | Relay | RelayLost
+    | Room | Offered | Withdrawn | Claimed | Bound
 )
 # fmt: on
 
@@ -81,7 +86,9 @@ __all__ = [
     "Admit",
     "AnyMessage",
     "Assemble",
+    "Bound",
     "Cancel",
+    "Claimed",
     "CloseTransfer",
     "Doing",
     "Drain",
@@ -97,6 +104,7 @@ __all__ = [
     "KernelsProof",
     "KvEndpoint",
     "Message",
+    "Offered",
     "OpenTransfer",
     "Peer",
     "PeerGone",
@@ -107,6 +115,8 @@ __all__ = [
     "Queued",
     "Ready",
     "Refused",
+    "Relay",
+    "RelayLost",
     "Release",
     "Role",
     "Room",
@@ -125,4 +135,5 @@ __all__ = [
     "TransferOffer",
     "Wake",
     "Welcome",
+    "Withdrawn",
 ]

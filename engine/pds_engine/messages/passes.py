@@ -1,6 +1,14 @@
-"""Passes: what the schedulers of a group tell each other at dp above 1 (data-parallel.md)."""
+"""What the schedulers of a group tell each other at dp above 1 (data-parallel.md)."""
 
 from pds_engine.messages.base import Message
+from pds_engine.messages.handover import (
+    Abort,
+    AbortAck,
+    Queued,
+    Refused,
+    TransferDone,
+    TransferOffer,
+)
 
 
 class Wake(Message, frozen=True, kw_only=True):
@@ -22,3 +30,17 @@ class Gathered(Message, frozen=True, kw_only=True):
     rows: tuple[int, ...]
     seconds: float = 0.0
     """From Gather to the last rank's row."""
+
+
+class Relay(Message, frozen=True, kw_only=True):
+    """Between dp rank 0, to whom decode groups are connected, and the dp rank that a request is
+    bound to: what the decode scheduler `peer` said to it, or is to be told."""
+
+    peer: str
+    message: TransferOffer | Abort | Queued | Refused | TransferDone | AbortAck
+
+
+class RelayLost(Message, frozen=True, kw_only=True):
+    """dp rank 0 → all others: the connection to the decode scheduler `peer` has ended."""
+
+    peer: str

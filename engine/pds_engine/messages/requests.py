@@ -78,6 +78,34 @@ class Room(Message, frozen=True, kw_only=True):
     """Requests that wait here already, such as preempted ones."""
 
 
+class Offered(Message, frozen=True, kw_only=True):
+    """dp rank 0 of a prefill group → API server: a decode group has offered pages for this request,
+    which may now be bound to a dp rank."""
+
+    request_id: str
+
+
+class Withdrawn(Message, frozen=True, kw_only=True):
+    """dp rank 0 of a prefill group → API server: that offer is gone; it was not handed on."""
+
+    request_id: str
+
+
+class Claimed(Message, frozen=True, kw_only=True):
+    """API server → dp rank 0: it has the request of this offer, which is to be kept until it can be
+    bound."""
+
+    request_id: str
+
+
+class Bound(Message, frozen=True, kw_only=True):
+    """API server → dp rank 0 of a prefill group: this request goes to that dp rank, and so does its
+    offer."""
+
+    request_id: str
+    dp_rank: int
+
+
 class Drain(Message, frozen=True, kw_only=True):
     """Take no new requests; report when nothing is left."""
 

@@ -17,6 +17,7 @@ from pds_engine.messages import (
     Abort,
     AbortAck,
     CloseTransfer,
+    Offered,
     OpenTransfer,
     Push,
     PushDone,
@@ -27,10 +28,11 @@ from pds_engine.messages import (
     TransferClosed,
     TransferDone,
     TransferOffer,
+    Withdrawn,
 )
 from pds_engine.scheduler.digest import token_digest
 from pds_engine.scheduler.lifecycle import Ledger
-from pds_engine.scheduler.party import WORKERS, Party
+from pds_engine.scheduler.party import SERVERS, WORKERS, Party
 from pds_engine.scheduler.prefill import Chunk
 from pds_engine.scheduler.request import Phase, Request
 
@@ -62,6 +64,8 @@ class Transfer:
     pushed: set[int] = field(default_factory=set)
     """Ranks whose writes are all in place."""
     closed: set[int] = field(default_factory=set)
+    claimed: bool = False
+    """Its request waits in the group's queue (dp/front.py): the offer is kept however long."""
     drained: bool = True
     """No closed rank has writes under way."""
     record: TransferDone | None = None
@@ -84,6 +88,8 @@ class PrefillSide:
         self._undrained: set[tuple[str, int, str]] = set()
         """Closed with writes under way: never acknowledged as drained. Few, so all are kept."""
         self._next_renewal = 0.0
+        self.tells_servers = False
+        """Kept offers are announced: the API server binds their requests to dp ranks."""
 
     # ---- before the first chunk --------------------------------------------------------------
 
@@ -121,6 +127,8 @@ class PrefillSide:
         if request is not None:
             del self.unoffered[message.transfer]
             self._match(request, transfer)
+        elif self.tells_servers:
+            self._out.put(SERVERS, Offered(request_id=message.transfer))
 
     def reject(self, decode: Party, message: TransferOffer, error: PdsError) -> None:
         """The two groups do not fit: neither the offer nor its request can go on."""
@@ -128,6 +136,20 @@ class PrefillSide:
         request = self.unoffered.get(message.transfer)
         if request is not None:
             self._abort(request, error)
+
+    def kept(self, name: str) -> Transfer | None:
+        """The offer that waits for its request, if there is one."""
+        transfer = self.transfers.get(name)
+        return transfer if transfer and transfer.state is TransferState.KEPT else None
+
+    def hand_on(self, name: str) -> Transfer | None:
+        """Another dp rank takes the kept offer: nothing is known of it here any more."""
+        return self.transfers.pop(name) if self.kept(name) else None
+
+    def give_up_kept(self, name: str) -> None:
+        """The request of a kept offer ended before it was bound to a dp rank."""
+        if (transfer := self.kept(name)) is not None:
+            self._give_up(transfer, "cancelled", "the prefill side gave the request up")
 
     def is_closing(self, request: Request) -> bool:
         """Whether an earlier transfer of this id is not yet closed."""
@@ -258,8 +280,8 @@ class PrefillSide:
             # Silent with the request, so not Unavailable: that says that nobody began anything.
             self._abort(request, TransferFailed("no decode group has offered pages for it in time"))
         for transfer in [t for t in self.transfers.values() if t.state is TransferState.KEPT]:
-            if now - transfer.since >= lease:
-                del self.transfers[transfer.offer.transfer]
+            if now - transfer.since >= lease and not transfer.claimed:
+                self._let_go(transfer)
                 self._refuse(
                     transfer.decode,
                     transfer.offer.transfer,
@@ -315,8 +337,15 @@ class PrefillSide:
             transfer.given_up = acknowledgement
             self._close(transfer)
         else:
-            del self.transfers[offer.transfer]
+            self._let_go(transfer)
             self._out.put(transfer.decode, acknowledgement)
+
+    def _let_go(self, transfer: Transfer) -> None:
+        """Nothing of it was posted."""
+        name = transfer.offer.transfer
+        del self.transfers[name]
+        if self.tells_servers and transfer.state is TransferState.KEPT:
+            self._out.put(SERVERS, Withdrawn(request_id=name))
 
     def _close(self, transfer: Transfer) -> None:
         name = transfer.offer.transfer

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from pds_engine.messages import (
     Abort,
     AbortAck,
+    Bound,
     Cancel,
+    Claimed,
     Drain,
     Fault,
     Forgotten,
@@ -18,6 +20,8 @@ from pds_engine.messages import (
     Queued,
     Ready,
     Refused,
+    Relay,
+    RelayLost,
     StepDone,
     Submit,
     TransferClosed,
@@ -31,10 +35,10 @@ from pds_engine.scheduler.party import Kind, Party
 MAY_SEND: dict[str, tuple[type[Message], ...]] = {
     "workers": (Ready, StepDone, PushDone, PushFailed, TransferClosed, Forgotten, Fault),
     "watch": (Progress,),
-    "server": (Submit, Cancel, Drain, PeerGone),
+    "server": (Submit, Cancel, Drain, PeerGone, Claimed, Bound),
     "decode": (TransferOffer, Abort),
     "prefill": (Welcome, Queued, Refused, TransferDone, AbortAck),
-    "replicas": (Wake,),
+    "replicas": (Wake, Relay, RelayLost),
     "sync": (Gathered,),
 }
 

@@ -1,13 +1,14 @@
 """Who the scheduler talks to, and the messages that it sends."""
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 from msgspec import Struct
 
 from pds_engine.errors import PdsError
 from pds_engine.messages import Failed, Message
 
-Kind = Literal["workers", "watch", "server", "decode", "prefill", "replicas", "sync"]
+Kind = Literal["workers", "watch", "server", "decode", "prefill", "replicas", "sync", "servers"]
 
 
 class Party(Struct, frozen=True):
@@ -17,7 +18,8 @@ class Party(Struct, frozen=True):
     server: an API server of this group, by connection.
     decode: a scheduler that offers pages to us, by connection. prefill: one that we offer pages to,
     by its host:port.
-    replicas: the schedulers of all other dp ranks. sync: whoever gathers rows for this one.
+    replicas: the schedulers of all other dp ranks, or the one that is named by its number. sync:
+    whoever gathers rows for this one. servers: all API servers.
     """
 
     kind: Kind
@@ -27,6 +29,7 @@ class Party(Struct, frozen=True):
 WORKERS = Party("workers")
 REPLICAS = Party("replicas")
 SYNC = Party("sync")
+SERVERS = Party("servers")
 
 
 class Out(Struct, frozen=True):
@@ -34,6 +37,10 @@ class Out(Struct, frozen=True):
 
     to: Party
     message: Message
+
+
+Handlers = dict[type, Callable[[Party, Any, float], None]]
+"""What is done with a message of each type: its sender, itself, and now."""
 
 
 class Outbox(list[Out]):

@@ -19,7 +19,6 @@ from pds_engine.keys import Keys
 from pds_engine.messages import (
     PROTOCOL,
     Assemble,
-    Gather,
     Gathered,
     Hello,
     Message,
@@ -29,7 +28,7 @@ from pds_engine.messages import (
     Welcome,
 )
 from pds_engine.scheduler.members import KINDS, MAY_SEND, Member, ServedGroup
-from pds_engine.scheduler.party import REPLICAS, SYNC, WORKERS, Out, Party
+from pds_engine.scheduler.party import REPLICAS, SERVERS, SYNC, WORKERS, Out, Party
 from pds_engine.scheduler.peers import Peers
 from pds_engine.scheduler.replicas import ALONE, DpPlace, ReplicaLinks
 from pds_engine.scheduler.scheduler import Scheduler
@@ -167,10 +166,9 @@ class SchedulerLoop:
             self._changed = True
             self._handle_prefill(address, message, now)
         for message in self._replicas.receive():
-            if isinstance(message, Gathered):
-                self._queue(self._core.handle(SYNC, message, now))
-            elif isinstance(message, Wake):
-                self._queue(self._core.handle(REPLICAS, message, now))
+            party = SYNC if isinstance(message, Gathered) else REPLICAS
+            if isinstance(message, MAY_SEND[party.kind]):
+                self._queue(self._core.handle(party, message, now))
 
     def _handle(self, identity: bytes, message: Message, now: float) -> None:
         member = self._members.get(identity)
@@ -179,7 +177,7 @@ class SchedulerLoop:
         elif member is None:
             log.warning("dropped a stranger's %s", type(message).__name__)
         elif isinstance(message, MAY_SEND[member.party.kind]):
-            if member.party == REPLICAS:
+            if isinstance(message, Wake):
                 self._pass_on(message, member)
             self._queue(self._core.handle(member.party, message, now))
         else:
@@ -286,16 +284,22 @@ class SchedulerLoop:
                     log.warning("%s", error)
                     self._queue(self._core.lost(party, now))
             return
-        for message in messages:
-            if party == SYNC and isinstance(message, Gather):
-                self._replicas.gather(message)
-            elif party == REPLICAS:
-                self._replicas.wake(message)
-        members = [m for m in self._members.values() if m.party == party]
+        if self._replicas.takes(party, messages):
+            return
+        members = self._members_of(party)
         for member in members:
             self._put(member, messages)
-        if party == SYNC and not members and self._replicas.port is None:
+        if party == SYNC and not members:
             self._early += messages  # its worker is ready, and the thread's own Hello is under way
+
+    def _members_of(self, party: Party) -> list[Member]:
+        """The connections of a party; it may be all API servers, or a single dp rank."""
+        everyone = self._members.values()
+        if party == SERVERS:
+            return [m for m in everyone if m.party.kind == "server"]
+        if party.kind == "replicas" and party.name:
+            return [m for m in everyone if m.party == REPLICAS and m.rank == int(party.name)]
+        return [m for m in everyone if m.party == party]
 
     def _put(self, member: Member, messages: list[Message]) -> None:
         try:
@@ -312,10 +316,7 @@ class SchedulerLoop:
         room = self._core.room() if self._core.ready else None
         if room is not None and room != self._room:
             self._room = room
-            self._queue(Out(party, room) for party in self._servers())
-
-    def _servers(self) -> set[Party]:
-        return {m.party for m in self._members.values() if m.party.kind == "server"}
+            self._queue([Out(SERVERS, room)])
 
     def _report(self, now: float) -> None:
         """Send all servers the State if it has changed; a step in flight ages, so it has."""
@@ -324,8 +325,7 @@ class SchedulerLoop:
         if state == self._state:
             return
         self._state = state
-        for party in self._servers():
-            self._send(party, [state], now)
+        self._send(SERVERS, [state], now)
 
     def _due(self, period: float, now: float) -> bool:
         if now < self._next[period]:

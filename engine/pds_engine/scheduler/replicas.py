@@ -4,15 +4,26 @@ The schedulers of a group stand in a star around dp rank 0's, which passes each 
 connections, not their square.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import zmq
 
 from pds_engine.errors import RankLost
 from pds_engine.keys import Keys
-from pds_engine.messages import AnyMessage, Gather, Hello, Message
+from pds_engine.messages import (
+    AbortAck,
+    AnyMessage,
+    Gather,
+    Hello,
+    Message,
+    Queued,
+    Refused,
+    Relay,
+    TransferDone,
+)
 from pds_engine.scheduler.dp.port import GatherPort
+from pds_engine.scheduler.party import SYNC, Party
 from pds_engine.wire import Link
 
 
@@ -28,6 +39,7 @@ class DpPlace:
 
 
 ALONE = DpPlace(0, "")
+TO_DECODE = (Queued, Refused, TransferDone, AbortAck)
 
 
 class ReplicaLinks:
@@ -41,15 +53,15 @@ class ReplicaLinks:
         hello: Hello,
         place: DpPlace,
     ) -> None:
-        self.port = place.port
-        self.link: Link | None = None
-        if self.port is not None:
-            poller.register(self.port.descriptor, zmq.POLLIN)
+        self._port = place.port
+        self._link: Link | None = None
+        if self._port is not None:
+            poller.register(self._port.descriptor, zmq.POLLIN)
         if place.dp_rank:
-            self.link = Link(context, place.first, keys)
-            self.link.send(hello)
-            poller.register(self.link.socket, zmq.POLLIN)
-            poller.register(self.link.monitor, zmq.POLLIN)
+            self._link = Link(context, place.first, keys)
+            self._link.send(hello)
+            poller.register(self._link.socket, zmq.POLLIN)
+            poller.register(self._link.monitor, zmq.POLLIN)
 
     def receive(self) -> Iterator[AnyMessage]:
         """What has come: rows that were gathered, and wake-ups.
@@ -57,26 +69,33 @@ class ReplicaLinks:
         Raises:
             RankLost: another dp rank is gone.
         """
-        if self.port is not None and (found := self.port.take()) is not None:
+        if self._port is not None and (found := self._port.take()) is not None:
             yield found
-        if self.link is not None:
-            while (message := self.link.receive()) is not None:
+        if self._link is not None:
+            while (message := self._link.receive()) is not None:
                 yield message
-            if self.link.lost:
+            if self._link.lost:
                 raise RankLost("the scheduler of dp rank 0 has ended: its connection is gone")
 
-    def gather(self, message: Gather) -> None:
-        """Give the row to the port."""
-        if self.port is not None:
-            self.port.gather(message.row)
-
-    def wake(self, message: Message) -> None:
-        """Tell dp rank 0, which tells the others."""
-        if self.link is not None:
-            self.link.send(message)
+    def takes(self, party: Party, messages: Sequence[Message]) -> bool:
+        """Send what goes this way: rows to the port, and to dp rank 0 what it tells the others or a
+        decode scheduler. False: it goes to connections of our own."""
+        if party == SYNC and self._port is not None:
+            for message in messages:
+                if isinstance(message, Gather):
+                    self._port.gather(message.row)
+            return True
+        if self._link is None or party.kind not in ("replicas", "decode"):
+            return False
+        for message in messages:
+            if party.kind == "decode" and isinstance(message, TO_DECODE):
+                self._link.send(Relay(peer=party.name, message=message))
+            else:
+                self._link.send(message)
+        return True
 
     def close(self) -> None:
-        if self.link is not None:
-            self.link.close()
-        if self.port is not None:
-            self.port.close()
+        if self._link is not None:
+            self._link.close()
+        if self._port is not None:
+            self._port.close()

@@ -6,8 +6,6 @@ leases and deadlines. Errors of the group (GroupError) are raised: the group the
 
 import logging
 import math
-from collections.abc import Callable
-from typing import Any
 
 from pds_engine.errors import (
     DeadlinePassed,
@@ -16,42 +14,28 @@ from pds_engine.errors import (
     Overloaded,
     PdsError,
     ProtocolError,
-    TransferFailed,
     Unavailable,
     Unexpected,
 )
 from pds_engine.messages import (
-    Abort,
-    AbortAck,
     Cancel,
     Drain,
     Fault,
-    Forgotten,
     Gathered,
     Message,
-    PeerGone,
     Progress,
-    PushDone,
-    PushFailed,
-    Queued,
     Ready,
-    Refused,
     Room,
     State,
     StepDone,
     Submit,
-    TransferClosed,
-    TransferDone,
-    TransferOffer,
     Wake,
-    Welcome,
 )
 from pds_engine.scheduler.admission import reject_reason
 from pds_engine.scheduler.finish import next_token, no_finite_score
-from pds_engine.scheduler.handover_d import DecodeSide
-from pds_engine.scheduler.handover_p import PrefillSide
+from pds_engine.scheduler.handover import HandOver
 from pds_engine.scheduler.lifecycle import Ledger
-from pds_engine.scheduler.party import Out, Outbox, Party, failure
+from pds_engine.scheduler.party import Handlers, Out, Outbox, Party, failure
 from pds_engine.scheduler.planner import Planner
 from pds_engine.scheduler.ranks import Ranks
 from pds_engine.scheduler.request import Phase, Request
@@ -74,17 +58,17 @@ class Scheduler:
         self.settings = settings
         self._out = Outbox()
         self.ledger = Ledger(settings, self._out)
-        self.prefill = PrefillSide(self.ledger)
+        self.handover = HandOver(self.ledger, incarnation, dp_rank, self._closed)
+        self.prefill, self.decode = self.handover.prefill, self.handover.decode
         self.planner = Planner(self.ledger, self.prefill, dp_rank)
         self.steps = self.planner.steps
-        self.decode = DecodeSide(self.ledger, incarnation)
         self.dp_rank = dp_rank
         self.ranks = Ranks(settings, dp_rank)
         self._arrivals = 0
         self._submits = 0
         """That have come, rejected ones included."""
         self._drain_deadline: float | None = None
-        self._handlers: dict[type, Callable[[Party, Any, float], None]] = {
+        self._handlers: Handlers = {
             Ready: lambda _, message, now: self._ready(message),
             Fault: lambda _, message, now: self.ranks.fault(message),
             Progress: lambda _, message, now: self.ranks.progress(message, now),
@@ -94,18 +78,7 @@ class Scheduler:
             StepDone: lambda _, message, now: self._step_done(message, now),
             Gathered: lambda _, message, now: self.planner.gathered(message, now),
             Wake: lambda _, message, now: self.planner.passes.wake(message.pass_id),
-            PushDone: lambda _, message, now: self.prefill.pushed(message),
-            PushFailed: lambda _, message, now: self.prefill.push_failed(message),
-            TransferClosed: lambda _, message, now: self.prefill.closed(message),
-            TransferOffer: self._offer,
-            Abort: lambda sender, message, now: self.prefill.abort(sender, message),
-            Forgotten: lambda _, message, now: self.decode.forgotten(message),
-            Welcome: lambda sender, message, now: self.decode.welcome(sender, message.incarnation),
-            Queued: self.decode.queued,
-            Refused: lambda sender, message, now: self.decode.refused(sender, message),
-            TransferDone: self._transfer_done,
-            AbortAck: self.decode.acknowledged,
-            PeerGone: lambda _, message, now: self.decode.peer_gone(message),
+            **self.handover.handlers,
         }
 
     @property
@@ -139,11 +112,8 @@ class Scheduler:
 
         A lost worker is the caller's RankLost: nothing goes on without it.
         """
-        if party.kind == "decode":
-            self.prefill.lost(party)
-        elif party.kind == "prefill":
-            self.decode.lost(party, now)
-        elif party.kind == "server":
+        self.handover.lost(party, now)
+        if party.kind == "server":
             for request in [r for r in self.ledger.requests.values() if r.server == party]:
                 self._drop(request, now)
         return self._out.drain()
@@ -168,8 +138,7 @@ class Scheduler:
         # dp rank 0 hears of all ranks and knows who is at fault: it has the first word.
         patience = self.settings.scheduler.step_timeout + SECOND_WORD * bool(self.dp_rank)
         self.planner.watch(now, patience, self.ranks)
-        self.prefill.tick(now)
-        self.decode.tick(now)
+        self.handover.tick(now)
         for request in list(self.ledger.requests.values()):
             deadline = request.submit.deadline
             if deadline is not None and now >= deadline:
@@ -309,59 +278,21 @@ class Scheduler:
 
     def _cancel(self, server: Party, message: Cancel, now: float) -> None:
         request = self.ledger.requests.get(message.request_id)
-        if request is not None and request.server == server:
+        if request is None:
+            self.handover.cancel(message.request_id)
+        elif request.server == server:
             self._drop(request, now)
 
     def _drop(self, request: Request, now: float) -> None:
         """Nobody wants the request any more, in whichever phase it is."""
-        self._withdraw(request, "cancelled", now)
+        self.handover.withdraw(request, "cancelled", now)
         self.ledger.finish(request)
 
     def _abort(self, request: Request, error: PdsError, now: float) -> None:
         """The request fails, in whichever phase it is."""
-        self.ledger.abort(request, error, lambda: self._withdraw(request, error.code, now))
-
-    def _withdraw(self, request: Request, code: str, now: float) -> None:
-        """Give up the request's hand-over, if there is one."""
-        if self.settings.role == "prefill":
-            self.prefill.drop(request, code)
-        elif request.phase is Phase.OFFERED:
-            self.decode.drop(request, now)
+        self.ledger.abort(request, error, lambda: self.handover.withdraw(request, error.code, now))
 
     def _drain(self, message: Drain, now: float) -> None:
         """Of several that ask, the one with the earliest deadline counts."""
         before = math.inf if self._drain_deadline is None else self._drain_deadline
         self._drain_deadline = min(before, now + message.deadline_seconds)
-
-    # ---- hand-over -------------------------------------------------------------------------------
-
-    def _offer(self, decode: Party, message: TransferOffer, now: float) -> None:
-        if self.settings.role != "prefill":
-            reason = f"a {self.settings.role} group takes no offers"
-        elif message.kv_fingerprint != self.decode.kv_fingerprint and self.ready:
-            reason = (
-                f"KV formats differ: {message.kv_fingerprint} is offered, "
-                f"{self.decode.kv_fingerprint} is computed"
-            )
-        else:
-            self.prefill.offer(decode, message, now, self._closed())
-            return
-        self.prefill.reject(decode, message, TransferFailed(reason))
-
-    def _transfer_done(self, prefill: Party, message: TransferDone, now: float) -> None:
-        request = self.decode.done(prefill, message)
-        if request is None:
-            return
-        known = next_token(
-            request,
-            message.token,
-            message.logprobs,
-            message.prompt_logprobs,
-            message.cached_tokens,
-            message.finish_reason,
-        )
-        self.ledger.append(request, known)
-        if known.finish_reason is None:
-            self.ledger.start_decode(request)
-        else:
-            self.ledger.finish(request)

@@ -70,7 +70,10 @@ def run(
     tokenizer = Tokenizer(config.model.path)
     context = zmq.asyncio.Context()
     bounds, dp = config.scheduler, config.parallelism.dp
-    placement = Placement(dp, config.kv.page_size, bounds.max_waiting) if dp > 1 else None
+    lease = config.kv.lease_seconds if config.role == "prefill" else None
+    placement = None
+    if dp > 1:
+        placement = Placement(dp, config.kv.page_size, bounds.max_waiting, lease_seconds=lease)
     scheduler = SchedulerClient(
         [partial(wire.AsyncLink, context, address, keys) for address in schedulers],
         group=config.pod.group,

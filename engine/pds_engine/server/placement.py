@@ -47,9 +47,13 @@ class Placement:
 
     Args:
         dp: ranks, none of which has reported yet.
+        lease_seconds: on role=prefill: how long a request waits for its offer, without which it
+            cannot be computed. None: it needs no offer.
     """
 
-    def __init__(self, dp: int, page_size: int, max_waiting: int) -> None:
+    def __init__(
+        self, dp: int, page_size: int, max_waiting: int, *, lease_seconds: float | None = None
+    ) -> None:
         self._max_waiting = max_waiting
         self.loads: list[RankLoad | None] = [None] * dp
         self._page_size = page_size
@@ -58,6 +62,11 @@ class Placement:
         self._arrivals = 0
         self._bound: dict[str, tuple[int, int]] = {}
         """Dp rank and tokens of each unfinished request."""
+        self._lease_seconds = lease_seconds
+        self._unoffered: dict[str, tuple[Submit, float]] = {}
+        """Requests without an offer, and when they came."""
+        self._offered: set[str] = set()
+        """Offers without a request; as many as dp rank 0 keeps."""
         self._homes: OrderedDict[tuple[int, ...], int] = OrderedDict()
 
     @property
@@ -66,9 +75,14 @@ class Placement:
         return all(load is not None for load in self.loads)
 
     @property
+    def hands_on(self) -> bool:
+        """Requests come with offers, which dp rank 0 keeps until they are bound."""
+        return self._lease_seconds is not None
+
+    @property
     def waiting(self) -> int:
         """Requests that no rank could admit yet."""
-        return len(self._waiting)
+        return len(self._waiting) + len(self._unoffered)
 
     @property
     def queued_tokens(self) -> int:
@@ -78,28 +92,46 @@ class Placement:
     def accepts(self, submits: Sequence[Submit]) -> bool:
         """Whether so many more may come: the queue is bounded, but for those that a rank could take
         at once, and those whose client has a part of its answer."""
-        if len(self._waiting) + len(submits) <= self._max_waiting:
+        if self.waiting + len(submits) <= self._max_waiting:
             return True
         if all(submit.output_ids for submit in submits):
             return True
         able = [load for load in self.loads if load is not None and load.admits(1)]
-        return not self._waiting and len(submits) <= len(able)
+        return not self.waiting and len(submits) <= len(able)
 
     def rank_of(self, request_id: str) -> int | None:
         """The dp rank that a request is bound to."""
         bound = self._bound.get(request_id)
         return None if bound is None else bound[0]
 
-    def enqueue(self, submit: Submit, now: float) -> None:
-        """It may be bound."""
-        self._arrivals += 1
-        since = now if submit.since is None else min(submit.since, now)
-        heapq.heappush(self._queue, (submit.priority, since, self._arrivals, submit))
-        self._waiting[submit.request_id] = submit
+    def add(self, submit: Submit, now: float) -> bool:
+        """A request has come; whether it may be bound: on role=prefill not without its offer."""
+        name = submit.request_id
+        if self._lease_seconds is not None and name not in self._offered:
+            self._unoffered[name] = submit, now
+            return False
+        self._offered.discard(name)
+        self._enqueue(submit, now)
+        return True
 
-    def withdraw(self, request_id: str) -> bool:
-        """Nobody wants it any more; whether it was still waiting."""
-        return self._waiting.pop(request_id, None) is not None
+    def offered(self, name: str) -> bool:
+        """dp rank 0 has an offer; whether its request is here, and may be bound now."""
+        submit, since = self._unoffered.pop(name, (None, 0.0))
+        if submit is None:
+            self._offered.add(name)
+            return False
+        self._enqueue(submit, since)
+        return True
+
+    def withdrawn(self, name: str) -> bool:
+        """The offer is gone; whether a request that waited with it cannot go on."""
+        self._offered.discard(name)
+        return self._waiting.pop(name, None) is not None
+
+    def withdraw(self, name: str) -> bool:
+        """Nobody wants it any more; whether it was still waiting, with an offer."""
+        self._unoffered.pop(name, None)
+        return self._waiting.pop(name, None) is not None
 
     def expired(self, now: float) -> list[Submit]:
         """Those whose deadline passed while they waited; they are out of the queue."""
@@ -107,6 +139,14 @@ class Placement:
         for submit in late:
             del self._waiting[submit.request_id]
         return late
+
+    def forsaken(self, now: float) -> list[Submit]:
+        """Those whose offer has not come in the time of a lease; they are forgotten."""
+        lease = self._lease_seconds or 0.0
+        left = [submit for submit, since in self._unoffered.values() if now - since >= lease]
+        for submit in left:
+            del self._unoffered[submit.request_id]
+        return left
 
     def room(self, rank: int, room: Room) -> None:
         """A dp rank has said what it could admit."""
@@ -155,6 +195,12 @@ class Placement:
             load.tokens -= tokens
 
     # ---- steps of the above ------------------------------------------------------------------
+
+    def _enqueue(self, submit: Submit, now: float) -> None:
+        self._arrivals += 1
+        since = now if submit.since is None else min(submit.since, now)
+        heapq.heappush(self._queue, (submit.priority, since, self._arrivals, submit))
+        self._waiting[submit.request_id] = submit
 
     def _first(self) -> Submit | None:
         while self._queue:

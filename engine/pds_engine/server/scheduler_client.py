@@ -16,21 +16,26 @@ from pds_engine.errors import (
     InvalidRequest,
     Overloaded,
     ProtocolError,
+    TransferFailed,
     Unavailable,
 )
 from pds_engine.messages import (
     AnyMessage,
+    Bound,
     Cancel,
+    Claimed,
     Drain,
     Failed,
     Hello,
     Message,
+    Offered,
     PeerGone,
     Room,
     State,
     Submit,
     Token,
     Welcome,
+    Withdrawn,
 )
 from pds_engine.metrics import ServerMetrics
 from pds_engine.scheduler.party import failure
@@ -173,8 +178,8 @@ class SchedulerClient:
             self._open[submit.request_id] = (inbox, choice)
             if placement is None:
                 self._outboxes[0].put_nowait(submit)
-            else:
-                placement.enqueue(submit, time.time())
+            elif placement.add(submit, time.time()) and placement.hands_on:
+                self._outboxes[0].put_nowait(Claimed(request_id=submit.request_id))
         self._bind()
         return inbox
 
@@ -185,12 +190,11 @@ class SchedulerClient:
         self._changed.set()
         placement, rank = self._placement, 0
         if placement is not None:
-            bound = placement.rank_of(request_id)
-            placement.withdraw(request_id)
+            bound, waited = placement.rank_of(request_id), placement.withdraw(request_id)
             placement.ended(request_id)
-            if bound is None:
+            if bound is None and not (waited and placement.hands_on):
                 return
-            rank = bound
+            rank = bound or 0  # dp rank 0 keeps the offer of one that waited
         if cancel:
             self._outboxes[rank].put_nowait(Cancel(request_id=request_id))
 
@@ -235,15 +239,23 @@ class SchedulerClient:
     def _bind(self, *, all_of_them: bool = False) -> None:
         if self._placement is not None:
             for rank, submit in self._placement.bind(all_of_them=all_of_them):
+                if self._placement.hands_on and rank:
+                    bound = Bound(request_id=submit.request_id, dp_rank=rank)
+                    self._outboxes[0].put_nowait(bound)
                 self._outboxes[rank].put_nowait(submit)
 
     async def _expire(self) -> None:
         """End the requests whose deadline passes before any dp rank could take them."""
         late = DeadlinePassed("the deadline of the request has passed")
+        unoffered = TransferFailed("no decode group has offered pages for it in time")
         while self._placement is not None:
             await asyncio.sleep(EXPIRY)
             for submit in self._placement.expired(time.time()):
                 self._arrived(0, failure(submit.request_id, late))
+                if self._placement.hands_on:  # dp rank 0 keeps its offer
+                    self._outboxes[0].put_nowait(Cancel(request_id=submit.request_id))
+            for submit in self._placement.forsaken(time.time()):
+                self._arrived(0, failure(submit.request_id, unoffered))
 
     async def _receive(self, rank: int) -> None:
         link = self._links[rank]
@@ -276,7 +288,15 @@ class SchedulerClient:
             case Room() if self._placement is not None:
                 self._placement.room(rank, message)
                 self._bind()
-            case Room():
+            case Offered() if self._placement is not None:
+                if self._placement.offered(message.request_id):
+                    self._outboxes[0].put_nowait(Claimed(request_id=message.request_id))
+                self._bind()
+            case Withdrawn() if self._placement is not None:
+                if self._placement.withdrawn(message.request_id):
+                    gone = TransferFailed("the decode side gave the request up")
+                    self._arrived(0, failure(message.request_id, gone))
+            case Room() | Offered() | Withdrawn():
                 pass  # to the servers of other pods, which take no requests
             case _:
                 raise ProtocolError(f"{type(message).__name__} is not for an API server")

@@ -34,12 +34,12 @@ def bound(made: Placement, **how: bool) -> list[tuple[int, str]]:
 
 def put(made: Placement, *names: str, **keys: int) -> None:
     for name in names:
-        made.enqueue(submit(name, **keys), 0.0)
+        made.add(submit(name, **keys), 0.0)
 
 
 def test_each_goes_to_the_rank_with_the_fewest_tokens():
     made = placement(pages=12)
-    made.enqueue(submit("long", 40), 0.0)
+    made.add(submit("long", 40), 0.0)
     put(made, "a", "b", "c")
     assert bound(made) == [(0, "long"), (1, "a"), (1, "b")]
     assert made.waiting == 1  # rank 0 has a slot, and not the pages
@@ -83,9 +83,9 @@ def test_the_first_is_not_overtaken():
     made = placement(slots=1)
     put(made, "a", "b")
     assert len(bound(made)) == 2
-    made.enqueue(submit("large", 400), 1.0)
+    made.add(submit("large", 400), 1.0)
     put(made, "small")
-    made.enqueue(submit("urgent", priority=-1), 9.0)
+    made.add(submit("urgent", priority=-1), 9.0)
     made.room(0, room(seen=1, slots=1, pages=3))
     assert bound(made) == [(0, "urgent")]
     made.room(0, room(seen=2, slots=1, pages=3))
@@ -98,14 +98,14 @@ def test_requests_that_begin_alike_go_to_one_rank_unless_it_has_much_more():
     made = placement(slots=64, pages=10_000)
     same = tuple(range(100))
     for name in "abc":
-        made.enqueue(
+        made.add(
             Submit(request_id=name, prompt_ids=same, sampling=Sampling(max_tokens=1), seed=0), 0.0
         )
     assert bound(made) == [(0, "a"), (0, "b"), (0, "c")]
     put(made, "other", length=400)
     assert bound(made) == [(1, "other")]
     for name in ("d", "e"):
-        made.enqueue(
+        made.add(
             Submit(request_id=name, prompt_ids=same * 12, sampling=Sampling(max_tokens=1), seed=0),
             0.0,
         )
@@ -147,7 +147,7 @@ def test_a_deadline_passes_in_the_queue():
     made = placement(slots=1)
     put(made, "a", "b")
     assert len(bound(made)) == 2
-    made.enqueue(submit("c", deadline=5.0), 0.0)
+    made.add(submit("c", deadline=5.0), 0.0)
     put(made, "d")
     assert made.expired(4.9) == []
     assert [each.request_id for each in made.expired(5.0)] == ["c"]
