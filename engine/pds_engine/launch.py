@@ -29,7 +29,7 @@ from pds_engine.config import EngineConfig
 from pds_engine.errors import EXIT_CONFIG, ConfigError, PdsError, PortTaken
 from pds_engine.keys import Keys
 from pds_engine.models import registry, tensors
-from pds_engine.parallel.layout import rank_name
+from pds_engine.parallel.layout import Numbering
 
 EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
 """Ports of outgoing connections: one that is free here may be taken a second later."""
@@ -124,8 +124,8 @@ class _PodProcesses:
     """The processes of this pod."""
 
     def __init__(self, config: EngineConfig, folder: Path) -> None:
-        self._tp = config.parallelism.tp
-        self._staged = config.parallelism.pp > 1
+        split = config.parallelism
+        self._numbering = Numbering.of(split) if split.pp * split.dp > 1 else None
         first = config.pod.index * config.parallelism.ranks_per_pod
         workers = [f"worker-{first + i}" for i in range(config.parallelism.ranks_per_pod)]
         dp = config.parallelism.dp
@@ -190,4 +190,6 @@ class _PodProcesses:
 
     def _name(self, kind: str) -> str:
         rank = kind.removeprefix("worker-")
-        return rank_name(int(rank), self._tp) if self._staged and rank.isdigit() else kind
+        if self._numbering is None or not rank.isdigit():
+            return kind
+        return self._numbering.name(int(rank))
