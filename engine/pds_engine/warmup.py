@@ -208,8 +208,7 @@ def _compile_one(config: EngineConfig, name: str, avoid: str) -> _Made:
 def _manifest_paths(config: EngineConfig) -> list[Path]:
     root, pod, split = config.cache.path or Path(), config.pod, config.parallelism
     first = pod.index * split.ranks_per_pod
-    place = Numbering.of(split).place
-    stages = range(place(first).stage, place(first + split.ranks_per_pod - 1).stage + 1)
+    stages = Numbering.of(split).stages(range(first, first + split.ranks_per_pod))
     return [
         manifest_path(root, config.model.name, pod.revision, config.role, stage) for stage in stages
     ]

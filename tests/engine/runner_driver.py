@@ -48,16 +48,8 @@ class Driver:
     ) -> None:
         """`stage`: the collectives of all ranks of its stage; None: there is one dp rank."""
         stage = stage or collectives
-        self.config = EngineConfig.model_validate(
-            {
-                "model": {"path": path, "dtype": "float32"},
-                "max_model_len": 512,
-                "kv": {"page_size": page_size},
-                "scheduler": {"max_running": 16},
-                "parallelism": {"tp": collectives.size, "dp": stage.size // collectives.size},
-            }
-            | keys
-        )
+        split = {"tp": collectives.size, "dp": stage.size // collectives.size}
+        self.config = self.configured(path, page_size, **{"parallelism": split, **keys})
         rank = pp_rank * stage.size + stage.rank
         self.decoder = load(self.config, rank, torch.device("cpu"), collectives, stage)
         spec, self.runner_part = self.decoder.spec, self.decoder.part
@@ -75,6 +67,18 @@ class Driver:
         random.Random(3).shuffle(self.free)
         self.steps = 0
         self.gen = 0
+
+    @staticmethod
+    def configured(path: Path, page_size: int = 16, **keys: Any) -> EngineConfig:
+        return EngineConfig.model_validate(
+            {
+                "model": {"path": path, "dtype": "float32"},
+                "max_model_len": 512,
+                "kv": {"page_size": page_size},
+                "scheduler": {"max_running": 16},
+            }
+            | keys
+        )
 
     def admit(self, slot: int, prompt: Sequence[int], sampling: Sampling, seed: int) -> Sequence_:
         self.gen += 1

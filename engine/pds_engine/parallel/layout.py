@@ -50,6 +50,10 @@ class Numbering(NamedTuple):
         """The ranks of a stage."""
         return range(stage * self.width, (stage + 1) * self.width)
 
+    def stages(self, ranks: range) -> range:
+        """The stages that ranks side by side are of: a pod's, say."""
+        return range(self.place(ranks[0]).stage, self.place(ranks[-1]).stage + 1)
+
     def attention(self, stage: int, dp: int) -> range:
         """The ranks of one attention group."""
         first = self.rank(RankPlace(stage, dp, 0))

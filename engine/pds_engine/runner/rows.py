@@ -18,7 +18,8 @@ def together(part: Tensor, wanted: Sequence[int], ranks: Collectives) -> Tensor:
     sizes = [owners.count(rank) for rank in range(ranks.size)]
     first = ranks.rank * len(part)
     own = [at - first for at, owner in zip(wanted, owners, strict=True) if owner == ranks.rank]
-    found = ranks.gather_parts(part[own], sizes)
+    given = part if own == list(range(len(part))) else part[own]
+    found = ranks.gather_parts(given, sizes)
     order = sorted(range(len(wanted)), key=owners.__getitem__)
     if order == list(range(len(wanted))):
         return found

@@ -64,6 +64,11 @@ def test_ranks_are_numbered_by_stage_then_dp_rank_then_shard():
     assert [numbering.place(rank) for rank in range(12)] == places
     assert [numbering.rank(place) for place in places] == list(range(12))
     assert (numbering.stage(1), numbering.attention(1, 2)) == (range(6, 12), range(10, 12))
+    assert [numbering.stages(range(a, a + 4)) for a in (0, 4, 8)] == [
+        range(1),
+        range(2),
+        range(1, 2),
+    ]
 
 
 @pytest.mark.parametrize(("tp", "dp"), [(1, 4), (2, 2), (4, 1)])

@@ -73,9 +73,13 @@ def test_a_sharded_layer_is_three_pieces_the_same_on_every_rank(qwen3):
 def test_the_graphs_of_dp_ranks_hold_the_tokens_of_all(qwen3):
     wide = configuration(qwen3, "unified", max_step_tokens=40_000).model_dump()
     wide["parallelism"] |= {"dp": 4, "ranks_per_pod": 4}
-    planned_ = planned(EngineConfig.model_validate(wide))
-    assert [graph.name for graph in planned_] == ["heads", "join", "feed"]
-    assert {graph.tokens for graph in planned_} == {(2, 262_144)}
+    config = EngineConfig.model_validate(wide)
+    spec = check(config)
+    plans = [graphs.plan(config, spec, part(spec, config.parallelism, r), CPU) for r in range(4)]
+    assert [graph.name for graph in plans[0]] == ["heads", "join", "feed"]
+    assert {graph.tokens for graph in plans[0]} == {(2, 262_144)}
+    keys = [[graph.key_inputs() for graph in plan] for plan in plans]
+    assert all(other == keys[0] for other in keys)
 
 
 @pytest.fixture(scope="module")
