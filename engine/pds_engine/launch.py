@@ -124,8 +124,7 @@ class _PodProcesses:
     """The processes of this pod."""
 
     def __init__(self, config: EngineConfig, folder: Path) -> None:
-        self._tp = config.parallelism.tp
-        self._staged = config.parallelism.pp > 1
+        self._split = config.parallelism
         first = config.pod.index * config.parallelism.ranks_per_pod
         workers = [f"worker-{first + i}" for i in range(config.parallelism.ranks_per_pod)]
         dp = config.parallelism.dp
@@ -189,5 +188,8 @@ class _PodProcesses:
         return 1
 
     def _name(self, kind: str) -> str:
-        rank = kind.removeprefix("worker-")
-        return rank_name(int(rank), self._tp) if self._staged and rank.isdigit() else kind
+        """A scheduler's and a worker's say which dp rank it is."""
+        rank, split = kind.removeprefix("worker-"), self._split
+        if rank.isdigit() and split.pp * split.dp > 1:
+            return rank_name(int(rank), split.tp, split.dp)
+        return kind

@@ -264,7 +264,10 @@ def test_sigterm_on_another_pod_than_the_leaders_drains_the_group(pods: list[Ser
         ({"model": {"path": "/nowhere"}}, "/nowhere"),
         ({"parallelism": {"pp": 9}}, "parallelism.pp 9 is above the model's 4 layers"),
         ({"parallelism": {"tp": 3}}, "parallelism.tp 3 does not divide"),
-        ({"parallelism": {"dp": 2}}, "parallelism.dp: 2 is more than this version serves"),
+        (
+            {"parallelism": {"dp": 5}},
+            "parallelism.tp 1 times parallelism.dp 5 does not divide the model's 384 MLP columns",
+        ),
         ({"parallelism": {"pp": 2, "layers": [1, 2]}}, r"parallelism.layers \[1, 2\]"),
         ({"max_model_len": 100_000}, "max_model_len 100000"),
     ],
@@ -275,8 +278,9 @@ def test_what_cannot_work_is_refused_before_anything_starts(tree: dict, says: st
         launch.check(config)
 
 
-def test_a_stage_of_several_shards_is_served() -> None:
-    launch.check(EngineConfig.model_validate({"model": {"path": MODEL}, "parallelism": {"tp": 2}}))
+@pytest.mark.parametrize("split", [{"tp": 2}, {"dp": 2}, {"pp": 2, "tp": 2, "dp": 4}])
+def test_a_stage_of_several_ranks_is_served(split: dict) -> None:
+    launch.check(EngineConfig.model_validate({"model": {"path": MODEL}, "parallelism": split}))
 
 
 def test_weights_that_a_worker_cannot_load_end_with_78_and_a_note(tmp_path: Path) -> None:
