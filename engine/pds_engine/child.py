@@ -77,9 +77,7 @@ def _run_scheduler(dp_rank: int, config: EngineConfig, keys: Keys, launch: dict[
         split, http = config.parallelism, config.http
         meeting = f"{config.pod.ip}:{http.rendezvous_port}"
         patience = 2 * config.join_timeout  # its ranks may take one, and then the store opens
-        port = GatherThread(
-            lambda: among_schedulers(dp_rank, split.dp, meeting, patience), split.dp
-        )
+        port = GatherThread(lambda: among_schedulers(dp_rank, split.dp, meeting, patience))
     place = DpPlace(dp_rank, launch["schedulers"][0], port)
     bind, incarnation = launch["binds"][dp_rank], launch["incarnation"]
     scheduler_process.run(config, keys, bind, incarnation, place)

@@ -28,6 +28,7 @@ CPU = torch.device("cpu")
 class SyncGroup(Protocol):
     """What is asked of a process group."""
 
+    def size(self) -> int: ...
     def _allgather_base(self, output: Tensor, input: Tensor) -> dist.Work: ...
 
 
@@ -56,28 +57,64 @@ def among_schedulers(dp_rank: int, dp: int, rendezvous: str, seconds: float) -> 
         raise RankLost(f"the {dp} schedulers did not meet in {seconds:g} s: {error}") from error
 
 
-class GatherThread:
-    """scheduler.dp.port.GatherPort over a process group, which the thread makes itself.
+class RowGather:
+    """The collective itself, and what it costs: both are counted.
 
     Args:
         device: where the rows lie while they are gathered: the group's own kind of device.
+        on_device: the rows are on a device, as far as this class is concerned, and are fetched.
+            (gloo stands in for NCCL where there is no GPU.)
     """
 
-    def __init__(self, make_group: MakeGroup, dp: int, device: torch.device = CPU) -> None:
-        self.descriptor = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+    def __init__(self, group: SyncGroup, device: torch.device, *, on_device: bool) -> None:
         self.collectives = 0
-        self.reads = 0
-        """Copies from the device to the host."""
-        self._make_group = make_group
-        self._dp = dp
+        self.fetches = 0
+        """Copies from the device to the host: one a pass on a device, none on the host."""
+        self._group = group
         self._device = device
-        self._rows: queue.SimpleQueue[tuple[int, ...] | None] = queue.SimpleQueue()
+        self._on_device = on_device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+
+    def gather(self, row: Sequence[int]) -> Gathered:
+        """All ranks' rows. Blocks until the last one has come.
+
+        Raises:
+            RankLost: another rank is gone.
+        """
+        begun = time.monotonic()
+        try:
+            with torch.cuda.stream(self._stream):  # of None: the current one
+                found = self._collect(torch.tensor(row, dtype=torch.int64))
+        except RuntimeError as error:
+            raise RankLost(f"the gather among dp ranks failed: {error}") from error
+        return Gathered(rows=found, seconds=time.monotonic() - begun)
+
+    def _collect(self, row: Tensor) -> tuple[int, ...]:
+        own = row.to(self._device, non_blocking=True)
+        found = own.new_empty(self._group.size() * len(own))
+        self.collectives += 1
+        self._group._allgather_base(found, own).wait()
+        if self._on_device:
+            self.fetches += 1
+            found = found.cpu()
+        return tuple(found.tolist())
+
+
+class GatherThread:
+    """scheduler.dp.port.GatherPort over a group of hosts, which the thread makes itself."""
+
+    def __init__(self, make_group: MakeGroup) -> None:
+        self.descriptor = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.rows: RowGather | None = None
+        """Once the ranks have met."""
+        self._make_group = make_group
+        self._asked: queue.SimpleQueue[tuple[int, ...] | None] = queue.SimpleQueue()
         self._found: queue.SimpleQueue[Gathered | GroupError] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="gather", daemon=True)
         self._thread.start()
 
     def gather(self, row: Sequence[int]) -> None:
-        self._rows.put(tuple(row))
+        self._asked.put(tuple(row))
 
     def take(self) -> Gathered | None:
         try:
@@ -91,33 +128,16 @@ class GatherThread:
 
     def close(self) -> None:
         """The thread may be waiting for ranks that never come; it ends with the process."""
-        self._rows.put(None)
+        self._asked.put(None)
 
     def _run(self) -> None:
         try:
-            group = self._make_group()
-            while (row := self._rows.get()) is not None:
-                begun = time.monotonic()
-                self._tell(Gathered(rows=self._gather(group, row), seconds=_since(begun)))
+            self.rows = RowGather(self._make_group(), CPU, on_device=False)
+            while (row := self._asked.get()) is not None:
+                self._tell(self.rows.gather(row))
         except GroupError as error:
             self._tell(error)
-        except RuntimeError as error:
-            self._tell(RankLost(f"the gather among dp ranks failed: {error}"))
-
-    def _gather(self, group: SyncGroup, row: tuple[int, ...]) -> tuple[int, ...]:
-        """All ranks' `row`s, one after another. The copy at the end waits for the collective."""
-        own = torch.tensor(row, dtype=torch.int64).to(self._device, non_blocking=True)
-        found = own.new_empty(self._dp * len(row))
-        self.collectives += 1
-        group._allgather_base(found, own).wait()
-        if found.is_cuda:
-            self.reads += 1
-        return tuple(found.tolist())
 
     def _tell(self, found: Gathered | GroupError) -> None:
         self._found.put(found)
         os.eventfd_write(self.descriptor, 1)
-
-
-def _since(begun: float) -> float:
-    return time.monotonic() - begun

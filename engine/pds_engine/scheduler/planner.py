@@ -119,7 +119,7 @@ class Planner:
         if self.passes.enter():
             self._out.put(REPLICAS, Wake(pass_id=self.passes.next_id))
         row = self._row(self.passes.next_id, self._proposal, now)
-        self._out.put(SYNC, Gather(row=tuple(row)))
+        self._out.put(SYNC, Gather(row=tuple(map(int, row))))
 
     def _spaced(self, picked: Picked, delayer: Delayer, now: float) -> Picked | None:
         """At dp 1: the delayer keeps prompts apart from decode rows, by this rank's row alone."""

@@ -108,6 +108,8 @@ class SchedulerLoop:
         self._state: State | None = None
         self._shared = core.settings.parallelism.dp > 1
         self._room: Room | None = None
+        self._early: list[Message] = []
+        """For the thread that gathers, which has not joined yet."""
         self._changed = True
 
     def serve(self) -> None:
@@ -210,6 +212,8 @@ class SchedulerLoop:
                 self._queue([Out(WORKERS, Assemble(rendezvous=group.rendezvous))])
         elif message.peer in ("replica", "sync"):
             party = REPLICAS if message.peer == "replica" else SYNC
+            early, self._early = self._early, []
+            self._queue(Out(SYNC, message) for message in early)
         else:
             party = Party(KINDS[message.peer], identity.hex())
         self._members[identity] = Member(identity, party, message.rank)
@@ -287,8 +291,11 @@ class SchedulerLoop:
                 self._replicas.gather(message)
             elif party == REPLICAS:
                 self._replicas.wake(message)
-        for member in [m for m in self._members.values() if m.party == party]:
+        members = [m for m in self._members.values() if m.party == party]
+        for member in members:
             self._put(member, messages)
+        if party == SYNC and not members and self._replicas.port is None:
+            self._early += messages  # its worker is ready, and the thread's own Hello is under way
 
     def _put(self, member: Member, messages: list[Message]) -> None:
         try:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import zmq
+from msgspec.structs import replace
 from pds_kernels.cache import Artefact, manifest_digest
 from pds_kernels.graph import load as load_graph
 
@@ -35,6 +36,7 @@ from pds_engine.wire import Link
 from pds_engine.worker.joining import join
 from pds_engine.worker.loop import Loop
 from pds_engine.worker.mailbox import Mailbox
+from pds_engine.worker.sync import SyncThread, gathers
 from pds_engine.worker.watchdog import Activity, Watchdog
 
 logger = logging.getLogger("pds.worker")
@@ -58,14 +60,20 @@ def run(
     own = schedulers[Numbering.of(config.parallelism).place(rank).dp]
     link = Link(context, own, keys)
     activity = Activity(rank)
-    watchdogs: list[Watchdog] = []
+    threads: list[Watchdog | SyncThread] = []
     try:
         assembly, group = join(config, link, rank, incarnation)
         hello = Hello(peer="watch", group=config.pod.group, incarnation=group, rank=rank)
         for address in dict.fromkeys((own, schedulers[0])):  # dp rank 0's names who is at fault
-            watchdogs.append(Watchdog(context, address, keys, hello, activity))
-            watchdogs[-1].start()
-        _serve(config, keys, link, activity, assembly.rendezvous)
+            threads.append(Watchdog(context, address, keys, hello, activity))
+            threads[-1].start()
+        device = _device(config, rank)
+        groups = assemble(config, rank, device, assembly.rendezvous)
+        if gathers(config, rank):
+            joins = replace(hello, peer="sync")
+            threads.append(SyncThread(context, own, keys, joins, groups.sync, device))
+            threads[-1].start()
+        _serve(config, keys, link, activity, groups, device)
     except ConfigError:
         # The link is left to the process's end: whoever loses it ends too, and what is wrong is
         # written down before that.
@@ -75,18 +83,21 @@ def run(
         code = error.code if isinstance(error, PdsError) else PdsError.code
         link.send(Fault(rank=rank, code=code, message=f"{type(error).__name__}: {error}"))
         link.close(linger_ms=1000)
-        for watchdog in watchdogs:
-            watchdog.stop()
+        for thread in threads:
+            thread.stop()
         context.term()
         raise
 
 
 def _serve(
-    config: EngineConfig, keys: Keys, link: Link, activity: Activity, rendezvous: str
+    config: EngineConfig,
+    keys: Keys,
+    link: Link,
+    activity: Activity,
+    groups: Groups,
+    device: torch.device,
 ) -> None:
     rank, split = activity.rank, config.parallelism
-    device = _device(config, rank)
-    groups = assemble(config, rank, device, rendezvous)
     place = Numbering.of(split).place(rank)
     attention = _collectives(groups.tp, place.tp, split.tp)
     stage_ranks = _collectives(groups.stage, place.dp * split.tp + place.tp, split.width)
