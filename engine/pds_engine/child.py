@@ -33,11 +33,19 @@ def main() -> None:
     except ConfigError as error:
         note = {"error": error.message, "hint": error.hint}
         (folder / "error.json").write_text(json.dumps(note))
-        sys.exit(EXIT_CONFIG)
+        _end(EXIT_CONFIG)
     except PdsError as error:
         (folder / f"ended-{kind}.json").write_text(json.dumps({"error": str(error)}))
         logger.error("%s ends: %s", kind, error, extra={"code": error.code})
-        sys.exit(1)
+        _end(1)
+
+
+def _end(status: int) -> None:
+    """Without the interpreter's own end: a thread may wait in a collective for a rank that is gone,
+    and Python cannot stop it there but by aborting (status -6)."""
+    logging.shutdown()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _run(kind: str, folder: Path, config: EngineConfig) -> None:

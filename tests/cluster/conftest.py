@@ -17,11 +17,9 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "cluster"))
 
 from pds_cluster import testing
 from pds_cluster.testing import pytest_runtest_makereport as pytest_runtest_makereport
-from serving import Object, Serving, manifest
+from serving import COLD, Object, Serving, manifest
 from watching import DEBUG
 
-COLD = 600
-"""Seconds: two graphs by g++, on two cores that other work shares."""
 COMPILED: Object = {
     "router": {"replicas": 1, "podTemplate": DEBUG, "resources": {"requests": {"cpu": "50m"}}},
     "compileCache": {

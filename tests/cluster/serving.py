@@ -3,7 +3,8 @@
 import json
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +17,8 @@ from typer.testing import CliRunner
 
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "examples" / "models" / "tiny"
+COLD = 600
+"""Seconds: two graphs by g++, on two cores that other work shares."""
 Object = dict[str, Any]
 Found = TypeVar("Found")
 
@@ -171,3 +174,15 @@ class Serving:
         return self.cluster.kubectl(
             "-n", self.namespace, "exec", name, "-c", "engine", "--", *words
         )
+
+
+@contextmanager
+def served(cluster: Cluster, namespace: str, name: str, **spec: Any) -> Iterator[Serving]:
+    """It serves within the block, and is gone after it."""
+    serving = Serving(cluster, namespace, manifest(name, **spec))
+    began = time.monotonic()
+    serving.apply()
+    serving.settled(COLD)
+    print(f"{name} serves {time.monotonic() - began:.0f} s after it was asked for")
+    yield serving
+    cluster.kubectl("-n", namespace, "delete", "pds", name, "--timeout=60s")

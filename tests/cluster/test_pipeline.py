@@ -4,39 +4,29 @@ And a group of two shards in one pod. The times are printed (`pytest -rP`).
 """
 
 import json
-import random
 import subprocess
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
-import torch
 from pds_cluster.testing import Cluster
-from pds_engine.text.tokenizer import Tokenizer
 from pds_operator.kubectl.commands import app as kubectl_pds
-from reference import Reference
-from serving import MODEL, Object, Serving, manifest
+from reference import assert_equals_transformers
+from serving import COLD, Object, Serving, served
 from streams import StreamOutcome, ask, known
 from typer.testing import CliRunner
-from workers import LONG, WorkerProcess, amid_prefill, comes_back, label, leader, newest
+from workers import LONG, WorkerProcess, amid_prefill, comes_back, label, leader, newest, why
 
 pytestmark = pytest.mark.cluster
-torch.set_num_threads(1)
 
-STEPS = 12
-TIE = 1e-4
-LENGTHS = (10, 127, 257, 700, 1800)
-"""Tokens of the prompts, chunks being of 128: the last goes through the stages in 15."""
 STEP_TIMEOUT = 5
 KNOWN_WITHIN = 15.0
 """Seconds within which a client hears that the group that answered it is dead: half of what a
 hand-over that nobody renews would take."""
-COLD = 600
 RESOURCES = {"requests": {"cpu": "100m"}}
 PREFILL = {"replicas": 1, "parallelism": {"pp": 2}, "resources": RESOURCES}
 SPEC = {
@@ -51,42 +41,11 @@ SPEC = {
 }
 
 
-@contextmanager
-def served(cluster: Cluster, namespace: str, name: str, **spec: Any) -> Iterator[Serving]:
-    """It serves within the block, and is gone after it."""
-    serving = Serving(cluster, namespace, manifest(name, **spec))
-    began = time.monotonic()
-    serving.apply()
-    serving.settled(COLD)
-    print(f"{name} serves {time.monotonic() - began:.0f} s after it was asked for")
-    yield serving
-    cluster.kubectl("-n", namespace, "delete", "pds", name, "--timeout=60s")
-
-
 @pytest.fixture(scope="module")
 def staged(operator: Cluster, namespace: str) -> Iterator[Serving]:
     """Not compiled, so that it is soon there again after each of its losses."""
     with served(operator, namespace, "staged", **SPEC) as serving:
         yield serving
-
-
-def assert_equals_transformers(serving: Serving, client: httpx.Client) -> None:
-    """In float32, greedy, but from a step on at which the top two scores tie."""
-    reference, tokenizer = Reference(MODEL, torch.float32), Tokenizer(MODEL)
-    rng = random.Random("stages")
-    ids = {tokenizer.piece(id).decode(errors="replace"): id for id in range(tokenizer.vocabulary)}
-    del ids["\ufffd"]  # parts of characters, which the endpoint spells alike
-    equal = 0
-    for length in LENGTHS:
-        prompt = [rng.randrange(6, 1536) for _ in range(length)]
-        greedy = reference.generate(prompt, STEPS)
-        answer = serving.complete(client, prompt, max_tokens=STEPS, ignore_eos=True, logprobs=1)
-        assert answer.status_code == 200, answer.text
-        tokens = answer.json()["choices"][0]["logprobs"]["tokens"]
-        step = greedy.differs([ids.get(token, -1) for token in tokens])
-        assert step is None or greedy.leads[step] < TIE, (length, step, greedy.leads[step])
-        equal += step is None
-    print(f"{equal} of {len(LENGTHS)} prompts equal in {STEPS} tokens, the others differ at a tie")
 
 
 def test_both_pods_prove_that_they_are_warm(compiled: Serving, client: httpx.Client) -> None:
@@ -197,14 +156,6 @@ def loses(
     again = ask(serving.url, LONG, client=client)
     assert not again.trouble
     return got, got.ended - began[0]
-
-
-def why(serving: Serving) -> str:
-    """What the last Event about a failed group says."""
-    words = ("-n", serving.namespace, "get", "events", "-o", "json")
-    events = json.loads(serving.cluster.kubectl(*words))["items"]
-    about = [each for each in events if each["reason"] == "FailedGroupReplaced"]
-    return str(max(about, key=lambda each: each["metadata"]["creationTimestamp"])["message"])
 
 
 def test_a_killed_worker_of_the_other_pod_ends_the_group(

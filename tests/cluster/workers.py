@@ -1,5 +1,6 @@
 """Worker processes of engine pods, held, stopped and killed while a prompt is computed."""
 
+import json
 import os
 import signal
 import time
@@ -136,3 +137,11 @@ def comes_back(
 def is_ready(pod: Object) -> bool:
     conditions = {c["type"]: c["status"] for c in pod["status"].get("conditions", [])}
     return conditions.get("Ready") == "True"
+
+
+def why(serving: Serving) -> str:
+    """What the last Event about a failed group says."""
+    words = ("-n", serving.namespace, "get", "events", "-o", "json")
+    events = json.loads(serving.cluster.kubectl(*words))["items"]
+    about = [each for each in events if each["reason"] == "FailedGroupReplaced"]
+    return str(max(about, key=lambda each: each["metadata"]["creationTimestamp"])["message"])

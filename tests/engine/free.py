@@ -21,3 +21,11 @@ def free_port() -> int:
         with suppress(OSError), socket.create_server(("127.0.0.1", port)):
             return port
     raise RuntimeError("the cycle of ports has ended")
+
+
+def free_pair() -> int:
+    """The first of two such ports that are neighbours."""
+    first, second = free_port(), free_port()
+    while second != first + 1:
+        first, second = second, free_port()
+    return first

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from free import free_port
+from free import free_pair, free_port
 from pds_engine import launch
 from pds_engine.config import EngineConfig
 from pds_engine.errors import ConfigError
@@ -180,13 +180,19 @@ def test_the_loss_of_a_stage_in_mid_prefill_is_named_and_reported(
 
 
 @pytest.fixture
-def pods(tmp_path: Path) -> Iterator[list[ServedGroup]]:
-    """The leader's pod and that of the second stage, each with an incarnation of its own."""
+def axis() -> str:
+    """What the two pods of `pods` divide."""
+    return "pp"
+
+
+@pytest.fixture
+def pods(tmp_path: Path, axis: str) -> Iterator[list[ServedGroup]]:
+    """The leader's pod and that of the second rank, each with an incarnation of its own."""
     Keys.make().write(tmp_path)
     tree = {
-        "parallelism.pp": 2,
+        f"parallelism.{axis}": 2,
         "http.keys_dir": tmp_path,
-        "http.control_port": free_port(),
+        "http.control_port": free_pair(),
         "http.rendezvous_port": free_port(),
     }
     own = [
@@ -204,6 +210,33 @@ def pods(tmp_path: Path) -> Iterator[list[ServedGroup]]:
         for pod in pods:
             pod.process.kill()
             pod.process.communicate()
+
+
+@pytest.mark.parametrize("axis", ["dp"])
+def test_a_dp_rank_of_the_other_pod_that_dies_amid_a_pass_ends_the_group(
+    pods: list[ServedGroup],
+) -> None:
+    """The scheduler that tells it waits meanwhile for the other dp rank's row: in vain."""
+    wait_until(lambda: all(pod.ready() for pod in pods), 90)
+    schedulers = {"scheduler-0", "scheduler-1"}
+    assert [set(pod.children()) for pod in pods] == [
+        {*schedulers, "worker-0", "server"},
+        {"worker-1", "server"},
+    ]
+    leader = pods[0].children()["scheduler-0"]
+    with ThreadPoolExecutor(4) as clients:
+        long = {"max_tokens": 3000, "ignore_eos": True}
+        answers = [clients.submit(pods[0].complete, **long) for _ in range(4)]
+        state = f"{pods[0].url}/pds/state"
+        wait_until(lambda: httpx.get(state).json()["running"] == 4, 30)
+        os.kill(leader, signal.SIGSTOP)
+        os.kill(pods[1].children()["worker-1"], signal.SIGKILL)
+        assert [answer.result().status_code for answer in answers] == [503] * 4
+    assert [pod.process.wait(10) for pod in pods] == [1, 1]
+    said = [pod.process.stderr.read() for pod in pods if pod.process.stderr]
+    assert "scheduler-1 ends: rank 1 (stage 0, dp rank 1) has ended" in said[0]
+    assert "status -6" not in said[0]
+    assert "rank 1 (stage 0, dp rank 1) ended with status -9" in said[1]
 
 
 def test_a_group_of_two_pods_serves_and_ends_as_one(pods: list[ServedGroup]) -> None:
@@ -264,7 +297,10 @@ def test_sigterm_on_another_pod_than_the_leaders_drains_the_group(pods: list[Ser
         ({"model": {"path": "/nowhere"}}, "/nowhere"),
         ({"parallelism": {"pp": 9}}, "parallelism.pp 9 is above the model's 4 layers"),
         ({"parallelism": {"tp": 3}}, "parallelism.tp 3 does not divide"),
-        ({"parallelism": {"dp": 2}}, "parallelism.dp: 2 is more than this version serves"),
+        (
+            {"parallelism": {"dp": 5}},
+            "parallelism.tp 1 times parallelism.dp 5 does not divide the model's 384 MLP columns",
+        ),
         ({"parallelism": {"pp": 2, "layers": [1, 2]}}, r"parallelism.layers \[1, 2\]"),
         ({"max_model_len": 100_000}, "max_model_len 100000"),
     ],
@@ -275,8 +311,9 @@ def test_what_cannot_work_is_refused_before_anything_starts(tree: dict, says: st
         launch.check(config)
 
 
-def test_a_stage_of_several_shards_is_served() -> None:
-    launch.check(EngineConfig.model_validate({"model": {"path": MODEL}, "parallelism": {"tp": 2}}))
+@pytest.mark.parametrize("split", [{"tp": 2}, {"dp": 2}, {"pp": 2, "tp": 2, "dp": 4}])
+def test_a_stage_of_several_ranks_is_served(split: dict) -> None:
+    launch.check(EngineConfig.model_validate({"model": {"path": MODEL}, "parallelism": split}))
 
 
 def test_weights_that_a_worker_cannot_load_end_with_78_and_a_note(tmp_path: Path) -> None:

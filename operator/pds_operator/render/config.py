@@ -26,6 +26,7 @@ PLACES: dict[str, str] = {
     "max_running": "scheduler.max_running",
     "max_waiting": "scheduler.max_waiting",
     "prefix_cache": "scheduler.prefix_cache",
+    "async_scheduling": "scheduler.async_scheduling",
     "step_timeout_seconds": "scheduler.step_timeout",
     "join_timeout_seconds": "join_timeout",
     "request_timeout_seconds": "http.request_timeout",

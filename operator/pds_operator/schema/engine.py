@@ -12,13 +12,23 @@ class PipelineSpec(SpecModel):
 
 
 class DelayerSpec(SpecModel):
+    """When prompts of dp ranks wait for each other."""
+
     enabled: bool | None = None
+    """Default: where dp is above 1, on unified and prefill."""
     max_ticks: Annotated[int, Field(ge=1, le=10000)] | None = None
+    """Passes in a row that prompts wait for, at most."""
+    rest_ticks: Annotated[int, Field(ge=0, le=10000)] | None = None
+    """Passes without prompts after each one with some."""
     low_watermark: Annotated[float, Field(ge=0, le=1)] | None = None
+    """A rank that uses less of its pages and slots waits for no fuller batch."""
+    max_seconds: Annotated[float, Field(ge=0.001, le=86400)] | None = None
+    """A prompt that has had a slot for so long waits no more."""
 
 
 class DpSpec(SpecModel):
     sync_device: Literal["host", "device"] | None = None
+    """Where dp ranks tell each other of each pass. Without asyncScheduling: always device."""
 
 
 class EngineSpec(SpecModel):
@@ -50,6 +60,8 @@ class EngineSpec(SpecModel):
     max_running: Annotated[int, Field(ge=1, le=4096)] | None = None
     max_waiting: Annotated[int, Field(ge=0, le=1000000)] | None = None
     prefix_cache: bool | None = None
+    async_scheduling: bool | None = None
+    """Plan steps before those in flight are done. Default: true."""
     step_timeout_seconds: Annotated[int, Field(ge=1, le=86400)] | None = None
     join_timeout_seconds: Annotated[int, Field(ge=1, le=86400)] | None = None
     request_timeout_seconds: Annotated[int, Field(ge=1, le=86400)] | None = None
