@@ -49,6 +49,8 @@ class Planner:
         self._proposal = Proposal(NOTHING, NOTHING)
         self._delayer = Delayer.of(ledger.settings)
         self.delays = DelayRecord()
+        self.sync_seconds = 0.0
+        """In gathers so far: until the last rank's row came."""
         self._waits_since = 0.0
         self.rests_until = 0.0
         """No pass is entered before: see PACE."""
@@ -91,6 +93,7 @@ class Planner:
     def gathered(self, message: Gathered, now: float) -> None:
         """All ranks' rows of this pass have come: issue its step, unless nobody has one."""
         rows = unpack(message.rows, self._dp)
+        self.sync_seconds += message.seconds
         self.passes.gathered(rows)
         runs = self._judged(rows, now)
         counts = tokens(rows, prompts=runs)

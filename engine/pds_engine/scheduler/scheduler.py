@@ -185,6 +185,11 @@ class Scheduler:
             model_digest=self.ranks.model_digest,
             missing=self.ranks.missing,
             traffic=self.ranks.traffic,
+            passes=self.planner.passes.next_id,
+            sync_seconds=self.planner.sync_seconds,
+            delayer_ticks=self.planner.delays.ticks,
+            delayer_seconds=self.planner.delays.seconds,
+            delayer_passes=tuple(sorted(self.planner.delays.outcomes.items())),
         )
 
     # ---- workers -----------------------------------------------------------------------------
