@@ -123,6 +123,9 @@ class DelayerConfig(Section):
 
 class DpConfig(Section):
     sync_device: Literal["host", "device"] = "host"
+    gather: Literal["rows", "none"] = "rows"
+    """none: nothing is gathered, and every step has room for max_running rows of each dp rank, for
+    captured graphs of decode steps; role=decode only."""
 
 
 class CacheConfig(Section):
@@ -195,6 +198,14 @@ class EngineConfig(Section):
     """Run the model's graphs compiled (Inductor) instead of eagerly."""
     join_timeout: float = Field(300, gt=0)
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @model_validator(mode="after")
+    def _only_decode_steps_are_alike(self) -> Self:
+        if self.dp.gather == "none" and self.role != "decode":
+            raise ValueError(f"dp.gather: none is for role decode, this is role {self.role}")
+        if self.dp.gather == "none" and self.delayer.enabled:
+            raise ValueError("delayer.enabled: the delayer has nothing to go by at dp.gather: none")
+        return self
 
     @model_validator(mode="after")
     def _warm_means_compiled(self) -> Self:

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from pds_engine.errors import StageTimeout
-from pds_engine.messages import Gather, Gathered, Wake
-from pds_engine.scheduler.dp.batches import needs_idle_batch, shapes
+from pds_engine.messages import Gather, Gathered, Message, Wake
+from pds_engine.scheduler.dp.batches import needs_idle_batch, padded, shapes
+from pds_engine.scheduler.dp.cadence import Cadence
 from pds_engine.scheduler.dp.delayer import Delayer
 from pds_engine.scheduler.dp.passes import Passes
 from pds_engine.scheduler.dp.record import DelayRecord
@@ -48,6 +49,8 @@ class Planner:
         self._dp, self._dp_rank = ledger.settings.parallelism.dp, dp_rank
         self._proposal = Proposal(NOTHING, NOTHING)
         self._delayer = Delayer.of(ledger.settings)
+        fixed = self._dp > 1 and ledger.settings.dp.gather == "none"
+        self._cadence = Cadence(dp_rank, self._dp, ledger.settings.depth) if fixed else None
         self.delays = DelayRecord()
         self.sync_seconds = 0.0
         """In gathers so far: until the last rank's row came."""
@@ -57,6 +60,9 @@ class Planner:
 
     def plan(self, now: float) -> None:
         """Issue as many steps as may be, or enter the next pass."""
+        if self._cadence is not None:
+            self._keep_step(self._cadence, now)
+            return
         if self._dp > 1:
             self._enter(now)
             return
@@ -106,7 +112,28 @@ class Planner:
         elif not self.passes.parked:
             self.rests_until = now + PACE
 
+    def heard(self, message: Message) -> None:
+        """Another dp rank wakes this one, or speaks of halting."""
+        if self._cadence is not None:
+            for answer in self._cadence.heard(message, self.steps.next_id):
+                self._out.put(REPLICAS, answer)
+        elif isinstance(message, Wake):
+            self.passes.wake(message.pass_id)
+
     # ---- steps of the above ------------------------------------------------------------------
+
+    def _keep_step(self, cadence: Cadence, now: float) -> None:
+        """Without a gather: a step of the fixed shape whenever one may be issued, idle or not."""
+        settings = self._ledger.settings
+        rows = padded(settings.scheduler.max_running, settings.parallelism.tp)
+        while True:
+            alive = self._ledger.decodes > 0
+            for message in cadence.look(alive, self.steps.next_id):
+                self._out.put(REPLICAS, message)
+            if self.steps.full or not cadence.may_issue(self.steps.next_id):
+                return
+            if needs_idle_batch(self._dp, None):
+                self._commit(self.steps.pick() or NOTHING, (rows,) * self._dp, now)
 
     def _enter(self, now: float) -> None:
         """Enter the next pass, if this rank may and there is a reason to."""
@@ -180,8 +207,8 @@ class Planner:
             for request, chunk in picked.chunks
             if request.transferring
         ]
-        padded = shape[self._dp_rank] if shape else None
-        self._out.put(WORKERS, self.steps.issue(picked, pushes, now, padded, tuple(shape)))
+        own = shape[self._dp_rank] if shape else None
+        self._out.put(WORKERS, self.steps.issue(picked, pushes, now, own, tuple(shape)))
         return True
 
 

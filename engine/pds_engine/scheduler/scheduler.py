@@ -22,6 +22,9 @@ from pds_engine.messages import (
     Drain,
     Fault,
     Gathered,
+    Halt,
+    Halted,
+    Lives,
     Message,
     Progress,
     Ready,
@@ -77,7 +80,7 @@ class Scheduler:
             Drain: lambda _, message, now: self._drain(message, now),
             StepDone: lambda _, message, now: self._step_done(message, now),
             Gathered: lambda _, message, now: self.planner.gathered(message, now),
-            Wake: lambda _, message, now: self.planner.passes.wake(message.pass_id),
+            **dict.fromkeys((Wake, Lives, Halt, Halted), self._replica_says),
             **self.handover.handlers,
         }
 
@@ -296,6 +299,9 @@ class Scheduler:
     def _abort(self, request: Request, error: PdsError, now: float) -> None:
         """The request fails, in whichever phase it is."""
         self.ledger.abort(request, error, lambda: self.handover.withdraw(request, error.code, now))
+
+    def _replica_says(self, sender: Party, message: Message, now: float) -> None:
+        self.planner.heard(message)
 
     def _drain(self, message: Drain, now: float) -> None:
         """Of several that ask, the one with the earliest deadline counts."""
