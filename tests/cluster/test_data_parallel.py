@@ -20,6 +20,8 @@ pytestmark = pytest.mark.cluster
 CLIENTS = 16
 MAX_RUNNING = 6
 """Of one dp rank: more than so many requests at once run on two."""
+PAUSE = 2.0
+"""Seconds that a client waits who was refused: all of them, until the group is back."""
 SPEC = {
     "engine": {
         "maxModelLen": 2048,
@@ -55,11 +57,15 @@ def running(serving: Serving) -> int:
     return 0
 
 
-def assert_nothing_broke(outcomes: list[StreamOutcome]) -> list[StreamOutcome]:
-    """Every answer is right; a request that found no group was told so at once, and is returned."""
-    refused = [each for each in outcomes if each.error.startswith("HTTP 503")]
-    assert [each.trouble for each in outcomes if each.trouble and each not in refused] == []
-    return refused
+def refused(outcomes: list[StreamOutcome], back: float) -> list[StreamOutcome]:
+    """Requests that found no group: none of those that began when it was `back`.
+
+    Of all others, every answer is right and whole.
+    """
+    told = [each for each in outcomes if each.error.startswith("HTTP 503")]
+    assert [each.trouble for each in outcomes if each.trouble and each not in told] == []
+    assert all(each.began < back for each in told)
+    return told
 
 
 def test_answers_equal_transformers(wide: Serving, client: httpx.Client) -> None:
@@ -84,34 +90,34 @@ def test_a_killed_rank_restarts_its_group_as_one_and_breaks_no_stream(
     wide: Serving, questions: list[Question]
 ) -> None:
     pods = newest(wide, "decode")
-    with crowd(wide.url, questions, clients=CLIENTS, pause=REST, rest=REST / 5) as clients:
+    with crowd(wide.url, questions, clients=CLIENTS, pause=PAUSE, rest=REST / 5) as clients:
         clients.goes_on()
         wide.until("at work on both ranks", lambda: running(wide) > MAX_RUNNING, 30)
         killed = WorkerProcess(pods[1], 1).kill()
         back = comes_back(wide, "decode", 0, label(pods[0], "attempt") + 1, killed, pods=2)
         clients.goes_on()
-    refused = assert_nothing_broke(clients.outcomes)
+    told = refused(clients.outcomes, killed + back)
     assert not uids(pods) & uids(newest(wide, "decode"))
     reason = why(wide)
     assert "rank 1 (stage 0, dp rank 1)" in reason, reason
     waited = [each for each in clients.outcomes if each.first and each.began < killed < each.ended]
     assert waited
-    last = max(each.ended for each in refused) if refused else killed
+    last = max((each.ended for each in told), default=killed)
     print(f"{len(clients.outcomes)} requests; {len(waited)} streams were open, and went on: the")
-    print(f"  slowest took {max(each.seconds for each in waited):.1f} s. {len(refused)} requests")
+    print(f"  slowest took {max(each.seconds for each in waited):.1f} s. {len(told)} requests")
     print(f"  were refused, for {last - killed:.1f} s; the group was back in {back:.1f} s")
 
 
 def test_a_deleted_pod_drains_the_whole_group(wide: Serving, questions: list[Question]) -> None:
     pods = newest(wide, "decode")
-    with crowd(wide.url, questions, clients=CLIENTS, pause=REST, rest=REST) as clients:
+    with crowd(wide.url, questions, clients=CLIENTS, pause=PAUSE, rest=REST) as clients:
         clients.goes_on()
         began = time.monotonic()
         name = pods[1]["metadata"]["name"]
         wide.cluster.kubectl("-n", wide.namespace, "delete", "pod", name, "--wait=false")
         back = comes_back(wide, "decode", 0, label(pods[0], "attempt") + 1, began, pods=2)
         clients.goes_on()
-    refused = assert_nothing_broke(clients.outcomes)
+    told = refused(clients.outcomes, began + back)
     assert not uids(pods) & uids(newest(wide, "decode"))
-    print(f"a pod of two deleted: {len(clients.outcomes)} requests, {len(refused)} refused; the")
+    print(f"a pod of two deleted: {len(clients.outcomes)} requests, {len(told)} refused; the")
     print(f"  group was back in {back:.1f} s")

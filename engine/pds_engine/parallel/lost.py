@@ -13,8 +13,8 @@ def named(words: str, addresses: Sequence[str], rank: int, numbering: Numbering)
     """`words`, an error of this `rank`, behind the names of the ranks that it speaks of.
 
     Args:
-        addresses: of the ranks' pods, by rank; none of a single rank. Ranks of this pod are told apart by `launch`, which
-            sees their processes end.
+        addresses: of the ranks' pods, by rank; none of a single rank. Of this pod's own, `launch`
+            says which has ended.
     """
     others = {*_ADDRESS.findall(words)} - {*addresses[rank : rank + 1]}
     gone = [other for other, address in enumerate(addresses) if address in others]
