@@ -183,9 +183,9 @@ CASES = [
     ),
     (
         "seconds that a prompt waits",
-        changed("engine", {"delayer": {"restTicks": 0, "maxSeconds": 2}, "asyncScheduling": False}),
+        changed("engine", {"delayer": {"restTicks": 0, "maxSeconds": 0.5}}),
         changed("engine", {"delayer": {"maxSeconds": 0}}),
-        "spec.engine.delayer.maxSeconds",
+        "maxSeconds must be above 0",
     ),
     (
         "a chunk holds a page",
