@@ -1,6 +1,6 @@
 """A prefill group of two stages in two pods: its answers, what is reported of it, and its losses.
 
-And a group of two shards in one pod. The times are printed (`pytest -rP`).
+And a group of two dp ranks of two shards in one pod. The times are printed (`pytest -rP`).
 """
 
 import json
@@ -205,20 +205,20 @@ def test_a_deleted_pod_drains_its_group(staged: Serving, client: httpx.Client) -
     assert not got.trouble
 
 
-# ---- shards --------------------------------------------------------------------------------------
+# ---- ranks of one pod ----------------------------------------------------------------------------
 
 
-def test_two_shards_in_one_pod_answer(
+def test_two_dp_ranks_of_two_shards_in_one_pod_answer(
     operator: Cluster, own_namespace: str, client: httpx.Client
 ) -> None:
-    shards = {
+    ranks = {
         "replicas": 1,
-        "parallelism": {"tp": 2},
-        "ranksPerPod": 2,
+        "parallelism": {"tp": 2, "dp": 2},
+        "ranksPerPod": 4,
         "resources": RESOURCES,
     }
-    spec = {"prefill": None, "decode": None, "unified": shards}
-    with served(operator, own_namespace, "shards", **spec) as serving:
+    spec = {"prefill": None, "decode": None, "unified": ranks}
+    with served(operator, own_namespace, "ranks", **spec) as serving:
         (pod,) = serving.pods("unified")
-        assert serving.state(pod)["ranks_ready"] == 2
+        assert serving.state(pod)["ranks_ready"] == 4
         assert_equals_transformers(serving, client)

@@ -58,6 +58,12 @@ CASES = [
         "choose a parallelism.tp that divides",
     ),
     Impossible(
+        "uneven",
+        unified(parallelism={"tp": 2, "dp": 5}, ranksPerPod=10),
+        "parallelism.tp 2 times parallelism.dp 5 does not divide the model's 384 MLP columns",
+        "choose a parallelism.tp and a parallelism.dp whose product divides them",
+    ),
+    Impossible(
         "lost",
         {**unified(), **from_path("/models/tinny")},
         "model.path: cannot read /models/tinny/config.json",

@@ -3,12 +3,15 @@
 import json
 import os
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
+from pds_engine.config import EngineConfig, ParallelConfig
 from pds_operator import schema
 from pds_operator.errors import SpecError
 from pds_operator.render import config, engine, router, shared
+from pds_operator.schema import EngineSpec
 from pds_operator.settings import Settings
 from worlds import OWNER, raw_spec
 
@@ -128,6 +131,82 @@ def test_a_roles_own_engine_block_overrides_key_by_key():
     assert prefill["delayer"] == {"enabled": True, "max_ticks": 9}
     assert decode["scheduler"] == {"chunk_size": 128}
     assert "max_model_len" not in decode  # the engine's own default holds
+
+
+EVERYTHING = {
+    "maxModelLen": 100,
+    "pageSize": 8,
+    "kvDtype": "float16",
+    "kvPages": 10,
+    "kvMemoryBytes": 1 << 20,
+    "kvBackends": ["shm"],
+    "chunkSize": 64,
+    "chunkedPrefill": "separate",
+    "dynamicChunks": True,
+    "preemption": "none",
+    "maxRunning": 3,
+    "maxWaiting": 4,
+    "prefixCache": False,
+    "asyncScheduling": False,
+    "stepTimeoutSeconds": 5,
+    "joinTimeoutSeconds": 6,
+    "requestTimeoutSeconds": 7,
+    "pipeline": {"skipOutput": False},
+    "delayer": {
+        "enabled": True,
+        "maxTicks": 8,
+        "restTicks": 2,
+        "lowWatermark": 0.5,
+        "maxSeconds": 2.5,
+    },
+    "dp": {"syncDevice": "device"},
+    "device": "cpu",
+    "threads": 9,
+    "compile": False,
+    "logLevel": "debug",
+}
+"""Each field of `engine`, with another value than the engine's default."""
+
+
+def leaves(tree: dict, path: str = "") -> dict:
+    """Values by dotted keys."""
+    found: dict = {}
+    for key, value in tree.items():
+        own = {path + key: value} if not isinstance(value, dict) else leaves(value, f"{path}{key}.")
+        found |= own
+    return found
+
+
+def test_the_engine_reads_every_field_of_the_spec():
+    assert EVERYTHING.keys() == {field.alias for field in EngineSpec.model_fields.values()}
+    for field in ("delayer", "dp", "pipeline"):
+        kind = next(iter(get_args(EngineSpec.model_fields[field].annotation)))
+        assert EVERYTHING[field].keys() == {each.alias for each in kind.model_fields.values()}
+    wide = {"parallelism": {"pp": 2, "tp": 2, "dp": 2}, "ranksPerPod": 4, "engine": EVERYTHING}
+    rendered = config.engine_config(schema.parse(raw_spec(decode=wide)), "decode")
+    read = EngineConfig.model_validate(json.loads(json.dumps(rendered)))
+    assert read.parallelism == ParallelConfig(pp=2, tp=2, dp=2, ranks_per_pod=4)
+    told, taken = leaves(rendered), leaves(read.model_dump(mode="json"))
+    assert told == {key: taken[key] for key in told}
+    default = leaves(EngineConfig().model_dump(mode="json"))
+    own = {place for place in config.PLACES.values() if place in told}
+    assert [place for place in own if taken[place] == default[place] and place != "compile"] == []
+
+
+def test_a_wide_group_has_all_its_pods_in_one_budget_and_its_leader_alone_is_looked_for():
+    raw = raw_spec(decode={"replicas": 2, "parallelism": {"tp": 2, "dp": 4}, "ranksPerPod": 2})
+    wanted, data = schema.parse(raw), render(raw)
+    shape = wanted.roles["decode"]
+    assert (shape.groups, shape.pods_per_group) == (2, 4)
+    pods = [engine.pod(OWNER, data, "decode", 1, 0, index, 0) for index in range(4)]
+    marks = [pod["metadata"]["labels"].get("pdserving.io/meeting-point") for pod in pods]
+    assert marks == ["true", None, None, None]
+    policy, _ = shared.network_policies(OWNER, Settings())
+    among = policy["spec"]["ingress"][0]
+    # Schedulers listen on 8001 + dp rank: all ports are open among a PDServing's engine pods.
+    assert "ports" not in among
+    labels = pods[3]["metadata"]["labels"]
+    assert among["from"][0]["podSelector"]["matchLabels"].items() <= labels.items()
 
 
 def test_a_role_can_be_without_a_prefix_cache():

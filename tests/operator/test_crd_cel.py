@@ -55,6 +55,7 @@ def both(path: str, prefill: Any, decode: Any) -> dict[str, Any]:
     return changed(f"decode.{path}", decode, changed(f"prefill.{path}", prefill))
 
 
+ALONE = {"model": PAIR["model"], "unified": {}}
 GPU = {"limits": {"nvidia.com/gpu": 2}}
 
 CASES = [
@@ -145,6 +146,12 @@ CASES = [
         "ranksPerPod must divide",
     ),
     (
+        "whole pods of dp ranks",
+        changed("decode", {"parallelism": {"dp": 2, "tp": 2}, "ranksPerPod": 2}),
+        changed("decode", {"parallelism": {"dp": 3}, "ranksPerPod": 2}),
+        "ranksPerPod must divide",
+    ),
+    (
         "as many data-parallel ranks as a leader has control ports",
         changed("decode", {"parallelism": {"dp": 64}}),
         changed("decode", {"parallelism": {"dp": 65}}),
@@ -167,6 +174,18 @@ CASES = [
         changed("decode", {"parallelism": {"tp": 2}, "ranksPerPod": 2, "resources": GPU}),
         changed("decode", {"parallelism": {"tp": 2}, "resources": GPU}),
         "one GPU per rank",
+    ),
+    (
+        "a GPU per dp rank",
+        changed("unified", {"parallelism": {"dp": 4}, "ranksPerPod": 2, "resources": GPU}, ALONE),
+        changed("unified", {"parallelism": {"dp": 4}, "ranksPerPod": 4, "resources": GPU}, ALONE),
+        "one GPU per rank",
+    ),
+    (
+        "seconds that a prompt waits",
+        changed("engine", {"delayer": {"restTicks": 0, "maxSeconds": 0.5}}),
+        changed("engine", {"delayer": {"maxSeconds": 0}}),
+        "maxSeconds must be above 0",
     ),
     (
         "a chunk holds a page",

@@ -15,7 +15,7 @@ import os
 import socket
 import struct
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 import torch
@@ -45,6 +45,8 @@ class Groups:
     tp: dist.ProcessGroup | None = None
     stage: dist.ProcessGroup | None = None
     sync: dist.ProcessGroup | None = None
+    addresses: tuple[str, ...] = ()
+    """Of the ranks' pods, by rank."""
 
 
 def backend(device: torch.device) -> str:
@@ -63,7 +65,8 @@ def assemble(config: EngineConfig, rank: int, device: torch.device, rendezvous: 
     if split.ranks == 1:
         return Groups()
     _use_interface(config.pod.ip)
-    store = _meet(rank, split, rendezvous, config.join_timeout)
+    store = _meet(config, rank, rendezvous)
+    addresses = store.multi_get([f"here/{other}" for other in range(split.ranks)])
     seconds = max(_LEAST_TIMEOUT, _STEPS * config.scheduler.step_timeout)
     timeout = timedelta(seconds=seconds)
     dist.init_process_group(
@@ -71,11 +74,12 @@ def assemble(config: EngineConfig, rank: int, device: torch.device, rendezvous: 
     )
     groups = make(config, rank, device, timeout)
     _greet(groups, rank, split, device)
-    return groups
+    return replace(groups, addresses=tuple(each.decode() for each in addresses))
 
 
-def _meet(rank: int, split: ParallelConfig, rendezvous: str, seconds: float) -> Store:
-    """The store, once every rank has been there."""
+def _meet(config: EngineConfig, rank: int, rendezvous: str) -> Store:
+    """The store, once every rank has been there, and has left its pod's address."""
+    split, seconds = config.parallelism, config.join_timeout
     host, _, port = rendezvous.rpartition(":")
     named = Numbering.of(split).name
     patience = timedelta(seconds=seconds)
@@ -94,7 +98,7 @@ def _meet(rank: int, split: ParallelConfig, rendezvous: str, seconds: float) -> 
         raise RankLost(
             f"{named(0)} has not opened the rendezvous at {rendezvous} in {seconds:g} s: {error}"
         ) from error
-    store.set(f"here/{rank}", "1")
+    store.set(f"here/{rank}", config.pod.ip)
     try:
         store.wait([f"here/{other}" for other in range(split.ranks)], patience)
     except RuntimeError as error:

@@ -13,7 +13,7 @@ from pds_kernels.cache import Artefact, manifest_digest
 from pds_kernels.graph import load as load_graph
 
 from pds_engine.config import EngineConfig
-from pds_engine.errors import ConfigError, PdsError
+from pds_engine.errors import ConfigError, PdsError, RankLost
 from pds_engine.keys import Keys
 from pds_engine.kv.layout import KvFormat, fingerprint, shard
 from pds_engine.kv.pool import KvPool
@@ -22,6 +22,7 @@ from pds_engine.messages import Fault, Hello, KernelsProof, Ready
 from pds_engine.models.checkpoint import digest
 from pds_engine.models.decoder import Decoder
 from pds_engine.models.loader import load
+from pds_engine.parallel import lost
 from pds_engine.parallel.collectives import ALONE, Collectives
 from pds_engine.parallel.exchange import DistributedExchange
 from pds_engine.parallel.groups import Groups, assemble, backend
@@ -128,6 +129,9 @@ def _serve(
         logger.info("rank %d computes attention by the kernel %s", rank, runner.attention)
         reports = at_stage.last and place.tp == 0
         Loop(link, stage, runner, transfers, mailbox, activity, reports=reports).run(link)
+    except RankLost as error:
+        words = lost.named(error.message, groups.addresses, rank, Numbering.of(split))
+        raise RankLost(words) from error
     finally:
         transfers.stop()
         mailbox.close()

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from pds_operator.schema.fields import Dtype, SpecModel, rules, with_rules
+from pds_operator.schema.fields import Dtype, SpecModel, rule, rules, with_rules
 
 
 class PipelineSpec(SpecModel):
@@ -14,6 +14,10 @@ class PipelineSpec(SpecModel):
 class DelayerSpec(SpecModel):
     """When prompts of dp ranks wait for each other."""
 
+    # The API server compares 0, a whole number, with a minimum that it has rounded down.
+    model_config = with_rules(
+        rule("!has(self.maxSeconds) || self.maxSeconds > 0.0", "maxSeconds must be above 0")
+    )
     enabled: bool | None = None
     """Default: where dp is above 1, on unified and prefill."""
     max_ticks: Annotated[int, Field(ge=1, le=10000)] | None = None
@@ -22,7 +26,7 @@ class DelayerSpec(SpecModel):
     """Passes without prompts after each one with some."""
     low_watermark: Annotated[float, Field(ge=0, le=1)] | None = None
     """A rank that uses less of its pages and slots waits for no fuller batch."""
-    max_seconds: Annotated[float, Field(ge=0.001, le=86400)] | None = None
+    max_seconds: Annotated[float, Field(ge=0, le=86400)] | None = None
     """A prompt that has had a slot for so long waits no more."""
 
 
