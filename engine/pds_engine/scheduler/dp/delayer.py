@@ -40,9 +40,12 @@ WAITS: frozenset[Reason] = frozenset(("fuse", "rest", "align", "fill"))
 FUSE = 2
 """Paced passes without a further token after which prompts wait for no others, where nothing
 decodes."""
-RUN = 50
+RUN = 30
 """Tenths of a pass without prompts that passes with some must have cost before others rest: so
-rests add a fifth to the time of prompts at most, where they come without end."""
+rests add a third to the time of prompts at most …"""
+STREAK = 10
+"""… and nothing where a rank has been behind with prompts for so many times max_ticks: they are
+more than it can compute, and rests would make that less."""
 
 
 class Verdict(NamedTuple):
@@ -69,6 +72,11 @@ class Bounds(NamedTuple):
         return max(1, self.max_ticks // 2)
 
     @property
+    def streak(self) -> int:
+        """What the prompts may cost that a rank is behind with, until rests end; in tenths."""
+        return 10 * STREAK * self.max_ticks
+
+    @property
     def patience(self) -> int:
         """Passes without a further token to compute after which no more are waited for."""
         return max(1, self.max_ticks // 3)
@@ -82,7 +90,9 @@ class Wait(NamedTuple):
     since: int = 0
     """Passes without prompts since the last one with some."""
     cost: int = 0
-    """What passes with prompts have added since the last rest, in tenths of one without."""
+    """What passes with prompts have added since the last rest, in tenths of one without …"""
+    behind: tuple[int, ...] = ()
+    """… and since each rank last computed all of its prompts that have a slot."""
     most: int = 0
     """The most tokens of prompts that a pass of this wait would have computed."""
     stalled: int = 0
@@ -107,7 +117,14 @@ class Wait(NamedTuple):
     def after(self, rows: Sequence[SyncRow], reason: Reason, bounds: Bounds) -> Self:
         """The state for the next pass."""
         if reason not in WAITS and reason != "nothing":
-            return type(self)(cost=self.cost + price(rows))
+            added = price(rows)
+            sums = self.behind or (0,) * len(rows)
+            behind = (
+                (before + added)
+                * ((row.begun or row.cut) and row.pending_tokens > row.prompt_tokens)
+                for before, row in zip(sums, rows, strict=True)
+            )
+            return type(self)(cost=self.cost + added, behind=tuple(behind))
         since = self.since + 1
         cost = 0 if since >= bounds.rest_ticks else self.cost
         if reason in WAITS:
@@ -148,7 +165,11 @@ def judge(rows: Sequence[SyncRow], wait: Wait, bounds: Bounds) -> Reason:
             return "idle"
         stays = wait.stalled >= FUSE or wait.waited >= bounds.patience
         return "fused" if everywhere or begun or stays else "fuse"
-    if wait.since < bounds.rest_ticks and wait.cost >= RUN:
+    if (
+        wait.since < bounds.rest_ticks
+        and wait.cost >= RUN
+        and max(wait.behind, default=0) < bounds.streak
+    ):
         return "rest"
     if everywhere:
         return "aligned"

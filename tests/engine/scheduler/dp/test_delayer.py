@@ -64,6 +64,8 @@ RESTED = Wait(since=1, cost=RUN)
         ((BEGUN, DECODES), DONE, "rest"),
         ((PROMPT, DECODES._replace(kv_low=1)), DONE, "rest"),
         ((PROMPT, PROMPT), Wait(cost=RUN - 1), "aligned"),
+        ((PROMPT, PROMPT), Wait(cost=RUN, behind=(2999, 0)), "rest"),
+        ((PROMPT, PROMPT), Wait(cost=RUN, behind=(0, 3000)), "aligned"),
         # All ranks have prompts.
         ((PROMPT, PROMPT), RESTED, "aligned"),
         ((QUEUES, QUEUES), RESTED, "aligned"),
@@ -111,10 +113,25 @@ def test_below_capacity_passes_with_prompts_are_apart():
 
 
 def test_cheap_passes_rest_only_when_several_have_run():
-    """Each adds two passes' time; so rests add a fifth to the time of prompts at most."""
-    cheap = (PROMPT._replace(fixed=20), DECODES._replace(fixed=20))
+    """Each adds a pass's time; so rests add a third to the time of prompts at most."""
+    cheap = (PROMPT._replace(fixed=10), DECODES._replace(fixed=10))
     found = [reason for reason, _ in verdicts(BOUNDS, *[cheap] * 8)]
     assert found == [*["drained"] * 3, "rest", *["drained"] * 3, "rest"]
+
+
+def test_there_are_no_rests_where_a_rank_is_behind():
+    """Its prompts add six passes each time: after 50 times it is 300 passes behind, and the rest
+    after that one is left out. When it has caught up, rests begin anew."""
+    behind = BEGUN._replace(pending_tokens=900)
+    found = [reason for reason, _ in verdicts(BOUNDS, *[(behind, DECODES)] * 120)]
+    assert found[:99] == [*["drained", "rest"] * 49, "drained"]
+    assert found[99:] == ["drained"] * 21
+    passes = [*[(behind, DECODES)] * 120, (BEGUN, DECODES), *[(behind, DECODES)] * 2]
+    assert [reason for reason, _ in verdicts(BOUNDS, *passes)][-3:] == [
+        "drained",
+        "rest",
+        "drained",
+    ]
 
 
 def test_a_prompt_that_comes_after_a_while_runs_at_once():
@@ -228,7 +245,7 @@ def test_all_ranks_decide_alike_and_the_order_of_ranks_does_not_matter(passes):
     one, other = Delayer(BOUNDS), Delayer(BOUNDS)
     for gathered in passes:
         assert one.decide(gathered) == other.decide(gathered[::-1])
-    assert one == other
+    assert one.wait == other.wait._replace(behind=other.wait.behind[::-1])
 
 
 @pytest.mark.parametrize(
