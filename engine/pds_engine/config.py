@@ -112,9 +112,12 @@ class DelayerConfig(Section):
     enabled: bool | None = None
     """None: where dp is above 1, on role=unified and role=prefill."""
     max_ticks: int = Field(30, ge=1)
-    """Passes in a row that prompts wait for, at most; a quarter of it while one is half done."""
+    """Passes in a row that prompts wait for, at most; half of it while one is half done."""
     rest_ticks: int = Field(1, ge=0)
-    """Passes without prompts after each one with some, unless the chunks are full."""
+    """Passes without prompts after one with some that took long, unless the chunks are full."""
+    align: float = Field(0.5, ge=0)
+    """How long a prompt waits for those of other ranks where none queues for a slot: so many times
+    what its own tokens take."""
     low_watermark: float = Field(0.2, ge=0, le=1)
     """A rank that uses less of its pages and slots waits for no fuller batch."""
     max_seconds: float = Field(5.0, gt=0)

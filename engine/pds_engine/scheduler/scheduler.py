@@ -205,6 +205,7 @@ class Scheduler:
 
     def _step_done(self, message: StepDone, now: float) -> None:
         samplers = self.steps.finish(message, now)
+        self.planner.step_done(message)
         logprobs = message.logprobs or (None,) * len(samplers)
         results = zip(samplers, message.tokens, logprobs, strict=True)
         for place, (request, token, scores) in enumerate(results):
