@@ -72,8 +72,10 @@ class Planner:
             return
         while not self.steps.full:
             picked = self.steps.pick()
-            if self._delayer is not None and picked is not None and picked.chunks:
-                picked = self._spaced(picked, self._delayer, now)
+            if self._delayer is not None and picked is not None:
+                self._prompts[self.steps.next_id] = 0, 0
+                if picked.chunks:
+                    picked = self._spaced(picked, self._delayer, now)
             if picked is None or not self._commit(picked, (), now):
                 break
 
