@@ -47,8 +47,9 @@ test-all: check  ## all tests there are, whole matrices and soaks among them
 	$(PYTEST) -m 'not cluster and not gpu'
 	$(MAKE) soak e2e-all
 
-soak: $(VENV)/.ready simulate  ## the operator's lives, schedules of stages, layouts at random
+soak: $(VENV)/.ready simulate  ## the operator's lives, schedules of stages and dp ranks, layouts at random
 	$(PY) -m pds_simulation.schedules
+	OMP_NUM_THREADS=1 $(PY) -m pds_simulation.dp_schedules
 	PDS_LIVES=300 OMP_NUM_THREADS=1 $(VENV)/bin/pytest -q tests/engine/scheduler/world/random_groups/test_random_groups.py
 	PDS_PARITY_SAMPLE=40 OMP_NUM_THREADS=1 $(VENV)/bin/pytest -q -s tests/engine/worker/test_parity.py
 

@@ -49,8 +49,15 @@ class Cluster:
     def add(self, settings: Settings, machine: Machine) -> Group:
         """One more group, of the role that `settings` say."""
         groups = self.prefill if settings.role == "prefill" else self.decode
+        group = Group(self.events, settings, machine, name=f"{settings.role}-{len(groups)}")
+        self.join(group)
+        return group
+
+    def join(self, group: Group) -> None:
+        """One more group, or dp rank of one; the others know it by its name."""
+        settings = group.settings
+        groups = self.prefill if settings.role == "prefill" else self.decode
         index = len(groups)
-        group = Group(self.events, settings, machine, name=f"{settings.role}-{index}")
         groups.append(group)
         made = self._transfers[group.name] = []
         for rank, worker in enumerate(group.workers):
@@ -67,7 +74,6 @@ class Cluster:
         group.to_peers = partial(speak, index)
         if settings.role == "decode":
             group.migrate = partial(self._migrate, index)
-        return group
 
     def submit(self, request: Submit, prefill: int = 0, decode: int = 0, at: float = 0.0) -> None:
         """A client asks a pair: both sides at once, as the router does."""
@@ -83,11 +89,13 @@ class Cluster:
             PdsError: something is left that should not be, on either side.
         """
         self.events.run()
-        groups = [*self.prefill, *self.decode]
-        faults = [fault for group in groups for fault in group.faults()]
-        if faults:
+        if faults := self.faults():
             raise PdsError("; ".join(faults))
         return list(chain.from_iterable(group.answers.values() for group in self.decode))
+
+    def faults(self) -> list[str]:
+        """What is wrong if nothing more is to happen."""
+        return [fault for group in (*self.prefill, *self.decode) for fault in group.faults()]
 
     def answer(self, name: str) -> tuple[int, ...]:
         """All tokens that decode groups sent to the client of this request."""

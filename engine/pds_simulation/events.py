@@ -2,7 +2,7 @@
 
 import heapq
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from pds_engine.errors import PdsError
 
@@ -54,6 +54,25 @@ class Events:
         self._count += 1
         self._due += not periodic
         heapq.heappush(self._heap, (when, self._count, periodic, action))
+
+
+class Clock(NamedTuple):
+    """What a machine takes the time to be: so many seconds ahead, and more by `drift` a second."""
+
+    ahead: float = 0.0
+    drift: float = 0.0
+
+    def reads(self, now: float) -> float:
+        return self.ahead + now * (1 + self.drift)
+
+    def when(self, reading: float) -> float:
+        """The moment at which it reads so much, or the next one that it can tell from it."""
+        return (reading - self.ahead) / (1 + self.drift) + RESOLUTION * (self != TRUE)
+
+
+RESOLUTION = 1e-6
+TRUE = Clock()
+"""Reads the simulation's own time."""
 
 
 class Signal(Generic[T]):

@@ -26,7 +26,7 @@ from pds_engine.scheduler.scheduler import Scheduler
 from pds_engine.scheduler.settings import Settings
 
 from pds_simulation import model
-from pds_simulation.events import Events
+from pds_simulation.events import TRUE, Clock, Events
 from pds_simulation.exchange import HiddenWire, OutputWire, SimulatedExchange, Wires
 from pds_simulation.runner import SimulatedRunner
 from pds_simulation.wire import Delay, Line, Wire
@@ -80,6 +80,10 @@ class Replica:
     """Of all dp ranks, by stage."""
     carry: Callable[[int, Out], None]
     """Takes what a scheduler sends to SYNC and REPLICAS."""
+    clock: Clock = TRUE
+    """Of the scheduler's machine."""
+    pause: Delay = instant
+    """How long the scheduler stands still before it takes in the next message."""
 
 
 @dataclass(slots=True)
@@ -141,6 +145,8 @@ class Group:
         """By rank: the ranks of a stage are neighbours."""
         self._to_workers = [Line(events, machine.control) for _ in self.workers]
         self._to_scheduler = [Line(events, machine.control) for _ in self.workers]
+        self._inbox = Line(events, replica.pause if replica else instant)
+        self._clock = replica.clock if replica else TRUE
         self._from_clients = Line(events, machine.control)
         self._to_clients = Line(events, machine.control)
         self._awake = False
@@ -153,8 +159,13 @@ class Group:
             ready = Ready(
                 rank=rank, pages=machine.pages, kv_fingerprint="simulated", endpoint=endpoint
             )
-            self.core.handle(WORKERS, ready, events.now)
+            self.core.handle(WORKERS, ready, self.now)
         events.every(machine.tick, self._tick)
+
+    @property
+    def now(self) -> float:
+        """What the scheduler takes the time to be."""
+        return self._clock.reads(self.events.now)
 
     # ---- clients -------------------------------------------------------------------------------
 
@@ -180,7 +191,7 @@ class Group:
 
     def faults(self) -> list[str]:
         """What is wrong if nothing more is to happen."""
-        state = self.core.state(self.events.now)
+        state = self.core.state(self.now)
         left = {
             "requests": state.in_flight,
             "slots": state.running,
@@ -254,22 +265,29 @@ class Group:
 
     def receive(self, sender: Party, message: Message) -> None:
         """A message has come; when all of this moment have, the next steps are planned."""
-        self._send(self.core.handle(sender, message, self.events.now))
+        if self.replica is None or self.replica.pause is instant:
+            self._take(sender, message)
+        else:
+            self._inbox.carry(partial(self._take, sender, message))
+
+    def _take(self, sender: Party, message: Message) -> None:
+        self._send(self.core.handle(sender, message, self.now))
         if not self._awake:
             self._awake = True
             self.events.after(0.0, self._plan)
 
     def _plan(self) -> None:
         self._awake = False
-        self._send(self.core.plan(self.events.now))
+        self._send(self.core.plan(self.now))
         rests_until = self.core.rests_until
-        if rests_until > self.events.now and not self._awake:
+        if rests_until > self.now and not self._awake:
             self._awake = True
-            self.events.at(rests_until, self._plan)
+            self.events.at(self._clock.when(rests_until), self._plan)
 
     def _tick(self) -> None:
-        self._send(self.core.tick(self.events.now))
-        self._plan()
+        if not self._inbox.busy:
+            self._send(self.core.tick(self.now))
+            self._plan()
 
     def _send(self, out: Sequence[Out]) -> None:
         for item in out:

@@ -2,6 +2,7 @@
 each step together, as the MLP's collectives make them do."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 
@@ -10,22 +11,39 @@ from pds_engine.messages import Gather, Gathered, Submit, Wake
 from pds_engine.scheduler.party import REPLICAS, SYNC, Out
 from pds_engine.scheduler.settings import Settings
 
-from pds_simulation.events import Events
-from pds_simulation.group import Group, Machine, ReceivedAnswer, Replica
+from pds_simulation.agreement import disagreements
+from pds_simulation.events import TRUE, Clock, Events
+from pds_simulation.group import Group, Machine, ReceivedAnswer, Replica, instant
 from pds_simulation.wire import Delay
 from pds_simulation.worker import Lockstep
+
+
+@dataclass(frozen=True, slots=True)
+class Between:
+    """What there is between the schedulers of dp ranks."""
+
+    sync: Delay = instant
+    """How long a row, or a wake-up, takes from one to another."""
+    repeats: int = 1
+    """How often each wake-up comes."""
+    clocks: Sequence[Clock] = ()
+    """Of their machines, by dp rank."""
+    pause: Delay = instant
+    """How long a scheduler stands still before it takes in the next message."""
 
 
 class SyncBus:
     """The schedulers' collectives, and their wake-ups. A collective ends when all have come."""
 
-    def __init__(self, events: Events, dp: int, delay: Delay) -> None:
+    def __init__(self, events: Events, dp: int, between: Between) -> None:
         self.groups: list[Group] = []
         self.collectives = [0] * dp
         """By dp rank: how many it took part in."""
         self.wakes = 0
+        self.passes: list[tuple[int, ...]] = []
+        """What each collective brought."""
         self._events = events
-        self._delay = delay
+        self._between = between
         self._dp = dp
         self._rows: dict[int, tuple[int, ...]] = {}
 
@@ -39,7 +57,8 @@ class SyncBus:
                 for other in range(self._dp):
                     if other != dp_rank:
                         deliver = partial(self.groups[other].receive, REPLICAS, wake)
-                        self._events.after(self._delay(), deliver)
+                        for _ in range(self._between.repeats):
+                            self._events.after(self._between.sync(), deliver)
             case _:
                 raise ProtocolError(f"{type(out.message).__name__} is not for other dp ranks")
 
@@ -47,7 +66,7 @@ class SyncBus:
     def faults(self) -> list[str]:
         """What is wrong if nothing more is to happen."""
         waiting = [f"dp rank {rank} waits in pass {row[0]}" for rank, row in self._rows.items()]
-        if len(set(self.collectives)) > 1:
+        if set(self.collectives) != {len(self.passes)}:
             waiting.append(f"dp ranks took {self.collectives} collectives")
         return waiting
 
@@ -60,26 +79,38 @@ class SyncBus:
             return
         rows = tuple(chain.from_iterable(self._rows[rank] for rank in range(self._dp)))
         self._rows = {}
+        self.passes.append(rows)
         for group in self.groups:
             deliver = partial(group.receive, SYNC, Gathered(rows=rows))
-            self._events.after(self._delay(), deliver)
+            self._events.after(self._between.sync(), deliver)
 
 
 class DataParallelGroup:
-    """One replica of a role with parallelism.dp ranks. A request goes to the dp rank it is given.
+    """One replica of a role with parallelism.dp ranks. A request goes to the rank it is given."""
 
-    Args:
-        sync: how long a row, or a wake-up, takes from one scheduler to another.
-    """
-
-    def __init__(self, events: Events, settings: Settings, machine: Machine, sync: Delay) -> None:
+    def __init__(
+        self,
+        events: Events,
+        settings: Settings,
+        machine: Machine,
+        between: Between = Between(),
+        name: str = "dp",
+    ) -> None:
         split = settings.parallelism
         self.events = events
-        self.bus = SyncBus(events, split.dp, sync)
-        stages = [Lockstep(events, split.tp * split.dp) for _ in range(split.pp)]
+        self.settings = settings
+        self.bus = SyncBus(events, split.dp, between)
+        stages = [Lockstep(events, split.tp, split.dp) for _ in range(split.pp)]
+        clocks = between.clocks or (TRUE,) * split.dp
         self.ranks = [
-            Group(events, settings, machine, f"dp{rank}", Replica(rank, stages, self.bus.carry))
-            for rank in range(split.dp)
+            Group(
+                events,
+                settings,
+                machine,
+                f"{name}{rank}",
+                Replica(rank, stages, self.bus.carry, clock, between.pause),
+            )
+            for rank, clock in enumerate(clocks)
         ]
         self.bus.groups = self.ranks
 
@@ -105,14 +136,11 @@ class DataParallelGroup:
             for rank, group in enumerate(self.ranks)
             for fault in group.faults()
         ]
-        return [*found, *self.bus.faults, *_diverged(self.ranks)]
+        return [*found, *self.disagreements()]
 
-
-def _diverged(ranks: Sequence[Group]) -> list[str]:
-    """Every step is a step of all dp ranks, of one shape."""
-    shapes = [[(plan.step_id, plan.dp_tokens) for plan in group.plans] for group in ranks]
-    return [
-        f"dp rank {rank} issued {len(other)} steps that differ from rank 0's {len(shapes[0])}"
-        for rank, other in enumerate(shapes)
-        if other != shapes[0]
-    ]
+    def disagreements(self) -> list[str]:
+        """What is wrong between the dp ranks if nothing more is to happen."""
+        schedulers = [group.core for group in self.ranks]
+        plans = [group.plans for group in self.ranks]
+        found = disagreements(self.settings, self.bus.passes, schedulers, plans)
+        return [*self.bus.faults, *found]

@@ -42,9 +42,9 @@ def schedule(seed: int) -> Group:
     machine = Machine(
         pages=24 if talkative else rng.randint(16, 48),
         layers=4,
-        step_time=_step_time(rng, settings.parallelism.pp),
-        link=_delay(rng),
-        control=_delay(rng),
+        step_time=random_step_time(rng, settings.parallelism.pp),
+        link=random_delay(rng),
+        control=random_delay(rng),
         tick=0.1,
         rendezvous=rng.random() < 0.5,
     )
@@ -53,13 +53,13 @@ def schedule(seed: int) -> Group:
     """Seconds in which the requests come."""
     for number in range(10 if talkative else rng.randint(1, 10)):
         at = rng.uniform(0, over)
-        group.submit(_request(rng, f"r{number}", at, longest, most), at)
+        group.submit(random_request(rng, f"r{number}", at, longest, most), at)
         if rng.random() < 0.25:
             group.cancel(f"r{number}", at + rng.expovariate(4 / over))
     return group
 
 
-def _request(rng: random.Random, name: str, at: float, longest: int, most: int) -> Submit:
+def random_request(rng: random.Random, name: str, at: float, longest: int, most: int) -> Submit:
     prompt = tuple(rng.randrange(WORDS) for _ in range(rng.randint(1, longest)))
     beginning = (0, 1, 2, 3) * rng.choice([0, 0, 1, 4])
     return Submit(
@@ -79,7 +79,7 @@ def _request(rng: random.Random, name: str, at: float, longest: int, most: int) 
     )
 
 
-def _delay(rng: random.Random) -> Delay:
+def random_delay(rng: random.Random) -> Delay:
     mean = rng.choice([0.0, 0.0002, 0.003, 0.02])
     return (lambda: rng.expovariate(1 / mean)) if mean else (lambda: 0.0)
 
@@ -105,7 +105,7 @@ def _settings(rng: random.Random, talkative: bool) -> Settings:
     )
 
 
-def _step_time(rng: random.Random, stages: int) -> StepTime:
+def random_step_time(rng: random.Random, stages: int) -> StepTime:
     """Stages of unlike speed. Now and then one stands still."""
     base = [rng.uniform(0.001, 0.01) for _ in range(stages)]
     spread = rng.choice([0.0, 1.0, 5.0])

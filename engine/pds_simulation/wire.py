@@ -21,6 +21,11 @@ class Line:
         self._delay = delay
         self._last = 0.0
 
+    @property
+    def busy(self) -> bool:
+        """A message is under way."""
+        return self._last > self._events.now
+
     def carry(self, deliver: Callable[[], None]) -> None:
         """Call `deliver` when the message has come."""
         self._last = max(self._last, self._events.now + self._delay())

@@ -37,11 +37,16 @@ class RankTransfers(Protocol):
 
 class Lockstep:
     """The ranks of one stage, of all dp ranks, end a step together: each collective waits for all
-    of them."""
+    of them.
 
-    def __init__(self, events: Events, ranks: int) -> None:
+    Args:
+        tp: ranks of one attention group, which share a step's tokens out evenly.
+    """
+
+    def __init__(self, events: Events, tp: int, dp: int = 1) -> None:
         self._events = events
-        self._ranks = ranks
+        self._tp = tp
+        self._ranks = tp * dp
         self._waiting: list[tuple[StepPlan, float, Action]] = []
 
     def arrive(self, plan: StepPlan, seconds: float, over: Action) -> None:
@@ -49,10 +54,17 @@ class Lockstep:
 
         Raises:
             ProtocolError: it is in another step than others, or of another shape: collectives would
-                hang, or mix up their tokens.
+                hang, or mix up their tokens. Or its tokens cannot be shared out.
         """
+        tokens = sum(row.length for row in plan.rows)
+        if plan.padded_tokens < tokens or plan.padded_tokens % self._tp:
+            raise ProtocolError(
+                f"step {plan.step_id}: {tokens} tokens, padded to {plan.padded_tokens}, do not "
+                f"share out evenly among {self._tp} ranks"
+            )
         self._waiting.append((plan, seconds, over))
-        if len({(each.step_id, each.dp_tokens) for each, *_ in self._waiting}) > 1:
+        first = self._waiting[0][0]
+        if (plan.step_id, plan.dp_tokens) != (first.step_id, first.dp_tokens):
             steps = [(each.step_id, each.dp_tokens) for each, *_ in self._waiting]
             raise ProtocolError(f"ranks of a stage compute different steps: {steps}")
         if len(self._waiting) == self._ranks:

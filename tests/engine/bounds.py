@@ -5,13 +5,13 @@ from typing import Any
 from pds_engine.config import EngineConfig, known_keys
 from pds_engine.scheduler.settings import Settings
 
-SECTIONS = ("parallelism", "kv", "scheduler", "pipeline")
+SECTIONS = ("parallelism", "kv", "scheduler", "pipeline", "delayer")
 PLACES = {
     key.rpartition(".")[2]: key.rpartition(".")[0]
-    for key in known_keys(EngineConfig)
+    for key in sorted(known_keys(EngineConfig), key=lambda key: "." in key)
     if "." not in key or key.startswith(tuple(f"{name}." for name in SECTIONS))
 }
-"""The section of each name; "" for those outside of any."""
+"""The section of each name; "" for those outside of any. dp is parallelism.dp."""
 
 
 def bounded(**bounds: object) -> Settings:

@@ -162,6 +162,7 @@ class Planner:
         self._proposal = self._proposed(whole) if work else Proposal(NOTHING, NOTHING)
         if self.passes.enter():
             self._out.put(REPLICAS, Wake(pass_id=self.passes.next_id))
+        self._waits_since = now
         row = self._row(self.passes.next_id, self._proposal, now)
         self._out.put(SYNC, Gather(row=tuple(map(int, row))))
 

@@ -5,6 +5,7 @@ workers step 0: 0:0+16 1:40+1*(7) <- -1  slot 0 computes 16 tokens from 0; slot 
                                          samples (*) and needs new page 7; reads no step's token
                                          (?: its prompt's log-probabilities are asked for)
 s token r 0=9 stop                       to server s: output 0 of request r is 9, and ends it
+sync gather 3: 2|17                      its row of pass 3: two decode tokens, 17 of prompts
 """
 
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ from pds_engine.messages import (
     Expect,
     Failed,
     Forget,
+    Gather,
     KvEndpoint,
     Message,
     OpenTransfer,
@@ -37,8 +39,10 @@ from pds_engine.messages import (
     TransferClosed,
     TransferDone,
     TransferOffer,
+    Wake,
 )
 from pds_engine.scheduler.digest import token_digest
+from pds_engine.scheduler.dp.rows import SyncRow
 from pds_engine.scheduler.party import WORKERS, Out, Party
 from pds_engine.scheduler.scheduler import Scheduler
 from pds_engine.scheduler.settings import Settings
@@ -65,9 +69,16 @@ def _plan(plan: StepPlan) -> str:
     return line
 
 
+def _gather(gather: Gather) -> str:
+    row = SyncRow(*gather.row)
+    return f"gather {row.pass_id}: {row.decode_tokens}|{row.prompt_tokens}"
+
+
 SHOW: dict[type, Callable[[Any], str]] = {
     Admit: lambda m: f"admit {m.slot}/{m.gen} {_ids(m.pages)}",
     StepPlan: _plan,
+    Gather: _gather,
+    Wake: lambda m: f"wake {m.pass_id}",
     Release: lambda m: f"release {m.slot}/{m.gen} after {m.after_step}",
     Token: lambda m: f"token {m.request_id} {m.index}={m.token} {m.finish_reason or ''}".strip(),
     Failed: lambda m: f"failed {m.request_id} {m.status} {m.code}",
