@@ -9,10 +9,15 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
+from delaying.aims import standing
 from delaying.calibrate import fit
 from delaying.costs import MACHINES, Cost, Load, Machine
-from delaying.fleet import Request, Trace, quantile, simulate
+from delaying.fleet import Request, Trace, View, quantile, simulate
+from delaying.match import cases, play
+from delaying.published import reproduce
+from delaying.rivals import Coalescer, Interval, Table
 from delaying.traces import atom_run, sglang_run, vllm_run
+from pds_engine.scheduler.dp.rows import SyncRow
 
 SIMPLE = Machine(
     Cost(graph=1.0, eager=10.0, token=0.0, context=0.0, square=0.0, shared=0.0),
@@ -69,7 +74,7 @@ def test_what_comes_after_a_pass_was_planned_is_in_the_one_after():
 def test_clients_send_their_next_request_when_one_is_answered():
     trace = Trace([Request(0.0, 10, 2)] * 4, clients=2)
     outcome = simulate(SIMPLE, trace, off)
-    assert outcome.waits == [10.0] * 4
+    assert outcome.waits == [10.0] * 2
     assert outcome.seconds == 22.0
 
 
@@ -106,3 +111,59 @@ def test_a_cost_is_found_again_from_passes_that_it_made():
     found, miss = fit(passes)
     assert miss < 1e-6
     assert asdict(found) == pytest.approx(asdict(cost), rel=1e-3)
+
+
+# ---- policies ----------------------------------------------------------------------------------
+
+
+def view(prompt=0, running=4, waiting=0, usage=0.5, prompts=1, **more):
+    row = SyncRow(1, running, prompt, more.pop("pending", prompt), running, **more)
+    return View(row, prompts if prompt else 0, waiting, usage, slots=8, chunk=100)
+
+
+def runs(policy, *passes):
+    return ["".join("-R"[run] for run in policy(views)) for views in passes]
+
+
+def test_the_interval_runs_prompts_in_every_second_pass_unless_a_rank_is_saturated():
+    assert runs(Interval(), *[(view(50), view())] * 4) == ["RR", "--", "RR", "--"]
+    left = (view(50, waiting=3), view(50))
+    assert runs(Interval(), *[left] * 4) == ["RR", "R-", "RR", "R-"]
+    assert runs(Interval(), *[(view(50, running=0), view(50))] * 2) == ["RR", "R-"]
+
+
+def test_the_coalescer_waits_for_all_ranks_and_a_full_batch():
+    some, all_ready, full = (view(50), view()), (view(50), view(50)), (view(70), view(70))
+    assert runs(Coalescer(), some, some, all_ready, full) == ["RR", "--", "--", "RR"]
+    assert runs(Coalescer(), *[some] * 32) == ["RR", *["--"] * 30, "RR"]
+    begun = (view(50, begun=1), view())
+    assert runs(Coalescer(), *[begun] * 10) == ["RR", *["--"] * 8, "RR"]
+    assert runs(Coalescer(), *[all_ready] * 6) == ["RR", *["--"] * 3, "RR", "--"]
+    assert runs(Coalescer(), some, (view(50, running=0), view(running=0))) == ["RR", "RR"]
+    assert runs(Coalescer(), some, (view(50, usage=0.9), view())) == ["RR", "RR"]
+
+
+def test_the_table_waits_for_all_ranks_and_for_slots():
+    some, all_ready = (view(50), view()), (view(50), view(50))
+    assert runs(Table(), *[some] * 30, all_ready) == [*["--"] * 29, "RR", "RR"]
+    assert runs(Table(low=0.8), some) == ["RR"]
+    assert runs(Table(), (view(50, begun=1), view(50, running=8), view())) == ["R--"]
+    many = (view(50, prompts=5), view(50))
+    assert runs(Table(), many, all_ready, all_ready) == ["RR", "RR", "--"]
+
+
+def test_each_rival_reproduces_what_it_has_published():
+    assert [each for each in reproduce() if not each.holds] == []
+
+
+def test_ours_is_ahead_offline_and_never_below_where_a_mix_persists():
+    wanted = {"offline", "persistent mixed"}
+    played = {
+        name: {policy: play(MACHINES, case, policy) for policy in ("off", "sglang", "ours")}
+        for name, case in cases(scale=0.01).items()
+        if name in wanted
+    }
+    offline, persistent = (played[name] for name in sorted(wanted))
+    assert offline["ours"].rate >= 1.4 * offline["off"].rate
+    assert standing(offline["ours"], offline["sglang"]) == "ahead"
+    assert persistent["ours"].rate >= 0.9995 * persistent["off"].rate

@@ -11,9 +11,13 @@ from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 from typing import NamedTuple
 
+from pds_engine.scheduler.dp.price import Price
 from pds_engine.scheduler.dp.rows import SyncRow
 
 from delaying.costs import Load, Machine
+
+PACE = 0.001
+"""Seconds of a pass in which no rank computes anything: what ranks tell each other, no step."""
 
 
 @dataclass(slots=True)
@@ -34,7 +38,8 @@ class Trace(NamedTuple):
 
     requests: Sequence[Request]
     clients: int | None = None
-    """So many at once, each sends its next request when one is answered (arrivals are ignored)."""
+    """So many at once, each sends its next request when one is answered (arrivals are ignored, and
+    so are the waits of the first: they are a burst)."""
 
 
 class View(NamedTuple):
@@ -58,6 +63,8 @@ Policy = Callable[[Sequence[View]], Sequence[bool]]
 @dataclass(slots=True)
 class Rank:
     machine: Machine
+    price: Price
+    """What passes have taken; all ranks measure the same."""
     waiting: deque[Request] = field(default_factory=deque)
     prefilling: deque[Request] = field(default_factory=deque)
     decoding: list[tuple[int, int, Request]] = field(default_factory=list)
@@ -102,12 +109,22 @@ class Rank:
             total += length
         self.chunks = chunks
         begun = bool(prefilling) and prefilling[0].computed > 0
-        cut = len(chunks) < len(prefilling) or bool(
-            chunks and chunks[-1][0].computed + chunks[-1][1] < chunks[-1][0].prompt
-        )
+        cut, queued = len(chunks) < len(prefilling), bool(waiting)
         usage = self.held / machine.kv
         low = total > 0 and max(usage, (rows + len(prefilling)) / machine.slots) < underused
-        row = SyncRow(pass_id, rows, total, self.pending, rows, begun, low, 0, cut)
+        row = SyncRow(
+            pass_id,
+            decode_tokens=rows,
+            prompt_tokens=total,
+            pending_tokens=self.pending,
+            running=rows,
+            begun=begun,
+            kv_low=low,
+            cut=cut,
+            queued=queued,
+            price=self.price.of(total),
+            fixed=self.price.fixed,
+        )
         unserved = len(waiting) + len(prefilling) - len(chunks)
         return View(row, len(chunks), unserved, usage, machine.slots, machine.chunk)
 
@@ -204,7 +221,8 @@ def quantile(weighted: Iterable[tuple[float, int]], share: float) -> float:
 
 def simulate(machine: Machine, trace: Trace, policy: Policy) -> Outcome:
     """A whole trace, from its first request to its last token."""
-    ranks = [Rank(machine) for _ in range(machine.ranks)]
+    price = Price()
+    ranks = [Rank(machine, price) for _ in range(machine.ranks)]
     sent = [Request(r.arrival, r.prompt, r.output, r.rank) for r in trace.requests]
     later = deque(sent[trace.clients :] if trace.clients else ())
     coming = [(0.0 if trace.clients else r.arrival, n, r) for n, r in enumerate(sent)]
@@ -220,12 +238,17 @@ def simulate(machine: Machine, trace: Trace, policy: Policy) -> Outcome:
         views = [rank.propose(outcome.passes) for rank in ranks]
         if not any(view.row.decode_tokens or view.row.prompt_tokens for view in views):
             if not coming:
+                del outcome.waits[: trace.clients or 0]
                 return outcome
             now = known = max(now, coming[0][0])
             continue
         runs = policy(views)
         loads = [rank.load(run) for rank, run in zip(ranks, runs, strict=True)]
-        end = now + machine.cost.of(loads)
+        busy = any(load.rows or load.tokens for load in loads)
+        end = now + (machine.cost.of(loads) if busy else PACE)
+        if busy:
+            tokens = [load.tokens for load in loads]
+            price.add(max(tokens), sum(tokens), end - now)
         outcome.passes += 1
         outcome.extends += any(load.tokens for load in loads)
         for rank, load in zip(ranks, loads, strict=True):
@@ -233,7 +256,7 @@ def simulate(machine: Machine, trace: Trace, policy: Policy) -> Outcome:
                 outcome.seconds = end
                 if later:
                     heappush(coming, (end, len(sent) - len(later), later.popleft()))
-        known = now if machine.ahead else end
+        known = now if machine.ahead and busy else end
         now = end
 
 

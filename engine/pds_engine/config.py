@@ -112,9 +112,12 @@ class DelayerConfig(Section):
     enabled: bool | None = None
     """None: where dp is above 1, on role=unified and role=prefill."""
     max_ticks: int = Field(30, ge=1)
-    """Passes in a row that prompts wait for, at most; a quarter of it while one is half done."""
+    """Passes in a row that prompts wait for, at most; half of it while one is half done."""
     rest_ticks: int = Field(1, ge=0)
-    """Passes without prompts after each one with some, unless the chunks are full."""
+    """Passes without prompts after one with some that took long, unless the chunks are full."""
+    align: float = Field(0.5, ge=0)
+    """How long a prompt waits for those of other ranks where none queues for a slot: so many times
+    what its own tokens take."""
     low_watermark: float = Field(0.2, ge=0, le=1)
     """A rank that uses less of its pages and slots waits for no fuller batch."""
     max_seconds: float = Field(5.0, gt=0)
@@ -123,6 +126,9 @@ class DelayerConfig(Section):
 
 class DpConfig(Section):
     sync_device: Literal["host", "device"] = "host"
+    gather: Literal["rows", "none"] = "rows"
+    """none: nothing is gathered, and every step has room for max_running rows of each dp rank, for
+    captured graphs of decode steps; role=decode only."""
 
 
 class CacheConfig(Section):
@@ -195,6 +201,14 @@ class EngineConfig(Section):
     """Run the model's graphs compiled (Inductor) instead of eagerly."""
     join_timeout: float = Field(300, gt=0)
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @model_validator(mode="after")
+    def _only_decode_steps_are_alike(self) -> Self:
+        if self.dp.gather == "none" and self.role != "decode":
+            raise ValueError(f"dp.gather: none is for role decode, this is role {self.role}")
+        if self.dp.gather == "none" and self.delayer.enabled:
+            raise ValueError("delayer.enabled: the delayer has nothing to go by at dp.gather: none")
+        return self
 
     @model_validator(mode="after")
     def _warm_means_compiled(self) -> Self:

@@ -39,6 +39,10 @@ class ServerMetrics:
             "pds_inter_token_seconds", "Between two tokens of one choice.",
             buckets=_GAP, registry=registry,
         )  # fmt: skip
+        self.delayer_passes = Gauge(
+            "pds_prefill_delayer_passes", "Passes with prompts, by the delayer's reason.",
+            ("reason",), registry=registry,
+        )  # fmt: skip
         self._gauges = {
             field: Gauge(metric.name, metric.text, registry=registry)
             for field, metric in STATE_METRICS.items()
@@ -48,6 +52,8 @@ class ServerMetrics:
         """Set the gauges to what the scheduler reported."""
         for field, gauge in self._gauges.items():
             gauge.set(float(getattr(state, field)))
+        for reason, passes in state.delayer_passes:
+            self.delayer_passes.labels(reason).set(passes)
 
     def text(self) -> bytes:
         """Prometheus' exposition format."""

@@ -123,10 +123,14 @@ def test_it_answers_as_one_rank_does(fleet: Fleet, alone: list[str], options: di
     group.end()
 
 
-@pytest.mark.parametrize(("prefill", "decode"), [(2, 1), (1, 2), (2, 4)])
-def test_dp_ranks_hand_over_to_dp_ranks(fleet: Fleet, alone: list[str], prefill: int, decode: int):
+@pytest.mark.parametrize(
+    ("prefill", "decode", "gather"), [(2, 1, "rows"), (1, 2, "none"), (2, 4, "rows")]
+)
+def test_dp_ranks_hand_over_to_dp_ranks(
+    fleet: Fleet, alone: list[str], prefill: int, decode: int, gather: str
+):
     p = fleet.group(f"p{prefill}{decode}", "prefill", dp=prefill)
-    d = fleet.group(f"d{prefill}{decode}", "decode", dp=decode)
+    d = fleet.group(f"d{prefill}{decode}", "decode", dp=decode, dp__gather=gather)
     router = fleet.router(p, d)
     assert answers(router.url, PROMPTS) == alone
     for group in (p, d):

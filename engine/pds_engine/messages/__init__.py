@@ -11,7 +11,8 @@ Who sends what:
     worker's watchdog → scheduler   Progress
     D scheduler → P scheduler   TransferOffer, Abort
     P scheduler → D scheduler   Queued, Refused, TransferDone, AbortAck
-    scheduler ↔ schedulers of other dp ranks   Wake, Relay, RelayLost
+    scheduler ↔ schedulers of other dp ranks   Wake, Lives, Halt, Halted, Relay,
+                             RelayLost
     scheduler → worker's sync thread   Gather, answered by Gathered
     any DEALER → its ROUTER   Hello, first
 
@@ -44,7 +45,16 @@ from pds_engine.messages.joining import (
     Ready,
     Welcome,
 )
-from pds_engine.messages.passes import Gather, Gathered, Relay, RelayLost, Wake
+from pds_engine.messages.passes import (
+    Gather,
+    Gathered,
+    Halt,
+    Halted,
+    Lives,
+    Relay,
+    RelayLost,
+    Wake,
+)
 from pds_engine.messages.requests import (
     Bound,
     Cancel,
@@ -73,7 +83,7 @@ AnyMessage = (
     | OpenTransfer | CloseTransfer | PushDone | PushFailed | TransferClosed
     | Expect | Forget | Forgotten
     | TransferOffer | Queued | Refused | TransferDone | Abort | AbortAck
-    | Wake | Gather | Gathered | Relay | RelayLost
+    | Wake | Gather | Gathered | Lives | Halt | Halted | Relay | RelayLost
     | Room | Offered | Withdrawn | Claimed | Bound
 )
 # fmt: on
@@ -100,9 +110,12 @@ __all__ = [
     "Forgotten",
     "Gather",
     "Gathered",
+    "Halt",
+    "Halted",
     "Hello",
     "KernelsProof",
     "KvEndpoint",
+    "Lives",
     "Message",
     "Offered",
     "OpenTransfer",

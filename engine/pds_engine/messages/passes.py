@@ -13,9 +13,30 @@ from pds_engine.messages.handover import (
 
 class Wake(Message, frozen=True, kw_only=True):
     """A scheduler has work and enters pass `pass_id`: all others, parked since the pass before it,
-    are to enter it too. A second one for the same pass does no harm."""
+    are to enter it too. A second one for the same pass does no harm. Where nothing is gathered it
+    is dp rank 0's, and a pass is a step."""
 
     pass_id: int
+
+
+class Lives(Message, frozen=True, kw_only=True):
+    """A dp rank → dp rank 0, where nothing is gathered: whether requests decode there."""
+
+    dp_rank: int
+    alive: bool
+
+
+class Halt(Message, frozen=True, kw_only=True):
+    """dp rank 0 → all others, where nothing is gathered: none is alive, issue no step from `before`
+    on. Each answers Halted."""
+
+    before: int
+
+
+class Halted(Message, frozen=True, kw_only=True):
+    """The answer to Halt: this dp rank knows."""
+
+    dp_rank: int
 
 
 class Gather(Message, frozen=True, kw_only=True):

@@ -80,6 +80,28 @@ class State(Message, frozen=True, kw_only=True):
     model_digest: str = ""
     traffic: tuple[Traffic, ...] = ()
     """What the ranks of a pipeline have exchanged, by rank; about a second old."""
+    passes: Annotated[
+        int,
+        StateMetric("pds_dp_passes", "Passes of dp ranks, a collective each.", over_ranks="most"),
+    ] = 0
+    sync_seconds: Annotated[
+        float,
+        StateMetric(
+            "pds_dp_sync_seconds", "Spent in gathering rows of dp ranks.", over_ranks="most"
+        ),
+    ] = 0.0
+    delayer_ticks: Annotated[
+        int,
+        StateMetric(
+            "pds_prefill_delayer_ticks", "Passes for which prompts waited.", over_ranks="most"
+        ),
+    ] = 0
+    delayer_seconds: Annotated[
+        float,
+        StateMetric("pds_prefill_delayer_seconds", "How long prompts waited.", over_ranks="most"),
+    ] = 0.0
+    delayer_passes: tuple[tuple[str, int], ...] = ()
+    """Passes with prompts, by what the prefill delayer decided; equal on all dp ranks."""
 
 
 def _metrics() -> dict[str, StateMetric]:

@@ -66,11 +66,6 @@ class Numbering(NamedTuple):
         return f"rank {rank} (stage {place.stage}{dp})"
 
 
-def rank_name(rank: int, tp: int, dp: int = 1) -> str:
-    """`Numbering.name`, for those who have nothing else to ask."""
-    return Numbering(tp, dp).name(rank)
-
-
 @dataclass(frozen=True, slots=True)
 class ModelPart:
     """One rank's part: whole layers, and contiguous slices of heads, MLP columns and token ids.

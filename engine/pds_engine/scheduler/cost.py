@@ -95,7 +95,7 @@ def fit(measured: Sequence[Measured]) -> Cost | None:
     alike = max(lengths) < 2 * min(lengths)
     for columns in ([squares, lengths, once], [squares, lengths])[alike:]:
         # Where lengths are alike, c cannot be told from b: it counts as b's.
-        terms = _robust(columns, seconds)
+        terms = robust(columns, seconds)
         if terms is None or min(terms) < 0:
             continue
         misses = map(truediv, _misses(columns, terms, seconds), seconds)
@@ -107,8 +107,10 @@ def fit(measured: Sequence[Measured]) -> Cost | None:
 Columns = Sequence[Sequence[float]]
 
 
-def _robust(columns: Columns, seconds: Sequence[float]) -> list[float] | None:
-    """Least squares over the steps that were not held up.
+def robust(columns: Columns, seconds: Sequence[float]) -> list[float] | None:
+    """The terms of the columns: least squares over the steps that were not held up.
+
+    None where the measurements do not tell the columns apart.
 
     Least absolute deviations find those that were (least squares, weighted by the inverse of the
     last misses): a step that was held up for long pulls at the fit no more than one a little late.

@@ -12,6 +12,9 @@ from pds_engine.messages import (
     Fault,
     Forgotten,
     Gathered,
+    Halt,
+    Halted,
+    Lives,
     Message,
     PeerGone,
     Progress,
@@ -38,7 +41,7 @@ MAY_SEND: dict[str, tuple[type[Message], ...]] = {
     "server": (Submit, Cancel, Drain, PeerGone, Claimed, Bound),
     "decode": (TransferOffer, Abort),
     "prefill": (Welcome, Queued, Refused, TransferDone, AbortAck),
-    "replicas": (Wake, Relay, RelayLost),
+    "replicas": (Wake, Lives, Halt, Halted, Relay, RelayLost),
     "sync": (Gathered,),
 }
 

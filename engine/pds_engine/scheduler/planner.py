@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from pds_engine.errors import StageTimeout
-from pds_engine.messages import Gather, Gathered, Wake
-from pds_engine.scheduler.dp.batches import needs_idle_batch, shapes
+from pds_engine.messages import Gather, Gathered, Message, StepDone, Wake
+from pds_engine.scheduler.dp.batches import needs_idle_batch, padded, shapes
+from pds_engine.scheduler.dp.cadence import Cadence
 from pds_engine.scheduler.dp.delayer import Delayer
 from pds_engine.scheduler.dp.passes import Passes
+from pds_engine.scheduler.dp.price import Price
 from pds_engine.scheduler.dp.record import DelayRecord
 from pds_engine.scheduler.dp.rows import SyncRow, tokens, unpack
 from pds_engine.scheduler.handover_p import PrefillSide
@@ -48,20 +50,32 @@ class Planner:
         self._dp, self._dp_rank = ledger.settings.parallelism.dp, dp_rank
         self._proposal = Proposal(NOTHING, NOTHING)
         self._delayer = Delayer.of(ledger.settings)
+        fixed = self._dp > 1 and ledger.settings.dp.gather == "none"
+        self._cadence = Cadence(dp_rank, self._dp, ledger.settings.depth) if fixed else None
+        self._price = Price()
+        self._prompts: dict[int, tuple[int, int]] = {}
+        """Of steps in flight: tokens of prompts, on the rank that has most, and on all ranks."""
         self.delays = DelayRecord()
+        self.sync_seconds = 0.0
+        """In gathers so far: until the last rank's row came."""
         self._waits_since = 0.0
         self.rests_until = 0.0
         """No pass is entered before: see PACE."""
 
     def plan(self, now: float) -> None:
         """Issue as many steps as may be, or enter the next pass."""
+        if self._cadence is not None:
+            self._keep_step(self._cadence, now)
+            return
         if self._dp > 1:
             self._enter(now)
             return
         while not self.steps.full:
             picked = self.steps.pick()
-            if self._delayer is not None and picked is not None and picked.chunks:
-                picked = self._spaced(picked, self._delayer, now)
+            if self._delayer is not None and picked is not None:
+                self._prompts[self.steps.next_id] = 0, 0
+                if picked.chunks:
+                    picked = self._spaced(picked, self._delayer, now)
             if picked is None or not self._commit(picked, (), now):
                 break
 
@@ -91,6 +105,7 @@ class Planner:
     def gathered(self, message: Gathered, now: float) -> None:
         """All ranks' rows of this pass have come: issue its step, unless nobody has one."""
         rows = unpack(message.rows, self._dp)
+        self.sync_seconds += message.seconds
         self.passes.gathered(rows)
         runs = self._judged(rows, now)
         counts = tokens(rows, prompts=runs)
@@ -99,11 +114,40 @@ class Planner:
         if needs_idle_batch(self._dp, counts):
             extends = runs and any(row.prompt_tokens for row in rows)
             shape = shapes(counts, self._ledger.settings.parallelism.tp, extends=extends)
+            if self._delayer is not None:
+                self._note(rows, runs)
             self._commit(_still_there(picked), shape, now)
         elif not self.passes.parked:
             self.rests_until = now + PACE
 
+    def step_done(self, message: StepDone) -> None:
+        """A step has taken its time: what prompts cost is learnt from it."""
+        most, tokens = self._prompts.pop(message.step_id, (-1, 0))
+        if most >= 0:
+            self._price.add(most, tokens, message.elapsed)
+
+    def heard(self, message: Message) -> None:
+        """Another dp rank wakes this one, or speaks of halting."""
+        if self._cadence is not None:
+            for answer in self._cadence.heard(message, self.steps.next_id):
+                self._out.put(REPLICAS, answer)
+        elif isinstance(message, Wake):
+            self.passes.wake(message.pass_id)
+
     # ---- steps of the above ------------------------------------------------------------------
+
+    def _keep_step(self, cadence: Cadence, now: float) -> None:
+        """Without a gather: a step of the fixed shape whenever one may be issued, idle or not."""
+        settings = self._ledger.settings
+        rows = padded(settings.scheduler.max_running, settings.parallelism.tp)
+        while True:
+            alive = self._ledger.decodes > 0
+            for message in cadence.look(alive, self.steps.next_id):
+                self._out.put(REPLICAS, message)
+            if self.steps.full or not cadence.may_issue(self.steps.next_id):
+                return
+            if needs_idle_batch(self._dp, None):
+                self._commit(self.steps.pick() or NOTHING, (rows,) * self._dp, now)
 
     def _enter(self, now: float) -> None:
         """Enter the next pass, if this rank may and there is a reason to."""
@@ -124,8 +168,10 @@ class Planner:
     def _spaced(self, picked: Picked, delayer: Delayer, now: float) -> Picked | None:
         """At dp 1: the delayer keeps prompts apart from decode rows, by this rank's row alone."""
         proposal = self._proposed(picked)
-        verdict = delayer.decide([self._row(self.steps.next_id, proposal, now)])
+        rows = [self._row(self.steps.next_id, proposal, now)]
+        verdict = delayer.decide(rows)
         self.delays.add(verdict, True, now)
+        self._note(rows, verdict.runs)
         return proposal.whole if verdict.runs else proposal.without
 
     def _proposed(self, whole: Picked) -> Proposal:
@@ -140,6 +186,11 @@ class Planner:
         verdict = self._delayer.decide(rows)
         self.delays.add(verdict, bool(self._proposal.whole.chunks), now)
         return verdict.runs
+
+    def _note(self, rows: Sequence[SyncRow], runs: bool) -> None:
+        """What the next step computes of prompts, on all ranks."""
+        counts = [row.prompt_tokens * runs for row in rows]
+        self._prompts[self.steps.next_id] = max(counts), sum(counts)
 
     def _row(self, pass_id: int, proposal: Proposal, now: float) -> SyncRow:
         ledger = self._ledger
@@ -157,7 +208,10 @@ class Planner:
             begun=any(request.computed > request.shared * page for request in prefilling),
             kv_low=bool(prompts) and used < knobs.low_watermark,
             aged=self.delays.held(now) > knobs.max_seconds,
-            cut=held > prompts,
+            cut=len(proposal.whole.chunks) < len(prefilling),
+            queued=len(ledger.queue) > 0,
+            price=self._price.of(prompts),
+            fixed=self._price.fixed,
             beside=len(proposal.whole.decodes),
         )
 
@@ -177,8 +231,8 @@ class Planner:
             for request, chunk in picked.chunks
             if request.transferring
         ]
-        padded = shape[self._dp_rank] if shape else None
-        self._out.put(WORKERS, self.steps.issue(picked, pushes, now, padded, tuple(shape)))
+        own = shape[self._dp_rank] if shape else None
+        self._out.put(WORKERS, self.steps.issue(picked, pushes, now, own, tuple(shape)))
         return True
 
 

@@ -313,10 +313,17 @@ class SchedulerLoop:
 
     def _offer_room(self) -> None:
         """Tell the servers what this dp rank could admit, whenever that has changed."""
-        room = self._core.room() if self._core.ready else None
-        if room is not None and room != self._room:
+        if not self._core.ready or not self._replicas_here():
+            return
+        room = self._core.room()
+        if room != self._room:
             self._room = room
             self._queue([Out(SERVERS, room)])
+
+    def _replicas_here(self) -> bool:
+        """Whether dp rank 0 can reach all others; they reach it, or have ended."""
+        here = sum(member.party == REPLICAS for member in self._members.values())
+        return self._core.dp_rank > 0 or here == self._core.settings.parallelism.dp - 1
 
     def _report(self, now: float) -> None:
         """Send all servers the State if it has changed; a step in flight ages, so it has."""

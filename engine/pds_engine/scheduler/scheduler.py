@@ -22,6 +22,9 @@ from pds_engine.messages import (
     Drain,
     Fault,
     Gathered,
+    Halt,
+    Halted,
+    Lives,
     Message,
     Progress,
     Ready,
@@ -77,7 +80,7 @@ class Scheduler:
             Drain: lambda _, message, now: self._drain(message, now),
             StepDone: lambda _, message, now: self._step_done(message, now),
             Gathered: lambda _, message, now: self.planner.gathered(message, now),
-            Wake: lambda _, message, now: self.planner.passes.wake(message.pass_id),
+            **dict.fromkeys((Wake, Lives, Halt, Halted), self._replica_says),
             **self.handover.handlers,
         }
 
@@ -185,6 +188,11 @@ class Scheduler:
             model_digest=self.ranks.model_digest,
             missing=self.ranks.missing,
             traffic=self.ranks.traffic,
+            passes=self.planner.passes.next_id,
+            sync_seconds=self.planner.sync_seconds,
+            delayer_ticks=self.planner.delays.ticks,
+            delayer_seconds=self.planner.delays.seconds,
+            delayer_passes=tuple(sorted(self.planner.delays.outcomes.items())),
         )
 
     # ---- workers -----------------------------------------------------------------------------
@@ -197,6 +205,7 @@ class Scheduler:
 
     def _step_done(self, message: StepDone, now: float) -> None:
         samplers = self.steps.finish(message, now)
+        self.planner.step_done(message)
         logprobs = message.logprobs or (None,) * len(samplers)
         results = zip(samplers, message.tokens, logprobs, strict=True)
         for place, (request, token, scores) in enumerate(results):
@@ -291,6 +300,9 @@ class Scheduler:
     def _abort(self, request: Request, error: PdsError, now: float) -> None:
         """The request fails, in whichever phase it is."""
         self.ledger.abort(request, error, lambda: self.handover.withdraw(request, error.code, now))
+
+    def _replica_says(self, sender: Party, message: Message, now: float) -> None:
+        self.planner.heard(message)
 
     def _drain(self, message: Drain, now: float) -> None:
         """Of several that ask, the one with the earliest deadline counts."""

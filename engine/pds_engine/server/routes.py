@@ -218,6 +218,7 @@ class Routes:
                 in_flight=scheduler.in_flight,
                 draining=scheduler.draining,
                 error=scheduler.error.message if scheduler.error else None,
+                dp_ranks=scheduler.dp_ranks,
             )
         )
 

@@ -8,6 +8,8 @@ from contextlib import suppress
 from functools import partial
 from typing import Protocol
 
+from msgspec.structs import replace
+
 from pds_engine.errors import (
     DeadlinePassed,
     Drained,
@@ -150,6 +152,12 @@ class SchedulerClient:
         """Choices that this server or the scheduler has not finished."""
         return max(len(self._open), self.state.in_flight if self.state else 0)
 
+    @property
+    def dp_ranks(self) -> list[State]:
+        """The last report of each, where there are several."""
+        known = [state for state in self._states if state is not None]
+        return known if len(self._states) > 1 else []
+
     def open(self, submits: Sequence[Submit]) -> Inbox:
         """Send work to the scheduler. Its tokens come to the inbox; choice i is submits[i].
 
@@ -283,6 +291,9 @@ class SchedulerClient:
                 self._states[rank] = message
                 known = [state for state in self._states if state is not None]
                 self.state, self.state_at = merged(known), self.clock()
+                if self._placement is not None:  # what waits here is the group's too
+                    tokens = self.state.queued_tokens + self._placement.queued_tokens
+                    self.state = replace(self.state, queued_tokens=tokens)
                 self.metrics.show(self.state)
                 self._changed.set()
             case Room() if self._placement is not None:

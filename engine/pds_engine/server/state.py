@@ -1,5 +1,6 @@
 """What a group reports of itself: alive, ready, and its state (docs/contract.md; pure)."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from msgspec import structs
@@ -47,10 +48,12 @@ def report(
     in_flight: int,
     draining: bool,
     error: str | None,
+    dp_ranks: Sequence[State] = (),
 ) -> dict[str, Any]:
     """The body of /pds/state.
 
     `key_id` names the control key that the group holds; None where it made its own.
+    `dp_ranks` are their own reports, where there are several; `state` is all of them in one.
     `in_flight` counts the server's requests; it stands in place of the scheduler's.
     """
     known = state or State()
@@ -73,6 +76,7 @@ def report(
         "in_flight": in_flight,
         "draining": draining or known.draining,
         "kernels": _kernels(known),
+        "dp_ranks": [{key: getattr(rank, key) for key in _LOADS} for rank in dp_ranks],
         "traffic": [structs.asdict(each) for each in known.traffic],
     }
 
@@ -83,4 +87,6 @@ def _kernels(state: State) -> dict[str, Any]:
 
 
 KERNELS = KernelsProof.__struct_fields__
+_LOADS = ("running", "queued_tokens", "kv_used", "kv_total", "in_flight")
+"""What is said of each dp rank."""
 _REPORTED = [name for name, metric in STATE_METRICS.items() if metric.reported]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from pds_engine.config import ParallelConfig
 from pds_engine.models.registry import read_spec
-from pds_engine.parallel.layout import Numbering, RankPlace, balanced, part, rank_name
+from pds_engine.parallel.layout import Numbering, RankPlace, balanced, part
 
 TINY = read_spec(Path(__file__).parents[3] / "examples" / "models" / "tiny")
 """4 layers of 344,064 parameters each, with an embedding and a head of 196,608."""
@@ -54,8 +54,8 @@ def test_a_given_split_wins():
 
 
 def test_a_rank_is_named_with_its_stage():
-    assert [rank_name(rank, 2) for rank in (1, 2)] == ["rank 1 (stage 0)", "rank 2 (stage 1)"]
-    assert rank_name(5, 1, 2) == "rank 5 (stage 2, dp rank 1)"
+    assert [Numbering(2).name(rank) for rank in (1, 2)] == ["rank 1 (stage 0)", "rank 2 (stage 1)"]
+    assert Numbering(1, 2).name(5) == "rank 5 (stage 2, dp rank 1)"
 
 
 def test_ranks_are_numbered_by_stage_then_dp_rank_then_shard():

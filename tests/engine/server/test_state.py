@@ -54,6 +54,16 @@ NUMBERS = {field: 100 + place for place, field in enumerate(STATE_METRICS)}
 """Another one for each number of a state, so that none is shown as another."""
 
 
+def test_the_loads_of_dp_ranks_are_reported():
+    ranks = [State(running=3, kv_total=8), State(queued_tokens=7)]
+    said = report(
+        State(), EngineConfig(), incarnation="i", key_id=None, in_flight=0, draining=False,
+        error=None, dp_ranks=ranks,
+    )  # fmt: skip
+    idle = dict.fromkeys(("running", "queued_tokens", "kv_used", "kv_total", "in_flight"), 0)
+    assert said["dp_ranks"] == [idle | {"running": 3, "kv_total": 8}, idle | {"queued_tokens": 7}]
+
+
 def test_report():
     config = EngineConfig.model_validate({"role": "prefill", "pod": {"ip": "10.1.2.3"}})
     said = report(
@@ -86,6 +96,7 @@ def test_report():
             "seconds": 0.5,
             "compiles_after_ready": 0,
         },
+        "dp_ranks": [],
         "traffic": [
             {
                 "rank": 0,

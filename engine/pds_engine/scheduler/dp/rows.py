@@ -33,9 +33,15 @@ class SyncRow(NamedTuple):
     clock. Only the bit crosses: clocks differ, and ranks that compared each other's would decide
     differently."""
     cut: int = 0
-    """1: a prompt that has a slot is not computed to its end in this pass: the chunk is full, and
-    waiting brings no fuller one. (Tokens beyond prompt_tokens are those of requests without a slot
-    where this is 0.)"""
+    """1: a prompt that has a slot gets no token of this pass: the chunk is full, and waiting brings
+    no fuller one."""
+    queued: int = 0
+    """1: a prompt has no slot yet: when running requests end, a later pass has more prompts."""
+    price: int = 0
+    """What its prompts would add to the pass, and …"""
+    fixed: int = 0
+    """… what any prompts add to one, in tenths of a pass without, as this rank has measured it
+    (dp/price.py)."""
     beside: int = 0
     """Decode tokens of the step with prompts: decode_tokens, or none where prompts are computed
     apart (scheduler.chunked_prefill)."""

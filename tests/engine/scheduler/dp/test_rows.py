@@ -4,7 +4,7 @@ from pds_engine.scheduler.dp.rows import WIDTH, SyncRow, tokens, unpack
 
 
 def test_rows_cross_as_whole_numbers_and_come_back():
-    rows = (SyncRow(7, 3, 512, 900, 3, 1, 0, 1, 0), SyncRow(7))
+    rows = (SyncRow(7, 3, 512, 900, 3, 1, 0, 1, 0, 1, 25, 60), SyncRow(7))
     assert unpack([number for row in rows for number in row], 2) == rows
 
 
