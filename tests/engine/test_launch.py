@@ -191,6 +191,7 @@ def pods(tmp_path: Path, axis: str) -> Iterator[list[ServedGroup]]:
     Keys.make().write(tmp_path)
     tree = {
         f"parallelism.{axis}": 2,
+        "scheduler.step_timeout": 5,
         "http.keys_dir": tmp_path,
         "http.control_port": free_pair(),
         "http.rendezvous_port": free_port(),
@@ -213,30 +214,36 @@ def pods(tmp_path: Path, axis: str) -> Iterator[list[ServedGroup]]:
 
 
 @pytest.mark.parametrize("axis", ["dp"])
-def test_a_dp_rank_of_the_other_pod_that_dies_amid_a_pass_ends_the_group(
-    pods: list[ServedGroup],
+@pytest.mark.parametrize(
+    "number", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.soak)]
+)
+def test_a_dp_rank_of_the_other_pod_that_is_lost_amid_a_pass_ends_the_group(
+    pods: list[ServedGroup], number: signal.Signals
 ) -> None:
-    """The scheduler that tells it waits meanwhile for the other dp rank's row: in vain."""
     wait_until(lambda: all(pod.ready() for pod in pods), 90)
     schedulers = {"scheduler-0", "scheduler-1"}
     assert [set(pod.children()) for pod in pods] == [
         {*schedulers, "worker-0", "server"},
         {"worker-1", "server"},
     ]
-    leader = pods[0].children()["scheduler-0"]
     with ThreadPoolExecutor(4) as clients:
         long = {"max_tokens": 3000, "ignore_eos": True}
         answers = [clients.submit(pods[0].complete, **long) for _ in range(4)]
         state = f"{pods[0].url}/pds/state"
         wait_until(lambda: httpx.get(state).json()["running"] == 4, 30)
-        os.kill(leader, signal.SIGSTOP)
-        os.kill(pods[1].children()["worker-1"], signal.SIGKILL)
+        os.kill(pods[1].children()["worker-1"], number)
         assert [answer.result().status_code for answer in answers] == [503] * 4
     assert [pod.process.wait(10) for pod in pods] == [1, 1]
     said = [pod.process.stderr.read() for pod in pods if pod.process.stderr]
-    assert "scheduler-1 ends: rank 1 (stage 0, dp rank 1) has ended" in said[0]
-    assert "status -6" not in said[0]
-    assert "rank 1 (stage 0, dp rank 1) ended with status -9" in said[1]
+    if number == signal.SIGKILL:
+        # Its scheduler misses it, or rank 0 amid a collective; on one address gloo names nobody.
+        missed = ("scheduler-1 ends: rank 1 (stage 0, dp rank 1) has ended", "failed at shard 0")
+        assert any(each in said[0] for each in missed), said[0]
+        assert "status -6" not in said[0]
+        assert "rank 1 (stage 0, dp rank 1) ended with status -9" in said[1]
+    else:
+        blamed = [line for line in said[0].splitlines() if "when it fell silent" in line]
+        assert any("rank 1 (stage 0, dp rank 1)" in line for line in blamed), said[0]
 
 
 def test_a_group_of_two_pods_serves_and_ends_as_one(pods: list[ServedGroup]) -> None:
