@@ -169,7 +169,7 @@ def main() -> None:
         print(json.dumps({"name": "delayer_cost", **asdict(cost), "median_miss": round(miss, 4)}))
         return
     with doing(
-        f"{len(POLICIES)} policies, {len(cases(scale=0.01))} traces", 120 if asked.quick else 1200
+        f"{len(POLICIES)} policies, {len(cases(scale=0.01))} traces", 300 if asked.quick else 3600
     ):
         found = compare(asked)
     python = platform.python_version()
