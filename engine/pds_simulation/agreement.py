@@ -43,8 +43,6 @@ def disagreements(
                 f"dp rank {rank} judged {dict(delays.outcomes)}, its rows say "
                 f"{dict(right.outcomes)}"
             )
-    if settings.role != "prefill" and any(each.rests_until for each in schedulers):
-        found.append("passes were paced where requests decode")
     if [each[0].pass_id for each in rows] != list(range(len(passes))):
         found.append(f"passes {[each[0].pass_id for each in rows]} were gathered")
     return [*found, *_misshapen(settings, steps, plans)]
@@ -73,7 +71,6 @@ class _Judge:
         self.found: list[str] = []
         self.record = DelayRecord()
         self._delayer = Delayer.of(settings)
-        self._max = settings.delayer.max_ticks
         self._waited = 0
         """Passes in a row that ran without the prompts that there were."""
 
@@ -82,6 +79,8 @@ class _Judge:
         prompts = any(row.prompt_tokens for row in rows)
         runs = self._runs(rows, prompts)
         counts = tokens(rows, prompts=runs)
+        if prompts and not any(counts) and any(row.running for row in rows):
+            self.found.append(f"pass {rows[0].pass_id} computes nothing, and requests decode")
         return Agreed(prompts and runs, counts) if any(counts) else None
 
     def _runs(self, rows: Sequence[SyncRow], prompts: bool) -> bool:
@@ -94,7 +93,8 @@ class _Judge:
             return True
         self._waited += 1
         begun = any(row.begun for row in rows)
-        bound = max(1, self._max // 4) if begun else self._max
+        bounds = self._delayer.bounds
+        bound = bounds.tight if begun else bounds.max_ticks
         if self._waited > bound:
             which = "prompts half done" if begun else "prompts"
             self.found.append(

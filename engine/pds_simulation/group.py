@@ -21,7 +21,7 @@ from pds_engine.messages import (
 )
 from pds_engine.parallel.layout import Numbering
 from pds_engine.parallel.stage import Stage, StagePlace
-from pds_engine.scheduler.party import REPLICAS, SYNC, WORKERS, Out, Party
+from pds_engine.scheduler.party import REPLICAS, SERVERS, SYNC, WORKERS, Out, Party
 from pds_engine.scheduler.scheduler import Scheduler
 from pds_engine.scheduler.settings import Settings
 
@@ -296,6 +296,8 @@ class Group:
             if item.to == WORKERS:
                 for worker, line in zip(self.workers, self._to_workers, strict=True):
                     line.carry(partial(worker.give, item.message))
+            elif item.to == SERVERS:
+                continue  # no server binds requests here: they are bound from the start
             elif item.to in (SYNC, REPLICAS) and self.replica is not None:
                 self.replica.carry(self.replica.dp_rank, item)
             elif item.to == CLIENT:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from pds_engine.errors import StageTimeout
 from pds_engine.messages import Gather, Gathered, StepPlan, Wake
+from pds_engine.scheduler.dp import delayer
 from pds_engine.scheduler.dp.rows import SyncRow
 from pds_engine.scheduler.lifecycle import Ledger
 from pds_engine.scheduler.party import REPLICAS, SYNC, Out
@@ -56,7 +57,7 @@ class Ranked:
 @pytest.fixture
 def ranked(bench: MakeBench) -> Any:
     def make(ranks: tuple[int, ...] = (64,), **bounds: Any) -> Ranked:
-        return Ranked(bench(ranks=ranks, dp=2, **bounds))
+        return Ranked(bench(ranks=ranks, dp=2, **{"enabled": False, **bounds}))
 
     return make
 
@@ -232,9 +233,10 @@ def test_a_victim_or_its_row_that_ends_while_rows_are_gathered(ranked: Any, gone
     assert rank.plans[-1].dp_tokens == (1, 0)
 
 
-def test_refused_prompts_are_proposed_again(ranked: Any):
-    """One pass at least lies between two with prompts, where requests decode."""
-    rank = ranked()
+def test_refused_prompts_are_proposed_again(ranked: Any, monkeypatch: pytest.MonkeyPatch):
+    reasons = iter(["idle", "rest", "drained"])
+    monkeypatch.setattr(delayer, "judge", lambda rows, wait, bounds: next(reasons))
+    rank = ranked(enabled=True)
     rank.bench.submit("a", 20, max_tokens=9)
     rank.plan()
     assert rank.gathered() == ["workers step 0: 0:0+20* <- -1"]
