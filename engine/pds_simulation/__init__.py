@@ -11,7 +11,10 @@ that a wrong order, row, page, position or token shows as a wrong answer. No tor
     runner     parallel.stage.StageRunner: pages, slots, and the model's layers of one stage
     worker     one rank: orders strictly as they come, steps by parallel.stage.Stage
     group      a scheduler, its workers and its clients
+    replicas   several dp ranks, a group each, which gather and step together
+    agreement  what dp ranks did, judged again from the rows that they gathered
     transfers, cluster   hand-overs: a rank's part in them; groups that hand over to each other
-    schedules  random ones, each from a seed
-    explore    every interleaving of what the stages wait for and send
+    schedules, dp_schedules   random ones, each from a seed
+    explore         every interleaving of what the stages wait for and send
+    explore_passes  every interleaving of what two dp ranks do and are told
 """

@@ -4,9 +4,9 @@
 
 runs N of them, as pds_simulation.schedules does of groups of one. Requests fall on one rank, on
 few, on all, or on all in one moment. Clocks differ, rows and wake-ups take their time, some
-wake-ups come twice, and schedulers stand still for seconds. Every schedule ends with all requests
-answered rightly or given up, nothing left behind, one gather a pass on every rank, and waits within
-their bound; where more requests come than there are slots, every rank fills all of its slots.
+wake-ups come twice, schedulers stand still for seconds, and groups drain. Every schedule ends with
+all requests answered rightly or given up, nothing left behind, one gather a pass on every rank, and
+waits within their bound; where more requests come than slots, every rank fills all of its slots.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 from msgspec.structs import replace
@@ -26,13 +27,13 @@ from pds_engine.config import (
     SchedulerConfig,
 )
 from pds_engine.errors import PdsError
-from pds_engine.messages import Role, Sampling, Submit
+from pds_engine.messages import Drain, Role, Sampling, Submit
 from pds_engine.scheduler.settings import Settings
 
 from pds_simulation.agreement import peaks
 from pds_simulation.cluster import Cluster
 from pds_simulation.events import TRUE, Clock, Events
-from pds_simulation.group import Machine, instant
+from pds_simulation.group import CLIENT, Machine, instant
 from pds_simulation.replicas import Between, DataParallelGroup
 from pds_simulation.schedules import (
     LONGEST,
@@ -46,6 +47,9 @@ from pds_simulation.wire import Delay
 
 MOST_EVENTS = 2_000_000
 """In one schedule; the longest has a tenth of it."""
+
+LEASES = 100.0
+"""Seconds after which one side of a hand-over has given up what the other has given up before."""
 
 
 @dataclass(slots=True)
@@ -66,6 +70,9 @@ class Schedule:
             PdsError: something goes on for ever, or is wrong in the end.
         """
         self.events.run(most=MOST_EVENTS)
+        if self.cluster is not None and self.cluster.faults():
+            self.events.after(LEASES, lambda: None)
+            self.events.run(most=2 * MOST_EVENTS)
         if faults := self.faults():
             raise PdsError("; ".join(faults))
 
@@ -111,6 +118,10 @@ def _unified(rng: random.Random) -> Schedule:
         group.submit(random_request(rng, f"r{number}", at, talk.longest, talk.most), rank, at)
         if rng.random() < 0.25:
             group.ranks[rank].cancel(f"r{number}", at + rng.expovariate(4 / (over or 0.1)))
+    if rng.random() < 0.1:
+        at, order = rng.uniform(0, over), Drain(deadline_seconds=rng.choice([0.0, 0.05, 1.0]))
+        for one in group.ranks:
+            made.events.at(at, partial(one.receive, CLIENT, order))
     return made
 
 
