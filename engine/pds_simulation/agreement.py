@@ -89,7 +89,9 @@ class _Judge:
         verdict = self._delayer.decide(rows)
         self.record.add(verdict, False, 0.0)
         if verdict.runs:
-            self._waited = 0 if prompts else self._waited
+            # Those that waited may have been given up: others begin a wait of their own.
+            if prompts or not any(row.pending_tokens for row in rows):
+                self._waited = 0
             return True
         self._waited += 1
         begun = any(row.begun for row in rows)
