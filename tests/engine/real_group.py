@@ -9,6 +9,7 @@ from pathlib import Path
 import zmq
 from forked import Forked, child
 from free import free_port
+from msgspec.structs import replace
 from pds_engine.config import EngineConfig
 from pds_engine.keys import Keys
 from pds_engine.messages import (
@@ -63,6 +64,8 @@ class Group:
         for link in self.links:
             self._poller.register(link.socket, zmq.POLLIN)
             link.send(Hello(peer="server", group=name, incarnation=name, rank=0))
+        self.state = State()
+        """The last that it has reported as a whole."""
         self._received: deque[AnyMessage] = deque()
         self._states: list[State | None] = [None] * self.dp
         self._unoffered: dict[str, tuple[Submit, int]] = {}
@@ -134,7 +137,11 @@ class Group:
         """
         for at, submit in enumerate(submits):
             self.send(submit, ranks[at] if ranks else 0)
-        found: dict[str, list[Token]] = {submit.request_id: [] for submit in submits}
+        return self.collected(*(submit.request_id for submit in submits))
+
+    def collected(self, *names: str) -> dict[str, list[Token]]:
+        """Every token of requests that were sent."""
+        found: dict[str, list[Token]] = {name: [] for name in names}
         open_ = set(found)
         while open_:
             message = self.receive()
@@ -198,6 +205,7 @@ class Group:
             case State():
                 self._states[rank] = message
                 if (whole := self._whole()) is not None:
+                    self.state = whole
                     self._received.append(whole)
             case _:
                 if isinstance(message, Token | Failed):
@@ -220,3 +228,26 @@ class Group:
             if rank:
                 self.link.send(Bound(request_id=name, dp_rank=rank))
             self.links[rank].send(submit)
+
+
+def handed_over(
+    prefill: Group,
+    decode: Group,
+    asked: Sequence[Submit],
+    prefill_ranks: Sequence[int] = (),
+    decode_ranks: Sequence[int] = (),
+) -> dict[str, list[Token]]:
+    """Answers of prompts that one group computes, and the other one goes on with.
+
+    Args:
+        prefill_ranks, decode_ranks: the dp rank of each request; none: dp rank 0's.
+    """
+    for at, each in enumerate(asked):
+        p, d = prefill_ranks[at] if prefill_ranks else 0, decode_ranks[at] if decode_ranks else 0
+        prefill.send(replace(each, role_hint="prefill"), p)
+        decode.send(replace(each, role_hint="decode", source=prefill.source), d)
+    names = [each.request_id for each in asked]
+    firsts = prefill.firsts(*names)
+    found = decode.collected(*names)
+    assert firsts == {request: sent[0].token for request, sent in found.items()}
+    return found
