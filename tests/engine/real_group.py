@@ -91,6 +91,11 @@ class Group:
         """What a decode group is told of this one."""
         return Source(address=f"127.0.0.1:{self.port}", group=self.name)
 
+    @property
+    def reports(self) -> list[State]:
+        """The dp ranks' last states, since their last tokens."""
+        return [state for state in self._states if state is not None]
+
     def await_ready(self) -> None:
         for _ in self.links:
             assert isinstance(self.receive(), Welcome)
@@ -215,7 +220,7 @@ class Group:
     def _whole(self) -> State | None:
         """The group's state, if all dp ranks have reported since their last tokens and have done as
         much as each other: one that has more to say speaks again within a moment."""
-        known = [state for state in self._states if state is not None]
+        known = self.reports
         if len(known) < self.dp or len({(s.passes, s.steps_done) for s in known}) > 1:
             return None
         return merged(known)
