@@ -1,6 +1,5 @@
 """A small model on disk, the keys of a group, and whole groups of real processes."""
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from itertools import count
@@ -10,13 +9,10 @@ from typing import Any
 import pytest
 import torch
 import transformers
-import zmq
-from forked import child
-from free import free_port
 from pds_engine.config import EngineConfig
 from pds_engine.keys import Keys
-from pds_engine.messages import AnyMessage, Hello, Sampling, State, Submit, Token, Welcome
-from pds_engine.wire import Link
+from pds_engine.messages import Sampling, Submit
+from real_group import Group
 
 
 @pytest.fixture(autouse=True)
@@ -61,101 +57,6 @@ def config(model: Path) -> EngineConfig:
 @pytest.fixture(scope="session")
 def keys() -> Keys:
     return Keys.make()
-
-
-class Group:
-    """A scheduler and its workers as launch starts them, and a link in the API server's place.
-
-    Its standard error goes to the file `log`.
-    """
-
-    def __init__(self, config: EngineConfig, keys: Keys, folder: Path, name: str) -> None:
-        self.name, self.port = name, free_port()
-        self.ranks = config.parallelism.ranks
-        address = f"tcp://127.0.0.1:{self.port}"
-        keys.write(folder)
-        pod = config.pod.model_copy(update={"group": name})
-        http = config.http.model_copy(update={"rendezvous_port": free_port()})
-        (folder / "config.json").write_text(
-            config.model_copy(update={"pod": pod, "http": http}).model_dump_json()
-        )
-        launch = {"incarnation": name, "binds": [address], "schedulers": [address]}
-        (folder / "launch.json").write_text(json.dumps(launch))
-        self.log = folder / "log"
-        kinds = [f"worker-{rank}" for rank in range(self.ranks)]
-        self.scheduler, *self.workers = (
-            child(self.log, kind, folder) for kind in ("scheduler", *kinds)
-        )
-        self.context = zmq.Context()
-        self.link = Link(self.context, address, keys)
-        self.link.send(Hello(peer="server", group=name, incarnation=name, rank=0))
-
-    def await_ready(self) -> None:
-        assert isinstance(self.receive(), Welcome)
-        self.await_state(lambda state: state.ranks_ready == self.ranks)
-
-    def receive(self, seconds: float = 60.0) -> AnyMessage:
-        message = self.link.receive(timeout=seconds)
-        if message is None:
-            raise TimeoutError(f"{self.name} said nothing: {self.log.read_text()}")
-        return message
-
-    def await_state(self, such: Callable[[State], bool]) -> State:
-        while True:
-            message = self.receive()
-            if isinstance(message, State) and such(message):
-                return message
-
-    def idle(self) -> State:
-        """The state once no request is left, nor its hand-over, which ends after it."""
-        return self.await_state(
-            lambda state: state.in_flight == 0 and state.transfers_in_flight == 0
-        )
-
-    def collect(self, *submits: Submit) -> dict[str, list[Token]]:
-        """Send them all at once, and receive every request's tokens up to its end."""
-        for submit in submits:
-            self.link.send(submit)
-        found: dict[str, list[Token]] = {submit.request_id: [] for submit in submits}
-        open_ = set(found)
-        while open_:
-            message = self.receive()
-            if isinstance(message, State):
-                continue
-            assert isinstance(message, Token), message
-            assert message.index == len(found[message.request_id])
-            found[message.request_id].append(message)
-            if message.finish_reason is not None:
-                open_.discard(message.request_id)
-        return found
-
-    def tokens(self, request_id: str, count: int) -> list[int]:
-        return [token.token for token in self.answer(request_id, count)]
-
-    def answer(self, request_id: str, count: int) -> list[Token]:
-        """The first `count` tokens of a request; others' are passed over."""
-        found: list[Token] = []
-        while len(found) < count:
-            message = self.receive()
-            if isinstance(message, State):
-                continue
-            assert isinstance(message, Token), message
-            if message.request_id == request_id:
-                found.append(message)
-        assert [token.index for token in found] == list(range(count))
-        return found
-
-    def ends(self, seconds: float) -> str:
-        """Wait until the scheduler has given the group up; what its processes said."""
-        assert self.scheduler.wait(seconds) == 1
-        return self.log.read_text()
-
-    def close(self) -> None:
-        self.link.close()
-        self.context.term()
-        for process in (*self.workers, self.scheduler):
-            process.kill()
-            process.wait()
 
 
 @pytest.fixture

@@ -11,18 +11,17 @@ there are, by the seed that is printed, or by PDS_PARITY_SEED.
 
 import os
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations, count, pairwise, product
+from itertools import count, pairwise
 from typing import Any
 
 import pytest
+from comparing import compare
+from pairwise import Case, Matrix, name, pairs
 from pds_engine.messages import State
 
 pytestmark = pytest.mark.slow
-
-Case = dict[str, Any]
-CLOSE = 1e-4
 
 AXES: Mapping[str, Sequence[Any]] = {
     "pp": (1, 2, 4),
@@ -43,72 +42,30 @@ def possible(case: Case) -> bool:
     return (case["pp"] == 1) == (case["skip"] is None)
 
 
-def shape(case: Case) -> tuple[Any, ...]:
-    """What a group is started with."""
-    return tuple(value for axis, value in case.items() if axis != "scores")
-
-
-def price(case: Case, started: bool) -> float:
-    """About the seconds of processor time that it takes: starting processes is most of it."""
-    return 1 if started else case["pp"] * case["tp"] + 4
-
-
-def every(axes: Mapping[str, Sequence[Any]], such: Callable[[Case], bool]) -> list[Case]:
-    cases = (dict(zip(axes, values, strict=True)) for values in product(*axes.values()))
-    return [case for case in cases if such(case)]
-
-
-def side_by_side(cases: Sequence[Case]) -> list[Case]:
-    """In their order, but those of one shape after each other."""
-    order = list(dict.fromkeys(map(shape, cases)))
-    return sorted(cases, key=lambda case: order.index(shape(case)))
-
-
-def covering(cases: Sequence[Case]) -> list[Case]:
-    """Some of the cases, with every two values that occur together in any of them.
-
-    Greedy: the case with the most new pairs for its price is next.
-    """
-    pairs = [frozenset(combinations(case.items(), 2)) for case in cases]
-    bits = {pair: 1 << at for at, pair in enumerate(set().union(*pairs))}
-    masks = [sum(bits[pair] for pair in of) for of in pairs]
-    left, started, chosen = (1 << len(bits)) - 1, set[tuple[Any, ...]](), list[Case]()
-    while left:
-        worth = [
-            (left & mask).bit_count() / price(case, shape(case) in started)
-            for case, mask in zip(cases, masks, strict=True)
-        ]
-        best = worth.index(max(worth))
-        chosen.append(cases[best])
-        started.add(shape(cases[best]))
-        left &= ~masks[best]
-    return side_by_side(chosen)
-
-
-def sample(size: int, seed: int) -> list[Case]:
-    print(f"{size} cases of the full matrix: PDS_PARITY_SAMPLE={size} PDS_PARITY_SEED={seed}")
-    return side_by_side(random.Random(seed).sample(every(AXES, possible), size))
-
-
+MATRIX = Matrix(
+    AXES,
+    possible,
+    shape=lambda case: tuple(value for axis, value in case.items() if axis != "scores"),
+    price=lambda case: case["pp"] * case["tp"] + 3,
+)
 SIZE = int(os.environ.get("PDS_PARITY_SAMPLE", 0))
 SEED = int(os.environ.get("PDS_PARITY_SEED", random.randrange(10**6)))
-CASES = sample(SIZE, SEED) if SIZE else covering(every(AXES, possible))
+if SIZE:
+    print(f"{SIZE} cases of the full matrix: PDS_PARITY_SAMPLE={SIZE} PDS_PARITY_SEED={SEED}")
+CASES = MATRIX.sample(SIZE, SEED) if SIZE else MATRIX.covering()
 
 
 def test_every_two_values_occur_together():
-    def pairs(cases):
-        return {pair for case in cases for pair in combinations(case.items(), 2)}
-
-    found = covering(every(AXES, possible))
-    assert pairs(found) == pairs(every(AXES, possible))
+    found = MATRIX.covering()
+    assert pairs(found) == pairs(MATRIX.every())
     assert (("chunk", 16), ("skip", False)) in pairs(found)
     assert (("pp", 4), ("tp", 2)) in pairs(found)
     assert len(found) <= 40
-    assert found == covering(every(AXES, possible))
+    assert found == MATRIX.covering()
 
 
 def test_cases_of_one_group_run_after_each_other():
-    found = [shape(case) for case in covering(every(AXES, possible))]
+    found = list(map(MATRIX.shape, MATRIX.covering()))
     changes = sum(one != other for one, other in pairwise(found))
     assert changes == len(set(found)) - 1
     assert sum(each[0] * each[1] for each in set(found)) <= 36
@@ -216,43 +173,6 @@ def draws(lone, shaped, prompt, submit):
     _, warm = rounds(prompt, submit, {})
     found = lone(grouped(shaped, plain)).collect(*warm)
     return [[token.token for token in found[each.request_id]] for each in warm]
-
-
-def assert_scores(sent, row, chosen, count):
-    """An engine's scores of one place are those of transformers: the token's, and the best."""
-    assert sent.chosen == pytest.approx(row[chosen].item(), abs=CLOSE)
-    values = [value for _, value in sent.top]
-    assert values == pytest.approx(row.topk(count).values.tolist(), abs=CLOSE)
-    assert values == pytest.approx([row[token].item() for token, _ in sent.top], abs=CLOSE)
-
-
-def compare(asked, sent, logprobs) -> int:
-    """One answer with transformers; how many ties there were."""
-    ids, options = asked.prompt_ids, asked.sampling
-    tokens = [token.token for token in sent]
-    assert len(tokens) == options.max_tokens
-    table = logprobs((*ids, *tokens))
-    ties = 0
-    for row, token in zip(table[len(ids) - 1 :], sent, strict=False):
-        if options.temperature == 0:
-            best = row.topk(2).values
-            assert row[token.token] > best[0] - CLOSE, (asked.request_id, token.index)
-            ties += int(best[0] - best[1] < CLOSE)
-        if options.logprobs is None:
-            assert token.logprobs is None
-        else:
-            assert_scores(token.logprobs, row, token.token, options.logprobs)
-    first, *others = sent
-    assert not any(token.prompt_logprobs for token in others)
-    asks = options.prompt_logprobs is not None
-    assert len(first.prompt_logprobs) == (len(ids) - 1 if asks else 0)
-    for scores, row, token in zip(first.prompt_logprobs, table, ids[1:], strict=False):
-        assert_scores(scores, row, token, options.prompt_logprobs)
-    return ties
-
-
-def name(case: Case) -> str:
-    return "-".join(f"{axis}{value}" for axis, value in case.items())
 
 
 @pytest.mark.parametrize("case", CASES, ids=name)
