@@ -1,7 +1,7 @@
 """Policies that decide when dp ranks compute prompts, on the same traces, in virtual time.
 
     python benchmarks/delayer.py [--quick]
-    python benchmarks/delayer.py --calibrate FILE
+    python benchmarks/delayer.py --measure FILE; python benchmarks/delayer.py --calibrate FILE
 
 First each rival has to reproduce what it has published, on the machine that was fitted to its run
 without it. Then all policies meet on all traces, and the aims are judged. Then each constant of
@@ -163,7 +163,15 @@ def main() -> None:
         "--quick", action="store_true", help="shorter traces, constants as they are"
     )
     parser.add_argument("--calibrate", type=Path, metavar="FILE", help="fit a cost to its passes")
+    parser.add_argument("--measure", type=Path, metavar="FILE", help="passes of real workers here")
     asked = parser.parse_args()
+    if asked.measure:
+        from delaying.workers import measured  # torch, for this alone
+
+        with doing("passes of two dp ranks on this machine", 1800), asked.measure.open("w") as file:
+            for loads, seconds in measured(40 if asked.quick else 160):
+                file.write(json.dumps({"loads": loads, "seconds": seconds}) + "\n")
+        return
     if asked.calibrate:
         cost, miss = fit(read(asked.calibrate))
         print(json.dumps({"name": "delayer_cost", **asdict(cost), "median_miss": round(miss, 4)}))
