@@ -24,6 +24,8 @@ class DelayerSpec(SpecModel):
     """Passes in a row that prompts wait for, at most."""
     rest_ticks: Annotated[int, Field(ge=0, le=10000)] | None = None
     """Passes without prompts after each one with some."""
+    align: Annotated[float, Field(ge=0, le=1000)] | None = None
+    """How long prompts wait for those of other ranks, in the time that their own tokens take."""
     low_watermark: Annotated[float, Field(ge=0, le=1)] | None = None
     """A rank that uses less of its pages and slots waits for no fuller batch."""
     max_seconds: Annotated[float, Field(ge=0, le=86400)] | None = None
@@ -33,6 +35,9 @@ class DelayerSpec(SpecModel):
 class DpSpec(SpecModel):
     sync_device: Literal["host", "device"] | None = None
     """Where dp ranks tell each other of each pass. Without asyncScheduling: always device."""
+    gather: Literal["rows", "none"] | None = None
+    """none: they tell each other nothing, and every step has room for maxRunning rows of each; for
+    captured graphs of decode steps, role decode only."""
 
 
 class EngineSpec(SpecModel):
