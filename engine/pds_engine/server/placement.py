@@ -162,8 +162,13 @@ class Placement:
         """Requests that are bound now, in the queue's order, and to which dp rank.
 
         Args:
-            all_of_them: whether or not a rank can admit them: no more may be sent later.
+            all_of_them: whether or not a rank can admit them, or their offer has come: no more may
+                be sent later.
         """
+        if all_of_them:
+            for waits, since in self._unoffered.values():
+                self._enqueue(waits, since)
+            self._unoffered.clear()
         while (submit := self._first()) is not None:
             pages = self._pages(submit)
             able = [

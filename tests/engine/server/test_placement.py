@@ -181,3 +181,58 @@ def test_what_ended_counts_no_more(tokens):
     made.ended("a")
     assert (load.requests, load.tokens) == (0, 0)
     assert made.rank_of("a") is None
+
+
+# ---- a prefill group: requests and offers -------------------------------------------------------
+
+
+def prefill(**rooms: int) -> Placement:
+    made = Placement(2, PAGE, max_waiting=4, lease_seconds=30.0)
+    for rank in range(2):
+        made.room(rank, room(**rooms))
+    return made
+
+
+def test_a_request_is_bound_once_its_offer_has_come():
+    made = prefill()
+    assert not made.add(submit("a"), 0.0)
+    assert bound(made) == []
+    assert made.waiting == 1
+    assert made.offered("a")
+    assert bound(made) == [(0, "a")]
+
+
+def test_an_offer_that_came_first_is_remembered_unless_it_is_withdrawn():
+    made = prefill()
+    assert not made.offered("a")
+    assert made.add(submit("a"), 0.0)
+    assert bound(made) == [(0, "a")]
+    assert not made.offered("b")
+    assert not made.withdrawn("b")
+    assert not made.add(submit("b"), 0.0)
+
+
+def test_a_request_that_waits_goes_with_its_offer():
+    made = prefill(slots=1)
+    for name in "abc":
+        made.add(submit(name), 0.0)
+        made.offered(name)
+    assert [name for _, name in bound(made)] == ["a", "b"]
+    assert made.withdrawn("c")  # it cannot go on
+    assert not made.withdrawn("a")  # its rank has the offer
+    assert made.waiting == 0
+
+
+def test_a_request_whose_offer_does_not_come_is_forsaken():
+    made = prefill()
+    made.add(submit("a"), 10.0)
+    assert made.forsaken(39.9) == []
+    assert [each.request_id for each in made.forsaken(40.0)] == ["a"]
+    assert made.waiting == 0
+
+
+def test_in_a_drain_requests_are_bound_before_their_offers_come():
+    """The scheduler takes an offer for a request that it has, and refuses all others."""
+    made = prefill()
+    made.add(submit("a"), 0.0)
+    assert bound(made, all_of_them=True) == [(0, "a")]

@@ -46,10 +46,10 @@ class Front:
             transfer.claimed = True
 
     def bind(self, message: Bound) -> None:
-        """The request goes to another dp rank: so does its offer, unless it has gone meanwhile."""
+        """The request goes to another dp rank: so does its offer, also if it comes later."""
+        self._ranks[message.request_id] = message.dp_rank
         transfer = self._prefill.hand_on(message.request_id)
         if transfer is not None:
-            self._ranks[message.request_id] = message.dp_rank
             self._pass_on(message.dp_rank, transfer.decode, transfer.offer)
 
     def takes(self, sender: Party, message: TransferOffer | Abort) -> bool:
@@ -65,7 +65,7 @@ class Front:
         answer = message.message
         if isinstance(answer, Queued | Refused | TransferDone | AbortAck):
             self._out.put(Party("decode", message.peer), answer)
-            if not isinstance(answer, Queued):
+            if not isinstance(answer, Queued) and _final(answer):
                 self._ranks.pop(answer.transfer, None)
 
     def lost(self, decode: Party) -> None:
@@ -75,3 +75,9 @@ class Front:
     def _pass_on(self, rank: int, decode: Party, message: TransferOffer | Abort) -> None:
         relay = Relay(peer=decode.name, message=message)
         self._out.put(Party("replicas", str(rank)), relay)
+
+
+def _final(answer: Refused | TransferDone | AbortAck) -> bool:
+    """Whether the dp rank knows no more of the transfer than any other. One that has writes under
+    way does: should the decode side ask again, it must not be told that its pages are safe."""
+    return not isinstance(answer, AbortAck) or answer.drained
