@@ -202,6 +202,7 @@ def run(
 ) -> None:
     """More than so many passes under this load; every process has counted what it should."""
     before = taken(group)
+    assert not any(each.sync for each in before.values())
     while group.state.steps_done <= passes:
         asked, ranks = next(load)
         if prefill is None:
@@ -226,6 +227,7 @@ def run(
             group.receive(0.2)
     assert since() == wanted()
     assert (group.state.passes > passes) == (case["mode"] != "none")
+    assert bool(group.state.delayer_passes) == case["delayer"]
 
 
 def gathers_rows(kind: str, case: Case) -> bool:
