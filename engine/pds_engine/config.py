@@ -216,6 +216,12 @@ class EngineConfig(Section):
             raise ValueError("cache.warmup needs compile: true and cache.path")
         return self
 
+    @property
+    def most_open(self) -> int:
+        """Requests that the group has at once, at most: running on all dp ranks, and waiting."""
+        bounds = self.scheduler
+        return self.parallelism.dp * bounds.max_running + bounds.max_waiting
+
 
 ENVIRONMENT: Mapping[str, str] = {
     "PDS_GROUP": "pod.group",

@@ -139,6 +139,15 @@ def test_dp_ranks_hand_over_to_dp_ranks(
         process.end()
 
 
+def test_a_free_slot_of_any_dp_rank_is_taken_although_nobody_may_wait(fleet: Fleet):
+    group = fleet.group("no-queue", dp=2, scheduler__max_waiting=0)
+    wait_until(group.answers, 60)
+    for _ in range(3):
+        answers(group.url, PROMPTS[:8], clients=8)  # four slots on each of two ranks
+        wait_until(lambda: is_empty(group), 5)
+    group.end()
+
+
 def test_an_idle_group_costs_no_processor_time(fleet: Fleet):
     group = fleet.group("idle", dp=2)
     wait_until(group.answers, 60)

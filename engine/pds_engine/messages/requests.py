@@ -75,7 +75,7 @@ class Room(Message, frozen=True, kw_only=True):
     slots: int
     pages: int
     waiting: int
-    """Requests that wait here already, such as preempted ones."""
+    """Requests that wait here already and cannot all be admitted now, such as preempted ones."""
 
 
 class Offered(Message, frozen=True, kw_only=True):

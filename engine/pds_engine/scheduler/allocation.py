@@ -7,7 +7,7 @@ from itertools import islice
 
 from pds_engine.scheduler.pages import PagePool
 from pds_engine.scheduler.prefix import lengthen
-from pds_engine.scheduler.request import Request, growth
+from pds_engine.scheduler.request import Request, growth, wanted
 from pds_engine.scheduler.settings import Settings
 from pds_engine.scheduler.slots import SlotPool
 
@@ -172,16 +172,7 @@ class Allocator:
         return self.pool.cache.find(islice(chain, (request.context_len - 1) // size))
 
     def _wanted(self, request: Request) -> int:
-        """Pages that are set aside for a request when it is admitted.
-
-        On role=decode that of the first token's keys is among them, which comes with the others.
-        """
-        if self.settings.recompute:
-            return self.settings.pages_for(request.context_len)
-        most = growth(request.submit, self.settings)
-        if not self.elastic(request):
-            return most
-        return min(self.settings.pages_for(request.context_len + 1), most)
+        return wanted(request.submit, self.settings, request.given)
 
     def _reserve(self) -> int:
         """Pages that are left over when a request is admitted, for the growth of what runs."""

@@ -371,8 +371,7 @@ class PrefillSide:
         return sum(transfer.state is TransferState.KEPT for transfer in self.transfers.values())
 
     def _bound(self) -> int:
-        settings = self._ledger.settings
-        return settings.scheduler.max_waiting + settings.scheduler.max_running
+        return self._ledger.settings.most_open  # dp rank 0 keeps those of all
 
 
 def _names(message: Abort, offer: TransferOffer) -> bool:

@@ -185,7 +185,8 @@ class Planner:
         if self._delayer is None:
             return True
         verdict = self._delayer.decide(rows)
-        self.delays.add(verdict, bool(self._proposal.whole.chunks), now)
+        own, held = bool(self._proposal.whole.chunks), bool(self._ledger.prefilling)
+        self.delays.add(verdict, own, now, held=held)
         return verdict.runs
 
     def _note(self, rows: Sequence[SyncRow], runs: bool) -> None:

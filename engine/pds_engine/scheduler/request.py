@@ -133,6 +133,23 @@ class Request:
         return self.submit.prompt_ids[start:end] + tuple(self.outputs[first:last])
 
 
+def wanted(submit: Submit, settings: Settings, given: int | None = None) -> int:
+    """Pages that are set aside for a request when it is admitted.
+
+    On role=decode that of the first token's keys is among them, which comes with the others.
+
+    Args:
+        given: output tokens that are known by then; None: those that it came with.
+    """
+    known = len(submit.prompt_ids) + (len(submit.output_ids) if given is None else given)
+    if settings.recompute:
+        return settings.pages_for(known)
+    most = growth(submit, settings)
+    if not settings.elastic(submit.resumable):
+        return most
+    return min(settings.pages_for(known + 1), most)
+
+
 def growth(submit: Submit, settings: Settings) -> int:
     """Pages that a request will ever hold here. The last output token's keys are not computed."""
     prompt, given = len(submit.prompt_ids), len(submit.output_ids)

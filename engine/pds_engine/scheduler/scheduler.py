@@ -41,7 +41,7 @@ from pds_engine.scheduler.lifecycle import Ledger
 from pds_engine.scheduler.party import Handlers, Out, Outbox, Party, failure
 from pds_engine.scheduler.planner import Planner
 from pds_engine.scheduler.ranks import Ranks
-from pds_engine.scheduler.request import Phase, Request
+from pds_engine.scheduler.request import Phase, Request, wanted
 from pds_engine.scheduler.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -152,13 +152,18 @@ class Scheduler:
         return self._out.drain()
 
     def room(self) -> Room:
-        """What this dp rank could admit now."""
+        """What this dp rank could admit now, besides those in its queue. These were bound to it a
+        moment ago and are admitted after the pass under way, or have been preempted."""
         ledger = self.ledger
+        slots = ledger.allocator.slots.free - len(ledger.queue)
+        taken = sum(wanted(r.submit, self.settings, r.given) for r in ledger.queue)
+        pages = ledger.allocator.spare - taken
+        held_up = slots < 0 or pages < 0
         return Room(
             seen=self._submits,
-            slots=ledger.allocator.slots.free,
-            pages=ledger.allocator.spare,
-            waiting=len(ledger.queue),
+            slots=max(slots, 0),
+            pages=max(pages, 0),
+            waiting=len(ledger.queue) if held_up else 0,
         )
 
     def state(self, now: float) -> State:
@@ -258,9 +263,13 @@ class Scheduler:
             return InvalidRequest(f"the request id {message.request_id} is in use")
         if (reason := reject_reason(message, self.settings, self.ledger.pool.total)) is not None:
             return reason
-        at_once = waiting == 0 and self.ledger.running < self.settings.scheduler.max_running
+        bounds = self.settings.scheduler
+        at_once = waiting == 0 and self.ledger.running < bounds.max_running
         begun = bool(message.output_ids)  # its client has a part of the answer
-        if waiting >= self.settings.scheduler.max_waiting and not at_once and not begun:
+        # Above dp 1 the API server has the queue and its bound (server/placement.py): what comes
+        # from there was accepted.
+        bounded = self.settings.parallelism.dp == 1
+        if bounded and waiting >= bounds.max_waiting and not at_once and not begun:
             return Overloaded(f"{waiting} requests are waiting already", retry_after=RETRY_AFTER)
         return None
 

@@ -11,6 +11,8 @@ from starlette.exceptions import HTTPException
 from pds_engine import wire
 from pds_engine.config import EngineConfig
 from pds_engine.keys import Keys
+from pds_engine.scheduler.request import wanted
+from pds_engine.scheduler.settings import Settings
 from pds_engine.server.errors import handler
 from pds_engine.server.listen import listen
 from pds_engine.server.placement import Placement
@@ -69,16 +71,17 @@ def run(
     """
     tokenizer = Tokenizer(config.model.path)
     context = zmq.asyncio.Context()
-    bounds, dp = config.scheduler, config.parallelism.dp
+    dp = config.parallelism.dp
     lease = config.kv.lease_seconds if config.role == "prefill" else None
     placement = None
     if dp > 1:
-        placement = Placement(dp, config.kv.page_size, bounds.max_waiting, lease_seconds=lease)
+        wanting = partial(wanted, settings=Settings.of(config))
+        placement = Placement(dp, wanting, config.scheduler.max_waiting, lease_seconds=lease)
     scheduler = SchedulerClient(
         [partial(wire.AsyncLink, context, address, keys) for address in schedulers],
         group=config.pod.group,
         incarnation=incarnation,
-        capacity=dp * bounds.max_running + bounds.max_waiting,
+        capacity=config.most_open,
         placement=placement,
         join_timeout=config.join_timeout,
     )

@@ -151,7 +151,7 @@ def make(
     wants = request_fields(stream=body.stream, n=body.n, seed=body.seed)
     copies = wants.choices
     count = len(prompts) * copies
-    if count > config.scheduler.max_running + config.scheduler.max_waiting:
+    if count > config.most_open:
         raise InvalidRequest(
             f"{count} choices are more than this engine takes at once",
             param="n" if copies > 1 else "prompt",

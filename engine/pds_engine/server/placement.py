@@ -6,7 +6,7 @@ queue is long while another rank idles, and a rank that falls behind gets nothin
 
 import heapq
 from collections import OrderedDict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from pds_engine.messages import Room, Submit
@@ -17,6 +17,9 @@ AFFINITY_SLACK = 1024
 """Tokens that the rank of a prefix may have more than the least loaded one."""
 REMEMBERED = 4096
 """Beginnings whose dp rank is remembered."""
+
+STALE = 64
+"""Requests that were given up and may stay in the heap, besides as many as wait."""
 
 
 @dataclass(slots=True)
@@ -33,10 +36,7 @@ class RankLoad:
     """Of its unfinished requests: prompts, and outputs so far."""
 
     def admits(self, pages: int) -> bool:
-        """Whether it could admit a request now. An idle one takes any: it knows what is too large
-        for it, and says so."""
-        if not self.requests:
-            return True
+        """Whether it could admit a request now."""
         room = self.room
         slots, free = room.slots - len(self.unseen), room.pages - sum(self.unseen)
         return not room.waiting and slots > 0 and free >= pages
@@ -47,16 +47,22 @@ class Placement:
 
     Args:
         dp: ranks, none of which has reported yet.
+        wanted: pages that a rank must have to admit a request.
         lease_seconds: on role=prefill: how long a request waits for its offer, without which it
             cannot be computed. None: it needs no offer.
     """
 
     def __init__(
-        self, dp: int, page_size: int, max_waiting: int, *, lease_seconds: float | None = None
+        self,
+        dp: int,
+        wanted: Callable[[Submit], int],
+        max_waiting: int,
+        *,
+        lease_seconds: float | None = None,
     ) -> None:
         self._max_waiting = max_waiting
         self.loads: list[RankLoad | None] = [None] * dp
-        self._page_size = page_size
+        self._wanted = wanted
         self._queue: list[tuple[int, float, int, Submit]] = []
         self._waiting: dict[str, Submit] = {}
         self._arrivals = 0
@@ -96,8 +102,7 @@ class Placement:
             return True
         if all(submit.output_ids for submit in submits):
             return True
-        able = [load for load in self.loads if load is not None and load.admits(1)]
-        return not self.waiting and len(submits) <= len(able)
+        return not self.waiting and len(submits) <= len(self._able(1))
 
     def rank_of(self, request_id: str) -> int | None:
         """The dp rank that a request is bound to."""
@@ -135,9 +140,10 @@ class Placement:
 
     def expired(self, now: float) -> list[Submit]:
         """Those whose deadline passed while they waited; they are out of the queue."""
-        late = [s for s in self._waiting.values() if s.deadline is not None and now >= s.deadline]
+        everyone = [*self._waiting.values(), *(each for each, _ in self._unoffered.values())]
+        late = [s for s in everyone if s.deadline is not None and now >= s.deadline]
         for submit in late:
-            del self._waiting[submit.request_id]
+            self.withdraw(submit.request_id)
         return late
 
     def forsaken(self, now: float) -> list[Submit]:
@@ -170,12 +176,8 @@ class Placement:
                 self._enqueue(waits, since)
             self._unoffered.clear()
         while (submit := self._first()) is not None:
-            pages = self._pages(submit)
-            able = [
-                rank
-                for rank, load in enumerate(self.loads)
-                if load is not None and (all_of_them or load.admits(pages))
-            ]
+            pages = self._wanted(submit)
+            able = self._able(pages, all_of_them=all_of_them)
             if not able:
                 return
             rank = self._choose(able, submit)
@@ -206,18 +208,29 @@ class Placement:
         since = now if submit.since is None else min(submit.since, now)
         heapq.heappush(self._queue, (submit.priority, since, self._arrivals, submit))
         self._waiting[submit.request_id] = submit
+        if len(self._queue) > 2 * len(self._waiting) + STALE:
+            self._queue = [each for each in self._queue if self._stays(each[3])]
+            heapq.heapify(self._queue)
 
     def _first(self) -> Submit | None:
         while self._queue:
             submit = self._queue[0][3]
-            if self._waiting.get(submit.request_id) is submit:
+            if self._stays(submit):
                 return submit
             heapq.heappop(self._queue)
         return None
 
-    def _pages(self, submit: Submit) -> int:
-        tokens = len(submit.prompt_ids) + len(submit.output_ids) + 1
-        return -(-tokens // self._page_size)
+    def _stays(self, submit: Submit) -> bool:
+        """Whether it still waits: those that were given up leave the heap later."""
+        return self._waiting.get(submit.request_id) is submit
+
+    def _able(self, pages: int, *, all_of_them: bool = False) -> list[int]:
+        """The dp ranks that could admit a request of so many pages now; where none has them, those
+        without a request: such a rank knows what is too large for it, and says so. (One may hold
+        pages without a request: a hand-over ends later than its request.)"""
+        here = [(rank, load) for rank, load in enumerate(self.loads) if load is not None]
+        able = [rank for rank, load in here if all_of_them or load.admits(pages)]
+        return able or [rank for rank, load in here if not load.requests]
 
     def _choose(self, able: list[int], submit: Submit) -> int:
         """The rank with the fewest tokens, or the one that computed this beginning before, if it

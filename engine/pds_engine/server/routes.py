@@ -58,7 +58,7 @@ class Routes:
         self._limits = large.PromptLimits(
             tokens=config.max_model_len,
             characters=config.max_model_len * tokenizer.longest,
-            prompts=config.scheduler.max_running + config.scheduler.max_waiting,
+            prompts=config.most_open,
         )
         self._lanes = Lanes(self._limits)
         self._room = Room(config.http.max_held_bytes)

@@ -253,6 +253,12 @@ def test_without_a_queue_a_free_slot_is_needed(bench: MakeBench) -> None:
     assert b.submit("b", 5, max_tokens=1) == ["s failed b 429 overloaded"]
 
 
+def test_above_dp_1_what_was_bound_to_this_rank_is_not_refused(bench: MakeBench) -> None:
+    """The group's queue is bounded where it is: several may be bound before this rank plans."""
+    b = bench(max_waiting=0, dp=2)
+    assert [b.submit(name, 5, max_tokens=1) for name in "abc"] == [[], [], []]
+
+
 def test_an_id_is_used_once_at_a_time(bench: MakeBench) -> None:
     b = bench()
     b.submit("r", 5, max_tokens=1)

@@ -7,6 +7,11 @@ from pds_engine.server.placement import AFFINITY_SLACK, Placement
 PAGE = 4
 
 
+def wanted(submit: Submit) -> int:
+    """Pages of its prompt, and of a token more."""
+    return len(submit.prompt_ids) // PAGE + 1
+
+
 def submit(name: str, length: int = 7, **keys: object) -> Submit:
     return Submit(
         request_id=name,
@@ -22,7 +27,7 @@ def room(seen: int = 0, slots: int = 2, pages: int = 16, waiting: int = 0) -> Ro
 
 
 def placement(dp: int = 2, **rooms: int) -> Placement:
-    made = Placement(dp, PAGE, max_waiting=4)
+    made = Placement(dp, wanted, max_waiting=4)
     for rank in range(dp):
         made.room(rank, room(**rooms))
     return made
@@ -79,6 +84,17 @@ def test_an_idle_rank_takes_what_is_too_large_and_says_so_itself():
     assert bound(made) == [(0, "huge")]
 
 
+def test_a_rank_that_holds_pages_without_a_request_is_the_last_choice():
+    """A prefill rank's request ends when its first token is known, its hand-over later."""
+    made = placement()
+    put(made, "a", "b")
+    assert bound(made) == [(0, "a"), (1, "b")]
+    made.ended("a")
+    made.room(0, room(seen=1, pages=0))  # its pages are still on their way to the decode side
+    put(made, "c")
+    assert bound(made) == [(1, "c")]
+
+
 def test_the_first_is_not_overtaken():
     made = placement(slots=1)
     put(made, "a", "b")
@@ -124,7 +140,7 @@ def test_the_queue_is_bounded():
 
 
 def test_a_rank_could_take_it_at_once_although_nobody_may_wait():
-    made = Placement(2, PAGE, max_waiting=0)
+    made = Placement(2, wanted, max_waiting=0)
     assert not made.accepts([submit("a")])
     made.room(0, room())
     assert made.accepts([submit("a")])
@@ -154,6 +170,17 @@ def test_a_deadline_passes_in_the_queue():
     assert made.waiting == 1
 
 
+def test_those_that_were_given_up_leave_the_heap_while_the_first_waits():
+    made = placement(slots=0)
+    put(made, "a", "b", "first")
+    assert len(bound(made)) == 2
+    for at in range(1000):
+        put(made, f"x{at}")
+        assert made.withdraw(f"x{at}")
+    assert len(made._queue) < 100
+    assert bound(made, all_of_them=True) == [(0, "first")]
+
+
 def test_all_are_bound_where_no_more_may_be_sent_later():
     made = placement(slots=1)
     put(made, "a", "b", "c", "d")
@@ -162,7 +189,7 @@ def test_all_are_bound_where_no_more_may_be_sent_later():
 
 
 def test_it_is_not_ready_before_every_rank_has_spoken():
-    made = Placement(2, PAGE, max_waiting=4)
+    made = Placement(2, wanted, max_waiting=4)
     made.room(0, room())
     assert not made.ready
     made.room(1, room())
@@ -187,7 +214,7 @@ def test_what_ended_counts_no_more(tokens):
 
 
 def prefill(**rooms: int) -> Placement:
-    made = Placement(2, PAGE, max_waiting=4, lease_seconds=30.0)
+    made = Placement(2, wanted, max_waiting=4, lease_seconds=30.0)
     for rank in range(2):
         made.room(rank, room(**rooms))
     return made
@@ -229,6 +256,16 @@ def test_a_request_whose_offer_does_not_come_is_forsaken():
     assert made.forsaken(39.9) == []
     assert [each.request_id for each in made.forsaken(40.0)] == ["a"]
     assert made.waiting == 0
+
+
+def test_a_deadline_passes_before_the_offer_comes():
+    made = prefill()
+    made.add(submit("a", deadline=5.0), 0.0)
+    assert made.expired(4.9) == []
+    assert [each.request_id for each in made.expired(5.0)] == ["a"]
+    assert made.waiting == 0
+    assert made.forsaken(40.0) == []
+    assert not made.offered("a")
 
 
 def test_in_a_drain_requests_are_bound_before_their_offers_come():

@@ -18,15 +18,22 @@ class DelayRecord:
     """How long prompts of this rank waited, in all waits that are over."""
     _since: float | None = None
 
-    def add(self, verdict: Verdict, own: bool, now: float) -> None:
-        """A pass has its verdict; `own`: this rank had prompts in it."""
+    def add(self, verdict: Verdict, own: bool, now: float, *, held: bool = True) -> None:
+        """A pass has its verdict.
+
+        Args:
+            own: this rank had tokens of prompts in it.
+            held: a prompt has a slot on this rank; without one, no wait of its own is under way.
+        """
         if verdict.reason != "nothing":
             self.outcomes[verdict.reason] += 1
         if not verdict.runs:
             self.ticks += 1
             if own and self._since is None:
                 self._since = now
-        elif self._since is not None and verdict.reason != "nothing":
+        elif verdict.reason != "nothing":
+            held = False
+        if not held and self._since is not None:
             self.seconds += now - self._since
             self._since = None
 
