@@ -76,6 +76,11 @@ class Room(Message, frozen=True, kw_only=True):
     pages: int
     waiting: int
     """Requests that wait here already and cannot all be admitted now, such as preempted ones."""
+    first: int = 0
+    """Priority of the first of them. One that goes before it could be admitted with …"""
+    first_slots: int = 0
+    first_pages: int = 0
+    """… these."""
 
 
 class Offered(Message, frozen=True, kw_only=True):

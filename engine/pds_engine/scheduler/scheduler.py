@@ -154,16 +154,19 @@ class Scheduler:
     def room(self) -> Room:
         """What this dp rank could admit now, besides those in its queue. These were bound to it a
         moment ago and are admitted after the pass under way, or have been preempted."""
-        ledger = self.ledger
-        slots = ledger.allocator.slots.free - len(ledger.queue)
-        taken = sum(wanted(r.submit, self.settings, r.given) for r in ledger.queue)
-        pages = ledger.allocator.spare - taken
+        ledger, first = self.ledger, self.ledger.queue.first()
+        free, spare = ledger.allocator.slots.free, ledger.allocator.spare
+        slots = free - len(ledger.queue)
+        pages = spare - sum(wanted(r.submit, self.settings, r.given) for r in ledger.queue)
         held_up = slots < 0 or pages < 0
         return Room(
             seen=self._submits,
             slots=max(slots, 0),
             pages=max(pages, 0),
             waiting=len(ledger.queue) if held_up else 0,
+            first=first.submit.priority if first and held_up else 0,
+            first_slots=free if held_up else 0,
+            first_pages=spare if held_up else 0,
         )
 
     def state(self, now: float) -> State:

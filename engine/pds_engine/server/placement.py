@@ -35,11 +35,14 @@ class RankLoad:
     tokens: int = 0
     """Of its unfinished requests: prompts, and outputs so far."""
 
-    def admits(self, pages: int) -> bool:
-        """Whether it could admit a request now."""
+    def admits(self, pages: int, priority: int) -> bool:
+        """Whether it could admit a request now: before those that wait there, if it is more urgent
+        than they are."""
         room = self.room
-        slots, free = room.slots - len(self.unseen), room.pages - sum(self.unseen)
-        return not room.waiting and slots > 0 and free >= pages
+        before = bool(room.waiting) and priority < room.first
+        slots, free = (room.first_slots, room.first_pages) if before else (room.slots, room.pages)
+        fits = slots > len(self.unseen) and free >= pages + sum(self.unseen)
+        return fits and (before or not room.waiting)
 
 
 class Placement:
@@ -102,7 +105,7 @@ class Placement:
             return True
         if all(submit.output_ids for submit in submits):
             return True
-        return not self.waiting and len(submits) <= len(self._able(1))
+        return not self.waiting and len(submits) <= len(self._able(1, submits[0].priority))
 
     def rank_of(self, request_id: str) -> int | None:
         """The dp rank that a request is bound to."""
@@ -177,7 +180,7 @@ class Placement:
             self._unoffered.clear()
         while (submit := self._first()) is not None:
             pages = self._wanted(submit)
-            able = self._able(pages, all_of_them=all_of_them)
+            able = self._able(pages, submit.priority, all_of_them=all_of_them)
             if not able:
                 return
             rank = self._choose(able, submit)
@@ -224,12 +227,12 @@ class Placement:
         """Whether it still waits: those that were given up leave the heap later."""
         return self._waiting.get(submit.request_id) is submit
 
-    def _able(self, pages: int, *, all_of_them: bool = False) -> list[int]:
+    def _able(self, pages: int, priority: int, *, all_of_them: bool = False) -> list[int]:
         """The dp ranks that could admit a request of so many pages now; where none has them, those
         without a request: such a rank knows what is too large for it, and says so. (One may hold
         pages without a request: a hand-over ends later than its request.)"""
         here = [(rank, load) for rank, load in enumerate(self.loads) if load is not None]
-        able = [rank for rank, load in here if all_of_them or load.admits(pages)]
+        able = [rank for rank, load in here if all_of_them or load.admits(pages, priority)]
         return able or [rank for rank, load in here if not load.requests]
 
     def _choose(self, able: list[int], submit: Submit) -> int:

@@ -1,6 +1,7 @@
 """Requests wait in one queue, and are bound to the dp rank that can admit them."""
 
 import pytest
+from msgspec import structs
 from pds_engine.messages import Room, Sampling, Submit
 from pds_engine.server.placement import AFFINITY_SLACK, Placement
 
@@ -76,6 +77,20 @@ def test_a_rank_where_somebody_waits_gets_nothing():
     put(made, "a", "b", "c")
     assert bound(made) == [(0, "a"), (1, "b")]  # idle as far as we know: they may say no
     assert made.waiting == 1
+
+
+def test_an_urgent_request_goes_before_what_was_preempted():
+    made = placement(slots=1)
+    put(made, "a", "b", priority=5)
+    assert len(bound(made)) == 2
+    for rank in range(2):
+        said = room(seen=1, slots=0, pages=0, waiting=1)
+        made.room(rank, structs.replace(said, first=5, first_slots=1, first_pages=4))
+    put(made, "c", priority=5)
+    assert bound(made) == []
+    put(made, "d", priority=-5)
+    put(made, "e", length=30, priority=-5)  # more pages than there are
+    assert bound(made) == [(0, "d")]
 
 
 def test_an_idle_rank_takes_what_is_too_large_and_says_so_itself():
