@@ -124,7 +124,10 @@ class HandOver:
         else:
             self.prefill.offer(decode, message, now, closed)
             return
-        self.prefill.reject(decode, message, TransferFailed(reason))
+        error = TransferFailed(reason)
+        self.prefill.reject(decode, message, error)
+        if self._front is not None:
+            self._front.rejected(message, error)
 
     def _done(self, prefill: Party, message: TransferDone) -> None:
         request = self.decode.done(prefill, message)

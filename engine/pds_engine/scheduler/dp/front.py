@@ -5,6 +5,7 @@ request to a dp rank; from then on it passes on what the two sides say to each o
 of the rank is made late, and a decode group of any release need not know of it.
 """
 
+from pds_engine.errors import PdsError
 from pds_engine.messages import (
     Abort,
     AbortAck,
@@ -18,7 +19,7 @@ from pds_engine.messages import (
     TransferOffer,
 )
 from pds_engine.scheduler.handover_p import PrefillSide
-from pds_engine.scheduler.party import REPLICAS, Handlers, Outbox, Party
+from pds_engine.scheduler.party import REPLICAS, SERVERS, Handlers, Outbox, Party, failure
 
 
 class Front:
@@ -59,6 +60,10 @@ class Front:
             return False
         self._pass_on(rank, sender, message)
         return True
+
+    def rejected(self, offer: TransferOffer, error: PdsError) -> None:
+        """The two groups do not fit: the request, which no dp rank has yet, cannot go on."""
+        self._out.put(SERVERS, failure(offer.transfer, error))
 
     def answered(self, message: Relay) -> None:
         """Another dp rank answers a decode scheduler."""

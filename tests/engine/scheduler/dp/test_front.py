@@ -142,3 +142,12 @@ def test_all_ranks_are_told_of_a_decode_side_that_is_lost(front: Front):
         Out(D, given_up("the decode side is lost", "transfer_failed")),
         Out(REPLICAS, RelayLost(peer="d0")),
     ]
+
+
+def test_a_request_whose_groups_do_not_fit_ends_at_once(front: Front):
+    """No dp rank has it: the server is told, in whose queue it waits for another offer."""
+    front.core.decode.kv_fingerprint = "another"
+    refused, failed = front.offer()
+    assert (refused.to, refused.message.code) == (D, "transfer_failed")
+    assert (failed.to, failed.message.request_id) == (SERVERS, "r")
+    assert "KV formats differ" in failed.message.message
