@@ -3,8 +3,13 @@
 import re
 import subprocess
 from pathlib import Path
+from typing import get_args
 
 import pytest
+from pds_engine.config import DelayerConfig, EngineConfig
+from pds_engine.messages import State
+from pds_engine.scheduler.dp.delayer import WAITS, Reason
+from pds_engine.server.state import report
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
@@ -74,6 +79,39 @@ def test_operations_lists_every_metric_of_the_contract() -> None:
     contract, listed = (set(METRIC.findall(text)) for text in pages)
     assert len(contract) > 30
     assert {name for name in contract if not {name, f"{name}_total"} & listed} == set()
+
+
+def first_cells(page: str, begins: str) -> set[str]:
+    """What stands in code in the first cell of the rows that begin so."""
+    lines = (ROOT / "docs" / page).read_text().splitlines()
+    rows = [line for line in lines if line.startswith(f"| `{begins}")]
+    return {name for line in rows for name in re.findall(r"`([^`]+)`", line.split("|")[1])}
+
+
+def test_the_delayers_tables_have_all_its_reasons_and_knobs() -> None:
+    text = (ROOT / "docs" / "data-parallel.md").read_text()
+    reasons = set(re.findall(r"^\| \d+ \|.*\| `([a-z]+)` \|$", text, re.MULTILINE))
+    assert reasons == set(get_args(Reason))
+    assert reasons > WAITS
+    knobs = set(DelayerConfig.model_fields)
+    assert knobs <= set(re.findall(r"^\| `([a-z_]+)` \|", text, re.MULTILINE))
+    spelt = {re.sub(r"_(.)", lambda found: found[1].upper(), f"delayer.{knob}") for knob in knobs}
+    assert first_cells("reference.md", "delayer.") == spelt
+
+
+def test_the_reference_has_every_key_of_the_state() -> None:
+    said = report(
+        State(),
+        EngineConfig(),
+        incarnation="",
+        key_id=None,
+        in_flight=0,
+        draining=False,
+        error=None,
+    )
+    text = (ROOT / "docs" / "reference.md").read_text()
+    table = text[text.index("### What /pds/state tells") : text.index("### Signed headers")]
+    assert {key for key in said if f"`{key}`" not in table} == set()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

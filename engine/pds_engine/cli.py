@@ -50,7 +50,9 @@ def serve(
     dtype: Annotated[str | None, typer.Option(help="bfloat16, float32 or float16.")] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="HTTP port.")] = None,
-    pp: Annotated[int | None, typer.Option(help="Pipeline stages, all on this machine.")] = None,
+    pp: Annotated[int | None, typer.Option(help="Pipeline stages.")] = None,
+    tp: Annotated[int | None, typer.Option(help="Ranks of an attention group.")] = None,
+    dp: Annotated[int | None, typer.Option(help="Data-parallel attention groups.")] = None,
     threads: Annotated[int | None, typer.Option(help="Compute threads on CPU.")] = None,
     chunk_size: Annotated[int | None, typer.Option(help="Prompt tokens in one step.")] = None,
     set_: Annotated[
@@ -66,6 +68,8 @@ def serve(
         "http.host": host,
         "http.port": port,
         "parallelism.pp": pp,
+        "parallelism.tp": tp,
+        "parallelism.dp": dp,
         "threads": threads,
         "scheduler.chunk_size": chunk_size,
     }
@@ -75,8 +79,8 @@ def serve(
             raise ConfigError(f"--set {pair}: write KEY=VALUE", hint="for example kv.page_size=16")
         flags[key] = yaml.safe_load(value)
     settings = configuration.load(config, flags=flags)
-    if pp is not None:
-        # Stages that the command line asks for are for this machine, not for other pods.
+    if any(flags.get(f"parallelism.{axis}") is not None for axis in ("pp", "tp", "dp")):
+        # Ranks that the command line asks for are for this machine, not for other pods.
         flags.setdefault("parallelism.ranks_per_pod", settings.parallelism.ranks)
         settings = configuration.load(config, flags=flags)
     sys.exit(launch.serve(settings))

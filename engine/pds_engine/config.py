@@ -57,7 +57,8 @@ class ParallelConfig(Section):
     def _pods_are_whole(self) -> Self:
         if self.ranks % self.ranks_per_pod:
             raise ValueError(
-                f"ranks_per_pod {self.ranks_per_pod} does not divide pp·tp·dp = {self.ranks}"
+                f"ranks_per_pod {self.ranks_per_pod} does not divide pp·tp·dp = {self.ranks}: "
+                f"choose a divisor; {self.ranks} has all ranks in one pod"
             )
         return self
 
@@ -205,7 +206,10 @@ class EngineConfig(Section):
     @model_validator(mode="after")
     def _only_decode_steps_are_alike(self) -> Self:
         if self.dp.gather == "none" and self.role != "decode":
-            raise ValueError(f"dp.gather: none is for role decode, this is role {self.role}")
+            raise ValueError(
+                f"dp.gather: none is for role decode, this is role {self.role}: set it in "
+                "decode.engine, or leave it out"
+            )
         if self.dp.gather == "none" and self.delayer.enabled:
             raise ValueError("delayer.enabled: the delayer has nothing to go by at dp.gather: none")
         return self
@@ -287,6 +291,8 @@ def parse(kind: type[T], tree: Mapping[str, Any]) -> T:
         key = ".".join(str(part) for part in first["loc"]) or "the configuration"
         if first["type"] == "extra_forbidden":
             raise ConfigError(f"unknown key {key}", hint=_nearest(kind, key)) from error
+        if first["type"] == "value_error":  # our own words, which name the values
+            raise ConfigError(f"{key}: {first['ctx']['error']}") from error
         raise ConfigError(f"{key}: {first['msg']}, got {first['input']!r}") from error
 
 

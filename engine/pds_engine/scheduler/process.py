@@ -27,6 +27,8 @@ from pds_engine.messages import (
     Wake,
     Welcome,
 )
+from pds_engine.parallel.sync import sync_mode
+from pds_engine.scheduler.dp.delayer import Delayer
 from pds_engine.scheduler.members import KINDS, MAY_SEND, Member, ServedGroup
 from pds_engine.scheduler.party import REPLICAS, SERVERS, SYNC, WORKERS, Out, Party
 from pds_engine.scheduler.peers import Peers
@@ -67,6 +69,15 @@ def run(
     try:
         hub = Hub(context, bind, keys)
         log.info("scheduler bound", extra={"address": bind, "role": settings.role})
+        if settings.parallelism.dp > 1:
+            gather, delayer = sync_mode(settings), Delayer.of(settings)
+            log.info(
+                "dp rank %d of %d: rows are gathered on %s, the delayer is %s",
+                place.dp_rank,
+                settings.parallelism.dp,
+                gather,
+                "off" if delayer is None else "on",
+            )
         # Rank 0 is in this pod, whose address every rank reaches.
         rendezvous = f"{config.pod.ip}:{config.http.rendezvous_port}"
         core = Scheduler(settings, incarnation, place.dp_rank)
@@ -216,7 +227,8 @@ class SchedulerLoop:
             party = Party(KINDS[message.peer], identity.hex())
         self._members[identity] = Member(identity, party, message.rank)
         self._state = self._room = None
-        log.info("%s joined, rank %d", message.peer, message.rank)
+        peer = "scheduler of dp" if message.peer == "replica" else message.peer
+        log.info("%s joined, rank %d", peer, message.rank)
         try:
             self._hub.send(identity, Welcome(incarnation=group.incarnation))
         except PeerUnknown:
