@@ -79,8 +79,8 @@ def serve(
             raise ConfigError(f"--set {pair}: write KEY=VALUE", hint="for example kv.page_size=16")
         flags[key] = yaml.safe_load(value)
     settings = configuration.load(config, flags=flags)
-    if any(flags.get(f"parallelism.{axis}") is not None for axis in ("pp", "tp", "dp")):
-        # Ranks that the command line asks for are for this machine, not for other pods.
+    if (pp, tp, dp) != (None, None, None):
+        # Ranks that these flags ask for are for this machine; those of --set may be in other pods.
         flags.setdefault("parallelism.ranks_per_pod", settings.parallelism.ranks)
         settings = configuration.load(config, flags=flags)
     sys.exit(launch.serve(settings))
