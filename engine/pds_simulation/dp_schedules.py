@@ -9,10 +9,7 @@ all requests answered rightly or given up, nothing left behind, one gather a pas
 waits within their bound; where more requests come than slots, every rank fills all of its slots.
 """
 
-import argparse
 import random
-import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -30,6 +27,7 @@ from pds_engine.errors import PdsError
 from pds_engine.messages import Drain, Role, Sampling, Submit
 from pds_engine.scheduler.settings import Settings
 
+from pds_simulation import schedules
 from pds_simulation.agreement import peaks
 from pds_simulation.cluster import Cluster
 from pds_simulation.events import TRUE, Clock, Events
@@ -260,28 +258,8 @@ def _machine(rng: random.Random, settings: Settings, pages: int) -> Machine:
 
 def explore(first: int, count: int) -> list[tuple[int, PdsError]]:
     """The seeds, of `count` from `first` on, that end wrongly, and how."""
-    wrong = []
-    for seed in range(first, first + count):
-        try:
-            schedule(seed).run()
-        except PdsError as error:
-            wrong.append((seed, error))
-    return wrong
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--first", type=int, default=0, metavar="SEED")
-    parser.add_argument("--count", type=int, default=10_000)
-    asked = parser.parse_args()
-    begun = time.process_time()
-    wrong = explore(asked.first, asked.count)
-    for seed, error in wrong:
-        print(f"seed {seed}: {type(error).__name__}: {error}")
-    spent = time.process_time() - begun
-    print(f"{asked.count} schedules, {len(wrong)} wrong, {spent:.1f} s of CPU")
-    sys.exit(bool(wrong))
+    return schedules.explore(first, count, schedule)
 
 
 if __name__ == "__main__":
-    main()
+    schedules.main(schedule, __doc__)

@@ -10,6 +10,8 @@ import argparse
 import random
 import sys
 import time
+from collections.abc import Callable
+from typing import Protocol
 
 from pds_engine.config import KvConfig, ParallelConfig, PipelineConfig, SchedulerConfig
 from pds_engine.errors import PdsError
@@ -117,24 +119,33 @@ def random_step_time(rng: random.Random, stages: int) -> StepTime:
     return seconds
 
 
-def explore(first: int, count: int) -> list[tuple[int, PdsError]]:
+class Runs(Protocol):
+    """A schedule that is ready to run."""
+
+    def run(self) -> object: ...
+
+
+def explore(
+    first: int, count: int, make: Callable[[int], Runs] = schedule
+) -> list[tuple[int, PdsError]]:
     """The seeds, of `count` from `first` on, that end wrongly, and how."""
     wrong = []
     for seed in range(first, first + count):
         try:
-            schedule(seed).run()
+            make(seed).run()
         except PdsError as error:
             wrong.append((seed, error))
     return wrong
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def main(make: Callable[[int], Runs] = schedule, about: str | None = __doc__) -> None:
+    """Run as many as are asked for, and say which end wrongly."""
+    parser = argparse.ArgumentParser(description=about)
     parser.add_argument("--first", type=int, default=0, metavar="SEED")
     parser.add_argument("--count", type=int, default=10_000)
     asked = parser.parse_args()
     begun = time.process_time()
-    wrong = explore(asked.first, asked.count)
+    wrong = explore(asked.first, asked.count, make)
     for seed, error in wrong:
         print(f"seed {seed}: {type(error).__name__}: {error}")
     spent = time.process_time() - begun

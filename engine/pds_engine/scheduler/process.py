@@ -219,9 +219,10 @@ class SchedulerLoop:
             party = WORKERS
             if self._core.ranks.join(message.rank):
                 self._queue([Out(WORKERS, Assemble(rendezvous=group.rendezvous))])
-        elif message.peer in ("replica", "sync"):
-            party = REPLICAS if message.peer == "replica" else SYNC
-            early, self._early = self._early, []
+        elif message.peer == "replica":
+            party = REPLICAS
+        elif message.peer == "sync":
+            party, early, self._early = SYNC, self._early, []
             self._queue(Out(SYNC, message) for message in early)
         else:
             party = Party(KINDS[message.peer], identity.hex())
@@ -260,8 +261,11 @@ class SchedulerLoop:
         if member.party == WORKERS:
             name = self._core.ranks.names([member.rank])
             raise RankLost(f"{name} has ended, or was silent for too long: its connection is gone")
-        if member.party in (REPLICAS, SYNC):
-            raise RankLost(f"the {member.party.kind} of dp rank {member.rank} have ended")
+        if member.party == REPLICAS:
+            raise RankLost(f"the scheduler of dp rank {member.rank} has ended")
+        if member.party == SYNC:
+            name = self._core.ranks.names([member.rank])
+            raise RankLost(f"{name} gathers no rows any more: its connection is gone")
         log.warning("lost a %s", member.party.kind)
         self._changed = True
         self._queue(self._core.lost(member.party, now))

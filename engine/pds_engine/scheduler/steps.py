@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pds_engine.errors import ProtocolError
 from pds_engine.messages import Push, StepDone, StepPlan
 from pds_engine.scheduler.cost import Measured, Meter
-from pds_engine.scheduler.dp.batches import padded
+from pds_engine.scheduler.dp.batches import needs_padding, padded
 from pds_engine.scheduler.lifecycle import Ledger
 from pds_engine.scheduler.pick import Alternation, Picked, pick
 from pds_engine.scheduler.prefill import ChunkPolicy
@@ -106,7 +106,8 @@ class Steps:
             rows.append(self.ledger.schedule_chunk(request, chunk, self.next_id))
             tokens += chunk.length
         if padded_tokens is None:
-            padded_tokens = padded(tokens, settings.parallelism.tp)
+            tp = settings.parallelism.tp
+            padded_tokens = padded(tokens, tp) if needs_padding(tokens > 0) else 0
         if tokens > padded_tokens:
             raise ProtocolError(f"step {self.next_id}: {tokens} tokens, {padded_tokens} agreed on")
         plan = StepPlan(

@@ -37,6 +37,7 @@ from pds_engine.wire import Link
 from pds_engine.worker.joining import join
 from pds_engine.worker.loop import Loop
 from pds_engine.worker.mailbox import Mailbox
+from pds_engine.worker.side import SideThread
 from pds_engine.worker.sync import SyncThread, gathers
 from pds_engine.worker.watchdog import Activity, Watchdog
 
@@ -61,7 +62,7 @@ def run(
     own = schedulers[Numbering.of(config.parallelism).place(rank).dp]
     link = Link(context, own, keys)
     activity = Activity(rank)
-    threads: list[Watchdog | SyncThread] = []
+    threads: list[SideThread] = []
     try:
         assembly, group = join(config, link, rank, incarnation)
         hello = Hello(peer="watch", group=config.pod.group, incarnation=group, rank=rank)
@@ -84,9 +85,8 @@ def run(
         code = error.code if isinstance(error, PdsError) else PdsError.code
         link.send(Fault(rank=rank, code=code, message=f"{type(error).__name__}: {error}"))
         link.close(linger_ms=1000)
-        for thread in threads:
-            thread.stop()
-        context.term()
+        if all(thread.stop() for thread in threads):
+            context.term()
         raise
 
 

@@ -4,9 +4,6 @@ A thread with a connection, a communicator and on a GPU a stream of its own: wit
 scheduling the gather of pass n + 1 runs while step n computes, and must not queue behind it.
 """
 
-import logging
-import threading
-
 import torch
 import torch.distributed as dist
 import zmq
@@ -19,9 +16,7 @@ from pds_engine.parallel.gather import RowGather
 from pds_engine.parallel.layout import Numbering
 from pds_engine.parallel.sync import sync_mode
 from pds_engine.wire import Link
-
-logger = logging.getLogger("pds.sync")
-_LOOK_SECONDS = 1.0
+from pds_engine.worker.side import SideThread
 
 
 def gathers(config: EngineConfig, rank: int) -> bool:
@@ -30,7 +25,7 @@ def gathers(config: EngineConfig, rank: int) -> bool:
     return sync_mode(config) == "device" and (place.stage, place.tp) == (0, 0)
 
 
-class SyncThread:
+class SyncThread(SideThread):
     """Answers each Gather of the scheduler at `address` with Gathered, until that one has gone.
 
     Raises:
@@ -49,34 +44,10 @@ class SyncThread:
     ) -> None:
         if group is None:
             raise GroupError("dp.sync_device: device, and this rank has no group to gather in")
-        self._context, self._address, self._keys = context, address, keys
-        self._hello = hello
+        super().__init__(context, address, keys, hello)
         self.rows = RowGather(group, device, on_device=True)
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="sync", daemon=True)
 
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._stopping.set()
-        if self._thread.is_alive():
-            self._thread.join()
-
-    def _run(self) -> None:
-        try:
-            link = Link(self._context, self._address, self._keys)
-            try:
-                link.send(self._hello)
-                self._answer(link)
-            finally:
-                link.close()
-        except (GroupError, zmq.ZMQError) as error:
-            # The scheduler sees the connection end, and with it the group.
-            logger.error("the sync thread of rank %d ends: %s", self._hello.rank, error)
-
-    def _answer(self, link: Link) -> None:
-        while not self._stopping.is_set() and not link.lost:
-            message = link.receive(timeout=_LOOK_SECONDS)
-            if isinstance(message, Gather):
-                link.send(self.rows.gather(message.row))
+    def work(self, link: Link) -> None:
+        message = link.receive(timeout=self.patience)
+        if isinstance(message, Gather):
+            link.send(self.rows.gather(message.row))

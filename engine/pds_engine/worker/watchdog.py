@@ -5,7 +5,6 @@ long as the process does, so that its silence means something (parallel.watch de
 """
 
 import logging
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -13,12 +12,12 @@ from contextlib import contextmanager
 
 import zmq
 
-from pds_engine.errors import GroupError
 from pds_engine.keys import Keys
 from pds_engine.messages import Doing, Hello, Progress, StepPlan
 from pds_engine.parallel.exchange import TrafficCounts
 from pds_engine.parallel.watch import PERIOD
 from pds_engine.wire import Link
+from pds_engine.worker.side import SideThread
 
 logger = logging.getLogger("pds.worker")
 
@@ -95,8 +94,11 @@ def summary(plan: StepPlan) -> str:
     )
 
 
-class Watchdog:
-    """Reports `activity` about once a second, over a connection of its own."""
+class Watchdog(SideThread):
+    """Reports `activity` about once a second, over a connection of its own.
+
+    It may end: the worker's own connection decides whether the scheduler is still there.
+    """
 
     def __init__(
         self,
@@ -106,38 +108,14 @@ class Watchdog:
         hello: Hello,
         activity: Activity,
     ) -> None:
-        self._context, self._address, self._keys = context, address, keys
-        self._hello = hello
+        super().__init__(context, address, keys, hello)
         self._activity = activity
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
 
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._stopping.set()
-        if self._thread.is_alive():
-            self._thread.join()
-
-    def _run(self) -> None:
-        try:
-            link = Link(self._context, self._address, self._keys)
-            try:
-                link.send(self._hello)
-                self._report(link)
-            finally:
-                link.close()
-        except (GroupError, zmq.ZMQError) as error:
-            # The worker's own connection decides whether the scheduler is still there.
-            logger.warning("the watchdog of rank %d ends: %s", self._activity.rank, error)
-
-    def _report(self, link: Link) -> None:
-        while not self._stopping.is_set() and not link.lost:
-            link.send(self._activity.report())
-            while link.receive() is not None:
-                continue  # the scheduler answers Hello, and no more
-            self._stopping.wait(PERIOD)
+    def work(self, link: Link) -> None:
+        link.send(self._activity.report())
+        while link.receive() is not None:
+            continue  # the scheduler answers Hello, and no more
+        self._stopping.wait(PERIOD)
 
 
 def _none() -> int:
