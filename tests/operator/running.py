@@ -106,3 +106,19 @@ def listed(cluster: testing.Cluster, namespace: str, kinds: str) -> list[str]:
         "-n", namespace, "get", kinds, "-l", "pdserving.io/name=chat", "-o", "json"
     )
     return sorted(item["metadata"]["name"] for item in json.loads(text)["items"])
+
+
+def hindered(read: Callable[[], dict[str, Any]]) -> str:
+    """Wait until the status says of all pods of CHAT that no node takes them; what it says.
+
+    Each is reported once it has waited for half a minute, and they were not made in one second:
+    before the last is reported, a write is still to come.
+    """
+
+    def message() -> str | None:
+        found = condition(read(), "Degraded")
+        # One pod is named, the others, the router's among them, are counted.
+        all_named = f"(and {CHAT_PODS} more pods)" in found["message"]
+        return found["message"] if found["reason"] == "Unschedulable" and all_named else None
+
+    return str(eventually(message, 90))

@@ -19,7 +19,7 @@ from kubernetes.aio.config import load_kube_config
 from pds_cluster import processes, testing
 from pds_operator import errors
 from pds_operator.run.api import Api
-from running import CHAT, CHAT_PODS, OperatorProcess, condition, eventually, listed
+from running import CHAT, CHAT_PODS, OperatorProcess, condition, eventually, hindered, listed
 
 pytestmark = pytest.mark.cluster
 
@@ -84,11 +84,6 @@ def asked_for(cluster: testing.Cluster, namespace: str, surge: int) -> None:
 
 def seen(pds: dict[str, Any]) -> bool:
     return bool(pds["status"].get("observedGeneration") == pds["metadata"]["generation"])
-
-
-def hindered(chat: Callable[[], dict[str, Any]]) -> None:
-    """Wait until the status says what keeps the pods from starting: nothing is left to write."""
-    eventually(lambda: condition(chat(), "Degraded")["reason"] == "Unschedulable")
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import pytest
 from kubernetes.aio.client import Configuration
 from kubernetes.aio.config import load_kube_config
 from pds_operator.run.api import Api
-from running import CHAT, OperatorProcess, condition, eventually, listed
+from running import CHAT, OperatorProcess, condition, eventually, hindered, listed
 
 pytestmark = pytest.mark.cluster
 SEEN = 90
@@ -38,11 +38,7 @@ def chat(cluster, namespace, operator) -> Callable[[], dict[str, Any]]:
 
 
 def test_it_says_what_the_scheduler_says(chat):
-    def unschedulable() -> dict[str, Any] | None:
-        found = condition(chat(), "Degraded")
-        return found if found["reason"] == "Unschedulable" else None
-
-    message = eventually(unschedulable)["message"]
+    message = hindered(chat)
     assert "node(s) didn't match Pod's node affinity/selector" in message
     assert condition(chat(), "Ready")["reason"] == "NoRouter"
     assert chat()["status"]["prefill"]["summary"] == "0/2"
