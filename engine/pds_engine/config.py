@@ -41,6 +41,8 @@ class ParallelConfig(Section):
     tp: int = Field(1, ge=1)
     dp: int = Field(1, ge=1)
     ranks_per_pod: int = Field(1, ge=1)
+    ep: bool = False
+    """Experts are split over all ranks of a stage, each whole; false: each by its columns."""
     layers: tuple[Annotated[int, Field(ge=1)], ...] | None = None
     """Layers of each stage; None: so that the largest one multiplies with the fewest parameters."""
 

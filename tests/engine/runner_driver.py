@@ -8,10 +8,13 @@ from typing import Any
 
 import torch
 from pds_engine.config import EngineConfig
+from pds_engine.kv.layout import shard
+from pds_engine.kv.pool import KvPool
 from pds_engine.messages import Admit, Release, Row, Sampling, StepDone, StepPlan, TokenLogprobs
 from pds_engine.models.loader import load
 from pds_engine.parallel.collectives import ALONE, Collectives
 from pds_engine.runner.runner import Runner
+from pds_engine.worker.process import kv_format
 
 
 @dataclass
@@ -52,16 +55,15 @@ class Driver:
         self.config = self.configured(path, page_size, **{"parallelism": split, **keys})
         rank = pp_rank * stage.size + stage.rank
         self.decoder = load(self.config, rank, torch.device("cpu"), collectives, stage)
-        spec, self.runner_part = self.decoder.spec, self.decoder.part
-        layers, kv_heads = len(self.runner_part.layers), len(self.runner_part.kv_heads)
-        shape = (pages + 1, layers, 2, kv_heads, page_size, spec.head_dim)
-        self.pool = torch.full(shape, float("nan") if poison else 0.0)
-        self.pool[-1] = 0
-        self.runner = Runner(
-            self.config,
-            self.decoder,
-            [(self.pool[:, i, 0], self.pool[:, i, 1]) for i in range(layers)],
-        )
+        self.runner_part = self.decoder.part
+        part, kv = self.runner_part, kv_format(self.config, self.decoder)
+        held = (part.layers.start, part.layers.stop)
+        mine = shard(kv, layers=held, tp_rank=part.tp_rank, tp=part.tp)
+        pool = KvPool(kv, mine, pages + 1)
+        self.pool = pool.data
+        self.pool[:-1] = float("nan") if poison else 0.0
+        layers = [pool.layer(at) for at in range(len(self.decoder.layers))]
+        self.runner = Runner(self.config, self.decoder, layers)
         self.page_size = page_size
         self.free = list(range(pages))
         random.Random(3).shuffle(self.free)

@@ -58,14 +58,11 @@ class KvPool:
         """Of the first byte of page 0."""
         return self.data.data_ptr()
 
-    def layer(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """K and V of the shard's `index`-th layer: views [pages, kv_heads, page_size, head_dim]."""
+    def layer(self, index: int) -> tuple[torch.Tensor, ...]:
+        """The shard's `index`-th layer as its attention takes it: views of K and of V, [pages,
+        kv_heads, page_size, head_dim], or one of the latent, [pages, page_size, latent]."""
         part = self.data[:, index]
-        return part[:, 0], part[:, 1]
-
-    def latent(self, index: int) -> torch.Tensor:
-        """The latent of the shard's `index`-th layer: a view [pages, page_size, latent]."""
-        return self.data[:, index]
+        return (part,) if self.format.latent else (part[:, 0], part[:, 1])
 
     def _map(self, shared: bool) -> memoryview:
         # Populated at once: a first touch in the middle of a hand-over costs a fault a page, and

@@ -1,45 +1,112 @@
-"""Rotary position embedding (Su et al., 2021), with Llama 3.1's stretched frequencies."""
+"""Rotary position embedding (Su et al., 2021) with every way of stretching it that spec.py has.
+
+Frequencies are computed in float32 by transformers' order of operations: at far positions their
+last bit is seen in the angles.
+"""
 
 import math
 
 import torch
 from torch import Tensor
 
-from pds_engine.spec import RopeSpec
+from pds_engine.spec import (
+    LinearScaling,
+    Llama3Scaling,
+    LongScaling,
+    ProportionalScaling,
+    RopeSpec,
+    YarnScaling,
+)
 
 
-def frequencies(spec: RopeSpec, head_dim: int) -> Tensor:
-    """Radians per position of each pair of dimensions: [head_dim / 2], float32."""
-    # 1 / x, not a negative power: float32 angles of far positions show the last bit
-    inverse = 1.0 / spec.theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
-    if spec.kind == "linear":
-        return inverse / spec.factor
-    if spec.kind == "llama3":
-        return _llama3(inverse, spec)
-    return inverse
+def frequencies(spec: RopeSpec, length: int) -> Tensor:
+    """Radians per position of each pair of dimensions: [dims / 2], float32.
+
+    `length` is max_model_len: LongRoPE's factors depend on it.
+    """
+    # 1 / x, not a negative power, which is rounded otherwise
+    periods = spec.theta ** (torch.arange(0, spec.dims, 2, dtype=torch.float32) / spec.dims)
+    match spec.scaling:
+        case LinearScaling(factor):
+            return 1.0 / periods / factor
+        case Llama3Scaling() as scaling:
+            return _llama3(1.0 / periods, scaling)
+        case YarnScaling() as scaling:
+            return _yarn(periods, scaling, spec)
+        case LongScaling() as scaling:
+            factors = scaling.long if scaling.is_long(length) else scaling.short
+            return 1.0 / (torch.tensor(factors, dtype=torch.float32) * periods)
+        case ProportionalScaling(pairs, factor):
+            turning = torch.arange(len(periods)) < pairs
+            return torch.where(turning, 1.0 / periods, 0.0) / factor
+    return 1.0 / periods
 
 
-def _llama3(inverse: Tensor, spec: RopeSpec) -> Tensor:
-    """Long wavelengths are slowed by `factor`, short ones kept, those between interpolated."""
-    wavelength = 2 * math.pi / inverse
-    turns = spec.original_max_position / wavelength
-    keep = (turns - spec.low_freq_factor) / (spec.high_freq_factor - spec.low_freq_factor)
-    keep = keep.clamp(0, 1)
-    return inverse * (keep + (1 - keep) / spec.factor)
+def _llama3(fast: Tensor, scaling: Llama3Scaling) -> Tensor:
+    """Pairs with few turns are slowed by `factor`, those with many kept, others interpolated."""
+    slow = fast / scaling.factor
+    turns = scaling.original / (2 * math.pi / fast)
+    keep = (turns - scaling.low) / (scaling.high - scaling.low)
+    between = (1 - keep) * fast / scaling.factor + keep * fast
+    return torch.where(turns < scaling.low, slow, torch.where(turns > scaling.high, fast, between))
 
 
-def table(spec: RopeSpec, head_dim: int, length: int, device: torch.device) -> Tensor:
-    """Cosines then sines of positions 0 … length-1: [length, head_dim], float32."""
-    angles = torch.outer(torch.arange(length, dtype=torch.float32), frequencies(spec, head_dim))
-    return torch.cat((angles.cos(), angles.sin()), dim=-1).to(device)
+def _yarn(periods: Tensor, scaling: YarnScaling, spec: RopeSpec) -> Tensor:
+    """Slowed by `factor` from one dimension on, kept up to another, interpolated between them."""
+    first, last = (_pair_of(turns, scaling, spec) for turns in (scaling.fast, scaling.slow))
+    if scaling.truncate:
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, spec.dims - 1)
+    width = (last - first) or 0.001  # a step, not a division by zero
+    ramp = ((torch.arange(len(periods), dtype=torch.float32) - first) / width).clamp(0, 1)
+    keep = 1 - ramp
+    return 1.0 / (scaling.factor * periods) * (1 - keep) + 1.0 / periods * keep
+
+
+def _pair_of(turns: float, scaling: YarnScaling, spec: RopeSpec) -> float:
+    """Which pair makes so many turns in the positions that the model was first trained on."""
+    reach = math.log(scaling.original / (turns * 2 * math.pi))
+    return spec.dims * reach / (2 * math.log(spec.theta))
+
+
+def table(spec: RopeSpec, length: int, device: torch.device) -> Tensor:
+    """Cosines then sines of positions 0 … length-1, for `rotate`: [length, dims], float32.
+
+    `length` is max_model_len. Both are multiplied by the attention factor.
+    """
+    angles = torch.outer(torch.arange(length, dtype=torch.float32), frequencies(spec, length))
+    both = torch.cat((angles.cos(), angles.sin()), dim=-1)
+    return (both * spec.attention_factor).to(device)
 
 
 def rotate(x: Tensor, rows: Tensor) -> Tensor:
-    """Rotate pairs (i, i + D/2) of each head.
+    """Rotate pairs (i, i + R/2) of the first R dimensions of each head; the others pass.
 
-    x: [T, heads, D]; rows: [T, D], the table's rows at the tokens' positions. Returns x's dtype.
+    x: [T, heads, D]; rows: [T, R], the table's rows at the tokens' positions. Returns x's dtype.
     """
+    rotated = rows.shape[-1]
     cos, sin = rows.unsqueeze(1).chunk(2, dim=-1)
-    first, second = x.float().chunk(2, dim=-1)
+    first, second = x[..., :rotated].float().chunk(2, dim=-1)
     turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
-    return turned.to(x.dtype)
+    turned = turned.to(x.dtype)
+    if rotated == x.shape[-1]:
+        return turned
+    return torch.cat((turned, x[..., rotated:]), dim=-1)
+
+
+def by_halves(weight: Tensor, head_dim: int, first: int, dims: int) -> Tensor:
+    """A projection's rows in the order in which `rotate` wants interleaved pairs.
+
+    The pairs (2i, 2i + 1) of each head's dimensions `first` … `first + dims - 1` become the pairs
+    (i, i + dims/2). Queries and keys that are both reordered have the same scores, so nothing needs
+    to be reordered while the model runs.
+
+    weight: [heads · head_dim, …], also a bias, or FP8 weights. Their block scales stay as they are
+    where each reordered section lies within one block of rows: DeepSeek's sections have 64 rows and
+    begin at multiples of 64, and its blocks have 128.
+    """
+    rows = torch.arange(len(weight), device=weight.device).view(-1, head_dim)
+    section = rows[:, first : first + dims]
+    pairs = section.reshape(len(rows), dims // 2, 2).transpose(1, 2).reshape(len(rows), dims)
+    order = torch.cat((rows[:, :first], pairs, rows[:, first + dims :]), dim=1)
+    return weight[order.flatten()]

@@ -1,8 +1,9 @@
-"""A dense decoder as functions of its weights: a layer is pieces around attention.
+"""A decoder as functions of its weights: a layer is pieces around attention and experts.
 
     one rank        before | attention | after
+                    before | attention | between | experts | added
     several         gather | heads | attention | project | reduce-scatter | join
-                    gather | feed | reduce-scatter | join
+                    gather | feed | reduce-scatter | join            (or experts | join)
 
 `Pieces` runs them eagerly; runner.graphs has one that runs them compiled. Embedding and head are
 split by token id and attention by heads, over the ranks of an attention group; the MLP by columns,
@@ -11,90 +12,25 @@ of the tokens (parallel.parts): what is token-wise is computed once, and the MLP
 all dp ranks.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
-from pds_kernels.paged_attention import Attend
 from torch import Tensor
 
-from pds_engine.layers import block
-from pds_engine.layers.block import Shape
-from pds_engine.layers.mlp import swiglu
 from pds_engine.layers.norm import rms_norm
+from pds_engine.layers.shapes import Shape
+from pds_engine.models.pieces import Pieces, shape_of
+from pds_engine.models.weights import DenseWeights, LayerWeights, Weights
 from pds_engine.parallel.collectives import LONE, StageRanks, VocabShard
 from pds_engine.parallel.layout import ModelPart
 from pds_engine.parallel.parts import Parts
-from pds_engine.spec import DecoderSpec
+from pds_engine.spec import DecoderSpec, LayerSpec, RopeSpec
 
-Kv = Sequence[tuple[Tensor, Tensor]]
-"""Each layer's keys and values: [pages, kv_heads, page_size, head_dim] views of one pool."""
-
-
-class LayerWeights(NamedTuple):
-    """One layer's tensors, this rank's part of each. H query heads, K KV heads, C MLP columns."""
-
-    input_norm: Tensor  # [hidden]
-    qkv: Tensor  # [(H + 2K)·D, hidden]
-    qkv_bias: Tensor  # [(H + 2K)·D]; [0] when the family has none
-    qk_norm: Tensor  # [H + K, D]; [0] when the family has none
-    out: Tensor  # [hidden, H·D]
-    post_norm: Tensor  # [hidden]
-    gate_up: Tensor  # [2C, hidden]
-    down: Tensor  # [hidden, C]
-
-
-@dataclass(frozen=True, slots=True)
-class Weights:
-    """What one rank holds. `embedding` on the first stage; `norm` and `head` on the last."""
-
-    layers: tuple[LayerWeights, ...]
-    embedding: Tensor | None  # [V, hidden], V rows of the vocabulary, zeros past its end
-    norm: Tensor | None  # [hidden]
-    head: Tensor | None  # [V, hidden]
-
-
-class KvLayers(Protocol):
-    """The pages of one rank: kv.pool.KvPool, or a test's stand-in."""
-
-    def layer(self, index: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of this rank's layer `index`: [pages, kv_heads, page_size, D] views."""
-
-
-def shape_of(spec: DecoderSpec, part: ModelPart) -> Shape:
-    """What the pieces of the rank with this part close over."""
-    return Shape(
-        heads=len(part.heads),
-        kv_heads=len(part.kv_heads),
-        head_dim=spec.head_dim,
-        norm_eps=spec.norm_eps,
-        qk_norm=spec.qk_norm,
-        qkv_bias=spec.qkv_bias,
-    )
-
-
-class Pieces:
-    """The token-wise parts of a layer, run eagerly; layers.block says what they are."""
-
-    def __init__(self, shape: Shape) -> None:
-        self.shape = shape
-
-    def before(self, x: Tensor, rope: Tensor, w: LayerWeights) -> tuple[Tensor, Tensor, Tensor]:
-        return block.before(self.shape, x, rope, w.input_norm, w.qkv, w.qkv_bias, w.qk_norm)
-
-    def after(self, x: Tensor, attended: Tensor, w: LayerWeights) -> Tensor:
-        return block.after(self.shape, x, attended, w.out, w.post_norm, w.gate_up, w.down)
-
-    def heads(self, x: Tensor, rope: Tensor, w: LayerWeights) -> tuple[Tensor, Tensor, Tensor]:
-        return block.heads(self.shape, x, rope, w.qkv, w.qkv_bias, w.qk_norm)
-
-    def join(self, x: Tensor, y: Tensor, norm: Tensor) -> tuple[Tensor, Tensor]:
-        return block.join(x, y, norm, self.shape.norm_eps)
-
-    def feed(self, x: Tensor, w: LayerWeights) -> Tensor:
-        return swiglu(x, w.gate_up, w.down)
+Kv = Sequence[tuple[Tensor, ...]]
+"""Each layer's pages as its attention kernel takes them: views of one pool (kv.pool.KvPool)."""
+Attends = Sequence[Callable[..., Tensor]]
+"""Each layer's attention, with the plan of the step: (*queries and keys, *pages, *weights)."""
 
 
 class Decoder:
@@ -105,18 +41,26 @@ class Decoder:
         spec: DecoderSpec,
         part: ModelPart,
         weights: Weights,
-        rope: Tensor,
+        ropes: Mapping[RopeSpec, Tensor],
         dtype: torch.dtype,
         ranks: StageRanks = LONE,
     ) -> None:
+        """`ropes`: a table of each kind of positions that its layers have."""
         self.spec = spec
         self.part = part
+        self.layers = tuple(spec.layers[index] for index in part.layers)
+        """Of this rank's stage."""
         self.weights = weights
-        self.rope = rope
+        self.ropes = ropes
         self.dtype = dtype
         self.ranks = ranks
         self.vocab = VocabShard(part.vocab, spec.vocab, ranks.attention)
-        self.pieces = Pieces(shape_of(spec, part))
+        self._shapes = tuple(shape_of(spec, layer, part) for layer in self.layers)
+        self.use({shape: Pieces(shape) for shape in self._shapes})
+
+    def use(self, pieces: Mapping[Shape, Pieces]) -> None:
+        """Compute the layers of each shape by these pieces."""
+        self.pieces = tuple(pieces[shape] for shape in self._shapes)
 
     def embed(self, tokens: Tensor, parts: Parts) -> Tensor:
         """A batch's tokens [T] → this rank's part of their hidden states, on the first stage."""
@@ -124,54 +68,84 @@ class Decoder:
         if table is None:
             raise ValueError("only the first stage embeds tokens")
         if self.ranks.attention.size == 1:
-            return F.embedding(tokens, table)
-        rows = tokens - self.part.vocab.start
-        foreign = (rows < 0) | (rows >= len(self.part.vocab))
-        found = F.embedding(rows.masked_fill(foreign, 0), table)
-        found.masked_fill_(foreign.unsqueeze(1), 0)
-        return self.ranks.attention.reduce_scatter(found, parts.batch)
+            found = F.embedding(tokens, table)
+        else:
+            rows = tokens - self.part.vocab.start
+            foreign = (rows < 0) | (rows >= len(self.part.vocab))
+            found = F.embedding(rows.masked_fill(foreign, 0), table)
+            found.masked_fill_(foreign.unsqueeze(1), 0)
+            found = self.ranks.attention.reduce_scatter(found, parts.batch)
+        scale = self.spec.embedding_scale
+        return found if scale == 1 else found * torch.tensor(scale, dtype=found.dtype)
 
     def forward(
-        self, x: Tensor, positions: Tensor, attend: Attend | None, kv: Kv, parts: Parts
+        self, x: Tensor, positions: Tensor, attends: Attends | None, kv: Kv, parts: Parts
     ) -> Tensor:
         """This stage's layers, for this rank's part of a batch.
 
-        x, and the result: [parts.batch[rank], hidden]; positions: [T], of the whole batch; attend:
-        None for a batch without requests, which then has nothing but its share of the MLP; kv: each
-        layer's keys and values.
+        x, and the result: [parts.batch[rank], hidden]; positions: [T], of the whole batch; attends:
+        None for a batch without requests, which then has nothing but its share of the MLP.
         """
-        rope = self.rope[positions]
+        ropes = {rope: table[positions] for rope, table in self.ropes.items()}
         if self.ranks.stage.size > 1:
-            return self._shared(x, rope, attend, kv, parts)
-        if attend is None:
+            return self._shared(x, ropes, attends, kv, parts)
+        if attends is None:
             return x  # nobody reads it
-        for w, (keys, values) in zip(self.weights.layers, kv, strict=True):
-            q, k, v = self.pieces.before(x, rope, w)
-            x = self.pieces.after(x, attend(q, k, v, keys, values), w)
+        for layer, w, pieces, attend, pages in self._stack(attends, kv):
+            inputs = pieces.before(x, ropes[layer.attention.rope], w)
+            attended = attend(*inputs, *pages, *w.attention.kernel)
+            if isinstance(w.feed, DenseWeights):
+                x = pieces.after(x, attended, w, w.feed)
+            else:
+                x, normed = pieces.between(x, attended, w)
+                fed = self._feed(normed, w, pieces, parts)
+                x = pieces.added(x, fed, w.norms.feed_out)
         return x
 
     def _shared(
-        self, x: Tensor, rope: Tensor, attend: Attend | None, kv: Kv, parts: Parts
+        self,
+        x: Tensor,
+        ropes: Mapping[RopeSpec, Tensor],
+        attends: Attends | None,
+        kv: Kv,
+        parts: Parts,
     ) -> Tensor:
         """The layers of a stage of several ranks; `normed` is `x` as what comes next reads it."""
-        attention, stage = self.ranks
-        layers, pieces = self.weights.layers, self.pieces
-        normed = rms_norm(x, layers[0].input_norm, self.spec.norm_eps)
-        for at, (w, (keys, values)) in enumerate(zip(layers, kv, strict=True)):
-            if attend is None:
-                normed = rms_norm(x, w.post_norm, self.spec.norm_eps)
+        attention = self.ranks.attention
+        following = [w.norms.attention_in for w in self.weights.layers[1:]]
+        normed = self.pieces[0].normed(x, self.weights.layers[0].norms.attention_in)
+        for at, (layer, w, pieces, attend, pages) in enumerate(self._stack(attends, kv)):
+            if attends is None:
+                normed = pieces.normed(x, w.norms.feed_in)
             else:
-                q, k, v = pieces.heads(attention.gather_parts(normed, parts.batch), rope, w)
-                projected = F.linear(attend(q, k, v, keys, values), w.out)
+                whole = attention.gather_parts(normed, parts.batch)
+                inputs = pieces.heads(whole, ropes[layer.attention.rope], w, attention)
+                projected = pieces.project(attend(*inputs, *pages, *w.attention.kernel), w)
                 projected = attention.reduce_scatter(projected, parts.batch)
-                x, normed = pieces.join(x, projected, w.post_norm)
-            fed = pieces.feed(stage.gather_parts(normed, parts.stage), w)
-            fed = stage.reduce_scatter(fed, parts.stage)
-            if w is layers[-1]:
-                x = x + fed
+                x, normed = pieces.join(x, projected, w.norms.attention_out, w.norms.feed_in)
+            fed = self._feed(normed, w, pieces, parts)
+            if at == len(following):
+                x = pieces.added(x, fed, w.norms.feed_out)
             else:
-                x, normed = pieces.join(x, fed, layers[at + 1].input_norm)
+                x, normed = pieces.join(x, fed, w.norms.feed_out, following[at])
         return x
+
+    def _stack(
+        self, attends: Attends | None, kv: Kv
+    ) -> Iterator[
+        tuple[LayerSpec, LayerWeights, Pieces, Callable[..., Tensor], tuple[Tensor, ...]]
+    ]:
+        """What belongs to each layer. `attends` None: nobody will attend."""
+        attend = attends or (_nobody,) * len(self.layers)
+        return zip(self.layers, self.weights.layers, self.pieces, attend, kv, strict=True)
+
+    def _feed(self, normed: Tensor, w: LayerWeights, pieces: Pieces, parts: Parts) -> Tensor:
+        """The feed-forward block's result for this rank's part of the tokens."""
+        stage = self.ranks.stage
+        if not isinstance(w.feed, DenseWeights):
+            raise TypeError("experts are not computed")
+        fed = pieces.feed(stage.gather_parts(normed, parts.stage), w.feed)
+        return stage.reduce_scatter(fed, parts.stage)
 
     def logits(self, x: Tensor) -> Tensor:
         """[R, hidden] → [R, V] in float32 (see VocabShard), on the last stage."""
@@ -179,5 +153,11 @@ class Decoder:
             raise ValueError("only the last stage has logits")
         normed = rms_norm(x, self.weights.norm, self.spec.norm_eps)
         scores = F.linear(normed, self.weights.head).float()
+        if self.spec.softcap is not None:
+            scores = self.spec.softcap * torch.tanh(scores / self.spec.softcap)
         scores[:, len(self.part.vocab) :] = float("-inf")
         return scores
+
+
+def _nobody(*_: Tensor) -> Tensor:
+    raise ValueError("a batch without requests attends to nothing")

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pds_engine.errors import ConfigError
 from pds_engine.models.files import unreadable
@@ -25,11 +25,34 @@ _BITS = {
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """One tensor of a checkpoint. `dtype` as safetensors calls it: F32, BF16, F8_E4M3 …"""
+    """One tensor of a checkpoint. `dtype` as safetensors calls it: F32, BF16, F8_E4M3 …
+
+    A weight with a `scale` is one tensor for whoever asks for it (see models/scales.py): `shape` is
+    the plain weight's then, and `dtype` says how its numbers are packed.
+    """
 
     path: Path
     dtype: str
     shape: tuple[int, ...]
+    begin: int
+    """Where its first byte is in the file."""
+    scale: "Scale | None" = None
+
+
+Block = tuple[int, int] | Literal["channel", "tensor"]
+"""What has one scale: a block of (rows, columns), each row, or the whole matrix."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """What a weight's stored numbers are multiplied with.
+
+    `tensor` has one number for each `block` of each stored matrix: [.., blocks down, blocks
+    across]. Blocks at the lower and the right edge may be cut short.
+    """
+
+    tensor: Stored
+    block: Block
 
 
 def read(paths: Iterable[Path]) -> dict[str, Stored]:
@@ -57,26 +80,27 @@ def _read_one(path: Path) -> dict[str, Stored]:
             size = path.stat().st_size
             length = int.from_bytes(file.read(8), "little")
             if length > min(_LONGEST, size - 8):
-                raise _damaged(path, f"its header of {length} bytes does not fit")
+                raise damaged(path, f"its header of {length} bytes does not fit")
             raw = file.read(length)
     except OSError as error:
         raise unreadable(path, error) from error
     try:
         header = json.loads(raw)
     except (ValueError, RecursionError) as error:
-        raise _damaged(path, "its header is not JSON") from error
+        raise damaged(path, "its header is not JSON") from error
     if not isinstance(header, dict):
-        raise _damaged(path, "its header is not a JSON object")
+        raise damaged(path, "its header is not a JSON object")
     header.pop("__metadata__", None)
-    held = {name: _tensor(path, name, entry) for name, entry in header.items()}
-    end = 8 + length + max((end for _, end in held.values()), default=0)
+    start = 8 + length
+    held = {name: _tensor(path, start, name, entry) for name, entry in header.items()}
+    end = start + max((end for _, end in held.values()), default=0)
     if end != size:
-        raise _damaged(path, f"it has {size} bytes, its header says {end}")
+        raise damaged(path, f"it has {size} bytes, its header says {end}")
     return {name: stored for name, (stored, _) in held.items()}
 
 
-def _tensor(path: Path, name: str, entry: Any) -> tuple[Stored, int]:
-    """One entry of a header, and where its bytes end."""
+def _tensor(path: Path, start: int, name: str, entry: Any) -> tuple[Stored, int]:
+    """One entry of a header, and where its bytes end, counted from `start` like its offsets."""
     try:
         dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
         sound = all(type(n) is int and n >= 0 for n in (*shape, begin, end))
@@ -85,11 +109,12 @@ def _tensor(path: Path, name: str, entry: Any) -> tuple[Stored, int]:
     except (TypeError, KeyError, ValueError):
         sound = False
     if not sound:
-        raise _damaged(path, f"its header's entry of {name} is not one")
-    return Stored(path, dtype, tuple(shape)), end
+        raise damaged(path, f"its header's entry of {name} is not one")
+    return Stored(path, dtype, tuple(shape), start + begin), end
 
 
-def _damaged(path: Path, why: str) -> ConfigError:
+def damaged(path: Path, why: str) -> ConfigError:
+    """What to say of a weight file that is not what it should be."""
     return ConfigError(
         f"model.path: cannot read {path}: {why}", hint="is the file damaged, or not copied whole?"
     )

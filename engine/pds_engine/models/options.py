@@ -1,6 +1,6 @@
 """Which keys of config.json may stand there: each is honoured, known to change nothing, or refused.
 
-read        spec.dense computes by it
+read        the family's spec computes by it
 fixed       only at the value that this engine computes
 harmless    names, training, and defaults of generation
 unknown     switched off (null, false, 0, "", [], {}; a factor of 1): ignored
@@ -14,11 +14,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from pds_engine.errors import ConfigError
-from pds_engine.spec import Family, Json
+from pds_engine.models.family import Family
+from pds_engine.spec import Json
 
 logger = logging.getLogger("pds.models")
 
-_READ = frozenset(
+READ = frozenset(
     {
         "architectures", "model_type", "vocab_size", "hidden_size", "intermediate_size",
         "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
@@ -28,7 +29,7 @@ _READ = frozenset(
         "quantization_config", "compression_config", "quantization",
     }
 )  # fmt: skip
-_FIXED: Mapping[str, tuple[Any, ...]] = {
+FIXED: Mapping[str, tuple[Any, ...]] = {
     "hidden_act": ("silu", "swish"),
     "attention_bias": (False, None),
     "mlp_bias": (False, None),
@@ -104,14 +105,14 @@ def check(config: Json, family: Family) -> None:
         ConfigError: names the key, its value and what is served.
     """
     _check_kind(config, family)
-    for key, allowed in _FIXED.items():
+    fixed = {key: values for key, values in FIXED.items() if key not in family.reads}
+    for key, allowed in {**fixed, **family.fixed}.items():
         value = config.get(key, allowed[0])
         if value not in allowed:
             raise ConfigError(
                 f"config.json: {key} {value!r} is not supported, only {allowed[0]!r} is"
             )
-    _check_layer_types(config, family)
-    known = _READ | _HARMLESS | set(_FIXED)
+    known = READ | family.reads | _HARMLESS | set(FIXED) | set(family.fixed)
     unknown = {k: v for k, v in config.items() if k not in known and not _off(k, v)}
     ignored = {k: v for k, v in unknown.items() if not _IDLE.search(k.lower())}
     for key, value in ignored.items():
@@ -142,16 +143,4 @@ def _check_kind(config: Json, family: Family) -> None:
             f"config.json: auto_map {own!r} says that the model brings its own code, which is "
             "not run",
             hint=f"if it computes what {family.architecture} does, take auto_map out",
-        )
-
-
-def _check_layer_types(config: Json, family: Family) -> None:
-    """A window for all layers is sliding_window's; one for some of them is not served."""
-    kinds, window = config.get("layer_types"), config.get("sliding_window", family.window)
-    slides = window is not None and not family.window_needs_switch
-    served = "sliding_attention" if slides else "full_attention"
-    if kinds is not None and (not isinstance(kinds, list) or any(k != served for k in kinds)):
-        raise ConfigError(
-            f"config.json: layer_types {kinds!r} is not supported",
-            hint=f"served is a model whose layers are all {served}",
         )

@@ -9,13 +9,16 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from pds_engine.errors import ConfigError
-from pds_engine.models import headers
+from pds_engine.models import headers, quantized, scales
+from pds_engine.models.config_json import read_config
 from pds_engine.models.files import weight_files
 from pds_engine.models.headers import Stored
+from pds_engine.models.names import EMBEDDING, HEAD
 from pds_engine.models.quantized import CURE
+from pds_engine.models.registry import family_of
+from pds_engine.models.shapes import shapes
 from pds_engine.spec import DecoderSpec
 
-EMBEDDING, HEAD, NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
 _WHOLE = frozenset({"F64", "F32", "F16", "BF16"})
 _HARMLESS = re.compile(r"(^|\.)rotary_emb\.inv_freq$")
 """Old exports of Llama: computed from rope_theta, and read by nobody."""
@@ -30,15 +33,18 @@ _ADAPTER = re.compile(r"lora_|\.dora_|^base_model\.")
 def contents(folder: Path, spec: DecoderSpec) -> dict[str, Stored]:
     """The tensors of the checkpoint in `folder` that a decoder of this spec consumes, by name.
 
+    A quantized weight is one of them, with its scale.
+
     With tied embeddings, one of embedding and head is enough. If both are stored both are here, as
     transformers ties them only when they are equal.
 
     Raises:
-        ConfigError: a file is missing or damaged; a tensor is missing, of another shape, quantized,
-            in two files, or one that nobody consumes.
+        ConfigError: a file is missing or damaged; a tensor is missing, of another shape, in two
+            files, quantized in a way that is not served, or one that nobody consumes.
     """
-    stored = headers.read(weight_files(folder))
-    wanted = shapes(spec)
+    quantisation = quantized.read(folder, read_config(folder))
+    stored = scales.logical(headers.read(weight_files(folder)), quantisation)
+    wanted = shapes(spec, family_of(spec).names)
     _refuse_quantized(folder, stored)
     _refuse_strange(folder, [n for n in stored if n not in wanted and not _HARMLESS.search(n)])
     spare = {HEAD} if EMBEDDING in stored else {EMBEDDING} if HEAD in stored else set()
@@ -57,38 +63,9 @@ def contents(folder: Path, spec: DecoderSpec) -> dict[str, Stored]:
     return {name: stored[name] for name in wanted if name in stored}
 
 
-def shapes(spec: DecoderSpec) -> Mapping[str, tuple[int, ...]]:
-    """Name and shape of every tensor that the ranks of a group read, all together."""
-    hidden, vocabulary = (spec.hidden,), (spec.vocab, spec.hidden)
-    found = {EMBEDDING: vocabulary, NORM: hidden, HEAD: vocabulary}
-    for index in range(spec.layers):
-        found.update({f"model.layers.{index}.{n}": s for n, s in _layer(spec).items()})
-    return found
-
-
-def _layer(spec: DecoderSpec) -> dict[str, tuple[int, ...]]:
-    hidden, queries = spec.hidden, spec.heads * spec.head_dim
-    rows = {"q": queries, "k": spec.kv_heads * spec.head_dim, "v": spec.kv_heads * spec.head_dim}
-    found: dict[str, tuple[int, ...]] = {
-        "input_layernorm.weight": (hidden,),
-        "post_attention_layernorm.weight": (hidden,),
-        "self_attn.o_proj.weight": (hidden, queries),
-        "mlp.gate_proj.weight": (spec.intermediate, hidden),
-        "mlp.up_proj.weight": (spec.intermediate, hidden),
-        "mlp.down_proj.weight": (hidden, spec.intermediate),
-    }
-    for letter, count in rows.items():
-        found[f"self_attn.{letter}_proj.weight"] = (count, hidden)
-        if spec.qkv_bias:
-            found[f"self_attn.{letter}_proj.bias"] = (count,)
-    if spec.qk_norm:
-        found["self_attn.q_norm.weight"] = found["self_attn.k_norm.weight"] = (spec.head_dim,)
-    return found
-
-
 def _refuse_quantized(folder: Path, stored: Mapping[str, Stored]) -> None:
     """By dtypes and names: not every tool leaves word in a configuration."""
-    narrow = [name for name, tensor in stored.items() if tensor.dtype not in _WHOLE]
+    narrow = [n for n, tensor in stored.items() if not tensor.scale and tensor.dtype not in _WHOLE]
     packed = [name for name in stored if _PACKED.search(name)]
     if narrow:
         kinds = sorted({stored[name].dtype for name in narrow})

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from pds_engine.config import ParallelConfig
 from pds_engine.messages import Role
+from pds_engine.parallel.balance import balanced
 from pds_engine.spec import DecoderSpec
 
 
@@ -68,9 +69,10 @@ class Numbering(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ModelPart:
-    """One rank's part: whole layers, and contiguous slices of heads, MLP columns and token ids.
+    """One rank's part: whole layers, and contiguous slices of heads, columns, experts, token ids.
 
-    Heads and token ids are split over the attention group, columns over all ranks of the stage.
+    Heads and token ids are split over the attention group; columns, or whole experts, over all
+    ranks of the stage.
     """
 
     pp_rank: int
@@ -82,15 +84,21 @@ class ModelPart:
     layers: range
     heads: range
     kv_heads: range
-    columns: range
     vocab: range
     vocab_rows: int
     """Rows of embedding and head, the same on all shards: those past `vocab` are padding."""
+    ep: bool = False
+    """Experts are split whole, and not each by its columns."""
 
     @property
     def width(self) -> int:
         """Ranks of the stage."""
         return self.tp * self.dp
+
+    @property
+    def stage_rank(self) -> int:
+        """Its place among them."""
+        return self.dp_rank * self.tp + self.tp_rank
 
     @property
     def embeds(self) -> bool:
@@ -100,6 +108,14 @@ class ModelPart:
     def samples(self) -> bool:
         return self.pp_rank == self.pp - 1
 
+    def columns(self, total: int) -> range:
+        """Its columns of a block of `total` that all ranks of the stage share."""
+        return _share(total, self.width, self.stage_rank)
+
+    def experts(self, total: int) -> range:
+        """The experts that it holds, whole or its columns of them. With ep there may be none."""
+        return _share(total, self.width, self.stage_rank) if self.ep else range(total)
+
 
 def part(spec: DecoderSpec, split: ParallelConfig, rank: int, role: Role = "unified") -> ModelPart:
     """The part of rank `rank`; `registry.check` has shown that the split is possible.
@@ -107,7 +123,7 @@ def part(spec: DecoderSpec, split: ParallelConfig, rank: int, role: Role = "unif
     KV heads are replicated when there are fewer of them than shards.
     """
     pp_rank, dp_rank, tp_rank = Numbering.of(split).place(rank)
-    replicas = max(1, split.tp // spec.kv_heads)
+    replicas = max(1, split.tp // spec.kv.heads)
     rows = -(-spec.vocab // split.tp)
     return ModelPart(
         pp_rank=pp_rank,
@@ -118,35 +134,11 @@ def part(spec: DecoderSpec, split: ParallelConfig, rank: int, role: Role = "unif
         tp=split.tp,
         layers=_range(split.layers or balanced(spec, split.pp, role), pp_rank),
         heads=_share(spec.heads, split.tp, tp_rank),
-        kv_heads=_share(spec.kv_heads, split.tp // replicas, tp_rank // replicas),
-        columns=_share(spec.intermediate, split.width, dp_rank * split.tp + tp_rank),
+        kv_heads=_share(spec.kv.heads, split.tp // replicas, tp_rank // replicas),
         vocab=range(spec.vocab)[tp_rank * rows : (tp_rank + 1) * rows],
         vocab_rows=rows,
+        ep=split.ep,
     )
-
-
-def balanced(spec: DecoderSpec, stages: int, role: Role) -> tuple[int, ...]:
-    """Layers of each stage, so that the largest one has as few parameters as can be.
-
-    Those count that every step multiplies with: the layers', and on role=decode the head's, so that
-    its last stage has fewer layers where the vocabulary is large. Chunks of a prompt pass the head
-    by, all but the last, and of the embedding a step reads a row a token.
-    """
-    layer = _layer_parameters(spec)
-    held = [layer] * stages
-    held[-1] += spec.vocab * spec.hidden * (role == "decode")
-    counts = [1] * stages
-    for _ in range(spec.layers - stages):
-        # Layers are alike, so filling the emptiest stage each time leaves no better split.
-        least = min(range(stages), key=held.__getitem__)
-        counts[least] += 1
-        held[least] += layer
-    return tuple(counts)
-
-
-def _layer_parameters(spec: DecoderSpec) -> int:
-    attention = spec.hidden * spec.head_dim * 2 * (spec.heads + spec.kv_heads)
-    return attention + 3 * spec.hidden * spec.intermediate
 
 
 def _range(counts: Sequence[int], index: int) -> range:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 import torch
-from pds_kernels.paged_attention import AttentionPlan
+from pds_kernels.plan import AttentionPlan
 from torch import Tensor
 
 from pds_engine.errors import ProtocolError

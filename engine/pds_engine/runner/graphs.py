@@ -1,13 +1,16 @@
 """The compiled form of a layer's pieces, and the list of what a rank will run.
 
-The list is the warm-up's shape plan. All layers share their shapes, so two graphs (three where a
-stage has several ranks) serve every layer of a stage; a graph takes any number of tokens up to a
-bound far above a step's, so that roles, settings and shards share it too: the pods of a whole
-PDServing compile two or three graphs between them.
+The list is the warm-up's shape plan. Layers of one shape (layers.shapes) share their graphs, two of
+them, or three where a stage has several ranks, and shapes share what is alike in them. A graph
+takes any number of tokens up to a bound far above a step's, so that roles, settings and shards
+share it too: the pods of a whole PDServing compile two or three graphs a shape between them.
+Mixtures of experts, and queries that are normalised over several ranks, are not among them: these
+run eagerly.
 """
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +22,13 @@ from pds_kernels.graph import Graph
 from torch import Tensor
 
 from pds_engine.config import EngineConfig
-from pds_engine.layers import block, mlp, norm, rope
-from pds_engine.layers.block import Shape
-from pds_engine.layers.mlp import swiglu
-from pds_engine.models.decoder import LayerWeights, Pieces, shape_of
+from pds_engine.layers import block, gqa, latent, mlp, norm, rope, shapes
+from pds_engine.layers.mlp import gated
+from pds_engine.layers.shapes import HeadsShape, Shape
 from pds_engine.models.loader import DTYPES, compute_dtype
+from pds_engine.models.pieces import Pieces, shape_of
+from pds_engine.models.weights import DenseWeights, LayerWeights
+from pds_engine.parallel.collectives import Collectives
 from pds_engine.parallel.layout import ModelPart
 from pds_engine.spec import DecoderSpec
 
@@ -32,19 +37,23 @@ _BOUND = 1 << 16
 """Tokens in a step that every graph takes; more where a configuration asks for more."""
 _LEAST = 2  # torch.export specialises a dimension of one
 _Input = tuple[tuple[int, ...], torch.dtype]
-_SOURCES = tuple(Path(module.__file__ or "") for module in (block, mlp, norm, rope))
+_SOURCES = tuple(
+    Path(module.__file__ or "") for module in (block, gqa, latent, mlp, norm, rope, shapes)
+)
+Compiled = Callable[..., Any]
 
 
 def plan(
     config: EngineConfig, spec: DecoderSpec, part: ModelPart, device: torch.device
 ) -> tuple[Graph, ...]:
-    """Every graph that a rank with this part will run: the pieces before and after attention."""
-    scheduler = config.scheduler
-    step = scheduler.max_step_tokens or scheduler.chunk_size + scheduler.max_running
-    longest = max(step + config.parallelism.tp, scheduler.max_running) * config.parallelism.dp
-    tokens = max(_BOUND, 1 << longest.bit_length())
+    """Every graph that a rank of this layout runs: the pieces before and after attention.
+
+    Those of all layers, also of other stages': which layers a stage has is no part of the plan.
+    """
     dtype = compute_dtype(DTYPES[config.model.dtype], device)
-    return _Plan(spec, part, tokens, dtype).graphs()
+    made = _by_shape(spec, part, _tokens(config), dtype)
+    named = {graph.name: graph for graphs in made.values() for graph in graphs.values()}
+    return tuple(named.values())
 
 
 def fetch(graph: Graph, cache: Cache, timeout: float) -> Artefact:
@@ -53,31 +62,59 @@ def fetch(graph: Graph, cache: Cache, timeout: float) -> Artefact:
     return cache.get(KIND, graph.key_inputs(), folder, timeout=timeout)
 
 
-class CompiledPieces(Pieces):
-    """The pieces run by compiled graphs, `loaded` by the names of `plan`."""
+def compiled(
+    config: EngineConfig,
+    spec: DecoderSpec,
+    part: ModelPart,
+    device: torch.device,
+    loaded: Mapping[str, Compiled],
+) -> Mapping[Shape, Pieces]:
+    """The pieces of each shape, run by the graphs of `plan`, which are `loaded` by their names."""
+    dtype = compute_dtype(DTYPES[config.model.dtype], device)
+    made = _by_shape(spec, part, _tokens(config), dtype)
+    return {
+        shape: CompiledPieces(shape, {piece: loaded[graph.name] for piece, graph in graphs.items()})
+        for shape, graphs in made.items()
+    }
 
-    def __init__(self, shape: Shape, loaded: Mapping[str, Callable[..., Any]]) -> None:
+
+class CompiledPieces(Pieces):
+    """The pieces run by compiled graphs, `loaded` by the names of the pieces."""
+
+    def __init__(self, shape: Shape, loaded: Mapping[str, Compiled]) -> None:
         super().__init__(shape)
         self._loaded = loaded
 
-    def before(self, x: Tensor, rope: Tensor, w: LayerWeights) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v = self._run("before", (x, rope), w.input_norm, w.qkv, w.qkv_bias, w.qk_norm)
-        return q, k, v
+    def before(self, x: Tensor, rope: Tensor, w: LayerWeights) -> tuple[Tensor, ...]:
+        return tuple(self._run("before", (x, rope), w.norms.attention_in, *w.attention.inputs))
 
-    def after(self, x: Tensor, attended: Tensor, w: LayerWeights) -> Tensor:
-        (out,) = self._run("after", (x, attended), w.out, w.post_norm, w.gate_up, w.down)
+    def after(self, x: Tensor, attended: Tensor, w: LayerWeights, feed: DenseWeights) -> Tensor:
+        norms, attention = w.norms, w.attention
+        weights = (attention.out, attention.out_bias, *norms[1:], *feed)
+        (out,) = self._run("after", (x, attended), *weights)
         return out
 
-    def heads(self, x: Tensor, rope: Tensor, w: LayerWeights) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v = self._run("heads", (x, rope), w.qkv, w.qkv_bias, w.qk_norm)
-        return q, k, v
-
-    def join(self, x: Tensor, y: Tensor, norm: Tensor) -> tuple[Tensor, Tensor]:
-        joined, normed = self._run("join", (x, y), norm)
+    def between(self, x: Tensor, attended: Tensor, w: LayerWeights) -> tuple[Tensor, Tensor]:
+        norms, attention = w.norms, w.attention
+        weights = (attention.out, attention.out_bias, norms.attention_out, norms.feed_in)
+        joined, normed = self._run("between", (x, attended), *weights)
         return joined, normed
 
-    def feed(self, x: Tensor, w: LayerWeights) -> Tensor:
-        (fed,) = self._run("feed", (x,), w.gate_up, w.down)
+    def heads(
+        self, x: Tensor, rope: Tensor, w: LayerWeights, ranks: Collectives
+    ) -> tuple[Tensor, ...]:
+        if "heads" not in self._loaded:
+            return super().heads(x, rope, w, ranks)
+        return tuple(self._run("heads", (x, rope), *w.attention.inputs))
+
+    def join(
+        self, x: Tensor, y: Tensor, out_norm: Tensor, in_norm: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        joined, normed = self._run("join", (x, y), out_norm, in_norm)
+        return joined, normed
+
+    def feed(self, x: Tensor, w: DenseWeights) -> Tensor:
+        (fed,) = self._run("feed", (x,), *w)
         return fed
 
     def _run(self, name: str, varying: tuple[Tensor, ...], *weights: Tensor) -> Sequence[Tensor]:
@@ -89,59 +126,162 @@ class CompiledPieces(Pieces):
         return [out[:tokens] for out in self._loaded[name](*padded, *weights)]
 
 
-class _Plan:
-    """The shapes of one rank's pieces, for up to `tokens` tokens."""
+def _tokens(config: EngineConfig) -> int:
+    """The most tokens that a graph takes."""
+    scheduler = config.scheduler
+    step = scheduler.max_step_tokens or scheduler.chunk_size + scheduler.max_running
+    longest = max(step + config.parallelism.tp, scheduler.max_running) * config.parallelism.dp
+    return max(_BOUND, 1 << longest.bit_length())
 
-    def __init__(self, spec: DecoderSpec, part: ModelPart, tokens: int, dtype: torch.dtype) -> None:
-        self._shape = shape_of(spec, part)
-        self._sharded = part.width > 1
+
+def _by_shape(
+    spec: DecoderSpec, part: ModelPart, tokens: int, dtype: torch.dtype
+) -> dict[Shape, dict[str, Graph]]:
+    """Each shape's graphs by piece. What two shapes have alike is one graph, of one name."""
+    found: dict[Shape, dict[str, Graph]] = {}
+    names: dict[tuple[str, str], str] = {}
+    for layer in spec.layers:
+        shape = shape_of(spec, layer, part)
+        if shape in found:
+            continue
+        made = _Graphs(spec, shape, tokens, dtype).all(sharded=part.width > 1)
+        found[shape] = {}
+        for graph in made:
+            known = sum(piece == graph.name for piece, _ in names)
+            name = f"{graph.name}-{known + 1}" if known else graph.name
+            name = names.setdefault((graph.name, repr((graph.inputs, graph.constants))), name)
+            found[shape][graph.name] = replace(graph, name=name)
+    return found
+
+
+class _Graphs:
+    """The graphs of one shape, for up to `tokens` tokens; arguments are those of the pieces."""
+
+    def __init__(self, spec: DecoderSpec, shape: Shape, tokens: int, dtype: torch.dtype) -> None:
+        self._shape = shape
         self._hidden = spec.hidden
-        self._columns = len(part.columns)
         self._tokens = tokens
         self._dtype = dtype
+        self._norm_dtype = torch.float32 if spec.norm_wide else dtype
 
-    def graphs(self) -> tuple[Graph, ...]:
-        shape, hidden, columns = self._shape, self._hidden, self._columns
-        dim, both = shape.head_dim, shape.heads + shape.kv_heads
-        rows = (both + shape.kv_heads) * dim
-        bias = (rows,) if shape.qkv_bias else (0,)
-        qk_norm = (both, dim) if shape.qk_norm else (0,)
-        x, attended = self._varying(hidden), self._varying(shape.heads * dim)
-        rope = ((self._tokens, dim), torch.float32)
-        qkv, mlp = ((rows, hidden), bias, qk_norm), ((2 * columns, hidden), (hidden, columns))
-        if self._sharded:
-            heads = functools.partial(block.heads, shape)
-            join = functools.partial(block.join, eps=shape.norm_eps)
-            return (
-                self._graph("heads", heads, (x, rope), *qkv),
-                self._graph("join", join, (x, x), (hidden,)),
-                self._graph("feed", _alone(swiglu), (x,), *mlp),
-            )
-        before = functools.partial(block.before, shape)
-        after = _alone(functools.partial(block.after, shape))
-        out = (hidden, shape.heads * dim)
-        return (
-            self._graph("before", before, (x, rope), (hidden,), *qkv),
-            self._graph("after", after, (x, attended), out, (hidden,), *mlp),
+    def all(self, *, sharded: bool) -> list[Graph]:
+        """Those that a rank runs by itself, or as one of several."""
+        return self._sharded() if sharded else self._alone()
+
+    def _alone(self) -> list[Graph]:
+        shape = self._shape
+        into, out = self._norm(into=True), self._norm(into=False)
+        before = self._graph(
+            "before",
+            functools.partial(block.before, shape),
+            (self._hidden_states, self._rope),
+            into,
+            *self._inputs(),
+            constants=(shape.attention, shape.norms, shape.norm_eps),
         )
+        varying = (self._hidden_states, self._attended)
+        weights = (self._weight(self._hidden, self._attended[0][1]), self._out_bias, out, into)
+        residual = (shape.norms, shape.norm_eps, shape.out_bias)
+        if not shape.columns:
+            between = functools.partial(block.between, shape)
+            return [before, self._graph("between", between, varying, *weights, constants=residual)]
+        after = _alone(functools.partial(block.after, shape))
+        constants = (*residual, shape.activation)
+        return [
+            before,
+            self._graph("after", after, varying, *weights, out, *self._mlp(), constants=constants),
+        ]
 
-    def _varying(self, width: int) -> _Input:
-        return (self._tokens, width), self._dtype
+    def _sharded(self) -> list[Graph]:
+        shape, attention = self._shape, self._shape.attention
+        into, out = self._norm(into=True), self._norm(into=False)
+        found = []
+        if not isinstance(attention, HeadsShape) or attention.qk_norm != "whole":
+            heads, varying = (
+                functools.partial(block.heads, shape),
+                (self._hidden_states, self._rope),
+            )
+            constants: tuple[object, ...] = (attention,)
+            found.append(self._graph("heads", heads, varying, *self._inputs(), constants=constants))
+        join, varying = functools.partial(block.join, shape), (self._hidden_states,) * 2
+        constants = (shape.norms, shape.norm_eps)
+        found.append(self._graph("join", join, varying, out, into, constants=constants))
+        if shape.columns:
+            feed = _alone(functools.partial(gated, activation=shape.activation))
+            constants = (shape.activation,)
+            found.append(
+                self._graph("feed", feed, (self._hidden_states,), *self._mlp(), constants=constants)
+            )
+        return found
+
+    def _inputs(self) -> list[_Input]:
+        """`inputs` of the attention's weights."""
+        shape, hidden = self._shape.attention, self._hidden
+        if isinstance(shape, HeadsShape):
+            both = shape.heads + shape.kv_heads
+            rows = (both + shape.kv_heads) * shape.head_dim
+            return [
+                self._weight(rows, hidden),
+                self._weight(rows if shape.qkv_bias else 0),
+                self._weight(0) if shape.qk_norm == "none" else self._weight(both, shape.head_dim),
+            ]
+        queries = shape.heads * (shape.nope_dim + shape.rope_dim)
+        rank = shape.q_rank
+        return [
+            self._weight(0) if rank is None else self._weight(rank, hidden),
+            self._weight(rank or 0),
+            self._weight(queries, rank or hidden),
+            self._weight(shape.kv_rank + shape.rope_dim, hidden),
+            self._weight(shape.kv_rank),
+        ]
+
+    def _mlp(self) -> tuple[_Input, _Input]:
+        columns, hidden = self._shape.columns, self._hidden
+        return self._weight(2 * columns, hidden), self._weight(hidden, columns)
+
+    @property
+    def _hidden_states(self) -> _Input:
+        return self._weight(self._tokens, self._hidden)
+
+    @property
+    def _rope(self) -> _Input:
+        shape = self._shape.attention
+        rotated = shape.rotated if isinstance(shape, HeadsShape) else shape.rope_dim
+        return (self._tokens, rotated), torch.float32
+
+    @property
+    def _attended(self) -> _Input:
+        shape = self._shape.attention
+        width = shape.head_dim if isinstance(shape, HeadsShape) else shape.value_dim
+        return self._weight(self._tokens, shape.heads * width)
+
+    @property
+    def _out_bias(self) -> _Input:
+        return self._weight(self._hidden if self._shape.out_bias else 0)
+
+    def _norm(self, *, into: bool) -> _Input:
+        """The norm before a part of the layer, or behind it."""
+        absent = self._shape.norms == ("post" if into else "pre")
+        return (0 if absent else self._hidden,), self._dtype if absent else self._norm_dtype
+
+    def _weight(self, *size: int) -> _Input:
+        return size, self._dtype
 
     def _graph(
         self,
-        name: str,
-        function: Callable[..., Any],
+        piece: str,
+        function: Compiled,
         varying: tuple[_Input, ...],
-        *weights: tuple[int, ...],
+        *weights: _Input,
+        constants: tuple[object, ...],
     ) -> Graph:
         return Graph(
-            name,
+            piece,
             function,
-            (*varying, *((size, self._dtype) for size in weights)),
+            (*varying, *weights),
             varying=tuple(range(len(varying))),
             tokens=(_LEAST, self._tokens),
-            constants=repr(self._shape),
+            constants=repr(constants),
             sources=_SOURCES,
         )
 

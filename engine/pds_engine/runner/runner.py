@@ -4,7 +4,6 @@ import time
 
 import torch
 from pds_kernels import graph
-from pds_kernels.paged_attention import Geometry, choose
 from torch import Tensor
 
 from pds_engine.config import EngineConfig
@@ -14,6 +13,7 @@ from pds_engine.models.decoder import Decoder, Kv
 from pds_engine.parallel.parts import parts
 from pds_engine.parallel.reads import Reads
 from pds_engine.parallel.stage import Computed
+from pds_engine.runner.attention import Attention
 from pds_engine.runner.batch import Batch, build
 from pds_engine.runner.rows import together
 from pds_engine.runner.sampling import UNSOUND, logprobs, sample
@@ -43,19 +43,7 @@ class Runner:
             device=keys.device,
             samples=decoder.part.samples,
         )
-        geometry = Geometry(
-            heads=len(decoder.part.heads),
-            kv_heads=len(decoder.part.kv_heads),
-            head_dim=decoder.spec.head_dim,
-            page_size=config.kv.page_size,
-            dtype=decoder.dtype,
-            kv_dtype=keys.dtype,
-            device=keys.device,
-        )
-        kernel = choose(geometry)
-        self.attention = kernel.name
-        """The kernel that computes attention."""
-        self._prepare = kernel.make(geometry)
+        self._attention = Attention(decoder, config.kv.page_size, keys)
         self._reads = Reads()
         self._done = -1
         self._warm = graph.builds()
@@ -69,6 +57,11 @@ class Runner:
         """Free the slot, at once or when `order.after_step` is done."""
         self._releases.append(order)
         self._free()
+
+    @property
+    def attention(self) -> str:
+        """The kernels that compute attention."""
+        return self._attention.kernels
 
     @property
     def compiles(self) -> int:
@@ -98,8 +91,8 @@ class Runner:
             hidden = self._decoder.embed(batch.tokens, shared)
         elif hidden is None:
             raise ProtocolError(f"step {plan.step_id} came without hidden states")
-        attend = self._prepare(batch.attention) if plan.rows else None
-        hidden = self._decoder.forward(hidden, batch.positions, attend, self._kv, shared)
+        attends = self._attention.prepare(batch.attention) if plan.rows else None
+        hidden = self._decoder.forward(hidden, batch.positions, attends, self._kv, shared)
         found, chances = self._sample(hidden, batch) if part.samples else ([], ())
         if part.embeds and part.samples:
             self._reads.sampled(plan)

@@ -20,8 +20,10 @@ from pds_engine.kv.pool import KvPool
 from pds_engine.kv.transfer import TransferThread, shared_pool
 from pds_engine.messages import Fault, Hello, KernelsProof, Ready
 from pds_engine.models.checkpoint import digest
+from pds_engine.models.config_json import read_config
 from pds_engine.models.decoder import Decoder
 from pds_engine.models.loader import load
+from pds_engine.models.positions import kv_digest
 from pds_engine.parallel import lost
 from pds_engine.parallel.collectives import ALONE, Collectives
 from pds_engine.parallel.exchange import DistributedExchange
@@ -31,7 +33,6 @@ from pds_engine.parallel.stage import Stage, StagePlace
 from pds_engine.ports import kv_address
 from pds_engine.runner import graphs
 from pds_engine.runner.runner import Runner
-from pds_engine.spec import read_config
 from pds_engine.warmup import open_cache
 from pds_engine.wire import Link
 from pds_engine.worker.joining import join
@@ -174,14 +175,16 @@ def _device(config: EngineConfig, rank: int) -> torch.device:
 
 def kv_format(config: EngineConfig, decoder: Decoder) -> KvFormat:
     """What this group's pages hold; its fingerprint says which groups it can be paired with."""
-    spec = decoder.spec
+    spec, content = decoder.spec, digest(config.model.path, read_config(config.model.path))
+    ropes = [layer.attention.rope for layer in spec.layers]
     return KvFormat(
-        digest=digest(config.model.path, read_config(config.model.path)),
+        digest=kv_digest(content, ropes, config.max_model_len),
         dtype=config.kv.dtype or config.model.dtype,
         page_size=config.kv.page_size,
-        layers=spec.layers,
-        kv_heads=spec.kv_heads,
-        head_dim=spec.head_dim,
+        layers=len(spec.layers),
+        kv_heads=spec.kv.heads,
+        head_dim=spec.kv.head_dim,
+        latent=spec.kv.latent,
     )
 
 
@@ -205,7 +208,7 @@ def use_graphs(config: EngineConfig, decoder: Decoder, device: torch.device) -> 
             )
         found[graph.name] = artefact
         loaded[graph.name] = load_graph(artefact.folder)
-    decoder.pieces = graphs.CompiledPieces(decoder.pieces.shape, loaded)
+    decoder.use(graphs.compiled(config, decoder.spec, decoder.part, device, loaded))
     compiled = sum(artefact.built for artefact in found.values())
     return KernelsProof(
         manifest=manifest_digest({name: artefact.key for name, artefact in found.items()}),

@@ -1,18 +1,19 @@
 """Attention over paged keys and values: what a step gives, and which kernel runs it.
 
-    plan.py        what a kernel is given: AttentionPlan is in the terms that kernel libraries take
+    plan.py        what a kernel is given, beside the step's AttentionPlan
     dispatch.py    the seam: the kernels there are, and which of them a process runs
     reference.py   the definition, in plain torch
 
-A process chooses its kernel once, prepares each step's plan once, and attends once a layer:
+A process chooses a kernel for each geometry once, prepares each step's plan once, and attends once
+a layer:
 
     kernel = choose(geometry)
     prepare = kernel.make(geometry)
-    attend = prepare(plan)                     # once a step
-    out = attend(q, k, v, keys, values)        # once a layer
+    attend = prepare(plan)                            # once a step
+    out = attend(q, k, v, keys, values, sinks)        # once a layer
 """
 
 from pds_kernels.paged_attention.dispatch import Kernel, choose
-from pds_kernels.paged_attention.plan import Attend, AttentionPlan, Geometry, Prepare
+from pds_kernels.paged_attention.plan import Attend, Geometry, Prepare
 
-__all__ = ["Attend", "AttentionPlan", "Geometry", "Kernel", "Prepare", "choose"]
+__all__ = ["Attend", "Geometry", "Kernel", "Prepare", "choose"]

@@ -40,7 +40,7 @@ def test_a_layers_views_are_of_the_pages() -> None:
 
 def test_the_latent_of_a_layer() -> None:
     pool = KvPool(LATENT, shard(LATENT, layers=(0, 3)), 4)
-    pool.latent(2)[3, 1] = 2.0
+    pool.layer(2)[0][3, 1] = 2.0
     assert pool.data.shape == (4, 3, 4, 6)
     assert pool.data[3, 2, 1].tolist() == [2.0] * 6
 

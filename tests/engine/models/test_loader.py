@@ -4,12 +4,14 @@ import json
 
 import pytest
 import torch
+from held import tensors
 from pds_engine.errors import ConfigError
 from pds_engine.models.checkpoint import Checkpoint, digest
+from pds_engine.models.config_json import read_config
 from pds_engine.models.loader import load
 from pds_engine.parallel.collectives import Alone
-from pds_engine.spec import read_config
 from safetensors.torch import save_file
+from stored_weights import fp8, plain, scales
 
 CPU = torch.device("cpu")
 
@@ -26,10 +28,10 @@ def test_a_layer_s_tensors_are_joined(folder):
     stored, layer = folder.tensors(), load(folder.engine(), 0, CPU).weights.layers[1]
     name = "model.layers.1."
     qkv = [stored[f"{name}self_attn.{part}_proj.weight"] for part in "qkv"]
-    assert torch.equal(layer.qkv, torch.cat(qkv))
-    assert torch.equal(layer.down, stored[f"{name}mlp.down_proj.weight"])
-    assert torch.equal(layer.qk_norm[3], stored[f"{name}self_attn.q_norm.weight"])
-    assert torch.equal(layer.qk_norm[4], stored[f"{name}self_attn.k_norm.weight"])
+    assert torch.equal(layer.attention.qkv, torch.cat(qkv))
+    assert torch.equal(layer.feed.down, stored[f"{name}mlp.down_proj.weight"])
+    assert torch.equal(layer.attention.qk_norm[3], stored[f"{name}self_attn.q_norm.weight"])
+    assert torch.equal(layer.attention.qk_norm[4], stored[f"{name}self_attn.k_norm.weight"])
 
 
 def test_shards_add_up_to_the_whole(folder):
@@ -42,11 +44,13 @@ def test_shards_add_up_to_the_whole(folder):
     for stage in (0, 1):
         first, second = (rank.weights.layers[0] for rank in ranks[2 * stage : 2 * stage + 2])
         layer = whole.weights.layers[stage]
-        assert torch.equal(torch.cat((first.down, second.down), 1), layer.down)
-        assert torch.equal(torch.cat((first.out, second.out), 1), layer.out)
+        assert torch.equal(torch.cat((first.feed.down, second.feed.down), 1), layer.feed.down)
+        heads = [each.attention for each in (first, second)]
+        assert torch.equal(torch.cat([each.out for each in heads], 1), layer.attention.out)
         # a shard's rows: 2 query heads, 1 key head, 1 value head of 8 rows each
-        assert torch.equal(torch.cat((first.qkv[:16], second.qkv[:16])), layer.qkv[:32])
-        assert torch.equal(torch.cat((first.qkv[16:24], second.qkv[16:24])), layer.qkv[32:48])
+        qkv = layer.attention.qkv
+        assert torch.equal(torch.cat([each.qkv[:16] for each in heads]), qkv[:32])
+        assert torch.equal(torch.cat([each.qkv[16:24] for each in heads]), qkv[32:48])
 
 
 @pytest.mark.parametrize("tp", [1, 2, 4])
@@ -54,8 +58,8 @@ def test_each_shard_reads_its_part_and_no_more(folder, tp, monkeypatch):
     taken: dict[str, int] = {}
     read = Checkpoint.read
 
-    def count(self, name, dtype, dim=0, part=None):
-        tensor = read(self, name, dtype, dim, part)
+    def count(self, name, dtype, *parts):
+        tensor = read(self, name, dtype, *parts)
         taken[name] = taken.get(name, 0) + tensor.numel()
         return tensor
 
@@ -102,11 +106,15 @@ def test_dp_ranks_have_all_of_attention_and_a_share_of_the_mlp(folder):
     split = folder.engine(parallelism={"tp": 2, "dp": 2})
     ranks = [load(split, r, CPU, Shard(r % 2, 2), Shard(r, 4)).weights for r in range(4)]
     layers = [rank.layers[0] for rank in ranks]
-    assert torch.equal(torch.cat([layer.down for layer in layers], 1), whole.layers[0].down)
+    assert torch.equal(
+        torch.cat([layer.feed.down for layer in layers], 1), whole.layers[0].feed.down
+    )
     for one, other in (layers[::2], layers[1::2]):
-        assert torch.equal(one.qkv, other.qkv)
-        assert torch.equal(one.out, other.out)
-    assert torch.equal(torch.cat((layers[2].out, layers[3].out), 1), whole.layers[0].out)
+        assert torch.equal(one.attention.qkv, other.attention.qkv)
+        assert torch.equal(one.attention.out, other.attention.out)
+    assert torch.equal(
+        torch.cat([layer.attention.out for layer in layers[2:]], 1), whole.layers[0].attention.out
+    )
     assert torch.equal(ranks[0].head, ranks[2].head)
     assert torch.equal(torch.cat((ranks[2].embedding, ranks[3].embedding)), whole.embedding)
     with pytest.raises(ValueError, match="rank 2 is shard 2 of 4, its collectives are those of"):
@@ -120,8 +128,8 @@ def test_biases_are_split_like_their_rows(folder):
     expected = [
         stored[f"model.layers.1.self_attn.{p}_proj.bias"][n // 2 :] for p, n in sizes.items()
     ]
-    assert torch.equal(second.qkv_bias, torch.cat(expected))
-    assert second.qk_norm.shape == (0,)
+    assert torch.equal(second.attention.qkv_bias, torch.cat(expected))
+    assert second.attention.qk_norm.shape == (0,)
 
 
 def test_collectives_of_another_shard_are_refused(folder):
@@ -162,6 +170,27 @@ def test_a_tied_head_that_is_stored_twice_is_held_once(folder):
     assert weights.head is weights.embedding
 
 
+@pytest.mark.parametrize("tp", [1, 2, 4])
+def test_a_model_in_fp8_is_the_model_that_its_scales_make_of_it(folder, tp):
+    """Blocks of 3 rows and 5 columns end nowhere where heads or shards do."""
+    keys = {"quantization_config": {"quant_method": "fp8", "weight_block_size": [3, 5]}}
+    stored, expected = folder.tensors(), folder.tensors()
+    for name in [name for name in stored if name.endswith("_proj.weight")]:
+        weight = fp8(*stored[name].shape)
+        scale = scales(*[-(-n // b) for n, b in zip(weight.shape, (3, 5), strict=True)])
+        stored[name], stored[f"{name}_scale_inv"] = weight, scale
+        expected[name] = plain(weight, scale, (3, 5))
+    split = folder.engine(parallelism={"tp": tp})
+    folder.write(expected)
+    wanted = [load(split, rank, CPU, Shard(rank, tp)).weights for rank in range(tp)]
+    folder.write(stored)
+    folder.configure(**keys)
+    found = [load(split, rank, CPU, Shard(rank, tp)).weights for rank in range(tp)]
+    for one, other in zip(tensors(found), tensors(wanted), strict=True):
+        assert torch.equal(one, other)
+    assert len(list(tensors(found))) > 10 * tp
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize(
     "name", ["model.norm.weight", "lm_head.weight", "model.layers.1.mlp.down_proj.weight"]
@@ -193,13 +222,13 @@ def test_an_index_names_its_files(folder):
     tensors = folder.tensors()
     names = sorted(tensors)
     halves = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
-    expected = load(folder.engine(), 0, CPU).weights.layers[0].qkv
+    expected = load(folder.engine(), 0, CPU).weights.layers[0].attention.qkv
     folder.weights.unlink()
     for file, held in halves.items():
         save_file({name: tensors[name] for name in held}, folder.path / file)
     index = {"weight_map": {name: file for file, held in halves.items() for name in held}}
     (folder.path / "model.safetensors.index.json").write_text(json.dumps(index))
-    assert torch.equal(load(folder.engine(), 0, CPU).weights.layers[0].qkv, expected)
+    assert torch.equal(load(folder.engine(), 0, CPU).weights.layers[0].attention.qkv, expected)
     (folder.path / "b.safetensors").unlink()
     with pytest.raises(ConfigError, match=r"missing .*b\.safetensors"):
         load(folder.engine(), 0, CPU)

@@ -9,7 +9,7 @@ import transformers
 from pds_engine.errors import ConfigError
 from pds_engine.models import options
 from pds_engine.models.registry import FAMILIES, read_spec
-from pds_engine.spec import DecoderSpec, dense
+from pds_engine.spec import DecoderSpec, LinearScaling
 
 SMALL = {
     "vocab_size": 320,
@@ -25,7 +25,7 @@ SMALL = {
 
 def spec_of(architecture: str, config: dict[str, Any]) -> DecoderSpec:
     options.check(config, FAMILIES[architecture])
-    return dense(config, FAMILIES[architecture])
+    return FAMILIES[architecture].spec(config)
 
 
 def attempt(architecture: str, config: dict[str, Any], key: str) -> DecoderSpec | None:
@@ -58,7 +58,7 @@ def test_a_key_that_is_not_there_means_what_it_means_to_transformers(architectur
             refused.add(key)
         else:
             assert ours == spec_of(architecture, reference(architecture, left)), key
-    assert expected.kv_heads == 8
+    assert expected.kv.heads == 8
     assert refused <= set(SMALL)
 
 
@@ -79,19 +79,19 @@ CHANGING: list[dict[str, Any]] = [
     {"hidden_act": "gelu"},
     {"attention_bias": True},
     {"mlp_bias": True},
-    {"use_sliding_window": True},
     {"is_encoder_decoder": True},
     {"is_causal": False},
     {"use_bidirectional_attention": True},
     {"transformers_weights": "other.safetensors"},
     {"pruned_heads": {"0": [1]}},
     {"per_layer_config": {"0": {"num_attention_heads": 8}}},
-    {"layer_types": ["full_attention", "sliding_attention", "full_attention"]},
+    {"layer_types": ["full_attention", "sliding_attention"]},
     {"layer_types": ["chunked_attention"] * 3},
     {"auto_map": {"AutoModelForCausalLM": "modeling.Own"}},
     {"partial_rotary_factor": 0.5},
-    {"rope_scaling": {"rope_type": "yarn", "factor": 2.0}},
-    {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}},
+    {"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "short_factor": [1.0, 1.0]}},
+    {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0, "alpha": 1000.0}},
+    {"rope_scaling": {"rope_type": "axial"}},
     {"rope_scaling": {"rope_type": "linear", "factor": 2.0, "attention_factor": 0.5}},
     {"rope_scaling": {"type": "default", "mrope_section": [16, 24, 24]}},
     {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
@@ -201,7 +201,8 @@ def test_llama3_positions_have_their_default():
 def test_two_spellings_that_disagree_are_refused():
     linear = {"rope_type": "linear", "factor": 2.0}
     config = {**SMALL, "rope_scaling": linear, "rope_parameters": linear}
-    assert spec_of("LlamaForCausalLM", config).rope.factor == 2.0
+    [layer, *_] = spec_of("LlamaForCausalLM", config).layers
+    assert layer.attention.rope.scaling == LinearScaling(2.0)
     config["rope_parameters"] = {"rope_type": "default"}
     with pytest.raises(ConfigError, match="rope_parameters and rope_scaling say different things"):
         spec_of("LlamaForCausalLM", config)

@@ -6,41 +6,52 @@ import sys
 import pytest
 from pds_engine.errors import ConfigError
 from pds_engine.models.registry import check, read_spec
-from pds_engine.spec import RopeSpec
+from pds_engine.spec import DecoderSpec, GqaSpec, KvSpec, Llama3Scaling, RopeSpec
+
+
+def attention(spec: DecoderSpec) -> GqaSpec:
+    """Of all layers, which are alike."""
+    [found] = {layer.attention for layer in spec.layers}
+    assert isinstance(found, GqaSpec)
+    return found
 
 
 def test_a_spec_is_read(folder):
     spec = check(folder.engine())
-    assert (spec.layers, spec.heads, spec.kv_heads, spec.head_dim) == (2, 4, 2, 8)
-    assert spec.qk_norm
-    assert spec.rope == RopeSpec(10000.0)
+    assert (len(spec.layers), spec.heads, spec.kv) == (2, 4, KvSpec(2, 8))
+    assert attention(spec).qk_norm == "head"
+    assert attention(spec).rope == RopeSpec(10000.0, 8)
 
 
 def test_llama_has_no_head_norms_and_derives_its_head_size(folder):
     folder.configure(architectures=["LlamaForCausalLM"], head_dim=...)
     spec = read_spec(folder.path)
-    assert (spec.qk_norm, spec.head_dim) == (False, 4)
+    assert (attention(spec).qk_norm, attention(spec).head_dim) == ("none", 4)
 
 
 def test_qwen2_has_biases_and_no_head_norms(folder):
     folder.configure(architectures=["Qwen2ForCausalLM"], sliding_window=32)
     spec = check(folder.engine())
-    assert (spec.qk_norm, spec.qkv_bias, spec.window) == (False, True, None)
+    found = attention(spec)
+    assert (found.qk_norm, found.qkv_bias, spec.window) == ("none", True, None)
 
 
-@pytest.mark.parametrize(("window", "found"), [(None, None), (..., 4096), (64, 64), (4096, 4096)])
-def test_mistral_with_a_window_as_long_as_the_context(folder, window, found):
+@pytest.mark.parametrize("architecture", ["Qwen2ForCausalLM", "Qwen3ForCausalLM"])
+def test_a_switch_gives_late_layers_a_window(folder, architecture):
+    keys = {"use_sliding_window": True, "sliding_window": 32, "max_window_layers": 1}
+    folder.configure(architectures=[architecture], **keys)
+    windows = [layer.attention.window for layer in read_spec(folder.path).layers]
+    assert windows == [None, 32]
+    assert read_spec(folder.path).window is None
+    folder.configure(architectures=[architecture], **keys, layer_types=["sliding_attention"] * 2)
+    assert read_spec(folder.path).window == 32
+
+
+@pytest.mark.parametrize(("window", "found"), [(None, None), (..., 4096), (64, 64), (32, 32)])
+def test_mistral_has_a_window_unless_it_says_none(folder, window, found):
     folder.configure(architectures=["MistralForCausalLM"], sliding_window=window)
     spec = check(folder.engine())
-    assert (spec.qk_norm, spec.qkv_bias, spec.window) == (False, False, found)
-
-
-def test_a_window_shorter_than_the_context_is_refused(folder):
-    folder.configure(architectures=["MistralForCausalLM"], sliding_window=32)
-    with pytest.raises(ConfigError, match="above the model's sliding window of 32") as caught:
-        check(folder.engine())
-    assert caught.value.hint == "choose max_model_len ≤ 32"
-    check(folder.engine(max_model_len=32))
+    assert (attention(spec).qkv_bias, spec.window) == (False, found)
 
 
 @pytest.mark.parametrize("where", ["rope_parameters", "rope_scaling"])
@@ -56,7 +67,8 @@ def test_both_spellings_of_llama3_positions(folder, where):
         folder.configure(**{where: {**scaling, "rope_theta": 5e5}}, rope_theta=...)
     else:
         folder.configure(**{where: scaling}, rope_theta=5e5)
-    assert read_spec(folder.path).rope == RopeSpec(5e5, "llama3", 8.0, 1.0, 4.0, 8192)
+    expected = RopeSpec(5e5, 8, Llama3Scaling(8.0, 1.0, 4.0, 8192))
+    assert attention(read_spec(folder.path)).rope == expected
 
 
 @pytest.mark.parametrize(
@@ -70,9 +82,11 @@ def test_both_spellings_of_llama3_positions(folder, where):
         ({"num_hidden_layers": "2"}, "num_hidden_layers must be a whole number above 0, got '2'"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported"),
         ({"attention_bias": True}, "attention_bias True is not supported"),
-        ({"use_sliding_window": True}, "use_sliding_window True is not supported"),
+        ({"use_sliding_window": 1}, "use_sliding_window must be true or false, got 1"),
+        ({"max_window_layers": -1, "use_sliding_window": True}, "max_window_layers must be"),
+        ({"layer_types": ["full_attention"]}, "layer_types .* is not supported"),
         ({"num_key_value_heads": 3}, "num_attention_heads 4 is not a multiple"),
-        ({"rope_scaling": {"type": "yarn", "factor": 2.0}}, "rope_type 'yarn' is not supported"),
+        ({"rope_scaling": {"type": "axial"}}, "rope_type 'axial' is not supported"),
     ],
 )
 def test_a_config_that_is_not_served(folder, keys, says):

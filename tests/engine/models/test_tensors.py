@@ -10,8 +10,9 @@ import torch
 from model_folder import Folder
 from pds_engine import launch
 from pds_engine.errors import ConfigError
-from pds_engine.models.registry import read_spec
-from pds_engine.models.tensors import shapes
+from pds_engine.models.registry import family_of, read_spec
+from pds_engine.models.shapes import shapes
+from pds_engine.models.tensors import contents
 from safetensors.torch import save_file
 
 DOWN = "model.layers.1.mlp.down_proj"
@@ -88,15 +89,63 @@ def test_quantized_tensors_are_refused_without_any_configuration(folder, make):
     assert caught.value.hint == CURE
 
 
-FP8 = {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128]}
-COMPRESSED = {"quant_method": "compressed-tensors", "format": "float-quantized"}
+FP8 = {"quant_method": "fp8", "weight_block_size": [16, 16]}
+BY_ROW = {"num_bits": 8, "type": "float", "strategy": "channel"}
+COMPRESSED = {
+    "quant_method": "compressed-tensors",
+    "format": "float-quantized",
+    "config_groups": {"group_0": {"targets": ["Linear"], "weights": BY_ROW}},
+    "ignore": ["lm_head"],
+}
+STATIC = {"quant_method": "fp8", "weight_block_size": None, "activation_scheme": "static"}
+
+
+@pytest.mark.parametrize(
+    ("make", "said"), [(in_blocks, FP8), (by_channel, COMPRESSED), (by_tensor, STATIC)]
+)
+def test_quantized_tensors_that_config_json_explains_are_served(folder, make, said):
+    make(folder)
+    folder.configure(quantization_config=said)
+    launch.check(folder.engine())
+    found = contents(folder.path, read_spec(folder.path))
+    assert found[f"{DOWN}.weight"].scale
+    spec = read_spec(folder.path)
+    assert set(found) == set(shapes(spec, family_of(spec).names))
+
+
+@pytest.mark.parametrize(
+    ("make", "said", "says"),
+    [
+        (in_blocks, COMPRESSED, "no weight takes|has shape"),
+        (by_channel, FP8, r"the scale .*weight_scale in .* has shape \(16, 1\)"),
+        (packed, FP8, rf"is quantized with I32.*{DOWN}\.qweight"),
+        (without_scales, FP8, rf"{DOWN}\.weight in .* has no scale"),
+        (whole_with_scales, COMPRESSED, rf"{DOWN}\.weight_scale in .* no weight takes"),
+    ],
+)
+def test_quantized_tensors_that_config_json_explains_otherwise(folder, make, said, says):
+    make(folder)
+    folder.configure(quantization_config=said)
+    with pytest.raises(ConfigError, match=says):
+        launch.check(folder.engine())
+
+
+@pytest.mark.parametrize("name", ["self_attn.k_scale", "self_attn.k_proj.output_scale"])
+def test_scales_of_a_quantized_cache_are_refused(folder, name):
+    folder.configure(quantization_config=FP8)
+    folder.change(lambda t: t.update({f"model.layers.0.{name}": torch.ones(1)}))
+    with pytest.raises(ConfigError, match=rf"scales that nobody applies: .*{name}"):
+        launch.check(folder.engine())
 
 
 @pytest.mark.parametrize(
     ("file", "said", "method"),
     [
-        ("config.json", {"quantization_config": FP8}, "fp8"),
-        ("config.json", {"quantization_config": COMPRESSED}, "compressed-tensors"),
+        ("config.json", {"quantization_config": {"quant_method": "gptq", "bits": 4}}, "gptq"),
+        ("config.json", {"quantization_config": {"quant_method": "awq", "bits": 4}}, "awq"),
+        ("config.json", {"quantization_config": {"quant_method": "bitsandbytes"}}, "bitsandbytes"),
+        ("config.json", {"quantization_config": {"quant_method": "fbgemm_fp8"}}, "fbgemm_fp8"),
+        ("config.json", {"quantization_config": {"quant_method": "modelopt"}}, "modelopt"),
         ("config.json", {"quantization_config": {"bits": 4, "group_size": 64}}, "4 bits a weight"),
         ("config.json", {"compression_config": {"quantization_status": "frozen"}}, "frozen"),
         ("config.json", {"quantization": {"bits": 8}}, "8 bits a weight"),
@@ -234,4 +283,5 @@ def test_a_family_consumes_what_its_checkpoints_have(folder, architecture):
     folder.become(architecture)
     launch.check(folder.engine())
     stored = {name: tuple(tensor.shape) for name, tensor in folder.tensors().items()}
-    assert shapes(read_spec(folder.path)) == stored
+    spec = read_spec(folder.path)
+    assert shapes(spec, family_of(spec).names) == stored

@@ -6,14 +6,25 @@ from pathlib import Path
 import pytest
 from pds_engine.config import ParallelConfig
 from pds_engine.models.registry import read_spec
-from pds_engine.parallel.layout import Numbering, RankPlace, balanced, part
+from pds_engine.parallel.balance import balanced, cut
+from pds_engine.parallel.layout import Numbering, RankPlace, part
+from pds_engine.spec import DenseSpec, ExpertsSpec, GateSpec, LayerSpec
 
 TINY = read_spec(Path(__file__).parents[3] / "examples" / "models" / "tiny")
 """4 layers of 344,064 parameters each, with an embedding and a head of 196,608."""
+LAYER = TINY.layers[0]
 LARGE = replace(
-    TINY, vocab=151936, hidden=1024, layers=28, heads=16, kv_heads=8, head_dim=128,
-    intermediate=3072,
-)  # fmt: skip
+    TINY,
+    vocab=151936,
+    hidden=1024,
+    layers=28
+    * (
+        LayerSpec(
+            attention=replace(LAYER.attention, heads=16, kv_heads=8, head_dim=128),
+            feed=DenseSpec(columns=3072),
+        ),
+    ),
+)
 """As Qwen3 0.6B: the head weighs as much as ten layers."""
 
 
@@ -24,7 +35,7 @@ LARGE = replace(
         (TINY, "prefill", 2, (2, 2)),
         (TINY, "decode", 3, (2, 1, 1)),
         (TINY, "decode", 4, (1, 1, 1, 1)),
-        (replace(TINY, layers=5), "decode", 2, (3, 2)),
+        (replace(TINY, layers=5 * (LAYER,)), "decode", 2, (3, 2)),
         (LARGE, "prefill", 2, (14, 14)),
         (LARGE, "unified", 3, (10, 9, 9)),
         (LARGE, "decode", 2, (19, 9)),
@@ -34,6 +45,46 @@ LARGE = replace(
 )
 def test_the_largest_stage_is_as_small_as_can_be(spec, role, stages, layers):
     assert balanced(spec, stages, role) == layers
+
+
+@pytest.mark.parametrize(
+    ("role", "stages", "layers"),
+    [("prefill", 2, (3, 3)), ("unified", 2, (4, 2)), ("decode", 2, (4, 2))],
+)
+def test_a_prompt_passes_some_experts_and_a_batch_reads_all(role, stages, layers):
+    columns = LAYER.feed.columns // 2
+    experts = ExpertsSpec(experts=8, top_k=2, columns=columns, gate=GateSpec())
+    mixed = replace(LAYER, feed=experts)
+    spec = replace(TINY, layers=(LAYER, LAYER, *4 * (mixed,)), vocab=8)
+    assert balanced(spec, stages, role) == layers
+
+
+@pytest.mark.parametrize(
+    ("sizes", "stages", "counts"),
+    [
+        ([1, 1, 1, 1, 1], 2, (3, 2)),
+        ([1, 1, 1, 1, 4], 2, (4, 1)),
+        ([4, 1, 1, 1, 1], 2, (1, 4)),
+        ([1, 9, 1, 1, 1], 3, (1, 1, 3)),
+        ([1, 2, 3, 4, 5], 3, (3, 1, 1)),
+        ([5], 1, (1,)),
+        ([1, 1], 2, (1, 1)),
+    ],
+)
+def test_sizes_are_cut_evenly(sizes, stages, counts):
+    assert cut(sizes, stages) == counts
+
+
+def test_with_expert_parallelism_ranks_have_whole_experts():
+    split = ParallelConfig(tp=2, dp=2, ep=True)
+    parts = [part(TINY, split, rank) for rank in range(4)]
+    assert [each.experts(6) for each in parts] == [
+        range(2), range(2, 4), range(4, 5), range(5, 6)
+    ]  # fmt: skip
+    assert [each.experts(3) for each in parts] == [
+        range(1), range(1, 2), range(2, 3), range(3, 3)
+    ]  # fmt: skip
+    assert part(TINY, ParallelConfig(tp=2), 1).experts(6) == range(6)
 
 
 @pytest.mark.parametrize("tp", [1, 2])
@@ -76,7 +127,8 @@ def test_columns_are_split_over_a_stage_and_heads_over_an_attention_group(tp, dp
     split = ParallelConfig(pp=2, tp=tp, dp=dp)
     parts = [part(TINY, split, rank) for rank in range(4, 8)]
     assert [each.pp_rank for each in parts] == [1] * 4
-    assert [column for each in parts for column in each.columns] == list(range(TINY.intermediate))
+    total = LAYER.feed.columns
+    assert [column for each in parts for column in each.columns(total)] == list(range(total))
     for d in range(dp):
         group = parts[d * tp : (d + 1) * tp]
         assert [each.dp_rank for each in group] == [d] * tp

@@ -7,8 +7,9 @@ import torch
 from pds_engine.messages import Admit, Row, Sampling, StepPlan
 from pds_engine.runner.batch import build
 from pds_engine.runner.tables import Tables
-from pds_kernels.paged_attention import Attend, AttentionPlan, Geometry, Kernel, Prepare, dispatch
+from pds_kernels.paged_attention import Attend, Geometry, Kernel, Prepare, dispatch
 from pds_kernels.paged_attention.reference import make
+from pds_kernels.plan import AttentionPlan
 from runner_driver import Driver
 
 GREEDY = Sampling(max_tokens=4, temperature=0.0)

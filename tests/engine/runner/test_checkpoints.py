@@ -63,12 +63,15 @@ def test_tensors_are_used_as_transformers_uses_them(case, family, variant, drive
 
 
 OLD: dict[str, Any] = {"rope_parameters": ...}
+YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "beta_fast": 8}
 KEYS: list[dict[str, Any]] = [
     {"rms_norm_eps": 0.1},
     {"rms_norm_eps": ...},
     OLD | {"rope_theta": 500.0},
     OLD | {"rope_scaling": {"type": "linear", "factor": 3.0}},
     OLD | {"rope_scaling": {"rope_type": "linear", "factor": 3.0}, "rope_theta": 500.0},
+    OLD | {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}},
+    OLD | {"rope_scaling": YARN},
     OLD,
     {"hidden_act": "swish"},
     {"pretraining_tp": 2, "attention_dropout": 0.5},

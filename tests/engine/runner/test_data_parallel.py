@@ -10,7 +10,9 @@ import torch
 import torch.distributed as dist
 from dp_driver import Load, passes, plans, run
 from pds_engine.errors import ProtocolError
+from pds_engine.layers.shapes import Shape
 from pds_engine.messages import Row, Sampling, StepPlan
+from pds_engine.models.pieces import Pieces
 from pds_engine.parallel.collectives import ALONE, Collectives
 from runner_driver import Driver
 
@@ -145,17 +147,24 @@ def test_tokens_that_are_not_padded_are_refused_and_nobody_hangs(tokens, qwen3):
     assert on_grid(2, 1, work) == [says] * 2
 
 
+class Counting(Pieces):
+    """Notes how many tokens it joins at once."""
+
+    def __init__(self, shape: Shape, held: set[int]) -> None:
+        super().__init__(shape)
+        self.held = held
+
+    def join(self, x, y, out_norm, in_norm):
+        self.held.add(len(x))
+        return super().join(x, y, out_norm, in_norm)
+
+
 @pytest.mark.parametrize("tokens", [1, 3, 17])
 def test_each_rank_holds_its_part_of_the_padded_tokens(tokens, qwen3, reference):
     def work(ranks: Collectives, _: Collectives) -> tuple[int, list[int]]:
         driver, held = Driver(qwen3, collectives=ranks), set[int]()
-        join = driver.decoder.pieces.join
-
-        def joined(x, y, norm):
-            held.add(len(x))
-            return join(x, y, norm)
-
-        driver.decoder.pieces.join = joined
+        eager = driver.decoder.pieces
+        driver.decoder.use({each.shape: Counting(each.shape, held) for each in eager})
         (answer,) = driver.run(prompts(5, tokens), Sampling(max_tokens=1, temperature=0.0))
         (rows,) = held
         return rows, answer.output

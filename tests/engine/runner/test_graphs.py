@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from pds_engine.config import EngineConfig
-from pds_engine.models.decoder import Decoder, Pieces
+from pds_engine.models.decoder import Decoder
 from pds_engine.models.loader import load
+from pds_engine.models.pieces import Pieces
 from pds_engine.models.registry import check
-from pds_engine.parallel.collectives import Alone
+from pds_engine.models.weights import DenseWeights
+from pds_engine.parallel.collectives import ALONE, Alone
 from pds_engine.parallel.layout import part
 from pds_engine.runner import graphs
 from pds_kernels import graph as aot
@@ -106,20 +108,22 @@ def test_compiled_pieces_equal_eager_ones(family, tp, request, cache):
         artefact = graphs.fetch(graph, cache, 300)
         assert not graphs.fetch(replace(graph), cache, 300).built
         loaded[graph.name] = aot.load(artefact.folder)
-    compiled = graphs.CompiledPieces(decoder.pieces.shape, loaded)
+    whole = graphs.compiled(config, decoder.spec, decoder.part, CPU, loaded)
+    eager = decoder.pieces[1]
     with torch.inference_mode():
         for tokens in (0, 1, 2, 5, 8):
-            found, expected = (outputs(p, decoder, tokens) for p in (compiled, decoder.pieces))
-            for ours, theirs in zip(found, expected, strict=True):
+            found = outputs(whole[eager.shape], decoder, tokens)
+            for ours, theirs in zip(found, outputs(eager, decoder, tokens), strict=True):
                 torch.testing.assert_close(ours, theirs)
 
 
 def outputs(pieces: Pieces, decoder: Decoder, tokens: int) -> list[torch.Tensor]:
     """All that the pieces of a layer give, for the same inputs at each call."""
     torch.manual_seed(tokens)
-    weights, rope = decoder.weights.layers[1], decoder.rope[:tokens]
+    w, [rope] = decoder.weights.layers[1], [table[:tokens] for table in decoder.ropes.values()]
     x, attended = torch.randn(tokens, 64), torch.randn(tokens, len(decoder.part.heads) * 32)
+    assert isinstance(w.feed, DenseWeights)
     if decoder.part.tp == 1:
-        return [*pieces.before(x, rope, weights), pieces.after(x, attended, weights)]
-    joined = pieces.join(x, torch.randn(tokens, 64), weights.post_norm)
-    return [*pieces.heads(x, rope, weights), *joined, pieces.feed(joined[1], weights)]
+        return [*pieces.before(x, rope, w), pieces.after(x, attended, w, w.feed)]
+    joined = pieces.join(x, torch.randn(tokens, 64), w.norms.attention_out, w.norms.feed_in)
+    return [*pieces.heads(x, rope, w, ALONE), *joined, pieces.feed(joined[1], w.feed)]

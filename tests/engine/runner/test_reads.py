@@ -36,7 +36,7 @@ class FirstStage:
             | {"parallelism": {"pp": 2}}
         )
         decoder = load(config, 0, torch.device("cpu"), ALONE)
-        shape = (5, 2, len(decoder.part.kv_heads), 16, decoder.spec.head_dim)
+        shape = (5, 2, len(decoder.part.kv_heads), 16, decoder.spec.kv.head_dim)
         pools = [torch.zeros(shape) for _ in decoder.part.layers]
         self.runner = Runner(config, decoder, [(pool[:, 0], pool[:, 1]) for pool in pools])
         self.admit(gen=1)

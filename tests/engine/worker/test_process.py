@@ -4,8 +4,10 @@ import json
 import time
 
 import pytest
+import torch
 import zmq
 from forked import child
+from model_folder import Folder
 from pds_engine.errors import EXIT_CONFIG
 from pds_engine.messages import (
     Admit,
@@ -20,7 +22,11 @@ from pds_engine.messages import (
     StepPlan,
     Welcome,
 )
+from pds_engine.models.checkpoint import digest
+from pds_engine.models.config_json import read_config
+from pds_engine.models.loader import load
 from pds_engine.wire import Authority, Hub
+from pds_engine.worker.process import kv_format
 
 
 class Scheduler:
@@ -146,3 +152,27 @@ def test_a_wrong_setting_ends_it_with_the_status_of_configuration(config, keys, 
         assert time.monotonic() - begun < 20
     finally:
         scheduler.close()
+
+
+LONG_ROPE = {
+    "type": "longrope",
+    "short_factor": [1.0] * 4,
+    "long_factor": [2.0] * 4,
+    "original_max_position_embeddings": 32,
+}
+
+
+@pytest.mark.parametrize(("scaling", "digests"), [(None, 1), (LONG_ROPE, 2)])
+def test_groups_pair_only_if_they_compute_with_the_same_factors(tmp_path, scaling, digests):
+    """max_model_len chooses the factors of LongRoPE; other models pair whatever it is."""
+    folder = Folder(tmp_path)
+    folder.configure(rope_scaling=scaling)
+    formats = []
+    for length in (16, 32, 33, 64):
+        config = folder.engine(max_model_len=length)
+        formats.append(kv_format(config, load(config, 0, torch.device("cpu"))))
+    assert formats[0] == formats[1]
+    assert formats[2] == formats[3]
+    assert len({each.digest for each in formats}) == digests
+    model = digest(folder.path, read_config(folder.path))
+    assert (formats[0].digest == model) == (scaling is None)

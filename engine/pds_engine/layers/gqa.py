@@ -1,0 +1,71 @@
+"""Grouped-query attention's token-wise part: from hidden states to queries, keys and values."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pds_engine.layers.norm import rms_norm
+from pds_engine.layers.rope import rotate
+from pds_engine.layers.shapes import HeadsShape
+
+Sum = Callable[[Tensor], Tensor]
+"""The sum of a tensor over the ranks that share the heads."""
+
+
+def _own(x: Tensor) -> Tensor:
+    return x
+
+
+def heads(
+    shape: HeadsShape,
+    x: Tensor,
+    rope: Tensor,
+    qkv: Tensor,
+    qkv_bias: Tensor,
+    qk_norm: Tensor,
+    total: Sum = _own,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Rotated queries and keys, and values: q [T, H, D], k [T, K, D], v [T, K, D].
+
+    x: [T, hidden]; rope: [T, rotated dimensions]. `total` is called only where all heads are
+    normalised together.
+    """
+    both = shape.heads + shape.kv_heads
+    projected = F.linear(x, qkv, qkv_bias if shape.qkv_bias else None)
+    by_head = projected.view(x.shape[0], both + shape.kv_heads, shape.head_dim)
+    qk, v = by_head[:, :both], by_head[:, both:]
+    if shape.qk_norm == "head":
+        qk = rms_norm(qk, qk_norm, shape.norm_eps)
+    elif shape.qk_norm == "whole":
+        qk = _normed_together(shape, qk, qk_norm, total)
+    qk = rotate(qk, rope)
+    return qk[:, : shape.heads], qk[:, shape.heads :], v
+
+
+def _normed_together(shape: HeadsShape, qk: Tensor, weight: Tensor, total: Sum) -> Tensor:
+    """Queries by the mean square of all ranks' queries, keys by that of all ranks' keys."""
+    wide = qk.float()
+    squares = wide.square().sum(-1)
+    sums = torch.stack(
+        (
+            squares[:, : shape.heads].sum(-1),
+            squares[:, shape.heads :].sum(-1) / shape.kv_replicas,
+        ),
+        dim=1,
+    )
+    counts = (
+        shape.heads * shape.shards * shape.head_dim,
+        shape.kv_heads * shape.shards // shape.kv_replicas * shape.head_dim,
+    )
+    means = total(sums) / torch.tensor(counts, dtype=torch.float32, device=qk.device)
+    scale = torch.rsqrt(means + shape.norm_eps)
+    by_head = torch.cat(
+        (
+            scale[:, :1].expand(-1, shape.heads),
+            scale[:, 1:].expand(-1, shape.kv_heads),
+        ),
+        dim=1,
+    ).unsqueeze(-1)
+    return ((wide * by_head).to(weight.dtype) * weight).to(qk.dtype)

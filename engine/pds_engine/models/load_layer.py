@@ -1,0 +1,114 @@
+"""Loading one layer: this rank's part of its norms, its attention and its feed-forward block."""
+
+import torch
+from torch import Tensor
+
+from pds_engine.models.names import Names, layer_name
+from pds_engine.models.reader import Reader
+from pds_engine.models.shapes import normed
+from pds_engine.models.weights import DenseWeights, GqaWeights, LayerWeights, NormWeights
+from pds_engine.parallel.layout import ModelPart
+from pds_engine.spec import DecoderSpec, DenseSpec, GqaSpec
+
+
+def read(
+    reader: Reader, spec: DecoderSpec, names: Names, mine: ModelPart, index: int
+) -> LayerWeights:
+    """Layer `index` of the model."""
+    layer, name = spec.layers[index], layer_name(index)
+    if not isinstance(layer.attention, GqaSpec) or not isinstance(layer.feed, DenseSpec):
+        raise TypeError("only grouped-query attention and dense blocks are loaded")
+    return LayerWeights(
+        norms=_norms(reader, spec, names, name),
+        attention=gqa(reader, layer.attention, names, mine, name),
+        feed=dense(reader, layer.feed.columns, names, mine, f"{name}mlp."),
+    )
+
+
+def _norms(reader: Reader, spec: DecoderSpec, names: Names, name: str) -> NormWeights:
+    found = {
+        field: reader.norm(f"{name}{called}.weight", spec.norm_offset, wide=spec.norm_wide)
+        for field, called in normed(spec.norms, names.norms).items()
+    }
+    return NormWeights(*(found.get(field, reader.none()) for field in NormWeights._fields))
+
+
+def gqa(reader: Reader, spec: GqaSpec, names: Names, mine: ModelPart, name: str) -> GqaWeights:
+    """Grouped-query attention, this rank's heads of it."""
+    attention = f"{name}self_attn."
+    rows = _head_rows(spec, mine.heads)
+    out_bias = reader.none()
+    if spec.out_bias:
+        out_bias = reader.read(f"{attention}o_proj.bias")
+        if mine.tp_rank:
+            out_bias = torch.zeros_like(out_bias)
+    bias = _qkv(reader, spec, names, mine, attention, "bias") if spec.qkv_bias else reader.none()
+    return GqaWeights(
+        qkv=_qkv(reader, spec, names, mine, attention, "weight"),
+        qkv_bias=bias,
+        qk_norm=_qk_norm(reader, spec, mine, attention),
+        out=reader.read(f"{attention}o_proj.weight", None, rows),
+        out_bias=out_bias,
+        sinks=reader.read(f"{attention}sinks", mine.heads) if spec.sinks else reader.none(),
+    )
+
+
+def dense(reader: Reader, total: int, names: Names, mine: ModelPart, name: str) -> DenseWeights:
+    """A gated block of `total` columns, this rank's of it."""
+    columns = mine.columns(total)
+    if names.joined:
+        halves = [
+            reader.read(f"{name}gate_up_proj.weight", _moved(columns, start))
+            for start in (0, total)
+        ]
+    else:
+        halves = [reader.read(f"{name}{half}_proj.weight", columns) for half in ("gate", "up")]
+    return DenseWeights(torch.cat(halves), reader.read(f"{name}down_proj.weight", None, columns))
+
+
+def _qkv(
+    reader: Reader, spec: GqaSpec, names: Names, mine: ModelPart, name: str, kind: str
+) -> Tensor:
+    """Weights or biases of the three projections, this shard's heads of each."""
+    parts = []
+    start = 0
+    for letter, heads, total in (
+        ("q", mine.heads, spec.heads),
+        ("k", mine.kv_heads, spec.kv_heads),
+        ("v", mine.kv_heads, spec.kv_heads),
+    ):
+        rows = _head_rows(spec, heads)
+        if names.joined:
+            parts.append(reader.read(f"{name}qkv_proj.{kind}", _moved(rows, start)))
+            start += total * spec.head_dim
+        else:
+            parts.append(reader.read(f"{name}{letter}_proj.{kind}", rows))
+    return torch.cat(parts)
+
+
+def _qk_norm(reader: Reader, spec: GqaSpec, mine: ModelPart, name: str) -> Tensor:
+    """[H + K, D]: a row a head, alike where each head is normalised by itself."""
+    if spec.qk_norm == "none":
+        return reader.none()
+    rows = []
+    for letter, heads in (("q", mine.heads), ("k", mine.kv_heads)):
+        weight = f"{name}{letter}_norm.weight"
+        if spec.qk_norm == "head":
+            rows.append(reader.read(weight).expand(len(heads), -1))
+        else:
+            own = reader.read(weight, _head_rows(spec, heads))
+            rows.append(own.view(len(heads), spec.head_dim))
+    return torch.cat(rows)
+
+
+def _head_rows(spec: GqaSpec, heads: range) -> range:
+    """The rows of a projection that make these heads."""
+    return _scaled(heads, spec.head_dim)
+
+
+def _scaled(part: range, by: int) -> range:
+    return range(part.start * by, part.stop * by)
+
+
+def _moved(part: range, by: int) -> range:
+    return range(part.start + by, part.stop + by)

@@ -1,0 +1,43 @@
+"""How a family's checkpoints name their tensors, and where in them a matrix of ours stands."""
+
+from typing import NamedTuple
+
+EMBEDDING, HEAD, NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
+
+
+class NormNames(NamedTuple):
+    """Of a layer's norms; those that a layer has not are not asked for."""
+
+    attention_in: str = "input_layernorm"
+    attention_out: str = "post_attention_layernorm"
+    feed_in: str = "post_attention_layernorm"
+    feed_out: str = "post_feedforward_layernorm"
+
+
+class ExpertNames(NamedTuple):
+    """Of a mixture of experts, within a layer. `{}` is the expert's number."""
+
+    router: str = "mlp.gate"
+    correction: str = "mlp.gate.e_score_correction_bias"
+    gate: str = "mlp.experts.{}.gate_proj"
+    up: str = "mlp.experts.{}.up_proj"
+    down: str = "mlp.experts.{}.down_proj"
+    shared: str = "mlp.shared_expert"
+    shared_gate: str = "mlp.shared_expert_gate"
+
+
+class Names(NamedTuple):
+    """What most checkpoints call things is the default."""
+
+    norms: NormNames = NormNames()
+    experts: ExpertNames = ExpertNames()
+    joined: bool = False
+    """qkv_proj and gate_up_proj hold what others have as three tensors and as two (Phi-3)."""
+
+
+NAMES = Names()
+
+
+def layer_name(index: int) -> str:
+    """What the names of layer `index`'s tensors begin with."""
+    return f"model.layers.{index}."

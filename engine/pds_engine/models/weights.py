@@ -1,0 +1,105 @@
+"""The tensors of a rank's part of a model, in the form in which layers compute with them.
+
+What a model has not is a tensor of no elements, so that compiled graphs have arguments of one
+number. H query heads and K KV heads are this rank's, D is the size of a head.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class NormWeights(NamedTuple):
+    """[hidden] each."""
+
+    attention_in: Tensor
+    attention_out: Tensor
+    feed_in: Tensor
+    feed_out: Tensor
+
+
+class GqaWeights(NamedTuple):
+    """Of grouped-query attention."""
+
+    qkv: Tensor  # [(H + 2K)·D, hidden]
+    qkv_bias: Tensor  # [(H + 2K)·D]
+    qk_norm: Tensor  # [H + K, D]
+    out: Tensor  # [hidden, H·D]
+    out_bias: Tensor  # [hidden]; zeros on all ranks of an attention group but the first
+    sinks: Tensor  # [H]
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """What makes queries, keys and values of a token."""
+        return self.qkv, self.qkv_bias, self.qk_norm
+
+    @property
+    def kernel(self) -> tuple[Tensor | None, ...]:
+        """What the attention kernel takes after the pages."""
+        return (self.sinks if self.sinks.numel() else None,)
+
+
+class MlaWeights(NamedTuple):
+    """Of multi-head latent attention. R: kv_rank; N, P, V: dimensions not rotated, rotated, of a
+    value."""
+
+    q_a: Tensor  # [q_rank, hidden]; none where queries are projected at once
+    q_a_norm: Tensor  # [q_rank]
+    q_b: Tensor  # [H·(N + P), q_rank or hidden]
+    kv_a: Tensor  # [R + P, hidden]
+    kv_a_norm: Tensor  # [R]
+    uk: Tensor  # [H, N, R]: from the latent to keys
+    uv: Tensor  # [H, V, R]: from the latent to values
+    out: Tensor  # [hidden, H·V]
+    out_bias: Tensor  # [hidden]
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """What makes the queries and the latent of a token."""
+        return self.q_a, self.q_a_norm, self.q_b, self.kv_a, self.kv_a_norm
+
+    @property
+    def kernel(self) -> tuple[Tensor | None, ...]:
+        """What the attention kernel takes after the pages."""
+        return self.uk, self.uv
+
+
+class DenseWeights(NamedTuple):
+    """Of a gated block, this rank's C columns of it."""
+
+    gate_up: Tensor  # [2C, hidden], gate's rows first
+    down: Tensor  # [hidden, C]
+
+
+class ExpertWeights(NamedTuple):
+    """Of a mixture of E experts. This rank has e of them: all, C columns of each; with expert
+    parallelism a block of whole ones."""
+
+    router: Tensor  # [E, hidden]
+    router_bias: Tensor  # [E]
+    correction: Tensor  # [E], float32
+    gate_up: Tensor  # [e, 2C, hidden], gate's rows first
+    gate_up_bias: Tensor  # [e, 2C]
+    down: Tensor  # [e, hidden, C]
+    down_bias: Tensor  # [e, hidden]; zeros on all but one of the ranks that share an expert
+    shared: DenseWeights  # its columns of the shared block; with expert parallelism all of them
+    shared_gate: Tensor  # [1, hidden]
+
+
+class LayerWeights(NamedTuple):
+    """One layer's."""
+
+    norms: NormWeights
+    attention: GqaWeights | MlaWeights
+    feed: DenseWeights | ExpertWeights
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """What one rank holds. `embedding` on the first stage; `norm` and `head` on the last."""
+
+    layers: tuple[LayerWeights, ...]
+    embedding: Tensor | None  # [V, hidden], V rows of the vocabulary, zeros past its end
+    norm: Tensor | None  # [hidden]
+    head: Tensor | None  # [V, hidden]

@@ -1,0 +1,61 @@
+"""Between FP8 and other dtypes."""
+
+import torch
+from torch import Tensor
+
+from pds_kernels.fp8_linear.plan import Block
+
+GROUP = 128
+"""How many columns of an activation share a scale."""
+GREATEST = torch.finfo(torch.float8_e4m3fn).max
+
+
+def dequantise(weight: Tensor, scale: Tensor, block: Block, dtype: torch.dtype) -> Tensor:
+    """weight · scale in `dtype`, multiplied in float32 and rounded once.
+
+    weight: [..., N, K] float8_e4m3fn; scale and block: as Fp8Weight has them, with the same leading
+    dimensions. Besides the result, memory is taken for one row of blocks alone.
+
+    Raises:
+        ValueError: the scale's shape does not fit the weight and the block.
+    """
+    rows, columns = weight.shape[-2:]
+    lead = weight.shape[:-2]
+    factors = scale.float()
+    if block == "tensor":
+        return (weight.float() * _shaped(factors, (*lead, 1, 1), weight, block)).to(dtype)
+    if block == "channel":
+        return (weight.float() * _shaped(factors, (*lead, rows, 1), weight, block)).to(dtype)
+    high, wide = block
+    factors = _shaped(factors, (*lead, -(-rows // high), -(-columns // wide)), weight, block)
+    out = torch.empty(weight.shape, dtype=dtype, device=weight.device)
+    for index, begin in enumerate(range(0, rows, high)):
+        part = slice(begin, min(begin + high, rows))
+        of_row = factors[..., index, :].repeat_interleave(wide, -1)[..., None, :columns]
+        out[..., part, :] = weight[..., part, :].float() * of_row
+    return out
+
+
+def quantise_activation(x: Tensor) -> tuple[Tensor, Tensor]:
+    """FP8 numbers [T, K] and their scales [T, ⌈K / 128⌉] float32: x ≈ numbers · scales, where each
+    128 columns of a token have a scale by which the greatest becomes the greatest of FP8."""
+    tokens, columns = x.shape
+    groups = -(-columns // GROUP)
+    padded = x.new_zeros(tokens, groups * GROUP, dtype=torch.float32)
+    padded[:, :columns] = x
+    grouped = padded.view(tokens, groups, GROUP)
+    scales = grouped.abs().amax(-1) / GREATEST
+    scales = torch.where(scales > 0, scales, 1.0)
+    numbers = (grouped / scales.unsqueeze(-1)).clamp(-GREATEST, GREATEST).flatten(1)[:, :columns]
+    return numbers.to(torch.float8_e4m3fn), scales
+
+
+def _shaped(scale: Tensor, shape: tuple[int, ...], weight: Tensor, block: Block) -> Tensor:
+    """A channel's scale may come without its last dimension, a whole tensor's without two."""
+    spare = {"channel": 1, "tensor": 2}.get(block, 0) if isinstance(block, str) else 0
+    if scale.shape in [shape[: len(shape) - dropped] for dropped in range(spare + 1)]:
+        return scale.reshape(shape)
+    raise ValueError(
+        f"a scale of shape {list(scale.shape)} does not fit a weight of shape"
+        f" {list(weight.shape)} with block={block}: it takes {list(shape)}"
+    )

@@ -1,0 +1,29 @@
+"""The experts of a mixture, each on the tokens that chose it: GEMMs of groups of rows.
+
+    plan.py        what a kernel is given
+    permute.py     tokens to rows that are sorted by expert, and back
+    dispatch.py    the seam: the kernels there are, and which of them a process runs
+    reference.py   the definition, in plain torch
+
+    feed = choose(geometry).make(geometry)
+    out = experts(feed, x, ids, weights, of_layer)
+
+Expert parallelism calls the parts: `permute` on what it has received, `feed`, `unpermute`.
+"""
+
+from pds_kernels.grouped_gemm.dispatch import Kernel, choose
+from pds_kernels.grouped_gemm.permute import Permuted, experts, permute, unpermute
+from pds_kernels.grouped_gemm.plan import Activation, ExpertWeights, Feed, Geometry
+
+__all__ = [
+    "Activation",
+    "ExpertWeights",
+    "Feed",
+    "Geometry",
+    "Kernel",
+    "Permuted",
+    "choose",
+    "experts",
+    "permute",
+    "unpermute",
+]

@@ -1,0 +1,14 @@
+"""The one place that knows which kernels there are, and which of them a process runs."""
+
+from pds_kernels import choosing
+from pds_kernels.grouped_gemm import reference
+from pds_kernels.grouped_gemm.plan import Feed, Geometry
+
+Kernel = choosing.Kernel[Geometry, Feed]
+KERNELS: tuple[Kernel, ...] = (Kernel("reference", serves=choosing.always, make=reference.make),)
+"""The best first. The last one serves everything."""
+
+
+def choose(geometry: Geometry) -> Kernel:
+    """The first kernel that serves `geometry`."""
+    return choosing.first(KERNELS, geometry)

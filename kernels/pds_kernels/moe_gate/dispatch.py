@@ -1,0 +1,14 @@
+"""The one place that knows which gates there are, and which of them a process runs."""
+
+from pds_kernels import choosing
+from pds_kernels.moe_gate import reference
+from pds_kernels.moe_gate.plan import Gate, Geometry
+
+Kernel = choosing.Kernel[Geometry, Gate]
+KERNELS: tuple[Kernel, ...] = (Kernel("reference", serves=choosing.always, make=reference.make),)
+"""The best first. The last one serves everything."""
+
+
+def choose(geometry: Geometry) -> Kernel:
+    """The first kernel that serves `geometry`."""
+    return choosing.first(KERNELS, geometry)
