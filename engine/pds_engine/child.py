@@ -74,6 +74,7 @@ def _run(kind: str, folder: Path, config: EngineConfig) -> None:
 
 def _run_scheduler(dp_rank: int, config: EngineConfig, keys: Keys, launch: dict[str, Any]) -> None:
     """Its own modules import no torch; above dp 1 on the host the port that gathers rows does."""
+    from pds_engine.models.registry import read_spec
     from pds_engine.parallel.sync import sync_mode
     from pds_engine.scheduler import process as scheduler_process
     from pds_engine.scheduler.replicas import DpPlace
@@ -88,7 +89,8 @@ def _run_scheduler(dp_rank: int, config: EngineConfig, keys: Keys, launch: dict[
         port = GatherThread(lambda: among_schedulers(dp_rank, split.dp, meeting, patience))
     place = DpPlace(dp_rank, launch["schedulers"][0], port)
     bind, incarnation = launch["binds"][dp_rank], launch["incarnation"]
-    scheduler_process.run(config, keys, bind, incarnation, place)
+    window = read_spec(config.model.path).window
+    scheduler_process.run(config, keys, bind, incarnation, place, window)
 
 
 def _die_with(parent: int) -> None:

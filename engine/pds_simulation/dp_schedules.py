@@ -40,6 +40,7 @@ from pds_simulation.schedules import (
     random_delay,
     random_request,
     random_step_time,
+    random_window,
 )
 from pds_simulation.wire import Delay
 
@@ -95,16 +96,16 @@ class Schedule:
 
 def schedule(seed: int) -> Schedule:
     """Groups of some layout with some requests put to them, all by `seed`."""
-    rng = random.Random(seed)
+    rng, window = random.Random(seed), random_window(seed)
     kind = rng.random()
     if kind < 0.05:
-        return _full(rng)
-    return _handed_over(rng) if kind < 0.2 else _unified(rng)
+        return _full(rng, window)
+    return _handed_over(rng, window) if kind < 0.2 else _unified(rng, window)
 
 
-def _unified(rng: random.Random) -> Schedule:
+def _unified(rng: random.Random, window: int | None) -> Schedule:
     made = Schedule(Events())
-    settings = random_settings(rng, "unified")
+    settings = random_settings(rng, "unified", window)
     talk, dp = _talk(rng), settings.parallelism.dp
     machine, between = _machine(rng, settings, talk.pages), random_between(rng, dp)
     group = DataParallelGroup(made.events, settings, machine, between)
@@ -123,14 +124,14 @@ def _unified(rng: random.Random) -> Schedule:
     return made
 
 
-def _handed_over(rng: random.Random) -> Schedule:
+def _handed_over(rng: random.Random, window: int | None) -> Schedule:
     """A group of each role, with dp ranks of its own."""
     events = Events()
     cluster = Cluster(events, random_delay(rng))
     made, talk = Schedule(events, cluster=cluster), _talk(rng)
     roles: tuple[Role, Role] = ("prefill", "decode")
     for role in roles:
-        settings = random_settings(rng, role)
+        settings = random_settings(rng, role, window)
         machine = _machine(rng, settings, talk.pages)
         between = random_between(rng, settings.parallelism.dp)
         group = DataParallelGroup(events, settings, machine, between, f"{role}-")
@@ -169,10 +170,10 @@ def _talk(rng: random.Random) -> Talk:
     return Talk(LONGEST, 12, rng.randint(16, 48))
 
 
-def _full(rng: random.Random) -> Schedule:
+def _full(rng: random.Random, window: int | None) -> Schedule:
     """Long answers, at once, on pages that suffice for all."""
     made = Schedule(Events(), full=True)
-    settings = random_settings(rng, "unified", most_running=5)
+    settings = random_settings(rng, "unified", window, most_running=5)
     dp, running = settings.parallelism.dp, settings.scheduler.max_running
     machine = _machine(rng, settings, 32 * running)
     between = random_between(rng, dp)
@@ -193,11 +194,14 @@ def random_ranks(rng: random.Random, dp: int) -> Callable[[], int]:
     return lambda: favourite if rng.random() < share else rng.randrange(dp)
 
 
-def random_settings(rng: random.Random, role: Role, most_running: int = 8) -> Settings:
+def random_settings(
+    rng: random.Random, role: Role, window: int | None = None, most_running: int = 8
+) -> Settings:
     """A layout of up to 8 dp ranks and 3 stages, with bounds that are often tight."""
     running = rng.randint(1, most_running)
     chunk = rng.choice([4, 8, 16, 1000])
     return Settings(
+        window=window,
         role=role,
         parallelism=ParallelConfig(
             dp=rng.choice([2, 2, 2, 3, 3, 4, 5, 8]), pp=rng.randint(1, 3), tp=rng.choice([1, 1, 2])

@@ -318,7 +318,7 @@ def _key(scheduler: Scheduler) -> object:
         for picked in planner._proposal
     ]
     requests = [
-        (r.id, r.phase, r.computed, r.planned, len(r.outputs), len(r.pages), r.last_step)
+        (r.id, r.phase, r.computed, r.planned, len(r.outputs), r.dropped, len(r.pages), r.last_step)
         for r in ledger.requests.values()
     ]
     return (

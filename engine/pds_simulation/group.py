@@ -250,7 +250,7 @@ class Group:
     def _wrong(self, received: ReceivedAnswer) -> list[str]:
         """How the answer differs from the model's; a cancelled one may only be shorter."""
         count = len(received.tokens)
-        right = model.answer(received.request, self.machine.layers)
+        right = model.answer(received.request, self.machine.layers, self.settings.window)
         wanted = count if received.cancelled or received.failed else len(right.tokens)
         if self.settings.role == "prefill":
             wanted = min(wanted, 1)
@@ -279,10 +279,24 @@ class Group:
     def _plan(self) -> None:
         self._awake = False
         self._send(self.core.plan(self.now))
+        self._expect_few_pages()
         rests_until = self.core.rests_until
         if rests_until > self.now and not self._awake:
             self._awake = True
             self.events.at(self._clock.when(rests_until), self._plan)
+
+    def _is_held(self, page: int) -> bool:
+        return self.core.ledger.pool.references(page) > 0
+
+    def _expect_few_pages(self) -> None:
+        """Where a window moves, nobody holds more pages than it and the steps in flight take."""
+        settings = self.settings
+        most = settings.at_once(settings.pages_for(settings.max_model_len))
+        for request in self.core.ledger.requests.values():
+            if len(request.pages) > most:
+                raise PdsError(f"{request.id} holds {len(request.pages)} pages, {most} is the most")
+            if request.promised < 0:
+                raise PdsError(f"{request.id} has taken pages that were promised to others")
 
     def _tick(self) -> None:
         if not self._inbox.busy:
@@ -326,6 +340,8 @@ class Group:
                 pages=machine.pages,
                 page_size=settings.kv.page_size,
                 max_slots=settings.scheduler.max_running,
+                window=settings.window,
+                held=self._is_held,
             )
             rank = stage * tp + shard
             report = partial(self.report, rank)

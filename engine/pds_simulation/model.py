@@ -1,7 +1,8 @@
 """Hashes that stand for a model: cheap, and different for every difference in what they are given.
 
 A token at a position becomes a number; each layer writes a key of it to the KV cache and mixes it
-with all keys up to there, each by where it was read; the last number of a row makes the token.
+with all keys up to there, or those of a sliding window, each by where it was read; the last number
+of a row makes the token.
 
 Python's hash of a tuple of integers is the same in every process: only strings are salted.
 """
@@ -26,9 +27,9 @@ def key(hidden: int, layer: int) -> int:
     return hash((hidden, layer)) & _KEY
 
 
-def attended(keys: Sequence[int]) -> int:
-    """What `keys`, read at positions 0 …, are together; each counts by where it was read."""
-    return sum(map(operator.mul, keys, range(1, len(keys) + 1)))
+def attended(keys: Sequence[int], first: int = 0) -> int:
+    """What `keys`, read at positions `first` …, are together; each counts by where it was read."""
+    return sum(map(operator.mul, keys, range(first + 1, first + len(keys) + 1)))
 
 
 def mix(hidden: int, attention: int, layer: int) -> int:
@@ -78,11 +79,15 @@ class ExpectedAnswer:
     logprobs: tuple[TokenLogprobs | None, ...]
 
 
-def answer(request: Submit, layers: int) -> ExpectedAnswer:
-    """Computed from scratch, with no page, chunk, stage, batch or plan in between."""
+def answer(request: Submit, layers: int, window: int | None = None) -> ExpectedAnswer:
+    """Computed from scratch, with no page, chunk, stage, batch or plan in between.
+
+    Args:
+        window: tokens that a token sees, itself included; None: all before it.
+    """
     asked, outputs = request.sampling, list(request.output_ids)
     scores: list[TokenLogprobs | None] = []
-    for hidden in _last_hidden(request.prompt_ids, layers, outputs):
+    for hidden in _last_hidden(request.prompt_ids, layers, outputs, window):
         index = len(outputs)
         token = sample(hidden, asked, request.seed, index, history(outputs))
         scores.append(logprobs(hidden, token, asked.logprobs))
@@ -94,16 +99,23 @@ def answer(request: Submit, layers: int) -> ExpectedAnswer:
     return ExpectedAnswer(tuple(outputs[len(request.output_ids) :]), tuple(scores))
 
 
-def _last_hidden(prompt: Sequence[int], layers: int, outputs: list[int]) -> Iterator[int]:
+def _last_hidden(
+    prompt: Sequence[int], layers: int, outputs: list[int], window: int | None
+) -> Iterator[int]:
     """The last layer's number of the last position, again each time `outputs` has grown."""
     attention = [0] * layers
+    seen: list[list[int]] = [[] for _ in range(layers)]
+    """What each key adds, by layer."""
     tokens, position = [*prompt, *outputs], 0
     while True:
         hidden = 0
         for token in tokens:
             hidden = embed(token, position)
             for layer in range(layers):
-                attention[layer] += (position + 1) * key(hidden, layer)
+                seen[layer].append((position + 1) * key(hidden, layer))
+                attention[layer] += seen[layer][-1]
+                if window is not None and position >= window:
+                    attention[layer] -= seen[layer][position - window]
                 hidden = mix(hidden, attention[layer], layer)
             position += 1
         yield hidden

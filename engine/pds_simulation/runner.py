@@ -1,6 +1,6 @@
 """One rank's computation: the model's layers of its stage, on pages and slots as a worker's."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from pds_engine.errors import ProtocolError
@@ -19,6 +19,8 @@ from pds_engine.parallel.stage import Computed, StagePlace
 from pds_simulation import model
 from pds_simulation.exchange import INVALID, Hidden
 
+NOWHERE = -1
+"""The number of a page that a slot does not hold, as it lies behind its window."""
 POISON = 1 << 90
 """A cell of a page that was never written."""
 
@@ -33,10 +35,15 @@ class SimulatedSlot:
     sampling: Sampling
     seed: int
     pages: list[int] = field(default_factory=list)
+    """By number; those behind its window may be nowhere, or another request's by now."""
     last: int = INVALID
     """On the first stage: the slot's last token, once it was sampled."""
     said: int = 0
     """On the last stage: the history of the output so far."""
+
+
+def anybody(page: int) -> bool:
+    return True
 
 
 class SimulatedRunner:
@@ -44,6 +51,11 @@ class SimulatedRunner:
 
     Every rank of a stage computes the same from its own copy of the keys, as an all-reduce leaves
     the same hidden states on each.
+
+    Args:
+        window: tokens that a token sees, itself included; None: all before it.
+        held: whether the scheduler has given the page to somebody. It must be so of every page
+            that a step reads or writes, until the scheduler knows that the step is done.
     """
 
     def __init__(
@@ -55,6 +67,8 @@ class SimulatedRunner:
         pages: int,
         page_size: int,
         max_slots: int,
+        window: int | None = None,
+        held: Callable[[int], bool] = anybody,
     ) -> None:
         self.layers = layers
         self.page_size = page_size
@@ -64,6 +78,8 @@ class SimulatedRunner:
         self.reads = Reads()
         self.place = place
         self.shard = shard
+        self.held = held
+        self._window = window
         self._max_slots = max_slots
         self._done = -1
         self._releases: list[Release] = []
@@ -79,7 +95,7 @@ class SimulatedRunner:
             order.prompt_ids + order.output_ids,
             order.sampling,
             order.seed,
-            list(order.pages),
+            [NOWHERE] * order.first_page + list(order.pages),
             said=model.history(order.output_ids),
         )
         self.reads.admit(order)
@@ -159,6 +175,11 @@ class SimulatedRunner:
     def _compute(self, row: Row, slot: SimulatedSlot, values: Sequence[int]) -> tuple[int, ...]:
         """One row through this stage's layers: keys are written, then read up to each position."""
         size, start, pages = self.page_size, row.start, slot.pages
+        window = self._window
+        seen = 0 if window is None else max(start + 1 - window, 0)
+        """The first position that is read."""
+        at = seen // size
+        self._expect_held(row, pages[at : -(-(start + row.length) // size)])
         cells = [
             pages[position // size] * size + position % size
             for position in range(start, start + row.length)
@@ -168,15 +189,26 @@ class SimulatedRunner:
             for cell, value in zip(cells, values, strict=True):
                 memory[cell] = model.key(value, layer)
             before: list[int] = []
-            for page in pages[: -(-start // size)]:
+            for page in pages[at : -(-start // size)]:
                 before += memory[page * size : page * size + size]
-            attention = model.attended(before[:start])
+            before = before[seen - at * size : start - at * size]
+            attention = model.attended(before, seen)
             mixed = []
             for position, (cell, value) in enumerate(zip(cells, values, strict=True), start + 1):
                 attention += position * memory[cell]
+                if window is not None:
+                    before.append(memory[cell])
+                    if (left := position - window) > seen:
+                        attention -= left * before[left - 1 - seen]
                 mixed.append(model.mix(value, attention, layer))
             values = mixed
         return tuple(values)
+
+    def _expect_held(self, row: Row, pages: Sequence[int]) -> None:
+        if not all(page != NOWHERE and self.held(page) for page in pages):
+            raise ProtocolError(
+                f"slot {row.slot} reads or writes a page of {pages} that was given back"
+            )
 
     def _sample(
         self, plan: StepPlan, slots: Sequence[SimulatedSlot], computed: Sequence[tuple[int, ...]]

@@ -40,7 +40,7 @@ def schedule(seed: int) -> Group:
     talkative = rng.random() < 0.3
     """Short prompts and long answers: many requests grow at once on few pages."""
     longest, most = (8, MOST) if talkative else (LONGEST, 12)
-    settings = _settings(rng, talkative)
+    settings = _settings(rng, talkative).model_copy(update={"window": random_window(seed)})
     machine = Machine(
         pages=24 if talkative else rng.randint(16, 48),
         layers=4,
@@ -59,6 +59,15 @@ def schedule(seed: int) -> Group:
         if rng.random() < 0.25:
             group.cancel(f"r{number}", at + rng.expovariate(4 / over))
     return group
+
+
+def random_window(seed: int) -> int | None:
+    """The model's sliding window, of few tokens; of half of the schedules it has none.
+
+    It has numbers of its own: a schedule without a window is what it was before there were any.
+    """
+    rng = random.Random(f"window {seed}")
+    return rng.choice([None, None, rng.randint(2, 2 * PAGE), rng.randint(2, LONGEST)])
 
 
 def random_request(rng: random.Random, name: str, at: float, longest: int, most: int) -> Submit:

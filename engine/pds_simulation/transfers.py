@@ -127,6 +127,8 @@ class SimulatedTransfers:
             return
         if not expected.issuperset(push.dst_pages):
             raise ProtocolError(f"{push.transfer} is pushed to pages that were not offered to it")
+        if not all(source.held(page) for page in push.src_pages):
+            raise ProtocolError(f"{push.transfer} is pushed from pages that were given back")
         size = self.runner.page_size
         for layer, memory in self.runner.memory.items():
             given = source.memory.get(layer)

@@ -16,11 +16,12 @@ PLACES = {
 
 def bounded(**bounds: object) -> Settings:
     """bounded(pp=2, chunk_size=32): each in its section, all others by default; unchecked by `of`.
+    `window` is the model's.
 
     Raises:
         KeyError: no section that schedulers read has such a name.
     """
-    tree: dict[str, Any] = {}
+    tree: dict[str, Any] = {"window": bounds.pop("window", None)}
     for name, value in bounds.items():
         section = PLACES[name]
         (tree.setdefault(section, {}) if section else tree)[name] = value

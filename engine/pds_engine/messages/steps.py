@@ -7,7 +7,11 @@ from pds_engine.messages.requests import Sampling, TokenLogprobs
 
 
 class Admit(Message, frozen=True, kw_only=True):
-    """Slot `slot` now holds this request. Pages cover prompt_ids + output_ids as far as known."""
+    """Slot `slot` now holds this request.
+
+    Its pages cover prompt_ids + output_ids as far as known; where a window moves over them, later
+    pages may come with the rows that fill them.
+    """
 
     slot: int
     gen: int
@@ -16,6 +20,8 @@ class Admit(Message, frozen=True, kw_only=True):
     sampling: Sampling
     seed: int
     pages: tuple[int, ...]
+    """From page `first_page` of its tokens on: those before it lie behind the window."""
+    first_page: int = 0
 
 
 class Row(Struct, frozen=True, array_like=True, kw_only=True):

@@ -25,6 +25,7 @@ class HostSlot:
     sampling: Sampling
     seed: int
     pages: list[int] = field(default_factory=list)
+    """By number. Those behind its window may be the null page, or another request's by now."""
 
 
 class Tables:
@@ -69,6 +70,7 @@ class Tables:
             raise ProtocolError(f"Admit names slot {order.slot}, which is taken or does not exist")
         known = order.prompt_ids + order.output_ids
         slot = HostSlot(order.gen, len(order.prompt_ids), known, order.sampling, order.seed)
+        slot.pages = [self.null_page] * order.first_page
         self._slots[order.slot] = slot
         self._grow(order.slot, slot, order.pages)
         if order.output_ids:

@@ -29,7 +29,7 @@ def reject_reason(message: Submit, settings: Settings, pages: int) -> RequestErr
             f"{settings.max_model_len} tokens",
             param="max_tokens",
         )
-    needed = growth(message, settings)
+    needed = settings.at_once(growth(message, settings))
     if needed > pages:
         return TooLong(
             f"the request needs {needed} KV pages, the group has {pages}",

@@ -7,7 +7,7 @@ from itertools import islice
 
 from pds_engine.scheduler.pages import PagePool
 from pds_engine.scheduler.prefix import lengthen
-from pds_engine.scheduler.request import Request, growth, wanted
+from pds_engine.scheduler.request import Request, goal, growth, wanted
 from pds_engine.scheduler.settings import Settings
 from pds_engine.scheduler.slots import SlotPool
 
@@ -51,36 +51,44 @@ class Allocator:
     def fits(self, request: Request) -> bool:
         """Whether a slot is there, and the pages that it is to be admitted with.
 
-        Pages of its prefix that others hold cost nothing; idle ones cost what blank ones do. A
-        reserve is left over for the growth of what runs: else what was preempted would come back at
-        once, at its cost.
+        Pages of its prefix that others hold cost nothing, unless each pays for them; idle ones cost
+        what blank ones do. A reserve is left over for the growth of what runs: else what was
+        preempted would come back at once, at its cost.
         """
         if not self.slots.free:
             return False
         missing = self._wanted(request) + self._reserve() - self.pool.available
         if missing <= 0:
             return True
-        if missing > len(self.pool.cache) - self.pool.cache.idle:
+        if self.pool.each_pays or missing > len(self.pool.cache) - self.pool.cache.idle:
             return False
-        return sum(self.pool.references(page) > 0 for page in self._cached(request)) >= missing
+        return sum(self.pool.references(page) > 0 for page in self._cached(request)[1]) >= missing
 
-    def allocate(self, request: Request) -> None:
+    def allocate(self, request: Request) -> int:
         """Give it a slot, pages for its known tokens, and a promise of those that it may want.
 
-        The pages of its cached prefix are among them: their tokens count as computed.
+        The pages of its cached prefix are among them: their tokens count as computed. Returns how
+        many tokens these are. Where a window moves over a prompt that is computed here, the pages
+        of its later tokens are promised, and come with their slices.
         """
-        prefix = self._cached(request)
+        settings = self.settings
+        first, prefix = self._cached(request)
         self.pool.share(prefix)
         request.pages = prefix
-        request.shared = request.entered = len(prefix)
-        request.computed = len(prefix) * self._page_size
-        request.promised = self._wanted(request) - len(prefix)
+        request.covered = request.shared = request.entered = first + len(prefix)
+        request.computed = request.covered * self._page_size
+        found = request.covered - settings.first_page(request.context_len)
+        request.goal = goal(request.submit, settings, request.context_len)
+        missing = request.goal - request.covered
+        request.promised = min(self._wanted(request) - len(request.pages), missing)
         self.pool.promise(request.promised)
         request.slot, request.gen = self.slots.acquire()
         if self.elastic(request):
-            request.most = growth(request.submit, self.settings)
+            request.most = settings.at_once(growth(request.submit, settings))
             self.growing.add(request)
-        self.extend(request, request.context_len)
+        if settings.window is None or settings.role == "decode":
+            self.extend(request, request.context_len)
+        return found * self._page_size
 
     def elastic(self, request: Request) -> bool:
         """Whether it may be preempted, and so is admitted before its full growth has pages."""
@@ -90,7 +98,7 @@ class Allocator:
 
     def lacks_page(self, request: Request) -> bool:
         """Whether the request's next token needs a page that it does not hold."""
-        return request.computed == len(request.pages) * self._page_size
+        return request.computed == request.covered * self._page_size
 
     def grow(self, request: Request) -> tuple[int, ...]:
         """One more page for the request: a promised one, or where it is elastic a free one."""
@@ -99,17 +107,42 @@ class Allocator:
             request.promised += 1
         grown = self.pool.take(1)
         request.pages += grown
+        request.covered += 1
         request.promised -= 1
         return grown
 
-    def extend(self, request: Request, tokens: int) -> None:
-        """Take the promised pages that its first `tokens` tokens lack."""
-        missing = self.settings.pages_for(tokens) - len(request.pages)
-        if missing > 0:
-            request.pages += self.pool.take(missing)
-            request.promised -= missing
+    def extend(self, request: Request, tokens: int) -> tuple[int, ...]:
+        """The promised pages that its first `tokens` tokens lack; they are its own from now on."""
+        missing = self.settings.pages_for(tokens) - request.covered
+        if missing <= 0:
+            return ()
+        taken = self.pool.take(missing)
+        request.pages += taken
+        request.covered += missing
+        request.promised -= missing
+        return taken
 
     # ---- the way back --------------------------------------------------------------------------
+
+    def drop(self, request: Request, position: int) -> None:
+        """Give back the pages that no row reads which begins at `position` or later.
+
+        As many are promised anew as it lacks of those that it was admitted for. They are there:
+        where a window moves, the pool counts each of its references (PagePool.each_pays).
+        """
+        gone = self.settings.behind(position) - request.dropped
+        if gone <= 0:
+            return
+        self.pool.release(request.pages[:gone])
+        del request.pages[:gone]
+        again = self._again(request, gone)
+        self.pool.promise(again)
+        request.promised += again
+
+    def dropping(self, request: Request) -> int:
+        """Pages that others may have when its steps in flight are done and it goes on."""
+        gone = max(self.settings.behind(request.computed) - request.dropped, 0)
+        return gone - self._again(request, gone)
 
     def stop_growing(self, request: Request) -> None:
         """No step will name it any more: others may have the pages that were promised to it."""
@@ -124,16 +157,17 @@ class Allocator:
             request.slot = -1
         if not request.transferring and request.pages:
             self.pool.release(request.pages)
-            request.pages = []
+            request.covered, request.pages = 0, []
 
     def quarantine(self, request: Request) -> tuple[int, ...]:
         """Quarantine the pages that a peer may still write: nobody may use them.
 
         The caller readmits them. Those of its cached prefix, which no peer was offered, are free.
         """
-        shared, own = request.pages[: request.shared], tuple(request.pages[request.shared :])
-        self.pool.release(shared)
-        request.pages = []
+        shared = request.shared - request.dropped
+        own = tuple(request.pages[shared:])
+        self.pool.release(request.pages[:shared])
+        request.covered, request.pages = 0, []
         self.pool.quarantine(own)
         return own
 
@@ -149,30 +183,42 @@ class Allocator:
         if full <= request.entered or not self.settings.scheduler.prefix_cache:
             return
         lengthen(chain, request.known(len(chain) * size, full * size), size)
+        dropped = request.dropped
         for index in range(request.entered, full):
-            self.pool.enter(chain[index], request.pages[index])
+            self.pool.enter(chain[index], request.pages[index - dropped])
         request.entered = full
 
     def disown(self, request: Request) -> None:
         """What its pages hold gave no sound result: nobody is to find them in the prefix cache."""
-        for page in request.pages[: request.entered]:
+        for digest in request.chain[: request.dropped]:
+            self.pool.forget(digest)
+        for page in request.pages[: max(request.entered - request.dropped, 0)]:
             self.pool.cache.forget(page)
 
     # ---- steps of the above --------------------------------------------------------------------
 
-    def _cached(self, request: Request) -> list[int]:
-        """The pages of its cached prefix; at least its last token is left to compute.
+    def _cached(self, request: Request) -> tuple[int, list[int]]:
+        """The pages of its cached prefix from the first on that it reads, and that one's number; at
+        least its last token is left to compute.
 
         None where its prompt's log-probabilities are asked for: they come of computing it.
         """
-        size, chain = self._page_size, request.chain
-        if not self.settings.scheduler.prefix_cache or request.scores(0):
-            return []
+        size, chain, settings = self._page_size, request.chain, self.settings
+        first = settings.first_page(request.context_len)
+        if not settings.scheduler.prefix_cache or request.scores(0):
+            return first, []
         lengthen(chain, request.known(len(chain) * size, request.context_len), size)
-        return self.pool.cache.find(islice(chain, (request.context_len - 1) // size))
+        most = (request.context_len - 1) // size
+        if settings.window is None or settings.role == "decode":
+            return first, self.pool.cache.find(islice(chain, first, most))
+        return self.pool.cache.find_window(chain[:most], lambda end: settings.behind(end * size))
 
     def _wanted(self, request: Request) -> int:
         return wanted(request.submit, self.settings, request.given)
+
+    def _again(self, request: Request, gone: int) -> int:
+        """Of `gone` pages that it gives back, those for which others are promised to it."""
+        return max(min(gone, request.goal - request.covered - request.promised), 0)
 
     def _reserve(self) -> int:
         """Pages that are left over when a request is admitted, for the growth of what runs."""

@@ -3,11 +3,12 @@
 A chunk of l tokens after o others takes a·((o+l)² - o²) + b·l + c seconds: attention reads all that
 came before, the rest of a layer is linear, and c is paid once. (SGLang's dynamic chunks fit the
 same parabola, to a profile made at the start; here it is fitted to the chunks that are served.)
+With a sliding window attention reads no more than that: behind it the parabola goes on straight.
 """
 
 from collections import defaultdict, deque
 from collections.abc import Sequence
-from math import sqrt
+from math import inf, sqrt
 from operator import mul, truediv
 from statistics import median
 from typing import NamedTuple
@@ -29,21 +30,38 @@ TOLERANCE = 0.2
 class Cost(NamedTuple):
     """What the first n tokens of a prompt cost together: quadratic·n² + linear·n.
 
-    As it stands, before anything is known: their number.
+    As it stands, before anything is known: their number. With a window n² goes on as its tangent
+    from n = window on.
     """
 
     quadratic: float = 0.0
     linear: float = 1.0
+    window: float = inf
 
     def of(self, start: int, length: int) -> float:
         """The cost of `length` tokens that come after `start` others."""
-        return (self.quadratic * (2 * start + length) + self.linear) * length
+        if start + length <= self.window:
+            return (self.quadratic * (2 * start + length) + self.linear) * length
+        return self.quadratic * squares(start, length, self.window) + self.linear * length
 
     def length(self, start: int, budget: float) -> int:
         """The most tokens after `start` others that cost no more than `budget`."""
         slope = 2 * self.quadratic * start + self.linear
         root = sqrt(slope * slope + 4 * self.quadratic * budget)
-        return int(2 * budget / (slope + root) + 1e-6)
+        length = 2 * budget / (slope + root)
+        if start + length > self.window:
+            inside = max(int(self.window) - start, 0)
+            slope = 2 * self.quadratic * self.window + self.linear
+            length = inside + (budget - self.of(start, inside)) / slope
+        return int(length + 1e-6)
+
+
+def squares(start: int, length: int, window: float) -> float:
+    """(start + length)² - start², each square as its tangent behind the window."""
+    if start + length <= window:
+        return length * (2 * start + length)
+    inside = max(window - start, 0)
+    return inside * (2 * start + inside) + 2 * window * (length - inside)
 
 
 class Measured(NamedTuple):
@@ -61,8 +79,9 @@ class Measured(NamedTuple):
 class Meter:
     """Measurements, a bounded number of them, and what they say a chunk costs."""
 
-    def __init__(self) -> None:
+    def __init__(self, window: int | None = None) -> None:
         self.cost = Cost()
+        self._window = inf if window is None else window
         self._kept: defaultdict[int, deque[Measured]] = defaultdict(lambda: deque(maxlen=KEPT))
         self._since = 0
 
@@ -77,10 +96,11 @@ class Meter:
         self._since += 1
         if self._since >= REFIT and len(self._kept) >= PLACES:
             self._since = 0
-            self.cost = fit([one for kept in self._kept.values() for one in kept]) or self.cost
+            kept = [one for kept in self._kept.values() for one in kept]
+            self.cost = fit(kept, self._window) or self.cost
 
 
-def fit(measured: Sequence[Measured]) -> Cost | None:
+def fit(measured: Sequence[Measured], window: float = inf) -> Cost | None:
     """The cost that meets the measurements best; None where none makes sense.
 
     Sense: late chunks cost more, no term is negative, and half of the measurements are met within
@@ -88,19 +108,19 @@ def fit(measured: Sequence[Measured]) -> Cost | None:
     """
     if not measured:
         return None
-    squares = [float(sum(n * (2 * start + n) for start, n in one.chunks)) for one in measured]
+    squared = [float(sum(squares(start, n, window) for start, n in one.chunks)) for one in measured]
     lengths = [float(sum(n for _, n in one.chunks)) for one in measured]
     once = [1.0] * len(measured)
     seconds = [one.seconds for one in measured]
     alike = max(lengths) < 2 * min(lengths)
-    for columns in ([squares, lengths, once], [squares, lengths])[alike:]:
+    for columns in ([squared, lengths, once], [squared, lengths])[alike:]:
         # Where lengths are alike, c cannot be told from b: it counts as b's.
         terms = robust(columns, seconds)
         if terms is None or min(terms) < 0:
             continue
         misses = map(truediv, _misses(columns, terms, seconds), seconds)
         if min(terms[:2]) > 0 and median(misses) <= TOLERANCE:
-            return Cost(terms[0], terms[1])
+            return Cost(terms[0], terms[1], window)
     return None
 
 

@@ -71,7 +71,8 @@ class DecodeSide:
     # ---- the way forward -----------------------------------------------------------------------
 
     def offer(self, request: Request, now: float) -> None:
-        """Offer the request's pages to its prefill group, except those of its cached prefix."""
+        """Offer the request's pages to its prefill group, except those of its cached prefix, and
+        of what lies behind its window."""
         source = request.submit.source
         if source is None:
             raise TransferFailed(f"{request.id} names no prefill group")

@@ -172,7 +172,8 @@ class PrefillSide:
     def push(self, request: Request, chunk: Chunk) -> Push:
         """The pages that are complete with `chunk`, to D's pages.
 
-        The first chunk also brings the pages of P's cached prefix. Those that D has are left out.
+        The first chunk also brings the pages of P's cached prefix. Those that D has are left out,
+        and those behind its window, which P may have given back.
         """
         transfer, settings = self.transfers[request.id], self._ledger.settings
         offer = transfer.offer
@@ -182,7 +183,7 @@ class PrefillSide:
         transfer.posted = end
         return Push(
             transfer=request.id,
-            src_pages=tuple(request.pages[first:end]),
+            src_pages=tuple(request.pages[first - request.dropped : end - request.dropped]),
             dst_pages=offer.pages[first - skipped : end - skipped],
             last=chunk.samples,
         )
@@ -311,8 +312,9 @@ class PrefillSide:
         start, pages = offer.start_token, len(offer.pages)
         if start % settings.kv.page_size or not 0 <= start < request.context_len:
             return TransferFailed(f"pages were offered from token {start} on")
-        wanted = settings.pages_for(request.context_len - start)
-        if pages != wanted:
+        if start < settings.behind(request.context_len) * settings.kv.page_size:
+            return TransferFailed(f"pages were offered from token {start} on, behind the window")
+        if pages != (wanted := settings.pages_for(request.context_len - start)):
             return TransferFailed(f"{pages} pages were offered, {wanted} are needed")
         return None
 

@@ -13,7 +13,7 @@ executed by every stage, so until then the pages are still written.
 
 from bisect import insort
 from collections import defaultdict, deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Mapping, Sequence
 from operator import attrgetter
 
 from pds_engine.errors import PdsError, Preempted
@@ -55,6 +55,9 @@ class Ledger:
         """Those whose last token is being computed: they end without another page."""
         self._computing: deque[tuple[int, Request, Chunk]] = deque()
         """Slices of prompts in flight that sample nothing, by step."""
+        self._reading: deque[tuple[int, Request, int]] = deque()
+        """Where a window moves: rows in flight that a page leaves it with, by step, and the
+        position after each."""
         self._lingering: defaultdict[int, list[Request]] = defaultdict(list)
 
     # ---- who is where --------------------------------------------------------------------------
@@ -90,7 +93,7 @@ class Ledger:
 
     def open(self, pages: int) -> None:
         """The workers have `pages` pages: requests can be admitted."""
-        self.allocator.pool = PagePool(pages)
+        self.allocator.pool = PagePool(pages, each_pays=self.settings.window is not None)
 
     # ---- from arrival to the first step --------------------------------------------------------
 
@@ -111,16 +114,16 @@ class Ledger:
         """Out of the queue, with a slot and pages; `start_prefill` or `offer` follows."""
         self.queue.remove(request)
         new = request.gen < 0
-        self.allocator.allocate(request)
+        found = self.allocator.allocate(request)
         if new and self.settings.scheduler.prefix_cache:
-            request.cached = min(request.computed, request.prompt_len)
+            request.cached = min(found, request.prompt_len)
             self.prefix_queries += request.context_len
-            self.prefix_hits += request.computed
+            self.prefix_hits += found
 
     def offer(self, request: Request) -> tuple[int, ...]:
         """A prefill group computes its context: the pages that are to be filled there."""
         request.phase = Phase.OFFERED
-        return tuple(request.pages[request.shared :])
+        return tuple(request.pages[request.shared - request.dropped :])
 
     def start_prefill(self, request: Request) -> None:
         """Admit it on the workers, and compute its context."""
@@ -151,7 +154,7 @@ class Ledger:
             while (oldest := decoding.popleft()) is not request:
                 waiting.appendleft(oldest)  # for a page: it stays before those planned now
             start = request.computed
-            full = start == len(request.pages) * page_size
+            full = start == request.covered * page_size
             rows.append(
                 Row(
                     slot=request.slot,
@@ -170,6 +173,12 @@ class Ledger:
             else:
                 self._finishing.add(request)
         decoding.extendleft(waiting)
+        if (window := self.settings.window) is not None:
+            self._reading.extend(
+                (step_id, request, request.computed)
+                for request in requests
+                if (request.computed + 1 - window) % page_size == 0
+            )
         return rows
 
     def schedule_chunk(self, request: Request, chunk: Chunk, step_id: int) -> Row:
@@ -179,6 +188,9 @@ class Ledger:
         """
         scores = request.scores(chunk.start)
         request.computed += chunk.length
+        new_pages = self.allocator.extend(request, request.computed)
+        if self.settings.window is not None:
+            self._reading.append((step_id, request, request.computed))
         request.last_step = step_id
         if chunk.samples:
             request.planned += 1
@@ -196,6 +208,7 @@ class Ledger:
             gen=request.gen,
             start=chunk.start,
             length=chunk.length,
+            new_pages=new_pages,
             samples=chunk.samples,
             scores=scores,
         )
@@ -216,6 +229,10 @@ class Ledger:
             _, request, chunk = self._computing.popleft()
             if request.pages:
                 self.allocator.remember(request, chunk.start + chunk.length)
+        while self._reading and self._reading[0][0] <= step_id:
+            _, request, end = self._reading.popleft()
+            if request.phase not in RETIRED:  # else all of its pages return at once
+                self.allocator.drop(request, end)
         for request in self._lingering.pop(step_id, ()):
             self._reclaim(request)
 
@@ -225,9 +242,16 @@ class Ledger:
         return [*lingering, *self._finishing]
 
     def returning(self) -> int:
-        """Pages that will be free when the steps in flight are done."""
-        references = self.pool.references
-        return sum(references(page) == 1 for r in self.leaving() for page in r.pages)
+        """Pages that will be available when the steps in flight are done."""
+        regains = self.pool.regains
+        return self.dropping() + sum(regains(page) for r in self.leaving() for page in r.pages)
+
+    def dropping(self, victims: Container[Request] = ()) -> int:
+        """Those of them that running requests, but for `victims`, then have behind their window."""
+        if self.settings.window is None:
+            return 0
+        running = (r for r in (*self._decoding, *self._prefilling) if r not in victims)
+        return sum(self.allocator.dropping(request) for request in running)
 
     # ---- hand-over -----------------------------------------------------------------------------
 
@@ -332,6 +356,7 @@ class Ledger:
                 output_ids=tuple(request.outputs),
                 sampling=request.sampling,
                 seed=request.submit.seed,
+                first_page=request.dropped,
                 pages=tuple(request.pages),
             ),
         )

@@ -13,15 +13,23 @@ from pds_engine.scheduler.prefix import PrefixCache
 
 
 class PagePool:
-    """Pages 0 … total-1. Every misuse raises PdsError: an accounting error must never go on."""
+    """Pages 0 … total-1. Every misuse raises PdsError: an accounting error must never go on.
 
-    def __init__(self, total: int) -> None:
+    Args:
+        each_pays: a page that several hold counts for each of them. Whoever gives a page back is
+            then sure of another one, though others go on holding that page (sliding windows).
+    """
+
+    def __init__(self, total: int, *, each_pays: bool = False) -> None:
         self.total = total
+        self.each_pays = each_pays
         self.promised = 0
         self.quarantined = 0
         self.cache = PrefixCache()
         self._blank = list(range(total - 1, -1, -1))
         self._references = [0] * total
+        self._held = 0
+        """All references."""
         self._barred: set[int] = set()
 
     @property
@@ -32,7 +40,7 @@ class PagePool:
     @property
     def available(self) -> int:
         """Pages that can still be promised."""
-        return self.free - self.promised
+        return (self.total - self._held if self.each_pays else self.free) - self.promised
 
     @property
     def used(self) -> int:
@@ -62,6 +70,7 @@ class PagePool:
             if self._references[page]:
                 raise PdsError(f"page {page} is given away while it is held")
             self._references[page] = 1
+        self._held += count
         return pages
 
     def share(self, pages: Sequence[int]) -> None:
@@ -72,6 +81,7 @@ class PagePool:
             else:
                 self._expect_referenced(page)
             self._references[page] += 1
+        self._held += len(pages)
 
     def enter(self, digest: bytes, page: int) -> None:
         """The page holds what `digest` stands for, and is not written again while it does."""
@@ -88,8 +98,17 @@ class PagePool:
             self._references[page] -= 1
             if not self._references[page]:
                 (idle if page in self.cache else self._blank).append(page)
+        self._held -= len(pages)
         for page in reversed(idle):
             self.cache.rest(page)
+
+    def forget(self, digest: bytes) -> None:
+        """Nobody is to find a page by `digest` again, whether somebody holds it or not."""
+        for page in self.cache.find([digest]):
+            if not self._references[page]:
+                self.cache.hold(page)
+                self._blank.append(page)
+            self.cache.forget(page)
 
     def quarantine(self, pages: Sequence[int]) -> None:
         """The caller's references become the quarantine's: a peer may still write these pages."""
@@ -112,6 +131,10 @@ class PagePool:
     def references(self, page: int) -> int:
         """How many hold the page."""
         return self._references[page]
+
+    def regains(self, page: int, given_up: int = 0) -> bool:
+        """Whether one reference less to the page, after `given_up` others, makes one available."""
+        return self.each_pays or self._references[page] - given_up == 1
 
     def is_quarantined(self, page: int) -> bool:
         """Whether a peer may still write the page."""

@@ -228,13 +228,9 @@ class Planner:
             self._ledger.preempt(victim)
         if not (picked.decodes or picked.chunks or shape):
             return False
-        pushes = [
-            self._prefill.push(request, chunk)
-            for request, chunk in picked.chunks
-            if request.transferring
-        ]
         own = shape[self._dp_rank] if shape else None
-        self._out.put(WORKERS, self.steps.issue(picked, pushes, now, own, tuple(shape)))
+        plan = self.steps.issue(picked, self._prefill.push, now, own, tuple(shape))
+        self._out.put(WORKERS, plan)
         return True
 
 

@@ -37,18 +37,20 @@ class Forecast:
             self._lingering.append(victim)
         elif not victim.transferring:
             for page in victim.pages:
+                self.available += self._regains(page)
                 self._freed[page] = self._freed.get(page, 0) + 1
-                self.available += not self._references(page)
 
     def returning(self) -> int:
-        """Pages that will be free when the steps in flight are done."""
+        """Pages that will be available when the steps in flight are done."""
         if not self.victims:
             return self._ledger.returning()
         leaving = (*self._ledger.leaving(), *self._lingering)
-        return sum(self._references(page) == 1 for request in leaving for page in request.pages)
+        returned = sum(self._regains(page) for request in leaving for page in request.pages)
+        return returned + self._ledger.dropping(self.victims)
 
-    def _references(self, page: int) -> int:
-        return self._ledger.pool.references(page) - self._freed.get(page, 0)
+    def _regains(self, page: int) -> bool:
+        """Whether one reference less to the page makes one available."""
+        return self._ledger.pool.regains(page, self._freed.get(page, 0))
 
 
 def with_pages(

@@ -6,7 +6,7 @@ and one KV format); what does one day must enter the chain's root.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from hashlib import blake2b
 
 from pds_engine.scheduler.digest import words
@@ -32,7 +32,8 @@ class PrefixCache:
     before its earlier ones, and reference the earlier ones whenever they use a later one: so
     children go before their parents. (Two requests that compute one prefix at the same time keep a
     page each, and only the first enters; a page behind the other's own may then outlive its parent.
-    It is found again with the parent, or evicted in its turn.)
+    It is found again with the parent, or evicted in its turn.) Where a window moves, requests give
+    the earlier pages back first; these are evicted first, and later pages are found without them.
     """
 
     def __init__(self) -> None:
@@ -60,6 +61,26 @@ class PrefixCache:
                 break
             pages.append(page)
         return pages
+
+    def find_window(
+        self, chain: Sequence[bytes], behind: Callable[[int], int]
+    ) -> tuple[int, list[int]]:
+        """The longest beginning of `chain` that is cached as far as anybody still reads it.
+
+        Args:
+            behind: how many pages nobody reads any more that goes on after so many pages.
+
+        Returns:
+            the number of the first page that is read, and the pages from it on.
+        """
+        run = longest = 0
+        for end, digest in enumerate(chain, 1):
+            if digest not in self._pages:
+                run = end
+            elif behind(end) >= run:
+                longest = end
+        first = behind(longest)
+        return first, [self._pages[digest] for digest in chain[first:longest]]
 
     def enter(self, digest: bytes, page: int) -> None:
         """`page`, which its holder has filled for good, is the one found by `digest`.

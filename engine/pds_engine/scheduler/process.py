@@ -55,15 +55,19 @@ def run(
     bind: str,
     incarnation: str,
     place: DpPlace = ALONE,
+    window: int | None = None,
 ) -> None:
     """Serve as the scheduler of one dp rank of this group at `bind`, such as tcp://0.0.0.0:8001.
+
+    Args:
+        window: the model's sliding window (Settings.window).
 
     Raises:
         ConfigError: bounds that no prompt could live with.
         PortTaken: another process has the port of `bind`.
         GroupError: a worker failed or was lost, or a message of this group's own was wrong.
     """
-    settings = Settings.of(config)
+    settings = Settings.of(config, window)
     context = zmq.Context()
     authority = Authority(context, keys)
     try:

@@ -55,10 +55,15 @@ class Request:
     slot: int = -1
     gen: int = -1
     pages: list[int] = field(default_factory=list)
+    """The last of its first `covered` pages: all of them, or those that its window has not left."""
+    covered: int = 0
+    """Its first pages, so many, it holds or does not need any more."""
+    goal: int = 0
+    """Its first pages, so many, were to be there when it was admitted, or promised."""
     promised: int = 0
     """Pages set aside for its growth."""
     most: int = 0
-    """The most pages that it will ever hold here, if it is admitted before they are there."""
+    """The most pages that it will hold here at once, if it is admitted before they are there."""
     last_step: int = -1
     """The last issued step that names it."""
     last_sample: int = -1
@@ -122,6 +127,11 @@ class Request:
     def context_len(self) -> int:
         return self.prompt_len + self.given
 
+    @property
+    def dropped(self) -> int:
+        """Its first pages, so many, lie behind its window: it holds them no more, or never did."""
+        return self.covered - len(self.pages)
+
     def restart(self) -> None:
         """All its known tokens are to be computed anew."""
         self.given = self.planned = len(self.outputs)
@@ -142,6 +152,12 @@ def wanted(submit: Submit, settings: Settings, given: int | None = None) -> int:
         given: output tokens that are known by then; None: those that it came with.
     """
     known = len(submit.prompt_ids) + (len(submit.output_ids) if given is None else given)
+    return settings.at_once(goal(submit, settings, known) - settings.first_page(known))
+
+
+def goal(submit: Submit, settings: Settings, known: int) -> int:
+    """The first pages of a request with `known` tokens, so many, for which it waits until it is
+    admitted. Later ones it has to find as it grows."""
     if settings.recompute:
         return settings.pages_for(known)
     most = growth(submit, settings)
@@ -151,7 +167,7 @@ def wanted(submit: Submit, settings: Settings, given: int | None = None) -> int:
 
 
 def growth(submit: Submit, settings: Settings) -> int:
-    """Pages that a request will ever hold here. The last output token's keys are not computed."""
+    """Pages that a request will ever fill here. The last output token's keys are not computed."""
     prompt, given = len(submit.prompt_ids), len(submit.output_ids)
     if settings.role == "prefill":
         return settings.pages_for(prompt + given)

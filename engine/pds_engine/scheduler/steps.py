@@ -4,7 +4,7 @@ Stages never re-derive any of this: the plan says it, so that both ends of every
 """
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from pds_engine.errors import ProtocolError
@@ -13,7 +13,7 @@ from pds_engine.scheduler.cost import Measured, Meter
 from pds_engine.scheduler.dp.batches import needs_padding, padded
 from pds_engine.scheduler.lifecycle import Ledger
 from pds_engine.scheduler.pick import Alternation, Picked, pick
-from pds_engine.scheduler.prefill import ChunkPolicy
+from pds_engine.scheduler.prefill import Chunk, ChunkPolicy
 from pds_engine.scheduler.request import Request
 from pds_engine.scheduler.settings import Settings
 
@@ -69,7 +69,7 @@ class Steps:
         self._advanced = 0.0
         """When a step was last done."""
         self._alternation = Alternation()
-        self._meter = Meter()
+        self._meter = Meter(settings.window)
 
     @property
     def full(self) -> bool:
@@ -83,7 +83,7 @@ class Steps:
     def issue(
         self,
         picked: Picked,
-        pushes: Sequence[Push],
+        push: Callable[[Request, Chunk], Push],
         now: float,
         padded_tokens: int | None = None,
         dp_tokens: tuple[int, ...] = (),
@@ -91,6 +91,7 @@ class Steps:
         """Schedule the picked rows, and make their plan.
 
         Args:
+            push: what a slice of a prompt that is handed over adds to the peer's pages.
             padded_tokens: what the dp ranks have agreed on; None: no more than attention's tp asks.
 
         Raises:
@@ -102,9 +103,12 @@ class Steps:
         rows = self.ledger.schedule_decodes(picked.decodes, self.next_id)
         tokens = len(rows)
         scored = [(r, chunk.start) for r, chunk in picked.chunks if r.scores(chunk.start)]
+        pushes = []
         for request, chunk in picked.chunks:
             rows.append(self.ledger.schedule_chunk(request, chunk, self.next_id))
             tokens += chunk.length
+            if request.transferring:
+                pushes.append(push(request, chunk))
         if padded_tokens is None:
             tp = settings.parallelism.tp
             padded_tokens = padded(tokens, tp) if needs_padding(tokens > 0) else 0

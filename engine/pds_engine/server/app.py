@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 from pds_engine import wire
 from pds_engine.config import EngineConfig
 from pds_engine.keys import Keys
+from pds_engine.models.registry import read_spec
 from pds_engine.scheduler.request import wanted
 from pds_engine.scheduler.settings import Settings
 from pds_engine.server.errors import handler
@@ -75,7 +76,8 @@ def run(
     lease = config.kv.lease_seconds if config.role == "prefill" else None
     placement = None
     if dp > 1:
-        wanting = partial(wanted, settings=Settings.of(config))
+        settings = Settings.of(config, read_spec(config.model.path).window)
+        wanting = partial(wanted, settings=settings)
         placement = Placement(dp, wanting, config.scheduler.max_waiting, lease_seconds=lease)
     scheduler = SchedulerClient(
         [partial(wire.AsyncLink, context, address, keys) for address in schedulers],

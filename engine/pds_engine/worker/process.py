@@ -33,6 +33,7 @@ from pds_engine.parallel.stage import Stage, StagePlace
 from pds_engine.ports import kv_address
 from pds_engine.runner import graphs
 from pds_engine.runner.runner import Runner
+from pds_engine.scheduler.settings import Settings
 from pds_engine.warmup import open_cache
 from pds_engine.wire import Link
 from pds_engine.worker.joining import join
@@ -224,7 +225,7 @@ def make_pool(
     """The pages that the scheduler may give out, and the pool, which has the runner's one more.
 
     Raises:
-        ConfigError: kv.memory_bytes holds less than one request of max_model_len.
+        ConfigError: kv.memory_bytes holds less than a request of max_model_len holds at once.
     """
     part = decoder.part
     held = shard(
@@ -236,11 +237,14 @@ def make_pool(
         dp_rank=part.dp_rank,
     )
     pages = config.kv.pages or config.kv.memory_bytes // held.page_bytes(kv) - 1
-    needed = -(-config.max_model_len // config.kv.page_size)
+    settings = Settings.of(config, decoder.spec.window)
+    needed = settings.at_once(settings.pages_for(config.max_model_len))
     if pages < needed:
+        wanted = f"max_model_len is {config.max_model_len}"
+        if settings.window is not None:
+            wanted = f"a request holds those of {needed * config.kv.page_size} at once"
         raise ConfigError(
-            f"kv: {pages} pages hold {pages * config.kv.page_size} tokens, "
-            f"max_model_len is {config.max_model_len}",
+            f"kv: {pages} pages hold {pages * config.kv.page_size} tokens, {wanted}",
             hint=f"raise kv.memory_bytes to {(needed + 1) * held.page_bytes(kv)}, "
             "or lower max_model_len",
         )

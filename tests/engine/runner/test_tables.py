@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from msgspec import structs
 from pds_engine.errors import ProtocolError
 from pds_engine.messages import Admit, Release, Row, Sampling
 from pds_engine.runner.tables import Tables
@@ -26,6 +27,17 @@ def test_pages_of_a_slot():
     tables.admit(admit())
     tables.take(Row(slot=0, gen=1, start=20, length=1, new_pages=(7,)))
     assert tables.pages.tolist() == [[1, 2, 7, 99], [99] * 4, [99] * 4]
+    tables.release(0, 1)
+    assert tables.pages.unique().tolist() == [99]
+
+
+def test_pages_from_behind_a_window_on():
+    """Entries before the first page stay the null page; later pages follow by number."""
+    tables = Tables(2, 5, 16, 50, 99, torch.device("cpu"))
+    tables.admit(structs.replace(admit(prompt=50), pages=(5, 6), first_page=2))
+    slot = tables.take(Row(slot=0, gen=1, start=64, length=1, new_pages=(7,)))
+    assert tables.pages[0].tolist() == [99, 99, 5, 6, 7]
+    assert len(slot.pages) == 5
     tables.release(0, 1)
     assert tables.pages.unique().tolist() == [99]
 

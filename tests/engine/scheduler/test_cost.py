@@ -42,6 +42,32 @@ def test_several_chunks_in_a_step_are_measured_together() -> None:
     assert fit(pairs) == pytest.approx(Cost(A, B), rel=1e-6)
 
 
+WINDOW = 3000
+
+
+def seen(start: int, length: int) -> Measured:
+    """A chunk whose tokens see a window: each costs what it sees."""
+    pairs = sum(min(2 * at + 1, 2 * WINDOW) for at in range(start, start + length))
+    return Measured(((start, length),), A * pairs + B * length + C)
+
+
+def test_behind_a_window_each_token_costs_the_same() -> None:
+    times = [seen(512 * at, 512 - 32 * (at % 9)) for at in range(24)]
+    cost = fit(times, WINDOW)
+    assert cost is not None
+    assert cost[:2] == pytest.approx((A, B), rel=1e-3)
+    assert cost.of(4000, 512) == pytest.approx(cost.of(9000, 512))
+    assert cost.of(1000, 4000) == pytest.approx(cost.of(1000, 2000) + 2000 * (2 * A * WINDOW + B))
+
+
+@pytest.mark.parametrize("start", [0, 1000, 2900, 2999, 3000, 3001, 50_000])
+@pytest.mark.parametrize("budget", [1e-4, 1e-2, 0.1])
+def test_a_length_spends_its_budget_across_the_window(start: int, budget: float) -> None:
+    cost = Cost(A, B, WINDOW)
+    length = cost.length(start, budget)
+    assert cost.of(start, length) <= budget + 1e-9 < cost.of(start, length + 1) + 2e-9
+
+
 @pytest.mark.parametrize("held_up", [3, 30])
 def test_steps_that_were_held_up_do_not_move_it(held_up: float) -> None:
     times = [

@@ -27,6 +27,14 @@ def test_only_a_unified_group_computes_anew(role: Role) -> None:
 
 
 @pytest.mark.parametrize(
+    ("window", "read"), [(None, None), (4096, None), (4095, 4095), (32, 32), (1, 2)]
+)
+def test_a_window_that_no_context_leaves_is_none(window: int | None, read: int | None) -> None:
+    """And one of a single token counts as two."""
+    assert Settings.of(EngineConfig(max_model_len=4096), window).window == read
+
+
+@pytest.mark.parametrize(
     ("bounds", "named"),
     [
         (SchedulerConfig(chunk_size=15), "chunk_size 15"),

@@ -75,7 +75,10 @@ def _gather(gather: Gather) -> str:
 
 
 SHOW: dict[type, Callable[[Any], str]] = {
-    Admit: lambda m: f"admit {m.slot}/{m.gen} {_ids(m.pages)}",
+    Admit: lambda m: (
+        f"admit {m.slot}/{m.gen} {_ids(m.pages)}"
+        + (f" from page {m.first_page}" if m.first_page else "")
+    ),
     StepPlan: _plan,
     Gather: _gather,
     Wake: lambda m: f"wake {m.pass_id}",

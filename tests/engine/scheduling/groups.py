@@ -315,7 +315,7 @@ class RandomGroups:
         side = self.nodes[1].core.decode
         live, barred = side.live.get(push.transfer), side.barred.get((push.transfer, epoch))
         if live is not None and live.epoch == epoch:
-            allowed = set(live.request.pages[live.request.shared :])
+            allowed = set(live.request.pages[live.request.shared - live.request.dropped :])
         else:
             assert barred is not None, "a write lands after its pages were given back"
             allowed = set(barred.pages)

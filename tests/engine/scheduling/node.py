@@ -25,7 +25,7 @@ from pds_engine.scheduler.party import WORKERS, Out, Party
 from pds_engine.scheduler.request import Request
 from pds_engine.scheduler.scheduler import Scheduler
 from pds_engine.scheduler.settings import Settings
-from scheduling.workers import FakeWorker
+from scheduling.workers import NOWHERE, FakeWorker
 
 STOP = 3
 SERVER = Party("server", "s")
@@ -44,7 +44,11 @@ def check(core: Scheduler) -> None:
     waiting = [*ledger.queue, *core.prefill.unoffered.values()]
     fresh = [r for r in waiting if r.gen < 0 and not r.submit.output_ids]  # others had a slot once
     assert len(fresh) <= settings.scheduler.max_waiting
-    assert all(r.slot >= 0 and not r.promised > 1 for r in ledger.allocator.growing)
+    assert all(r.slot >= 0 for r in ledger.allocator.growing)
+    if settings.window is None:
+        assert not any(r.promised > 1 for r in ledger.allocator.growing)
+    most = settings.at_once(settings.pages_for(settings.max_model_len))
+    assert all(len(r.pages) <= most and r.promised >= 0 for r in ledger.requests.values())
     ranks = [request.rank for request in ledger.prefilling]
     assert ranks == sorted(ranks)
 
@@ -64,7 +68,7 @@ def check_pages(core: Scheduler) -> None:
         assert pool.is_quarantined(page) == (page in barred)
         assert page not in barred or page not in cache
     for request in requests:
-        own = request.pages[request.entered :]
+        own = request.pages[max(request.entered - request.dropped, 0) :]
         assert all(held[page] == 1 for page in own), "a page has two holders"
         assert not any(page in cache for page in own)
     assert sorted([*pool._blank, *cache._idle, *held]) == list(range(pool.total))
@@ -90,7 +94,8 @@ class Auditor:
 
     def order(self, message: Message) -> None:
         if isinstance(message, Admit):
-            self.tables[message.slot, message.gen] = list(message.pages)
+            pages = [NOWHERE] * message.first_page + list(message.pages)
+            self.tables[message.slot, message.gen] = pages
         elif isinstance(message, StepPlan):
             for row in message.rows:
                 self.tables[row.slot, row.gen] += row.new_pages
@@ -98,6 +103,16 @@ class Auditor:
     def check(self) -> None:
         check(self.core)
         self.check_writes()
+        self.check_reads()
+
+    def check_reads(self) -> None:
+        """All that a step in flight reads is held."""
+        settings, pool = self.core.settings, self.core.ledger.pool
+        for row in (row for issued in self.core.steps.in_flight for row in issued.plan.rows):
+            end = settings.pages_for(row.start + row.length)
+            for page in self.tables[row.slot, row.gen][settings.behind(row.start) : end]:
+                assert page != NOWHERE, "a step reads a page that its slot never had"
+                assert pool.references(page), "a step reads a free page"
 
     def check_writes(self) -> None:
         """No step in flight writes a page that is free, or another's."""
@@ -133,7 +148,8 @@ class Node:
     def __post_init__(self) -> None:
         self.core = Scheduler(self.settings, self.settings.role)
         self.auditor = Auditor(self.core)
-        self.workers = [FakeWorker(rank) for rank in range(self.settings.ranks)]
+        window = self.settings.window
+        self.workers = [FakeWorker(rank, window=window) for rank in range(self.settings.ranks)]
         for rank in range(self.settings.ranks):
             endpoint = KvEndpoint(rank=rank, shard=b"", pages=self.pages, backends={})
             ready = Ready(rank=rank, pages=self.pages, kv_fingerprint="f", endpoint=endpoint)

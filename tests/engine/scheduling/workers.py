@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from itertools import accumulate, islice
+from itertools import accumulate
 
 from pds_engine.messages import (
     Admit,
@@ -24,6 +24,8 @@ PAGE = 4
 """Tokens in a page of the fake workers' memory."""
 
 
+NOWHERE = -1
+"""The number of a page that a slot does not hold, as it lies behind its window."""
 Memory = dict[tuple[int, int], int]
 
 
@@ -49,6 +51,8 @@ class FakeWorker:
     open: dict[str, int] = field(default_factory=dict)
     closing: set[str] = field(default_factory=set)
     pushes: deque[tuple[Push, int]] = field(default_factory=deque)
+    window: int | None = None
+    """Tokens that a token sees, itself included; None: all before it."""
     fenced: bool = True
     """As a receiver: places no byte of a transfer before Expect and after Forget."""
     expected: set[tuple[str, int]] = field(default_factory=set)
@@ -59,10 +63,14 @@ class FakeWorker:
         """What a token leaves in memory: it depends on all tokens before it, as real keys do."""
         return (before * 31 + token + 1) % 1_000_003
 
-    @classmethod
-    def choose(cls, tokens: Iterable[int]) -> int:
+    def choose(self, tokens: Iterable[int]) -> int:
         """What the fake model says after `tokens`."""
-        return cls.speak(islice(accumulate(tokens, cls.key, initial=1), 1, None))
+        keys = list(accumulate(tokens, self.key, initial=1))[1:]
+        return self.speak(keys[self.seen(len(keys)) :])
+
+    def seen(self, end: int) -> int:
+        """The first position that the token before `end` sees."""
+        return 0 if self.window is None else max(end - self.window, 0)
 
     @staticmethod
     def speak(keys: Iterable[int]) -> int:
@@ -78,7 +86,8 @@ class FakeWorker:
             case Admit():
                 assert order.slot not in self.slots, "a slot is admitted while it is held"
                 tokens = [*order.prompt_ids, *order.output_ids]
-                self.slots[order.slot] = FakeSlot(order.gen, tokens, list(order.pages), len(tokens))
+                pages = [NOWHERE] * order.first_page + list(order.pages)
+                self.slots[order.slot] = FakeSlot(order.gen, tokens, pages, len(tokens))
             case StepPlan():
                 self.step(order)
             case Release():
@@ -121,7 +130,9 @@ class FakeWorker:
                 self.memory[places[position]] = before
             if row.samples:
                 assert end == len(slot.tokens), "sampled before the end of what is known"
-                tokens.append(self.speak(self.memory.get(place, -1) for place in places))
+                tokens.append(
+                    self.speak(self.memory.get(at, -1) for at in places[self.seen(end) :])
+                )
                 slot.tokens.append(tokens[-1])
                 slot.sampled_in = plan.step_id
         self.pushes.extend(

@@ -30,6 +30,7 @@ def pair(requests: tuple[int, int], tokens: int = 2, **about: Any) -> Pair:
         (9_651, (1, 1), 2, {"enabled": True}),
         (2_207, (1, 1), 2, {"async_scheduling": False}),
         (12_616, (1, 1), 2, {"pp": 2}),
+        (9_821, (1, 1), 2, {"page_size": 1, "window": 2}),
         (33_058, (2, 1), 1, {}),
         (55_119, (1, 1), 1, {"drains": True}),
         pytest.param(143_985, (1, 1), 2, {"drains": True}, marks=pytest.mark.soak),

@@ -21,6 +21,7 @@ SHAPES = {
     "seed": st.integers(0, 2**32),
     "mishaps": st.sampled_from([0.0, 1.0, 5.0]),
     "prefix_cache": st.booleans(),
+    "window": st.sampled_from([None, 2, 7, 16]),
 }
 
 
