@@ -27,8 +27,9 @@ from pds_engine.errors import ConfigError
 from pds_engine.keys import Keys, read_secret
 from pds_engine.models import tensors
 from pds_engine.models.registry import check
-from pds_engine.parallel.layout import Numbering, part
+from pds_engine.parallel.layout import ModelPart, Numbering, part
 from pds_engine.runner import graphs
+from pds_engine.spec import DecoderSpec
 
 TERMINATION_LOG = Path("/dev/termination-log")
 _PROOF_BYTES = 4096  # what Kubernetes keeps of a termination message
@@ -43,6 +44,8 @@ class Warmed:
     """None: nothing was compiled, since the warm-up was to compile for the volume only."""
     volume: str = ""
     """What is wrong with the volume, where that made a difference."""
+    eager: tuple[str, ...] = ()
+    """What the manifest's artefacts do not cover: it runs without being compiled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,14 +76,14 @@ def run(config: EngineConfig) -> int:
         return 1
     if warmed.volume:
         logger.warning("%s", warmed.volume)
-    _prove(warmed.manifest, started, volume=warmed.volume)
+    _prove(warmed.manifest, started, volume=warmed.volume, eager=warmed.eager)
     return 0
 
 
 def warm(config: EngineConfig) -> Warmed:
     """Compile or find all graphs of this pod's ranks, and write the manifest of each of its stages.
 
-    A graph depends on the shapes of a layer alone, so that all stages need the same ones.
+    A graph depends on the shapes of a layer alone, and all stages take those of all layers.
 
     Raises:
         RuntimeError: a graph cannot be compiled, or this pod has no place for it.
@@ -114,7 +117,8 @@ def warm(config: EngineConfig) -> Warmed:
     with suppress(Trouble):  # a record for people: a volume that has all artefacts does without
         for path in _manifest_paths(config):
             cache.volume.write(partial(write_manifest, path=path, manifest=manifest))
-    return Warmed(manifest, next((text for text in troubles if text), ""))
+    volume = next((text for text in troubles if text), "")
+    return Warmed(manifest, volume, graphs.eager(*_model(config)))
 
 
 def open_cache(config: EngineConfig) -> Cache:
@@ -138,10 +142,15 @@ def _seal(config: EngineConfig) -> bytes:
 
 
 def _wanted(config: EngineConfig) -> tuple[Graph, ...]:
+    device = torch.device("cuda" if _on_cuda(config) else "cpu")
+    return graphs.plan(config, *_model(config), device)
+
+
+def _model(config: EngineConfig) -> tuple[DecoderSpec, ModelPart]:
+    """The model, and the part of it that the first rank of this pod has."""
     spec = check(config)
     first = config.pod.index * config.parallelism.ranks_per_pod
-    device = torch.device("cuda" if _on_cuda(config) else "cpu")
-    return graphs.plan(config, spec, part(spec, config.parallelism, first, config.role), device)
+    return spec, part(spec, config.parallelism, first, config.role)
 
 
 def _on_cuda(config: EngineConfig) -> bool:
@@ -214,13 +223,21 @@ def _manifest_paths(config: EngineConfig) -> list[Path]:
     ]
 
 
-def _prove(manifest: Manifest | None, started: float, *, error: str = "", volume: str = "") -> None:
+def _prove(
+    manifest: Manifest | None,
+    started: float,
+    *,
+    error: str = "",
+    volume: str = "",
+    eager: tuple[str, ...] = (),
+) -> None:
     """The termination message. Only its texts are cut, so that it stays JSON."""
     proof = {
         "manifest": manifest.digest if manifest else "",
         "compiled": manifest.compiled if manifest else 0,
         "reused": manifest.reused if manifest else 0,
         "seconds": round(time.monotonic() - started, 2),
+        "eager": eager,
     }
     text = json.dumps({**proof, "error": error, "volume": volume})
     while len(text) > _PROOF_BYTES:

@@ -102,6 +102,7 @@ def refuses(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 def test_the_next_pod_compiles_nothing(pod: Callable[[str], WarmPod]) -> None:
     first = pod("a").warm()
     assert (first["compiled"], first["reused"], first["error"], first["volume"]) == (2, 0, "", "")
+    assert first["eager"] == ["attention over pages"]
     second = pod("b")
     proof = second.warm()
     assert (proof["compiled"], proof["reused"], proof["volume"]) == (0, 2, "")

@@ -39,6 +39,12 @@ def prove(world: World, **changes: object) -> dict[str, LeaderState]:
     return {name: LeaderState(manifest="m1", fingerprint="kv") for name in world.pods}
 
 
+def test_warm_kernels_are_said_with_what_they_do_not_cover(world):
+    states = prove(world, eager=("attention over pages", "experts"))
+    text = message(written(world, states=states), "KernelsWarm")
+    assert text.endswith(" reused; not compiled: attention over pages, experts")
+
+
 def test_a_settled_world(world):
     states = prove(world)
     said = written(world, states=states)

@@ -125,6 +125,19 @@ def test_a_proof_of_an_older_engine_says_nothing_of_the_volume():
     assert proof(ended('{"manifest": "m", "error": ""}')) == Proof("m")
 
 
+@pytest.mark.parametrize(
+    ("said", "read"),
+    [
+        (["attention over pages", "experts"], ("attention over pages", "experts")),
+        (["a\nb", 3, None], ("a b",)),
+        ("experts", ()),
+        (["x"] * 100, ("x",) * 8),
+    ],
+)
+def test_what_is_not_compiled_is_read_as_words(said, read):
+    assert proof(ended(json.dumps({"manifest": "m", "eager": said}))) == Proof("m", eager=read)
+
+
 def test_the_pod_of_a_job_reports_what_one_of_its_steps_met():
     quiet, loud = ('{"manifest": ""}', json.dumps({"manifest": "", "volume": FULL}))
     obj = {

@@ -56,6 +56,17 @@ def plan(
     return tuple(named.values())
 
 
+def eager(spec: DecoderSpec, part: ModelPart) -> tuple[str, ...]:
+    """What a layer computes that no graph of `plan` covers, in words for people."""
+    shapes = [shape_of(spec, layer, part) for layer in spec.layers]
+    found = ["attention over pages"]
+    if any(not shape.columns for shape in shapes):
+        found.append("experts")
+    if any(_normed_over_ranks(shape) for shape in shapes):
+        found.append("queries and keys that are normalised over ranks")
+    return tuple(found)
+
+
 def fetch(graph: Graph, cache: Cache, timeout: float) -> Artefact:
     """The compiled `graph`, built here if nobody has."""
     folder = functools.partial(aot.build, graph)
@@ -124,6 +135,14 @@ class CompiledPieces(Pieces):
             return outputs
         padded = [_padded(x) for x in varying]
         return [out[:tokens] for out in self._loaded[name](*padded, *weights)]
+
+
+def _normed_over_ranks(shape: Shape) -> bool:
+    """Such heads need a sum over the attention group within the piece."""
+    attention = shape.attention
+    return (
+        isinstance(attention, HeadsShape) and attention.qk_norm == "whole" and attention.shards > 1
+    )
 
 
 def _tokens(config: EngineConfig) -> int:
@@ -196,7 +215,7 @@ class _Graphs:
         shape, attention = self._shape, self._shape.attention
         into, out = self._norm(into=True), self._norm(into=False)
         found = []
-        if not isinstance(attention, HeadsShape) or attention.qk_norm != "whole":
+        if not _normed_over_ranks(shape):
             heads, varying = (
                 functools.partial(block.heads, shape),
                 (self._hidden_states, self._rope),

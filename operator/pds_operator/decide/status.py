@@ -241,6 +241,8 @@ def _kernels_warm(
     ]
     compiled, reused = sum(item[0] for item in sums), sum(item[1] for item in sums)
     text = f"all groups proved warm: {compiled} artefacts compiled, {reused} reused"
+    if eager := _eager(plan):
+        text = f"{text}; not compiled: {', '.join(eager)}"
     alone = volume.private(plan.groups)
     if alone:
         return "True", "WarmPrivate", f"{text}; {alone}"
@@ -248,6 +250,12 @@ def _kernels_warm(
     if given is None or given.ephemeral is not None:
         return "True", "WarmEphemeral", f"{text}; the volume is ephemeral: each pod compiles"
     return "True", "Warm", text
+
+
+def _eager(plan: Plan) -> list[str]:
+    """What runs without being compiled, by the words of the proofs."""
+    proofs = [pod.proof for group in plan.groups for pod in group.pods if pod.proof is not None]
+    return list(dict.fromkeys(words for proof in proofs for words in proof.eager))
 
 
 def _failed_proof(plan: Plan) -> str:

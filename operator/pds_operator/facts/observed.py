@@ -21,6 +21,8 @@ class Proof:
     error: str = ""
     volume: str = ""
     """What was wrong with the cache volume, where the pod had to compile for itself."""
+    eager: tuple[str, ...] = ()
+    """What runs without being compiled, and is no part of the manifest."""
 
 
 STEADY_SECONDS = 60.0

@@ -21,6 +21,8 @@ from pds_operator.facts.observed import (
 Object = dict[str, Any]
 
 ENDED = ("Failed", "Succeeded")
+EAGER = 8
+"""Kinds of work that a warm-up says it has not compiled: more are not read."""
 KEY_ID = re.compile("[0-9a-f]{10}")
 
 
@@ -236,9 +238,16 @@ def proof(container: Object) -> Proof | None:
             seconds=float(note.get("seconds") or 0.0),
             error=containers.words(note.get("error")),
             volume=containers.words(note.get("volume")),
+            eager=_eager(note.get("eager")),
         )
     except (ValueError, AttributeError, TypeError):
         return Proof(manifest="", error=NO_PROOF)
+
+
+def _eager(said: Any) -> tuple[str, ...]:
+    """A pod's own list, as far as it is one of words; warm-ups before this one have none."""
+    words = said if isinstance(said, list) else []
+    return tuple(containers.words(each) for each in words[:EAGER] if isinstance(each, str))
 
 
 def revision_facts(obj: Object, pds: str) -> Revision:
