@@ -6,7 +6,7 @@ from typing import Any
 from pds_engine.errors import ConfigError
 from pds_engine.models.config_json import flag, number, whole
 from pds_engine.models.positions import rope
-from pds_engine.spec import DecoderSpec, DenseSpec, GqaSpec, Json, LayerSpec
+from pds_engine.spec import Activation, DecoderSpec, DenseSpec, GqaSpec, Json, LayerSpec
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 
@@ -64,9 +64,9 @@ def gqa(
     return GqaSpec(**common | {"scale": size**-0.5} | more)
 
 
-def dense(config: Json) -> DenseSpec:
+def dense(config: Json, activation: Activation = "silu") -> DenseSpec:
     """The gated block of Llama's kind."""
-    return DenseSpec(columns=whole(config, "intermediate_size"))
+    return DenseSpec(columns=whole(config, "intermediate_size"), activation=activation)
 
 
 def layer_count(config: Json) -> int:
@@ -117,6 +117,22 @@ def window(config: Json, *, missing: int | None = None) -> int | None:
     if config.get("sliding_window", missing) is None:
         return None
     return whole(config, "sliding_window", missing=missing)
+
+
+def windows_by_layer(
+    config: Json, default: Sequence[str], *, missing: int
+) -> tuple[int | None, ...]:
+    """Each layer's window where layer_types, or `default`, says which layers have it.
+
+    Args:
+        missing: what sliding_window is where it is missing.
+
+    Raises:
+        ConfigError: a layer is to have a window, and sliding_window is no whole number above 0.
+    """
+    kinds = layer_types(config, default)
+    size = whole(config, "sliding_window", missing=missing) if SLIDING in kinds else None
+    return tuple(size if kind == SLIDING else None for kind in kinds)
 
 
 def windows_behind_a_switch(config: Json) -> tuple[int | None, ...]:

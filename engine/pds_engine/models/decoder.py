@@ -76,7 +76,7 @@ class Decoder:
             found.masked_fill_(foreign.unsqueeze(1), 0)
             found = self.ranks.attention.reduce_scatter(found, parts.batch)
         scale = self.spec.embedding_scale
-        return found if scale == 1 else found * torch.tensor(scale, dtype=found.dtype)
+        return found if scale == 1 else found * scale
 
     def forward(
         self, x: Tensor, positions: Tensor, attends: Attends | None, kv: Kv, parts: Parts

@@ -8,6 +8,10 @@ from pds_engine.models.names import NAMES, Names
 from pds_engine.spec import DecoderSpec, Json
 
 
+def _none(config: Json) -> int:
+    return 0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
     """A family of decoders: how its config.json and its checkpoints are read.
@@ -28,3 +32,8 @@ class Family:
     fixed: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     """Keys that may only have these values, the first one where they are missing; they go before
     options.FIXED."""
+    own_code: frozenset[str] = frozenset()
+    """Classes of the code that its checkpoints bring (auto_map), which compute what `spec` says."""
+    predictors: Callable[[Json], int] = _none
+    """How many layers a checkpoint may have behind the model's, which predict further tokens
+    (multi-token prediction; DeepSeek-V3). Nobody computes them: their tensors are passed over."""

@@ -3,12 +3,19 @@
 import torch
 from torch import Tensor
 
+from pds_engine.models.load_latent import mla
 from pds_engine.models.names import Names, layer_name
 from pds_engine.models.reader import Reader
 from pds_engine.models.shapes import normed
-from pds_engine.models.weights import DenseWeights, GqaWeights, LayerWeights, NormWeights
+from pds_engine.models.weights import (
+    DenseWeights,
+    GqaWeights,
+    LayerWeights,
+    MlaWeights,
+    NormWeights,
+)
 from pds_engine.parallel.layout import ModelPart
-from pds_engine.spec import DecoderSpec, DenseSpec, GqaSpec
+from pds_engine.spec import DecoderSpec, DenseSpec, GqaSpec, MlaSpec
 
 
 def read(
@@ -16,21 +23,29 @@ def read(
 ) -> LayerWeights:
     """Layer `index` of the model."""
     layer, name = spec.layers[index], layer_name(index)
-    if not isinstance(layer.attention, GqaSpec) or not isinstance(layer.feed, DenseSpec):
-        raise TypeError("only grouped-query attention and dense blocks are loaded")
+    if not isinstance(layer.feed, DenseSpec):
+        raise TypeError("only dense blocks are loaded")
     return LayerWeights(
         norms=_norms(reader, spec, names, name),
-        attention=gqa(reader, layer.attention, names, mine, name),
+        attention=_attention(reader, layer.attention, names, mine, name),
         feed=dense(reader, layer.feed.columns, names, mine, f"{name}mlp."),
     )
 
 
 def _norms(reader: Reader, spec: DecoderSpec, names: Names, name: str) -> NormWeights:
     found = {
-        field: reader.norm(f"{name}{called}.weight", spec.norm_offset, wide=spec.norm_wide)
+        field: reader.norm(f"{name}{called}.weight", offset=spec.norm_offset, wide=spec.norm_wide)
         for field, called in normed(spec.norms, names.norms).items()
     }
     return NormWeights(*(found.get(field, reader.none()) for field in NormWeights._fields))
+
+
+def _attention(
+    reader: Reader, spec: GqaSpec | MlaSpec, names: Names, mine: ModelPart, name: str
+) -> GqaWeights | MlaWeights:
+    if isinstance(spec, MlaSpec):
+        return mla(reader, spec, names.latent, mine, name)
+    return gqa(reader, spec, names, mine, name)
 
 
 def gqa(reader: Reader, spec: GqaSpec, names: Names, mine: ModelPart, name: str) -> GqaWeights:

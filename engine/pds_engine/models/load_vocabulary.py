@@ -23,7 +23,8 @@ def read(reader: Reader, spec: DecoderSpec, mine: ModelPart) -> _Read:
         head = _rows(reader, mine, HEAD, EMBEDDING)
     if head is None or (embedding is not None and torch.equal(head, embedding)):
         head = embedding
-    return embedding, reader.norm(NORM, spec.norm_offset, wide=spec.norm_wide), head
+    norm = reader.norm(NORM, offset=spec.norm_offset, wide=spec.norm_wide)
+    return embedding, norm, head
 
 
 def _rows(reader: Reader, mine: ModelPart, name: str, tied: str) -> Tensor:

@@ -1,5 +1,7 @@
 """From a model folder to a Decoder: reads only what this rank computes."""
 
+from dataclasses import replace
+
 import torch
 
 from pds_engine.config import Dtype, EngineConfig
@@ -13,6 +15,7 @@ from pds_engine.models.tensors import contents
 from pds_engine.models.weights import Weights
 from pds_engine.parallel.collectives import ALONE, Collectives, StageRanks
 from pds_engine.parallel.layout import part
+from pds_engine.spec import DecoderSpec
 
 DTYPES: dict[Dtype, torch.dtype] = {
     "float32": torch.float32,
@@ -59,6 +62,7 @@ def load(
     _check(rank, mine.stage_rank, mine.width, ranks.stage)
     stored = DTYPES[config.model.dtype]
     dtype = compute_dtype(stored, device)
+    spec = _rounded(spec, stored)
     with Checkpoint(contents(config.model.path, spec)) as checkpoint:
         reader = Reader(checkpoint, stored, dtype, device)
         names = family_of(spec).names
@@ -67,6 +71,12 @@ def load(
     ropes = {spec.layers[at].attention.rope for at in mine.layers}
     tables = {kind: rope.table(kind, config.max_model_len, device) for kind in ropes}
     return Decoder(spec, mine, Weights(layers, embedding, norm, head), tables, dtype, ranks)
+
+
+def _rounded(spec: DecoderSpec, dtype: torch.dtype) -> DecoderSpec:
+    """With what embeddings are multiplied by rounded as they are, as Gemma was trained."""
+    scale = torch.tensor(spec.embedding_scale, dtype=dtype).item()
+    return replace(spec, embedding_scale=scale)
 
 
 def _check(rank: int, shard: int, shards: int, given: Collectives) -> None:

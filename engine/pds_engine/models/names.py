@@ -26,11 +26,26 @@ class ExpertNames(NamedTuple):
     shared_gate: str = "mlp.shared_expert_gate"
 
 
+class LatentNames(NamedTuple):
+    """Of multi-head latent attention, within `self_attn`."""
+
+    q: str = "q_proj"
+    """Where queries are projected at once."""
+    q_a: str = "q_a_proj"
+    q_a_norm: str = "q_a_layernorm"
+    q_b: str = "q_b_proj"
+    kv_a: str = "kv_a_proj_with_mqa"
+    kv_a_norm: str = "kv_a_layernorm"
+    kv_b: str = "kv_b_proj"
+    out: str = "o_proj"
+
+
 class Names(NamedTuple):
     """What most checkpoints call things is the default."""
 
     norms: NormNames = NormNames()
     experts: ExpertNames = ExpertNames()
+    latent: LatentNames = LatentNames()
     joined: bool = False
     """qkv_proj and gate_up_proj hold what others have as three tensors and as two (Phi-3)."""
 

@@ -61,12 +61,14 @@ _HOW = frozenset(
         "_attn_implementation_autoset", "_flash_attn_2_enabled", "use_flash_attention",
         "use_flash_attn", "experts_implementation", "_experts_implementation", "use_cache",
         "pretraining_tp", "chunk_size_feed_forward", "use_bfloat16", "cache_implementation",
-        "max_window_layers",
+        "max_window_layers", "ep_size",
     }
 )  # fmt: skip
 """By which kernels, or in how many pieces, the same numbers are computed; and a bound that counts
 only with options that are refused."""
-_TRAINING = frozenset({"initializer_range", "gradient_checkpointing", "neftune_noise_alpha"})
+_TRAINING = frozenset(
+    {"initializer_range", "gradient_checkpointing", "neftune_noise_alpha", "seq_aux"}
+)
 """Beside these, any key with a word of _IDLE in it."""
 _GENERATION = frozenset(
     {
@@ -126,6 +128,12 @@ def check(config: Json, family: Family) -> None:
         logger.warning("config.json: ignored %s", ", ".join(sorted(ignored)))
 
 
+def _is_ours(name: str, code: Any, family: Family) -> bool:
+    """Whether auto_map's `name` is of no model, or of one that the family computes. `code` may have
+    the repository before it."""
+    return "Model" not in name or str(code).rpartition("--")[2] in family.own_code
+
+
 def _off(key: str, value: Any) -> bool:
     return value in _OFF or (value == 1 and value is not True and bool(_FACTOR.search(key)))
 
@@ -138,7 +146,7 @@ def _check_kind(config: Json, family: Family) -> None:
             hint=f"its model_type is {family.model_type!r}",
         )
     own = config.get("auto_map") or {}
-    if not isinstance(own, dict) or any("Model" in name for name in own):
+    if not isinstance(own, dict) or not all(_is_ours(*each, family) for each in own.items()):
         raise ConfigError(
             f"config.json: auto_map {own!r} says that the model brings its own code, which is "
             "not run",

@@ -33,9 +33,11 @@ class Reader:
         tensor = self._checkpoint.read(name, self._stored, *parts)
         return tensor.to(self._device, self._dtype).contiguous()
 
-    def norm(self, name: str, offset: float = 0.0, *, wide: bool = False) -> Tensor:
-        """A norm's weights with `offset` added; `wide`: in float32."""
-        weights = self.read(name)
+    def norm(
+        self, name: str, *parts: range | None, offset: float = 0.0, wide: bool = False
+    ) -> Tensor:
+        """A norm's weights, or `parts` of them, with `offset` added; `wide`: in float32."""
+        weights = self.read(name, *parts)
         if wide:
             weights = weights.float()
         return weights + offset if offset else weights

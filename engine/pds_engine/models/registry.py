@@ -7,12 +7,29 @@ from pds_engine.config import EngineConfig, ParallelConfig
 from pds_engine.errors import ConfigError
 from pds_engine.models import options, quantized
 from pds_engine.models.config_json import read_config
-from pds_engine.models.families import llama, mistral, qwen2, qwen3
+from pds_engine.models.families import (
+    deepseek_v2,
+    deepseek_v3,
+    gemma2,
+    llama,
+    mistral,
+    qwen2,
+    qwen3,
+)
 from pds_engine.models.family import Family
 from pds_engine.spec import DecoderSpec, DenseSpec, LayerSpec
 
 FAMILIES: Mapping[str, Family] = {
-    module.FAMILY.architecture: module.FAMILY for module in (llama, mistral, qwen2, qwen3)
+    module.FAMILY.architecture: module.FAMILY
+    for module in (
+        deepseek_v2,
+        deepseek_v3,
+        gemma2,
+        llama,
+        mistral,
+        qwen2,
+        qwen3,
+    )
 }
 
 

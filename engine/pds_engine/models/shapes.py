@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 
-from pds_engine.models.names import EMBEDDING, HEAD, NORM, Names, NormNames, layer_name
-from pds_engine.spec import DecoderSpec, DenseSpec, GqaSpec, LayerSpec, Norms
+from pds_engine.models.names import EMBEDDING, HEAD, NORM, LatentNames, Names, NormNames, layer_name
+from pds_engine.spec import DecoderSpec, DenseSpec, GqaSpec, LayerSpec, MlaSpec, Norms
 
 Shapes = dict[str, tuple[int, ...]]
 _NORMS: Mapping[Norms, tuple[str, ...]] = {
@@ -35,6 +35,8 @@ def _layer(spec: DecoderSpec, layer: LayerSpec, names: Names) -> Shapes:
     }
     if isinstance(layer.attention, GqaSpec):
         found |= _gqa(layer.attention, hidden, names)
+    else:
+        found |= _mla(layer.attention, hidden, names.latent)
     if isinstance(layer.feed, DenseSpec):
         found |= gated("mlp.", layer.feed.columns, hidden, names)
     return found
@@ -59,6 +61,23 @@ def _gqa(spec: GqaSpec, hidden: int, names: Names) -> Shapes:
     if spec.sinks:
         found["self_attn.sinks"] = (spec.heads,)
     return found
+
+
+def _mla(spec: MlaSpec, hidden: int, names: LatentNames) -> Shapes:
+    query, value = spec.heads * (spec.nope_dim + spec.rope_dim), spec.heads * spec.value_dim
+    found: Shapes = {
+        names.kv_a: (spec.latent, hidden),
+        names.kv_a_norm: (spec.kv_rank,),
+        names.kv_b: (spec.heads * spec.nope_dim + value, spec.kv_rank),
+        names.out: (hidden, value),
+    }
+    if spec.q_rank is None:
+        found[names.q] = (query, hidden)
+    else:
+        found[names.q_a] = (spec.q_rank, hidden)
+        found[names.q_a_norm] = (spec.q_rank,)
+        found[names.q_b] = (query, spec.q_rank)
+    return {f"self_attn.{name}.weight": shape for name, shape in found.items()}
 
 
 def gated(prefix: str, columns: int, hidden: int, names: Names) -> Shapes:

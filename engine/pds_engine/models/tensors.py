@@ -4,6 +4,7 @@ A tensor that nobody reads is refused like one that is missing: what it would ha
 result (a bias, a scale, an adapter, one more layer) is lost without a word.
 """
 
+import logging
 import re
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -13,11 +14,13 @@ from pds_engine.models import headers, quantized, scales
 from pds_engine.models.config_json import read_config
 from pds_engine.models.files import weight_files
 from pds_engine.models.headers import Stored
-from pds_engine.models.names import EMBEDDING, HEAD
+from pds_engine.models.names import EMBEDDING, HEAD, layer_name
 from pds_engine.models.quantized import CURE
 from pds_engine.models.registry import family_of
 from pds_engine.models.shapes import shapes
 from pds_engine.spec import DecoderSpec
+
+logger = logging.getLogger("pds.models")
 
 _WHOLE = frozenset({"F64", "F32", "F16", "BF16"})
 _HARMLESS = re.compile(r"(^|\.)rotary_emb\.inv_freq$")
@@ -42,9 +45,11 @@ def contents(folder: Path, spec: DecoderSpec) -> dict[str, Stored]:
         ConfigError: a file is missing or damaged; a tensor is missing, of another shape, in two
             files, quantized in a way that is not served, or one that nobody consumes.
     """
-    quantisation = quantized.read(folder, read_config(folder))
+    config, family = read_config(folder), family_of(spec)
+    quantisation = quantized.read(folder, config)
     stored = scales.logical(headers.read(weight_files(folder)), quantisation)
-    wanted = shapes(spec, family_of(spec).names)
+    stored = _without_predictors(stored, len(spec.layers), family.predictors(config))
+    wanted = shapes(spec, family.names)
     _refuse_quantized(folder, stored)
     _refuse_strange(folder, [n for n in stored if n not in wanted and not _HARMLESS.search(n)])
     spare = {HEAD} if EMBEDDING in stored else {EMBEDDING} if HEAD in stored else set()
@@ -61,6 +66,19 @@ def contents(folder: Path, spec: DecoderSpec) -> dict[str, Stored]:
                 f"config.json says {shape}"
             )
     return {name: stored[name] for name in wanted if name in stored}
+
+
+def _without_predictors(stored: dict[str, Stored], layers: int, count: int) -> dict[str, Stored]:
+    """Without the tensors of `count` layers behind the model's: see Family.predictors."""
+    behind = tuple(layer_name(layers + at) for at in range(count))
+    kept = {name: tensor for name, tensor in stored.items() if not name.startswith(behind)}
+    if len(kept) < len(stored):
+        logger.info(
+            "%d tensors of multi-token prediction are not computed: %s*",
+            len(stored) - len(kept),
+            "*, ".join(behind),
+        )
+    return kept
 
 
 def _refuse_quantized(folder: Path, stored: Mapping[str, Stored]) -> None:

@@ -30,7 +30,47 @@ LLAMA3_POSITIONS = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+DEEPSEEK_POSITIONS = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "beta_fast": 32,
+    "beta_slow": 1,
+    "mscale": 1.0,
+    "mscale_all_dim": 0.707,
+    "original_max_position_embeddings": 64,
+}
+LATENT = {
+    "num_key_value_heads": 4,
+    "head_dim": 8,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+}
 MODELS: dict[str, dict[str, Any]] = {
+    # as V2-Lite: queries are projected at once
+    "DeepseekV2ForCausalLM": {
+        **LATENT,
+        "q_lora_rank": None,
+        "kv_lora_rank": 24,
+        "v_head_dim": 12,
+        "first_k_dense_replace": 3,
+    },
+    "DeepseekV3ForCausalLM": {
+        **LATENT,
+        "q_lora_rank": 40,
+        "kv_lora_rank": 32,
+        "v_head_dim": 24,
+        "first_k_dense_replace": 3,
+        "rope_parameters": DEEPSEEK_POSITIONS,
+    },
+    # the caps are low enough to be felt, and a window is cut by pages and by chunks
+    "Gemma2ForCausalLM": {
+        "num_hidden_layers": 4,
+        "query_pre_attn_scalar": 24,
+        "attn_logit_softcapping": 5.0,
+        "final_logit_softcapping": 8.0,
+        "sliding_window": 37,
+    },
     "LlamaForCausalLM": {"rope_parameters": LLAMA3_POSITIONS},
     "MistralForCausalLM": {"sliding_window": None, "vocab_size": 322},
     "Qwen2ForCausalLM": {"vocab_size": 321},

@@ -1,0 +1,59 @@
+"""Loading multi-head latent attention: this rank's heads of it, and the latent's part whole."""
+
+from torch import Tensor
+
+from pds_engine.layers.rope import by_halves
+from pds_engine.models.names import LatentNames
+from pds_engine.models.reader import Reader
+from pds_engine.models.weights import MlaWeights
+from pds_engine.parallel.layout import ModelPart
+from pds_engine.spec import MlaSpec
+
+
+def mla(
+    reader: Reader, spec: MlaSpec, names: LatentNames, mine: ModelPart, name: str
+) -> MlaWeights:
+    """The attention of the layer whose tensors' names begin with `name`.
+
+    Each rank makes the latent of its tokens, so that all have the same pages.
+    """
+    attention = f"{name}self_attn."
+    query, heads = spec.nope_dim + spec.rope_dim, mine.heads
+    rows = range(heads.start * query, heads.stop * query)
+    q_a = q_a_norm = reader.none()
+    if spec.q_rank is None:
+        q_b = reader.read(f"{attention}{names.q}.weight", rows)
+    else:
+        q_a = reader.read(f"{attention}{names.q_a}.weight")
+        q_a_norm = reader.read(f"{attention}{names.q_a_norm}.weight")
+        q_b = reader.read(f"{attention}{names.q_b}.weight", rows)
+    kv_a = reader.read(f"{attention}{names.kv_a}.weight")
+    if spec.rope.interleaved:
+        q_b = by_halves(q_b, query, spec.nope_dim, spec.rope_dim)
+        kv_a = by_halves(kv_a, spec.latent, spec.kv_rank, spec.rope_dim)
+    uk, uv = _expanding(reader, spec, f"{attention}{names.kv_b}.weight", heads)
+    values = range(heads.start * spec.value_dim, heads.stop * spec.value_dim)
+    return MlaWeights(
+        q_a=q_a,
+        q_a_norm=q_a_norm,
+        q_b=q_b,
+        kv_a=kv_a,
+        kv_a_norm=reader.read(f"{attention}{names.kv_a_norm}.weight"),
+        uk=uk,
+        uv=uv,
+        out=reader.read(f"{attention}{names.out}.weight", None, values),
+        out_bias=reader.none(),
+    )
+
+
+def _expanding(reader: Reader, spec: MlaSpec, name: str, heads: range) -> tuple[Tensor, Tensor]:
+    """What makes the heads' keys of a latent, and their values: [H, N, R] and [H, V, R].
+
+    A checkpoint has a head's rows of both behind each other.
+    """
+    size = spec.nope_dim + spec.value_dim
+    both = reader.read(name, range(heads.start * size, heads.stop * size))
+    uk, uv = both.view(len(heads), size, spec.kv_rank).split_with_sizes(
+        [spec.nope_dim, spec.value_dim], dim=1
+    )
+    return uk.contiguous(), uv.contiguous()
