@@ -165,6 +165,8 @@ class GateSpec:
     """A learned number an expert is added to its score while experts are chosen (V3)."""
     bias: bool = False
     """The projection to logits has one (gpt-oss)."""
+    wide: bool = False
+    """Logits are computed in float32 (DeepSeek), and not in the model's dtype."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

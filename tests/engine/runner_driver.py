@@ -179,8 +179,18 @@ class Driver:
         return requests
 
 
+NEAR = 1e-5
+"""Logits of experts that are nearer to each other may be ordered otherwise by other arithmetic."""
+
+
+def _no_near_ties(router: torch.nn.Module, _: Any, output: Any) -> None:
+    """Refuse a token whose last chosen expert and the best of the others score almost alike."""
+    logits = output[0].topk(router.top_k + 1, -1).values
+    assert (logits[:, -2] - logits[:, -1]).min() > NEAR, "a router's logits are nearly tied"
+
+
 class Reference:
-    """What transformers computes in float32."""
+    """What transformers computes in float32. Tokens whose experts are nearly tied are refused."""
 
     def __init__(self) -> None:
         self._models: dict[Path, torch.nn.Module] = {}
@@ -207,7 +217,9 @@ class Reference:
         import transformers
 
         if path not in self._models:
-            self._models[path] = transformers.AutoModelForCausalLM.from_pretrained(
-                path, dtype=torch.float32
-            ).eval()
+            model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+            for module in model.modules():
+                if type(module).__name__.endswith("TopKRouter"):
+                    module.register_forward_hook(_no_near_ties)
+            self._models[path] = model.eval()
         return self._models[path]

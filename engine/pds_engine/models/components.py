@@ -32,13 +32,19 @@ def decoder(
 
 
 def gqa(
-    config: Json, *, kv_heads: int | None = None, head_dim: int | None = None, **more: Any
+    config: Json,
+    *,
+    kv_heads: int | None = None,
+    head_dim: int | None = None,
+    theta: float = 10000.0,
+    **more: Any,
 ) -> GqaSpec:
     """Attention of Llama's kind; `more`: fields of GqaSpec that are not as in Llama.
 
     Args:
         kv_heads: what num_key_value_heads is where it is missing; None: as many as query heads.
         head_dim: the same of head_dim; None: hidden_size divided by the heads.
+        theta: what rope_theta is where it is missing.
 
     Raises:
         ConfigError: a size is missing, or heads cannot be divided so.
@@ -59,7 +65,7 @@ def gqa(
             hint="head_dim says how many, where it is not their quotient",
         )
     if "rope" not in more:
-        more["rope"] = rope(config, whole(config, "max_position_embeddings"), size)
+        more["rope"] = rope(config, whole(config, "max_position_embeddings"), size, theta=theta)
     common: dict[str, Any] = {"heads": heads, "kv_heads": shared, "head_dim": size}
     return GqaSpec(**common | {"scale": size**-0.5} | more)
 

@@ -20,12 +20,13 @@ from torch import Tensor
 
 from pds_engine.layers.norm import rms_norm
 from pds_engine.layers.shapes import Shape
+from pds_engine.models.mixture import Mixture
 from pds_engine.models.pieces import Pieces, shape_of
-from pds_engine.models.weights import DenseWeights, LayerWeights, Weights
+from pds_engine.models.weights import DenseWeights, ExpertWeights, LayerWeights, Weights
 from pds_engine.parallel.collectives import LONE, StageRanks, VocabShard
 from pds_engine.parallel.layout import ModelPart
 from pds_engine.parallel.parts import Parts
-from pds_engine.spec import DecoderSpec, LayerSpec, RopeSpec
+from pds_engine.spec import DecoderSpec, DenseSpec, ExpertsSpec, LayerSpec, RopeSpec
 
 Kv = Sequence[tuple[Tensor, ...]]
 """Each layer's pages as its attention kernel takes them: views of one pool (kv.pool.KvPool)."""
@@ -55,6 +56,12 @@ class Decoder:
         self.dtype = dtype
         self.ranks = ranks
         self.vocab = VocabShard(part.vocab, spec.vocab, ranks.attention)
+        device = weights.layers[0].attention.out.device
+        self._mixtures: dict[DenseSpec | ExpertsSpec, Mixture] = {
+            layer.feed: Mixture(layer.feed, part, spec.hidden, dtype, device)
+            for layer in self.layers
+            if isinstance(layer.feed, ExpertsSpec)
+        }
         self._shapes = tuple(shape_of(spec, layer, part) for layer in self.layers)
         self.use({shape: Pieces(shape) for shape in self._shapes})
 
@@ -98,7 +105,7 @@ class Decoder:
                 x = pieces.after(x, attended, w, w.feed)
             else:
                 x, normed = pieces.between(x, attended, w)
-                fed = self._feed(normed, w, pieces, parts)
+                fed = self._feed(normed, layer, w, pieces, parts)
                 x = pieces.added(x, fed, w.norms.feed_out)
         return x
 
@@ -123,7 +130,7 @@ class Decoder:
                 projected = pieces.project(attend(*inputs, *pages, *w.attention.kernel), w)
                 projected = attention.reduce_scatter(projected, parts.batch)
                 x, normed = pieces.join(x, projected, w.norms.attention_out, w.norms.feed_in)
-            fed = self._feed(normed, w, pieces, parts)
+            fed = self._feed(normed, layer, w, pieces, parts)
             if at == len(following):
                 x = pieces.added(x, fed, w.norms.feed_out)
             else:
@@ -139,11 +146,13 @@ class Decoder:
         attend = attends or (_nobody,) * len(self.layers)
         return zip(self.layers, self.weights.layers, self.pieces, attend, kv, strict=True)
 
-    def _feed(self, normed: Tensor, w: LayerWeights, pieces: Pieces, parts: Parts) -> Tensor:
+    def _feed(
+        self, normed: Tensor, layer: LayerSpec, w: LayerWeights, pieces: Pieces, parts: Parts
+    ) -> Tensor:
         """The feed-forward block's result for this rank's part of the tokens."""
         stage = self.ranks.stage
-        if not isinstance(w.feed, DenseWeights):
-            raise TypeError("experts are not computed")
+        if isinstance(w.feed, ExpertWeights):
+            return self._mixtures[layer.feed](normed, w.feed, stage, parts)
         fed = pieces.feed(stage.gather_parts(normed, parts.stage), w.feed)
         return stage.reduce_scatter(fed, parts.stage)
 

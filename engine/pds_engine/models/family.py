@@ -8,6 +8,10 @@ from pds_engine.models.names import NAMES, Names
 from pds_engine.spec import DecoderSpec, Json
 
 
+def _whole(config: Json) -> Json:
+    return config
+
+
 def _none(config: Json) -> int:
     return 0
 
@@ -26,6 +30,8 @@ class Family:
     """What config.json says; models.options has looked at the keys that it does not read.
 
     Raises ConfigError: a key is missing, or has a value that this engine does not compute."""
+    text: Callable[[Json], Json] = _whole
+    """What of config.json is the decoder's, where a model has more parts; `spec` is given it."""
     names: Names = NAMES
     reads: frozenset[str] = frozenset()
     """Keys that `spec` reads, beside those that all families do (options.READ)."""

@@ -3,19 +3,21 @@
 import torch
 from torch import Tensor
 
+from pds_engine.models.load_feed import dense, experts, moved
 from pds_engine.models.load_latent import mla
 from pds_engine.models.names import Names, layer_name
 from pds_engine.models.reader import Reader
 from pds_engine.models.shapes import normed
 from pds_engine.models.weights import (
     DenseWeights,
+    ExpertWeights,
     GqaWeights,
     LayerWeights,
     MlaWeights,
     NormWeights,
 )
 from pds_engine.parallel.layout import ModelPart
-from pds_engine.spec import DecoderSpec, DenseSpec, GqaSpec, MlaSpec
+from pds_engine.spec import DecoderSpec, DenseSpec, ExpertsSpec, GqaSpec, MlaSpec
 
 
 def read(
@@ -23,18 +25,24 @@ def read(
 ) -> LayerWeights:
     """Layer `index` of the model."""
     layer, name = spec.layers[index], layer_name(index)
-    if not isinstance(layer.feed, DenseSpec):
-        raise TypeError("only dense blocks are loaded")
     return LayerWeights(
         norms=_norms(reader, spec, names, name),
         attention=_attention(reader, layer.attention, names, mine, name),
-        feed=dense(reader, layer.feed.columns, names, mine, f"{name}mlp."),
+        feed=_feed(reader, layer.feed, names, mine, name),
     )
+
+
+def _feed(
+    reader: Reader, spec: DenseSpec | ExpertsSpec, names: Names, mine: ModelPart, name: str
+) -> DenseWeights | ExpertWeights:
+    if isinstance(spec, ExpertsSpec):
+        return experts(reader, spec, names, mine, name)
+    return dense(reader, mine.columns(spec.columns), spec.columns, names, f"{name}mlp.")
 
 
 def _norms(reader: Reader, spec: DecoderSpec, names: Names, name: str) -> NormWeights:
     found = {
-        field: reader.norm(f"{name}{called}.weight", offset=spec.norm_offset, wide=spec.norm_wide)
+        field: reader.norm(f"{name}{called}.weight")
         for field, called in normed(spec.norms, names.norms).items()
     }
     return NormWeights(*(found.get(field, reader.none()) for field in NormWeights._fields))
@@ -68,19 +76,6 @@ def gqa(reader: Reader, spec: GqaSpec, names: Names, mine: ModelPart, name: str)
     )
 
 
-def dense(reader: Reader, total: int, names: Names, mine: ModelPart, name: str) -> DenseWeights:
-    """A gated block of `total` columns, this rank's of it."""
-    columns = mine.columns(total)
-    if names.joined:
-        halves = [
-            reader.read(f"{name}gate_up_proj.weight", _moved(columns, start))
-            for start in (0, total)
-        ]
-    else:
-        halves = [reader.read(f"{name}{half}_proj.weight", columns) for half in ("gate", "up")]
-    return DenseWeights(torch.cat(halves), reader.read(f"{name}down_proj.weight", None, columns))
-
-
 def _qkv(
     reader: Reader, spec: GqaSpec, names: Names, mine: ModelPart, name: str, kind: str
 ) -> Tensor:
@@ -94,7 +89,7 @@ def _qkv(
     ):
         rows = _head_rows(spec, heads)
         if names.joined:
-            parts.append(reader.read(f"{name}qkv_proj.{kind}", _moved(rows, start)))
+            parts.append(reader.read(f"{name}qkv_proj.{kind}", moved(rows, start)))
             start += total * spec.head_dim
         else:
             parts.append(reader.read(f"{name}{letter}_proj.{kind}", rows))
@@ -109,9 +104,9 @@ def _qk_norm(reader: Reader, spec: GqaSpec, mine: ModelPart, name: str) -> Tenso
     for letter, heads in (("q", mine.heads), ("k", mine.kv_heads)):
         weight = f"{name}{letter}_norm.weight"
         if spec.qk_norm == "head":
-            rows.append(reader.read(weight).expand(len(heads), -1))
+            rows.append(reader.norm(weight).expand(len(heads), -1))
         else:
-            own = reader.read(weight, _head_rows(spec, heads))
+            own = reader.norm(weight, _head_rows(spec, heads))
             rows.append(own.view(len(heads), spec.head_dim))
     return torch.cat(rows)
 
@@ -123,7 +118,3 @@ def _head_rows(spec: GqaSpec, heads: range) -> range:
 
 def _scaled(part: range, by: int) -> range:
     return range(part.start * by, part.stop * by)
-
-
-def _moved(part: range, by: int) -> range:
-    return range(part.start + by, part.stop + by)

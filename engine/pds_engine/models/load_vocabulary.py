@@ -7,12 +7,11 @@ from torch import Tensor
 from pds_engine.models.names import EMBEDDING, HEAD, NORM
 from pds_engine.models.reader import Reader
 from pds_engine.parallel.layout import ModelPart
-from pds_engine.spec import DecoderSpec
 
 _Read = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
-def read(reader: Reader, spec: DecoderSpec, mine: ModelPart) -> _Read:
+def read(reader: Reader, mine: ModelPart) -> _Read:
     """Embedding, last norm and head, where this rank has them; one tensor where both are one."""
     embedding = _rows(reader, mine, EMBEDDING, HEAD) if mine.embeds else None
     if not mine.samples:
@@ -23,8 +22,7 @@ def read(reader: Reader, spec: DecoderSpec, mine: ModelPart) -> _Read:
         head = _rows(reader, mine, HEAD, EMBEDDING)
     if head is None or (embedding is not None and torch.equal(head, embedding)):
         head = embedding
-    norm = reader.norm(NORM, offset=spec.norm_offset, wide=spec.norm_wide)
-    return embedding, norm, head
+    return embedding, reader.norm(NORM), head
 
 
 def _rows(reader: Reader, mine: ModelPart, name: str, tied: str) -> Tensor:

@@ -64,9 +64,16 @@ def load(
     dtype = compute_dtype(stored, device)
     spec = _rounded(spec, stored)
     with Checkpoint(contents(config.model.path, spec)) as checkpoint:
-        reader = Reader(checkpoint, stored, dtype, device)
+        reader = Reader(
+            checkpoint,
+            stored,
+            dtype,
+            device,
+            norm_offset=spec.norm_offset,
+            norm_wide=spec.norm_wide,
+        )
         names = family_of(spec).names
-        embedding, norm, head = load_vocabulary.read(reader, spec, mine)
+        embedding, norm, head = load_vocabulary.read(reader, mine)
         layers = tuple(load_layer.read(reader, spec, names, mine, at) for at in mine.layers)
     ropes = {spec.layers[at].attention.rope for at in mine.layers}
     tables = {kind: rope.table(kind, config.max_model_len, device) for kind in ropes}

@@ -45,6 +45,10 @@ class Names(NamedTuple):
 
     norms: NormNames = NormNames()
     experts: ExpertNames = ExpertNames()
+    prefix: str = ""
+    """Before all of them, where the decoder is a part of a model."""
+    others: tuple[str, ...] = ()
+    """What the names of that model's other parts begin with: their tensors are left unread."""
     latent: LatentNames = LatentNames()
     joined: bool = False
     """qkv_proj and gate_up_proj hold what others have as three tensors and as two (Phi-3)."""

@@ -67,7 +67,13 @@ _HOW = frozenset(
 """By which kernels, or in how many pieces, the same numbers are computed; and a bound that counts
 only with options that are refused."""
 _TRAINING = frozenset(
-    {"initializer_range", "gradient_checkpointing", "neftune_noise_alpha", "seq_aux"}
+    {
+        "initializer_range",
+        "gradient_checkpointing",
+        "neftune_noise_alpha",
+        "seq_aux",
+        "router_jitter_noise",
+    }
 )
 """Beside these, any key with a word of _IDLE in it."""
 _GENERATION = frozenset(

@@ -7,7 +7,10 @@ from pds_engine.models.checkpoint import Checkpoint
 
 
 class Reader:
-    """Tensors are rounded to `stored` and kept in `dtype`, which may be wider (loader)."""
+    """Tensors are rounded to `stored` and kept in `dtype`, which may be wider (loader).
+
+    The weights of norms have `norm_offset` added; with `norm_wide` they are kept in float32.
+    """
 
     def __init__(
         self,
@@ -15,11 +18,16 @@ class Reader:
         stored: torch.dtype,
         dtype: torch.dtype,
         device: torch.device,
+        *,
+        norm_offset: float = 0.0,
+        norm_wide: bool = False,
     ) -> None:
         self._checkpoint = checkpoint
         self._stored = stored
         self._dtype = dtype
         self._device = device
+        self._norm_offset = norm_offset
+        self._norm_wide = norm_wide
 
     def __contains__(self, name: str) -> bool:
         return name in self._checkpoint
@@ -33,14 +41,20 @@ class Reader:
         tensor = self._checkpoint.read(name, self._stored, *parts)
         return tensor.to(self._device, self._dtype).contiguous()
 
-    def norm(
-        self, name: str, *parts: range | None, offset: float = 0.0, wide: bool = False
-    ) -> Tensor:
-        """A norm's weights, or `parts` of them, with `offset` added; `wide`: in float32."""
+    def exact(self, name: str) -> Tensor:
+        """Tensor `name` in float32, whatever the model's dtype is."""
+        return self._checkpoint.read(name, torch.float32).to(self._device)
+
+    def norm(self, name: str, *parts: range | None) -> Tensor:
+        """A norm's weights, or `parts` of them, as they are multiplied with."""
         weights = self.read(name, *parts)
-        if wide:
+        if self._norm_wide:
             weights = weights.float()
-        return weights + offset if offset else weights
+        return weights + self._norm_offset if self._norm_offset else weights
+
+    def empty(self, *shape: int) -> Tensor:
+        """A tensor to be filled by parts."""
+        return torch.empty(shape, dtype=self._dtype, device=self._device)
 
     def none(self) -> Tensor:
         """What a model has not: a tensor of no elements."""

@@ -11,13 +11,18 @@ from pds_engine.models.families import (
     deepseek_v2,
     deepseek_v3,
     gemma2,
+    gemma3,
+    gemma3_images,
     llama,
     mistral,
+    mixtral,
     qwen2,
+    qwen2_moe,
     qwen3,
+    qwen3_moe,
 )
 from pds_engine.models.family import Family
-from pds_engine.spec import DecoderSpec, DenseSpec, LayerSpec
+from pds_engine.spec import DecoderSpec, DenseSpec, ExpertsSpec, LayerSpec
 
 FAMILIES: Mapping[str, Family] = {
     module.FAMILY.architecture: module.FAMILY
@@ -25,10 +30,15 @@ FAMILIES: Mapping[str, Family] = {
         deepseek_v2,
         deepseek_v3,
         gemma2,
+        gemma3,
+        gemma3_images,
         llama,
         mistral,
+        mixtral,
         qwen2,
+        qwen2_moe,
         qwen3,
+        qwen3_moe,
     )
 }
 
@@ -48,8 +58,9 @@ def read_spec(folder: Path) -> DecoderSpec:
     for architecture in named:
         if architecture in FAMILIES:
             family = FAMILIES[architecture]
-            options.check(config, family)
-            return family.spec(config)
+            text = family.text(config)
+            options.check(text, family)
+            return family.spec(text)
     raise ConfigError(
         f"model.path: {folder} holds a model of unknown architecture {', '.join(named) or 'none'}",
         hint=f"known: {', '.join(FAMILIES)}",
@@ -83,6 +94,11 @@ def check(config: EngineConfig) -> DecoderSpec:
             f"pp is {split.pp}, and the model has {count} layers",
             hint="give one count a stage, together all layers of the model, or leave it out",
         )
+    if split.ep and not any(isinstance(layer.feed, ExpertsSpec) for layer in spec.layers):
+        raise ConfigError(
+            f"parallelism.ep: {spec.architecture} at {config.model.path} has no experts to split",
+            hint="leave parallelism.ep out",
+        )
     _check_split(spec, split)
     if config.max_model_len > spec.max_position:
         raise ConfigError(
@@ -100,7 +116,7 @@ def _check_split(spec: DecoderSpec, split: ParallelConfig) -> None:
             f"parallelism.tp {split.tp} does not divide the model's {spec.heads} attention heads",
             hint="choose a parallelism.tp that divides both heads and MLP columns",
         )
-    for columns in sorted({width for layer in spec.layers for width in _columns(layer)}):
+    for columns in sorted({width for layer in spec.layers for width in _columns(layer, split)}):
         if columns % split.width:
             raise ConfigError(
                 f"parallelism.tp {split.tp} times parallelism.dp {split.dp} does not divide the "
@@ -115,9 +131,11 @@ def _check_split(spec: DecoderSpec, split: ParallelConfig) -> None:
         )
 
 
-def _columns(layer: LayerSpec) -> list[int]:
+def _columns(layer: LayerSpec, split: ParallelConfig) -> list[int]:
     """The widths of the layer's blocks that are split by columns."""
     feed = layer.feed
     if isinstance(feed, DenseSpec):
         return [feed.columns]
+    if split.ep:
+        return []
     return [feed.columns, feed.shared_columns]

@@ -3,7 +3,15 @@
 from collections.abc import Mapping
 
 from pds_engine.models.names import EMBEDDING, HEAD, NORM, LatentNames, Names, NormNames, layer_name
-from pds_engine.spec import DecoderSpec, DenseSpec, GqaSpec, LayerSpec, MlaSpec, Norms
+from pds_engine.spec import (
+    DecoderSpec,
+    DenseSpec,
+    ExpertsSpec,
+    GqaSpec,
+    LayerSpec,
+    MlaSpec,
+    Norms,
+)
 
 Shapes = dict[str, tuple[int, ...]]
 _NORMS: Mapping[Norms, tuple[str, ...]] = {
@@ -39,6 +47,8 @@ def _layer(spec: DecoderSpec, layer: LayerSpec, names: Names) -> Shapes:
         found |= _mla(layer.attention, hidden, names.latent)
     if isinstance(layer.feed, DenseSpec):
         found |= gated("mlp.", layer.feed.columns, hidden, names)
+    else:
+        found |= _experts(layer.feed, hidden, names)
     return found
 
 
@@ -60,6 +70,24 @@ def _gqa(spec: GqaSpec, hidden: int, names: Names) -> Shapes:
             found[f"self_attn.{letter}_norm.weight"] = (size,)
     if spec.sinks:
         found["self_attn.sinks"] = (spec.heads,)
+    return found
+
+
+def _experts(spec: ExpertsSpec, hidden: int, names: Names) -> Shapes:
+    called = names.experts
+    found: Shapes = {f"{called.router}.weight": (spec.experts, hidden)}
+    if spec.gate.bias:
+        found[f"{called.router}.bias"] = (spec.experts,)
+    if spec.gate.correction:
+        found[called.correction] = (spec.experts,)
+    for expert in range(spec.experts):
+        found[f"{called.gate.format(expert)}.weight"] = (spec.columns, hidden)
+        found[f"{called.up.format(expert)}.weight"] = (spec.columns, hidden)
+        found[f"{called.down.format(expert)}.weight"] = (hidden, spec.columns)
+    if spec.shared_columns:
+        found |= gated(f"{called.shared}.", spec.shared_columns, hidden, names)
+    if spec.shared_gate:
+        found[f"{called.shared_gate}.weight"] = (1, hidden)
     return found
 
 

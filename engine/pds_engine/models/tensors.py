@@ -14,7 +14,7 @@ from pds_engine.models import headers, quantized, scales
 from pds_engine.models.config_json import read_config
 from pds_engine.models.files import weight_files
 from pds_engine.models.headers import Stored
-from pds_engine.models.names import EMBEDDING, HEAD, layer_name
+from pds_engine.models.names import EMBEDDING, HEAD, Names, layer_name
 from pds_engine.models.quantized import CURE
 from pds_engine.models.registry import family_of
 from pds_engine.models.shapes import shapes
@@ -34,7 +34,8 @@ _ADAPTER = re.compile(r"lora_|\.dora_|^base_model\.")
 
 
 def contents(folder: Path, spec: DecoderSpec) -> dict[str, Stored]:
-    """The tensors of the checkpoint in `folder` that a decoder of this spec consumes, by name.
+    """The tensors of the checkpoint in `folder` that a decoder of this spec consumes, by name,
+    without the prefix of a model of several parts.
 
     A quantized weight is one of them, with its scale.
 
@@ -46,13 +47,15 @@ def contents(folder: Path, spec: DecoderSpec) -> dict[str, Stored]:
             files, quantized in a way that is not served, or one that nobody consumes.
     """
     config, family = read_config(folder), family_of(spec)
-    quantisation = quantized.read(folder, config)
+    quantisation, names = quantized.read(folder, config), family.names
     stored = scales.logical(headers.read(weight_files(folder)), quantisation)
+    stored = _of_decoder(stored, names)
     stored = _without_predictors(stored, len(spec.layers), family.predictors(config))
-    wanted = shapes(spec, family.names)
+    wanted = {f"{names.prefix}{name}": shape for name, shape in shapes(spec, names).items()}
     _refuse_quantized(folder, stored)
     _refuse_strange(folder, [n for n in stored if n not in wanted and not _HARMLESS.search(n)])
-    spare = {HEAD} if EMBEDDING in stored else {EMBEDDING} if HEAD in stored else set()
+    embedding, head = f"{names.prefix}{EMBEDDING}", f"{names.prefix}{HEAD}"
+    spare = {head} if embedding in stored else {embedding} if head in stored else set()
     missing = [n for n in wanted if n not in stored and not (spec.tied and n in spare)]
     if missing:
         raise ConfigError(
@@ -65,7 +68,19 @@ def contents(folder: Path, spec: DecoderSpec) -> dict[str, Stored]:
                 f"model.path: {name} in {stored[name].path} has shape {stored[name].shape}, "
                 f"config.json says {shape}"
             )
-    return {name: stored[name] for name in wanted if name in stored}
+    return {name.removeprefix(names.prefix): stored[name] for name in wanted if name in stored}
+
+
+def _of_decoder(stored: dict[str, Stored], names: Names) -> dict[str, Stored]:
+    """Without the tensors of a model's other parts."""
+    kept = {name: tensor for name, tensor in stored.items() if not name.startswith(names.others)}
+    if len(kept) < len(stored):
+        logger.warning(
+            "%d tensors of %s are not read: only the text part of the model is served",
+            len(stored) - len(kept),
+            ", ".join(f"{other}*" for other in names.others),
+        )
+    return kept
 
 
 def _without_predictors(stored: dict[str, Stored], layers: int, count: int) -> dict[str, Stored]:

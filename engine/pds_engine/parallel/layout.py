@@ -88,7 +88,7 @@ class ModelPart:
     vocab_rows: int
     """Rows of embedding and head, the same on all shards: those past `vocab` are padding."""
     ep: bool = False
-    """Experts are split whole, and not each by its columns."""
+    """Experts are split whole, and not each by its columns. False on a stage of one rank."""
 
     @property
     def width(self) -> int:
@@ -111,6 +111,10 @@ class ModelPart:
     def columns(self, total: int) -> range:
         """Its columns of a block of `total` that all ranks of the stage share."""
         return _share(total, self.width, self.stage_rank)
+
+    def expert_columns(self, total: int) -> range:
+        """Its columns of each expert, or of the block that stands beside experts."""
+        return range(total) if self.ep else self.columns(total)
 
     def experts(self, total: int) -> range:
         """The experts that it holds, whole or its columns of them. With ep there may be none."""
@@ -137,7 +141,7 @@ def part(spec: DecoderSpec, split: ParallelConfig, rank: int, role: Role = "unif
         kv_heads=_share(spec.kv.heads, split.tp // replicas, tp_rank // replicas),
         vocab=range(spec.vocab)[tp_rank * rows : (tp_rank + 1) * rows],
         vocab_rows=rows,
-        ep=split.ep,
+        ep=split.ep and split.width > 1,
     )
 
 

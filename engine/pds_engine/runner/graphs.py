@@ -242,7 +242,9 @@ class _Graphs:
             return [
                 self._weight(rows, hidden),
                 self._weight(rows if shape.qkv_bias else 0),
-                self._weight(0) if shape.qk_norm == "none" else self._weight(both, shape.head_dim),
+                self._weight(0)
+                if shape.qk_norm == "none"
+                else ((both, shape.head_dim), self._norm_dtype),
             ]
         queries = shape.heads * (shape.nope_dim + shape.rope_dim)
         rank = shape.q_rank

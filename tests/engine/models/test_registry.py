@@ -1,12 +1,13 @@
 """What cannot be served is refused before anything is loaded, by the name of what is wrong."""
 
+import json
 import subprocess
 import sys
 
 import pytest
 from pds_engine.errors import ConfigError
 from pds_engine.models.registry import check, read_spec
-from pds_engine.spec import DecoderSpec, GqaSpec, KvSpec, Llama3Scaling, RopeSpec
+from pds_engine.spec import DecoderSpec, GqaSpec, KvSpec, LinearScaling, Llama3Scaling, RopeSpec
 
 
 def attention(spec: DecoderSpec) -> GqaSpec:
@@ -52,6 +53,32 @@ def test_mistral_has_a_window_unless_it_says_none(folder, window, found):
     folder.configure(architectures=["MistralForCausalLM"], sliding_window=window)
     spec = check(folder.engine())
     assert (attention(spec).qkv_bias, spec.window) == (False, found)
+
+
+def test_gemma_3_with_the_sizes_that_its_checkpoints_leave_out(folder):
+    text = {
+        "model_type": "gemma3_text",
+        "hidden_size": 2560,
+        "intermediate_size": 10240,
+        "num_hidden_layers": 34,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+        "sliding_window": 1024,
+    }
+    whole = {
+        "architectures": ["Gemma3ForConditionalGeneration"],
+        "eos_token_id": [1, 106],
+        "image_token_index": 262144,
+        "model_type": "gemma3",
+        "text_config": text,
+        "vision_config": {"hidden_size": 1152},
+    }
+    (folder.path / "config.json").write_text(json.dumps(whole))
+    spec = read_spec(folder.path)
+    assert (spec.vocab, spec.heads, spec.kv) == (262_208, 8, KvSpec(4, 256))
+    assert (spec.max_position, spec.tied, spec.softcap) == (131_072, True, None)
+    far, near = RopeSpec(1e6, 256, LinearScaling(8.0)), RopeSpec(1e4, 256)
+    kinds = [(layer.attention.window, layer.attention.rope) for layer in spec.layers]
+    assert kinds == ([(1024, near)] * 5 + [(None, far)]) * 5 + [(1024, near)] * 4
 
 
 @pytest.mark.parametrize("where", ["rope_parameters", "rope_scaling"])

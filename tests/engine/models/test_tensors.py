@@ -285,3 +285,79 @@ def test_a_family_consumes_what_its_checkpoints_have(folder, architecture):
     stored = {name: tuple(tensor.shape) for name, tensor in folder.tensors().items()}
     spec = read_spec(folder.path)
     assert shapes(spec, family_of(spec).names) == stored
+
+
+def of_several_parts(tensors: dict[str, torch.Tensor]) -> None:
+    plain = dict(tensors)
+    tensors.clear()
+    tensors |= {f"language_model.{name}": tensor for name, tensor in plain.items()}
+    tensors["vision_tower.head.probe"] = torch.ones(1)
+
+
+@pytest.fixture
+def several_parts(folder):
+    """A model that sees images, too: its text part has another configuration and other names."""
+    folder.become("Gemma3ForCausalLM")
+    config = json.loads((folder.path / "config.json").read_text())
+    del config["architectures"], config["hidden_act"], config["rope_theta"]
+    whole = {"architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3"}
+    folder.path.joinpath("config.json").write_text(json.dumps(whole | {"text_config": config}))
+
+    def add_norms(tensors: dict[str, torch.Tensor]) -> None:
+        for layer in range(2):
+            for place in ("pre_feedforward", "post_feedforward"):
+                tensors[f"model.layers.{layer}.{place}_layernorm.weight"] = torch.ones(16)
+            for letter in "qk":
+                tensors[f"model.layers.{layer}.self_attn.{letter}_norm.weight"] = torch.ones(8)
+
+    folder.change(add_norms)
+    folder.change(of_several_parts)
+    return folder
+
+
+def test_the_text_part_of_a_model_is_read_and_the_others_are_named(several_parts, caplog):
+    launch.check(several_parts.engine())
+    found = contents(several_parts.path, read_spec(several_parts.path))
+    assert "model.norm.weight" in found
+    assert not any("vision" in name or "language_model" in name for name in found)
+    assert "1 tensors of vision_tower.*, multi_modal_projector.* are not read" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("edit", "says"),
+    [
+        (
+            lambda t: t.pop("language_model.model.norm.weight"),
+            r"has no tensor language_model\.model\.norm\.weight",
+        ),
+        (
+            lambda t: t.update({"model.norm.weight": torch.ones(16)}),
+            r"tensors that nobody reads: model\.norm\.weight",
+        ),
+        (
+            lambda t: t.update({"audio_tower.weight": torch.ones(16)}),
+            r"tensors that nobody reads: audio_tower\.weight",
+        ),
+    ],
+)
+def test_wrong_tensors_of_a_part_are_named(several_parts, edit, says):
+    several_parts.change(edit)
+    with pytest.raises(ConfigError, match=says):
+        launch.check(several_parts.engine())
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (None, "text_config must be an object, got None"),
+        ({"model_type": "gemma2"}, "text_config.model_type 'gemma2' is not that of"),
+        ({"logit_scale": 2.0}, "logit_scale 2.0 is not known"),
+    ],
+)
+def test_the_configuration_of_a_part_is_checked(several_parts, text, says):
+    path = several_parts.path / "config.json"
+    config = json.loads(path.read_text())
+    merged = text if text is None else config["text_config"] | text
+    path.write_text(json.dumps(config | {"text_config": merged}))
+    with pytest.raises(ConfigError, match=says):
+        read_spec(several_parts.path)

@@ -30,6 +30,11 @@ LLAMA3_POSITIONS = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+GEMMA3_POSITIONS = {
+    "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+}
+GEMMA3 = {"num_hidden_layers": 7, "query_pre_attn_scalar": 24, "sliding_window": 37}
 DEEPSEEK_POSITIONS = {
     "rope_type": "yarn",
     "rope_theta": 10000.0,
@@ -71,20 +76,52 @@ MODELS: dict[str, dict[str, Any]] = {
         "final_logit_softcapping": 8.0,
         "sliding_window": 37,
     },
+    "Gemma3ForCausalLM": GEMMA3 | {"final_logit_softcapping": 8.0},
+    "Gemma3ForConditionalGeneration": GEMMA3 | {"rope_parameters": GEMMA3_POSITIONS},
     "LlamaForCausalLM": {"rope_parameters": LLAMA3_POSITIONS},
     "MistralForCausalLM": {"sliding_window": None, "vocab_size": 322},
+    "MixtralForCausalLM": {"num_local_experts": 4, "sliding_window": 40},
     "Qwen2ForCausalLM": {"vocab_size": 321},
+    "Qwen2MoeForCausalLM": {
+        "num_experts": 8,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 48,
+        "shared_expert_intermediate_size": 80,
+        "decoder_sparse_step": 2,
+    },
     "Qwen3ForCausalLM": {"tie_word_embeddings": True},
+    "Qwen3MoeForCausalLM": {
+        "vocab_size": 323,
+        "num_experts": 8,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 48,
+        "norm_topk_prob": True,
+        "mlp_only_layers": [1],
+    },
 }
 """Each family that is served, and in what its test's model differs from the others'. Vocabularies
-of 321 and 322 tokens divide into neither two nor four shards."""
+of 321 to 323 tokens divide into neither two nor four shards."""
+CLASSES = {
+    "Gemma3ForCausalLM": "Gemma3TextConfig",
+    "Gemma3ForConditionalGeneration": "Gemma3TextConfig",
+}
+"""Configurations that are not called as their models are."""
+EYES = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
+"""What sees the images of a model that sees some."""
 
 
 def _save(architecture: str, folder: Path) -> Path:
     import transformers
 
-    kind = architecture.removesuffix("ForCausalLM")
-    config = getattr(transformers, f"{kind}Config")(
+    kind = CLASSES.get(architecture, architecture.replace("ForCausalLM", "Config"))
+    config = getattr(transformers, kind)(
         **{
             "vocab_size": 320,
             "hidden_size": 64,
@@ -101,13 +138,20 @@ def _save(architecture: str, folder: Path) -> Path:
         }
         | MODELS[architecture]
     )
+    if architecture == "Gemma3ForConditionalGeneration":
+        config = transformers.Gemma3Config(
+            text_config=config, vision_config=EYES, image_token_index=319
+        )
     torch.manual_seed(7)
     model = getattr(transformers, architecture)(config)
+    offset = 1 if architecture.startswith("Gemma") else 0
     for name, weight in model.named_parameters():
         if "norm" in name:
-            torch.nn.init.uniform_(weight, 0.5, 1.5)
+            torch.nn.init.uniform_(weight, 0.5 - offset, 1.5 - offset)
         elif name.endswith("bias"):
             torch.nn.init.uniform_(weight, -1, 1)
+        elif name.endswith("mlp.gate.weight"):
+            torch.nn.init.normal_(weight, std=0.3)
     model.save_pretrained(folder)
     return folder
 

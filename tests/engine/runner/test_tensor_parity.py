@@ -84,7 +84,7 @@ def test_one_rank(models, reference):
     compare(answers(ALONE, {name: str(path) for name, path in models.items()}), models, reference)
 
 
-WIDTHS = {"Qwen2ForCausalLM": 2, "Qwen3ForCausalLM": 4}
+WIDTHS = {"Qwen2ForCausalLM": 2, "Qwen2MoeForCausalLM": 2, "Qwen3ForCausalLM": 4}
 """Who is split how wide in every run; the rest of the matrix is a soak."""
 
 

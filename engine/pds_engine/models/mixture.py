@@ -1,0 +1,101 @@
+"""A mixture of experts on one rank of a stage (Shazeer et al., 2017).
+
+Every rank has all experts, its columns of each: all ranks see the tokens of the stage, and what
+they make of these is summed, as with a dense block.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from pds_kernels import grouped_gemm, moe_gate
+from torch import Tensor
+
+from pds_engine.layers.experts import router_logits, shared_block
+from pds_engine.models.weights import ExpertWeights
+from pds_engine.parallel.collectives import Collectives
+from pds_engine.parallel.layout import ModelPart
+from pds_engine.parallel.parts import Parts
+from pds_engine.spec import Activation, ExpertsSpec, GateSpec
+
+_SCORES: Mapping[str, moe_gate.Score] = {
+    "softmax": "softmax",
+    "sigmoid": "sigmoid",
+    "softmax_of_chosen": "softmax of chosen",
+}
+_ACTIVATIONS: Mapping[Activation, grouped_gemm.Activation] = {
+    "silu": "silu",
+    "gelu_tanh": "gelu_tanh",
+    "swiglu_oai": "clamped",
+}
+
+
+class Mixture:
+    """The gate and the experts of layers of one spec, by the kernels that serve them."""
+
+    def __init__(
+        self,
+        spec: ExpertsSpec,
+        part: ModelPart,
+        hidden: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self._activation: Activation = spec.activation
+        rule = _rule(spec.gate, spec.experts, spec.top_k, device)
+        self._gate = moe_gate.choose(rule).make(rule)
+        geometry = grouped_gemm.Geometry(
+            experts=len(part.experts(spec.experts)),
+            hidden=hidden,
+            columns=len(part.expert_columns(spec.columns)),
+            activation=_ACTIVATIONS[spec.activation],
+            dtype=dtype,
+            device=device,
+        )
+        self._feed = grouped_gemm.choose(geometry).make(geometry)
+
+    def __call__(self, x: Tensor, w: ExpertWeights, stage: Collectives, parts: Parts) -> Tensor:
+        """The block's result for this rank's part of the tokens.
+
+        x, and the result: [parts.stage[rank], hidden]; `stage`: of all ranks that share the block.
+        """
+        whole = stage.gather_parts(x, parts.stage)
+        weights, ids = self.route(whole, w)
+        fed = grouped_gemm.experts(self._feed, whole, ids, weights, _kernel_weights(w))
+        if w.shared.down.numel():
+            fed = fed + shared_block(whole, *w.shared, w.shared_gate, self._activation)
+        return stage.reduce_scatter(fed, parts.stage)
+
+    def route(self, x: Tensor, w: ExpertWeights) -> tuple[Tensor, Tensor]:
+        """Each token's experts, the best first: weights [T, top_k] float32 and ids [T, top_k].
+
+        Ranks that share experts by columns must choose alike, or a token's sum would consist of
+        parts of different experts. They do: tokens, router, and thus the shapes are the same on
+        all, so are the kernels, and of equal scores the gate prefers the lower id. The ranks of a
+        stage must therefore be of one kind of device.
+        """
+        logits = router_logits(x, w.router, w.router_bias)
+        return self._gate(logits, w.correction if w.correction.numel() else None)
+
+
+def _rule(gate: GateSpec, experts: int, top_k: int, device: torch.device) -> moe_gate.Geometry:
+    return moe_gate.Geometry(
+        experts=experts,
+        top_k=top_k,
+        device=device,
+        score=_SCORES[gate.score],
+        renormalise=gate.renormalise,
+        scaling=gate.scaling,
+        groups=gate.groups,
+        top_groups=gate.top_groups,
+        group_score=gate.group_score,
+    )
+
+
+def _kernel_weights(w: ExpertWeights) -> grouped_gemm.ExpertWeights:
+    biased = w.gate_up_bias.numel() > 0
+    return grouped_gemm.ExpertWeights(
+        w.gate_up,
+        w.down,
+        w.gate_up_bias if biased else None,
+        w.down_bias if biased else None,
+    )
