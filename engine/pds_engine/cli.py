@@ -1,5 +1,7 @@
-"""`pds-engine serve | warmup | cache`."""
+"""`pds-engine serve | check | warmup | cache`."""
 
+import json
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -16,6 +18,7 @@ from pds_engine import config as configuration
 from pds_engine import launch
 from pds_engine.config import EngineConfig
 from pds_engine.errors import EXIT_CONFIG, ConfigError, PdsError
+from pds_engine.verdict import judge
 
 app = typer.Typer(
     help="The engine of PDServing.", no_args_is_help=True, pretty_exceptions_enable=False
@@ -25,6 +28,9 @@ app.add_typer(cache_app, name="cache")
 
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML or JSON file.")]
 CachePath = Annotated[Path, typer.Argument(help="Where the cache is mounted.")]
+SetPairs = Annotated[
+    list[str] | None, typer.Option("--set", help="Any other key: kv.page_size=16.")
+]
 KeysPath = Annotated[
     Path | None,
     typer.Option("--keys", help="Folder of the key that seals artefacts: cache.key, or hmac.key."),
@@ -55,9 +61,7 @@ def serve(
     dp: Annotated[int | None, typer.Option(help="Data-parallel attention groups.")] = None,
     threads: Annotated[int | None, typer.Option(help="Compute threads on CPU.")] = None,
     chunk_size: Annotated[int | None, typer.Option(help="Prompt tokens in one step.")] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="Any other key: kv.page_size=16.")
-    ] = None,
+    set_: SetPairs = None,
 ) -> None:
     """Serve a model over HTTP: the OpenAI API, on one machine or as part of a PDServing."""
     flags: dict[str, Any] = {
@@ -73,17 +77,59 @@ def serve(
         "threads": threads,
         "scheduler.chunk_size": chunk_size,
     }
-    for pair in set_ or []:
-        key, equals, value = pair.partition("=")
-        if not equals:
-            raise ConfigError(f"--set {pair}: write KEY=VALUE", hint="for example kv.page_size=16")
-        flags[key] = yaml.safe_load(value)
+    flags |= _pairs(set_)
     settings = configuration.load(config, flags=flags)
     if (pp, tp, dp) != (None, None, None):
         # Ranks that these flags ask for are for this machine; those of --set may be in other pods.
         flags.setdefault("parallelism.ranks_per_pod", settings.parallelism.ranks)
         settings = configuration.load(config, flags=flags)
     sys.exit(launch.serve(settings))
+
+
+@app.command()
+def check(
+    config: ConfigFile = None,
+    model: Annotated[Path | None, typer.Option(help="Folder of config.json.")] = None,
+    role: Annotated[str | None, typer.Option(help="unified, prefill or decode.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="bfloat16, float32 or float16.")] = None,
+    pp: Annotated[int | None, typer.Option(help="Pipeline stages.")] = None,
+    tp: Annotated[int | None, typer.Option(help="Ranks of an attention group.")] = None,
+    dp: Annotated[int | None, typer.Option(help="Data-parallel attention groups.")] = None,
+    ep: Annotated[bool | None, typer.Option(help="Whole experts on each rank.")] = None,
+    max_model_len: Annotated[int | None, typer.Option(help="Tokens of a request.")] = None,
+    kv_memory: Annotated[str | None, typer.Option(help="Of a rank's KV pages: 16GiB.")] = None,
+    memory: Annotated[str | None, typer.Option(help="Of a rank's device, in all: 80GiB.")] = None,
+    set_: SetPairs = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+) -> None:
+    """Say from config.json alone whether a model is served, and what each rank holds of it.
+
+    Status 78: it is not served so.
+    """
+    flags: dict[str, Any] = {
+        "model.path": model,
+        "role": role,
+        "model.dtype": dtype,
+        "parallelism.pp": pp,
+        "parallelism.tp": tp,
+        "parallelism.dp": dp,
+        "parallelism.ep": ep,
+        "max_model_len": max_model_len,
+        "kv.memory_bytes": None if kv_memory is None else size_in_bytes("--kv-memory", kv_memory),
+    }
+    settings = configuration.load(config, flags=flags | _pairs(set_))
+    found = judge(settings, None if memory is None else size_in_bytes("--memory", memory))
+    if as_json:
+        typer.echo(json.dumps(found.as_json(), indent=2))
+    else:
+        for line in found.lines():
+            typer.echo(line)
+        if found.ranks:
+            table = Table(*map(str.upper, found.COLUMNS), box=None, pad_edge=False)
+            for row in found.rows():
+                table.add_row(*row)
+            Console().print(table)
+    sys.exit(0 if found.refusal is None else EXIT_CONFIG)
 
 
 @app.command()
@@ -140,6 +186,26 @@ def cache_prune(
         gone = prune(_cache(path, keys), unused_for=unused, now=time.time(), any_key=any_key)
     for entry in gone:
         typer.echo(f"removed {entry.kind}/{entry.key}")
+
+
+def _pairs(given: list[str] | None) -> dict[str, Any]:
+    """What --set says, by key."""
+    found = {}
+    for pair in given or []:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {pair}: write KEY=VALUE", hint="for example kv.page_size=16")
+        found[key] = yaml.safe_load(value)
+    return found
+
+
+def size_in_bytes(option: str, text: str) -> int:
+    """`text` in bytes; it may end in KiB, MiB, GiB or TiB."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([KMGT])iB)?", text)
+    if found is None:
+        raise ConfigError(f"{option} {text}: not a number of bytes", hint="write it as 16GiB")
+    power = " KMGT".index(found[2] or " ")
+    return int(float(found[1]) * 1024**power)
 
 
 @contextmanager

@@ -19,12 +19,12 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
-from pds_engine import log, ports
+from pds_engine import log, ports, sizing
 from pds_engine.config import EngineConfig
 from pds_engine.errors import EXIT_CONFIG, ConfigError, PdsError, PortTaken
 from pds_engine.keys import Keys
@@ -34,6 +34,8 @@ from pds_engine.parallel.layout import Numbering
 EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
 """Ports of outgoing connections: one that is free here may be taken a second later."""
 TERMINATION_LOG = Path("/dev/termination-log")
+MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")
+"""Of this container, in bytes, or `max` (cgroup v2)."""
 _GRACE_SECONDS = 0.8
 _NOTE_BYTES = 4096
 logger = logging.getLogger("pds.launch")
@@ -47,7 +49,7 @@ def serve(config: EngineConfig) -> int:
         PortTaken: no port is free.
     """
     log.configure(config.log_level)
-    check(config)
+    check_memory(config, check(config))
     folder = Path(tempfile.mkdtemp(prefix="pds-"))
     try:
         _prepare(config, folder)
@@ -56,14 +58,31 @@ def serve(config: EngineConfig) -> int:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def check(config: EngineConfig) -> None:
-    """Refuse what is known to fail before anything starts.
+def check(config: EngineConfig) -> tuple[sizing.RankSizes, ...]:
+    """Refuse what is known to fail before anything starts; what each rank is going to hold.
 
     Raises:
         ConfigError: names the field and the cure.
     """
-    tensors.contents(config.model.path, registry.check(config))
+    spec = registry.check(config)
+    ranks = sizing.sizes(config, spec)
+    sizing.check_pages(config, spec, ranks)
+    tensors.contents(config.model.path, spec)
     ports.plan(config)
+    return ranks
+
+
+def check_memory(config: EngineConfig, ranks: Sequence[sizing.RankSizes]) -> None:
+    """Refuse ranks that do not fit into this container's memory, where they compute on its CPU.
+
+    Raises:
+        ConfigError: names how much they need.
+    """
+    limit = MEMORY_LIMIT.read_text().strip() if MEMORY_LIMIT.exists() else "max"
+    if config.device == "cpu" and limit != "max":
+        first = config.pod.index * config.parallelism.ranks_per_pod
+        mine = ranks[first : first + config.parallelism.ranks_per_pod]
+        sizing.check_memory(mine, int(limit), "this container")
 
 
 def report(error: PdsError) -> None:

@@ -14,9 +14,6 @@ from pathlib import Path
 import httpx
 import pytest
 from free import free_pair, free_port
-from pds_engine import launch
-from pds_engine.config import EngineConfig
-from pds_engine.errors import ConfigError
 from pds_engine.keys import Keys
 from real_processes import ENGINE, MODEL, children
 from waiting import wait_until
@@ -296,31 +293,6 @@ def test_sigterm_on_another_pod_than_the_leaders_drains_the_group(pods: list[Ser
         assert "data: [DONE]" in list(lines)
     pods[0].process.send_signal(signal.SIGTERM)  # as the operator deletes what is left of the group
     assert [pod.process.wait(15) for pod in pods] == [0, 0]
-
-
-@pytest.mark.parametrize(
-    ("tree", "says"),
-    [
-        ({"model": {"path": "/nowhere"}}, "/nowhere"),
-        ({"parallelism": {"pp": 9}}, "parallelism.pp 9 is above the model's 4 layers"),
-        ({"parallelism": {"tp": 3}}, "parallelism.tp 3 does not divide"),
-        (
-            {"parallelism": {"dp": 5}},
-            "parallelism.tp 1 times parallelism.dp 5 does not divide the model's 384 MLP columns",
-        ),
-        ({"parallelism": {"pp": 2, "layers": [1, 2]}}, r"parallelism.layers \[1, 2\]"),
-        ({"max_model_len": 100_000}, "max_model_len 100000"),
-    ],
-)
-def test_what_cannot_work_is_refused_before_anything_starts(tree: dict, says: str) -> None:
-    config = EngineConfig.model_validate({"model": {"path": MODEL}, **tree})
-    with pytest.raises(ConfigError, match=says):
-        launch.check(config)
-
-
-@pytest.mark.parametrize("split", [{"tp": 2}, {"dp": 2}, {"pp": 2, "tp": 2, "dp": 4}])
-def test_a_stage_of_several_ranks_is_served(split: dict) -> None:
-    launch.check(EngineConfig.model_validate({"model": {"path": MODEL}, "parallelism": split}))
 
 
 def test_weights_that_a_worker_cannot_load_end_with_78_and_a_note(tmp_path: Path) -> None:

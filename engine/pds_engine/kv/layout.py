@@ -25,7 +25,7 @@ FORMAT_VERSION = 1
 PAGE_ORDER = "page,layer,kv,head,token,dim"
 
 KvDtype = Literal["float32", "bfloat16", "float16"]
-_ITEM_BYTES: dict[KvDtype, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
+ITEM_BYTES: dict[KvDtype, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 class KvFormat(Struct, frozen=True, kw_only=True):
@@ -53,7 +53,7 @@ class KvFormat(Struct, frozen=True, kw_only=True):
 
     @property
     def item_bytes(self) -> int:
-        return _ITEM_BYTES[self.dtype]
+        return ITEM_BYTES[self.dtype]
 
     @property
     def sides(self) -> int:
@@ -64,6 +64,11 @@ class KvFormat(Struct, frozen=True, kw_only=True):
     def head_bytes(self) -> int:
         """Bytes of one head of one side of one layer in one page: the smallest unit of a split."""
         return self.page_size * (self.latent or self.head_dim) * self.item_bytes
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of one token in all layers and heads."""
+        return self.layers * self.sides * self.kv_heads * self.head_bytes // self.page_size
 
 
 class KvShard(Struct, frozen=True, kw_only=True):

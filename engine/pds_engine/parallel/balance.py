@@ -5,22 +5,27 @@ from functools import cache
 from itertools import accumulate
 
 from pds_engine.messages import Role
-from pds_engine.spec import DecoderSpec, DenseSpec, LayerSpec, MlaSpec
+from pds_engine.parallel.share import elements
+from pds_engine.spec import DecoderSpec
 
 
 def balanced(spec: DecoderSpec, stages: int, role: Role) -> tuple[int, ...]:
-    """Layers of each stage: the largest stage is as small as can be, then all are as even.
+    """Layers of each stage: the most work of one is as little as can be, then all are as even."""
+    return cut(work(spec, role), stages)
 
-    Parameters count that a step multiplies with: the layers', and on role=decode the head's, so
-    that its last stage has fewer layers where the vocabulary is large. Chunks of a prompt pass the
-    head by, all but the last, and of the embedding a step reads a row a token. Of a mixture of
-    experts, role=prefill counts those that a token passes, which take its time to compute; the
-    other roles count all, since a step of many requests reads nearly all of them from memory.
+
+def work(spec: DecoderSpec, role: Role) -> list[int]:
+    """Of each layer: parameters that a step multiplies with.
+
+    On role=decode the last layer's are the head's too, so that its stage has fewer layers where the
+    vocabulary is large. Chunks of a prompt pass the head by, all but the last, and of the embedding
+    a step reads a row a token. Of a mixture of experts, role=prefill counts those that a token
+    passes, which take its time to compute; the other roles count all, since a step of many requests
+    reads nearly all of them from memory.
     """
-    computes = role == "prefill"
-    sizes = [parameters(layer, spec.hidden, computes=computes) for layer in spec.layers]
-    sizes[-1] += spec.vocab * spec.hidden * (role == "decode")
-    return cut(sizes, stages)
+    found = [elements(spec, layer, passed=role == "prefill") for layer in spec.layers]
+    found[-1] += spec.vocab * spec.hidden * (role == "decode")
+    return found
 
 
 def cut(sizes: Sequence[int], stages: int) -> tuple[int, ...]:
@@ -58,22 +63,3 @@ def cut(sizes: Sequence[int], stages: int) -> tuple[int, ...]:
 
     best = evenest(0, stages)
     return tuple(-count for count in best[1]) if best else ()
-
-
-def parameters(layer: LayerSpec, hidden: int, *, computes: bool = False) -> int:
-    """Elements of the layer's matrices; with `computes` only those that a token passes."""
-    attention, feed = layer.attention, layer.feed
-    if isinstance(attention, MlaSpec):
-        head = attention.nope_dim + attention.rope_dim
-        queries = attention.heads * head
-        found = hidden * (attention.latent + attention.heads * attention.value_dim)
-        found += attention.kv_rank * attention.heads * (attention.nope_dim + attention.value_dim)
-        rank = attention.q_rank
-        found += hidden * queries if rank is None else rank * (hidden + queries)
-    else:
-        found = hidden * attention.head_dim * 2 * (attention.heads + attention.kv_heads)
-    if isinstance(feed, DenseSpec):
-        return found + 3 * hidden * feed.columns
-    passed = feed.top_k if computes else feed.experts
-    columns = passed * feed.columns + feed.shared_columns
-    return found + hidden * feed.experts + 3 * hidden * columns

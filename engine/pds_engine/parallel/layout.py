@@ -11,7 +11,8 @@ from typing import NamedTuple
 from pds_engine.config import ParallelConfig
 from pds_engine.messages import Role
 from pds_engine.parallel.balance import balanced
-from pds_engine.spec import DecoderSpec
+from pds_engine.parallel.share import Share
+from pds_engine.spec import DecoderSpec, DenseSpec, LayerSpec
 
 
 class RankPlace(NamedTuple):
@@ -119,6 +120,19 @@ class ModelPart:
     def experts(self, total: int) -> range:
         """The experts that it holds, whole or its columns of them. With ep there may be none."""
         return _share(total, self.width, self.stage_rank) if self.ep else range(total)
+
+    def share(self, layer: LayerSpec) -> Share:
+        """How much of `layer`, one of its own, it holds."""
+        heads, kv_heads, feed = len(self.heads), len(self.kv_heads), layer.feed
+        if isinstance(feed, DenseSpec):
+            return Share(heads, kv_heads, len(self.columns(feed.columns)))
+        return Share(
+            heads,
+            kv_heads,
+            columns=len(self.expert_columns(feed.columns)),
+            experts=len(self.experts(feed.experts)),
+            shared_columns=len(self.expert_columns(feed.shared_columns)),
+        )
 
 
 def part(spec: DecoderSpec, split: ParallelConfig, rank: int, role: Role = "unified") -> ModelPart:

@@ -12,18 +12,20 @@ from msgspec.structs import replace
 from pds_kernels.cache import Artefact, manifest_digest
 from pds_kernels.graph import load as load_graph
 
+from pds_engine import sizing
 from pds_engine.config import EngineConfig
 from pds_engine.errors import ConfigError, PdsError, RankLost
 from pds_engine.keys import Keys
-from pds_engine.kv.layout import KvFormat, fingerprint, shard
+from pds_engine.kv.layout import KvFormat, fingerprint
 from pds_engine.kv.pool import KvPool
 from pds_engine.kv.transfer import TransferThread, shared_pool
 from pds_engine.messages import Fault, Hello, KernelsProof, Ready
 from pds_engine.models.checkpoint import digest
 from pds_engine.models.config_json import read_config
 from pds_engine.models.decoder import Decoder
-from pds_engine.models.loader import load
+from pds_engine.models.loader import DTYPES, compute_dtype, load
 from pds_engine.models.positions import kv_digest
+from pds_engine.models.registry import check
 from pds_engine.parallel import lost
 from pds_engine.parallel.collectives import ALONE, Collectives
 from pds_engine.parallel.exchange import DistributedExchange
@@ -33,7 +35,6 @@ from pds_engine.parallel.stage import Stage, StagePlace
 from pds_engine.ports import kv_address
 from pds_engine.runner import graphs
 from pds_engine.runner.runner import Runner
-from pds_engine.scheduler.settings import Settings
 from pds_engine.warmup import open_cache
 from pds_engine.wire import Link
 from pds_engine.worker.joining import join
@@ -104,6 +105,7 @@ def _serve(
     place = Numbering.of(split).place(rank)
     attention = _collectives(groups.tp, place.tp, split.tp)
     stage_ranks = _collectives(groups.stage, place.dp * split.tp + place.tp, split.width)
+    foretell(config, rank, device)
     decoder = load(config, rank, device, attention, stage_ranks)
     proof = use_graphs(config, decoder, device) if config.compile else None
     kv = kv_format(config, decoder)
@@ -178,15 +180,7 @@ def kv_format(config: EngineConfig, decoder: Decoder) -> KvFormat:
     """What this group's pages hold; its fingerprint says which groups it can be paired with."""
     spec, content = decoder.spec, digest(config.model.path, read_config(config.model.path))
     ropes = [layer.attention.rope for layer in spec.layers]
-    return KvFormat(
-        digest=kv_digest(content, ropes, config.max_model_len),
-        dtype=config.kv.dtype or config.model.dtype,
-        page_size=config.kv.page_size,
-        layers=len(spec.layers),
-        kv_heads=spec.kv.heads,
-        head_dim=spec.kv.head_dim,
-        latent=spec.kv.latent,
-    )
+    return sizing.kv_format(config, spec, kv_digest(content, ropes, config.max_model_len))
 
 
 def use_graphs(config: EngineConfig, decoder: Decoder, device: torch.device) -> KernelsProof:
@@ -227,26 +221,25 @@ def make_pool(
     Raises:
         ConfigError: kv.memory_bytes holds less than a request of max_model_len holds at once.
     """
-    part = decoder.part
-    held = shard(
-        kv,
-        layers=(part.layers.start, part.layers.stop),
-        pp_rank=part.pp_rank,
-        tp_rank=part.tp_rank,
-        tp=part.tp,
-        dp_rank=part.dp_rank,
-    )
-    pages = config.kv.pages or config.kv.memory_bytes // held.page_bytes(kv) - 1
-    settings = Settings.of(config, decoder.spec.window)
-    needed = settings.at_once(settings.pages_for(config.max_model_len))
-    if pages < needed:
-        wanted = f"max_model_len is {config.max_model_len}"
-        if settings.window is not None:
-            wanted = f"a request holds those of {needed * config.kv.page_size} at once"
-        raise ConfigError(
-            f"kv: {pages} pages hold {pages * config.kv.page_size} tokens, {wanted}",
-            hint=f"raise kv.memory_bytes to {(needed + 1) * held.page_bytes(kv)}, "
-            "or lower max_model_len",
-        )
+    found = sizing.of_part(config, decoder.spec, decoder.part)
+    sizing.check_pages(config, decoder.spec, [found])
+    held = sizing.kv_shard(kv, decoder.part)
     shared = shared_pool(config.kv.backends)
-    return pages, KvPool(kv, held, pages + 1, str(device), shared=shared)
+    return found.pages, KvPool(kv, held, found.pages + 1, str(device), shared=shared)
+
+
+def foretell(config: EngineConfig, rank: int, device: torch.device) -> None:
+    """Log what this rank is going to hold, before it loads anything.
+
+    Raises:
+        ConfigError: its GPU has less memory.
+    """
+    dtype = compute_dtype(DTYPES[config.model.dtype], device)
+    kept = next(name for name, each in DTYPES.items() if each == dtype)
+    found = sizing.sizes(config, check(config), kept)[rank]
+    logger.info(
+        "%s is to hold %s of weights and %s of KV pages",
+        found.name, sizing.human(found.weights), sizing.human(found.pool),
+    )  # fmt: skip
+    if device.type == "cuda":
+        sizing.check_memory([found], torch.cuda.mem_get_info(device)[1], "its GPU")

@@ -42,6 +42,11 @@ GEMMA3 = {
 HONOURED: dict[str, set[str]] = {
     "Gemma3ForCausalLM": GEMMA3,
     "Gemma3ForConditionalGeneration": GEMMA3 - {"final_logit_softcapping"},
+    "Phi3ForCausalLM": {
+        "original_max_position_embeddings",
+        "partial_rotary_factor",
+        "rope_parameters.partial_rotary_factor",
+    },
     "Gemma2ForCausalLM": {
         "query_pre_attn_scalar",
         "attn_logit_softcapping",
@@ -251,6 +256,35 @@ def test_llama3_positions_have_their_default():
     made = reference("LlamaForCausalLM", config)
     assert made["rope_parameters"]["original_max_position_embeddings"] == 512
     assert spec_of("LlamaForCausalLM", config) == spec_of("LlamaForCausalLM", made)
+
+
+@pytest.mark.parametrize("kind", ["linear", "yarn", "llama3"])
+def test_phi3_has_the_positions_that_it_has_in_transformers(kind):
+    scaling = {"rope_type": kind, "factor": 2.0}
+    if kind == "llama3":
+        scaling |= {"low_freq_factor": 1, "high_freq_factor": 4}
+    with pytest.raises(ConfigError, match=r"rope_type .* not supported with Phi3ForCausalLM"):
+        spec_of("Phi3ForCausalLM", {**SMALL, "rope_scaling": scaling})
+
+
+def test_two_names_of_a_window_agree():
+    config = {**SMALL, "sliding_window": 32, "sliding_window_size": 32}
+    plain = {**SMALL, "sliding_window": 32}
+    assert spec_of("Gemma2ForCausalLM", config) == spec_of("Gemma2ForCausalLM", plain)
+    with pytest.raises(ConfigError, match="sliding_window_size 64 is not sliding_window, 32"):
+        spec_of("Gemma2ForCausalLM", {**config, "sliding_window_size": 64})
+
+
+def test_a_layer_needs_the_window_that_it_is_to_have():
+    with pytest.raises(ConfigError, match="sliding_window must be a whole number above 0"):
+        spec_of("Gemma2ForCausalLM", {**SMALL, "sliding_window": None})
+
+
+def test_code_that_a_checkpoint_brings_is_known_or_refused():
+    config = {**SMALL, "auto_map": {"AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM"}}
+    assert spec_of("Phi3ForCausalLM", config) == spec_of("Phi3ForCausalLM", SMALL)
+    with pytest.raises(ConfigError, match="auto_map"):
+        spec_of("LlamaForCausalLM", config)
 
 
 def test_two_spellings_that_disagree_are_refused():

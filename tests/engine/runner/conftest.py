@@ -79,8 +79,22 @@ MODELS: dict[str, dict[str, Any]] = {
     "Gemma3ForCausalLM": GEMMA3 | {"final_logit_softcapping": 8.0},
     "Gemma3ForConditionalGeneration": GEMMA3 | {"rope_parameters": GEMMA3_POSITIONS},
     "LlamaForCausalLM": {"rope_parameters": LLAMA3_POSITIONS},
-    "MistralForCausalLM": {"sliding_window": None, "vocab_size": 322},
+    "MistralForCausalLM": {"sliding_window": 37, "vocab_size": 322},
     "MixtralForCausalLM": {"num_local_experts": 4, "sliding_window": 40},
+    "Olmo2ForCausalLM": {},
+    "Phi3ForCausalLM": {
+        "head_dim": 16,
+        "max_position_embeddings": 1024,
+        "original_max_position_embeddings": 512,
+        "rope_parameters": {
+            "rope_type": "longrope",
+            "rope_theta": 10000.0,
+            "partial_rotary_factor": 0.75,
+            "short_factor": [1.0, 1.1, 1.25, 1.5, 2.0, 2.5],
+            "long_factor": [1.0, 2.0, 3.0, 5.0, 8.0, 16.0],
+        },
+        "sliding_window": 37,
+    },
     "Qwen2ForCausalLM": {"vocab_size": 321},
     "Qwen2MoeForCausalLM": {
         "num_experts": 8,

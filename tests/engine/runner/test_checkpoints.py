@@ -11,7 +11,8 @@ from pds_engine.models import registry
 
 GREEDY = Sampling(max_tokens=10, temperature=0.0)
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-FAMILIES = sorted(registry.FAMILIES)
+FAMILIES = sorted(set(registry.FAMILIES) - {"Gemma3ForConditionalGeneration"})
+"""Those whose keys stand in config.json, and not in a part of it."""
 
 
 def prompts() -> list[list[int]]:
@@ -77,6 +78,16 @@ KEYS: list[dict[str, Any]] = [
     {"pretraining_tp": 2, "attention_dropout": 0.5},
     {"torch_dtype": "bfloat16", "use_cache": False},
 ]
+REFUSED = {
+    "Gemma2ForCausalLM": {"hidden_act"},
+    "Gemma3ForCausalLM": {"hidden_act", "type"},
+    "Phi3ForCausalLM": {"rope_scaling"},
+}
+"""What a family has otherwise than Llama."""
+
+
+def refused(family: str, keys: dict[str, Any]) -> bool:
+    return bool(REFUSED.get(family, set()) & {*keys, *keys.get("rope_scaling", ())})
 
 
 @pytest.mark.parametrize(
@@ -85,6 +96,7 @@ KEYS: list[dict[str, Any]] = [
         pytest.param(family, keys, marks=() if (row + column) % 2 else pytest.mark.soak)
         for row, family in enumerate(FAMILIES)
         for column, keys in enumerate(KEYS)
+        if not refused(family, keys)
     ],
     ids=str,
 )
@@ -107,3 +119,37 @@ def test_a_window_as_long_as_the_context(window, variant, driver, reference):
     path = variant("MistralForCausalLM", sliding_window=window)
     answers = driver(path).run(prompts(), GREEDY, chunk=32)
     assert [a.output for a in answers] == [reference(path, p, 10) for p in prompts()]
+
+
+LONG = {
+    "type": "longrope",
+    "short_factor": [1.0, 1.1, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0],
+    "long_factor": [1.0, 2.0, 3.0, 5.0, 8.0, 16.0, 20.0, 30.0],
+}
+OWN: list[tuple[str, dict[str, Any]]] = [
+    ("Gemma2ForCausalLM", {"attn_logit_softcapping": None, "final_logit_softcapping": None}),
+    ("Gemma2ForCausalLM", {"attn_logit_softcapping": ..., "query_pre_attn_scalar": ...}),
+    ("Gemma2ForCausalLM", {"layer_types": ..., "sliding_window": 2}),
+    ("Gemma2ForCausalLM", {"layer_types": ["full_attention"] * 4}),
+    ("Gemma3ForCausalLM", {"layer_types": ..., "sliding_window_pattern": 2}),
+    ("Gemma3ForCausalLM", OLD | {"rope_local_base_freq": 500.0, "rope_theta": 3e5}),
+    ("Gemma3ForCausalLM", {"use_bidirectional_attention": None, "cache_implementation": "hybrid"}),
+    ("Phi3ForCausalLM", OLD | {"sliding_window": None}),
+    ("Phi3ForCausalLM", OLD | {"rope_scaling": LONG}),
+    ("Phi3ForCausalLM", OLD | {"partial_rotary_factor": 0.5, "rope_theta": 500.0}),
+]
+
+
+@pytest.mark.parametrize(("family", "keys"), OWN, ids=str)
+def test_a_family_s_own_keys_are_honoured(family, keys, variant, driver, reference):
+    path = variant(family, **keys)
+    answers = driver(path).run(prompts(), GREEDY, chunk=32)
+    assert [a.output for a in answers] == [reference(path, p, 10) for p in prompts()]
+
+
+def test_a_server_of_long_sequences_has_longrope_s_long_factors(variant, driver, reference):
+    """As transformers for a sequence that begins beyond the positions trained on first."""
+    path = variant("Phi3ForCausalLM", original_max_position_embeddings=32)
+    asked = prompts()[1:]
+    answers = driver(path).run(asked, GREEDY, chunk=24)
+    assert [a.output for a in answers] == [reference(path, p, 10) for p in asked]

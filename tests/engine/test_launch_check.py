@@ -1,0 +1,64 @@
+"""What is refused before any process starts."""
+
+from pathlib import Path
+
+import pytest
+from pds_engine import launch
+from pds_engine.config import EngineConfig
+from pds_engine.errors import ConfigError
+from real_processes import MODEL
+
+
+@pytest.mark.parametrize(
+    ("tree", "says"),
+    [
+        ({"model": {"path": "/nowhere"}}, "/nowhere"),
+        ({"parallelism": {"pp": 9}}, "parallelism.pp 9 is above the model's 4 layers"),
+        ({"parallelism": {"tp": 3}}, "parallelism.tp 3 does not divide"),
+        (
+            {"parallelism": {"dp": 5}},
+            "parallelism.tp 1 times parallelism.dp 5 does not divide the model's 384 MLP columns",
+        ),
+        ({"parallelism": {"pp": 2, "layers": [1, 2]}}, r"parallelism.layers \[1, 2\]"),
+        ({"max_model_len": 100_000}, "max_model_len 100000"),
+        ({"kv": {"pages": 255}}, "kv: 255 pages hold 4080 tokens, max_model_len is 4096"),
+        ({"scheduler": {"chunk_size": 8}}, "chunk_size 8 is less than a page of 16 tokens"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_starts(tree: dict, says: str) -> None:
+    config = EngineConfig.model_validate({"model": {"path": MODEL}, **tree})
+    with pytest.raises(ConfigError, match=says):
+        launch.check(config)
+
+
+@pytest.mark.parametrize("split", [{"tp": 2}, {"dp": 2}, {"pp": 2, "tp": 2, "dp": 4}])
+def test_a_stage_of_several_ranks_is_served(split: dict) -> None:
+    launch.check(EngineConfig.model_validate({"model": {"path": MODEL}, "parallelism": split}))
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_ranks_must_fit_into_the_container_s_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, index: int
+) -> None:
+    """Of a pod, its own ranks: the first and the last of two stages."""
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr(launch, "MEMORY_LIMIT", limit)
+    tree = {
+        "model": {"path": MODEL},
+        "device": "cpu",
+        "parallelism": {"pp": 2},
+        "kv": {"pages": 256},
+        "pod": {"index": index},
+    }
+    config = EngineConfig.model_validate(tree)
+    ranks = launch.check(config)
+    need = ranks[index].weights + ranks[index].pool
+    for enough in ("max\n", f"{need}\n"):
+        limit.write_text(enough)
+        launch.check_memory(config, ranks)
+    limit.write_text(f"{need - 1}\n")
+    with pytest.raises(ConfigError, match=rf"memory: rank {index} \(stage {index}\) would hold"):
+        launch.check_memory(config, ranks)
+    launch.check_memory(config.model_copy(update={"device": "auto"}), ranks)
+    limit.unlink()
+    launch.check_memory(config, ranks)
