@@ -59,6 +59,9 @@ def serve(
     pp: Annotated[int | None, typer.Option(help="Pipeline stages.")] = None,
     tp: Annotated[int | None, typer.Option(help="Ranks of an attention group.")] = None,
     dp: Annotated[int | None, typer.Option(help="Data-parallel attention groups.")] = None,
+    ep: Annotated[
+        bool | None, typer.Option("--ep/--no-ep", help="Each rank of a stage has some experts.")
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="Compute threads on CPU.")] = None,
     chunk_size: Annotated[int | None, typer.Option(help="Prompt tokens in one step.")] = None,
     set_: SetPairs = None,
@@ -74,6 +77,7 @@ def serve(
         "parallelism.pp": pp,
         "parallelism.tp": tp,
         "parallelism.dp": dp,
+        "parallelism.ep": ep,
         "threads": threads,
         "scheduler.chunk_size": chunk_size,
     }

@@ -28,6 +28,8 @@ class Verdict:
     quantised: str | None = None
     """The method by which the checkpoint's weights are."""
     ranks: tuple[RankSizes, ...] = ()
+    longest: int | None = None
+    """Tokens of the longest request that the group could hold."""
 
     COLUMNS: ClassVar = (
         "stage", "ranks", "layers", "work", "weights", "kv/token", "page", "pages", "tokens"
@@ -46,11 +48,11 @@ class Verdict:
             yield f"parameters  {_count(every)}{of_a_token}"
             stored = f"stored as {self.quantised}, " if self.quantised else ""
             yield f"weights     {stored}held as {dtype}"
-        if spec is not None and self.ranks:
+        if spec is not None and self.longest is not None:
             kv = sizing.kv_format(self.config, spec)
             yield f"kv          {kv.token_bytes} bytes a token ({kv.dtype}) on all stages together"
             yield (
-                f"longest     {sizing.longest(self.config, spec, self.ranks)} tokens in a request; "
+                f"longest     {self.longest} tokens in a request; "
                 f"the model has {spec.max_position} positions"
             )
         if self.refusal is None:
@@ -105,7 +107,7 @@ class Verdict:
         if spec is not None and self.ranks:
             found |= {
                 "kv_bytes_per_token": sizing.kv_format(self.config, spec).token_bytes,
-                "longest": sizing.longest(self.config, spec, self.ranks),
+                "longest": self.longest,
                 "ranks": [_rank(number, each) for number, each in enumerate(self.ranks)],
             }
         return found
@@ -121,6 +123,7 @@ def judge(config: EngineConfig, memory: int | None = None) -> Verdict:
         known["quantised"] = stored and stored.method
         spec = registry.check(config)
         known["ranks"] = ranks = sizing.sizes(config, spec)
+        known["longest"] = sizing.longest(config, spec, ranks)
         sizing.check_pages(config, spec, ranks)
         for each in ranks if memory is not None else ():
             sizing.check_memory([each], memory or 0, "its device")

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import near_ties
 import torch
 from pds_engine.config import EngineConfig
 from pds_engine.kv.layout import shard
@@ -179,16 +180,6 @@ class Driver:
         return requests
 
 
-NEAR = 1e-5
-"""Logits of experts that are nearer to each other may be ordered otherwise by other arithmetic."""
-
-
-def _no_near_ties(router: torch.nn.Module, _: Any, output: Any) -> None:
-    """Refuse a token whose last chosen expert and the best of the others score almost alike."""
-    logits = output[0].topk(router.top_k + 1, -1).values
-    assert (logits[:, -2] - logits[:, -1]).min() > NEAR, "a router's logits are nearly tied"
-
-
 class Reference:
     """What transformers computes in float32. Tokens whose experts are nearly tied are refused."""
 
@@ -218,8 +209,6 @@ class Reference:
 
         if path not in self._models:
             model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
-            for module in model.modules():
-                if type(module).__name__.endswith("TopKRouter"):
-                    module.register_forward_hook(_no_near_ties)
+            near_ties.watch(model)
             self._models[path] = model.eval()
         return self._models[path]

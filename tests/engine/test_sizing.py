@@ -75,7 +75,8 @@ def test_norms_in_float32_are_counted_so(folder):
     spec = check(config)
     [found] = sizes(config, spec)
     wide = weight_bytes(replace(spec, norm_wide=True), found.part, "bfloat16")
-    assert wide - found.weights == 2 * 5 * 16
+    heads = 2 * (4 + 2) * 8  # a row for each query and KV head of both layers
+    assert wide - found.weights == 2 * (5 * 16 + heads)
 
 
 def mixed(spec: DecoderSpec) -> DecoderSpec:

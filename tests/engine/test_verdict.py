@@ -83,6 +83,11 @@ def test_machines_get_bytes(folder):
         (["--tp", "3"], "parallelism.tp 3 does not divide the model's 4 attention heads", "both"),
         (["--max-model-len", "65"], "max_model_len 65 is above the model's 64 positions", "≤ 64"),
         (["--set", "kv.pages=3"], "kv: 3 pages hold 48 tokens, max_model_len is 64", "kv.pages"),
+        (
+            ["--set", "scheduler.chunk_size=8"],
+            "scheduler.chunk_size 8 is less than a page",
+            "raise",
+        ),
         (["--memory", "1MiB"], "memory: rank 0 would hold", "parallelism.tp"),
     ],
 )

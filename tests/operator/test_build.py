@@ -183,10 +183,14 @@ def test_the_engine_reads_every_field_of_the_spec():
     for field in ("delayer", "dp", "pipeline"):
         kind = next(iter(get_args(EngineSpec.model_fields[field].annotation)))
         assert EVERYTHING[field].keys() == {each.alias for each in kind.model_fields.values()}
-    wide = {"parallelism": {"pp": 2, "tp": 2, "dp": 2}, "ranksPerPod": 4, "engine": EVERYTHING}
+    wide = {
+        "parallelism": {"pp": 2, "tp": 2, "dp": 2, "ep": True},
+        "ranksPerPod": 4,
+        "engine": EVERYTHING,
+    }
     rendered = config.engine_config(schema.parse(raw_spec(decode=wide)), "decode")
     read = EngineConfig.model_validate(json.loads(json.dumps(rendered)))
-    assert read.parallelism == ParallelConfig(pp=2, tp=2, dp=2, ranks_per_pod=4)
+    assert read.parallelism == ParallelConfig(pp=2, tp=2, dp=2, ep=True, ranks_per_pod=4)
     told, taken = leaves(rendered), leaves(read.model_dump(mode="json"))
     assert told == {key: taken[key] for key in told}
     default = leaves(EngineConfig().model_dump(mode="json"))

@@ -170,6 +170,12 @@ CASES = [
         "one count for each",
     ),
     (
+        "experts split whole or not",
+        changed("decode", {"parallelism": {"dp": 2, "ep": True}}),
+        changed("decode", {"parallelism": {"dp": 2, "ep": 2}}),
+        "ep",
+    ),
+    (
         "a GPU per rank",
         changed("decode", {"parallelism": {"tp": 2}, "ranksPerPod": 2, "resources": GPU}),
         changed("decode", {"parallelism": {"tp": 2}, "resources": GPU}),

@@ -1,7 +1,9 @@
 """A mixture of experts on one rank of a stage (Shazeer et al., 2017).
 
-Every rank has all experts, its columns of each: all ranks see the tokens of the stage, and what
-they make of these is summed, as with a dense block.
+Either every rank has all experts, its columns of each: all ranks see the tokens of the stage, and
+what they make of these is summed, as with a dense block. Or, with expert parallelism, a rank has
+some experts whole: tokens stay where they are, and a row for each choice of each token goes to its
+expert and comes back (Lepikhin et al., "GShard", 2020). docs/experts.md compares the two.
 """
 
 from collections.abc import Mapping
@@ -13,6 +15,7 @@ from torch import Tensor
 from pds_engine.layers.experts import router_logits, shared_block
 from pds_engine.models.weights import ExpertWeights
 from pds_engine.parallel.collectives import Collectives
+from pds_engine.parallel.dispatch import to_experts, to_tokens
 from pds_engine.parallel.layout import ModelPart
 from pds_engine.parallel.parts import Parts
 from pds_engine.spec import Activation, ExpertsSpec, GateSpec
@@ -41,6 +44,7 @@ class Mixture:
         device: torch.device,
     ) -> None:
         self._activation: Activation = spec.activation
+        self._held = part.experts_by_rank(spec.experts) if part.ep else ()
         rule = _rule(spec.gate, spec.experts, spec.top_k, device)
         self._gate = moe_gate.choose(rule).make(rule)
         geometry = grouped_gemm.Geometry(
@@ -58,12 +62,12 @@ class Mixture:
 
         x, and the result: [parts.stage[rank], hidden]; `stage`: of all ranks that share the block.
         """
+        if self._held:
+            return self._dispatched(x, w, stage) + self._shared(x, w)
         whole = stage.gather_parts(x, parts.stage)
         weights, ids = self.route(whole, w)
         fed = grouped_gemm.experts(self._feed, whole, ids, weights, _kernel_weights(w))
-        if w.shared.down.numel():
-            fed = fed + shared_block(whole, *w.shared, w.shared_gate, self._activation)
-        return stage.reduce_scatter(fed, parts.stage)
+        return stage.reduce_scatter(fed + self._shared(whole, w), parts.stage)
 
     def route(self, x: Tensor, w: ExpertWeights) -> tuple[Tensor, Tensor]:
         """Each token's experts, the best first: weights [T, top_k] float32 and ids [T, top_k].
@@ -75,6 +79,23 @@ class Mixture:
         """
         logits = router_logits(x, w.router, w.router_bias)
         return self._gate(logits, w.correction if w.correction.numel() else None)
+
+    def _dispatched(self, x: Tensor, w: ExpertWeights, ranks: Collectives) -> Tensor:
+        """What experts, wherever they are, make of this rank's tokens [T, hidden]."""
+        weights, ids = self.route(x, w)
+        choices = grouped_gemm.permute(x, ids, sum(self._held))
+        received = to_experts(choices.rows, choices.counts, self._held, ranks)
+        own = grouped_gemm.permute(received.rows, received.experts.unsqueeze(1), len(w.down))
+        made = self._feed(own.rows, own.counts, _kernel_weights(w))
+        made = grouped_gemm.unpermute(made, own.order, 1, None)
+        made = to_tokens(made, received, ranks)
+        return grouped_gemm.unpermute(made, choices.order, ids.shape[1], weights)
+
+    def _shared(self, x: Tensor, w: ExpertWeights) -> Tensor | int:
+        """The block that every token passes; nothing to add where there is none."""
+        if not w.shared.down.numel():
+            return 0
+        return shared_block(x, *w.shared, w.shared_gate, self._activation)
 
 
 def _rule(gate: GateSpec, experts: int, top_k: int, device: torch.device) -> moe_gate.Geometry:

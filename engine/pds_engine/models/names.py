@@ -22,6 +22,10 @@ class ExpertNames(NamedTuple):
     gate: str = "mlp.experts.{}.gate_proj"
     up: str = "mlp.experts.{}.up_proj"
     down: str = "mlp.experts.{}.down_proj"
+    gate_up: str = ""
+    """Where one tensor has the gates and ups of all experts (gpt-oss): [E, hidden, 2C], with gate's
+    and up's columns by turns. That of `down` is [E, C, hidden] there, and biases are beside them,
+    named with `_bias` behind."""
     shared: str = "mlp.shared_expert"
     shared_gate: str = "mlp.shared_expert_gate"
 

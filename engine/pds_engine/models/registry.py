@@ -13,6 +13,7 @@ from pds_engine.models.families import (
     gemma2,
     gemma3,
     gemma3_images,
+    gpt_oss,
     llama,
     mistral,
     mixtral,
@@ -34,6 +35,7 @@ FAMILIES: Mapping[str, Family] = {
         gemma2,
         gemma3,
         gemma3_images,
+        gpt_oss,
         llama,
         mistral,
         mixtral,
@@ -98,7 +100,7 @@ def check(config: EngineConfig) -> DecoderSpec:
             f"pp is {split.pp}, and the model has {count} layers",
             hint="give one count a stage, together all layers of the model, or leave it out",
         )
-    if split.ep and not any(isinstance(layer.feed, ExpertsSpec) for layer in spec.layers):
+    if split.ep and not _has_experts(spec):
         raise ConfigError(
             f"parallelism.ep: {spec.architecture} at {config.model.path} has no experts to split",
             hint="leave parallelism.ep out",
@@ -125,7 +127,8 @@ def _check_split(spec: DecoderSpec, split: ParallelConfig) -> None:
             raise ConfigError(
                 f"parallelism.tp {split.tp} times parallelism.dp {split.dp} does not divide the "
                 f"model's {columns} MLP columns, which all ranks of a stage share",
-                hint="choose a parallelism.tp and a parallelism.dp whose product divides them",
+                hint="choose a parallelism.tp and a parallelism.dp whose product divides them"
+                + (", or split experts whole: parallelism.ep" if _has_experts(spec) else ""),
             )
     if spec.kv.heads % split.tp and split.tp % spec.kv.heads:
         raise ConfigError(
@@ -133,6 +136,10 @@ def _check_split(spec: DecoderSpec, split: ParallelConfig) -> None:
             f"{spec.kv.heads} KV heads",
             hint="choose a parallelism.tp that is a divisor or a multiple of the KV heads",
         )
+
+
+def _has_experts(spec: DecoderSpec) -> bool:
+    return any(isinstance(layer.feed, ExpertsSpec) for layer in spec.layers)
 
 
 def _columns(layer: LayerSpec, split: ParallelConfig) -> list[int]:

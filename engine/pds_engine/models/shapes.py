@@ -80,7 +80,13 @@ def _experts(spec: ExpertsSpec, hidden: int, names: Names) -> Shapes:
         found[f"{called.router}.bias"] = (spec.experts,)
     if spec.gate.correction:
         found[called.correction] = (spec.experts,)
-    for expert in range(spec.experts):
+    if called.gate_up:
+        found[called.gate_up] = (spec.experts, hidden, 2 * spec.columns)
+        found[called.down] = (spec.experts, spec.columns, hidden)
+        if spec.bias:
+            found[f"{called.gate_up}_bias"] = (spec.experts, 2 * spec.columns)
+            found[f"{called.down}_bias"] = (spec.experts, hidden)
+    for expert in range(0 if called.gate_up else spec.experts):
         found[f"{called.gate.format(expert)}.weight"] = (spec.columns, hidden)
         found[f"{called.up.format(expert)}.weight"] = (spec.columns, hidden)
         found[f"{called.down.format(expert)}.weight"] = (hidden, spec.columns)

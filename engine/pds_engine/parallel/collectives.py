@@ -2,7 +2,8 @@
 
 All ranks of an attention group execute the same plans, and the plans of dp ranks say what the
 others' hold, so they make the same calls in the same order, with shapes and dtypes that all know:
-nothing on the wire says which.
+nothing on the wire says which. Only rows that go to experts are of numbers that ranks tell each
+other before (parallel.dispatch).
 """
 
 from collections.abc import Callable, Sequence
@@ -75,6 +76,17 @@ class Collectives:
         self._wait("reduce_scatter", lambda: self._group.alltoall_base(addends, x, [], give))
         return addends.sum(0)
 
+    def all_to_all(self, x: Tensor, give: Sequence[int], take: Sequence[int]) -> Tensor:
+        """Other rows to each rank: [sum(give), ...] → [sum(take), ...], both in order of rank.
+
+        `give` has how many rows go to each rank, `take` how many come from each. They differ from
+        rank to rank, so all of them say so, even where they are alike.
+        """
+        found, x = x.new_empty(sum(take), *x.shape[1:]), x.contiguous()
+        splits = list(take), list(give)
+        self._wait("all_to_all", lambda: self._group.alltoall_base(found, x, *splits))
+        return found
+
     def broadcast(self, x: Tensor) -> Tensor:
         """Rank 0's `x`, written into `x`."""
         self._wait("broadcast", lambda: self._group.broadcast(x, 0))
@@ -111,6 +123,9 @@ class Alone(Collectives):
     def reduce_scatter(self, x: Tensor, sizes: Sequence[int]) -> Tensor:
         return x
 
+    def all_to_all(self, x: Tensor, give: Sequence[int], take: Sequence[int]) -> Tensor:
+        return x
+
     def broadcast(self, x: Tensor) -> Tensor:
         return x
 
@@ -124,7 +139,7 @@ class StageRanks(NamedTuple):
     attention: Collectives
     """Those of one dp rank, over which heads and token ids are split."""
     stage: Collectives
-    """Those of all dp ranks, over which the MLP's columns are split. At dp 1 the same."""
+    """Those of all dp ranks, over which columns, or whole experts, are split. At dp 1 the same."""
 
 
 LONE = StageRanks(ALONE, ALONE)

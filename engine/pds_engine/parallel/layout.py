@@ -121,6 +121,10 @@ class ModelPart:
         """The experts that it holds, whole or its columns of them. With ep there may be none."""
         return _share(total, self.width, self.stage_rank) if self.ep else range(total)
 
+    def experts_by_rank(self, total: int) -> tuple[int, ...]:
+        """With ep: how many experts each rank of the stage holds, in order of the experts."""
+        return tuple(len(_share(total, self.width, rank)) for rank in range(self.width))
+
     def share(self, layer: LayerSpec) -> Share:
         """How much of `layer`, one of its own, it holds."""
         heads, kv_heads, feed = len(self.heads), len(self.kv_heads), layer.feed

@@ -51,7 +51,7 @@ def layer_tensors(spec: DecoderSpec, layer: LayerSpec, share: Share) -> list[Hel
     if isinstance(layer.attention, MlaSpec):
         attention = _mla(layer.attention, hidden, share.heads)
     else:
-        attention = _gqa(layer.attention, hidden, share)
+        attention = _gqa(spec, layer.attention, share)
     if isinstance(layer.feed, DenseSpec):
         return [*norms, *attention, *_gated(share.columns, hidden)]
     return [*norms, *attention, *_experts(layer.feed, hidden, share)]
@@ -62,7 +62,8 @@ def elements(spec: DecoderSpec, layer: LayerSpec, *, passed: bool = False) -> in
     return sum(each.elements for each in layer_tensors(spec, layer, whole(layer, passed=passed)))
 
 
-def _gqa(spec: GqaSpec, hidden: int, share: Share) -> Iterator[Held]:
+def _gqa(decoder: DecoderSpec, spec: GqaSpec, share: Share) -> Iterator[Held]:
+    hidden = decoder.hidden
     rows = (share.heads + 2 * share.kv_heads) * spec.head_dim
     yield Held((rows, hidden))
     yield Held((hidden, share.heads * spec.head_dim))
@@ -71,7 +72,7 @@ def _gqa(spec: GqaSpec, hidden: int, share: Share) -> Iterator[Held]:
     if spec.out_bias:
         yield Held((hidden,))
     if spec.qk_norm != "none":
-        yield Held((share.heads + share.kv_heads, spec.head_dim))
+        yield Held((share.heads + share.kv_heads, spec.head_dim), decoder.norm_wide)
     if spec.sinks:
         yield Held((share.heads,))
 

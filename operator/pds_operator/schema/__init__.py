@@ -73,6 +73,8 @@ class Parallelism(SpecModel):
     pp: Count | None = None
     tp: Count | None = None
     dp: Count | None = None
+    ep: bool | None = None
+    """Ranks of a stage have some experts each, whole. Default: all, each by its columns."""
     layers: (
         Annotated[list[Annotated[int, Field(ge=1, le=1024)]], Field(min_length=1, max_length=64)]
         | None

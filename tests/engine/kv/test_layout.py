@@ -179,3 +179,51 @@ def test_the_fingerprint_is_of_what_must_be_equal() -> None:
     assert len(fingerprint(kv)) == 16
     others = [attention(5, 2), attention(4, 1), latent(4)]
     assert len({fingerprint(other) for other in [kv, *others]}) == 4
+
+
+def held(kv: KvFormat) -> KvShard:
+    """What one rank has of a whole model."""
+    return shard(kv, layers=(0, kv.layers))
+
+
+def test_bytes_of_a_token_of_deepseek_v3() -> None:
+    """(kv_rank + rope_dim) · layers · bytes, beside its 128 heads with keys and values of their own
+    (keys of 128 + 64, values of 128), and beside 8 KV heads of 128."""
+    common = {"digest": "d", "page_size": 64, "layers": 61}
+    latent = KvFormat(dtype="bfloat16", kv_heads=1, head_dim=0, latent=512 + 64, **common)
+    shared = KvFormat(dtype="bfloat16", kv_heads=8, head_dim=128, **common)
+    own = 128 * (128 + 64 + 128) * 61 * 2
+    found = [held(kv).page_bytes(kv) // 64 for kv in (latent, shared)]
+    assert found == [(512 + 64) * 61 * 2, 8 * 128 * 2 * 61 * 2] == [70_272, 249_856]
+    assert own // found[0] == 71
+
+
+@pytest.mark.parametrize("tp", [1, 2, 4, 8])
+def test_every_rank_of_a_tp_group_has_the_whole_latent(tp: int) -> None:
+    kv = latent(4)
+    ranks = [shard(kv, layers=(0, 4), tp_rank=rank, tp=tp) for rank in range(tp)]
+    assert {rank.page_bytes(kv) for rank in ranks} == {held(kv).page_bytes(kv)}
+    assert [(rank.replica, rank.replicas) for rank in ranks] == [(rank, tp) for rank in range(tp)]
+
+
+@pytest.mark.parametrize(
+    ("p", "d", "senders"),
+    [
+        (4, 1, {0: [0]}),
+        (1, 4, {0: [0, 1, 2, 3]}),
+        (4, 2, {0: [0], 1: [1]}),
+        (2, 4, {0: [0, 2], 1: [1, 3]}),
+    ],
+)
+def test_one_of_the_replicas_sends_the_latent(
+    p: int, d: int, senders: dict[int, list[int]]
+) -> None:
+    """Whom each rank of P sends it: each rank of D has it once, in one piece a page."""
+    kv = latent(4)
+    found: dict[int, list[int]] = {}
+    for src in (shard(kv, layers=(0, 4), tp_rank=rank, tp=p) for rank in range(p)):
+        for dst in (shard(kv, layers=(0, 4), tp_rank=rank, tp=d) for rank in range(d)):
+            if parts := plan_segments(kv, src, dst):
+                assert parts == (Segment(0, 0, dst.page_bytes(kv)),)
+                found.setdefault(src.tp_rank, []).append(dst.tp_rank)
+    assert found == senders

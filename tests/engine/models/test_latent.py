@@ -161,14 +161,18 @@ def layers(
 def test_v2_lite_as_it_is_published(caplog):
     found = spec_of(V2_LITE)
     experts = ExpertsSpec(
-        experts=64, top_k=6, columns=1408, gate=GateSpec(score="softmax"), shared_columns=2816
+        experts=64,
+        top_k=6,
+        columns=1408,
+        gate=GateSpec(score="softmax", wide=True),
+        shared_columns=2816,
     )
     assert found.layers == layers(1, 27, attention(0.707, heads=16, q_rank=None), 10944, experts)
     assert not caplog.records
 
 
 def test_v2_as_it_is_published():
-    gate = GateSpec(score="softmax", scaling=16.0, groups=8, top_groups=3)
+    gate = GateSpec(score="softmax", wide=True, scaling=16.0, groups=8, top_groups=3)
     experts = ExpertsSpec(experts=160, top_k=6, columns=1536, gate=gate, shared_columns=3072)
     expected = layers(1, 60, attention(0.707, heads=128, q_rank=1536), 12288, experts)
     assert spec_of(V2).layers == expected
@@ -178,6 +182,7 @@ def test_v3_as_it_is_published(caplog):
     found = spec_of(V3)
     gate = GateSpec(
         score="sigmoid",
+        wide=True,
         renormalise=True,
         scaling=2.5,
         groups=8,

@@ -2,7 +2,8 @@
 
     peak <= the rank's own weights
           + the largest tensor that is cut by columns, as it is stored: pages of its file
-          + the parts of the largest tensor that is joined from several: gate and up
+          + the parts of the largest tensor that is joined from several: gate and up. Experts' are
+            read one by one into their places
           + the largest part that is read, as it is stored and in float32, if it is quantized
 
 The kernel counts, in a process of its own: pages of mapped files are in its count, too.
@@ -21,6 +22,7 @@ from stored_weights import E4M3
 
 TP, RANK = 8, 5
 HIDDEN, COLUMNS, VOCAB, LAYERS = 1024, 4096, 4096, 2
+EXPERTS, EXPERT_COLUMNS = 4, 1024
 SPARE = 3 << 20
 """Bytes for what is no weight: the decoder, its table of positions, the allocator's own pages."""
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(1 << 16)}
@@ -32,6 +34,8 @@ import torch
 from held import tensors
 from pds_engine.config import EngineConfig
 from pds_engine.models.loader import load
+from pds_engine.models.registry import check
+from pds_engine.sizing import sizes
 from pds_engine.parallel.collectives import Alone
 
 class Shard(Alone):
@@ -55,6 +59,7 @@ before = status()
 decoder = load(config, {RANK}, torch.device("cpu"), Shard())
 after = status()
 print(json.dumps({{
+    "counted": sizes(config, check(config))[{RANK}].weights,
     "share": sum(t.untyped_storage().nbytes() for t in tensors(decoder.weights)),
     "peak": after["VmHWM"] - before["VmRSS"],
     "anonymous": after["RssAnon"] - before["RssAnon"],
@@ -67,8 +72,9 @@ def matrix(rows: int, columns: int) -> torch.Tensor:
     return torch.ones(rows, columns)
 
 
-def make(folder: Path, *, fp8: bool) -> None:
-    """A model of one file a layer and one for the rest; in FP8, each layer's matrices are."""
+def make(folder: Path, *, fp8: bool, mixed: bool) -> None:
+    """A model of one file a layer and one for the rest; in FP8, each layer's matrices are. `mixed`:
+    of Mixtral's kind, with a mixture of experts in each layer."""
     keys = {
         "architectures": ["LlamaForCausalLM"],
         "hidden_size": HIDDEN,
@@ -82,6 +88,13 @@ def make(folder: Path, *, fp8: bool) -> None:
         "tie_word_embeddings": False,
         "hidden_act": "silu",
     }
+    if mixed:
+        keys |= {
+            "architectures": ["MixtralForCausalLM"],
+            "intermediate_size": EXPERT_COLUMNS,
+            "num_local_experts": EXPERTS,
+            "num_experts_per_tok": 2,
+        }
     if fp8:
         keys["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [128, 128]}
     (folder / "config.json").write_text(json.dumps(keys))
@@ -97,8 +110,16 @@ def make(folder: Path, *, fp8: bool) -> None:
             f"{name}post_attention_layernorm.weight": torch.ones(HIDDEN),
         }
         shapes = {f"self_attn.{part}_proj": (HIDDEN, HIDDEN) for part in "qkvo"}
-        shapes |= {f"mlp.{part}_proj": (COLUMNS, HIDDEN) for part in ("gate", "up")}
-        for module, shape in (shapes | {"mlp.down_proj": (HIDDEN, COLUMNS)}).items():
+        if mixed:
+            found[f"{name}block_sparse_moe.gate.weight"] = matrix(EXPERTS, HIDDEN)
+            for expert in range(EXPERTS):
+                of_expert = f"block_sparse_moe.experts.{expert}."
+                shapes |= {f"{of_expert}w{n}": (EXPERT_COLUMNS, HIDDEN) for n in (1, 3)}
+                shapes[f"{of_expert}w2"] = (HIDDEN, EXPERT_COLUMNS)
+        else:
+            shapes |= {f"mlp.{part}_proj": (COLUMNS, HIDDEN) for part in ("gate", "up")}
+            shapes["mlp.down_proj"] = (HIDDEN, COLUMNS)
+        for module, shape in shapes.items():
             found[f"{name}{module}.weight"] = matrix(*shape).to(E4M3 if fp8 else torch.float32)
             if fp8:
                 blocks = [size // 128 for size in shape]
@@ -110,9 +131,10 @@ def make(folder: Path, *, fp8: bool) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
 
 
+@pytest.mark.parametrize("mixed", [False, True], ids=["dense", "experts"])
 @pytest.mark.parametrize("fp8", [False, True], ids=["float32", "fp8"])
-def test_a_rank_holds_its_share_and_one_tensor(tmp_path, fp8):
-    make(tmp_path, fp8=fp8)
+def test_a_rank_holds_its_share_and_one_tensor(tmp_path, fp8, mixed):
+    make(tmp_path, fp8=fp8, mixed=mixed)
     ran = subprocess.run(
         [sys.executable, "-c", LOAD, str(tmp_path)],
         env=os.environ | MALLOC | {"PYTHONPATH": str(Path(__file__).parent.parent)},
@@ -122,10 +144,12 @@ def test_a_rank_holds_its_share_and_one_tensor(tmp_path, fp8):
     )
     assert ran.returncode == 0, ran.stderr
     seen = json.loads(ran.stdout)
-    matrices = LAYERS * (4 * HIDDEN * HIDDEN + 3 * HIDDEN * COLUMNS) + 2 * VOCAB * HIDDEN
-    share = 4 * (matrices // TP + (2 * LAYERS + 1) * HIDDEN)
-    assert seen["share"] == share
-    down, part = HIDDEN * COLUMNS * (1 if fp8 else 4), HIDDEN * COLUMNS // TP
+    columns, blocks = (EXPERT_COLUMNS, EXPERTS) if mixed else (COLUMNS, 1)
+    layer = 4 * HIDDEN * HIDDEN + blocks * 3 * HIDDEN * columns
+    whole = (2 * LAYERS + 1) * HIDDEN + (LAYERS * EXPERTS * HIDDEN if mixed else 0)
+    share = 4 * ((LAYERS * layer + 2 * VOCAB * HIDDEN) // TP + whole)
+    assert seen["share"] == seen["counted"] == share
+    down, part = HIDDEN * columns * (1 if fp8 else 4), HIDDEN * columns // TP
     packed = 5 * part if fp8 else 0
     assert seen["peak"] <= share + down + packed + 8 * part + SPARE
     assert seen["anonymous"] <= share + SPARE

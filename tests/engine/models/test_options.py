@@ -27,6 +27,7 @@ _QWEN = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32
 OWN: dict[str, dict[str, Any]] = {
     "DeepseekV2ForCausalLM": LATENT,
     "DeepseekV3ForCausalLM": {**LATENT, "first_k_dense_replace": 1},
+    "GptOssForCausalLM": {"num_local_experts": 4, "num_experts_per_tok": 2},
     "MixtralForCausalLM": {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2},
     "Qwen2MoeForCausalLM": {**_QWEN, "shared_expert_intermediate_size": 64},
     "Qwen3MoeForCausalLM": {**_QWEN, "num_local_experts": 4},
@@ -42,6 +43,7 @@ GEMMA3 = {
 HONOURED: dict[str, set[str]] = {
     "Gemma3ForCausalLM": GEMMA3,
     "Gemma3ForConditionalGeneration": GEMMA3 - {"final_logit_softcapping"},
+    "GptOssForCausalLM": {"attention_bias", "num_local_experts", "swiglu_limit"},
     "Phi3ForCausalLM": {
         "original_max_position_embeddings",
         "partial_rotary_factor",

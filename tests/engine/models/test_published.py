@@ -20,7 +20,7 @@ PARAMETERS = {
     "mistral-7b-v0.1": (7_241_732_096, 7_241_732_096),
     "qwen3-30b-a3b": (30_532_122_624, 3_353_032_704),
     "mixtral-8x7b-v0.1": (46_702_792_704, 12_879_925_248),
-    "gemma-3-27b": (27_009_002_240, 27_009_002_240),
+    "gemma-3-27b": (27_009_346_304, 27_009_346_304),
     "gpt-oss-120b": (116_829_156_672, 5_711_982_912),
     "deepseek-v3": (671_026_419_200, 37_552_297_472),
 }
@@ -87,14 +87,13 @@ def counts(name: str, found: Verdict) -> str:
 
 def figures(name: str, layout: dict[str, object], found: Verdict) -> str:
     """A row of the page's second table."""
-    assert found.spec is not None
     words = ", ".join(key if value is True else f"{key} {value}" for key, value in layout.items())
     return row(
         name,
         words or "1 rank",
         sizing.human(max(each.weights for each in found.ranks)),
         f"{min(each.pages for each in found.ranks):,}",
-        f"{sizing.longest(found.config, found.spec, found.ranks):,}",
+        f"{found.longest:,}",
     )
 
 

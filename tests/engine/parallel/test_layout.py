@@ -84,7 +84,19 @@ def test_with_expert_parallelism_ranks_have_whole_experts():
     assert [each.experts(3) for each in parts] == [
         range(1), range(1, 2), range(2, 3), range(3, 3)
     ]  # fmt: skip
-    assert part(TINY, ParallelConfig(tp=2), 1).experts(6) == range(6)
+    assert [each.experts_by_rank(6) for each in parts] == [(2, 2, 1, 1)] * 4
+    assert parts[3].experts_by_rank(3) == (1, 1, 1, 0)
+    assert [each.expert_columns(12) for each in parts] == [range(12)] * 4
+
+
+def test_without_it_they_have_their_columns_of_all():
+    for split in (ParallelConfig(tp=2), ParallelConfig(dp=2)):
+        second = part(TINY, split, 1)
+        assert (second.experts(6), second.expert_columns(12)) == (range(6), range(6, 12))
+
+
+def test_expert_parallelism_on_one_rank_is_none():
+    assert not part(TINY, ParallelConfig(pp=2, ep=True), 1).ep
 
 
 @pytest.mark.parametrize("tp", [1, 2])

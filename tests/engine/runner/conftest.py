@@ -34,6 +34,13 @@ GEMMA3_POSITIONS = {
     "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
     "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
 }
+GPT_OSS_POSITIONS = {
+    "rope_type": "yarn",
+    "rope_theta": 150000.0,
+    "factor": 8.0,
+    "original_max_position_embeddings": 64,
+    "truncate": False,
+}
 GEMMA3 = {"num_hidden_layers": 7, "query_pre_attn_scalar": 24, "sliding_window": 37}
 DEEPSEEK_POSITIONS = {
     "rope_type": "yarn",
@@ -45,27 +52,33 @@ DEEPSEEK_POSITIONS = {
     "mscale_all_dim": 0.707,
     "original_max_position_embeddings": 64,
 }
-LATENT = {
+DEEPSEEK = {
     "num_key_value_heads": 4,
     "head_dim": 8,
     "qk_nope_head_dim": 16,
     "qk_rope_head_dim": 8,
+    "first_k_dense_replace": 1,
+    "n_routed_experts": 16,
+    "num_experts_per_tok": 4,
+    "moe_intermediate_size": 40,
 }
 MODELS: dict[str, dict[str, Any]] = {
-    # as V2-Lite: queries are projected at once
+    # as V2-Lite: queries are projected at once, and experts chosen from all
     "DeepseekV2ForCausalLM": {
-        **LATENT,
+        **DEEPSEEK,
         "q_lora_rank": None,
         "kv_lora_rank": 24,
         "v_head_dim": 12,
-        "first_k_dense_replace": 3,
+        "n_shared_experts": 2,
+        "routed_scaling_factor": 1.5,
     },
     "DeepseekV3ForCausalLM": {
-        **LATENT,
+        **DEEPSEEK,
         "q_lora_rank": 40,
         "kv_lora_rank": 32,
         "v_head_dim": 24,
-        "first_k_dense_replace": 3,
+        "n_group": 4,
+        "topk_group": 2,
         "rope_parameters": DEEPSEEK_POSITIONS,
     },
     # the caps are low enough to be felt, and a window is cut by pages and by chunks
@@ -78,6 +91,12 @@ MODELS: dict[str, dict[str, Any]] = {
     },
     "Gemma3ForCausalLM": GEMMA3 | {"final_logit_softcapping": 8.0},
     "Gemma3ForConditionalGeneration": GEMMA3 | {"rope_parameters": GEMMA3_POSITIONS},
+    "GptOssForCausalLM": {
+        "num_local_experts": 8,
+        "num_experts_per_tok": 3,
+        "sliding_window": 37,
+        "rope_parameters": GPT_OSS_POSITIONS,
+    },
     "LlamaForCausalLM": {"rope_parameters": LLAMA3_POSITIONS},
     "MistralForCausalLM": {"sliding_window": 37, "vocab_size": 322},
     "MixtralForCausalLM": {"num_local_experts": 4, "sliding_window": 40},
@@ -164,8 +183,13 @@ def _save(architecture: str, folder: Path) -> Path:
             torch.nn.init.uniform_(weight, 0.5 - offset, 1.5 - offset)
         elif name.endswith("bias"):
             torch.nn.init.uniform_(weight, -1, 1)
-        elif name.endswith("mlp.gate.weight"):
+        elif name.endswith(("mlp.gate.weight", "mlp.router.weight")):
             torch.nn.init.normal_(weight, std=0.3)
+        elif name.endswith("sinks"):
+            torch.nn.init.uniform_(weight, -1, 3)
+    for name, buffer in model.named_buffers():
+        if name.endswith("correction_bias"):
+            torch.nn.init.uniform_(buffer, -0.1, 0.1)
     model.save_pretrained(folder)
     return folder
 

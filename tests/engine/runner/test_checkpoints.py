@@ -1,13 +1,18 @@
 """What a checkpoint may say is computed as transformers computes it: keys and tensors that are
 honoured. Those that are refused are in tests/engine/models/test_options.py and test_tensors.py."""
 
+import json
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from pds_engine.messages import Sampling
 from pds_engine.models import registry
+from pds_engine.parallel.collectives import ALONE, Collectives
+from runner_driver import Driver
+from safetensors.torch import save_file
 
 GREEDY = Sampling(max_tokens=10, temperature=0.0)
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -134,6 +139,8 @@ OWN: list[tuple[str, dict[str, Any]]] = [
     ("Gemma3ForCausalLM", {"layer_types": ..., "sliding_window_pattern": 2}),
     ("Gemma3ForCausalLM", OLD | {"rope_local_base_freq": 500.0, "rope_theta": 3e5}),
     ("Gemma3ForCausalLM", {"use_bidirectional_attention": None, "cache_implementation": "hybrid"}),
+    ("GptOssForCausalLM", OLD | {"layer_types": ...}),
+    ("GptOssForCausalLM", {"experts_per_token": 3, "initial_context_length": 4096}),
     ("Phi3ForCausalLM", OLD | {"sliding_window": None}),
     ("Phi3ForCausalLM", OLD | {"rope_scaling": LONG}),
     ("Phi3ForCausalLM", OLD | {"partial_rotary_factor": 0.5, "rope_theta": 500.0}),
@@ -153,3 +160,47 @@ def test_a_server_of_long_sequences_has_longrope_s_long_factors(variant, driver,
     asked = prompts()[1:]
     answers = driver(path).run(asked, GREEDY, chunk=24)
     assert [a.output for a in answers] == [reference(path, p, 10) for p in asked]
+
+
+MXFP4 = {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.mlp.router"]}
+
+
+def packed(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The experts' matrices of `tensors` as blocks of four bits, of random numbers; in `tensors`
+    they become the plain ones that these stand for."""
+    from transformers.integrations.mxfp4 import convert_moe_packed_tensors
+
+    generator = torch.Generator().manual_seed(6)
+    found = dict(tensors)
+    for name in [n for n in tensors if n.endswith(("experts.gate_up_proj", "experts.down_proj"))]:
+        experts, rows, columns = tensors[name].shape
+        shape = (experts, columns, rows // 32)
+        blocks = torch.randint(0, 256, (*shape, 16), generator=generator, dtype=torch.uint8)
+        scales = torch.randint(122, 126, shape, generator=generator, dtype=torch.uint8)
+        tensors[name] = convert_moe_packed_tensors(blocks, scales, dtype=torch.float32)
+        assert tensors[name].shape == (experts, rows, columns)
+        tensors[name] = tensors[name].contiguous()
+        del found[name]
+        found |= {f"{name}_blocks": blocks, f"{name}_scales": scales}
+    return found
+
+
+@pytest.mark.parametrize("tp", [1, 2])
+def test_mxfp4_experts_are_what_transformers_makes_of_them(tp, variant, reference, ranks, tmp_path):
+    """A rank of two has 48 columns: half of a group of 32 is another rank's."""
+    kept: dict[str, torch.Tensor] = {}
+    path = variant("GptOssForCausalLM", lambda tensors: kept.update(packed(tensors)))
+    folder = tmp_path / "packed"
+    folder.mkdir()
+    config = json.loads((path / "config.json").read_text()) | {"quantization_config": MXFP4}
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file(kept, folder / "model.safetensors")
+    found = greedy(ALONE, str(folder)) if tp == 1 else ranks(greedy, tp, path=str(folder))[0]
+    assert found == [reference(path, p, 10) for p in prompts()]
+
+
+def greedy(collectives: Collectives, path: str) -> list[list[int]]:
+    return [
+        a.output
+        for a in Driver(Path(path), collectives=collectives).run(prompts(), GREEDY, chunk=32)
+    ]

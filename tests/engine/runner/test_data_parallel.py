@@ -1,58 +1,22 @@
 """Attention on each dp rank by itself, the MLP on all of them: the tokens are transformers'."""
 
-import threading
-from collections.abc import Callable
-from datetime import timedelta
-from typing import TypeVar
-
 import pytest
 import torch
-import torch.distributed as dist
 from dp_driver import Load, passes, plans, run
+from grid import on_grid
 from pds_engine.errors import ProtocolError
 from pds_engine.layers.shapes import Shape
 from pds_engine.messages import Row, Sampling, StepPlan
 from pds_engine.models.pieces import Pieces
-from pds_engine.parallel.collectives import ALONE, Collectives
+from pds_engine.parallel.collectives import Collectives
 from runner_driver import Driver
 
-T = TypeVar("T")
 OUTPUT = 6
 
 
 def prompts(seed: int, *lengths: int) -> list[list[int]]:
     source = torch.Generator().manual_seed(seed)
     return [torch.randint(3, 320, (n,), generator=source).tolist() for n in lengths]
-
-
-def on_grid(tp: int, dp: int, work: Callable[[Collectives, Collectives], T]) -> list[T]:
-    """`work` on the tp·dp ranks of a stage, with the collectives of its attention group and of the
-    stage; they are threads, and speak gloo all the same. What one raises is raised here."""
-    size, stores = tp * dp, [dist.HashStore() for _ in range(dp + 1)]
-    found, raised = dict[int, T](), dict[int, Exception]()
-
-    def collectives(store: dist.Store, at: int, of: int) -> Collectives:
-        if of == 1:
-            return ALONE
-        return Collectives(dist.ProcessGroupGloo(store, at, of, timedelta(seconds=30)), at, of)
-
-    def rank(at: int) -> None:
-        try:
-            stage = collectives(stores[dp], at, size)
-            group, shard = divmod(at, tp)
-            attention = stage if dp == 1 else collectives(stores[group], shard, tp)
-            found[at] = work(attention, stage)
-        except Exception as error:
-            raised[at] = error
-
-    threads = [threading.Thread(target=rank, args=(at,)) for at in range(size)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for error in raised.values():
-        raise error
-    return [found[at] for at in range(size)]
 
 
 BUSY = Load(prompts(1, 1, 16, 33, 70, 41), chunk=32, budget=75)
@@ -85,6 +49,13 @@ def test_four_dp_ranks(even, qwen3, reference):
 @pytest.mark.parametrize("tp", [1, 2])
 def test_one_dp_rank(tp, qwen3, reference):
     check(tp, (BUSY,), False, qwen3, reference)
+
+
+@pytest.mark.parametrize("even", [False, True], ids=["as they are", "even"])
+@pytest.mark.parametrize(("tp", "loads"), [(1, (BUSY, LONG)), (2, (IDLE, BUSY))])
+def test_latent_attention(tp, loads, even, models, reference):
+    """Each dp rank has the latents of its own requests, on all its shards."""
+    check(tp, loads, even, models["DeepseekV3ForCausalLM"], reference)
 
 
 def check(tp, loads, even, path, reference):

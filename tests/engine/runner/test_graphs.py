@@ -3,6 +3,7 @@
 import hashlib
 import os
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -98,10 +99,16 @@ def cache(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("family", "tp"), [("qwen2", 2), pytest.param("qwen3", 1, marks=pytest.mark.soak)]
+    ("family", "tp"),
+    [
+        ("Qwen2ForCausalLM", 2),
+        pytest.param("Qwen3ForCausalLM", 1, marks=pytest.mark.soak),
+        pytest.param("DeepseekV2ForCausalLM", 1, marks=pytest.mark.soak),
+        pytest.param("DeepseekV3ForCausalLM", 2, marks=pytest.mark.soak),
+    ],
 )
-def test_compiled_pieces_equal_eager_ones(family, tp, request, cache):
-    config = configuration(request.getfixturevalue(family), "decode", tp)
+def test_compiled_pieces_equal_eager_ones(family, tp, models, cache):
+    config = configuration(models[family], "decode", tp)
     decoder = load(config, 0, CPU, Shard(0, tp))
     loaded = {}
     for graph in graphs.plan(config, decoder.spec, decoder.part, CPU):
@@ -109,21 +116,25 @@ def test_compiled_pieces_equal_eager_ones(family, tp, request, cache):
         assert not graphs.fetch(replace(graph), cache, 300).built
         loaded[graph.name] = aot.load(artefact.folder)
     whole = graphs.compiled(config, decoder.spec, decoder.part, CPU, loaded)
-    eager = decoder.pieces[1]
     with torch.inference_mode():
-        for tokens in (0, 1, 2, 5, 8):
-            found = outputs(whole[eager.shape], decoder, tokens)
-            for ours, theirs in zip(found, outputs(eager, decoder, tokens), strict=True):
+        for layer, tokens in product((0, 1), (0, 1, 2, 5, 8)):
+            eager = decoder.pieces[layer]
+            found = outputs(whole[eager.shape], decoder, layer, tokens)
+            for ours, theirs in zip(found, outputs(eager, decoder, layer, tokens), strict=True):
                 torch.testing.assert_close(ours, theirs)
 
 
-def outputs(pieces: Pieces, decoder: Decoder, tokens: int) -> list[torch.Tensor]:
+def outputs(pieces: Pieces, decoder: Decoder, layer: int, tokens: int) -> list[torch.Tensor]:
     """All that the pieces of a layer give, for the same inputs at each call."""
     torch.manual_seed(tokens)
-    w, [rope] = decoder.weights.layers[1], [table[:tokens] for table in decoder.ropes.values()]
-    x, attended = torch.randn(tokens, 64), torch.randn(tokens, len(decoder.part.heads) * 32)
-    assert isinstance(w.feed, DenseWeights)
+    w, [rope] = decoder.weights.layers[layer], [table[:tokens] for table in decoder.ropes.values()]
+    x, attended = torch.randn(tokens, 64), torch.randn(tokens, w.attention.out.shape[1])
+    dense = w.feed if isinstance(w.feed, DenseWeights) else None
     if decoder.part.tp == 1:
-        return [*pieces.before(x, rope, w), pieces.after(x, attended, w, w.feed)]
+        inputs = pieces.before(x, rope, w)
+        if dense is None:
+            return [*inputs, *pieces.between(x, attended, w)]
+        return [*inputs, pieces.after(x, attended, w, dense)]
     joined = pieces.join(x, torch.randn(tokens, 64), w.norms.attention_out, w.norms.feed_in)
-    return [*pieces.heads(x, rope, w, ALONE), *joined, pieces.feed(joined[1], w.feed)]
+    fed = [pieces.feed(joined[1], dense)] if dense else []
+    return [*pieces.heads(x, rope, w, ALONE), *joined, *fed]

@@ -29,10 +29,11 @@ def test_mixed_batches_around_page_edges(family, chunk, request, driver, referen
 
 
 @pytest.mark.parametrize("page_size", [1, 7, 64])
-def test_page_sizes(page_size, qwen3, driver, reference):
-    asked = prompts([5, 64, 65], 320)
-    answers = driver(qwen3, page_size=page_size).run(asked, greedy(8), chunk=33)
-    assert [a.output for a in answers] == [reference(qwen3, p, 8) for p in asked]
+@pytest.mark.parametrize("family", ["Qwen3ForCausalLM", "DeepseekV3ForCausalLM"])
+def test_page_sizes(page_size, family, models, driver, reference):
+    path, asked = models[family], prompts([5, 64, 65], 320)
+    answers = driver(path, page_size=page_size).run(asked, greedy(8), chunk=33)
+    assert [a.output for a in answers] == [reference(path, p, 8) for p in asked]
 
 
 def test_padding_changes_nothing(llama, driver, reference):

@@ -37,6 +37,7 @@ def _experts(config: Json) -> ExpertsSpec:
     limited = config["topk_method"] == "group_limited_greedy"
     gate = GateSpec(
         score="softmax",
+        wide=True,
         scaling=number(config, "routed_scaling_factor"),
         groups=whole(config, "n_group") if limited else 1,
         top_groups=whole(config, "topk_group") if limited else 1,

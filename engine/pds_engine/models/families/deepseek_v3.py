@@ -43,6 +43,7 @@ def spec(config: Json) -> DecoderSpec:
 def _experts(config: Json) -> ExpertsSpec:
     gate = GateSpec(
         score="sigmoid",
+        wide=True,
         renormalise=flag(config, "norm_topk_prob"),
         scaling=number(config, "routed_scaling_factor"),
         groups=whole(config, "n_group"),

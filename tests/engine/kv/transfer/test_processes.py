@@ -111,3 +111,32 @@ def test_hand_over_by_shared_memory(groups, data: st.DataObject) -> None:
 def test_hand_over_by_nixl(groups, data: st.DataObject) -> None:
     pytest.importorskip("nixl", reason="pip install nixl")
     hand_over(data, groups, "nixl", widest=2)
+
+
+@pytest.mark.parametrize(("p", "d", "sent"), [(4, 1, [6, 0, 0, 0]), (4, 2, [6, 6, 0, 0])])
+def test_replicas_of_a_latent_send_one_copy_to_each_rank(groups, backend, p, d, sent) -> None:
+    """What each rank of P sends, in pages: P's ranks all have what each rank of D is to have."""
+    prefill, decode = groups
+    kv = KvFormat(
+        digest="d", page_size=16, layers=3, dtype="bfloat16", kv_heads=1, head_dim=0, latent=72
+    )
+    sources, targets = (
+        [shard(kv, layers=(0, 3), tp_rank=rank, tp=tp) for rank in range(tp)] for tp in (p, d)
+    )
+    whole = np.random.default_rng(1).integers(
+        1, 256, (PAGES, kv.layers, 1, 1, kv.head_bytes), dtype=np.uint8
+    )
+    prefill.build(kv, sources, PAGES, [backend])
+    peers = decode.build(kv, targets, PAGES, [backend])
+    for rank in range(p):
+        prefill.load(rank, whole.tobytes())
+    src, dst = (7, 2, 5, 1, 0, 3), (1, 6, 0, 4, 7, 2)
+    decode.order("expect", Expect(transfer="t", epoch=3, pages=dst))
+    prefill.order("open", OpenTransfer(transfer="t", epoch=3, peers=peers))
+    prefill.order("push", Push(transfer="t", src_pages=src, dst_pages=dst, last=True))
+    done = prefill.events()
+    page = 3 * 16 * 72 * 2
+    assert [event.bytes for event in done] == [pages * page for pages in sent]
+    expected = np.zeros_like(whole)
+    expected[list(dst)] = whole[list(src)]
+    assert [decode.content(rank) for rank in range(d)] == [expected.tobytes()] * d
