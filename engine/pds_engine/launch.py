@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
@@ -34,8 +34,6 @@ from pds_engine.parallel.layout import Numbering
 EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
 """Ports of outgoing connections: one that is free here may be taken a second later."""
 TERMINATION_LOG = Path("/dev/termination-log")
-MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")
-"""Of this container, in bytes, or `max` (cgroup v2)."""
 _GRACE_SECONDS = 0.8
 _NOTE_BYTES = 4096
 logger = logging.getLogger("pds.launch")
@@ -49,7 +47,7 @@ def serve(config: EngineConfig) -> int:
         PortTaken: no port is free.
     """
     log.configure(config.log_level)
-    check_memory(config, check(config))
+    check(config)
     folder = Path(tempfile.mkdtemp(prefix="pds-"))
     try:
         _prepare(config, folder)
@@ -58,31 +56,16 @@ def serve(config: EngineConfig) -> int:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def check(config: EngineConfig) -> tuple[sizing.RankSizes, ...]:
-    """Refuse what is known to fail before anything starts; what each rank is going to hold.
+def check(config: EngineConfig) -> None:
+    """Refuse what is known to fail before anything starts.
 
     Raises:
         ConfigError: names the field and the cure.
     """
     spec = registry.check(config)
-    ranks = sizing.sizes(config, spec)
-    sizing.check_pages(config, spec, ranks)
+    sizing.check_pages(config, spec, sizing.sizes(config, spec))
     tensors.contents(config.model.path, spec)
     ports.plan(config)
-    return ranks
-
-
-def check_memory(config: EngineConfig, ranks: Sequence[sizing.RankSizes]) -> None:
-    """Refuse ranks that do not fit into this container's memory, where they compute on its CPU.
-
-    Raises:
-        ConfigError: names how much they need.
-    """
-    limit = MEMORY_LIMIT.read_text().strip() if MEMORY_LIMIT.exists() else "max"
-    if config.device == "cpu" and limit != "max":
-        first = config.pod.index * config.parallelism.ranks_per_pod
-        mine = ranks[first : first + config.parallelism.ranks_per_pod]
-        sizing.check_memory(mine, int(limit), "this container")
 
 
 def report(error: PdsError) -> None:

@@ -39,6 +39,7 @@ ROLLOUTS: tuple[Part, ...] = (
         "cluster/test_rotation.py",
         "cluster/test_pipeline.py",
         "cluster/test_data_parallel.py",
+        "cluster/test_models.py",
         "cluster/test_volume.py",
     ),
     ("cluster/test_recreate.py", "cluster/test_rollback.py"),

@@ -63,8 +63,8 @@ class Driver:
         pool = KvPool(kv, mine, pages + 1)
         self.pool = pool.data
         self.pool[:-1] = float("nan") if poison else 0.0
-        layers = [pool.layer(at) for at in range(len(self.decoder.layers))]
-        self.runner = Runner(self.config, self.decoder, layers)
+        self.layers = [pool.layer(at) for at in range(len(self.decoder.layers))]
+        self.runner = Runner(self.config, self.decoder, self.layers)
         self.page_size = page_size
         self.free = list(range(pages))
         random.Random(3).shuffle(self.free)

@@ -1,7 +1,5 @@
 """What is refused before any process starts."""
 
-from pathlib import Path
-
 import pytest
 from pds_engine import launch
 from pds_engine.config import EngineConfig
@@ -34,31 +32,3 @@ def test_what_cannot_work_is_refused_before_anything_starts(tree: dict, says: st
 @pytest.mark.parametrize("split", [{"tp": 2}, {"dp": 2}, {"pp": 2, "tp": 2, "dp": 4}])
 def test_a_stage_of_several_ranks_is_served(split: dict) -> None:
     launch.check(EngineConfig.model_validate({"model": {"path": MODEL}, "parallelism": split}))
-
-
-@pytest.mark.parametrize("index", [0, 1])
-def test_ranks_must_fit_into_the_container_s_memory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, index: int
-) -> None:
-    """Of a pod, its own ranks: the first and the last of two stages."""
-    limit = tmp_path / "memory.max"
-    monkeypatch.setattr(launch, "MEMORY_LIMIT", limit)
-    tree = {
-        "model": {"path": MODEL},
-        "device": "cpu",
-        "parallelism": {"pp": 2},
-        "kv": {"pages": 256},
-        "pod": {"index": index},
-    }
-    config = EngineConfig.model_validate(tree)
-    ranks = launch.check(config)
-    need = ranks[index].weights + ranks[index].pool
-    for enough in ("max\n", f"{need}\n"):
-        limit.write_text(enough)
-        launch.check_memory(config, ranks)
-    limit.write_text(f"{need - 1}\n")
-    with pytest.raises(ConfigError, match=rf"memory: rank {index} \(stage {index}\) would hold"):
-        launch.check_memory(config, ranks)
-    launch.check_memory(config.model_copy(update={"device": "auto"}), ranks)
-    limit.unlink()
-    launch.check_memory(config, ranks)

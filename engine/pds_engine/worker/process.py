@@ -23,9 +23,8 @@ from pds_engine.messages import Fault, Hello, KernelsProof, Ready
 from pds_engine.models.checkpoint import digest
 from pds_engine.models.config_json import read_config
 from pds_engine.models.decoder import Decoder
-from pds_engine.models.loader import DTYPES, compute_dtype, load
+from pds_engine.models.loader import load
 from pds_engine.models.positions import kv_digest
-from pds_engine.models.registry import check
 from pds_engine.parallel import lost
 from pds_engine.parallel.collectives import ALONE, Collectives
 from pds_engine.parallel.exchange import DistributedExchange
@@ -37,6 +36,7 @@ from pds_engine.runner import graphs
 from pds_engine.runner.runner import Runner
 from pds_engine.warmup import open_cache
 from pds_engine.wire import Link
+from pds_engine.worker.foretelling import foretell
 from pds_engine.worker.joining import join
 from pds_engine.worker.loop import Loop
 from pds_engine.worker.mailbox import Mailbox
@@ -226,20 +226,3 @@ def make_pool(
     held = sizing.kv_shard(kv, decoder.part)
     shared = shared_pool(config.kv.backends)
     return found.pages, KvPool(kv, held, found.pages + 1, str(device), shared=shared)
-
-
-def foretell(config: EngineConfig, rank: int, device: torch.device) -> None:
-    """Log what this rank is going to hold, before it loads anything.
-
-    Raises:
-        ConfigError: its GPU has less memory.
-    """
-    dtype = compute_dtype(DTYPES[config.model.dtype], device)
-    kept = next(name for name, each in DTYPES.items() if each == dtype)
-    found = sizing.sizes(config, check(config), kept)[rank]
-    logger.info(
-        "%s is to hold %s of weights and %s of KV pages",
-        found.name, sizing.human(found.weights), sizing.human(found.pool),
-    )  # fmt: skip
-    if device.type == "cuda":
-        sizing.check_memory([found], torch.cuda.mem_get_info(device)[1], "its GPU")

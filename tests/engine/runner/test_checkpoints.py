@@ -126,6 +126,22 @@ def test_a_window_as_long_as_the_context(window, variant, driver, reference):
     assert [a.output for a in answers] == [reference(path, p, 10) for p in prompts()]
 
 
+def test_what_embeddings_are_multiplied_by_is_rounded_as_they_are(variant):
+    """Gemma was trained so: the root of 8 is 2.828125 in bfloat16."""
+
+    def narrow(tensors: dict[str, torch.Tensor]) -> None:
+        for name, tensor in tensors.items():
+            cut = tuple(slice(8) if n == 64 else slice(None) for n in tensor.shape)
+            tensors[name] = tensor[cut].contiguous()
+
+    path = variant("Gemma2ForCausalLM", narrow, hidden_size=8)
+    scales = [
+        Driver(path, model={"path": path, "dtype": dtype}).decoder.spec.embedding_scale
+        for dtype in ("float32", "bfloat16")
+    ]
+    assert scales == [pytest.approx(8**0.5, rel=1e-6), 2.828125]
+
+
 LONG = {
     "type": "longrope",
     "short_factor": [1.0, 1.1, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0],

@@ -58,6 +58,14 @@ def test_latent_attention(tp, loads, even, models, reference):
     check(tp, loads, even, models["DeepseekV3ForCausalLM"], reference)
 
 
+@pytest.mark.parametrize(
+    "name", ["Olmo2ForCausalLM", "Gemma3ForCausalLM", "GptOssForCausalLM", "Phi3ForCausalLM"]
+)
+def test_other_layers_than_llama_s(name, models, reference):
+    """Norms over all heads of a dp rank's shards, norms behind the MLP that all share, windows."""
+    check(2, (IDLE, BUSY), False, models[name], reference)
+
+
 def check(tp, loads, even, path, reference):
     def work(attention: Collectives, stage: Collectives) -> list[list[int]]:
         driver = Driver(path, collectives=attention, stage=stage)

@@ -10,7 +10,13 @@ from pds_engine.parallel.collectives import Collectives
 from runner_driver import Driver, Reference
 
 OUTPUT = 6
-KINDS = ["MixtralForCausalLM", "Qwen2MoeForCausalLM", "Qwen3MoeForCausalLM"]
+KINDS = [
+    "DeepseekV3ForCausalLM",  # groups of experts, logits in float32, a shared block
+    "GptOssForCausalLM",  # biases
+    "MixtralForCausalLM",
+    "Qwen2MoeForCausalLM",  # a shared block with a gate of its own
+    "Qwen3MoeForCausalLM",
+]
 
 
 def load(seed: int, *lengths: int, **keys: int) -> Load:

@@ -105,6 +105,10 @@ def cache(tmp_path_factory):
         pytest.param("Qwen3ForCausalLM", 1, marks=pytest.mark.soak),
         pytest.param("DeepseekV2ForCausalLM", 1, marks=pytest.mark.soak),
         pytest.param("DeepseekV3ForCausalLM", 2, marks=pytest.mark.soak),
+        pytest.param("Gemma3ForCausalLM", 1, marks=pytest.mark.soak),
+        pytest.param("Gemma3ForCausalLM", 2, marks=pytest.mark.soak),
+        pytest.param("GptOssForCausalLM", 1, marks=pytest.mark.soak),
+        pytest.param("Olmo2ForCausalLM", 1, marks=pytest.mark.soak),
     ],
 )
 def test_compiled_pieces_equal_eager_ones(family, tp, models, cache):
@@ -127,14 +131,14 @@ def test_compiled_pieces_equal_eager_ones(family, tp, models, cache):
 def outputs(pieces: Pieces, decoder: Decoder, layer: int, tokens: int) -> list[torch.Tensor]:
     """All that the pieces of a layer give, for the same inputs at each call."""
     torch.manual_seed(tokens)
-    w, [rope] = decoder.weights.layers[layer], [table[:tokens] for table in decoder.ropes.values()]
+    w, rope = decoder.weights.layers[layer], decoder.ropes[decoder.layers[layer].attention.rope]
     x, attended = torch.randn(tokens, 64), torch.randn(tokens, w.attention.out.shape[1])
     dense = w.feed if isinstance(w.feed, DenseWeights) else None
     if decoder.part.tp == 1:
-        inputs = pieces.before(x, rope, w)
+        inputs = pieces.before(x, rope[:tokens], w)
         if dense is None:
             return [*inputs, *pieces.between(x, attended, w)]
         return [*inputs, pieces.after(x, attended, w, dense)]
     joined = pieces.join(x, torch.randn(tokens, 64), w.norms.attention_out, w.norms.feed_in)
     fed = [pieces.feed(joined[1], dense)] if dense else []
-    return [*pieces.heads(x, rope, w, ALONE), *joined, *fed]
+    return [*pieces.heads(x, rope[:tokens], w, ALONE), *joined, *fed]

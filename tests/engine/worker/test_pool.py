@@ -1,6 +1,5 @@
-"""What a worker is going to hold, and its pages: they must hold what one request holds at once."""
+"""The pages that a worker makes: they must hold what one request holds at once."""
 
-import logging
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -8,9 +7,7 @@ import pytest
 import torch
 from pds_engine.errors import ConfigError
 from pds_engine.models.loader import load
-from pds_engine.models.registry import check
-from pds_engine.sizing import human, sizes
-from pds_engine.worker.process import foretell, kv_format, make_pool
+from pds_engine.worker.process import kv_format, make_pool
 
 CPU = torch.device("cpu")
 
@@ -38,18 +35,3 @@ def test_pages_for_one_request(config, window, pages, says):
     else:
         with pytest.raises(ConfigError, match=says):
             make_pool(config, windowed, kv_format(config, decoder), CPU)
-
-
-def test_a_gpu_that_is_too_small_is_refused_before_anything_is_loaded(config, monkeypatch, caplog):
-    [size] = sizes(config, check(config))
-    memory = [size.weights + size.pool]
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, memory[0]))
-    gpu = torch.device("cuda", 0)
-    with caplog.at_level(logging.INFO, "pds.worker"):
-        foretell(config, 0, gpu)
-    words = f"rank 0 is to hold {human(size.weights)} of weights and {human(size.pool)} of KV pages"
-    assert caplog.messages == [words]
-    memory[0] -= 1
-    with pytest.raises(ConfigError, match=r"memory: rank 0 would hold .*, its GPU has"):
-        foretell(config, 0, gpu)
-    foretell(config, 0, CPU)

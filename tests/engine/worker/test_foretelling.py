@@ -1,0 +1,68 @@
+"""What a worker is going to hold is said, and refused where it cannot fit, before it loads."""
+
+import logging
+
+import pytest
+import torch
+from pds_engine.config import EngineConfig
+from pds_engine.errors import ConfigError
+from pds_engine.models.registry import check
+from pds_engine.sizing import human, sizes
+from pds_engine.worker import foretelling
+from pds_engine.worker.foretelling import foretell
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
+
+
+def test_a_gpu_holds_weights_and_pages_of_its_rank(config, monkeypatch, caplog):
+    [size] = sizes(config, check(config))
+    memory = [size.weights + size.pool]
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, memory[0]))
+    with caplog.at_level(logging.INFO, "pds.worker"):
+        foretell(config, 0, GPU)
+    assert caplog.messages == [
+        f"rank 0 is to hold {human(size.weights)} of weights (float32) "
+        f"and {human(size.pool)} of KV pages"
+    ]
+    memory[0] -= 1
+    with pytest.raises(ConfigError, match=r"memory: rank 0 would hold .*, its GPU has"):
+        foretell(config, 0, GPU)
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_container_holds_those_of_all_ranks_of_its_pod(config, tmp_path, monkeypatch, index):
+    """Two stages of two ranks each, and a pod a stage."""
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr(foretelling, "MEMORY_LIMIT", limit)
+    split = {"pp": 2, "tp": 2, "ranks_per_pod": 2}
+    tree = {**config.model_dump(), "parallelism": split, "pod": {"index": index}}
+    config = EngineConfig.model_validate(tree)
+    mine = sizes(config, check(config))[2 * index : 2 * index + 2]
+    need = sum(each.weights + each.pool for each in mine)
+    foretell(config, 2 * index, CPU)  # without a file there is no limit
+    for enough in ("max", str(need)):
+        limit.write_text(f"{enough}\n")
+        foretell(config, 2 * index, CPU)
+    limit.write_text(f"{need - 1}\n")
+    says = (
+        rf"memory: rank {2 * index} \(stage {index}\) and 1 more would hold .*, this container has"
+    )
+    for rank in (2 * index, 2 * index + 1):
+        with pytest.raises(ConfigError, match=says):
+            foretell(config, rank, CPU)
+
+
+def test_a_cpu_that_cannot_multiply_in_the_model_s_dtype_needs_twice_as_much(
+    config, tmp_path, monkeypatch
+):
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr(foretelling, "MEMORY_LIMIT", limit)
+    half = config.model.model_copy(update={"dtype": "bfloat16"})
+    config = config.model_copy(update={"model": half})
+    monkeypatch.setattr(foretelling, "compute_dtype", lambda dtype, device: torch.float32)
+    [size] = sizes(config, check(config))
+    limit.write_text(str(2 * size.weights + size.pool))
+    foretell(config, 0, CPU)
+    limit.write_text(str(2 * size.weights + size.pool - 1))
+    with pytest.raises(ConfigError, match="this container has"):
+        foretell(config, 0, CPU)
