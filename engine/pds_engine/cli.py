@@ -36,6 +36,9 @@ KeysPath = Annotated[
     typer.Option("--keys", help="Folder of the key that seals artefacts: cache.key, or hmac.key."),
 ]
 
+_WIDE = 1000
+"""Columns of a terminal for a table whose rows are lines, however wide: programs read them."""
+
 
 def main() -> None:
     """Entry point: a configuration error ends with status 78, any other of ours with 1; both
@@ -62,6 +65,7 @@ def serve(
     ep: Annotated[
         bool | None, typer.Option("--ep/--no-ep", help="Each rank of a stage has some experts.")
     ] = None,
+    max_model_len: Annotated[int | None, typer.Option(help="Tokens of a request.")] = None,
     threads: Annotated[int | None, typer.Option(help="Compute threads on CPU.")] = None,
     chunk_size: Annotated[int | None, typer.Option(help="Prompt tokens in one step.")] = None,
     set_: SetPairs = None,
@@ -78,6 +82,7 @@ def serve(
         "parallelism.tp": tp,
         "parallelism.dp": dp,
         "parallelism.ep": ep,
+        "max_model_len": max_model_len,
         "threads": threads,
         "scheduler.chunk_size": chunk_size,
     }
@@ -132,7 +137,7 @@ def check(
             table = Table(*map(str.upper, found.COLUMNS), box=None, pad_edge=False)
             for row in found.rows():
                 table.add_row(*row)
-            Console().print(table)
+            Console(width=_WIDE).print(table)
     sys.exit(0 if found.refusal is None else EXIT_CONFIG)
 
 
@@ -199,13 +204,16 @@ def _pairs(given: list[str] | None) -> dict[str, Any]:
         key, equals, value = pair.partition("=")
         if not equals:
             raise ConfigError(f"--set {pair}: write KEY=VALUE", hint="for example kv.page_size=16")
-        found[key] = yaml.safe_load(value)
+        try:
+            found[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {pair}: the value is not YAML", hint="quote it") from error
     return found
 
 
 def size_in_bytes(option: str, text: str) -> int:
     """`text` in bytes; it may end in KiB, MiB, GiB or TiB."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([KMGT])iB)?", text)
+    found = re.fullmatch(r"(\d{1,20}(?:\.\d+)?)\s*(?:([KMGT])iB)?", text)
     if found is None:
         raise ConfigError(f"{option} {text}: not a number of bytes", hint="write it as 16GiB")
     power = " KMGT".index(found[2] or " ")

@@ -20,6 +20,8 @@ T = TypeVar("T", bound="Section")
 Dtype = Literal["float32", "bfloat16", "float16"]
 KvBackend = Literal["nixl", "tcp", "shm"]
 """What kv/transfer/registry.py has."""
+MOST_RANKS = 1 << 19
+"""Of a group: above what the CRD admits, and few enough to be planned and printed one by one."""
 
 
 class Section(BaseModel):
@@ -56,7 +58,11 @@ class ParallelConfig(Section):
         return self.tp * self.dp
 
     @model_validator(mode="after")
-    def _pods_are_whole(self) -> Self:
+    def _ranks_can_be(self) -> Self:
+        if self.ranks > MOST_RANKS:
+            raise ValueError(
+                f"pp·tp·dp = {self.ranks} is above the {MOST_RANKS} ranks that a group may have"
+            )
         if self.ranks % self.ranks_per_pod:
             raise ValueError(
                 f"ranks_per_pod {self.ranks_per_pod} does not divide pp·tp·dp = {self.ranks}: "
@@ -317,5 +323,11 @@ def _nearest(kind: type[Section], key: str) -> str:
 def _put(tree: dict[str, Any], key: str, value: Any) -> None:
     *parents, last = key.split(".")
     for parent in parents:
-        tree = tree.setdefault(parent, {})
+        if tree.get(parent) is None:
+            tree[parent] = {}
+        tree = tree[parent]
+        if not isinstance(tree, dict):
+            raise ConfigError(
+                f"{parent} is a section, got {tree!r}", hint=f"write its keys instead: {key}"
+            )
     tree[last] = value

@@ -118,10 +118,10 @@ def judge(config: EngineConfig, memory: int | None = None) -> Verdict:
     known: dict[str, Any] = {}
     refusal = None
     try:
-        known["spec"] = registry.read_spec(config.model.path)
+        known["spec"] = spec = registry.read_spec(config.model.path)
         stored = quantized.read(config.model.path, read_config(config.model.path))
         known["quantised"] = stored and stored.method
-        spec = registry.check(config)
+        registry.check_layout(config, spec)
         known["ranks"] = ranks = sizing.sizes(config, spec)
         known["longest"] = sizing.longest(config, spec, ranks)
         sizing.check_pages(config, spec, ranks)

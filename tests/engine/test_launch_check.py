@@ -1,10 +1,11 @@
 """What is refused before any process starts."""
 
 import pytest
-from pds_engine import launch
+from pds_engine import cli, launch
 from pds_engine.config import EngineConfig
 from pds_engine.errors import ConfigError
 from real_processes import MODEL
+from typer.testing import CliRunner
 
 
 @pytest.mark.parametrize(
@@ -32,3 +33,8 @@ def test_what_cannot_work_is_refused_before_anything_starts(tree: dict, says: st
 @pytest.mark.parametrize("split", [{"tp": 2}, {"dp": 2}, {"pp": 2, "tp": 2, "dp": 4}])
 def test_a_stage_of_several_ranks_is_served(split: dict) -> None:
     launch.check(EngineConfig.model_validate({"model": {"path": MODEL}, "parallelism": split}))
+
+
+def test_a_flag_says_how_long_a_request_may_be() -> None:
+    done = CliRunner().invoke(cli.app, ["serve", "--model", MODEL, "--max-model-len", "100000"])
+    assert "max_model_len 100000 is above" in str(done.exception)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from model_folder import Folder
 from pds_engine import cli
-from pds_engine.errors import EXIT_CONFIG
+from pds_engine.errors import EXIT_CONFIG, ConfigError
 from pds_engine.verdict import judge
 from typer.testing import CliRunner
 
@@ -113,6 +113,12 @@ def test_what_is_refused_by_its_config_has_no_figures(folder):
     assert "unknown architecture GptForCausalLM" in found["error"]
 
 
+def test_an_ignored_key_is_named_once(folder, caplog):
+    folder.configure(made_by="hand")
+    judge(folder.engine())
+    assert [record.getMessage() for record in caplog.records] == ["config.json: ignored made_by"]
+
+
 def test_quantized_weights_are_named(folder):
     folder.configure(quantization_config={"quant_method": "fp8", "weight_block_size": [128, 128]})
     assert judge(folder.engine()).quantised == "fp8"
@@ -127,6 +133,27 @@ def test_sizes_may_have_units(text, count):
 def test_a_size_that_is_none_is_refused(folder):
     done = runner.invoke(cli.app, ["check", "--model", str(folder.path), "--memory", "80GB"])
     assert "--memory 80GB: not a number of bytes" in str(done.exception)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--memory", "9" * 400], "not a number of bytes"),
+        (["--set", "kv=3", "--set", "kv.pages=2"], "kv is a section, got 3"),
+        (["--set", "kv.pages={"], "the value is not YAML"),
+        (["--dp", "1000000"], "above the 524288 ranks"),
+    ],
+)
+def test_nonsense_is_refused_by_its_name(folder, options, says):
+    done = runner.invoke(cli.app, ["check", "--model", str(folder.path), *options])
+    assert isinstance(done.exception, ConfigError)
+    assert says in str(done.exception)
+
+
+def test_a_row_is_a_line(folder):
+    lines = check(folder, "--kv-memory", "99999999999TiB")[1].splitlines()
+    assert lines[-1].split()[0] == "0"
+    assert "…" not in lines[-1]
 
 
 def test_it_imports_no_torch(folder):

@@ -1,4 +1,4 @@
-"""attention_steps.py and serving.py are helpers of the tests of kernels; tests have no packages."""
+"""Helpers of the tests of kernels are beside this file; tests have no packages."""
 
 import sys
 from pathlib import Path

@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from pds_engine.errors import ConfigError
-from pds_engine.models.config_json import flag, number, whole
+from pds_engine.models.config_json import count, flag, number, whole
 from pds_engine.models.positions import rope
 from pds_engine.spec import Activation, DecoderSpec, DenseSpec, GqaSpec, Json, LayerSpec
 
 FULL, SLIDING = "full_attention", "sliding_attention"
+MOST_LAYERS = 1000
 
 
 def decoder(
@@ -77,7 +78,7 @@ def dense(config: Json, activation: Activation = "silu") -> DenseSpec:
 
 def layer_count(config: Json) -> int:
     """num_hidden_layers."""
-    return whole(config, "num_hidden_layers")
+    return whole(config, "num_hidden_layers", most=MOST_LAYERS)
 
 
 def layer_types(config: Json, default: Sequence[str]) -> tuple[str, ...]:
@@ -151,13 +152,9 @@ def windows_behind_a_switch(config: Json) -> tuple[int | None, ...]:
     """
     layers = layer_count(config)
     size = window(config, missing=4096) if flag(config, "use_sliding_window") else None
-    first = config.get("max_window_layers", 28)
     if size is None:
         all_alike(config, FULL)
         return (None,) * layers
-    if not isinstance(first, int) or isinstance(first, bool) or first < 0:
-        raise ConfigError(
-            f"config.json: max_window_layers must be a whole number of layers, got {first!r}"
-        )
+    first = count(config, "max_window_layers", missing=28)
     default = [SLIDING if layer >= first else FULL for layer in range(layers)]
     return tuple(size if kind == SLIDING else None for kind in layer_types(config, default))

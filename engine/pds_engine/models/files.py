@@ -37,13 +37,20 @@ def _named(folder: Path) -> list[Path]:
     index = folder / INDEX
     try:
         names = set(json.loads(index.read_text())["weight_map"].values())
-        return sorted(folder / name for name in names)
+        files = sorted(folder / name for name in names)
     except FileNotFoundError:
         return sorted(folder.glob("*.safetensors"))
     except OSError as error:
         raise unreadable(index, error) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(f"model.path: {index} is not a safetensors index") from error
+    for path in files:
+        if ".." in path.parts or not path.is_relative_to(folder):
+            raise ConfigError(
+                f"model.path: {index} names {path}, which is outside of the model's folder",
+                hint="an index names files beside it: copy the model's own files there",
+            )
+    return files
 
 
 def unreadable(path: Path, error: OSError) -> ConfigError:

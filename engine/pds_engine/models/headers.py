@@ -93,7 +93,11 @@ def _read_one(path: Path) -> dict[str, Stored]:
     header.pop("__metadata__", None)
     start = 8 + length
     held = {name: _tensor(path, start, name, entry) for name, entry in header.items()}
-    end = start + max((end for _, end in held.values()), default=0)
+    end = start
+    for stored, stop in sorted(held.values(), key=lambda each: (each[0].begin, each[1])):
+        if stored.begin != end:
+            raise damaged(path, "its tensors overlap, or there are bytes between them")
+        end = start + stop
     if end != size:
         raise damaged(path, f"it has {size} bytes, its header says {end}")
     return {name: stored for name, (stored, _) in held.items()}

@@ -5,8 +5,9 @@ from collections.abc import Callable
 
 from pds_engine.errors import ConfigError
 from pds_engine.models.components import dense, layer_count
-from pds_engine.models.config_json import whole
+from pds_engine.models.config_json import count, whole
 from pds_engine.models.positions import attention_scale, rope
+from pds_engine.models.sparse import MOST_EXPERTS
 from pds_engine.spec import ExpertsSpec, GateSpec, Json, LayerSpec, MlaSpec
 
 READS = frozenset(
@@ -63,16 +64,12 @@ def dense_first(
     Raises:
         ConfigError: their number is none, or as of `experts`.
     """
-    first, count = config["first_k_dense_replace"], layer_count(config)
-    if not isinstance(first, int) or isinstance(first, bool) or first < 0:
-        raise ConfigError(
-            f"config.json: first_k_dense_replace must be a whole number of layers, got {first!r}"
-        )
+    first, total = count(config, "first_k_dense_replace"), layer_count(config)
     layers: list[LayerSpec] = []
     if first:
-        layers += [LayerSpec(attention=attention, feed=dense(config))] * min(first, count)
-    if first < count:
-        layers += [LayerSpec(attention=attention, feed=experts(config))] * (count - first)
+        layers += [LayerSpec(attention=attention, feed=dense(config))] * min(first, total)
+    if first < total:
+        layers += [LayerSpec(attention=attention, feed=experts(config))] * (total - first)
     return layers
 
 
@@ -81,14 +78,20 @@ def experts(config: Json, gate: GateSpec) -> ExpertsSpec:
 
     Raises:
         ConfigError: a size is missing, experts are not equal groups, or a token is to have more
-            experts than its groups do.
+            groups, or more experts, than there are.
     """
-    count, top = whole(config, "n_routed_experts"), whole(config, "num_experts_per_tok")
-    if count % gate.groups:
+    total = whole(config, "n_routed_experts", most=MOST_EXPERTS)
+    top = whole(config, "num_experts_per_tok")
+    if total % gate.groups:
         raise ConfigError(
-            f"config.json: n_routed_experts {count} are not n_group {gate.groups} equal groups"
+            f"config.json: n_routed_experts {total} are not n_group {gate.groups} equal groups"
         )
-    eligible = count // gate.groups * min(gate.top_groups, gate.groups)
+    if gate.top_groups > gate.groups:
+        raise ConfigError(
+            f"config.json: topk_group {gate.top_groups} is above the {gate.groups} groups of "
+            "n_group"
+        )
+    eligible = total // gate.groups * gate.top_groups
     if top > eligible:
         raise ConfigError(
             f"config.json: num_experts_per_tok {top} is above the {eligible} experts that a token "
@@ -97,7 +100,7 @@ def experts(config: Json, gate: GateSpec) -> ExpertsSpec:
         )
     columns = whole(config, "moe_intermediate_size")
     return ExpertsSpec(
-        experts=count,
+        experts=total,
         top_k=top,
         columns=columns,
         gate=gate,

@@ -109,6 +109,11 @@ def rope(
     base = told.number("rope_theta") if "rope_theta" in told.values else theta
     if "rope_theta" not in told.values and told.theta_key in config:
         base = number(config, told.theta_key)
+    if base <= 1:
+        raise ConfigError(
+            f"config.json: rope_theta {base} must be above 1: later pairs turn slower than earlier "
+            "ones"
+        )
     return RopeSpec(base, dims, scaling, attention_factor, interleaved)
 
 
@@ -334,4 +339,8 @@ def _long_attention(told: _Told, max_position: int, original: int) -> float:
     if said is not None:
         return said
     factor = told.maybe("factor") or max_position / original
+    if factor > 1 and original == 1:
+        raise ConfigError(
+            f"config.json: {_ORIGINAL} 1 cannot be: nothing is trained on one position"
+        )
     return math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0

@@ -17,7 +17,10 @@ from typing import Any, Literal
 from pds_engine.errors import ConfigError
 from pds_engine.spec import Json
 
-CURE = "serve an unquantized checkpoint: bfloat16, float16 or float32"
+CURE = (
+    "serve a checkpoint in bfloat16, float16 or float32, or one quantized with "
+    "fp8, compressed-tensors (FP8) or mxfp4"
+)
 _KEY = "quantization_config"
 _OTHER_KEYS = ("compression_config", "quantization")
 """An older compressed-tensors'; MLX's."""

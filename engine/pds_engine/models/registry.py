@@ -67,9 +67,11 @@ def read_spec(folder: Path) -> DecoderSpec:
             text = family.text(config)
             options.check(text, family)
             return family.spec(text)
+    known = f"known: {', '.join(FAMILIES)}"
+    if not named:
+        raise ConfigError(f"model.path: {folder}/config.json names no architectures", hint=known)
     raise ConfigError(
-        f"model.path: {folder} holds a model of unknown architecture {', '.join(named) or 'none'}",
-        hint=f"known: {', '.join(FAMILIES)}",
+        f"model.path: {folder} holds a model of unknown architecture {', '.join(named)}", hint=known
     )
 
 
@@ -82,12 +84,22 @@ def check(config: EngineConfig) -> DecoderSpec:
     """The spec of `config`'s model, once its layout and length are known to suit it.
 
     Raises:
-        ConfigError: also for a layout that cannot be: pp above layers, heads not divisible by tp
-            or columns by tp·dp, parallelism.layers of another model, max_model_len above what the
-            model's positions reach.
+        ConfigError: of `read_spec` and `check_layout`.
     """
-    spec, split = read_spec(config.model.path), config.parallelism
-    count = len(spec.layers)
+    spec = read_spec(config.model.path)
+    check_layout(config, spec)
+    return spec
+
+
+def check_layout(config: EngineConfig, spec: DecoderSpec) -> None:
+    """Refuse a layout or a length that does not suit the model.
+
+    Raises:
+        ConfigError: pp is above layers, heads are not divisible by tp or columns by tp·dp,
+            parallelism.layers is of another model, or max_model_len is above what the model's
+            positions reach.
+    """
+    split, count = config.parallelism, len(spec.layers)
     if split.pp > count:
         raise ConfigError(
             f"parallelism.pp {split.pp} is above the model's {count} layers",
@@ -112,7 +124,6 @@ def check(config: EngineConfig) -> DecoderSpec:
             "positions",
             hint=f"choose max_model_len ≤ {spec.max_position}",
         )
-    return spec
 
 
 def _check_split(spec: DecoderSpec, split: ParallelConfig) -> None:

@@ -15,6 +15,8 @@ QWEN_KEYS = frozenset(
 )  # fmt: skip
 """What `qwen` reads."""
 _COUNT = ("num_experts", "num_local_experts")
+MOST_EXPERTS = 10_000
+"""Of a layer: see config_json.MOST."""
 
 
 def count(config: Json) -> int:
@@ -23,7 +25,9 @@ def count(config: Json) -> int:
     Raises:
         ConfigError: it is missing, or both are there and differ.
     """
-    found = {key: whole(config, key) for key in _COUNT if config.get(key) is not None}
+    found = {
+        key: whole(config, key, most=MOST_EXPERTS) for key in _COUNT if config.get(key) is not None
+    }
     if len(set(found.values())) == 1:
         return next(iter(found.values()))
     if found:

@@ -1,5 +1,6 @@
 """What is wrong with weight files is reported before anything starts, by the file's name."""
 
+import json
 import os
 import subprocess
 import sys
@@ -48,10 +49,17 @@ def test_a_file_that_may_not_be_read_is_named_with_the_cure(open_folder, name):
     assert "65532" in caught.value.hint
 
 
-@pytest.mark.parametrize("index", ["[]", '{"weight_map": []}', "{"])
+@pytest.mark.parametrize("index", ["[]", '{"weight_map": []}', "{", "[" * 100_000])
 def test_an_index_that_is_none(tmp_path, index):
     (tmp_path / "model.safetensors.index.json").write_text(index)
     with pytest.raises(ConfigError, match="is not a safetensors index"):
+        weight_files(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../a.safetensors", "x/../../a.safetensors", "/a.safetensors"])
+def test_an_index_names_no_file_elsewhere(tmp_path, name):
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"w": name}}))
+    with pytest.raises(ConfigError, match=r"names .*a\.safetensors, which is outside"):
         weight_files(tmp_path)
 
 

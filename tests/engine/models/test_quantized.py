@@ -192,7 +192,7 @@ def test_an_option_that_is_not_served_is_named(said, named):
     ) as caught:
         read(Path("/nowhere"), {"quantization_config": said})
     assert f"is not served with {said['quant_method']}" in caught.value.message
-    assert "serve an unquantized checkpoint" in caught.value.hint
+    assert "serve a checkpoint in bfloat16" in caught.value.hint
 
 
 def test_it_imports_no_torch():

@@ -102,7 +102,7 @@ def test_both_spellings_of_llama3_positions(folder, where):
     ("keys", "says"),
     [
         ({"architectures": ["GptForCausalLM"]}, "unknown architecture GptForCausalLM"),
-        ({"architectures": None}, "unknown architecture none"),
+        ({"architectures": None}, "config.json names no architectures"),
         ({"architectures": "LlamaForCausalLM"}, "architectures must be a list of names"),
         ({"model_type": "granite"}, "model_type 'granite' is not that of Qwen3ForCausalLM"),
         ({"hidden_size": ...}, "hidden_size must be a whole number"),

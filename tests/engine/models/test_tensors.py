@@ -17,7 +17,10 @@ from safetensors.torch import save_file
 
 DOWN = "model.layers.1.mlp.down_proj"
 E4M3 = torch.float8_e4m3fn
-CURE = "serve an unquantized checkpoint: bfloat16, float16 or float32"
+CURE = (
+    "serve a checkpoint in bfloat16, float16 or float32, or one quantized with "
+    "fp8, compressed-tensors (FP8) or mxfp4"
+)
 
 
 def in_blocks(folder: Folder, scales: str = "weight_scale_inv", block: int = 16) -> None:

@@ -116,12 +116,12 @@ def plan_as_before(planner: Planner, now: float) -> None:
             planner._ledger.preempt(victim)
         if not (picked.decodes or picked.chunks):
             return
-        planner._out.put(WORKERS, planner.steps.issue(picked, [], now))
+        planner._out.put(WORKERS, planner.steps.issue(picked, planner._prefill.push, now))
 
 
 def test_plans_at_dp_1_are_what_they_were(monkeypatch: pytest.MonkeyPatch):
     preemptions = 0
-    for seed in range(80):
+    for seed in range(100):
         now = schedules.schedule(seed)
         now.run()
         with monkeypatch.context() as patched:

@@ -13,7 +13,7 @@ from pds_kernels.fp8_linear import (
     quantise_activation,
 )
 from pds_kernels.fp8_linear.dispatch import KERNELS
-from serving import served
+from serving_kernels import served
 from torch import Tensor
 
 FP8 = torch.float8_e4m3fn

@@ -15,7 +15,7 @@ from pds_kernels.grouped_gemm import (
     unpermute,
 )
 from pds_kernels.grouped_gemm.dispatch import KERNELS
-from serving import served
+from serving_kernels import served
 from torch import Tensor
 from transformers import GptOssConfig, Qwen3MoeConfig
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts

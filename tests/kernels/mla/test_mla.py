@@ -9,7 +9,7 @@ from attention_steps import ALL_PAGES, NULL_PAGE, PAGE, ROWS, UNORDERED, Rows, p
 from pds_kernels.mla import Geometry, Kernel
 from pds_kernels.mla.dispatch import KERNELS
 from pds_kernels.plan import AttentionPlan
-from serving import served
+from serving_kernels import served
 from torch import Tensor
 
 HEADS, NOPE, ROPE, VALUE, RANK = 3, 8, 4, 6, 10

@@ -6,7 +6,7 @@ import pytest
 import torch
 from pds_kernels.moe_gate import Geometry, Kernel, choose
 from pds_kernels.moe_gate.dispatch import KERNELS
-from serving import served
+from serving_kernels import served
 from torch import Tensor
 from transformers import (
     DeepseekV2Config,

@@ -19,7 +19,7 @@ from attention_steps import (
 from pds_kernels.paged_attention import Geometry, Kernel
 from pds_kernels.paged_attention.dispatch import KERNELS
 from pds_kernels.plan import AttentionPlan
-from serving import served
+from serving_kernels import served
 from torch import Tensor
 
 Variant = dict[str, float | int | bool]

@@ -1,10 +1,9 @@
 """DeepSeek-V3 and R1: as V2, but experts are scored by sigmoids with a correction that balances
 them (DeepSeek-AI, "DeepSeek-V3 Technical Report", 2024)."""
 
-from pds_engine.errors import ConfigError
 from pds_engine.models import latent
-from pds_engine.models.components import FULL, all_alike, decoder
-from pds_engine.models.config_json import flag, number, whole
+from pds_engine.models.components import FULL, MOST_LAYERS, all_alike, decoder
+from pds_engine.models.config_json import count, flag, number, whole
 from pds_engine.models.family import Family
 from pds_engine.models.names import ExpertNames, Names
 from pds_engine.spec import DecoderSpec, ExpertsSpec, GateSpec, Json
@@ -36,6 +35,7 @@ def spec(config: Json) -> DecoderSpec:
     """Family.spec of DeepSeek-V3."""
     config = {**_DEFAULTS, **config}
     all_alike(config, FULL)
+    _predictors(config)
     attention = latent.mla(config, interleaved=flag(config, "rope_interleave"))
     return decoder(config, NAME, latent.dense_first(config, attention, _experts))
 
@@ -57,10 +57,7 @@ def _experts(config: Json) -> ExpertsSpec:
 def _predictors(config: Json) -> int:
     """Family.predictors: 1 where config.json does not say."""
     key = next((key for key in _PREDICTORS if key in config), None)
-    count = 1 if key is None else config[key]
-    if not isinstance(count, int) or isinstance(count, bool) or count < 0:
-        raise ConfigError(f"config.json: {key} must be a whole number of layers, got {count!r}")
-    return count
+    return 1 if key is None else count(config, key, most=MOST_LAYERS)
 
 
 FAMILY = Family(
