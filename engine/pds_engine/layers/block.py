@@ -2,7 +2,7 @@
 
 All tensors are arguments, so that one compiled graph of each (runner.graphs) serves all layers of a
 shape. A rank by itself needs `before` and `after`; where the feed-forward block is a mixture of
-experts, `between` and `end` stand for `after`. Of several ranks each computes `heads`, the
+experts, `between` and `added` stand for `after`. Of several ranks each computes `heads`, the
 projection and the block with its share of the weights, and `join` for its share of the tokens
 (models.decoder).
 """

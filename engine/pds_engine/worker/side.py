@@ -2,6 +2,7 @@
 
 import logging
 import threading
+from abc import ABC, abstractmethod
 
 import zmq
 
@@ -14,7 +15,7 @@ logger = logging.getLogger("pds.worker")
 _LAST_SECONDS = 1.0
 
 
-class SideThread:
+class SideThread(ABC):
     """Says `hello` at `address`, and does its `work` until it is stopped or the scheduler has gone.
 
     When it fails, its connection ends: what that means to the group is the scheduler's to say.
@@ -45,9 +46,9 @@ class SideThread:
     patience = 1.0
     """Seconds between its looks at whether to stop, at most."""
 
+    @abstractmethod
     def work(self, link: Link) -> None:
         """One turn, which takes `patience` at most if nothing comes."""
-        raise NotImplementedError
 
     def _run(self) -> None:
         try:
