@@ -16,6 +16,7 @@ from typing import Any
 
 from pds_engine import log
 from pds_engine.config import EngineConfig
+from pds_engine.ending import LastWords
 from pds_engine.errors import EXIT_CONFIG, ConfigError, PdsError
 from pds_engine.keys import Keys
 
@@ -35,7 +36,7 @@ def main() -> None:
         (folder / "error.json").write_text(json.dumps(note))
         _end(EXIT_CONFIG)
     except PdsError as error:
-        (folder / f"ended-{kind}.json").write_text(json.dumps({"error": str(error)}))
+        LastWords.now(str(error)).write(folder, kind)
         logger.error("%s ends: %s", kind, error, extra={"code": error.code})
         _end(1)
 

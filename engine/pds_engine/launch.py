@@ -26,6 +26,7 @@ from types import FrameType
 
 from pds_engine import log, ports, sizing
 from pds_engine.config import EngineConfig
+from pds_engine.ending import LastWords, cause
 from pds_engine.errors import EXIT_CONFIG, ConfigError, PdsError, PortTaken
 from pds_engine.keys import Keys
 from pds_engine.models import registry, tensors
@@ -147,11 +148,10 @@ class _PodProcesses:
                 descriptor = os.pidfd_open(child.pid)
                 self._children[descriptor] = (kind, child)
                 selector.register(descriptor, selectors.EVENT_READ)
-            first = selector.select()[0][0].fd
-        kind, child = self._children[first]
-        status = child.wait()
+            over = [self._children[key.fd] for key, _ in selector.select()]
+        first = {kind: child.wait() for kind, child in over}
         self._end_all()
-        return self._exit_status(kind, status)
+        return self._exit_status(first)
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
         """The server drains the group and then ends."""
@@ -172,22 +172,20 @@ class _PodProcesses:
                 child.wait()
             os.close(descriptor)
 
-    def _exit_status(self, kind: str, status: int) -> int:
-        if kind == "server" and status == 0:
+    def _exit_status(self, first: dict[str, int]) -> int:
+        if first.get("server") == 0:
             return 0
         note = self._folder / "error.json"
-        if (
-            note.exists()
-        ):  # the child that left it may not be the first to end: others notice, and end too
+        # The child that left it may not be the first to end: others notice, and end too.
+        if note.exists():
             said = json.loads(note.read_text())
             report(ConfigError(said["error"], hint=said["hint"]))
             return EXIT_CONFIG
-        cause = f"{self._name(kind)} ended with status {status}, and its group with it"
-        logger.error("%s", cause)
-        last = self._folder / f"ended-{kind}.json"
-        if last.exists():
-            cause += f": {json.loads(last.read_text())['error']}"
-        _write_termination_log({"error": cause})
+        left = ((kind, LastWords.read(self._folder, kind)) for kind in self._kinds)
+        end = cause(first, {kind: words for kind, words in left if words is not None})
+        text = f"{self._name(end.kind)} ended with status {end.status}, and its group with it"
+        logger.error("%s", text)
+        _write_termination_log({"error": f"{text}: {end.error}" if end.error else text})
         return 1
 
     def _name(self, kind: str) -> str:
