@@ -21,8 +21,8 @@ pytestmark = pytest.mark.cluster
 STARTED = 300.0
 ROLLED = 300.0
 """Seconds for routers to be replaced, and for engines."""
-TOGETHER = 15
-"""minReadySeconds: so long both releases' groups serve side by side at the least."""
+TOGETHER = 900
+"""minReadySeconds, until both releases' groups were seen to work together: the old ones stay."""
 OLD_CODE = "PYTHONPATH"
 """A pod of the release before has it in its environment."""
 
@@ -50,6 +50,28 @@ def routers_are_new(serving: Serving) -> bool:
     return bool(pods) and not any(is_old(pod) for pod in pods)
 
 
+def attempts(watch: Watch) -> Counter[tuple[bool, bool]]:
+    """By whether the prefill group is old, and the decode group."""
+    pods = watch.pods
+    return Counter((is_old(pods[at.prefill]), is_old(pods[at.decode])) for at in watch.attempts())
+
+
+def alike(watch: Watch) -> bool | None:
+    """Whether pages and messages of both releases are alike; None until both are known."""
+    found = {
+        is_old(watch.pods[uid]): (state["kv_fingerprint"], state.get("protocol", 1))
+        for uid, state in list(watch.states.items())
+    }
+    return found[True] == found[False] if len(found) == 2 else None
+
+
+def paired(watch: Watch) -> bool:
+    """Whether new groups have worked with new ones, and with old ones where they may."""
+    may, seen = alike(watch), attempts(watch)
+    wanted = [(False, False), *([(True, False), (False, True)] if may else [])]
+    return may is not None and all(seen[pair] for pair in wanted)
+
+
 @pytest.fixture(scope="module")
 def before(cluster: testing.Cluster) -> Iterator[str]:
     """The release before is installed; this one is again afterwards."""
@@ -67,7 +89,7 @@ def before(cluster: testing.Cluster) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def story(before: str, cluster: testing.Cluster, namespace: str) -> SkewStory:
     router = {"replicas": 1, "podTemplate": DEBUG, "resources": {"requests": {"cpu": "50m"}}}
-    rollout = {"drainSeconds": 30, "minReadySeconds": TOGETHER}
+    rollout = {"drainSeconds": 30}
     serving = Serving(cluster, namespace, manifest("skew", router=router, rollout=rollout))
     serving.apply()
     serving.settled(STARTED)
@@ -88,7 +110,10 @@ def story(before: str, cluster: testing.Cluster, namespace: str) -> SkewStory:
         phases.append(LoadPhase("operator and routers", began, time.monotonic()))
         seen.append(serving_uids(serving))
         began = time.monotonic()
+        serving.apply(rollout={**rollout, "minReadySeconds": TOGETHER})
         serving.pds("restart")
+        serving.until("paired both ways, where they may", lambda: paired(watch), ROLLED)
+        serving.apply(rollout={**rollout, "minReadySeconds": 0})
         watch.settled(ROLLED)
         clients.goes_on()
         phases.append(LoadPhase("engines", began, time.monotonic()))
@@ -113,18 +138,10 @@ def test_a_new_operator_replaces_no_engine(story: SkewStory) -> None:
 
 
 def test_old_and_new_groups_pair_both_ways_where_they_may(story: SkewStory) -> None:
-    pods, states = story.watch.pods, story.watch.states
-    seen = Counter(
-        (is_old(pods[each.prefill]), is_old(pods[each.decode])) for each in story.watch.attempts()
-    )
-    formats = {
-        is_old(pods[uid]): (state["kv_fingerprint"], state.get("protocol", 1))
-        for uid, state in states.items()
-    }
-    print(f"attempts by (old prefill, old decode): {dict(seen)}; {formats}")
+    seen, may = attempts(story.watch), alike(story.watch)
+    print(f"attempts by (old prefill, old decode): {dict(seen)}; pages alike: {may}")
     assert seen[True, True]
     assert seen[False, False]
-    may = formats[True] == formats[False]
     assert (bool(seen[True, False]), bool(seen[False, True])) == (may, may)
 
 
