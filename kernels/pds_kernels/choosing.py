@@ -1,8 +1,11 @@
 """How a process picks a kernel: the first of a list that serves what is asked of it."""
 
+import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
+
+from pds_kernels import on_triton
 
 G = TypeVar("G")
 M = TypeVar("M")
@@ -22,6 +25,20 @@ class Kernel(Generic[G, M]):
 def always(_: object) -> bool:
     """`serves` of a reference."""
     return True
+
+
+def triton(module: str) -> Kernel[Any, Any]:
+    """The kernel in `module`, whose `serves` and `make` are asked once they are needed: importing
+    Triton takes a second, and it may not be installed."""
+
+    def serves(geometry: Any) -> bool:
+        there = on_triton.runs_on(geometry.device)
+        return there and bool(importlib.import_module(module).serves(geometry))
+
+    def make(geometry: Any) -> Any:
+        return importlib.import_module(module).make(geometry)
+
+    return Kernel("triton", serves=serves, make=make)
 
 
 def first(kernels: Sequence[Kernel[G, M]], geometry: G) -> Kernel[G, M]:

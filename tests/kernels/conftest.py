@@ -1,6 +1,18 @@
 """Helpers of the tests of kernels are beside this file; tests have no packages."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 sys.path.insert(0, str(Path(__file__).parent))
+
+from ahead import Compile, compiling
+
+
+@pytest.fixture(scope="session")
+def hopper() -> Iterator[Compile]:
+    """Compiles launches for sm_90, in a process of its own."""
+    with compiling() as compile_all:
+        yield compile_all

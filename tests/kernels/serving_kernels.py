@@ -1,5 +1,9 @@
-"""Which kernels a test runs: those that serve this machine. `pytest -v` names them."""
+"""Which kernels a test runs: those that serve this machine, and Triton's in its interpreter.
 
+`pytest -v` names them, and `implementations` in the summary.
+"""
+
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -7,14 +11,22 @@ import pytest
 import torch
 from pds_kernels.choosing import Kernel
 
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+Geometry = Callable[[torch.device], object]
 
-def served(
-    kernels: Sequence[Kernel[Any, Any]], geometry: Callable[[torch.device], object], *devices: str
-) -> list[object]:
+
+def served(kernels: Sequence[Kernel[Any, Any]], geometry: Geometry, *devices: str) -> list[object]:
     """(kernel, device): each kernel on each device that it serves here, of `devices` or of all."""
     return [
         pytest.param(kernel, device, marks=marks, id=f"{kernel.name}-{device}")
         for device, marks in (("cpu", ()), ("cuda", pytest.mark.gpu))
         for kernel in kernels
-        if device in (devices or ("cpu", "cuda")) and kernel.serves(geometry(torch.device(device)))
+        if device in (devices or ("cpu", "cuda")) and _serves(kernel, geometry, device)
     ]
+
+
+def _serves(kernel: Kernel[Any, Any], geometry: Geometry, device: str) -> bool:
+    """A kernel of Triton says on the meta device what it would serve on a GPU; the interpreter
+    takes tensors of the CPU."""
+    interpreted = INTERPRETED and kernel.name == "triton" and device == "cpu"
+    return kernel.serves(geometry(torch.device("meta" if interpreted else device)))

@@ -1,0 +1,1 @@
+"""Compilers that build without the GPU that will run what they make."""

@@ -1,0 +1,90 @@
+"""The one door through which every Triton kernel is launched.
+
+A warm-up runs the same host code on meta tensors, within `recording`: what it would launch is
+written down, and nothing runs. So the list of what to compile is never a second list beside the
+code that launches.
+
+Triton compiles a kernel anew for each dtype, each constexpr, and by two properties of each number
+and pointer: whether it is 1, and whether 16 divides it. So a number that changes while a model is
+served must be named in the kernel's `do_not_specialize`, and pointers must be aligned to 16 bytes.
+"""
+
+import contextlib
+import contextvars
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_ALIGNMENT = 16
+_recorder: contextvars.ContextVar[list["Launch"] | None] = contextvars.ContextVar(
+    "recorder", default=None
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Pointer:
+    """A tensor, as far as it decides what is compiled."""
+
+    dtype: torch.dtype
+    aligned: bool = True
+    """To 16 bytes."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A kernel and what decides how it is compiled. It can cross to another process."""
+
+    module: str
+    function: str
+    arguments: tuple[Pointer | int | float | None, ...]
+    constants: tuple[tuple[str, Any], ...]
+    """Constexprs, and num_warps, num_stages and the like, sorted by name."""
+
+    @property
+    def name(self) -> str:
+        room = self.module.removeprefix("pds_kernels.").removesuffix(".triton")
+        return f"{room}.{self.function}"
+
+
+def launch(kernel: Any, grid: Sequence[int], *arguments: Any, **constants: Any) -> None:
+    """Run `kernel`, a function of `triton.jit`, on `grid` programs; or record it.
+
+    Without programs nothing runs: CUDA refuses an empty grid.
+    """
+    recorded = _recorder.get()
+    if recorded is not None:
+        recorded.append(_record(kernel, arguments, constants))
+    elif all(grid):
+        kernel[tuple(grid)](*arguments, **constants)
+
+
+@contextlib.contextmanager
+def recording() -> Iterator[list[Launch]]:
+    """What is launched within the block is written down, and does not run."""
+    found: list[Launch] = []
+    token = _recorder.set(found)
+    try:
+        yield found
+    finally:
+        _recorder.reset(token)
+
+
+def _record(kernel: Any, arguments: Sequence[Any], constants: dict[str, Any]) -> Launch:
+    return Launch(
+        module=kernel.fn.__module__,
+        function=kernel.fn.__name__,
+        arguments=tuple(_described(each) for each in arguments),
+        constants=tuple(sorted(constants.items())),
+    )
+
+
+def _described(argument: Any) -> Pointer | int | float | None:
+    if isinstance(argument, Tensor):
+        offset = argument.storage_offset() * argument.element_size()
+        return Pointer(argument.dtype, aligned=offset % _ALIGNMENT == 0)
+    if argument is None or isinstance(argument, int | float):
+        return argument
+    raise TypeError(f"a kernel takes tensors and numbers, not {type(argument).__name__}")

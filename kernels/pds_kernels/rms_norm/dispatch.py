@@ -1,0 +1,17 @@
+"""The one place that knows which normalisations there are, and which of them a process runs."""
+
+from pds_kernels import choosing
+from pds_kernels.rms_norm import reference
+from pds_kernels.rms_norm.plan import Geometry, Norm
+
+Kernel = choosing.Kernel[Geometry, Norm]
+KERNELS: tuple[Kernel, ...] = (
+    choosing.triton("pds_kernels.rms_norm.triton"),
+    Kernel("reference", serves=choosing.always, make=reference.make),
+)
+"""The best first. The last one serves everything."""
+
+
+def choose(geometry: Geometry) -> Kernel:
+    """The first kernel that serves `geometry`."""
+    return choosing.first(KERNELS, geometry)
