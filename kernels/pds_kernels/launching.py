@@ -11,7 +11,7 @@ served must be named in the kernel's `do_not_specialize`, and pointers must be a
 
 import contextlib
 import contextvars
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,9 +56,30 @@ def launch(kernel: Any, grid: Sequence[int], *arguments: Any, **constants: Any) 
     """
     recorded = _recorder.get()
     if recorded is not None:
-        recorded.append(_record(kernel, arguments, constants))
+        recorded.append(described(kernel, arguments, constants))
     elif all(grid):
-        kernel[tuple(grid)](*arguments, **constants)
+        run(kernel, grid, arguments, constants)
+
+
+def run(
+    kernel: Any, grid: Sequence[int], arguments: Sequence[Any], constants: Mapping[str, Any]
+) -> None:
+    """Launch it."""
+    kernel[tuple(grid)](*arguments, **constants)
+
+
+def described(kernel: Any, arguments: Sequence[Any], constants: Mapping[str, Any]) -> Launch:
+    """What decides how `kernel` is compiled for these arguments.
+
+    Raises:
+        TypeError: an argument is neither a tensor nor a number.
+    """
+    return Launch(
+        module=kernel.fn.__module__,
+        function=kernel.fn.__name__,
+        arguments=tuple(_argument(each) for each in arguments),
+        constants=tuple(sorted(constants.items())),
+    )
 
 
 @contextlib.contextmanager
@@ -72,16 +93,7 @@ def recording() -> Iterator[list[Launch]]:
         _recorder.reset(token)
 
 
-def _record(kernel: Any, arguments: Sequence[Any], constants: dict[str, Any]) -> Launch:
-    return Launch(
-        module=kernel.fn.__module__,
-        function=kernel.fn.__name__,
-        arguments=tuple(_described(each) for each in arguments),
-        constants=tuple(sorted(constants.items())),
-    )
-
-
-def _described(argument: Any) -> Pointer | int | float | None:
+def _argument(argument: Any) -> Pointer | int | float | None:
     if isinstance(argument, Tensor):
         offset = argument.storage_offset() * argument.element_size()
         return Pointer(argument.dtype, aligned=offset % _ALIGNMENT == 0)

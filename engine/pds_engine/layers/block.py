@@ -4,23 +4,22 @@ All tensors are arguments, so that one compiled graph of each (runner.graphs) se
 shape. A rank by itself needs `before` and `after`; where the feed-forward block is a mixture of
 experts, `between` and `added` stand for `after`. Of several ranks each computes `heads`, the
 projection and the block with its share of the weights, and `join` for its share of the tokens
-(models.decoder).
+(models.decoder). `ops` says how what stands between the matrix products is computed.
 """
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from pds_engine.layers import gqa, latent
-from pds_engine.layers.mlp import gated
-from pds_engine.layers.norm import rms_norm
+from pds_engine.layers.ops import Ops
 from pds_engine.layers.shapes import HeadsShape, Shape
 
 
 def before(
-    shape: Shape, x: Tensor, rope: Tensor, norm: Tensor, *weights: Tensor
+    shape: Shape, ops: Ops, x: Tensor, rope: Tensor, norm: Tensor, *weights: Tensor
 ) -> tuple[Tensor, ...]:
     """From hidden states to what attention takes; see `heads`."""
-    return heads(shape, normed(shape, x, norm), rope, *weights)
+    return heads(shape, normed(shape, ops, x, norm), rope, *weights)
 
 
 def heads(shape: Shape, x: Tensor, rope: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
@@ -36,14 +35,14 @@ def heads(shape: Shape, x: Tensor, rope: Tensor, *weights: Tensor) -> tuple[Tens
     return latent.heads(shape.attention, x, rope, q_a, q_a_norm, q_b, kv_a, kv_a_norm)
 
 
-def normed(shape: Shape, x: Tensor, norm: Tensor) -> Tensor:
+def normed(shape: Shape, ops: Ops, x: Tensor, norm: Tensor) -> Tensor:
     """What attention or the feed-forward block reads of the residual stream."""
-    return x if shape.norms == "post" else rms_norm(x, norm, shape.norm_eps)
+    return x if shape.norms == "post" else ops.norm(x, norm)[1]
 
 
-def added(shape: Shape, x: Tensor, y: Tensor, norm: Tensor) -> Tensor:
+def added(shape: Shape, ops: Ops, x: Tensor, y: Tensor, norm: Tensor) -> Tensor:
     """The residual stream with `y`, which attention or the feed-forward block gave."""
-    return x + (y if shape.norms == "pre" else rms_norm(y, norm, shape.norm_eps))
+    return x + (y if shape.norms == "pre" else ops.norm(y, norm)[1])
 
 
 def project(shape: Shape, attended: Tensor, out: Tensor, bias: Tensor) -> Tensor:
@@ -52,41 +51,43 @@ def project(shape: Shape, attended: Tensor, out: Tensor, bias: Tensor) -> Tensor
 
 
 def join(
-    shape: Shape, x: Tensor, y: Tensor, out_norm: Tensor, in_norm: Tensor
+    shape: Shape, ops: Ops, x: Tensor, y: Tensor, out_norm: Tensor, in_norm: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The residual stream once `y` is added, and what the next part of the layer reads of it.
 
     All of them: [T, hidden]. `y` is a sum over ranks already.
     """
-    x = added(shape, x, y, out_norm)
-    return x, normed(shape, x, in_norm)
+    if shape.norms == "post":
+        x = added(shape, ops, x, y, out_norm)
+        return x, x
+    return ops.norm(x, in_norm, y if shape.norms == "pre" else ops.norm(y, out_norm)[1])
 
 
 def between(
-    shape: Shape,
-    x: Tensor,
-    attended: Tensor,
-    out: Tensor,
-    bias: Tensor,
-    out_norm: Tensor,
-    in_norm: Tensor,
+    shape: Shape, ops: Ops, x: Tensor, attended: Tensor, *weights: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """From attention's output to what the feed-forward block reads, on one rank; see `join`."""
-    return join(shape, x, project(shape, attended, out, bias), out_norm, in_norm)
+    """From attention's output to what the feed-forward block reads, on one rank; see `join`.
+
+    weights: of the projection and its bias, and the norms behind it and before the block.
+    """
+    out, bias, out_norm, in_norm = weights
+    return join(shape, ops, x, project(shape, attended, out, bias), out_norm, in_norm)
 
 
-def after(
-    shape: Shape,
-    x: Tensor,
-    attended: Tensor,
-    out: Tensor,
-    bias: Tensor,
-    attention_out: Tensor,
-    feed_in: Tensor,
-    feed_out: Tensor,
-    gate_up: Tensor,
-    down: Tensor,
-) -> Tensor:
-    """From attention's output to the next layer's input [T, hidden], on one rank."""
-    x, read = between(shape, x, attended, out, bias, attention_out, feed_in)
-    return added(shape, x, gated(read, gate_up, down, shape.activation), feed_out)
+def after(shape: Shape, ops: Ops, x: Tensor, attended: Tensor, *weights: Tensor) -> Tensor:
+    """From attention's output to the next layer's input [T, hidden], on one rank.
+
+    weights: those of `between`, the norm behind the block, and the block's two.
+    """
+    *joining, feed_out, gate_up, down = weights
+    x, read = between(shape, ops, x, attended, *joining)
+    return added(shape, ops, x, feed(ops, read, gate_up, down), feed_out)
+
+
+def feed(ops: Ops, x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+    """The gated feed-forward block (Shazeer, "GLU Variants Improve Transformer", 2020).
+
+    x: [T, hidden]; gate_up: [2·columns, hidden], gate's rows first; down: [hidden, columns].
+    With tensor parallelism the result is this shard's part of a sum.
+    """
+    return F.linear(ops.activate(F.linear(x, gate_up)), down)

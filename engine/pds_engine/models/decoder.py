@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pds_engine.layers.norm import rms_norm
+from pds_engine.layers.ops import Stream, kernels, norm_kernel
 from pds_engine.layers.shapes import Shape
 from pds_engine.models.mixture import Mixture
 from pds_engine.models.pieces import Pieces, shape_of
@@ -63,7 +63,9 @@ class Decoder:
             if isinstance(layer.feed, ExpertsSpec)
         }
         self._shapes = tuple(shape_of(spec, layer, part) for layer in self.layers)
-        self.use({shape: Pieces(shape) for shape in self._shapes})
+        stream = Stream(spec.hidden, dtype, torch.float32 if spec.norm_wide else dtype, device)
+        self.use({shape: Pieces(shape, kernels(shape, stream)) for shape in self._shapes})
+        self._norm = norm_kernel(spec.norm_eps, stream)
 
     def use(self, pieces: Mapping[Shape, Pieces]) -> None:
         """Compute the layers of each shape by these pieces."""
@@ -160,7 +162,7 @@ class Decoder:
         """[R, hidden] → [R, V] in float32 (see VocabShard), on the last stage."""
         if self.weights.norm is None or self.weights.head is None:
             raise ValueError("only the last stage has logits")
-        normed = rms_norm(x, self.weights.norm, self.spec.norm_eps)
+        _, normed = self._norm(x, self.weights.norm)
         scores = F.linear(normed, self.weights.head).float()
         if self.spec.softcap is not None:
             scores = self.spec.softcap * torch.tanh(scores / self.spec.softcap)

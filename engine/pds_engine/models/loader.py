@@ -9,12 +9,12 @@ from pds_engine.layers import rope
 from pds_engine.models import load_layer, load_vocabulary
 from pds_engine.models.checkpoint import Checkpoint
 from pds_engine.models.decoder import Decoder
-from pds_engine.models.reader import Reader
+from pds_engine.models.reader import Reader, Tensors
 from pds_engine.models.registry import check, family_of
 from pds_engine.models.tensors import contents
 from pds_engine.models.weights import Weights
 from pds_engine.parallel.collectives import ALONE, Collectives, StageRanks
-from pds_engine.parallel.layout import part
+from pds_engine.parallel.layout import ModelPart, part
 from pds_engine.spec import DecoderSpec
 
 DTYPES: dict[Dtype, torch.dtype] = {
@@ -60,21 +60,28 @@ def load(
     ranks = StageRanks(collectives, stage or collectives)
     _check(rank, mine.tp_rank, mine.tp, ranks.attention)
     _check(rank, mine.stage_rank, mine.width, ranks.stage)
+    with Checkpoint(contents(config.model.path, spec)) as checkpoint:
+        return assemble(config, spec, mine, checkpoint, ranks, device)
+
+
+def assemble(
+    config: EngineConfig,
+    spec: DecoderSpec,
+    mine: ModelPart,
+    tensors: Tensors,
+    ranks: StageRanks,
+    device: torch.device,
+) -> Decoder:
+    """The decoder of this part, of `tensors` that are all there and fit `spec`."""
     stored = DTYPES[config.model.dtype]
     dtype = compute_dtype(stored, device)
     spec = _rounded(spec, stored)
-    with Checkpoint(contents(config.model.path, spec)) as checkpoint:
-        reader = Reader(
-            checkpoint,
-            stored,
-            dtype,
-            device,
-            norm_offset=spec.norm_offset,
-            norm_wide=spec.norm_wide,
-        )
-        names = family_of(spec).names
-        embedding, norm, head = load_vocabulary.read(reader, mine)
-        layers = tuple(load_layer.read(reader, spec, names, mine, at) for at in mine.layers)
+    reader = Reader(
+        tensors, stored, dtype, device, norm_offset=spec.norm_offset, norm_wide=spec.norm_wide
+    )
+    names = family_of(spec).names
+    embedding, norm, head = load_vocabulary.read(reader, mine)
+    layers = tuple(load_layer.read(reader, spec, names, mine, at) for at in mine.layers)
     ropes = {spec.layers[at].attention.rope for at in mine.layers}
     tables = {kind: rope.table(kind, config.max_model_len, device) for kind in ropes}
     return Decoder(spec, mine, Weights(layers, embedding, norm, head), tables, dtype, ranks)

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from pds_engine.layers import block, gqa
-from pds_engine.layers.mlp import gated
+from pds_engine.layers.ops import Ops
 from pds_engine.layers.shapes import HeadsShape, LatentShape, Shape
 from pds_engine.models.weights import DenseWeights, GqaWeights, LayerWeights
 from pds_engine.parallel.collectives import Collectives
@@ -56,19 +56,22 @@ def shape_of(spec: DecoderSpec, layer: LayerSpec, part: ModelPart) -> Shape:
 class Pieces:
     """The pieces of the layers of one shape; layers.block says what they are."""
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: Shape, ops: Ops) -> None:
         self.shape = shape
+        self.ops = ops
 
     # ---- of a rank by itself -------------------------------------------------------------------
 
     def before(self, x: Tensor, rope: Tensor, w: LayerWeights) -> tuple[Tensor, ...]:
-        return block.before(self.shape, x, rope, w.norms.attention_in, *w.attention.inputs)
+        norm = w.norms.attention_in
+        return block.before(self.shape, self.ops, x, rope, norm, *w.attention.inputs)
 
     def after(self, x: Tensor, attended: Tensor, w: LayerWeights, feed: DenseWeights) -> Tensor:
-        return block.after(self.shape, x, attended, *_joined(w), w.norms.feed_out, *feed)
+        weights = (*_joined(w), w.norms.feed_out, *feed)
+        return block.after(self.shape, self.ops, x, attended, *weights)
 
     def between(self, x: Tensor, attended: Tensor, w: LayerWeights) -> tuple[Tensor, Tensor]:
-        return block.between(self.shape, x, attended, *_joined(w))
+        return block.between(self.shape, self.ops, x, attended, *_joined(w))
 
     # ---- of one of several ranks ---------------------------------------------------------------
 
@@ -88,18 +91,18 @@ class Pieces:
     def join(
         self, x: Tensor, y: Tensor, out_norm: Tensor, in_norm: Tensor
     ) -> tuple[Tensor, Tensor]:
-        return block.join(self.shape, x, y, out_norm, in_norm)
+        return block.join(self.shape, self.ops, x, y, out_norm, in_norm)
 
     def feed(self, x: Tensor, w: DenseWeights) -> Tensor:
-        return gated(x, w.gate_up, w.down, self.shape.activation)
+        return block.feed(self.ops, x, w.gate_up, w.down)
 
     # ---- of both -------------------------------------------------------------------------------
 
     def normed(self, x: Tensor, norm: Tensor) -> Tensor:
-        return block.normed(self.shape, x, norm)
+        return block.normed(self.shape, self.ops, x, norm)
 
     def added(self, x: Tensor, y: Tensor, norm: Tensor) -> Tensor:
-        return block.added(self.shape, x, y, norm)
+        return block.added(self.shape, self.ops, x, y, norm)
 
 
 def _joined(w: LayerWeights) -> tuple[Tensor, Tensor, Tensor, Tensor]:

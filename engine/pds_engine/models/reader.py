@@ -1,9 +1,19 @@
 """Reads a checkpoint's tensors in the dtype and on the device of a rank."""
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
-from pds_engine.models.checkpoint import Checkpoint
+
+class Tensors(Protocol):
+    """What a checkpoint is to its reader; models.checkpoint.Checkpoint says more."""
+
+    def __contains__(self, name: str) -> bool:
+        """Whether it has a tensor of that name."""
+
+    def read(self, name: str, dtype: torch.dtype, *parts: range | None) -> Tensor:
+        """Tensor `name`, or ranges of its dimensions."""
 
 
 class Reader:
@@ -14,7 +24,7 @@ class Reader:
 
     def __init__(
         self,
-        checkpoint: Checkpoint,
+        checkpoint: Tensors,
         stored: torch.dtype,
         dtype: torch.dtype,
         device: torch.device,

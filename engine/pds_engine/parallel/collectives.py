@@ -87,6 +87,11 @@ class Collectives:
         self._wait("all_to_all", lambda: self._group.alltoall_base(found, x, *splits))
         return found
 
+    def read(self, counts: Tensor) -> list[int]:
+        """How many rows go where, read back from the device."""
+        found: list[int] = counts.tolist()
+        return found
+
     def broadcast(self, x: Tensor) -> Tensor:
         """Rank 0's `x`, written into `x`."""
         self._wait("broadcast", lambda: self._group.broadcast(x, 0))

@@ -38,12 +38,12 @@ def to_experts(rows: Tensor, counts: Tensor, held: Sequence[int], ranks: Collect
     """
     own = (held[ranks.rank],) * ranks.size
     theirs = ranks.all_to_all(counts, held, own)
-    both = torch.cat((counts, theirs)).tolist()  # from the device at once
+    both = ranks.read(torch.cat((counts, theirs)))  # from the device at once
     sent, taken = _sums(both[: len(counts)], held), _sums(both[len(counts) :], own)
     numbers = torch.arange(own[0], device=rows.device).repeat(ranks.size)
     return Received(
         rows=ranks.all_to_all(rows, sent, taken),
-        experts=numbers.repeat_interleave(theirs),
+        experts=numbers.repeat_interleave(theirs, output_size=sum(taken)),
         sent=sent,
         taken=taken,
     )

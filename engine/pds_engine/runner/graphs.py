@@ -19,11 +19,13 @@ import torch.nn.functional as F
 from pds_kernels import graph as aot
 from pds_kernels.cache import Artefact, Cache
 from pds_kernels.graph import Graph
+from pds_kernels.rms_norm import reference
 from torch import Tensor
 
 from pds_engine.config import EngineConfig
-from pds_engine.layers import block, gqa, latent, mlp, norm, rope, shapes
+from pds_engine.layers import block, gqa, latent, mlp, ops, rope, shapes
 from pds_engine.layers.mlp import gated
+from pds_engine.layers.ops import plain
 from pds_engine.layers.shapes import HeadsShape, Shape
 from pds_engine.models.loader import DTYPES, compute_dtype
 from pds_engine.models.pieces import Pieces, shape_of
@@ -38,7 +40,8 @@ _BOUND = 1 << 16
 _LEAST = 2  # torch.export specialises a dimension of one
 _Input = tuple[tuple[int, ...], torch.dtype]
 _SOURCES = tuple(
-    Path(module.__file__ or "") for module in (block, gqa, latent, mlp, norm, rope, shapes)
+    Path(module.__file__ or "")
+    for module in (block, gqa, latent, mlp, ops, rope, shapes, reference)
 )
 Compiled = Callable[..., Any]
 
@@ -93,7 +96,7 @@ class CompiledPieces(Pieces):
     """The pieces run by compiled graphs, `loaded` by the names of the pieces."""
 
     def __init__(self, shape: Shape, loaded: Mapping[str, Compiled]) -> None:
-        super().__init__(shape)
+        super().__init__(shape, plain(shape))
         self._loaded = loaded
 
     def before(self, x: Tensor, rope: Tensor, w: LayerWeights) -> tuple[Tensor, ...]:
@@ -188,11 +191,11 @@ class _Graphs:
         return self._sharded() if sharded else self._alone()
 
     def _alone(self) -> list[Graph]:
-        shape = self._shape
+        shape, ops = self._shape, plain(self._shape)
         into, out = self._norm(into=True), self._norm(into=False)
         before = self._graph(
             "before",
-            functools.partial(block.before, shape),
+            functools.partial(block.before, shape, ops),
             (self._hidden_states, self._rope),
             into,
             *self._inputs(),
@@ -202,9 +205,9 @@ class _Graphs:
         weights = (self._weight(self._hidden, self._attended[0][1]), self._out_bias, out, into)
         residual = (shape.norms, shape.norm_eps, shape.out_bias)
         if not shape.columns:
-            between = functools.partial(block.between, shape)
+            between = functools.partial(block.between, shape, ops)
             return [before, self._graph("between", between, varying, *weights, constants=residual)]
-        after = _alone(functools.partial(block.after, shape))
+        after = _alone(functools.partial(block.after, shape, ops))
         constants = (*residual, shape.activation)
         return [
             before,
@@ -212,7 +215,7 @@ class _Graphs:
         ]
 
     def _sharded(self) -> list[Graph]:
-        shape, attention = self._shape, self._shape.attention
+        shape, ops, attention = self._shape, plain(self._shape), self._shape.attention
         into, out = self._norm(into=True), self._norm(into=False)
         found = []
         if not _normed_over_ranks(shape):
@@ -222,7 +225,7 @@ class _Graphs:
             )
             constants: tuple[object, ...] = (attention,)
             found.append(self._graph("heads", heads, varying, *self._inputs(), constants=constants))
-        join, varying = functools.partial(block.join, shape), (self._hidden_states,) * 2
+        join, varying = functools.partial(block.join, shape, ops), (self._hidden_states,) * 2
         constants = (shape.norms, shape.norm_eps)
         found.append(self._graph("join", join, varying, out, into, constants=constants))
         if shape.columns:

@@ -1,0 +1,78 @@
+"""Which kernels of Triton a rank launches: the model is run on meta tensors, and they are noted.
+
+So the list follows from the code that serves. It is short, as no kernel is compiled for a number of
+tokens: numbers that vary are arguments (pds_kernels.launching).
+"""
+
+import torch
+from pds_kernels.launching import Launch, recording
+from pds_kernels.plan import AttentionPlan
+from pds_kernels.targets import Gpu
+
+from pds_engine.config import EngineConfig
+from pds_engine.kv.pool import KvPool
+from pds_engine.models import meta
+from pds_engine.models.decoder import Decoder
+from pds_engine.models.meta import META
+from pds_engine.parallel.layout import ModelPart
+from pds_engine.parallel.parts import Parts
+from pds_engine.runner.attention import Attention
+from pds_engine.runner.shape_plan import WarmStep, steps, token_counts
+from pds_engine.sizing import kv_format, kv_shard
+from pds_engine.spec import DecoderSpec
+
+_PAGES = 16
+"""Of a pool that nobody fills."""
+
+
+def launches(
+    config: EngineConfig, spec: DecoderSpec, mine: ModelPart, target: Gpu
+) -> tuple[Launch, ...]:
+    """Every variant of every kernel, once, in the order in which a step launches them."""
+    decoder = meta.decoder(config, spec, mine)
+    kv = kv_format(config, decoder.spec)
+    pool = KvPool(kv, kv_shard(kv, decoder.part), _PAGES, "meta")
+    pages = [pool.layer(index) for index in range(len(decoder.layers))]
+    attention = Attention(decoder, config.kv.page_size, pages[0][0])
+    counts = token_counts(target.sms, mine.tp)
+    with recording() as found, torch.inference_mode():
+        for step in steps(config.role, counts):
+            _run(decoder, attention, pages, step, config)
+    return tuple(dict.fromkeys(found))
+
+
+def _run(
+    decoder: Decoder,
+    attention: Attention,
+    pages: list[tuple[torch.Tensor, ...]],
+    step: WarmStep,
+    config: EngineConfig,
+) -> None:
+    """A pass of this rank; what the stage before it would send is made up."""
+    mine, tokens = decoder.part, step.tokens
+    own = (tokens // mine.tp,) * mine.tp
+    parts = Parts(own, own * mine.dp)
+    ids = torch.empty(tokens, dtype=torch.int64, device=META)
+    hidden = torch.empty(own[0], decoder.spec.hidden, dtype=decoder.dtype, device=META)
+    if mine.embeds:
+        hidden = decoder.embed(ids, parts)
+    attends = attention.prepare(_plan(step, config))
+    hidden = decoder.forward(hidden, ids, attends, pages, parts)
+    if mine.samples:
+        decoder.logits(hidden)
+
+
+def _plan(step: WarmStep, config: EngineConfig) -> AttentionPlan:
+    """Requests with as much context as their tokens have, or as the model takes."""
+    requests = step.tokens if step.kind == "decode" else 1
+    length = step.tokens // requests
+    context = max(length, config.max_model_len)
+    width = -(-context // config.kv.page_size)
+    return AttentionPlan(
+        page_table=torch.empty(requests, width, dtype=torch.int32, device=META),
+        seq_lens=torch.empty(requests, dtype=torch.int32, device=META),
+        cu_seqlens_q=torch.empty(requests + 1, dtype=torch.int32, device=META),
+        write_slots=torch.empty(step.tokens, dtype=torch.int64, device=META),
+        seq_lens_host=(context,) * requests,
+        cu_seqlens_q_host=tuple(range(0, step.tokens + 1, length)),
+    )

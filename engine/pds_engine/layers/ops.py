@@ -1,0 +1,65 @@
+"""What stands between a layer's matrix products: plain torch, or the kernels that serve a device.
+
+Compiled graphs are made of the plain ones, which the compiler fuses by itself.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from pds_kernels import rms_norm
+from torch import Tensor
+
+from pds_engine.layers.mlp import activate
+from pds_engine.layers.shapes import Shape
+from pds_engine.spec import Activation
+
+
+class Ops(NamedTuple):
+    """The operations of a layer."""
+
+    norm: Callable[..., tuple[Tensor, Tensor]]
+    """(x, weight, residual): pds_kernels.rms_norm.Norm."""
+    activate: Callable[[Tensor], Tensor]
+    """[T, 2C], gate's columns first → [T, C]."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """The hidden states that layers pass on."""
+
+    hidden: int
+    dtype: torch.dtype
+    norm_dtype: torch.dtype
+    """Of the weights of norms."""
+    device: torch.device
+
+
+def plain(shape: Shape) -> Ops:
+    """Of torch's own operations."""
+    return Ops(partial(_norm, shape.norm_eps), partial(_activate, shape.activation))
+
+
+def kernels(shape: Shape, stream: Stream) -> Ops:
+    """By the best kernels that there are for `stream`."""
+    return plain(shape)._replace(norm=norm_kernel(shape.norm_eps, stream))
+
+
+def norm_kernel(eps: float, stream: Stream) -> rms_norm.Norm:
+    """The best normalisation of the hidden states of `stream`."""
+    geometry = rms_norm.Geometry(stream.hidden, stream.dtype, stream.norm_dtype, eps, stream.device)
+    return rms_norm.choose(geometry).make(geometry)
+
+
+def _norm(
+    eps: float, x: Tensor, weight: Tensor, residual: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    total = x if residual is None else x + residual
+    return total, rms_norm.rms_norm(total, weight, eps)
+
+
+def _activate(activation: Activation, both: Tensor) -> Tensor:
+    gate, up = both.chunk(2, dim=-1)
+    return activate(gate, up, activation)

@@ -1,0 +1,84 @@
+"""A decoder whose tensors have shapes and no memory, on torch's meta device.
+
+A warm-up runs it to see which kernels a rank launches. So it needs config.json alone, and neither
+weights nor other ranks; the hidden states that an earlier stage would send are made up.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from pds_engine.config import EngineConfig
+from pds_engine.models.decoder import Decoder
+from pds_engine.models.loader import assemble
+from pds_engine.models.names import HEAD
+from pds_engine.models.registry import family_of
+from pds_engine.models.shapes import Shapes, shapes
+from pds_engine.parallel.collectives import ALONE, Collectives, StageRanks
+from pds_engine.parallel.layout import ModelPart
+from pds_engine.spec import DecoderSpec
+
+META = torch.device("meta")
+
+
+def decoder(config: EngineConfig, spec: DecoderSpec, mine: ModelPart) -> Decoder:
+    """The decoder of the rank with this part, with one of all its layers that are alike."""
+    layers = tuple(dict.fromkeys(spec.layers[index] for index in mine.layers))
+    spec, mine = replace(spec, layers=layers), replace(mine, layers=range(len(layers)))
+    found = shapes(spec, family_of(spec).names)
+    del found[HEAD]  # the embedding's, as in models where both are one: their shapes are alike
+    ranks = StageRanks(_ranks(mine.tp_rank, mine.tp), _ranks(mine.stage_rank, mine.width))
+    return assemble(config, spec, mine, _Checkpoint(found), ranks, META)
+
+
+class _Checkpoint:
+    """models.reader.Tensors of these shapes."""
+
+    def __init__(self, found: Shapes) -> None:
+        self._shapes = found
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._shapes
+
+    def read(self, name: str, dtype: torch.dtype, *parts: range | None) -> Tensor:
+        sizes = list(self._shapes[name])
+        for dimension, cut in enumerate(parts):
+            if cut is not None:
+                sizes[dimension] = len(cut)
+        return torch.empty(sizes, dtype=dtype, device=META)
+
+
+class _Ranks(Collectives):
+    """Gives tensors of the shapes that the other ranks' would have."""
+
+    def __init__(self, rank: int, size: int) -> None:
+        self.rank = rank
+        self.size = size
+
+    def all_reduce(self, x: Tensor) -> Tensor:
+        return x
+
+    def gather(self, x: Tensor) -> Tensor:
+        return x.new_empty(self.size, *x.shape)
+
+    def gather_parts(self, x: Tensor, sizes: Sequence[int]) -> Tensor:
+        return x.new_empty(sum(sizes), *x.shape[1:])
+
+    def reduce_scatter(self, x: Tensor, sizes: Sequence[int]) -> Tensor:
+        return x.new_empty(sizes[self.rank], *x.shape[1:])
+
+    def all_to_all(self, x: Tensor, give: Sequence[int], take: Sequence[int]) -> Tensor:
+        return x.new_empty(sum(take), *x.shape[1:])
+
+    def read(self, counts: Tensor) -> list[int]:
+        """A row for each expert."""
+        return [1] * len(counts)
+
+    def broadcast(self, x: Tensor) -> Tensor:
+        return x
+
+
+def _ranks(rank: int, size: int) -> Collectives:
+    return ALONE if size == 1 else _Ranks(rank, size)
