@@ -8,18 +8,22 @@ compiles for itself. The proof goes to the termination message, for the operator
 import json
 import logging
 import multiprocessing
+import sys
 import time
-from collections.abc import Mapping
-from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
+from pds_kernels.building import Buildable
 from pds_kernels.cache import Artefact, Cache, Manifest, Trouble, own_folder, write_manifest
-from pds_kernels.cache.manifest import manifest_path
-from pds_kernels.graph import Graph
+from pds_kernels.cache.files import Files
+from pds_kernels.cache.manifest import manifest_path, progress_path, replace_file
+from pds_kernels.cache.sharing import Try, WorkQueue, order, place
 
 from pds_engine import log
 from pds_engine.config import EngineConfig
@@ -30,6 +34,10 @@ from pds_engine.models.registry import check
 from pds_engine.parallel.layout import ModelPart, Numbering, part
 from pds_engine.runner import graphs
 from pds_engine.spec import DecoderSpec
+from pds_engine.warming import memory
+from pds_engine.warming.compiling import KilledTwice, Made, attempt, compile_all
+from pds_engine.warming.pool import Pool, Worker, processes
+from pds_engine.warming.progress import Progress, Recorder, display
 
 TERMINATION_LOG = Path("/dev/termination-log")
 _PROOF_BYTES = 4096  # what Kubernetes keeps of a termination message
@@ -46,15 +54,6 @@ class Warmed:
     """What is wrong with the volume, where that made a difference."""
     eager: tuple[str, ...] = ()
     """What the manifest's artefacts do not cover: it runs without being compiled."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Made:
-    """The result of one process of the pool for one graph."""
-
-    artefact: Artefact | None
-    error: str = ""
-    volume: str = ""
 
 
 def run(config: EngineConfig) -> int:
@@ -90,21 +89,18 @@ def warm(config: EngineConfig) -> Warmed:
         TimeoutError: cache.timeout_seconds were not enough.
     """
     started = time.monotonic()
-    wanted = {graph.name: graph for graph in _wanted(config)}
+    wanted = {each.name: each for each in _wanted(config)}
     cache = open_cache(config)
-    found = {
-        name: cache.share(artefact)
-        for name, graph in wanted.items()
-        if (artefact := cache.find(graphs.KIND, graph.key_inputs())) is not None
-    }
-    missing = [name for name in wanted if name not in found]
-    if missing and config.cache.only_shared:
-        with suppress(Trouble):
-            cache.volume.try_out()
-        if cache.volume.trouble:
-            return Warmed(None, cache.volume.trouble)
-    made = _compile(config, cache, missing)
-    artefacts = {**found, **{name: each.artefact for name, each in made.items() if each.artefact}}
+    with Progress(len(wanted), display(sys.stdout), config.pod.name) as progress:
+        artefacts = dict(_found(cache, wanted, progress))
+        missing = {name: each for name, each in wanted.items() if name not in artefacts}
+        if missing and config.cache.only_shared:
+            with suppress(Trouble):
+                cache.volume.try_out()
+            if cache.volume.trouble:
+                return Warmed(None, cache.volume.trouble)
+        made = _compile(config, cache, missing, progress)
+    artefacts |= {name: each.artefact for name, each in made.items() if each.artefact}
     compiled = sum(artefact.built for artefact in artefacts.values())
     manifest = Manifest(
         artefacts={name: artefacts[name].key for name in wanted},
@@ -141,7 +137,7 @@ def _seal(config: EngineConfig) -> bytes:
     return Keys.read(config.http.keys_dir).hmac if config.http.keys_dir else b""
 
 
-def _wanted(config: EngineConfig) -> tuple[Graph, ...]:
+def _wanted(config: EngineConfig) -> tuple[Buildable, ...]:
     device = torch.device("cuda" if _on_cuda(config) else "cpu")
     return graphs.plan(config, *_model(config), device)
 
@@ -157,37 +153,107 @@ def _on_cuda(config: EngineConfig) -> bool:
     return config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
 
 
-def _compile(config: EngineConfig, cache: Cache, names: list[str]) -> Mapping[str, _Made]:
-    """Build `names` on a pool of processes: compilers are single-threaded and not re-entrant."""
-    if not names:
+def _found(
+    cache: Cache, wanted: Mapping[str, Buildable], progress: Progress
+) -> Iterator[tuple[str, Artefact]]:
+    """What needs no process: it is there."""
+    for name, each in wanted.items():
+        artefact = cache.find(each.kind, each.key_inputs())
+        if artefact is not None:
+            progress.came(name, artefact.seconds, "found")
+            yield name, cache.share(artefact)
+
+
+def _compile(
+    config: EngineConfig, cache: Cache, missing: Mapping[str, Buildable], progress: Progress
+) -> Mapping[str, Made]:
+    """Build `missing` on processes: compilers are single-threaded and not re-entrant."""
+    if not missing:
         return {}
-    made: dict[str, _Made] = {}
-    avoid = cache.volume.trouble
-    with _pool(min(config.cache.workers, len(names))) as pool:
-        started = {pool.submit(_compile_one, config, name, avoid): name for name in names}
+    settings, room = config.cache, memory.ceiling()
+    each = max(one.memory for one in missing.values())
+    workers = memory.workers(settings.workers, len(missing), room.bytes, each)
+    if workers < min(settings.workers, len(missing)):
+        logger.warning(
+            "%d compilers at once, which take %s: memory ends at %s", workers, each, room
+        )
+    queue = WorkQueue(
+        order(list(missing), _place(config)),
+        lease=cache.lease,
+        patience=settings.timeout_seconds / 2,
+    )
+    made: dict[str, Made] = {}
+    progress.begin(workers, _recorder(config, cache))
+    with Pool[Try, Made](workers, _start(_Attempts(config, cache.volume.trouble))) as pool:
         try:
-            for future in as_completed(started, timeout=config.cache.timeout_seconds):
-                name, result = started[future], future.result()
-                made[name] = result
+            for name, result in compile_all(queue, pool, settings.timeout_seconds):
                 if result.artefact is None:
-                    raise RuntimeError(result.error)
-                logger.info("graph %s: %s", name, _account(result.artefact, cache.damage))
+                    continue
+                made[name], artefact = result, result.artefact
+                progress.came(name, artefact.seconds, "built" if artefact.built else "other")
+                logger.info("graph %s: %s", name, _account(artefact, cache.damage))
+        except KilledTwice as error:
+            key = cache.key(missing[error.key].key_inputs())
+            takes = missing[error.key].memory
+            raise RuntimeError(memory.killed(error.key, key, room, takes)) from None
         except TimeoutError:
-            late = ", ".join(name for name in names if name not in made)
-            limit = config.cache.timeout_seconds
+            late = ", ".join(name for name in missing if name not in made)
+            limit = settings.timeout_seconds
             raise TimeoutError(f"no artefact within {limit:.0f} s: {late}") from None
-        finally:
-            if len(made) < len(names):  # nobody needs the others' results
-                for child in multiprocessing.active_children():
-                    child.kill()
     return made
 
 
-def _pool(workers: int) -> Executor:
+def _place(config: EngineConfig) -> Fraction:
+    """Where in its list this pod begins, so that pods of one volume begin apart."""
+    split = config.parallelism
+    pods = -(-split.ranks // split.ranks_per_pod)
+    return place(config.pod.index, pods, config.pod.group)
+
+
+def _recorder(config: EngineConfig, cache: Cache) -> Recorder:
+    paths = [progress_path(path) for path in _manifest_paths(config)]
+
+    def write(content: bytes) -> bool:
+        def replace(files: Files) -> None:
+            for path in paths:
+                replace_file(files, path, content)
+
+        return cache.volume.record(replace)
+
+    return Recorder(write)
+
+
+class _Attempts:
+    """What a process of the pool does. It keeps its plan, and its cache while the volume is good.
+
+    `avoid`: what is wrong with the volume, where that is known.
+    """
+
+    def __init__(self, config: EngineConfig, avoid: str) -> None:
+        self._config = config
+        self._avoid = avoid
+        self._wanted: Mapping[str, Buildable] = {}
+        self._cache: Cache | None = None
+
+    def __call__(self, task: Try) -> Made:
+        torch.set_num_threads(1)
+        try:
+            wanted = self._wanted or {each.name: each for each in _wanted(self._config)}
+            cache = self._cache or open_cache(self._config)
+        except Exception as error:
+            return Made(error=f"{type(error).__name__}: {error}")
+        if self._avoid:
+            cache.volume.avoid(self._avoid)
+        made = attempt(task, wanted[task.key], cache)
+        self._wanted, self._cache = wanted, None if cache.volume.trouble else cache
+        return made
+
+
+def _start(work: Callable[[Try], Made]) -> Callable[[Connection], Worker]:
     """Its server imports what the compiler needs, 8 s on a CPU, once for all workers."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, "torch._inductor.compile_fx"])
-    return ProcessPoolExecutor(workers, mp_context=context)
+    return processes(context, work)
 
 
 def _account(artefact: Artefact, damage: Mapping[str, str]) -> str:
@@ -196,22 +262,6 @@ def _account(artefact: Artefact, damage: Mapping[str, str]) -> str:
     text = f"{who} in {artefact.seconds:.1f} s"
     wrong = damage.get(artefact.key)
     return f"what lay in the cache was damaged ({wrong}); {text}" if wrong else text
-
-
-def _compile_one(config: EngineConfig, name: str, avoid: str) -> _Made:
-    """`avoid`: what is wrong with the volume, where that is known."""
-    torch.set_num_threads(1)
-    (graph,) = (graph for graph in _wanted(config) if graph.name == name)
-    cache = open_cache(config)
-    if avoid:
-        cache.volume.avoid(avoid)
-    try:
-        artefact = graphs.fetch(graph, cache, config.cache.timeout_seconds)
-    except Exception as error:  # some of torch's own errors cannot cross a process
-        text = f"graph {name}: {type(error).__name__}: {error}"
-        besides = cache.volume.trouble
-        return _Made(None, f"{text}; besides, {besides}" if besides else text)
-    return _Made(artefact, volume=cache.volume.trouble)
 
 
 def _manifest_paths(config: EngineConfig) -> list[Path]:

@@ -1,38 +1,47 @@
-"""What can be compiled ahead of time: one interface for every compiler.
+"""What warm-up builds, whatever compiler it takes: the one interface of all builders."""
 
-A graph (AOTInductor, `pds_kernels.graph`), a Triton kernel (`builders.triton`) and a DeepGEMM
-kernel look alike to the cache, the warm-up and the manifest.
-"""
-
+import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
+_KILLED = (-9, 137)
+"""SIGKILL, as `subprocess` and as a shell report it."""
+_WORDS = "Killed signal terminated program"
+"""The driver of gcc, of its compiler proper; it ends with 1 itself."""
+
 
 class Buildable(Protocol):
-    """Something that a compiler makes into files. It can cross to another process."""
+    """One artefact of the compile cache, and how it is made."""
 
     @property
     def kind(self) -> str:
-        """The compiler: artefacts of one kind lie in one folder of the cache."""
+        """Of builder: the folder in the cache."""
 
     @property
     def name(self) -> str:
-        """Names it within a plan, for people and in the manifest."""
+        """Unique among what one pod wants; for people, and for the manifest."""
 
     @property
     def memory(self) -> int:
-        """Bytes that its compiler may take."""
+        """Bytes that its compiler takes at the most."""
 
-    def key_inputs(self) -> dict[str, str]:
-        """All that decides the artefact, the toolchain and the target too; never a path.
-
-        Raises:
-            RuntimeError: its compiler is not here.
-        """
+    def key_inputs(self) -> Mapping[str, str]:
+        """Everything that decides the artefact."""
 
     def build(self, folder: Path) -> None:
-        """Compile into `folder`, which is empty.
+        """Compile it into `folder`."""
 
-        Raises:
-            RuntimeError: the compiler refuses.
-        """
+
+def was_killed(error: BaseException | None) -> bool:
+    """Whether `error` says that memory ran out, or that a compiler was ended by SIGKILL.
+
+    That is how the kernel takes memory back. A builder's own words for it are often the compiler's.
+    """
+    while error is not None:
+        if isinstance(error, MemoryError) or _WORDS in str(error):
+            return True
+        if isinstance(error, subprocess.CalledProcessError) and error.returncode in _KILLED:
+            return True
+        error = error.__cause__ or error.__context__
+    return False

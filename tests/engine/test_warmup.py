@@ -8,12 +8,13 @@ import functools
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+from compile_threads import threads
 from pds_engine import config as configuration
 from pds_engine import warmup
 from pds_engine.config import EngineConfig
@@ -72,7 +73,7 @@ class WarmPod:
 @pytest.fixture
 def pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], WarmPod]:
     """Pods over one volume; the last one made warms up."""
-    monkeypatch.setattr(warmup, "_pool", ThreadPoolExecutor)
+    monkeypatch.setattr(warmup, "_start", threads)
 
     def make(name: str) -> WarmPod:
         made = WarmPod(tmp_path, name)
@@ -243,6 +244,64 @@ def test_a_warm_up_without_a_compiler_says_so_in_its_proof(
         toolchain.cache_clear()
     assert (proof["status"], proof["manifest"]) == (1, "")
     assert proof["error"].startswith("the C++ compiler /bin/false does not run: ")
+
+
+def lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_each_artefact_is_a_line_and_the_proof_is_the_last_one(
+    pod: Callable[[str], WarmPod], capsys: pytest.CaptureFixture[str]
+) -> None:
+    proof = pod("a").warm(workers=1)
+    first, second, last = lines(capsys)
+    assert {first.pop("artefact"), second.pop("artefact")} == {"before", "after"}
+    took = first["seconds"]
+    assert first == {"n": 1, "of": 2, "seconds": took, "left": round(took, 1), "source": "built"}
+    assert (second["n"], second["left"], second["source"]) == (2, 0.0, "built")
+    assert last == {name: value for name, value in proof.items() if name != "status"}
+    pod("b").warm()
+    first, second, _ = lines(capsys)
+    assert (first["source"], second["source"], second["left"]) == ("found", "found", None)
+
+
+def test_others_can_read_how_far_a_warm_up_is(
+    pod: Callable[[str], WarmPod], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = pod("a")
+    place = first.volume / "v1/manifests/default/none/unified/0.progress.json"
+    seen: list[dict[str, Any]] = []
+
+    def build(graph: Graph, folder: Path) -> None:
+        (folder / aot.PACKAGE).write_bytes(b"code")
+        for _ in range(500):  # until the record of what came before is there
+            if place.exists() and len(seen) == (found := json.loads(place.read_text()))["n"]:
+                seen.append(found)
+                return
+            time.sleep(0.01)
+
+    monkeypatch.setattr(aot, "build", build)
+    first.warm(workers=1)
+    assert [(each["state"], each["n"], each["of"]) for each in seen] == [
+        ("compiling", 0, 2),
+        ("compiling", 1, 2),
+    ]
+    last = json.loads(place.read_text())
+    assert (last["state"], last["n"], last["left"], last["producer"]) == ("done", 2, 0.0, "local")
+    assert [path.name for path in sorted(place.parent.iterdir())] == ["0.json", "0.progress.json"]
+
+
+def test_a_failed_warm_up_says_so_to_others(
+    pod: Callable[[str], WarmPod], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(graph: Graph, folder: Path) -> None:
+        raise ValueError("no such instruction")
+
+    first = pod("a")
+    monkeypatch.setattr(aot, "build", fail)
+    first.warm()
+    [place] = first.volume.rglob("*.progress.json")
+    assert json.loads(place.read_text())["state"] == "failed"
 
 
 def test_artefacts_stay_when_their_key_gets_a_secret_of_its_own(tmp_path: Path) -> None:

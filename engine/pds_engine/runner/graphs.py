@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pds_kernels import graph as aot
 from pds_kernels.cache import Artefact, Cache
 from pds_kernels.graph import Graph
 from pds_kernels.rms_norm import reference
@@ -34,7 +33,6 @@ from pds_engine.parallel.collectives import Collectives
 from pds_engine.parallel.layout import ModelPart
 from pds_engine.spec import DecoderSpec
 
-KIND = "inductor"
 _BOUND = 1 << 16
 """Tokens in a step that every graph takes; more where a configuration asks for more."""
 _LEAST = 2  # torch.export specialises a dimension of one
@@ -72,8 +70,7 @@ def eager(spec: DecoderSpec, part: ModelPart) -> tuple[str, ...]:
 
 def fetch(graph: Graph, cache: Cache, timeout: float) -> Artefact:
     """The compiled `graph`, built here if nobody has."""
-    folder = functools.partial(aot.build, graph)
-    return cache.get(KIND, graph.key_inputs(), folder, timeout=timeout)
+    return cache.get(graph.kind, graph.key_inputs(), graph.build, timeout=timeout)
 
 
 def compiled(

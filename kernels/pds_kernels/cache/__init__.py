@@ -18,7 +18,7 @@ from pds_kernels.cache.manifest import (
     write_manifest,
 )
 from pds_kernels.cache.own import own_folder
-from pds_kernels.cache.store import Artefact, Cache, cache_key
+from pds_kernels.cache.store import Artefact, Cache, Held, cache_key
 from pds_kernels.cache.tending import Entry, entries, prune
 from pds_kernels.cache.trouble import PlaceError, Trouble
 
@@ -26,6 +26,7 @@ __all__ = [
     "Artefact",
     "Cache",
     "Entry",
+    "Held",
     "Manifest",
     "PlaceError",
     "Trouble",

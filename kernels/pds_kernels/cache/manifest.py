@@ -39,16 +39,26 @@ def manifest_path(root: Path, model: str, revision: str, role: str, stage: int) 
     return root / "v1" / "manifests" / model / (revision or "none") / role / f"{stage}.json"
 
 
+def progress_path(manifest: Path) -> Path:
+    """Where a warm-up says how far it is, beside the manifest that it is going to write."""
+    return manifest.with_name(f"{manifest.stem}.progress.json")
+
+
 def write_manifest(files: Files, path: Path, manifest: Manifest) -> None:
     """Replace the manifest at once: a reader sees the old one or the new one.
 
     Raises:
         FileFault: it cannot be written; nothing half written is left.
     """
+    replace_file(files, path, json.dumps(asdict(manifest), indent=1, sort_keys=True).encode())
+
+
+def replace_file(files: Files, path: Path, content: bytes) -> None:
+    """Make `path` hold `content`, by one rename. Raises FileFault as `write_manifest`."""
     files.make_folder(path.parent)
     scratch = path.with_name(f".{uuid.uuid4().hex}")
     try:
-        files.write(scratch, [json.dumps(asdict(manifest), indent=1, sort_keys=True).encode()])
+        files.write(scratch, [content])
         files.rename(scratch, path)
     except FileFault:
         with suppress(FileFault):

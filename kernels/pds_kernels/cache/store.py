@@ -18,11 +18,14 @@ from pds_kernels.cache import seal
 from pds_kernels.cache import trouble as words
 from pds_kernels.cache.files import FileFault, Files
 from pds_kernels.cache.flight import Flight
+from pds_kernels.cache.sharing import Watch
 from pds_kernels.cache.shelf import Damaged, Item, Shelf
 from pds_kernels.cache.trouble import PlaceError, Trouble
 from pds_kernels.cache.volume import LEAST_FREE, Volume
 
 VERSION = "v1"
+_PAUSE = 0.25
+"""Seconds between two looks at a key that another process builds; shorter at first."""
 
 
 def cache_key(inputs: Mapping[str, str]) -> str:
@@ -44,6 +47,14 @@ class Artefact:
     """It is known to lie on the volume."""
     seconds: float
     """Of compilation, by whoever compiled it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Another process builds the key now."""
+
+    beat: bytes
+    """What its lock holds, another at each beat of its holder."""
 
 
 class Cache:
@@ -72,8 +83,13 @@ class Cache:
         """What was wrong with artefacts that were found, by key."""
         self._private = Shelf(private / VERSION, self._secret)
         self._files = Files()
-        self._lease = lease
+        self.lease = lease
+        self._tried_out = False
         self._producer = producer
+
+    def key(self, inputs: Mapping[str, str]) -> str:
+        """Holders of different secrets keep apart: neither may run what the other has compiled."""
+        return cache_key({**inputs, "seal": self.seal_key})
 
     def find(self, kind: str, inputs: Mapping[str, str]) -> Artefact | None:
         """The intact artefact of these inputs, from the pod's own folder or the volume, or None.
@@ -81,8 +97,64 @@ class Cache:
         Raises:
             PlaceError: the pod's own folder takes nothing.
         """
-        key = self._key(inputs)
+        key = self.key(inputs)
         return self._own(kind, key) or self._fetched(kind, key)
+
+    def attempt(
+        self,
+        kind: str,
+        inputs: Mapping[str, str],
+        build: Callable[[Path], None],
+        *,
+        stale: bytes | None = None,
+    ) -> Artefact | Held:
+        """The artefact, found or compiled by `build(folder)`; or Held, at once, if another does.
+
+        `stale`: what the lock held when its holder was given up (`sharing.Watch`). Where the volume
+        cannot be used, or does not take the artefact, `shared` is False, and `volume.trouble` says
+        why.
+
+        Raises:
+            PlaceError: the pod's own folder takes nothing.
+            Exception: whatever `build` raises; nothing is published then.
+        """
+        found = self.find(kind, inputs)
+        if found is not None:
+            return found
+        key = self.key(inputs)
+        flight = Flight(self.volume, key, self.lease)
+        try:
+            self._try_out()
+            if not flight.attempt(stale):
+                return Held(flight.beat())
+        except Trouble:
+            return self._build(kind, key, inputs, build)
+        try:  # it may have been published between our look and our lock
+            arrived = self._fetched(kind, key)
+            return arrived or self.share(self._build(kind, key, inputs, build))
+        finally:
+            flight.release()
+
+    def build_alone(
+        self,
+        kind: str,
+        inputs: Mapping[str, str],
+        build: Callable[[Path], None],
+        *,
+        waited: float,
+    ) -> Artefact:
+        """The artefact, compiled for this pod alone after `waited` seconds for a living holder,
+        unless it has come at last. `volume.trouble` says so.
+
+        Raises:
+            PlaceError, Exception: as `attempt`.
+        """
+        found = self.find(kind, inputs)
+        if found is not None:
+            return found
+        key = self.key(inputs)
+        self.volume.held(waited, self.volume.locks / key)
+        return self._build(kind, key, inputs, build)
 
     def get(
         self,
@@ -95,29 +167,22 @@ class Cache:
         """The artefact of these inputs, compiled by `build(folder)` where nobody has yet.
 
         At most one process of all that share the volume builds a key at a time; the others wait
-        for it for half of `timeout` seconds. Where the volume cannot be used, or does not take the
-        artefact, `shared` is False, and `volume.trouble` says why.
+        for it for half of `timeout` seconds, and then compile for themselves.
 
         Raises:
-            PlaceError: the pod's own folder takes nothing.
-            Exception: whatever `build` raises; nothing is published then.
+            PlaceError, Exception: as `attempt`.
         """
-        found = self.find(kind, inputs)
-        if found is not None:
-            return found
-        key = self._key(inputs)
-        flight = Flight(self.volume, key, self._lease)
-        try:
-            self.volume.try_out()
-            arrived = flight.acquire(lambda: self._fetched(kind, key), timeout / 2)
-        except Trouble:
-            return self._build(kind, key, inputs, build)
-        if arrived is not None:
-            return arrived
-        try:
-            return self.share(self._build(kind, key, inputs, build))
-        finally:
-            flight.release()
+        watch = Watch(self.lease, timeout / 2, time.monotonic())
+        stale, pause = None, _PAUSE / 16
+        while isinstance(made := self.attempt(kind, inputs, build, stale=stale), Held):
+            now = time.monotonic()
+            watch.saw(made.beat, now)
+            if watch.tired(now):
+                return self.build_alone(kind, inputs, build, waited=watch.patience)
+            stale = watch.stale(now)
+            time.sleep(pause)
+            pause = min(pause * 1.5, _PAUSE)
+        return made
 
     def share(self, artefact: Artefact) -> Artefact:
         """Put a copy of `artefact` on the volume, unless there is one."""
@@ -142,6 +207,11 @@ class Cache:
         except FileFault as fault:
             raise self._place_error(fault) from fault
         return replace(artefact, shared=True)
+
+    def _try_out(self) -> None:
+        if not self._tried_out:
+            self.volume.try_out()
+            self._tried_out = True
 
     def _lies_there(self, kind: str, key: str) -> bool:
         shelf = self.volume.shelf
@@ -228,10 +298,6 @@ class Cache:
             space = self._files.space(self._private.root.parent)
         doing, place = f"{fault.operation} {fault.path}", words.private(self._private.root.parent)
         return PlaceError(words.refused(place, fault.number, doing, space, os.geteuid()))
-
-    def _key(self, inputs: Mapping[str, str]) -> str:
-        """Holders of different secrets keep apart: neither may run what the other has compiled."""
-        return cache_key({**inputs, "seal": self.seal_key})
 
 
 def hmac_key(secret: bytes) -> bytes:

@@ -78,6 +78,15 @@ class Volume:
             with suppress(Trouble):
                 self._visit(work)
 
+    def record(self, work: Callable[[Files], object]) -> bool:
+        """Write something that nothing depends on; whether it was written. No trouble is noted."""
+        if not self._writable or self._hangs:
+            return False
+        with suppress(Trouble):
+            self._visit(work)
+            return True
+        return False
+
     def try_out(self) -> None:
         """Raises Trouble where the volume would not take an artefact, as far as a trial shows."""
 

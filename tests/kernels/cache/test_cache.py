@@ -6,15 +6,14 @@ import os
 import signal
 import threading
 import time
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from cache_pods import INPUTS, build, never, pod_on
 from pds_kernels.cache import (
     Cache,
     Manifest,
-    Trouble,
     cache_key,
     entries,
     own_folder,
@@ -24,30 +23,8 @@ from pds_kernels.cache import (
     write_manifest,
 )
 from pds_kernels.cache.files import Files
-from pds_kernels.cache.flight import Flight
 from pds_kernels.cache.manifest import manifest_path
 from pds_kernels.cache.store import hmac_key
-
-INPUTS = {"source": "abc", "torch": "2", "shape": "16"}
-Pod = Callable[..., Cache]
-
-
-@pytest.fixture
-def pod(tmp_path: Path) -> Pod:
-    """The cache as another pod has it at each call: the same volume, and a folder of its own."""
-    return lambda secret=b"key", **options: pod_on(tmp_path, secret, **options)
-
-
-def pod_on(root: Path, secret: bytes = b"key", **options) -> Cache:
-    return Cache(root / "volume", root / f"pod-{uuid.uuid4().hex}", secret, **options)
-
-
-def build(folder: Path) -> None:
-    (folder / "kernel.so").write_bytes(b"code")
-
-
-def never(folder: Path) -> None:
-    pytest.fail("compiled twice")
 
 
 def counted(log: Path) -> Callable[[Path], None]:
@@ -203,32 +180,6 @@ def test_a_killed_compiler_is_replaced_when_its_lease_ends(tmp_path):
     cache = pod_on(tmp_path, lease=0.4)
     assert cache.get("k", INPUTS, build, timeout=20).built
     assert cache.volume.trouble == ""
-
-
-def test_a_slow_compiler_keeps_its_lease(pod):
-    volume = pod().volume
-    volume.try_out()
-    holder = Flight(volume, "lock", lease=0.2)
-    assert holder.acquire(lambda: None, 1) is None
-    waiter = Flight(pod().volume, "lock", lease=0.2)
-    with pytest.raises(Trouble, match=r"a lock that another process holds for 1 s .*locks/lock"):
-        waiter.acquire(lambda: None, 1.0)
-    holder.release()
-    assert list(volume.locks.iterdir()) == []
-
-
-def test_who_waits_too_long_for_another_compiles_for_itself(pod):
-    """The holder beats, and delivers nothing."""
-    cache = pod()
-    key = cache.get("k", INPUTS, build).key
-    cache.volume.shelf.discard(Files(), "k", key)
-    holder = Flight(cache.volume, key, lease=0.2)
-    assert holder.acquire(lambda: None, 1) is None
-    late = pod(lease=0.2)
-    made = late.get("k", INPUTS, build, timeout=1.0)
-    assert made.built and not made.shared
-    assert "another process holds" in late.volume.trouble
-    holder.release()
 
 
 def test_a_failed_build_publishes_nothing_and_frees_the_key(pod, tmp_path):

@@ -1,0 +1,1 @@
+"""How a warm-up works: its processes, its memory, and what it says meanwhile."""
