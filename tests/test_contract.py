@@ -22,4 +22,4 @@ def test_a_field_that_is_added_shows():
 def test_what_is_left_out_of_a_message_can_be_told_from_what_must_be_there():
     assert contract.structs(contract.Frame)[0] == "Ack: ticket"
     hello = next(each for each in contract.structs(contract.Message) if each.startswith("Hello:"))
-    assert hello == "Hello: peer group incarnation rank [protocol]"
+    assert hello == "Hello: peer group incarnation rank [protocol] [manifest]"

@@ -26,14 +26,13 @@ from pds_kernels.cache.manifest import manifest_path, progress_path, replace_fil
 from pds_kernels.cache.sharing import Try, WorkQueue, order, place
 
 from pds_engine import log
+from pds_engine.artefacts.plan import plan
 from pds_engine.config import EngineConfig
 from pds_engine.errors import ConfigError
 from pds_engine.keys import Keys, read_secret
 from pds_engine.models import tensors
 from pds_engine.models.registry import check
-from pds_engine.parallel.layout import ModelPart, Numbering, part
-from pds_engine.runner import graphs
-from pds_engine.spec import DecoderSpec
+from pds_engine.parallel.layout import Numbering
 from pds_engine.warming import memory
 from pds_engine.warming.compiling import KilledTwice, Made, attempt, compile_all
 from pds_engine.warming.pool import Pool, Worker, processes
@@ -82,14 +81,13 @@ def run(config: EngineConfig) -> int:
 def warm(config: EngineConfig) -> Warmed:
     """Compile or find all graphs of this pod's ranks, and write the manifest of each of its stages.
 
-    A graph depends on the shapes of a layer alone, and all stages take those of all layers.
-
     Raises:
         RuntimeError: a graph cannot be compiled, or this pod has no place for it.
         TimeoutError: cache.timeout_seconds were not enough.
     """
     started = time.monotonic()
-    wanted = {each.name: each for each in _wanted(config)}
+    found = plan(config)
+    wanted = {each.name: each for each in found.wanted}
     cache = open_cache(config)
     with Progress(len(wanted), display(sys.stdout), config.pod.name) as progress:
         artefacts = dict(_found(cache, wanted, progress))
@@ -114,7 +112,7 @@ def warm(config: EngineConfig) -> Warmed:
         for path in _manifest_paths(config):
             cache.volume.write(partial(write_manifest, path=path, manifest=manifest))
     volume = next((text for text in troubles if text), "")
-    return Warmed(manifest, volume, graphs.eager(*_model(config)))
+    return Warmed(manifest, volume, found.eager)
 
 
 def open_cache(config: EngineConfig) -> Cache:
@@ -135,22 +133,6 @@ def _seal(config: EngineConfig) -> bytes:
         hint = "mount the Secret <pdserving>-cache-key at cache.key_dir, or leave key_dir out"
         return read_secret(config.cache.key_dir / "cache.key", hint=hint)
     return Keys.read(config.http.keys_dir).hmac if config.http.keys_dir else b""
-
-
-def _wanted(config: EngineConfig) -> tuple[Buildable, ...]:
-    device = torch.device("cuda" if _on_cuda(config) else "cpu")
-    return graphs.plan(config, *_model(config), device)
-
-
-def _model(config: EngineConfig) -> tuple[DecoderSpec, ModelPart]:
-    """The model, and the part of it that the first rank of this pod has."""
-    spec = check(config)
-    first = config.pod.index * config.parallelism.ranks_per_pod
-    return spec, part(spec, config.parallelism, first, config.role)
-
-
-def _on_cuda(config: EngineConfig) -> bool:
-    return config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
 
 
 def _found(
@@ -238,7 +220,7 @@ class _Attempts:
     def __call__(self, task: Try) -> Made:
         torch.set_num_threads(1)
         try:
-            wanted = self._wanted or {each.name: each for each in _wanted(self._config)}
+            wanted = self._wanted or {each.name: each for each in plan(self._config).wanted}
             cache = self._cache or open_cache(self._config)
         except Exception as error:
             return Made(error=f"{type(error).__name__}: {error}")

@@ -5,10 +5,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
+_built: list[str] = []
 _KILLED = (-9, 137)
 """SIGKILL, as `subprocess` and as a shell report it."""
 _WORDS = "Killed signal terminated program"
 """The driver of gcc, of its compiler proper; it ends with 1 itself."""
+
+
+def note(name: str) -> None:
+    """This process compiles `name`, ahead of time or not."""
+    _built.append(name)
+
+
+def builds() -> int:
+    """How often this process has compiled something."""
+    return len(_built)
 
 
 class Buildable(Protocol):

@@ -19,6 +19,8 @@ from typing import Any, ClassVar
 import torch
 from torch.export.pt2_archive._package import AOTICompiledModel
 
+from pds_kernels.building import note
+
 PACKAGE = "graph.pt2"
 _SETTINGS = {
     # The probes of each instruction set cost as much as the graph itself.
@@ -29,7 +31,6 @@ _SETTINGS = {
 }
 _COMPILER_BYTES = 1 << 30
 """torch, Inductor and g++ took 0.93 GB at their peak for a layer's piece on x86 (torch 2.12)."""
-_compiled: list[str] = []
 
 
 @dataclass(frozen=True)
@@ -101,14 +102,9 @@ def toolchain() -> Mapping[str, str]:
     }
 
 
-def builds() -> int:
-    """How many graphs this process has compiled."""
-    return len(_compiled)
-
-
 def build(graph: Graph, folder: Path) -> None:
     """Compile `graph` into `folder`."""
-    _compiled.append(graph.name)
+    note(graph.name)
     varied = [_example(graph, index) for index in range(len(graph.inputs))]
     least, greatest = graph.tokens
     tokens = torch.export.Dim("tokens", min=least, max=greatest) if least < greatest else None

@@ -20,9 +20,9 @@ from pds_engine import warmup
 from pds_engine.config import EngineConfig
 from pds_engine.errors import ConfigError
 from pds_engine.keys import Keys
-from pds_engine.runner import graphs
+from pds_engine.worker.kernels import prepare
 from pds_kernels import graph as aot
-from pds_kernels.cache import Cache, manifest_digest
+from pds_kernels.cache import Cache
 from pds_kernels.cache.files import Files
 from pds_kernels.graph import Graph, toolchain
 
@@ -61,13 +61,12 @@ class WarmPod:
 
     def load(self) -> str:
         """The digest of what the engine loads, which compiles nothing."""
-        config = self.config()
         before = len(self.built)
-        cache = warmup.open_cache(config)
-        found = {g.name: graphs.fetch(g, cache, 10) for g in warmup._wanted(config)}
+        kernels = prepare(self.config())
+        assert kernels
         assert len(self.built) == before
-        assert all(artefact.folder.is_relative_to(self.private) for artefact in found.values())
-        return manifest_digest({name: artefact.key for name, artefact in found.items()})
+        assert all(folder.is_relative_to(self.private) for folder in kernels.folders)
+        return kernels.proof.manifest
 
 
 @pytest.fixture

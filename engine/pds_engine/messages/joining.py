@@ -14,6 +14,9 @@ class Hello(Message, frozen=True, kw_only=True):
     incarnation: str
     rank: int
     protocol: int = PROTOCOL
+    manifest: str = ""
+    """Of a worker: the digest of the cache keys of its kernels, which it holds. Empty: they are not
+    compiled ahead."""
 
 
 class Welcome(Message, frozen=True, kw_only=True):
@@ -25,8 +28,8 @@ class Welcome(Message, frozen=True, kw_only=True):
 class Assemble(Message, frozen=True, kw_only=True):
     """Scheduler → workers, once every rank has said Hello: set up the group's collectives.
 
-    A rank says Hello when it comes warm out of its init container, so that no collective begins
-    before all stages are warm.
+    A rank says Hello once it holds its kernels, so that no collective begins before all stages are
+    warm.
     """
 
     rendezvous: str

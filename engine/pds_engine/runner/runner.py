@@ -3,7 +3,7 @@
 import time
 
 import torch
-from pds_kernels import graph
+from pds_kernels.building import builds
 from torch import Tensor
 
 from pds_engine.config import EngineConfig
@@ -46,7 +46,7 @@ class Runner:
         self._attention = Attention(decoder, config.kv.page_size, keys)
         self._reads = Reads()
         self._done = -1
-        self._warm = graph.builds()
+        self._warm = builds()
         self._releases: list[Release] = []
 
     def admit(self, order: Admit) -> None:
@@ -66,7 +66,7 @@ class Runner:
     @property
     def compiles(self) -> int:
         """Kernels that this process has compiled since it was ready."""
-        return graph.builds() - self._warm
+        return builds() - self._warm
 
     @property
     def unneeded(self) -> int:

@@ -221,7 +221,7 @@ class SchedulerLoop:
             return
         if message.peer == "worker":
             party = WORKERS
-            if self._core.ranks.join(message.rank):
+            if self._core.ranks.join(message.rank, message.manifest):
                 self._queue([Out(WORKERS, Assemble(rendezvous=group.rendezvous))])
         elif message.peer == "replica":
             party = REPLICAS

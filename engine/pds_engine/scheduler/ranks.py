@@ -28,14 +28,19 @@ class Ranks:
 
     # ---- joining -------------------------------------------------------------------------------
 
-    def join(self, rank: int) -> bool:
+    def join(self, rank: int, manifest: str = "") -> bool:
         """A rank has said Hello; returns whether it was the last one that was missing.
 
+        `manifest`: the digest of its kernels.
+
         Raises:
-            RankLost: there is no such rank, or it was here already.
+            RankLost: there is no such rank, it was here already, or its kernels are not warm where
+                they should be.
         """
         if rank in self._joined or rank not in self._members:
             raise RankLost(f"rank {rank} of {self._settings.ranks} joined, unexpectedly")
+        if self._settings.cache.warmup and not manifest:
+            raise RankLost(f"{self.names([rank])} joined without a proof of its kernels")
         self._joined.add(rank)
         return len(self._joined) == self._settings.ranks
 
@@ -79,8 +84,9 @@ class Ranks:
             self._join_by = now + self._settings.join_timeout
         absent = [rank for rank in self._members if rank not in self._joined]
         if absent and now >= self._join_by:
+            warm = " warm" if self._settings.cache.warmup else ""
             raise RankLost(
-                f"{self.names(absent)} did not join in {self._settings.join_timeout:g} s; "
+                f"{self.names(absent)} did not join{warm} in {self._settings.join_timeout:g} s; "
                 f"{len(self._joined)} of {self._settings.ranks} ranks are here"
             )
 

@@ -12,11 +12,13 @@ from pds_engine.wire import Link
 M = TypeVar("M", bound=Message)
 
 
-def join(config: EngineConfig, link: Link, rank: int, incarnation: str) -> tuple[Assemble, str]:
+def join(
+    config: EngineConfig, link: Link, rank: int, incarnation: str, manifest: str = ""
+) -> tuple[Assemble, str]:
     """Say Hello, and wait until the scheduler has heard it from every rank.
 
     `incarnation` is empty in a pod that is not the leader's: it is what the scheduler says, and is
-    returned beside Assemble.
+    returned beside Assemble. `manifest` is the digest of this rank's kernels, which are in memory.
 
     The scheduler may be late by join_timeout; how long it waits for others is for it to say, since
     it knows who is missing.
@@ -25,7 +27,9 @@ def join(config: EngineConfig, link: Link, rank: int, incarnation: str) -> tuple
         ProtocolError: the scheduler did not answer in join_timeout, or is another's.
         GroupError: the scheduler has given the group up.
     """
-    link.send(Hello(peer="worker", group=config.pod.group, incarnation=incarnation, rank=rank))
+    group = config.pod.group
+    hello = Hello(peer="worker", group=group, incarnation=incarnation, rank=rank, manifest=manifest)
+    link.send(hello)
     welcome = _expect(link, Welcome, rank, config.join_timeout)
     if incarnation not in ("", welcome.incarnation):
         raise ProtocolError(f"the scheduler is of incarnation {welcome.incarnation}")

@@ -1,16 +1,12 @@
 """The process of one rank: joins its group, loads its part of the model, and serves."""
 
 import logging
-import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
 import zmq
 from msgspec.structs import replace
-from pds_kernels.cache import Artefact, manifest_digest
-from pds_kernels.graph import load as load_graph
 
 from pds_engine import sizing
 from pds_engine.config import EngineConfig
@@ -19,7 +15,7 @@ from pds_engine.keys import Keys
 from pds_engine.kv.layout import KvFormat, fingerprint
 from pds_engine.kv.pool import KvPool
 from pds_engine.kv.transfer import TransferThread, shared_pool
-from pds_engine.messages import Fault, Hello, KernelsProof, Ready
+from pds_engine.messages import Fault, Hello, Ready
 from pds_engine.models.checkpoint import digest
 from pds_engine.models.config_json import read_config
 from pds_engine.models.decoder import Decoder
@@ -32,12 +28,11 @@ from pds_engine.parallel.groups import Groups, assemble, backend
 from pds_engine.parallel.layout import Numbering
 from pds_engine.parallel.stage import Stage, StagePlace
 from pds_engine.ports import kv_address
-from pds_engine.runner import graphs
 from pds_engine.runner.runner import Runner
-from pds_engine.warmup import open_cache
 from pds_engine.wire import Link
 from pds_engine.worker.foretelling import foretell
 from pds_engine.worker.joining import join
+from pds_engine.worker.kernels import Kernels, prepare
 from pds_engine.worker.loop import Loop
 from pds_engine.worker.mailbox import Mailbox
 from pds_engine.worker.side import SideThread
@@ -67,18 +62,19 @@ def run(
     activity = Activity(rank)
     threads: list[SideThread] = []
     try:
-        assembly, group = join(config, link, rank, incarnation)
+        device, kernels = _device(config, rank), prepare(config)
+        manifest = kernels.proof.manifest if kernels else ""
+        assembly, group = join(config, link, rank, incarnation, manifest)
         hello = Hello(peer="watch", group=config.pod.group, incarnation=group, rank=rank)
         for address in dict.fromkeys((own, schedulers[0])):  # dp rank 0's names who is at fault
             threads.append(Watchdog(context, address, keys, hello, activity))
             threads[-1].start()
-        device = _device(config, rank)
         groups = assemble(config, rank, device, assembly.rendezvous)
         if gathers(config, rank):
             joins = replace(hello, peer="sync")
             threads.append(SyncThread(context, own, keys, joins, groups.sync, device))
             threads[-1].start()
-        _serve(config, keys, link, activity, groups, device)
+        _serve(config, keys, link, activity, groups, device, kernels)
     except ConfigError:
         # The link is left to the process's end: whoever loses it ends too, and what is wrong is
         # written down before that.
@@ -100,6 +96,7 @@ def _serve(
     activity: Activity,
     groups: Groups,
     device: torch.device,
+    kernels: Kernels | None,
 ) -> None:
     rank, split = activity.rank, config.parallelism
     place = Numbering.of(split).place(rank)
@@ -107,7 +104,8 @@ def _serve(
     stage_ranks = _collectives(groups.stage, place.dp * split.tp + place.tp, split.width)
     foretell(config, rank, device)
     decoder = load(config, rank, device, attention, stage_ranks)
-    proof = use_graphs(config, decoder, device) if config.compile else None
+    if kernels is not None:
+        kernels.use(decoder, device)
     kv = kv_format(config, decoder)
     pages, pool = make_pool(config, decoder, kv, device)
     runner = Runner(config, decoder, [pool.layer(i) for i in range(len(decoder.part.layers))])
@@ -125,7 +123,7 @@ def _serve(
                 pages=pages,
                 kv_fingerprint=fingerprint(kv),
                 endpoint=transfers.endpoint(),
-                kernels=proof,
+                kernels=kernels.proof if kernels else None,
                 model_digest=kv.digest,
             )
         )
@@ -181,36 +179,6 @@ def kv_format(config: EngineConfig, decoder: Decoder) -> KvFormat:
     spec, content = decoder.spec, digest(config.model.path, read_config(config.model.path))
     ropes = [layer.attention.rope for layer in spec.layers]
     return sizing.kv_format(config, spec, kv_digest(content, ropes, config.max_model_len))
-
-
-def use_graphs(config: EngineConfig, decoder: Decoder, device: torch.device) -> KernelsProof:
-    """Run `decoder`'s pieces compiled, and prove by what. Warm-up has left a copy of every graph in
-    this pod's own folder, so that the volume is not asked; what is missing there or damaged comes
-    from the volume, or is compiled here, before Ready.
-
-    Raises:
-        ConfigError: there is no cache to take them from.
-    """
-    cache, begun = open_cache(config), time.monotonic()
-    loaded: dict[str, Callable[..., Any]] = {}
-    found: dict[str, Artefact] = {}
-    for graph in graphs.plan(config, decoder.spec, decoder.part, device):
-        artefact = graphs.fetch(graph, cache, config.cache.timeout_seconds)
-        if artefact.built:
-            why = cache.damage.get(artefact.key, "not in the cache")
-            logger.warning(
-                "graph %s was not warm (%s): compiled in %.1f s", graph.name, why, artefact.seconds
-            )
-        found[graph.name] = artefact
-        loaded[graph.name] = load_graph(artefact.folder)
-    decoder.use(graphs.compiled(config, decoder.spec, decoder.part, device, loaded))
-    compiled = sum(artefact.built for artefact in found.values())
-    return KernelsProof(
-        manifest=manifest_digest({name: artefact.key for name, artefact in found.items()}),
-        compiled=compiled,
-        reused=len(found) - compiled,
-        seconds=round(time.monotonic() - begun, 3),
-    )
 
 
 def make_pool(

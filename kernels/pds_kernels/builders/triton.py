@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import triton
@@ -23,26 +23,26 @@ from triton.compiler import make_backend
 from triton.runtime.driver import driver
 
 from pds_kernels.builders.cubin import Resources, resources
+from pds_kernels.building import note
 from pds_kernels.launching import Launch, Pointer
 from pds_kernels.targets import Gpu
 
-KIND = "triton"
 _MEMORY = 1 << 30
 """Bytes: the largest attention kernel takes 0.6 GiB, most of it torch and LLVM."""
 _WARP = 32
 _GROUP = "__grp__"
 """Begins the name of the file in which Triton lists a kernel's files, by absolute paths."""
-_compiled: list[str] = []
 
 
 @dataclass(frozen=True)
 class TritonKernel:
     """One variant of one kernel: a pds_kernels.building.Buildable."""
 
+    kind: ClassVar[str] = "triton"
+    memory: ClassVar[int] = _MEMORY
+
     launch: Launch
     target: Gpu
-    kind: str = KIND
-    memory: int = _MEMORY
 
     @property
     def name(self) -> str:
@@ -81,7 +81,7 @@ class TritonKernel:
             triton.knobs.compilation.store_binary_only = True
             kernel.device_caches.clear()
             _warm(kernel, self.launch)
-            _compiled.append(self.name)
+            note(self.name)
             for made in Path(scratch).iterdir():
                 (folder / made.name).mkdir()
                 for file in made.iterdir():
@@ -112,9 +112,16 @@ def usage(folder: Path) -> Resources:
     return resources(cubin, said["shared"])
 
 
-def builds() -> int:
-    """How many kernels this process has compiled ahead of time."""
-    return len(_compiled)
+def look_up(cache: Path) -> None:
+    """This process takes its kernels from `cache`. What it compiles all the same is counted
+    (building.builds)."""
+
+    def listen(*, src: Any, cache_hit: bool, **_: Any) -> None:
+        if not cache_hit:
+            note(src.name)
+
+    triton.knobs.cache.dir = str(cache)
+    triton.knobs.compilation.listener = listen
 
 
 class _Driver:

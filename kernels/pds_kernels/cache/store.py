@@ -81,6 +81,8 @@ class Cache:
         self.volume = Volume(root, shelf, patience, files)
         self.damage: dict[str, str] = {}
         """What was wrong with artefacts that were found, by key."""
+        self.private = private
+        """The pod's own folder."""
         self._private = Shelf(private / VERSION, self._secret)
         self._files = Files()
         self.lease = lease

@@ -1,14 +1,10 @@
 """What a warm-up finds to compile is what serving launches: Triton interprets the kernels here."""
 
-import json
 import random
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
-from pds_engine import kernel_plan
+from pds_engine.artefacts.launches import launches
 from pds_engine.config import EngineConfig
 from pds_engine.messages import Sampling
 from pds_engine.models.registry import read_spec
@@ -53,7 +49,7 @@ def test_tokens_are_transformers_and_nothing_else_is_launched(
     driver = Driver(path)
     answers = driver.run(prompts, Sampling(max_tokens=5, temperature=0.0), chunk=16)
     assert [each.output for each in answers] == [Reference()(path, p, 5) for p in prompts]
-    planned = kernel_plan.launches(driver.config, driver.decoder.spec, driver.decoder.part, HOPPER)
+    planned = launches(driver.config, driver.decoder.spec, driver.decoder.part, HOPPER)
     assert launched
     assert {each.name for each in launched} <= {each.name for each in planned}
     assert set(launched) - set(planned) == set()
@@ -74,4 +70,4 @@ def test_plans_of_published_models(tmp_path: Path, name: str, layout: dict[str, 
     config, spec = EngineConfig.model_validate(keys), read_spec(tmp_path)
     for rank in range(config.parallelism.ranks):
         mine = part(spec, config.parallelism, rank, config.role)
-        assert kernel_plan.launches(config, spec, mine, HOPPER)
+        assert launches(config, spec, mine, HOPPER)

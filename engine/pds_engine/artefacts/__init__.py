@@ -1,0 +1,1 @@
+"""What a pod is to have compiled: the plan of its artefacts."""

@@ -1,0 +1,95 @@
+"""A rank's compiled artefacts: in memory before its group meets.
+
+A collective must not wait for a compiler, whose time is longer than any time-out of a collective
+(sglang #9867, #29170). Warm-up has left a copy of every artefact in this pod's own folder, so that
+the volume is not asked; what is missing there or damaged comes from the volume, or is compiled
+here, before the rank says Hello.
+"""
+
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from pds_kernels.building import Buildable
+from pds_kernels.cache import Artefact, Cache, manifest_digest
+from pds_kernels.graph import load
+
+from pds_engine.artefacts.plan import CPU, Plan, plan
+from pds_engine.config import EngineConfig
+from pds_engine.messages import KernelsProof
+from pds_engine.models.decoder import Decoder
+from pds_engine.runner import graphs
+from pds_engine.warmup import open_cache
+
+logger = logging.getLogger("pds.worker")
+_TRITON = "triton"
+"""Folder of Triton's own cache, in the pod's own one."""
+
+
+class Kernels:
+    """What this pod's ranks run, and the proof of it."""
+
+    def __init__(
+        self, config: EngineConfig, found: Mapping[str, Artefact], proof: KernelsProof
+    ) -> None:
+        self.proof = proof
+        self._config = config
+        self._found = found
+
+    @property
+    def folders(self) -> list[Path]:
+        """Where the artefacts lie: in the pod's own folder."""
+        return [artefact.folder for artefact in self._found.values()]
+
+    def use(self, decoder: Decoder, device: torch.device) -> None:
+        """Compute `decoder`'s layers by them. On a GPU its kernels find them by themselves."""
+        if device.type == "cpu":
+            loaded = {name: load(artefact.folder) for name, artefact in self._found.items()}
+            pieces = graphs.compiled(self._config, decoder.spec, decoder.part, device, loaded)
+            decoder.use(pieces)
+
+
+def _fetched(cache: Cache, wanted: Buildable, config: EngineConfig) -> Artefact:
+    inputs, limit = wanted.key_inputs(), config.cache.timeout_seconds
+    artefact = cache.get(wanted.kind, inputs, wanted.build, timeout=limit)
+    if artefact.built:
+        why = cache.damage.get(artefact.key, "not in the cache")
+        words = wanted.kind, wanted.name, why, artefact.seconds
+        logger.warning("%s %s was not warm (%s): compiled in %.1f s", *words)
+    return artefact
+
+
+def _install(planned: Plan, found: Mapping[str, Artefact], cache: Cache) -> None:
+    """Give the GPU's kernels to the library that looks them up."""
+    if planned.target == CPU:
+        return
+    from pds_kernels.builders import triton
+
+    folder = cache.private / _TRITON
+    for artefact in found.values():
+        triton.install(artefact.folder, folder)
+    triton.look_up(folder)
+
+
+def prepare(config: EngineConfig) -> Kernels | None:
+    """Find or compile what the ranks of this pod run; None: it is not to be compiled ahead.
+
+    Raises:
+        ConfigError: there is no cache to take it from.
+        RuntimeError: something cannot be compiled.
+    """
+    if not config.compile:
+        return None
+    cache, begun, planned = open_cache(config), time.monotonic(), plan(config)
+    found = {each.name: _fetched(cache, each, config) for each in planned.wanted}
+    _install(planned, found, cache)
+    compiled = sum(artefact.built for artefact in found.values())
+    proof = KernelsProof(
+        manifest=manifest_digest({name: artefact.key for name, artefact in found.items()}),
+        compiled=compiled,
+        reused=len(found) - compiled,
+        seconds=round(time.monotonic() - begun, 3),
+    )
+    return Kernels(config, found, proof)
