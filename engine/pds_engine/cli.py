@@ -3,9 +3,7 @@
 import json
 import re
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,8 +12,8 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from pds_engine import cache_commands, launch
 from pds_engine import config as configuration
-from pds_engine import launch
 from pds_engine.config import EngineConfig
 from pds_engine.errors import EXIT_CONFIG, ConfigError, PdsError
 from pds_engine.verdict import judge
@@ -23,17 +21,11 @@ from pds_engine.verdict import judge
 app = typer.Typer(
     help="The engine of PDServing.", no_args_is_help=True, pretty_exceptions_enable=False
 )
-cache_app = typer.Typer(help="Look after a compile cache.", no_args_is_help=True)
-app.add_typer(cache_app, name="cache")
+app.add_typer(cache_commands.app, name="cache")
 
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML or JSON file.")]
-CachePath = Annotated[Path, typer.Argument(help="Where the cache is mounted.")]
 SetPairs = Annotated[
     list[str] | None, typer.Option("--set", help="Any other key: kv.page_size=16.")
-]
-KeysPath = Annotated[
-    Path | None,
-    typer.Option("--keys", help="Folder of the key that seals artefacts: cache.key, or hmac.key."),
 ]
 
 _WIDE = 1000
@@ -142,59 +134,41 @@ def check(
 
 
 @app.command()
-def warmup(config: ConfigFile = None) -> None:
+def warmup(
+    config: ConfigFile = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Only say what would be compiled.")] = False,
+    target: Annotated[
+        str | None, typer.Option(help="Compile for this GPU, as sm_90, which need not be near.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="With --plan: as JSON.")] = False,
+) -> None:
     """Compile into the shared cache what this pod's stages will run, before they start."""
     from pds_engine import warmup as warming
 
-    settings = configuration.load(config)
+    settings = configuration.load(config, flags={"cache.target": target})
+    if plan:
+        _print_plan(settings, as_json=as_json)
+        return
     launch.check(settings)
     sys.exit(warming.run(settings))
 
 
-@cache_app.command("ls")
-def cache_ls(path: CachePath, keys: KeysPath = None) -> None:
-    """List the artefacts."""
-    from pds_kernels.cache import entries
+def _print_plan(settings: EngineConfig, *, as_json: bool) -> None:
+    from pds_engine.artefacts.listing import listing
 
-    table = Table("KIND", "KEY", "BYTES", "SECONDS", "INTACT")
-    with _volume_errors():
-        for entry in entries(_cache(path, keys)):
-            row = (entry.kind, entry.key[:16], str(entry.bytes), f"{entry.seconds:.1f}")
-            table.add_row(*row, "yes" if entry.intact else "no")
-    Console().print(table)
-
-
-@cache_app.command("verify")
-def cache_verify(path: CachePath, keys: KeysPath = None) -> None:
-    """Check every artefact against its seal; status 1 when one is damaged."""
-    from pds_kernels.cache import entries
-
-    with _volume_errors():
-        known = list(entries(_cache(path, keys)))
-    damaged = [entry for entry in known if not entry.intact]
-    for entry in damaged:
-        typer.echo(f"damaged: {entry.kind}/{entry.key}")
-    typer.echo(f"{len(known)} artefacts, {len(damaged)} damaged")
-    sys.exit(1 if damaged else 0)
-
-
-@cache_app.command("prune")
-def cache_prune(
-    path: CachePath,
-    keys: KeysPath = None,
-    unused_days: Annotated[float, typer.Option(help="Remove what was unused for so long.")] = 30,
-    any_key: Annotated[
-        bool, typer.Option(help="Remove those of other keys too, as of a predecessor's.")
-    ] = False,
-) -> None:
-    """Remove leftovers, damaged artefacts and those that nobody has used lately."""
-    from pds_kernels.cache import prune
-
-    unused = unused_days * 86400
-    with _volume_errors():
-        gone = prune(_cache(path, keys), unused_for=unused, now=time.time(), any_key=any_key)
-    for entry in gone:
-        typer.echo(f"removed {entry.kind}/{entry.key}")
+    found = listing(settings)
+    if as_json:
+        typer.echo(json.dumps(asdict(found)))
+        return
+    typer.echo(f"target {found.target}, role {settings.role}")
+    for step in found.steps:
+        typer.echo(f"  {step.kind} of {step.tokens} tokens")
+    for pod in found.pods:
+        typer.echo(f"pod {pod.pod}: {len(pod.names)} artefacts")
+        for kind, name in zip(pod.kinds, pod.names, strict=True):
+            typer.echo(f"  {kind}  {name}")
+        for name in pod.eager:
+            typer.echo(f"  not compiled: {name}")
 
 
 def _pairs(given: list[str] | None) -> dict[str, Any]:
@@ -218,25 +192,3 @@ def size_in_bytes(option: str, text: str) -> int:
         raise ConfigError(f"{option} {text}: not a number of bytes", hint="write it as 16GiB")
     power = " KMGT".index(found[2] or " ")
     return int(float(found[1]) * 1024**power)
-
-
-@contextmanager
-def _volume_errors() -> Iterator[None]:
-    """Errors of the volume, without a traceback."""
-    from pds_kernels.cache import Trouble
-
-    try:
-        yield
-    except Trouble as trouble:
-        raise PdsError(str(trouble)) from trouble
-
-
-def _cache(path: Path, keys: Path | None) -> Any:
-    from pds_engine.warmup import open_cache
-
-    if not path.is_dir():
-        raise ConfigError(f"{path} is not a folder", hint="give the mount point of the cache")
-    own = keys is not None and (keys / "cache.key").exists()
-    cache = {"path": path, "key_dir": keys if own else None}
-    http = {"keys_dir": None if own else keys}
-    return open_cache(EngineConfig.model_validate({"cache": cache, "http": http}))

@@ -173,7 +173,7 @@ def _compile(
                     continue
                 made[name], artefact = result, result.artefact
                 progress.came(name, artefact.seconds, "built" if artefact.built else "other")
-                logger.info("graph %s: %s", name, _account(artefact, cache.damage))
+                logger.info("artefact %s: %s", name, _account(artefact, cache.damage))
         except KilledTwice as error:
             key = cache.key(missing[error.key].key_inputs())
             takes = missing[error.key].memory

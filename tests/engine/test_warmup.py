@@ -17,9 +17,11 @@ import pytest
 from compile_threads import threads
 from pds_engine import config as configuration
 from pds_engine import warmup
+from pds_engine.artefacts.plan import plan
 from pds_engine.config import EngineConfig
 from pds_engine.errors import ConfigError
 from pds_engine.keys import Keys
+from pds_engine.warming import memory
 from pds_engine.worker.kernels import prepare
 from pds_kernels import graph as aot
 from pds_kernels.cache import Cache
@@ -177,7 +179,7 @@ def test_a_failure_on_a_good_volume_is_reported_alone(
     proof = lone.warm()
     assert proof["status"] == 1
     assert proof["error"] in {
-        f"graph {name}: ValueError: no such instruction" for name in ("before", "after")
+        f"artefact {name}: ValueError: no such instruction" for name in ("before", "after")
     }
 
 
@@ -214,7 +216,7 @@ def test_the_log_says_what_was_damaged_and_how_long_it_took_to_rebuild(
     assert (proof["compiled"], proof["volume"]) == (2, "")
     what = r"what lay in the cache was damaged (graph.pt2 has changed); compiled in 0.0 s"
     logged = {json.loads(line)["message"] for line in capsys.readouterr().err.splitlines()}
-    assert {f"graph {name}: {what}" for name in ("before", "after")} <= logged
+    assert {f"artefact {name}: {what}" for name in ("before", "after")} <= logged
     assert pod("c").warm()["reused"] == 2
 
 
@@ -228,7 +230,7 @@ def test_a_proof_of_many_words_can_still_be_read(
         raise ValueError("é" * 9000)
 
     monkeypatch.setattr(aot, "build", fail)
-    assert lone.warm()["error"].startswith("graph ")
+    assert lone.warm()["error"].startswith("artefact ")
     assert lone.log.stat().st_size <= 4096
 
 
@@ -288,6 +290,19 @@ def test_others_can_read_how_far_a_warm_up_is(
     last = json.loads(place.read_text())
     assert (last["state"], last["n"], last["left"], last["producer"]) == ("done", 2, 0.0, "local")
     assert [path.name for path in sorted(place.parent.iterdir())] == ["0.json", "0.progress.json"]
+
+
+def test_a_small_container_compiles_one_at_a_time(
+    pod: Callable[[str], WarmPod], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two graphs, each of which takes nearly 1 GiB."""
+    monkeypatch.setattr(memory, "ceiling", lambda: memory.Ceiling(3 << 29, "a test's limit"))
+    first = pod("a")
+    wanted = plan(first.config()).wanted
+    assert all(960 << 20 < each.memory <= 1 << 30 for each in wanted)
+    assert first.warm(workers=2)["compiled"] == 2
+    [place] = first.volume.rglob("*.progress.json")
+    assert json.loads(place.read_text())["workers"] == 1
 
 
 def test_a_failed_warm_up_says_so_to_others(

@@ -97,10 +97,12 @@ def _report(queue: WorkQueue, ended: Ended[Try, Made], now: float) -> Made | Non
         queue.done(key)
         return made
     if not made.killed:
-        raise RuntimeError(f"graph {key}: {made.error}")
+        raise RuntimeError(f"artefact {key}: {made.error}")
     if not queue.killed(key):
         raise KilledTwice(key)
-    logger.warning("graph %s: its compiler was killed; tried once more, alone, after others", key)
+    logger.warning(
+        "artefact %s: its compiler was killed; tried once more, alone, after others", key
+    )
     return None
 
 

@@ -49,7 +49,7 @@ class Ended(Generic[Task, Result]):
 class Pool(Generic[Task, Result]):
     """Up to `size` workers, each made by `start(end)` when it is needed, and used again.
 
-    Leaving the context kills all of them.
+    Leaving the context kills those that work; the idle ones end by themselves, if nothing failed.
     """
 
     def __init__(self, size: int, start: Callable[[Connection], Worker]) -> None:
@@ -69,6 +69,9 @@ class Pool(Generic[Task, Result]):
     ) -> None:
         for seat in (*self._idle, *self._busy):
             seat.end.close()
+        for seat in self._idle if error is None else ():
+            seat.worker.exitcode()
+        for seat in (*self._busy, *self._idle):
             seat.worker.kill()
         self._idle, self._busy = [], []
 

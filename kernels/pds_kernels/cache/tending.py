@@ -26,6 +26,9 @@ class Entry:
     """None: sealed by another key, so that nobody can tell."""
     used: float
     """Seconds since the epoch of the last use."""
+    target: str = ""
+    """What it was compiled for: sm_90, or cpu- and the digest of what the CPU can do. Empty where
+    that cannot be read."""
 
 
 def entries(cache: Cache, *, any_key: bool = False) -> Iterator[Entry]:
@@ -97,4 +100,7 @@ def _entry(files: Files, cache: Cache, kind: str, key: str) -> Entry | None:
         item = shelf.check(files, kind, key)
     except Damaged:
         return Entry(kind, key, size, 0.0, False, used)
-    return None if item is None else Entry(kind, key, size, item.seconds, True, used)
+    if item is None:
+        return None
+    target = str(item.meta.get("inputs", {}).get("target", ""))
+    return Entry(kind, key, size, item.seconds, True, used, target)

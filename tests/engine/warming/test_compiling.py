@@ -68,8 +68,8 @@ def test_a_compiler_that_is_killed_when_alone_too_ends_the_warm_up(
 @pytest.mark.parametrize(
     ("how", "words"),
     [
-        ("error", "graph big: ValueError: no such instruction"),
-        ("segfault", "graph big: the process that compiled it ended by signal 11"),
+        ("error", "artefact big: ValueError: no such instruction"),
+        ("segfault", "artefact big: the process that compiled it ended by signal 11"),
     ],
 )
 def test_what_is_no_lack_of_memory_is_not_tried_again(

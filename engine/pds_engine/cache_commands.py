@@ -1,0 +1,100 @@
+"""`pds-engine cache …`: looks after a compile cache."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from pds_engine.config import EngineConfig
+from pds_engine.errors import ConfigError, PdsError
+
+app = typer.Typer(help="Look after a compile cache.", no_args_is_help=True)
+
+CachePath = Annotated[Path, typer.Argument(help="Where the cache is mounted.")]
+KeysPath = Annotated[
+    Path | None,
+    typer.Option("--keys", help="Folder of the key that seals artefacts: cache.key, or hmac.key."),
+]
+Target = Annotated[
+    str | None, typer.Option("--target", help="Only artefacts for this GPU (sm_90), or for cpu.")
+]
+
+
+@app.command("ls")
+def ls(path: CachePath, keys: KeysPath = None, target: Target = None) -> None:
+    """List the artefacts."""
+    table = Table("KIND", "TARGET", "KEY", "BYTES", "SECONDS", "INTACT")
+    for entry in _entries(path, keys, target):
+        row = (entry.kind, entry.target, entry.key[:16], str(entry.bytes), f"{entry.seconds:.1f}")
+        table.add_row(*row, "yes" if entry.intact else "no")
+    Console().print(table)
+
+
+@app.command("verify")
+def verify(path: CachePath, keys: KeysPath = None, target: Target = None) -> None:
+    """Check every artefact against its seal; status 1 when one is damaged, or when there is none
+    for --target."""
+    known = list(_entries(path, keys, target))
+    damaged = [entry for entry in known if not entry.intact]
+    for entry in damaged:
+        typer.echo(f"damaged: {entry.kind}/{entry.key}")
+    wanted = f" for {target}" if target else ""
+    typer.echo(f"{len(known)} artefacts{wanted}, {len(damaged)} damaged")
+    sys.exit(1 if damaged or (target and not known) else 0)
+
+
+@app.command("prune")
+def prune(
+    path: CachePath,
+    keys: KeysPath = None,
+    unused_days: Annotated[float, typer.Option(help="Remove what was unused for so long.")] = 30,
+    any_key: Annotated[
+        bool, typer.Option(help="Remove those of other keys too, as of a predecessor's.")
+    ] = False,
+) -> None:
+    """Remove leftovers, damaged artefacts and those that nobody has used lately."""
+    from pds_kernels.cache import prune
+
+    unused = unused_days * 86400
+    with _volume_errors():
+        gone = prune(_cache(path, keys), unused_for=unused, now=time.time(), any_key=any_key)
+    for entry in gone:
+        typer.echo(f"removed {entry.kind}/{entry.key}")
+
+
+def _entries(path: Path, keys: Path | None, target: str | None) -> Iterator[Any]:
+    """Those for `target`. What is damaged does not say what it is for, and is among all of them."""
+    from pds_kernels.cache import entries
+
+    with _volume_errors():
+        for entry in entries(_cache(path, keys)):
+            if target is None or not entry.intact or entry.target.partition("-")[0] == target:
+                yield entry
+
+
+@contextmanager
+def _volume_errors() -> Iterator[None]:
+    """Errors of the volume, without a traceback."""
+    from pds_kernels.cache import Trouble
+
+    try:
+        yield
+    except Trouble as trouble:
+        raise PdsError(str(trouble)) from trouble
+
+
+def _cache(path: Path, keys: Path | None) -> Any:
+    from pds_engine.warmup import open_cache
+
+    if not path.is_dir():
+        raise ConfigError(f"{path} is not a folder", hint="give the mount point of the cache")
+    own = keys is not None and (keys / "cache.key").exists()
+    cache = {"path": path, "key_dir": keys if own else None}
+    http = {"keys_dir": None if own else keys}
+    return open_cache(EngineConfig.model_validate({"cache": cache, "http": http}))
