@@ -1,0 +1,31 @@
+"""FP8 GEMMs of DeepGEMM, compiled by nvcc where no GPU is.
+
+    for kernel in kernels(plan([Gemm(m=128, n=7168, k=2048)], gpu("sm_90"))):
+        kernel.build(folder)
+
+A process on the GPU finds them: `install` puts them where its DeepGEMM looks, under the key by
+which it looks.
+"""
+
+from pds_kernels.builders.deep_gemm.compilers import refusing
+from pds_kernels.builders.deep_gemm.gemm import Gemm, arguments, call
+from pds_kernels.builders.deep_gemm.kernel import DeepGemmKernel, builds, install, usage
+from pds_kernels.builders.deep_gemm.planning import Planned, environment, kernels, plan
+from pds_kernels.builders.deep_gemm.toolchain import Toolchain, find
+
+__all__ = [
+    "DeepGemmKernel",
+    "Gemm",
+    "Planned",
+    "Toolchain",
+    "arguments",
+    "builds",
+    "call",
+    "environment",
+    "find",
+    "install",
+    "kernels",
+    "plan",
+    "refusing",
+    "usage",
+]
