@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 Json = Mapping[str, Any]
-Activation = Literal["silu", "gelu_tanh", "swiglu_oai"]
-"""Of the gate of a feed-forward block; swiglu_oai is gpt-oss's, which clamps both halves."""
+Activation = Literal["silu", "gelu_tanh", "clamped"]
+"""Of the gate of a feed-forward block; `pds_kernels.activation` says what each is."""
 
 
 @dataclass(frozen=True, slots=True)

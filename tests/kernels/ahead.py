@@ -87,6 +87,12 @@ def keys(launches: list[Launch]) -> list[dict[str, str]]:
     return [*found, TritonKernel(launches[-1], gpu("sm_100")).key_inputs()]
 
 
+def variants(*steps: list[Launch]) -> list[set[tuple[str, ...]]]:
+    """What Triton would compile for each step's launches, by its own keys."""
+    found = iter(elsewhere(keys, [launch for step in steps for launch in step]))
+    return [{tuple(next(found).values()) for _ in step} for step in steps]
+
+
 def look_up(launch: Launch, built: Path, cache: Path) -> list[bool]:
     """Whether Triton finds each kernel that it is asked for in `cache`."""
     import triton

@@ -5,9 +5,9 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from pds_kernels.rms_norm import rms_norm
+from pds_kernels.rope import rotate
 from torch import Tensor
 
-from pds_engine.layers.rope import rotate
 from pds_engine.layers.shapes import HeadsShape
 
 Sum = Callable[[Tensor], Tensor]

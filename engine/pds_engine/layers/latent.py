@@ -3,9 +3,9 @@
 import torch
 import torch.nn.functional as F
 from pds_kernels.rms_norm import rms_norm
+from pds_kernels.rope import rotate
 from torch import Tensor
 
-from pds_engine.layers.rope import rotate
 from pds_engine.layers.shapes import LatentShape
 
 

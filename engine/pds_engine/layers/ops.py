@@ -9,12 +9,10 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
-from pds_kernels import rms_norm
+from pds_kernels import activation, rms_norm
 from torch import Tensor
 
-from pds_engine.layers.mlp import activate
 from pds_engine.layers.shapes import Shape
-from pds_engine.spec import Activation
 
 
 class Ops(NamedTuple):
@@ -22,8 +20,8 @@ class Ops(NamedTuple):
 
     norm: Callable[..., tuple[Tensor, Tensor]]
     """(x, weight, residual): pds_kernels.rms_norm.Norm."""
-    activate: Callable[[Tensor], Tensor]
-    """[T, 2C], gate's columns first → [T, C]."""
+    activate: activation.Gated
+    """Of the dense block."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +37,19 @@ class Stream:
 
 def plain(shape: Shape) -> Ops:
     """Of torch's own operations."""
-    return Ops(partial(_norm, shape.norm_eps), partial(_activate, shape.activation))
+    return Ops(
+        norm=partial(_norm, shape.norm_eps),
+        activate=partial(activation.gated_activation, activation=shape.activation),
+    )
 
 
 def kernels(shape: Shape, stream: Stream) -> Ops:
     """By the best kernels that there are for `stream`."""
-    return plain(shape)._replace(norm=norm_kernel(shape.norm_eps, stream))
+    gated = activation.Geometry(shape.columns, shape.activation, stream.dtype, stream.device)
+    return Ops(
+        norm=norm_kernel(shape.norm_eps, stream),
+        activate=activation.choose(gated).make(gated),
+    )
 
 
 def norm_kernel(eps: float, stream: Stream) -> rms_norm.Norm:
@@ -58,8 +63,3 @@ def _norm(
 ) -> tuple[Tensor, Tensor]:
     total = x if residual is None else x + residual
     return total, rms_norm.rms_norm(total, weight, eps)
-
-
-def _activate(activation: Activation, both: Tensor) -> Tensor:
-    gate, up = both.chunk(2, dim=-1)
-    return activate(gate, up, activation)

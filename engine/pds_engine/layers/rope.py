@@ -70,7 +70,7 @@ def _pair_of(turns: float, scaling: YarnScaling, spec: RopeSpec) -> float:
 
 
 def table(spec: RopeSpec, length: int, device: torch.device) -> Tensor:
-    """Cosines then sines of positions 0 … length-1, for `rotate`: [length, dims], float32.
+    """Cosines then sines of positions 0 … length-1, for pds_kernels.rope: [length, dims], float32.
 
     `length` is max_model_len. Both are multiplied by the attention factor.
     """
@@ -79,23 +79,8 @@ def table(spec: RopeSpec, length: int, device: torch.device) -> Tensor:
     return (both * spec.attention_factor).to(device)
 
 
-def rotate(x: Tensor, rows: Tensor) -> Tensor:
-    """Rotate pairs (i, i + R/2) of the first R dimensions of each head; the others pass.
-
-    x: [T, heads, D]; rows: [T, R], the table's rows at the tokens' positions. Returns x's dtype.
-    """
-    rotated = rows.shape[-1]
-    cos, sin = rows.unsqueeze(1).chunk(2, dim=-1)
-    first, second = x[..., :rotated].float().chunk(2, dim=-1)
-    turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
-    turned = turned.to(x.dtype)
-    if rotated == x.shape[-1]:
-        return turned
-    return torch.cat((turned, x[..., rotated:]), dim=-1)
-
-
 def by_halves(weight: Tensor, head_dim: int, first: int, dims: int) -> Tensor:
-    """A projection's rows in the order in which `rotate` wants interleaved pairs.
+    """A projection's rows in the order in which pds_kernels.rope wants interleaved pairs.
 
     The pairs (2i, 2i + 1) of each head's dimensions `first` … `first + dims - 1` become the pairs
     (i, i + dims/2). Queries and keys that are both reordered have the same scores, so nothing needs

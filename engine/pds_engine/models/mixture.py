@@ -25,11 +25,6 @@ _SCORES: Mapping[str, moe_gate.Score] = {
     "sigmoid": "sigmoid",
     "softmax_of_chosen": "softmax of chosen",
 }
-_ACTIVATIONS: Mapping[Activation, grouped_gemm.Activation] = {
-    "silu": "silu",
-    "gelu_tanh": "gelu_tanh",
-    "swiglu_oai": "clamped",
-}
 
 
 class Mixture:
@@ -51,7 +46,7 @@ class Mixture:
             experts=len(part.experts(spec.experts)),
             hidden=hidden,
             columns=len(part.expert_columns(spec.columns)),
-            activation=_ACTIVATIONS[spec.activation],
+            activation=spec.activation,
             dtype=dtype,
             device=device,
         )

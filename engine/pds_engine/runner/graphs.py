@@ -9,6 +9,7 @@ run eagerly.
 """
 
 import functools
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,9 +17,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from pds_kernels.activation import gated_activation
 from pds_kernels.cache import Artefact, Cache
 from pds_kernels.graph import Graph
-from pds_kernels.rms_norm import reference
+from pds_kernels.rms_norm import rms_norm
+from pds_kernels.rope import rotate
 from torch import Tensor
 
 from pds_engine.config import EngineConfig
@@ -37,10 +40,11 @@ _BOUND = 1 << 16
 """Tokens in a step that every graph takes; more where a configuration asks for more."""
 _LEAST = 2  # torch.export specialises a dimension of one
 _Input = tuple[tuple[int, ...], torch.dtype]
-_SOURCES = tuple(
-    Path(module.__file__ or "")
-    for module in (block, gqa, latent, mlp, ops, rope, shapes, reference)
+_SOURCES = (
+    *(Path(module.__file__ or "") for module in (block, gqa, latent, mlp, ops, rope, shapes)),
+    *(Path(inspect.getfile(definition)) for definition in (gated_activation, rms_norm, rotate)),
 )
+"""The layers, and the kernels' definitions that they are made of."""
 Compiled = Callable[..., Any]
 
 

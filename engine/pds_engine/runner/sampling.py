@@ -13,6 +13,8 @@ a value and an id a row, or its likeliest tokens; all logits only where these do
 from collections.abc import Sequence
 
 import torch
+from pds_kernels.sampler import Draws, gumbel_max
+from pds_kernels.sampler import Rows as Drawn
 from torch import Tensor
 
 from pds_engine.messages import Sampling, TokenLogprobs
@@ -25,7 +27,6 @@ from pds_engine.runner.candidates import (
     mass,
     nucleus,
 )
-from pds_engine.runner.philox import Draws
 from pds_engine.runner.scoring import score
 from pds_engine.runner.tables import HostSlot, Tables, penalised
 
@@ -114,15 +115,11 @@ def choose(logits: Tensor, rows: Rows, vocab: VocabShard) -> Tensor:
 
     Ranks exchange their best value and its id, and nothing else.
     """
-    values, columns = logits.max(-1)
-    hot = [at for at, (slot, _) in enumerate(rows) if _hot(slot.sampling)]
-    if hot:
-        own = logits if len(hot) == len(rows) else logits[hot]
-        values = values.double()
-        values[hot], columns[hot] = _noisy(own, [rows[at] for at in hot], vocab).max(-1)
-    ids = columns + vocab.ids.start
+    temperatures = [slot.sampling.temperature if _hot(slot.sampling) else 0.0 for slot, _ in rows]
+    drawn = Drawn.of(temperatures, _draws(rows, logits.device), _least(logits, rows, vocab))
+    values, ids = gumbel_max(logits, drawn, vocab.ids.start)
     if vocab.ranks.size > 1:
-        pairs = torch.stack((values.double(), ids.double()), dim=-1)
+        pairs = torch.stack((values, ids.double()), dim=-1)
         values, found = vocab.ranks.gather(pairs).unbind(-1)
         # The first of equals is the lowest rank's, so the lowest id; a double holds any id exactly.
         best = values.argmax(0, keepdim=True)
@@ -130,15 +127,17 @@ def choose(logits: Tensor, rows: Rows, vocab: VocabShard) -> Tensor:
     return ids.masked_fill(~values.isfinite(), UNSOUND)
 
 
-def _noisy(logits: Tensor, rows: Rows, vocab: VocabShard) -> Tensor:
-    """Scores at each row's temperature, within its min_p, plus noise: [R, V] float64."""
-    options = [slot.sampling for slot, _ in rows]
-    scores = logits / column([option.temperature for option in options], logits)
-    if any(option.min_p > 0 for option in options):
-        best = vocab.ranks.gather(scores.amax(-1, keepdim=True)).amax(0)
-        scores = scores.masked_fill(scores < floor(best, options), float("-inf"))
-    start = vocab.ids.start
-    return _draws(rows, logits.device).gumbel(range(start, start + logits.shape[1])) + scores
+def _least(logits: Tensor, rows: Rows, vocab: VocabShard) -> Tensor | None:
+    """The least score that each row's min_p leaves; None where no row has one."""
+    hot = [at for at, (slot, _) in enumerate(rows) if _hot(slot.sampling)]
+    options = [rows[at][0].sampling for at in hot]
+    if all(option.min_p == 0 for option in options):
+        return None
+    best = vocab.ranks.gather(logits[hot].amax(-1, keepdim=True)).amax(0)
+    best /= column([option.temperature for option in options], logits)
+    least = logits.new_full((len(rows),), float("-inf"))
+    least[hot] = floor(best, options).squeeze(1)
+    return least
 
 
 def draw(

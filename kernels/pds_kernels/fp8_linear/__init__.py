@@ -4,6 +4,7 @@ plan.py        what a kernel is given
 scaling.py     between FP8 and other dtypes
 dispatch.py    the seam: the kernels there are, and which of them a process runs
 reference.py   the definition, in plain torch
+triton.py      on GPUs; tuning.py has its tiles
 
 linear = choose(geometry).make(geometry)
 out = linear(x, weight)

@@ -5,7 +5,10 @@ from pds_kernels.fp8_linear import reference
 from pds_kernels.fp8_linear.plan import Geometry, Linear
 
 Kernel = choosing.Kernel[Geometry, Linear]
-KERNELS: tuple[Kernel, ...] = (Kernel("reference", serves=choosing.always, make=reference.make),)
+KERNELS: tuple[Kernel, ...] = (
+    choosing.triton("pds_kernels.fp8_linear.triton"),
+    Kernel("reference", serves=choosing.always, make=reference.make),
+)
 """The best first. The last one serves everything."""
 
 

@@ -1,4 +1,4 @@
-"""Linear layers of FP8 weights in plain torch: the definition, and what runs so far."""
+"""Linear layers of FP8 weights in plain torch: the definition."""
 
 import torch
 import torch.nn.functional as F

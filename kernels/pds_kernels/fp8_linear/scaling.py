@@ -20,14 +20,10 @@ def dequantise(weight: Tensor, scale: Tensor, block: Block, dtype: torch.dtype) 
         ValueError: the scale's shape does not fit the weight and the block.
     """
     rows, columns = weight.shape[-2:]
-    lead = weight.shape[:-2]
-    factors = scale.float()
-    if block == "tensor":
-        return (weight.float() * _shaped(factors, (*lead, 1, 1), weight, block)).to(dtype)
-    if block == "channel":
-        return (weight.float() * _shaped(factors, (*lead, rows, 1), weight, block)).to(dtype)
+    factors = fitted(weight, scale, block).float()
+    if isinstance(block, str):
+        return (weight.float() * factors).to(dtype)
     high, wide = block
-    factors = _shaped(factors, (*lead, -(-rows // high), -(-columns // wide)), weight, block)
     out = torch.empty(weight.shape, dtype=dtype, device=weight.device)
     for index, begin in enumerate(range(0, rows, high)):
         part = slice(begin, min(begin + high, rows))
@@ -50,9 +46,22 @@ def quantise_activation(x: Tensor) -> tuple[Tensor, Tensor]:
     return numbers.to(torch.float8_e4m3fn), scales
 
 
-def _shaped(scale: Tensor, shape: tuple[int, ...], weight: Tensor, block: Block) -> Tensor:
-    """A channel's scale may come without its last dimension, a whole tensor's without two."""
-    spare = {"channel": 1, "tensor": 2}.get(block, 0) if isinstance(block, str) else 0
+def fitted(weight: Tensor, scale: Tensor, block: Block) -> Tensor:
+    """`scale` with all its dimensions: a channel's may come without the last, a whole tensor's
+    without two.
+
+    Raises:
+        ValueError: its shape does not fit the weight and the block.
+    """
+    rows, columns = weight.shape[-2:]
+    match block:
+        case "tensor":
+            counts, spare = (1, 1), 2
+        case "channel":
+            counts, spare = (rows, 1), 1
+        case (high, wide):
+            counts, spare = (-(-rows // high), -(-columns // wide)), 0
+    shape = (*weight.shape[:-2], *counts)
     if scale.shape in [shape[: len(shape) - dropped] for dropped in range(spare + 1)]:
         return scale.reshape(shape)
     raise ValueError(

@@ -4,6 +4,7 @@
     permute.py     tokens to rows that are sorted by expert, and back
     dispatch.py    the seam: the kernels there are, and which of them a process runs
     reference.py   the definition, in plain torch
+    triton.py      on GPUs; tuning.py has its tiles
 
     feed = choose(geometry).make(geometry)
     out = experts(feed, x, ids, weights, of_layer)
@@ -13,10 +14,9 @@ Expert parallelism calls the parts: `permute` on what it has received, `feed`, `
 
 from pds_kernels.grouped_gemm.dispatch import Kernel, choose
 from pds_kernels.grouped_gemm.permute import Permuted, experts, permute, unpermute
-from pds_kernels.grouped_gemm.plan import Activation, ExpertWeights, Feed, Geometry
+from pds_kernels.grouped_gemm.plan import ExpertWeights, Feed, Geometry
 
 __all__ = [
-    "Activation",
     "ExpertWeights",
     "Feed",
     "Geometry",

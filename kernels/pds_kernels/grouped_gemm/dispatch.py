@@ -5,7 +5,10 @@ from pds_kernels.grouped_gemm import reference
 from pds_kernels.grouped_gemm.plan import Feed, Geometry
 
 Kernel = choosing.Kernel[Geometry, Feed]
-KERNELS: tuple[Kernel, ...] = (Kernel("reference", serves=choosing.always, make=reference.make),)
+KERNELS: tuple[Kernel, ...] = (
+    choosing.triton("pds_kernels.grouped_gemm.triton"),
+    Kernel("reference", serves=choosing.always, make=reference.make),
+)
 """The best first. The last one serves everything."""
 
 

@@ -2,17 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-Activation = Literal["silu", "gelu_tanh", "clamped"]
-"""What an expert makes of `gate` and `up`:
-
-silu, gelu_tanh: act(gate) · up (Shazeer, "GLU Variants Improve Transformer", 2020).
-clamped: gate up to 7, up within ±7; (up + 1) · gate · sigmoid(1.702 · gate), as gpt-oss has it.
-"""
+from pds_kernels.activation import Activation
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Experts in plain torch, one after the other: the definition, and what runs so far.
+"""Experts in plain torch, one after the other: the definition.
 
 It reads the counts back from the device, which a kernel need not do.
 """
@@ -10,10 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pds_kernels.grouped_gemm.plan import Activation, ExpertWeights, Feed, Geometry
-
-ALPHA, LIMIT = 1.702, 7.0
-"""Of the clamped activation."""
+from pds_kernels.activation import gated_activation
+from pds_kernels.grouped_gemm.plan import ExpertWeights, Feed, Geometry
 
 
 def make(geometry: Geometry) -> Feed:
@@ -34,19 +32,6 @@ def feed(geometry: Geometry, rows: Tensor, counts: Tensor, weights: ExpertWeight
         gated = gated_activation(gate_up, geometry.activation)
         out[begin:end] = F.linear(gated, weights.down[expert], _of(expert, weights.down_bias))
     return out
-
-
-def gated_activation(gate_up: Tensor, activation: Activation) -> Tensor:
-    """[M, 2C], gate's columns first → [M, C]."""
-    gate, up = gate_up.chunk(2, dim=-1)
-    match activation:
-        case "silu":
-            return F.silu(gate) * up
-        case "gelu_tanh":
-            return F.gelu(gate, approximate="tanh") * up
-        case "clamped":
-            gate, up = gate.clamp(max=LIMIT), up.clamp(-LIMIT, LIMIT)
-            return (up + 1) * (gate * torch.sigmoid(gate * ALPHA))
 
 
 def _of(expert: int, biases: Tensor | None) -> Tensor | None:

@@ -5,7 +5,10 @@ from pds_kernels.mla import reference
 from pds_kernels.mla.plan import Geometry, Prepare
 
 Kernel = choosing.Kernel[Geometry, Prepare]
-KERNELS: tuple[Kernel, ...] = (Kernel("reference", serves=choosing.always, make=reference.make),)
+KERNELS: tuple[Kernel, ...] = (
+    choosing.triton("pds_kernels.mla.triton"),
+    Kernel("reference", serves=choosing.always, make=reference.make),
+)
 """The best first. The last one serves everything."""
 
 

@@ -3,6 +3,7 @@
 plan.py        what a kernel is given
 dispatch.py    the seam: the kernels there are, and which of them a process runs
 reference.py   the definition, in plain torch
+triton.py      on GPUs; tuning.py says how its work is cut
 
 gate = choose(geometry).make(geometry)
 weights, ids = gate(logits, correction)

@@ -5,7 +5,10 @@ from pds_kernels.moe_gate import reference
 from pds_kernels.moe_gate.plan import Gate, Geometry
 
 Kernel = choosing.Kernel[Geometry, Gate]
-KERNELS: tuple[Kernel, ...] = (Kernel("reference", serves=choosing.always, make=reference.make),)
+KERNELS: tuple[Kernel, ...] = (
+    choosing.triton("pds_kernels.moe_gate.triton"),
+    Kernel("reference", serves=choosing.always, make=reference.make),
+)
 """The best first. The last one serves everything."""
 
 

@@ -1,4 +1,4 @@
-"""The gate in plain torch: the definition, and what runs so far."""
+"""The gate in plain torch: the definition."""
 
 from functools import partial
 

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from pds_engine.layers.rope import by_halves, frequencies, rotate, table
+from pds_engine.layers.rope import by_halves, frequencies, table
 from pds_engine.models.positions import rope
 from pds_engine.spec import RopeSpec
+from pds_kernels.rope import rotate
 from transformers import DeepseekV2Config, DeepseekV3Config, LlamaConfig, Phi3Config
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.deepseek_v2.modeling_deepseek_v2 import (

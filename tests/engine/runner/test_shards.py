@@ -13,9 +13,9 @@ import torch.distributed as dist
 from pds_engine.messages import Admit, Sampling, TokenLogprobs
 from pds_engine.parallel.collectives import ALONE, Collectives, VocabShard
 from pds_engine.runner.batch import Batch
-from pds_engine.runner.philox import Draws
 from pds_engine.runner.sampling import logprobs, sample
 from pds_engine.runner.tables import HostSlot, Tables
+from pds_kernels.sampler import Draws
 
 T = TypeVar("T")
 VOCAB = 1003

@@ -5,16 +5,23 @@ from itertools import pairwise
 
 import pytest
 import torch
+from ahead import Compile, elsewhere, keys
+from pds_kernels.activation import Activation
 from pds_kernels.grouped_gemm import (
     ExpertWeights,
     Feed,
     Geometry,
     Kernel,
+    choose,
     experts,
     permute,
     unpermute,
 )
 from pds_kernels.grouped_gemm.dispatch import KERNELS
+from pds_kernels.grouped_gemm.reference import feed as definition
+from pds_kernels.grouped_gemm.tuning import tile, tiles
+from pds_kernels.launching import Launch, recording
+from poison import poisoned
 from serving_kernels import served
 from torch import Tensor
 from transformers import GptOssConfig, Qwen3MoeConfig
@@ -214,3 +221,131 @@ def test_rows_of_no_expert_are_not_read(kernel: Kernel, device: str) -> None:
     counts = torch.tensor([0, 2, 0, 0, 0], device=device)
     out = feed(rows, counts, moved(layer(), device))
     assert out[:2].isfinite().all() and (out[2:] == 0).all()
+
+
+@pytest.mark.parametrize("activation", ["silu", "clamped"])
+@pytest.mark.parametrize(
+    ("hidden", "columns", "counts", "spare"),
+    [
+        (1, 1, [1], 0),
+        (33, 31, [0, 1, 15, 16, 17, 0, 33], 5),
+        (32, 65, [31, 0, 32, 0], 17),
+        (65, 32, [0, 0, 90], 0),  # so many rows an expert that the tiles are others
+        (12, 7, [0, 0], 3),
+    ],
+)
+@pytest.mark.parametrize(("kernel", "device"), served(KERNELS, geometry))
+def test_against_the_definition(
+    kernel: Kernel,
+    device: str,
+    hidden: int,
+    columns: int,
+    counts: list[int],
+    spare: int,
+    activation: Activation,
+) -> None:
+    """Tiles may end anywhere, and what lies beside the rows is not read."""
+    torch.manual_seed(0)
+    experts_here, held = len(counts), sum(counts)
+    weights = ExpertWeights(
+        torch.randn(experts_here, 2 * columns, hidden) / 4,
+        torch.randn(experts_here, hidden, columns) / 4,
+        torch.randn(experts_here, 2 * columns),
+        torch.randn(experts_here, hidden),
+    )
+    wide = torch.full((held + spare, hidden + 3), float("nan"))
+    wide[:held, :hidden] = torch.randn(held, hidden)
+    rule = Geometry(experts_here, hidden, columns, activation, torch.float32, torch.device(device))
+    feed = kernel.make(rule)
+    with poisoned():
+        out = feed(
+            wide.to(device)[:, :hidden],
+            torch.tensor(counts, device=device),
+            moved(weights, device),
+        )
+    expected = definition(rule, wide[:, :hidden], torch.tensor(counts), weights)
+    torch.testing.assert_close(out.cpu(), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu_tanh", "clamped"])
+@pytest.mark.parametrize(("kernel", "device"), served(KERNELS, geometry))
+def test_a_row_gone_wrong_harms_no_other_and_says_so(
+    kernel: Kernel, device: str, activation: Activation
+) -> None:
+    feed = kernel.make(replace(geometry(torch.device(device)), activation=activation))
+    rows = torch.randn(6, HIDDEN, device=device)
+    counts = torch.tensor([0, 4, 0, 0, 2], device=device)
+    healthy = feed(rows, counts, moved(layer(), device))
+    rows[2] = float("nan")
+    out = feed(rows, counts, moved(layer(), device))
+    others = [0, 1, 3, 4, 5]
+    assert out[2].isnan().all() and torch.equal(out[others], healthy[others])
+
+
+@pytest.mark.parametrize("rows", [[1], [0, 17, 130], [40] * 8, [500, 3, 300]])
+@pytest.mark.parametrize(("kernel", "device"), served(KERNELS, geometry, "cuda"))
+def test_in_bfloat16_on_a_device(kernel: Kernel, device: str, rows: list[int]) -> None:
+    """The interpreter multiplies bfloat16 wrongly. The last three rows are nobody's."""
+    torch.manual_seed(0)
+    experts_here, count = len(rows), sum(rows)
+    drawn = (
+        torch.randn(experts_here, 2 * 384, 512) / 16,
+        torch.randn(experts_here, 512, 384) / 16,
+        torch.randn(count + 3, 512),
+    )
+    gate_up, down, x = (each.to(device).bfloat16() for each in drawn)
+    counts = torch.tensor(rows, device=device)
+    rule = Geometry(experts_here, 512, 384, "silu", x.dtype, x.device)
+    out = kernel.make(rule)(x, counts, ExpertWeights(gate_up, down)).float()
+    single = replace(rule, dtype=torch.float32)
+    wide = ExpertWeights(gate_up.float(), down.float())
+    expected = definition(single, x.float(), counts, wide)
+    assert (out - expected).norm() < 1e-2 * expected.norm()
+    assert (out[count:] == 0).all()
+
+
+META = torch.device("meta")
+REAL = {
+    "qwen3-30b-a3b": Geometry(128, 2048, 768, "silu", torch.bfloat16, META),
+    "deepseek-v3 on 8 ranks": Geometry(32, 7168, 2048, "silu", torch.bfloat16, META),
+    "gpt-oss-20b": Geometry(32, 2880, 2880, "clamped", torch.bfloat16, META),
+}
+
+
+def launched(rule: Geometry, count: int) -> list[Launch]:
+    def empty(*shape: int) -> Tensor:
+        return torch.empty(*shape, dtype=rule.dtype, device=META)
+
+    biased = rule.activation == "clamped"
+    weights = ExpertWeights(
+        empty(rule.experts, 2 * rule.columns, rule.hidden),
+        empty(rule.experts, rule.hidden, rule.columns),
+        empty(rule.experts, 2 * rule.columns) if biased else None,
+        empty(rule.experts, rule.hidden) if biased else None,
+    )
+    counts = torch.empty(rule.experts, dtype=torch.int64, device=META)
+    with recording() as launches:
+        choose(rule).make(rule)(empty(count, rule.hidden), counts, weights)
+    return launches
+
+
+@pytest.mark.parametrize("model", REAL)
+def test_compiles_for_sm_90(hopper: Compile, model: str) -> None:
+    launches = launched(REAL[model], 1)
+    once = {(each.function, each.constants): each for each in launches}
+    assert {each.stack for each in hopper(list(once.values()))} == {0}
+
+
+def test_a_plan_has_the_variants_for_all_numbers_of_rows() -> None:
+    half = torch.bfloat16
+    assert {tile(half, 8, rows) for rows in range(1, 2000)} == set(tiles(half))
+    made = [each for each in launched(REAL["gpt-oss-20b"], 1) if each.function == "down"]
+    assert [dict(each.constants)["block_t"] for each in made] == [16, 64, 128]
+
+
+def test_the_number_of_rows_makes_no_variant() -> None:
+    launches = [each for count in (1, 16, 1000) for each in launched(REAL["gpt-oss-20b"], count)]
+    found = [each["source"] + each["variant"] for each in elsewhere(keys, launches)[:-1]]
+    once = len(found) // 3
+    assert found[:once] == found[once : 2 * once] == found[2 * once :]
+    assert len(set(found)) == 7  # one table, and both products of three tiles

@@ -4,8 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from ahead import Compile, elsewhere, keys
+from pds_kernels.launching import Launch, recording
 from pds_kernels.moe_gate import Geometry, Kernel, choose
 from pds_kernels.moe_gate.dispatch import KERNELS
+from pds_kernels.moe_gate.reference import gate as definition
+from poison import poisoned
 from serving_kernels import served
 from torch import Tensor
 from transformers import (
@@ -181,8 +185,73 @@ def test_no_tokens_and_sick_tokens(kernel: Kernel, device: str, name: str) -> No
     assert all(len(set(row)) == 4 for row in ids.tolist())
 
 
-def test_scores_in_bfloat16_are_weighed_in_float32() -> None:
-    logits = torch.randn(5, 6, generator=torch.Generator().manual_seed(1)).bfloat16()
-    gate = choose(PLAIN).make(PLAIN)
+@pytest.mark.parametrize(("kernel", "device"), served(KERNELS, geometry))
+def test_scores_in_bfloat16_are_weighed_in_float32(kernel: Kernel, device: str) -> None:
+    logits = torch.randn(5, 6, generator=torch.Generator().manual_seed(1)).to(device).bfloat16()
+    gate = kernel.make(geometry(torch.device(device)))
     for found, expected in zip(gate(logits), gate(logits.float()), strict=True):
         assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        Geometry(1, 1, CPU),
+        Geometry(129, 5, CPU, "softmax of chosen"),
+        Geometry(15, 4, CPU, "sigmoid", True, 2.5, 3, 2, "top2"),
+        Geometry(15, 7, CPU, groups=5, top_groups=2),  # more choices than the groups have
+        Geometry(7, 3, CPU, groups=7, top_groups=3, group_score="top2"),  # one expert each
+    ],
+)
+@pytest.mark.parametrize("tokens", [1, 4, 5])
+@pytest.mark.parametrize(("kernel", "device"), served(KERNELS, geometry))
+def test_against_the_definition(kernel: Kernel, device: str, tokens: int, rule: Geometry) -> None:
+    """Odd sizes, and what lies beside the logits is not read."""
+    torch.manual_seed(0)
+    wide = torch.full((tokens, 2 * rule.experts), float("nan"))
+    wide[:, : rule.experts] = torch.randn(tokens, rule.experts).sign() * torch.rand(1)  # many ties
+    logits, added = wide[:, : rule.experts], torch.randn(rule.experts) / 4
+    gate = kernel.make(replace(rule, device=torch.device(device)))
+    for correction in (None, added):
+        moved = None if correction is None else correction.to(device)
+        with poisoned():
+            weights, ids = gate(wide.to(device)[:, : rule.experts], moved)
+        expected, chosen = definition(rule, logits, correction)
+        assert torch.equal(ids.cpu(), chosen)
+        torch.testing.assert_close(weights.cpu(), expected)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # numpy says so of inf - inf
+@pytest.mark.parametrize("first", [float("nan"), float("inf"), float("-inf"), -0.0])
+@pytest.mark.parametrize(("kernel", "device"), served(KERNELS, geometry))
+def test_what_is_no_number_ranks_as_in_the_definition(
+    kernel: Kernel, device: str, first: float
+) -> None:
+    rule = Geometry(6, 4, CPU, "softmax of chosen")
+    logits = torch.tensor([[0.0, 1.0, first, -1.0, first, float("-inf")]])
+    _, ids = kernel.make(replace(rule, device=torch.device(device)))(logits.to(device))
+    assert torch.equal(ids.cpu(), definition(rule, logits)[1])
+
+
+REAL = {
+    "qwen3-30b-a3b": Geometry(128, 8, torch.device("meta"), renormalise=True),
+    "deepseek-v3": Geometry(256, 8, torch.device("meta"), "sigmoid", True, 2.5, 8, 4, "top2"),
+}
+
+
+def launched(rule: Geometry, tokens: int) -> list[Launch]:
+    logits = torch.empty(tokens, rule.experts, dtype=torch.float32, device="meta")
+    with recording() as launches:
+        choose(rule).make(rule)(logits, logits[0] if rule.score == "sigmoid" else None)
+    return launches
+
+
+def test_compiles_for_sm_90(hopper: Compile) -> None:
+    launches = [each for rule in REAL.values() for each in launched(rule, 16)]
+    assert [each.stack for each in hopper(launches)] == [0, 0]
+
+
+def test_the_number_of_tokens_makes_no_variant() -> None:
+    launches = [each for tokens in (1, 16, 100) for each in launched(REAL["deepseek-v3"], tokens)]
+    one, *others = elsewhere(keys, launches)[:-1]
+    assert others == [one, one]

@@ -31,7 +31,7 @@ def spec(config: Json) -> DecoderSpec:
         top_k=top_k(config),
         columns=whole(config, "intermediate_size"),
         gate=GateSpec(score="softmax_of_chosen", bias=True),
-        activation="swiglu_oai",
+        activation="clamped",
         bias=True,
     )
     default = [FULL if layer % 2 else SLIDING for layer in range(layer_count(config))]

@@ -5,7 +5,7 @@ carry, and any rank, batch or device computes the same bits. 32-bit words are he
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
@@ -58,6 +58,12 @@ class Draws:
             counter=(column(indices), column(choices)),
             key=(column(seeds), column([seed >> 32 for seed in seeds])),
         )
+
+    def take(self, rows: Sequence[int]) -> Self:
+        """Those of some rows."""
+        at = list(rows)
+        (indices, choices), (low, high) = self.counter, self.key
+        return replace(self, counter=(indices[at], choices[at]), key=(low[at], high[at]))
 
     def gumbel(self, ids: range) -> Tensor:
         """Standard Gumbel noise of consecutive token ids: [R, len(ids)] float64."""

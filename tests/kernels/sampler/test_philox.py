@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from pds_engine.runner.philox import Draws, philox
+from pds_kernels.sampler.philox import Draws, philox
 
 CPU = torch.device("cpu")
 
