@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 
 _ALIGNMENT = 16
+_WIDE = 1 << 31
+"""From here on a number takes 64 bits."""
 _recorder: contextvars.ContextVar[list["Launch"] | None] = contextvars.ContextVar(
     "recorder", default=None
 )
@@ -74,10 +76,14 @@ def described(kernel: Any, arguments: Sequence[Any], constants: Mapping[str, Any
     Raises:
         TypeError: an argument is neither a tensor nor a number.
     """
+    varying = _varying(kernel)
     return Launch(
         module=kernel.fn.__module__,
         function=kernel.fn.__name__,
-        arguments=tuple(_argument(each) for each in arguments),
+        arguments=tuple(
+            _argument(each, varies=name in varying)
+            for name, each in zip(kernel.arg_names, arguments, strict=False)
+        ),
         constants=tuple(sorted(constants.items())),
     )
 
@@ -93,10 +99,30 @@ def recording() -> Iterator[list[Launch]]:
         _recorder.reset(token)
 
 
-def _argument(argument: Any) -> Pointer | int | float | None:
+def _varying(kernel: Any) -> Sequence[str]:
+    """The names of numbers for which it is not compiled anew."""
+    known = kernel.kwargs if hasattr(kernel, "kwargs") else vars(kernel)  # interpreted, or not
+    return known.get("do_not_specialize") or ()
+
+
+def _argument(argument: Any, *, varies: bool) -> Pointer | int | float | None:
     if isinstance(argument, Tensor):
         offset = argument.storage_offset() * argument.element_size()
         return Pointer(argument.dtype, aligned=offset % _ALIGNMENT == 0)
-    if argument is None or isinstance(argument, int | float):
+    if argument is None or isinstance(argument, bool):
         return argument
+    if isinstance(argument, int):
+        return _alike(argument, varies=varies)
+    if isinstance(argument, float):
+        return 1.0  # its value decides nothing
     raise TypeError(f"a kernel takes tensors and numbers, not {type(argument).__name__}")
+
+
+def _alike(number: int, *, varies: bool) -> int:
+    """One number for all that are compiled alike."""
+    wide = 0 if -_WIDE <= number < _WIDE else 2 * _WIDE
+    if varies:
+        return wide + 2
+    if number == 1:
+        return 1
+    return wide + (16 if number % 16 == 0 else 2)
