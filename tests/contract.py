@@ -105,7 +105,9 @@ def named() -> list[str]:
             names.keyring("<pds>"),
             names.cache_key("<pds>"),
             names.cache_claim("<pds>"),
+            names.seal("<claim>"),
             names.warmup("<pds>", "<revision>"),
+            names.warmup("<pds>", "<revision>", "sm_<NN>"),
             names.revision("<pds>", "<revision>"),
             *(names.role_object("<pds>", role) for role in names.ROLES),
             *(

@@ -248,6 +248,7 @@ ENVIRONMENT: Mapping[str, str] = {
     "PDS_CACHE_KEY_DIR": "cache.key_dir",
     "PDS_LOG_LEVEL": "log_level",
     "PDS_CACHE_ONLY_SHARED": "cache.only_shared",
+    "PDS_CACHE_TARGET": "cache.target",
 }
 """The variables that are read, and the key each one sets."""
 

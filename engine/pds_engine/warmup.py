@@ -26,7 +26,7 @@ from pds_kernels.cache.manifest import manifest_path, progress_path, replace_fil
 from pds_kernels.cache.sharing import Try, WorkQueue, order, place
 
 from pds_engine import log
-from pds_engine.artefacts.plan import plan
+from pds_engine.artefacts.plan import plan, target
 from pds_engine.config import EngineConfig
 from pds_engine.errors import ConfigError
 from pds_engine.keys import Keys, read_secret
@@ -53,6 +53,8 @@ class Warmed:
     """What is wrong with the volume, where that made a difference."""
     eager: tuple[str, ...] = ()
     """What the manifest's artefacts do not cover: it runs without being compiled."""
+    target: str = ""
+    """What was compiled for: cpu, or sm_90."""
 
 
 def run(config: EngineConfig) -> int:
@@ -70,11 +72,11 @@ def run(config: EngineConfig) -> int:
         warmed = warm(config)
     except (OSError, RuntimeError, TimeoutError) as error:
         logger.exception("warm-up failed")
-        _prove(None, started, error=str(error))
+        _prove(Warmed(None), started, str(error))
         return 1
     if warmed.volume:
         logger.warning("%s", warmed.volume)
-    _prove(warmed.manifest, started, volume=warmed.volume, eager=warmed.eager)
+    _prove(warmed, started)
     return 0
 
 
@@ -96,7 +98,7 @@ def warm(config: EngineConfig) -> Warmed:
             with suppress(Trouble):
                 cache.volume.try_out()
             if cache.volume.trouble:
-                return Warmed(None, cache.volume.trouble)
+                return Warmed(None, cache.volume.trouble, target=found.target)
         made = _compile(config, cache, missing, progress)
     artefacts |= {name: each.artefact for name, each in made.items() if each.artefact}
     compiled = sum(artefact.built for artefact in artefacts.values())
@@ -112,7 +114,7 @@ def warm(config: EngineConfig) -> Warmed:
         for path in _manifest_paths(config):
             cache.volume.write(partial(write_manifest, path=path, manifest=manifest))
     volume = next((text for text in troubles if text), "")
-    return Warmed(manifest, volume, found.eager)
+    return Warmed(manifest, volume, found.eager, found.target)
 
 
 def open_cache(config: EngineConfig) -> Cache:
@@ -130,7 +132,7 @@ def open_cache(config: EngineConfig) -> Cache:
 
 def _seal(config: EngineConfig) -> bytes:
     if config.cache.key_dir is not None:
-        hint = "mount the Secret <pdserving>-cache-key at cache.key_dir, or leave key_dir out"
+        hint = "mount the Secret of the cache's key at cache.key_dir, or leave key_dir out"
         return read_secret(config.cache.key_dir / "cache.key", hint=hint)
     return Keys.read(config.http.keys_dir).hmac if config.http.keys_dir else b""
 
@@ -250,26 +252,24 @@ def _manifest_paths(config: EngineConfig) -> list[Path]:
     root, pod, split = config.cache.path or Path(), config.pod, config.parallelism
     first = pod.index * split.ranks_per_pod
     stages = Numbering.of(split).stages(range(first, first + split.ranks_per_pod))
+    gpu = target(config)
+    kind = f".{gpu}" if gpu else ""
     return [
-        manifest_path(root, config.model.name, pod.revision, config.role, stage) for stage in stages
+        manifest_path(root, config.model.name, pod.revision, config.role, f"{stage}{kind}")
+        for stage in stages
     ]
 
 
-def _prove(
-    manifest: Manifest | None,
-    started: float,
-    *,
-    error: str = "",
-    volume: str = "",
-    eager: tuple[str, ...] = (),
-) -> None:
+def _prove(warmed: Warmed, started: float, error: str = "") -> None:
     """The termination message. Only its texts are cut, so that it stays JSON."""
+    manifest, volume = warmed.manifest, warmed.volume
     proof = {
         "manifest": manifest.digest if manifest else "",
         "compiled": manifest.compiled if manifest else 0,
         "reused": manifest.reused if manifest else 0,
         "seconds": round(time.monotonic() - started, 2),
-        "eager": eager,
+        "eager": warmed.eager,
+        "target": warmed.target,
     }
     text = json.dumps({**proof, "error": error, "volume": volume})
     while len(text) > _PROOF_BYTES:

@@ -1,5 +1,6 @@
 """Names, labels and annotations: the one place that spells them (docs/contract.md)."""
 
+import hashlib
 import re
 from typing import Final
 
@@ -44,6 +45,8 @@ GROUPS: Final = f"{GROUP}/groups"
 """On a ControllerRevision, JSON: groups of each role when it last stood whole."""
 WAITED: Final = f"{GROUP}/waited"
 """On a ControllerRevision, JSON: what is used up of its rollout's progress deadline."""
+GAVE_WAY: Final = f"{GROUP}/gave-way"
+"""On a ControllerRevision, JSON: which warm-up Jobs gave way to init containers, why and when."""
 APPLIED: Final = f"{GROUP}/applied"
 """Digest of the object as it was last applied: a field that is removed changes it, and a default
 does not."""
@@ -52,6 +55,10 @@ ROTATE: Final = f"{GROUP}/rotate-keys"
 that there was when it was made."""
 ACTIVE: Final = f"{GROUP}/active"
 """On the ring of keys: the name of the Secret whose key new revisions have."""
+TARGET: Final = f"{GROUP}/target"
+"""On a Job that compiles for a kind of GPU, and on its pod: which, as `sm_90`."""
+CLAIM: Final = f"{GROUP}/claim"
+"""On the Secret by which PDServings seal a compile cache together: the claim of its volume."""
 GANG: Final = f"{GROUP}/gang"
 """On pods whose group has a PodGroup: of which scheduler."""
 ROUTABLE: Final = f"{GROUP}/routable"
@@ -60,6 +67,8 @@ ROUTABLE: Final = f"{GROUP}/routable"
 ROLES: Final = ("prefill", "decode", "unified")
 HTTP_PORT: Final = 8000
 METRICS_PORT: Final = 9090
+LONGEST: Final = 253
+"""Characters of a Secret's name."""
 CONFIG_ERROR: Final = 78
 """Exit code of a container whose configuration cannot work (sysexits' EX_CONFIG)."""
 
@@ -117,8 +126,27 @@ def keyring(pds: str) -> str:
 
 
 def cache_key(pds: str) -> str:
-    """The Secret of the key that seals the compile cache."""
+    """The Secret of the key that seals a compile cache that is on no claim."""
     return f"{pds}-cache-key"
+
+
+def seal(claim: str) -> str:
+    """The Secret of the key that seals the compile cache on `claim`, whoever uses it."""
+    name = f"pds-cache-key-{claim}"
+    if len(name) <= LONGEST:
+        return name
+    digest = hashlib.sha256(claim.encode()).hexdigest()[:10]
+    return f"{name[: LONGEST - len(digest) - 1].rstrip('-.')}-{digest}"
+
+
+def seal_labels() -> dict[str, str]:
+    """The labels of such a Secret: it belongs to no PDServing."""
+    return {
+        "app.kubernetes.io/name": "pdserving",
+        "app.kubernetes.io/component": "cache-key",
+        "app.kubernetes.io/part-of": "pdserving",
+        MANAGED_BY: MANAGER,
+    }
 
 
 def cache_claim(pds: str) -> str:
@@ -126,9 +154,13 @@ def cache_claim(pds: str) -> str:
     return f"{pds}-cache"
 
 
-def warmup(pds: str, digest: str) -> str:
-    """The Job that compiles a revision."""
-    return f"{pds}-{digest}-warmup"
+def warmup(pds: str, digest: str, target: str = "", role: str = "") -> str:
+    """A Job that compiles a revision: for the node that it runs on, or for the GPU `target`.
+
+    The first Job of a kind has no `role`. Others begin with that role.
+    """
+    what = target.replace("_", "-") or "warmup"
+    return f"{pds}-{digest}-{what}" + (f"-{role[0]}" if role else "")
 
 
 def role_object(pds: str, role: str) -> str:

@@ -23,6 +23,8 @@ OF_ROLES = ("parallelism", "ranksPerPod", "resources", "engine", "podTemplate")
 OF_SCHEDULING = ("schedulerName", "priorityClassName", "gang", "groupTopologyKey")
 OF_ROLLOUT = ("drainSeconds",)
 """It is the pods' grace period."""
+AHEAD = ("targets", "nodeSelector")
+"""Of compileCache.warmup: they make Jobs, and change no pod."""
 LENGTH = 10
 
 
@@ -33,6 +35,7 @@ def affecting(raw: Object) -> Object:
     a new operator is in neither.
     """
     chosen: Object = {key: raw.get(key) for key in WHOLE}
+    chosen["compileCache"] = _without_ahead(raw.get("compileCache"))
     for role in ROLES:
         if isinstance(raw.get(role), dict):
             # The role counts even when it says nothing: an added role is a new revision.
@@ -61,6 +64,9 @@ def restored(raw: Object, stored: Object) -> Object:
     """
     result = {key: value for key, value in raw.items() if key not in WHOLE}
     result |= {key: stored[key] for key in WHOLE if key in stored}
+    ahead, cache = _only((raw.get("compileCache") or {}).get("warmup"), AHEAD), _fillable(stored)
+    if ahead and cache:
+        result["compileCache"] = {**cache, "warmup": {**cache.get("warmup", {}), **ahead}}
     for role in ROLES:
         if role in stored:
             result[role] = _restored(raw.get(role), stored[role], OF_ROLES)
@@ -75,13 +81,28 @@ def restored(raw: Object, stored: Object) -> Object:
     return result
 
 
+def _without_ahead(cache: Any) -> Any:
+    if not isinstance(cache, dict) or not isinstance(cache.get("warmup"), dict):
+        return cache
+    kept = {key: value for key, value in cache["warmup"].items() if key not in AHEAD}
+    return {**cache, "warmup": kept}
+
+
+def _fillable(stored: Object) -> Object:
+    """A compile cache on a volume that a Job may fill; else nothing."""
+    cache: Object = stored.get("compileCache") or {}
+    shared = "ephemeral" not in cache.get("volume", {"ephemeral": {}})
+    return cache if shared and cache.get("warmup", {}).get("enabled") is not False else {}
+
+
 def _restored(part: Any, stored: Object, keys: tuple[str, ...]) -> Object:
     kept = {key: value for key, value in (part or {}).items() if key not in keys}
     return kept | {key: stored[key] for key in keys if key in stored}
 
 
 def _only(part: Any, keys: tuple[str, ...]) -> Object:
-    return {key: part.get(key) for key in keys} if isinstance(part, dict) else {}
+    given = part if isinstance(part, dict) else {}
+    return {key: given[key] for key in keys if given.get(key) is not None}
 
 
 def _pruned(value: Any) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 
 import field_owners
 from pds_operator import errors, names
+from pds_operator.facts.observed import rfc3339
 from pds_operator.run.cluster import Store
 
 Object = dict[str, Any]
@@ -24,6 +25,8 @@ class FakeApi:
         self.refuse: Callable[[str, Object], Exception | None] = lambda verb, obj: None
         self.webhook: Callable[[Object], None] = lambda obj: None
         """Changes what an apply or a patch makes, as an admission webhook may."""
+        self.clock: Callable[[], float] | None = None
+        """Unix seconds, by which creations are stamped; None: they are not."""
         self._counter = itertools.count(1)
 
     def put(self, obj: Object) -> Object:
@@ -77,6 +80,8 @@ class FakeApi:
         if dry_run:
             return obj
         made = copy.deepcopy(obj)
+        if self.clock is not None:
+            made["metadata"]["creationTimestamp"] = rfc3339(self.clock())
         if kind == "Secret":
             text = made.pop("stringData")
             made["data"] = {k: base64.b64encode(v.encode()).decode() for k, v in text.items()}

@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 from pds_operator import revision
-from pds_operator.kubectl import commands
+from pds_operator.kubectl import calls, commands
 from typer.testing import CliRunner
 
 
@@ -37,8 +37,8 @@ def answering(monkeypatch: pytest.MonkeyPatch) -> Kubectl:
     """A Kubectl in place of the real one."""
     fake = Kubectl()
     fake.answers |= {"get pdservingroles": {"items": []}, "get pdservings --": {"items": []}}
-    monkeypatch.setattr(commands.subprocess, "run", fake.run)
-    monkeypatch.setattr(commands.shutil, "which", lambda name: f"/bin/{name}")
+    monkeypatch.setattr(calls.subprocess, "run", fake.run)
+    monkeypatch.setattr(calls.shutil, "which", lambda name: f"/bin/{name}")
     return fake
 
 

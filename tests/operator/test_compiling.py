@@ -36,7 +36,7 @@ def progressing(world: World) -> tuple[str, str]:
 
 
 def pod(**facts) -> tuple[WarmupPod]:
-    return (WarmupPod(f"{JOB}-x", digest(NEW), **facts),)
+    return (WarmupPod(f"{JOB}-x", digest(NEW), owner=f"uid-Job-{JOB}", **facts),)
 
 
 def test_the_job_comes_before_the_first_pod(world):
@@ -63,13 +63,13 @@ def test_what_serves_is_scaled_meanwhile_by_the_same_rules(world):
 def test_a_job_that_finds_no_node_makes_room_for_the_surge_pods(world):
     world.round()
     world.warmups = pod(unscheduled="0/3 nodes are available")
-    world.now = START + 59
+    world.now = START + 119
     assert world.round() == []
-    assert world.plan().wake == START + 60
-    world.now = START + 60
+    assert world.plan().wake == START + 120
+    world.now = START + 120
     assert progressing(world) == (
         "WarmupInInit",
-        f"the Job {JOB} found no node: 0/3 nodes are available; "
+        f"the Job {JOB} found no room: no node takes its pod: 0/3 nodes are available; "
         f"prefill 2 ready of 2, 0 of revision {digest(NEW)}; "
         f"decode 1 ready of 1, 0 of revision {digest(NEW)}",
     )
@@ -81,7 +81,7 @@ def test_a_job_that_finds_no_node_makes_room_for_the_surge_pods(world):
 
 def test_a_crash_after_the_first_pod_leaves_no_job_behind(world):
     world.round()
-    world.now = START + 60
+    world.now = START + 120
     actions = [item for item in world.plan().actions if str(item) != f"delete job {JOB}"]
     for action in actions:
         world._do(action)
@@ -174,8 +174,7 @@ def test_the_job_warms_up_what_each_pod_of_a_group_runs():
         **SHARED, prefill={"parallelism": {"pp": 2}, "resources": {"limits": {"cpu": 2}}}
     )
     data = engine.render(raw, desired(raw).spec, OWNER, Settings())
-    job = warmup.job(OWNER, "abc", data)
-    assert job is not None
+    [job] = warmup.jobs(OWNER, "abc", data)
     pod_spec = job["spec"]["template"]["spec"]
     steps = [*pod_spec["initContainers"], *pod_spec["containers"]]
     assert [step["name"] for step in steps] == ["prefill-0", "prefill-1", "decode-0"]
@@ -213,7 +212,12 @@ def ended(message: str, code: int = 1) -> dict:
     ],
 )
 def test_what_a_failed_warm_up_says(message, error):
-    assert warmup_facts(ended(message)) == WarmupPod("w", "abc", error=error)
+    nothing = frozenset({""})  # its one step says of no target
+    assert warmup_facts(ended(message)) == WarmupPod("w", "abc", error=error, targets=nothing)
+
+
+def test_what_a_warm_up_compiled_for():
+    assert warmup_facts(ended('{"target": "sm_90"}', 0)).targets == {"sm_90"}
 
 
 def test_what_a_warm_up_without_its_image_says():

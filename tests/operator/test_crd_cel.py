@@ -56,6 +56,7 @@ def both(path: str, prefill: Any, decode: Any) -> dict[str, Any]:
 
 
 ALONE = {"model": PAIR["model"], "unified": {}}
+FILLED = {"volume": {"existingClaim": "c"}, "warmup": {"targets": ["sm_90", "sm_100"]}}
 GPU = {"limits": {"nvidia.com/gpu": 2}}
 
 CASES = [
@@ -138,6 +139,36 @@ CASES = [
         changed("compileCache.volume", {"claim": {"size": "1Gi"}, "retain": True}),
         changed("compileCache.volume", {"ephemeral": {}, "retain": True}),
         "retain",
+    ),
+    (
+        "targets fill what pods share",
+        changed("compileCache", FILLED),
+        changed("compileCache", {**FILLED, "volume": {"ephemeral": {}}}),
+        "warmup.targets fills a volume that pods share",
+    ),
+    (
+        "each target once",
+        changed("compileCache", FILLED),
+        changed("compileCache.warmup.targets", ["sm_90", "sm_90"], changed("compileCache", FILLED)),
+        "warmup.targets names a GPU type twice",
+    ),
+    (
+        "targets are GPU types",
+        changed("compileCache", FILLED),
+        changed("compileCache.warmup.targets", ["sm90"], changed("compileCache", FILLED)),
+        "compileCache.warmup.targets[0]",
+    ),
+    (
+        "targets need a warm-up",
+        changed("compileCache", FILLED),
+        changed("compileCache.warmup.enabled", False, changed("compileCache", FILLED)),
+        "warmup.targets needs warmup.enabled",
+    ),
+    (
+        "a selector of the Jobs of targets",
+        changed("compileCache.warmup.nodeSelector", {"p": "c"}, changed("compileCache", FILLED)),
+        changed("compileCache", {"warmup": {"nodeSelector": {"p": "c"}}}),
+        "warmup.nodeSelector is of the Jobs",
     ),
     (
         "whole pods",

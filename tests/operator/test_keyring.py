@@ -222,7 +222,7 @@ def test_keys_are_compiled_for_first_where_the_volume_is_shared():
     [stored] = [item for item in world.revisions.values() if item.key == key]
     spec = stored.data["roles"]["decode"]["template"]["spec"]
     sources = {v["name"]: v["secret"]["secretName"] for v in spec["volumes"] if "secret" in v}
-    assert sources == {"keys": f"chat-control-{key}", "cache-key": "chat-cache-key"}
+    assert sources == {"keys": f"chat-control-{key}", "cache-key": "pds-cache-key-cache"}
     for container in (*spec["containers"], *spec["initContainers"]):
         assert {"name": "PDS_CACHE_KEY_DIR", "value": "/etc/pds/cache-key"} in container["env"]
 

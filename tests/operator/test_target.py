@@ -86,7 +86,9 @@ def test_a_revert_is_the_newest_target_again(world):
     second = digest(world.raw)
     world.now += 60
     world.raw = raw_spec()
-    assert "note targeted, waited on chat-" + first in [str(item) for item in world.plan().actions]
+    assert "note targeted, waited, gave-way on chat-" + first in [
+        str(item) for item in world.plan().actions
+    ]
     world.settle()
     times = {name: (item.since, item.served) for name, item in world.revisions.items()}
     assert times == {

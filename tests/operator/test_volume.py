@@ -147,13 +147,14 @@ def test_the_pod_of_a_job_reports_what_one_of_its_steps_met():
             "containerStatuses": [ended(loud)],
         },
     }
-    assert warmup_facts(obj) == WarmupPod("w", "", volume=FULL, created=NOW)
+    found = warmup_facts(obj)
+    assert found == WarmupPod("w", "", volume=FULL, created=NOW, targets=frozenset({""}))
 
 
 def test_a_job_works_for_others_alone_and_a_pod_for_itself():
     raw = raw_spec(compileCache={"volume": {"existingClaim": "c"}})
     data = engine.render(raw, desired(raw).spec, OWNER, Settings())
-    job = warmup.job(OWNER, "abc", data)
+    [job] = warmup.jobs(OWNER, "abc", data)
     steps = job["spec"]["template"]["spec"]
     for step in [*steps["initContainers"], *steps["containers"]]:
         assert {"name": "PDS_CACHE_ONLY_SHARED", "value": "true"} in step["env"]

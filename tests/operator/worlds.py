@@ -14,6 +14,7 @@ from pds_operator.decide.actions import (
     KeepRing,
     MakeCacheKey,
     MakeKey,
+    MakeSeal,
     MarkDraining,
     Recover,
     ReportScale,
@@ -237,18 +238,21 @@ class World:
                 secrets[key] = KeySecret(f"uid-{self.counter}", asked)
                 ring = frozenset({key}) | (keys.ring or frozenset())
                 held = keys.held | {key}
-                self.keys = ControlKeys(secrets, ring, key, held, keys.cache)
+                more = {"secrets": secrets, "ring": ring, "active": key, "held": held}
+                self.keys = dataclasses.replace(keys, **more)
             case KeepRing(keys=ring, active=key):
                 self.keys = dataclasses.replace(keys, ring=ring, active=key)
             case MakeCacheKey():
                 self.keys = dataclasses.replace(keys, cache=True)
+            case MakeSeal(claim=claim):
+                self.keys = dataclasses.replace(keys, seals=keys.seals | {names.seal(claim)})
             case Delete(name=name):
                 del secrets[name.removeprefix(f"{OWNER.name}-control").removeprefix("-")]
                 self.keys = dataclasses.replace(keys, secrets=secrets)
 
     def _do(self, action: Action) -> None:
         match action:
-            case MakeKey() | KeepRing() | MakeCacheKey() | Delete(kind="Secret"):
+            case MakeKey() | KeepRing() | MakeCacheKey() | MakeSeal() | Delete(kind="Secret"):
                 self._keep_keys(action)
             case Create(obj={"kind": "Pod"} as obj):
                 self.counter += 1

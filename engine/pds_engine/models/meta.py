@@ -72,9 +72,9 @@ class _Ranks(Collectives):
     def all_to_all(self, x: Tensor, give: Sequence[int], take: Sequence[int]) -> Tensor:
         return x.new_empty(sum(take), *x.shape[1:])
 
-    def read(self, counts: Tensor) -> list[int]:
-        """A row for each expert."""
-        return [1] * len(counts)
+    def read(self, counts: Tensor, given: int) -> list[int]:
+        """As many rows come as go."""
+        return [given, *[0] * (len(counts) - 2), given]
 
     def broadcast(self, x: Tensor) -> Tensor:
         return x

@@ -87,8 +87,8 @@ class Collectives:
         self._wait("all_to_all", lambda: self._group.alltoall_base(found, x, *splits))
         return found
 
-    def read(self, counts: Tensor) -> list[int]:
-        """How many rows go where, read back from the device."""
+    def read(self, counts: Tensor, given: int) -> list[int]:
+        """How many rows go where, and come from where, read back from the device; `given` go."""
         found: list[int] = counts.tolist()
         return found
 

@@ -38,7 +38,7 @@ def to_experts(rows: Tensor, counts: Tensor, held: Sequence[int], ranks: Collect
     """
     own = (held[ranks.rank],) * ranks.size
     theirs = ranks.all_to_all(counts, held, own)
-    both = ranks.read(torch.cat((counts, theirs)))  # from the device at once
+    both = ranks.read(torch.cat((counts, theirs)), len(rows))  # from the device at once
     sent, taken = _sums(both[: len(counts)], held), _sums(both[len(counts) :], own)
     numbers = torch.arange(own[0], device=rows.device).repeat(ranks.size)
     return Received(

@@ -6,6 +6,7 @@ gets the files into its Triton cache (`install`), and finds them there by the sa
 """
 
 import contextlib
+import hashlib
 import importlib
 import json
 import os
@@ -46,7 +47,8 @@ class TritonKernel:
 
     @property
     def name(self) -> str:
-        return f"{self.launch.name}[{_text(self.launch)}]"
+        digest = hashlib.sha256(repr(self.launch).encode()).hexdigest()
+        return f"{self.launch.name}[{_text(self.launch)}] {digest[:6]}"
 
     def key_inputs(self) -> dict[str, str]:
         """Triton's own key in its parts."""

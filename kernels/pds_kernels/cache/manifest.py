@@ -34,8 +34,9 @@ def manifest_digest(artefacts: Mapping[str, str]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def manifest_path(root: Path, model: str, revision: str, role: str, stage: int) -> Path:
-    """Where the manifest of a stage lies on the volume."""
+def manifest_path(root: Path, model: str, revision: str, role: str, stage: str) -> Path:
+    """Where the manifest of a stage lies on the volume. `stage` may say for what it was compiled:
+    1.sm_90."""
     return root / "v1" / "manifests" / model / (revision or "none") / role / f"{stage}.json"
 
 

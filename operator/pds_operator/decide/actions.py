@@ -111,6 +111,21 @@ class MakeCacheKey:
 
 
 @dataclass(frozen=True, slots=True)
+class MakeSeal:
+    """Make the key of the compile cache on a claim, for all PDServings that use it."""
+
+    claim: str
+
+    @property
+    def scope(self) -> str:
+        """Of its own: several PDServings may ask for it at once."""
+        return f"seal/{self.claim}"
+
+    def __str__(self) -> str:
+        return f"make the key of the compile cache on {self.claim}"
+
+
+@dataclass(frozen=True, slots=True)
 class TryOut:
     """POST with dryRun=All: a podTemplate that the API server refuses becomes a condition."""
 
@@ -261,6 +276,7 @@ Action = (
     | MakeKey
     | KeepRing
     | MakeCacheKey
+    | MakeSeal
     | TryOut
     | Annotate
     | Recover

@@ -1,8 +1,9 @@
 """Compile first: a new revision's kernels are made before its pods are (rollouts.md). Pure.
 
-Only where a volume is shared and a revision serves meanwhile. The Job stays until the rollout is
-over, as a record; one that finds no node makes room for the surge pods, which compile in their own
-init containers.
+Only where a volume is shared and a revision serves meanwhile. There is a Job for each distinct pod
+template. It stays until the rollout is over, as a record. One that is refused, or that starts
+nothing, gives way for the rest of the rollout: new pods compile in their own init containers. That
+is written on the revision, so that neither a restart nor a full quota makes a Job twice.
 """
 
 from dataclasses import dataclass
@@ -10,19 +11,18 @@ from enum import Enum
 from typing import Any
 
 from pds_operator import names
-from pds_operator.decide import objects
-from pds_operator.decide.actions import Delete, object_scope
+from pds_operator.decide import jobs, objects
+from pds_operator.decide import target as targets
+from pds_operator.decide.actions import Problem, revision_scope
 from pds_operator.decide.fleet import Group
+from pds_operator.decide.jobs import JobStage
 from pds_operator.decide.rollout import Step
 from pds_operator.decide.round import Round
 from pds_operator.decide.target import Target
-from pds_operator.facts.observed import seconds
+from pds_operator.facts.observed import GaveWay
 from pds_operator.render import warmup
 
 Object = dict[str, Any]
-
-PENDING_SECONDS = 60.0
-"""How long the Job may look for a node."""
 
 
 class WarmupState(Enum):
@@ -33,7 +33,7 @@ class WarmupState(Enum):
     RUNNING = "running"
     FAILED = "failed"
     IN_INIT = "in init"
-    """No node for the Job: the surge pods compile while the old ones serve."""
+    """A Job gave way: the surge pods compile while the old ones serve."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +43,11 @@ class Warmup:
     state: WarmupState = WarmupState.NONE
     message: str = ""
     ended: float = 0.0
-    """When the Job did, or was given up, in Unix seconds: pods may be made since."""
+    """When the last Job did, or gave way, in Unix seconds: pods may be made since."""
     waits: str = ""
-    """Why its pod cannot start, while it is RUNNING: no time-out of the warm-up's runs yet."""
+    """Why no Job can start, while it is RUNNING: no time-out of the warm-up's runs yet."""
+    gave_way: Problem | None = None
+    """Why pods compile what a Job should have."""
 
     @property
     def holds(self) -> bool:
@@ -53,69 +55,122 @@ class Warmup:
         return self.state in (WarmupState.RUNNING, WarmupState.FAILED)
 
 
-def job(round_: Round, target: Target, data: Object) -> Object | None:
-    """The Job that compiles `target`, rendered as `data`, before its pods; None: there is none.
+@dataclass(frozen=True, slots=True)
+class _Fate:
+    """What one Job comes to in this round."""
 
-    Nobody needs it where no revision serves meanwhile, or no volume is shared; and it cannot start
-    where the Secret that it mounts is gone.
+    warmup: Warmup
+    gave: GaveWay | None = None
+    """It gives way, or did."""
+    stale: Object | None = None
+    """To be deleted."""
+
+
+def wanted(round_: Round, target: Target, data: Object) -> list[Object]:
+    """The Jobs that compile `target`, rendered as `data`, before its pods.
+
+    Nobody needs them where no revision serves meanwhile, or no volume is shared; and none can
+    start where the Secret that it mounts is gone.
     """
     if not target.rolling or round_.observed.lost(target.revision.key):
-        return None
-    return warmup.job(round_.owner, target.digest, data)
+        return []
+    return warmup.jobs(round_.owner, target.digest, data)
 
 
 def first(round_: Round, target: Target, step: Step) -> Warmup:
-    """Make, follow and clear away the Job."""
-    owner, observed = round_.owner, round_.observed
-    name = names.warmup(owner.name, target.digest)
-    wanted = job(round_, target, target.revision.data)
-    for (kind, other), stale in observed.objects.items():
-        if kind == "Job" and (wanted is None or other != name):
-            _clear(round_, stale)
-    if wanted is None:
-        return Warmup()
-    live = observed.objects.get(("Job", name))
-    own = round_.staying(target.digest)
-    if live is None and own:
-        cold = any(pod.proof is None for group in own for pod in group.pods)
-        return Warmup(WarmupState.IN_INIT if cold else WarmupState.NONE)
-    if live is None:
-        if not any(move.create for move in step.moves.values()):
-            return Warmup()
-        objects.ensure(round_, wanted)
-        return Warmup(WarmupState.RUNNING, f"the Job {name} compiles")
-    return _follow(round_, target, live, own)
-
-
-def _follow(round_: Round, target: Target, live: Object, own: list[Group]) -> Warmup:
-    name = live["metadata"]["name"]
-    pods = [pod for pod in round_.observed.warmups if pod.revision == target.digest]
-    ended = {
-        item["type"]: item
-        for item in (live.get("status") or {}).get("conditions") or []
-        if item["status"] == "True"
+    """Make, follow and clear away the Jobs."""
+    named = {
+        str(job["metadata"]["name"]): job for job in wanted(round_, target, target.revision.data)
     }
-    if "Complete" in ended:
-        return Warmup(ended=seconds(ended["Complete"].get("lastTransitionTime")) or 0.0)
-    if "Failed" in ended:
-        errors = [f"{pod.name}: {pod.error}" for pod in pods if pod.error]
-        why = errors[0] if errors else f"Job {name}: {ended['Failed'].get('message', '')}"
-        return Warmup(WarmupState.FAILED, why)
-    waits = next((f"{pod.name}: {pod.waits}" for pod in pods if pod.waits), "")
-    if waits:
-        return Warmup(WarmupState.RUNNING, f"the Job {name} cannot start: {waits}", waits=waits)
-    if any(pod.scheduled for pod in pods):
-        return Warmup(WarmupState.RUNNING, f"the Job {name} compiles")
-    due = (seconds(live["metadata"].get("creationTimestamp")) or 0.0) + PENDING_SECONDS
-    if round_.now < due and not own:
-        round_.wake_at(due)
-        return Warmup(WarmupState.RUNNING, f"the Job {name} waits for a node")
-    _clear(round_, live)
-    why = next((pod.unscheduled for pod in pods if pod.unscheduled), "it has no pod")
-    return Warmup(WarmupState.IN_INIT, f"the Job {name} found no node: {why}", due)
+    for (kind, name), live in round_.observed.objects.items():
+        ours = kind == "Job" and names.TARGET not in (live["metadata"].get("labels") or {})
+        if ours and name not in named:
+            jobs.clear(round_, live)
+    creates = any(move.create for move in step.moves.values())
+    fates = {name: _fate(round_, target, job, creates=creates) for name, job in named.items()}
+    gave = {name: fate.gave for name, fate in fates.items() if fate.gave is not None}
+    if gave.keys() - _noted(target).keys():
+        targets.note_gave_way(round_, target, gave)
+    for fate in fates.values():
+        if fate.stale is not None:
+            # Only once that is written down: a Job that is gone says nothing.
+            jobs.clear(round_, fate.stale, revision_scope(target.digest))
+    return _together([fate.warmup for fate in fates.values()])
 
 
-def _clear(round_: Round, live: Object) -> None:
-    meta = live["metadata"]
-    if not meta.get("deletionTimestamp"):
-        round_.actions.append(Delete("Job", meta["name"], meta["uid"], object_scope(live)))
+def _noted(target: Target) -> dict[str, GaveWay]:
+    """What gave way since the revision became the target."""
+    return {} if target.fresh else dict(target.revision.gave_way)
+
+
+def _fate(round_: Round, target: Target, job: Object, *, creates: bool) -> _Fate:
+    name = job["metadata"]["name"]
+    live = round_.observed.objects.get(("Job", name))
+    own = round_.staying(target.digest)
+    gave = _noted(target).get(name)
+    if gave is not None:
+        return _Fate(_in_init(gave, own), gave, live)
+    if live is not None:
+        return _follow(round_, live, own)
+    if own:
+        state = WarmupState.IN_INIT if _cold(own) else WarmupState.NONE
+        return _Fate(Warmup(state))
+    if not creates:
+        return _Fate(Warmup())
+    refused = jobs.refusal(round_, name)
+    if refused is not None:
+        return _give_way(refused, round_.now, own)
+    objects.ensure(round_, job)
+    failure = round_.observed.failures.get(f"Job/{name}")
+    waits = failure.message if failure else ""
+    return _Fate(Warmup(WarmupState.RUNNING, f"the Job {name} compiles", waits=waits))
+
+
+def _follow(round_: Round, live: Object, own: list[Group]) -> _Fate:
+    found, name = jobs.look(round_, live), live["metadata"]["name"]
+    match found.stage:
+        case JobStage.DONE:
+            return _Fate(Warmup(ended=found.at))
+        case JobStage.FAILED:
+            return _Fate(Warmup(WarmupState.FAILED, found.message))
+        case JobStage.RUNNING:
+            return _Fate(Warmup(WarmupState.RUNNING, found.message))
+        case JobStage.BLOCKED:
+            text = f"the Job {name} cannot start: {found.message}"
+            return _Fate(Warmup(WarmupState.RUNNING, text, waits=found.message))
+        case JobStage.STARTING if not own:
+            return _Fate(Warmup(WarmupState.RUNNING, found.message))
+        case JobStage.LATE:
+            text = f"{found.message}: compileCache.warmup.timeoutSeconds is not enough here"
+            return _give_way(Problem("WarmupJobLate", text), found.at, own, live)
+    return _give_way(Problem("WarmupJobPending", found.message), found.at or round_.now, own, live)
+
+
+def _give_way(why: Problem, at: float, own: list[Group], live: Object | None = None) -> _Fate:
+    gave = GaveWay(why.reason, why.message, at)
+    return _Fate(_in_init(gave, own), gave, live)
+
+
+def _in_init(gave: GaveWay, own: list[Group]) -> Warmup:
+    state = WarmupState.IN_INIT if _cold(own) else WarmupState.NONE
+    why = Problem(gave.reason, gave.message)
+    return Warmup(state, gave.message, ended=gave.at, gave_way=why)
+
+
+def _cold(own: list[Group]) -> bool:
+    """A pod still has to compile, or is still to be made."""
+    return not own or any(pod.proof is None for group in own for pod in group.pods)
+
+
+def _together(each: list[Warmup]) -> Warmup:
+    """The Jobs of a revision as one: it waits for the last of them, and for what cannot start."""
+    order = (WarmupState.FAILED, WarmupState.RUNNING, WarmupState.IN_INIT, WarmupState.NONE)
+    state = min((one.state for one in each), key=order.index, default=WarmupState.NONE)
+    like = [one for one in each if one.state is state]
+    return Warmup(
+        state,
+        "; ".join(dict.fromkeys(one.message for one in like if one.message)),
+        ended=max((one.ended for one in each), default=0.0),
+        waits="; ".join(one.waits for one in like) if all(one.waits for one in like) else "",
+        gave_way=next((one.gave_way for one in each if one.gave_way is not None), None),
+    )

@@ -4,13 +4,17 @@ A key is made when there is none, when its Secret is gone, and when somebody ask
 revisions have the newest key, so that a rotation is a rollout. The ring holds the keys of all
 groups meanwhile: routers mount it, and an operator that starts anew finds there which one is
 active.
+
+Compile caches have keys of their own: one for each claim, which all PDServings of the namespace
+share and none owns; and one of a PDServing's own where its cache is on no claim.
 """
 
 from pds_operator import names
-from pds_operator.decide.actions import Delete, KeepRing, MakeCacheKey, MakeKey, Say
+from pds_operator.decide.actions import Delete, KeepRing, MakeCacheKey, MakeKey, MakeSeal, Say
 from pds_operator.decide.round import Round
 from pds_operator.decide.target import Target
 from pds_operator.facts.observed import ControlKeys, Observed
+from pds_operator.render import volumes
 
 
 def active(observed: Observed) -> str:
@@ -33,7 +37,23 @@ def keep(round_: Round, target: Target | None) -> None:
         return
     if not _made(round_, keys):
         _clear(round_, keys, target)
-    if not keys.cache:
+    _keep_seals(round_, keys, target)
+
+
+def _keep_seals(round_: Round, keys: ControlKeys, target: Target | None) -> None:
+    """The keys of compile caches, as revisions mount them that have pods or are to have some."""
+    observed, asked = round_.observed, round_.asked
+    used = {pod.revision for pod in observed.pods} | {asked.digest}
+    if target is not None:
+        used |= {target.digest, *([target.good.digest] if target.good else [])}
+    found = [volumes.sealed(r.data) for r in observed.revisions.values() if r.digest in used]
+    shared = {name: claim for _, claims in found for name, claim in claims.items()}
+    round_.actions += [
+        MakeSeal(claim) for name, claim in sorted(shared.items()) if name not in keys.seals
+    ]
+    own = names.cache_key(asked.owner.name)
+    needed = any(own in mounted for mounted, _ in found)
+    if not keys.cache and (needed or not volumes.claim(asked.spec, asked.owner.name)):
         # What stands in a volume was sealed with the first key, by the releases that had no other.
         copied = bool(observed.revisions or observed.pods)
         round_.actions.append(MakeCacheKey(copied))

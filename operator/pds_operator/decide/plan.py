@@ -10,6 +10,7 @@ from itertools import count, islice
 
 from pds_operator import names
 from pds_operator.decide import (
+    ahead,
     compiling,
     counting,
     hindrances,
@@ -23,6 +24,7 @@ from pds_operator.decide import (
 from pds_operator.decide import progress as progresses
 from pds_operator.decide import target as targets
 from pds_operator.decide.actions import Action, Problem
+from pds_operator.decide.ahead import Filling
 from pds_operator.decide.compiling import Warmup, WarmupState
 from pds_operator.decide.counting import CountingBasis, counts, limits, whole
 from pds_operator.decide.desired import Desired
@@ -62,6 +64,8 @@ class Plan:
     """Why the rollout has not got on within its deadline."""
     warmup: Warmup = field(default_factory=Warmup)
     """Compiling the target before its pods are made."""
+    fillings: tuple[Filling, ...] = ()
+    """Compiling it for GPUs that are not there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +92,12 @@ def plan(observed: Observed, desired: Desired, now: float) -> Plan:
     standing = measure(round_, aim)
     retired = keep_up(round_, aim, standing)
     warmup, overdue = Warmup(), ""
+    fillings: tuple[Filling, ...] = ()
     if aim.moving is not None:
         warmup = move(round_, aim.moving, standing, retired)
         overdue = judge(round_, aim.moving, standing, warmup)
+        held = standing.step.held and aim.moving.rolling
+        fillings = ahead.keep(round_, aim.moving, aim.desired, held=held)
     targets.prune(round_, aim.target)
     hindrances.look(round_)
     return Plan(
@@ -106,6 +113,7 @@ def plan(observed: Observed, desired: Desired, now: float) -> Plan:
         refused=aim.refused,
         overdue=overdue,
         warmup=warmup,
+        fillings=fillings,
     )
 
 

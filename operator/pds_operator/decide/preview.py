@@ -64,7 +64,7 @@ def preview(name: str, raw: Object, existing: Existing, now: float) -> list[str]
     limits = counting.limits(desired, target)
     basis = CountingBasis(target.digest, target, limits.holds)
     roles = counts(round_, desired, basis)
-    compiles = not round_.staying(wanted) and compiling.job(round_, target, data) is not None
+    compiles = not round_.staying(wanted) and bool(compiling.wanted(round_, target, data))
     first = ["     a Job compiles, before any pod of it is made"] if compiles else []
     head = [*_head(target, wanted in stored), *_routers(asked, existing), *first]
     return [*head, *rounds(roles, limits)]

@@ -229,6 +229,22 @@ def _kernels_warm(
     failed = _failed_proof(plan)
     if failed:
         return "False", "WarmupFailed", failed
+    return _with_jobs(plan, _proved(desired, plan, roles))
+
+
+def _with_jobs(plan: Plan, verdict: Condition) -> Condition:
+    """`verdict`, and what becomes of the Jobs that compile: whether it holds is said by pods."""
+    state, reason, text = verdict
+    problems = [plan.warmup.gave_way, *(filling.problem for filling in plan.fillings)]
+    told = [problem for problem in problems if problem is not None]
+    said = [f"for {filling.target}: {filling.state}" for filling in plan.fillings]
+    said += [problem.message for problem in told]
+    text = "; ".join(dict.fromkeys((text, *said)))
+    covers = reason in ("Warm", "WarmingUp") and told
+    return state, told[0].reason if covers else reason, text
+
+
+def _proved(desired: Desired, plan: Plan, roles: Mapping[str, Object]) -> Condition:
     cold = {role: count["created"] - count["warm"] for role, count in roles.items()}
     if any(cold.values()) or not any(count["created"] for count in roles.values()):
         text = ", ".join(f"{count} {role}" for role, count in cold.items() if count)

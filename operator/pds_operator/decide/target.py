@@ -5,6 +5,7 @@ Annotations on a ControllerRevision keep what nothing shows any more afterwards:
   served    when it last stood whole: every wanted group of it available, no other left
   groups    how many of each role it then had: what is missing of them later was lost
   waited    what its rollout has used up of its progress deadline
+  gave-way  which of its Jobs gave way to init containers (`compiling`)
 A target that stood whole since it became the target is settled; until then it is rolled out.
 """
 
@@ -30,7 +31,7 @@ from pds_operator.decide.actions import revision_scope as scope_of
 from pds_operator.decide.desired import Desired
 from pds_operator.decide.round import Round
 from pds_operator.errors import RevisionMissing, SpecError
-from pds_operator.facts.observed import Revision, Waited, rfc3339
+from pds_operator.facts.observed import GaveWay, Revision, Waited, rfc3339
 from pds_operator.render import engine
 
 HISTORY_LIMIT = 10
@@ -229,7 +230,8 @@ def note(round_: Round, target: Target, whole: Mapping[str, int]) -> None:
     """
     text = json.dumps(whole, sort_keys=True)
     if target.fresh:
-        notes: dict[str, str | None] = {names.TARGETED: rfc3339(target.since), names.WAITED: None}
+        notes: dict[str, str | None] = {names.TARGETED: rfc3339(target.since)}
+        notes |= {names.WAITED: None, names.GAVE_WAY: None}
     elif whole and not target.settled:
         notes = {names.SERVED: rfc3339(max(round_.now, target.since)), names.GROUPS: text}
     elif whole and whole != target.revision.groups:
@@ -243,6 +245,12 @@ def use_up(round_: Round, target: Target, waited: Waited) -> None:
     """Write down what its rollout has used up of its deadline."""
     used = {key: round(value, 3) for key, value in dataclasses.asdict(waited).items()}
     _annotate(round_, target.revision, {names.WAITED: json.dumps(used)})
+
+
+def note_gave_way(round_: Round, target: Target, gave: Mapping[str, GaveWay]) -> None:
+    """Write down which Jobs gave way, so that none of them is made again for this rollout."""
+    notes = {name: dataclasses.asdict(one) for name, one in gave.items()}
+    _annotate(round_, target.revision, {names.GAVE_WAY: json.dumps(notes, sort_keys=True)})
 
 
 def reject(round_: Round, target: Target, why: str) -> None:

@@ -23,6 +23,8 @@ class Proof:
     """What was wrong with the cache volume, where the pod had to compile for itself."""
     eager: tuple[str, ...] = ()
     """What runs without being compiled, and is no part of the manifest."""
+    target: str = ""
+    """What it compiled for, as `sm_90`; empty where it says nothing of it."""
 
 
 STEADY_SECONDS = 60.0
@@ -138,6 +140,10 @@ class WarmupPod:
     volume: str = ""
     """What was wrong with the cache volume, where nothing was compiled for that."""
     created: float = 0.0
+    unprepared: float | None = None
+    """Since when its node has set up no volumes and network for it; None: it has, or is silent."""
+    targets: frozenset[str] = frozenset()
+    """What its steps compiled for, by their proofs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,6 +228,16 @@ class Waited:
 
 
 @dataclass(frozen=True, slots=True)
+class GaveWay:
+    """A Job that was to compile a revision, and does not."""
+
+    reason: str
+    message: str
+    at: float
+    """When, in Unix seconds."""
+
+
+@dataclass(frozen=True, slots=True)
 class Revision:
     """A stored revision: `data` is what `render.engine.render` made, never rendered again."""
 
@@ -237,6 +253,8 @@ class Revision:
     groups: Mapping[str, int] = field(default_factory=dict)
     """Groups of each role when it did; empty where nobody noted them."""
     waited: Waited | None = None
+    gave_way: Mapping[str, GaveWay] = field(default_factory=dict)
+    """By the name of a Job: its pods compile in its place."""
 
     @property
     def key(self) -> str:
@@ -283,7 +301,9 @@ class ControlKeys:
     held: frozenset[str] = frozenset()
     """Those by which we can sign, and of which a ring can be made."""
     cache: bool = False
-    """The Secret of the compile cache's key is there."""
+    """The Secret of the key of a compile cache of our own is there."""
+    seals: frozenset[str] = frozenset()
+    """Secrets of the keys of compile caches on claims that are there, by their names."""
     awaited: frozenset[str] = frozenset()
     """Those whose Secret is still to be adopted, or a predecessor's that goes: neither is lost."""
 

@@ -9,6 +9,7 @@ from pds_operator.facts import containers
 from pds_operator.facts.clocks import status_window
 from pds_operator.facts.observed import (
     NO_PROOF,
+    GaveWay,
     Pod,
     Proof,
     Revision,
@@ -172,6 +173,8 @@ def warmup_facts(obj: Object) -> WarmupPod:
         error=error,
         volume=next((found.volume for found in _proofs(status) if found.volume), ""),
         created=seconds(meta.get("creationTimestamp")) or 0.0,
+        unprepared=containers.unprepared(conditions),
+        targets=frozenset(found.target for found in _proofs(status)),
     )
 
 
@@ -239,6 +242,7 @@ def proof(container: Object) -> Proof | None:
             error=containers.words(note.get("error")),
             volume=containers.words(note.get("volume")),
             eager=_eager(note.get("eager")),
+            target=containers.words(note.get("target")),
         )
     except (ValueError, AttributeError, TypeError):
         return Proof(manifest="", error=NO_PROOF)
@@ -265,6 +269,7 @@ def revision_facts(obj: Object, pds: str) -> Revision:
         served=_moment(annotations.get(names.SERVED)),
         groups=_counts(annotations.get(names.GROUPS)),
         waited=_waited(annotations.get(names.WAITED)),
+        gave_way=_gave_way(annotations.get(names.GAVE_WAY)),
     )
 
 
@@ -283,6 +288,17 @@ def _waited(text: str | None) -> Waited | None:
         return Waited(float(stored["since"]), float(stored["seconds"]), float(stored["at"]))
     except (ValueError, TypeError, KeyError):
         return None
+
+
+def _gave_way(text: str | None) -> dict[str, GaveWay]:
+    try:
+        stored = json.loads(text or "{}")
+        return {
+            str(name): GaveWay(str(one["reason"]), str(one["message"]), float(one["at"]))
+            for name, one in stored.items()
+        }
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return {}
 
 
 def _moment(text: str | None) -> float | None:

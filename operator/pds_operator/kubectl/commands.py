@@ -3,9 +3,7 @@
 import contextlib
 import datetime
 import json
-import shutil
-import subprocess
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 
@@ -16,13 +14,13 @@ from pds_operator.errors import SpecError
 from pds_operator.facts.answers import BadAnswer, backends
 from pds_operator.facts.observed import Observed, Pod, Revision, rfc3339
 from pds_operator.facts.reading import pod_facts, revision_facts
-from pds_operator.kubectl import views
+from pds_operator.kubectl import cache, calls, views
+from pds_operator.kubectl.calls import Context, Namespace
 from pds_operator.revision import affecting, digest, restored
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app.add_typer(cache.app, name="cache")
 Object = dict[str, Any]
-Namespace = Annotated[str | None, typer.Option("--namespace", "-n", help="As kubectl's.")]
-Context = Annotated[str | None, typer.Option("--context", help="As kubectl's.")]
 
 
 @app.callback()
@@ -33,7 +31,7 @@ def _pds() -> None:
 @app.command()
 def status(name: str, namespace: Namespace = None, context: Context = None) -> None:
     """Conditions, and the tree of roles and groups: revision, phase, requests under way."""
-    pds = _get(["get", "pdserving", name], namespace, context)
+    pds = calls.get(["get", "pdserving", name], namespace, context)
     reported = pds.get("status") or {}
     pods, routers = _pods(name, namespace, context)
     typer.echo(f"{name}  {reported.get('endpoint', '')}")
@@ -58,8 +56,8 @@ def plan(
         _preview(name, filename, namespace, context)
         return
     if not name:
-        _fail("give the name of a PDServing, or -f FILE")
-    pds = _get(["get", "pdserving", name], namespace, context)
+        calls.fail("give the name of a PDServing, or -f FILE")
+    pds = calls.get(["get", "pdserving", name], namespace, context)
     reported = pds.get("status") or {}
     for line in views.unseen(pds):
         typer.echo(line)
@@ -75,7 +73,7 @@ def plan(
 @app.command()
 def history(name: str, namespace: Namespace = None, context: Context = None) -> None:
     """The stored revisions: which serves, which is the target, which has failed and why."""
-    pds = _get(["get", "pdserving", name], namespace, context)
+    pds = calls.get(["get", "pdserving", name], namespace, context)
     reported = pds.get("status") or {}
     rows = [["NUMBER", "REVISION", "IMAGE", "SERVED", "STATE"]]
     stored = _revisions(name, namespace, context)
@@ -100,7 +98,7 @@ def undo(
     context: Context = None,
 ) -> None:
     """Write an older revision's spec: by default the one that served last. Replicas stay."""
-    pds = _get(["get", "pdserving", name], namespace, context)
+    pds = calls.get(["get", "pdserving", name], namespace, context)
     now = affecting(pds["spec"])  # which it may have had with other keys too
     revisions = _revisions(name, namespace, context)
     stored = [item for item in revisions if item.data.get("spec") != now]
@@ -109,7 +107,7 @@ def undo(
     else:
         wanted = [item for item in stored if not item.failed]
     if not wanted:
-        _fail(f"no revision {to or 'that served before'}: see kubectl pds history {name}")
+        calls.fail(f"no revision {to or 'that served before'}: see kubectl pds history {name}")
     chosen = max(wanted, key=lambda item: (item.served or 0.0, item.number))
     _patch(
         name, changes(pds["spec"], restored(pds["spec"], chosen.data["spec"])), namespace, context
@@ -120,16 +118,16 @@ def undo(
 @app.command()
 def retry(name: str, namespace: Namespace = None, context: Context = None) -> None:
     """Try the spec's revision again that was marked as failed."""
-    pds = _get(["get", "pdserving", name], namespace, context)
+    pds = calls.get(["get", "pdserving", name], namespace, context)
     stored = _revisions(name, namespace, context)
     wanted = digest(pds["spec"], _active(stored))
     failed = [item for item in stored if item.failed]
     if wanted not in [item.digest for item in failed]:
-        _fail(f"revision {wanted} of the spec is not marked as failed")
+        calls.fail(f"revision {wanted} of the spec is not marked as failed")
     target = names.revision(name, wanted)
     patch = json.dumps({"metadata": {"annotations": {names.FAILED: None}}})
     words = ["patch", "controllerrevision", target, "--type", "merge", "-p", patch]
-    _get(words, namespace, context)
+    calls.get(words, namespace, context)
     typer.echo(f"{name}: revision {wanted} is tried again")
 
 
@@ -148,11 +146,13 @@ def rotate_keys(name: str, namespace: Namespace = None, context: Context = None)
     key = _active(_revisions(name, namespace, context))
     older = [pod.name for pod in pods if pod.key != key]
     if older:
-        _fail(f"keys are being rotated: {len(older)} pods have older ones ({', '.join(older[:3])})")
+        calls.fail(
+            f"keys are being rotated: {len(older)} pods have older ones ({', '.join(older[:3])})"
+        )
     moment = rfc3339(datetime.datetime.now(datetime.UTC).timestamp())
     patch = json.dumps({"metadata": {"annotations": {names.ROTATE: moment}}})
     words = ["patch", "pdserving", name, "--type", "merge", "-p", patch]
-    _get(words, namespace, context)
+    calls.get(words, namespace, context)
     typer.echo(f"{name}: groups with new control keys take the place of the others ({moment})")
 
 
@@ -184,11 +184,11 @@ def resume(name: str, namespace: Namespace = None, context: Context = None) -> N
 
 def _preview(name: str, filename: str, namespace: str | None, context: str | None) -> None:
     """The API server says what the edit comes to, with its own checks."""
-    edit = _get(["apply", "--dry-run=server", "-f", filename], namespace, context)
+    edit = calls.get(["apply", "--dry-run=server", "-f", filename], namespace, context)
     found = [item for item in edit.get("items", [edit]) if item.get("kind") == names.KIND]
     chosen = [item for item in found if name in ("", item["metadata"]["name"])]
     if len(chosen) != 1:
-        _fail(f"{filename} holds {len(chosen)} PDServings of that name: name one")
+        calls.fail(f"{filename} holds {len(chosen)} PDServings of that name: name one")
     meta = chosen[0]["metadata"]
     place = meta.get("namespace") or namespace
     existing = _existing(meta["name"], place, context)
@@ -196,7 +196,7 @@ def _preview(name: str, filename: str, namespace: str | None, context: str | Non
     try:
         lines = preview(meta["name"], chosen[0]["spec"], existing, now)
     except SpecError as error:
-        _fail(f"{error.reason}: {error.message}; what runs would go on as it is")
+        calls.fail(f"{error.reason}: {error.message}; what runs would go on as it is")
     for line in lines:
         typer.echo(line)
 
@@ -206,9 +206,9 @@ def _existing(name: str, namespace: str | None, context: str | None) -> Existing
     pods, _ = _pods(name, namespace, context)
     stored = {item.digest: item for item in _revisions(name, namespace, context)}
     words = ["get", "pdservingroles", "-l", f"{names.NAME}={name}"]
-    children = _get(words, namespace, context)["items"]
+    children = calls.get(words, namespace, context)["items"]
     words = ["get", "pdservings", "--field-selector", f"metadata.name={name}"]
-    own = _get(words, namespace, context)["items"]
+    own = calls.get(words, namespace, context)["items"]
     return Existing(
         pods,
         stored,
@@ -219,7 +219,7 @@ def _existing(name: str, namespace: str | None, context: str | None) -> Existing
 
 def _pods(name: str, namespace: str | None, context: str | None) -> tuple[list[Pod], list[Object]]:
     """(engine pods, the routers' as plain objects)."""
-    items = _get(["get", "pods", "-l", f"{names.NAME}={name}"], namespace, context)["items"]
+    items = calls.get(["get", "pods", "-l", f"{names.NAME}={name}"], namespace, context)["items"]
     routers = [i for i in items if (i["metadata"].get("labels") or {}).get(names.ROLE) == "router"]
     return [facts for item in items if (facts := pod_facts(item)) is not None], routers
 
@@ -230,7 +230,7 @@ def _in_flight(pds: Object, routers: list[Object], context: str | None) -> dict[
     for router in routers:
         place = f"namespaces/{pds['metadata']['namespace']}/pods/{router['metadata']['name']}"
         path = f"/api/v1/{place}:{names.HTTP_PORT}/proxy/pds/backends"
-        done = _kubectl(["get", "--raw", path], None, context)
+        done = calls.run(["get", "--raw", path], None, context)
         if done.returncode == 0:
             with contextlib.suppress(BadAnswer):  # it wears a router's labels, and is none
                 for item in backends(done.stdout):
@@ -240,7 +240,7 @@ def _in_flight(pds: Object, routers: list[Object], context: str | None) -> dict[
 
 def _revisions(name: str, namespace: str | None, context: str | None) -> list[Revision]:
     words = ["get", "controllerrevisions", "-l", f"{names.NAME}={name}"]
-    items = _get(words, namespace, context)["items"]
+    items = calls.get(words, namespace, context)["items"]
     return sorted((revision_facts(item, name) for item in items), key=lambda item: item.number)
 
 
@@ -251,33 +251,7 @@ def _active(stored: list[Revision]) -> str:
 
 def _patch(name: str, spec: Object, namespace: str | None, context: str | None) -> None:
     patch = json.dumps({"spec": spec})
-    _get(["patch", "pdserving", name, "--type", "merge", "-p", patch], namespace, context)
-
-
-def _get(words: list[str], namespace: str | None, context: str | None) -> Object:
-    """What `kubectl WORDS -o json` prints."""
-    done = _kubectl([*words, "-o", "json"], namespace, context)
-    if done.returncode:
-        typer.echo(done.stderr.strip(), err=True)
-        raise typer.Exit(done.returncode)
-    decoded = json.loads(done.stdout)
-    return decoded if isinstance(decoded, dict) else {}
-
-
-def _kubectl(
-    words: list[str], namespace: str | None, context: str | None
-) -> subprocess.CompletedProcess[str]:
-    program = shutil.which("kubectl")
-    if program is None:
-        _fail("kubectl is not on PATH")
-    chosen = ["-n", namespace] if namespace else []
-    chosen += ["--context", context] if context else []
-    return subprocess.run([program, *words, *chosen], capture_output=True, text=True, check=False)
-
-
-def _fail(why: str) -> NoReturn:
-    typer.echo(f"error: {why}", err=True)
-    raise typer.Exit(1)
+    calls.get(["patch", "pdserving", name, "--type", "merge", "-p", patch], namespace, context)
 
 
 def main() -> None:

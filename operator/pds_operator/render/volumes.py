@@ -49,7 +49,9 @@ def pod_volumes(
             volumes.append({"name": name, **source})
             mounts.append({"name": name, **mount})
     if spec.compile_cache is not None:
-        volumes.append(_secret("cache-key", names.cache_key(owner.name)))
+        on = claim(spec, owner.name)
+        secret = names.seal(on) if on else names.cache_key(owner.name)
+        volumes.append(_secret("cache-key", secret))
         mounts.append({"name": "cache-key", "mountPath": CACHE_KEY_MOUNT, "readOnly": True})
     defaults = settings.pod_defaults
     return volumes + defaults.volumes, mounts + defaults.volume_mounts
@@ -79,5 +81,30 @@ def _cache_volume(spec: PDServingSpec, owner: Owner, settings: Settings) -> Obje
                 "node (chart value podDefaults.allowHostPath); use claim or existingClaim"
             )
         return {"hostPath": {"path": volume.host_path, "type": "DirectoryOrCreate"}}
-    claim = volume.existing_claim or names.cache_claim(owner.name)
-    return {"persistentVolumeClaim": {"claimName": claim}}
+    return {"persistentVolumeClaim": {"claimName": claim(spec, owner.name)}}
+
+
+def claim(spec: PDServingSpec, pds: str) -> str:
+    """The claim of the compile cache of the PDServing `pds`; "" where it is on none."""
+    volume = spec.compile_cache.volume if spec.compile_cache else None
+    if volume is None or volume.ephemeral is not None or volume.host_path is not None:
+        return ""
+    return volume.existing_claim or names.cache_claim(pds)
+
+
+def sealed(data: Object) -> tuple[set[str], dict[str, str]]:
+    """What the pods of the revision `data` read a cache's key from.
+
+    (the Secrets that they mount, those of them that are a claim's: their names and that claim).
+    """
+    mounted: set[str] = set()
+    shared: dict[str, str] = {}
+    for role in (data.get("roles") or {}).values():
+        volumes = {volume["name"]: volume for volume in role["template"]["spec"]["volumes"]}
+        secret = str((volumes.get("cache-key", {}).get("secret") or {}).get("secretName") or "")
+        source = volumes.get("cache", {}).get("persistentVolumeClaim") or {}
+        on = str(source.get("claimName") or "")
+        mounted |= {secret} if secret else set()
+        # A podTemplate may mount others in their places: those are not ours to make.
+        shared |= {secret: on} if on and secret == names.seal(on) else {}
+    return mounted, shared

@@ -26,6 +26,7 @@ from pds_operator.decide.actions import (
     KeepRing,
     MakeCacheKey,
     MakeKey,
+    MakeSeal,
     MarkDraining,
     Recover,
     Relabel,
@@ -201,6 +202,8 @@ class Executor:
                 await vault.keep_ring(self._api, owner, action)
             case MakeCacheKey():
                 await vault.make_cache_key(self._api, owner, action)
+            case MakeSeal(claim=claim):
+                await vault.make_seal(self._api, owner, claim)
             case TryOut(obj=obj):
                 await self._try_out(obj)
             case Annotate(kind=kind, name=name, uid=uid, annotations=notes):

@@ -1,4 +1,4 @@
-"""Keys of a PDServing: what the Secrets `<pds>-control…` and `<pds>-cache-key` hold.
+"""Keys of a PDServing: what the Secrets `<pds>-control…` and `…cache-key…` hold.
 
 CURVE pairs (z85, 40 characters) for the engine's sockets, and a key (hexadecimal) for the
 signatures of internal HTTP calls.

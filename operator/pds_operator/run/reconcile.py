@@ -13,7 +13,15 @@ from typing import Any
 
 from pds_operator import errors, names, schema
 from pds_operator.decide import ownership, status
-from pds_operator.decide.actions import Create, KeepRing, MakeCacheKey, MakeKey, Problem, Say
+from pds_operator.decide.actions import (
+    Create,
+    KeepRing,
+    MakeCacheKey,
+    MakeKey,
+    MakeSeal,
+    Problem,
+    Say,
+)
 from pds_operator.decide.plan import Desired, Plan, plan
 from pds_operator.facts.observed import Observed
 from pds_operator.render.owner import Owner
@@ -172,7 +180,8 @@ class Reconciler:
         decided = plan(observed, desired, self._clock())
         memory.thought = time.monotonic() - began
         makes = any(
-            isinstance(item, Create | MakeKey | KeepRing | MakeCacheKey) for item in decided.actions
+            isinstance(item, Create | MakeKey | KeepRing | MakeCacheKey | MakeSeal)
+            for item in decided.actions
         )
         if makes and not await self._is_there(owner):
             return self._settings.resync_seconds

@@ -16,6 +16,7 @@ from pds_operator.decide.actions import KeepRing, MakeCacheKey, MakeKey
 from pds_operator.decide.ownership import Whose
 from pds_operator.facts.observed import ControlKeys, KeySecret, Revision
 from pds_operator.facts.reading import KEY_ID
+from pds_operator.render import volumes
 from pds_operator.render.owner import Owner
 from pds_operator.run.api import Api
 from pds_operator.run.keys import control_keys, key_id, random_key
@@ -41,6 +42,7 @@ class Vault:
         self._awaited: frozenset[str] = frozenset()
         self._ring: Object | None = None
         self._cache = False
+        self._seals: frozenset[str] = frozenset()
         self._looked: float | None = None
 
     def key(self, name: str) -> bytes:
@@ -92,6 +94,7 @@ class Vault:
                 case Whose.ORPHAN | Whose.PREDECESSOR, _:
                     awaited.add(key)
         self._cache = await read(names.cache_key(owner.name)) is Whose.OURS
+        self._seals = await _sealing(api, owner, revisions)
         for key, value in in_ring.items():
             self._held.setdefault(key, value)
         self._ring, self._secrets, self._awaited = ring, secrets, frozenset(awaited)
@@ -164,6 +167,31 @@ class Vault:
         self._cache = True
         self._publish(owner)
 
+    async def make_seal(self, api: Api, owner: Owner, claim: str) -> None:
+        """A key for all PDServings that use the claim. Who creates it first has made it.
+
+        Nobody owns it: what stands in the volume outlives each of them.
+
+        Raises:
+            NameTaken: a Secret of that name is there, and is none.
+        """
+        self.forget()
+        name = names.seal(claim)
+        metadata = {"name": name, "namespace": owner.namespace, "labels": names.seal_labels()}
+        metadata["annotations"] = {names.CLAIM: claim}
+        try:
+            await api.create(_secret(metadata, {CACHE: random_key()}))
+        except errors.Conflict as error:
+            if error.api_reason != "AlreadyExists":
+                raise
+            if not _seals(await api.get("Secret", owner.namespace, name)):
+                raise errors.NameTaken(
+                    f"Secret {name} is to hold the key of the compile cache on claim {claim}, and "
+                    "somebody has made another of that name; it is left untouched: delete it"
+                ) from error
+        self._seals |= {name}
+        self._publish(owner)
+
     @staticmethod
     def _ours(live: Object, owner: Owner) -> bool:
         return ownership.whose(live, owner) is Whose.OURS
@@ -219,6 +247,7 @@ class Vault:
             active=None if ring is None else _active(owner, ring),
             held=frozenset(self._held),
             cache=self._cache,
+            seals=self._seals,
         )
 
 
@@ -227,6 +256,20 @@ async def _read(api: Api, owner: Owner, name: str) -> Object | None:
         return await api.get("Secret", owner.namespace, name)
     except errors.Missing:
         return None
+
+
+async def _sealing(api: Api, owner: Owner, revisions: Mapping[str, Revision]) -> frozenset[str]:
+    """The Secrets of claims' caches that revisions mount and that are there."""
+    mounted = {name for item in revisions.values() for name in volumes.sealed(item.data)[1]}
+    found = {name: await _read(api, owner, name) for name in sorted(mounted)}
+    return frozenset(name for name, live in found.items() if live is not None and _seals(live))
+
+
+def _seals(live: Object) -> bool:
+    """It is a key that an operator made for the cache on a claim."""
+    labels = live["metadata"].get("labels") or {}
+    ours = names.seal_labels().items() <= labels.items()
+    return ours and bool(_decoded(live, CACHE))
 
 
 def _active(owner: Owner, ring: Object) -> str | None:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError
 
 from pds_operator.errors import SpecError
+from pds_operator.schema.cache import CompileCacheSpec as CompileCacheSpec
 from pds_operator.schema.engine import EngineSpec as EngineSpec
 from pds_operator.schema.fields import (
     Count,
@@ -161,57 +162,6 @@ class RouterSpec(SpecModel):
     service: ServiceSpec | None = None
     auth: AuthSpec | None = None
     pod_template: FreeObject | None = None
-
-
-class CacheClaim(SpecModel):
-    size: Quantity
-    storage_class_name: Annotated[str, Field(max_length=253)] | None = None
-    access_modes: (
-        Annotated[
-            list[Literal["ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod"]],
-            Field(min_length=1, max_length=3),
-        ]
-        | None
-    ) = None
-    """Default: [ReadWriteMany]."""
-
-
-class EmptyObject(SpecModel):
-    """`{}`."""
-
-
-class CacheVolume(SpecModel):
-    model_config = with_rules(
-        rules(
-            (
-                "[has(self.claim), has(self.existingClaim), has(self.hostPath), "
-                "has(self.ephemeral)].filter(x, x).size() == 1",
-                "exactly one of claim, existingClaim, hostPath and ephemeral",
-            ),
-            (
-                "!has(self.retain) || !self.retain || has(self.claim)",
-                "retain keeps the claim that the operator makes: it needs claim",
-            ),
-        )
-    )
-    claim: CacheClaim | None = None
-    existing_claim: Name | None = None
-    host_path: Path | None = None
-    ephemeral: EmptyObject | None = None
-    retain: bool | None = None
-    """Keep the claim when the PDServing is deleted."""
-
-
-class WarmupSpec(SpecModel):
-    enabled: bool | None = None
-    """Default: true where compileCache is given."""
-    workers: Annotated[int, Field(ge=1, le=256)] | None = None
-    timeout_seconds: Annotated[int, Field(ge=1, le=86400)] | None = None
-
-
-class CompileCacheSpec(SpecModel):
-    volume: CacheVolume | None = None
-    warmup: WarmupSpec | None = None
 
 
 class SchedulingSpec(SpecModel):

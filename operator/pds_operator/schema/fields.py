@@ -40,6 +40,7 @@ IntOrPercent = Annotated[
 Quantity = Annotated[int | str, Field(json_schema_extra={**QUANTITY, "maxLength": 32})]
 FreeObject = Annotated[dict[str, Any], Field(json_schema_extra=ANYTHING)]
 Name = Annotated[str, Field(min_length=1, max_length=253)]
+LabelValue = Annotated[str, Field(max_length=63)]
 Path = Annotated[str, Field(pattern=r"^/[^:]*$", max_length=1024)]
 Dtype = Literal["float32", "bfloat16", "float16"]
 Count = Annotated[int, Field(ge=1, le=64)]

@@ -15,6 +15,7 @@ from simulation.clock import Clock
 from simulation.generations import Generations
 from simulation.kubelet import Kubelet, Running, gate
 from simulation.losses import Losses
+from simulation.once import JobsOnce
 from simulation.operators import KEY, SimulatedOperator
 from simulation.punctual import Punctual
 from simulation.server import ApiServer
@@ -48,6 +49,7 @@ class Judge:
         self._punctual = Punctual(clock, kubelet)
         self.generations = Generations(server)
         self.blame = RevisionBlame(server, kubelet, self.generations)
+        self._once = JobsOnce(server)
         kubelet.over = self._over  # type: ignore[method-assign]
         serving.chosen = self._chosen  # type: ignore[method-assign]
         serving.unserved = self._unserved  # type: ignore[method-assign]
@@ -65,7 +67,12 @@ class Judge:
         """Another PDServing of the same name is there."""
         self.uid = uid
         self._groups = (-1, {})
+        self.asked()
+
+    def asked(self) -> None:
+        """A user asks for something else."""
         self.blame.forget()
+        self._once.forget()
 
     # Facts --------------------------------------------------------------------------------
 
@@ -190,6 +197,9 @@ class Judge:
             self._hold(not blamed, blamed)
         if kind == "Pod":
             self._pod_write(operator, verb, wanted, live)
+        if kind == "Job" and live is None:
+            twice = self._once.made(operator, wanted)
+            self._hold(not twice, twice)
 
     def _may_write(self, operator: SimulatedOperator) -> None:
         lease = self._server.find("Lease", "pds-operator")

@@ -133,7 +133,7 @@ class Kubelet:
         live = self._live(pod)
         if live is None or pod.ended or pod.node is not None:
             return
-        free = [node for node in self.nodes if node.alive and node.used < node.slots]
+        free = self._free()
         if not free:
             self._waiting.append(pod)
             self._show(pod)
@@ -142,6 +142,13 @@ class Kubelet:
         pod.node.used += 1
         self._show(pod)
         self._mount(pod)
+
+    def _free(self) -> list[Node]:
+        return [node for node in self.nodes if node.alive and node.used < node.slots]
+
+    def has_room(self) -> bool:
+        """Whether a pod of a Job finds a node now: it is gone before it would crowd others."""
+        return bool(self._free())
 
     def _mount(self, pod: Running) -> None:
         """Its containers start when what it mounts is there, and their image."""

@@ -147,7 +147,7 @@ PURE: dict[tuple[Any, str], Callable[[Callable[..., Any]], Callable[..., Any]]] 
     (cluster, "pod_facts"): _remembering,
     (ownership, "revision_facts"): _remembering,
     (ownership, "whose"): _owning,
-    (warmup, "job"): _remembering,
+    (warmup, "jobs"): _remembering,
     (engine, "render"): _rendering,
     (engine, "config_map"): _remembering,
     (engine, "controller_revision"): _remembering,

@@ -14,6 +14,8 @@ Object = dict[str, Any]
 EVICTIONS = (0.0, 12.0, 40.0)
 """When a group is evicted: each time after its backoff."""
 HOURS = 7200.0
+FULL = 400.0
+"""Longer than a Job may wait for its pods."""
 HELD = 900.0
 """Longer than the shorter of the deadlines that rollouts have here."""
 SETTLED_WITHIN = 90.0
@@ -125,6 +127,16 @@ class Mishaps:
         alive = any(operator.reconciler for operator in world.operators)
         if late and alive and conditions.get("Degraded") != "True":
             raise Violation(f"{late} cannot start, and no condition says so")
+
+    def fill_a_quota(self) -> None:
+        """Of Jobs or of pods, for as long as it takes to notice; a version is asked for."""
+        world, kind = self._world, self._clock.random.choice(["Job", "Pod"])
+        self._clock.note(f"the quota of kind {kind} is full")
+        world.server.quota[kind] = len(world.server.all(kind))
+        world.ask(specs.next_version(world.wish))
+        world.until(self._clock.now + self._clock.between(60.0, FULL))
+        if self._clock.chance(0.5):
+            world.server.quota.pop(kind, None)
 
     def hold(self) -> None:
         """A rollout stands still by a user's wish for longer than its deadline."""

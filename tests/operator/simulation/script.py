@@ -48,6 +48,7 @@ class Script:
             (1, self._mishaps.hold),
             (1, self._mishaps.name_an_image_that_is_nowhere),
             (1, self._mishaps.cannot_pair),
+            (2, self._mishaps.fill_a_quota),
             (2, self._delete_pod),
             (2, self._delete_object),
             (1, self._edit_object),
@@ -100,6 +101,7 @@ class Script:
 
     def _calm(self) -> None:
         fresh = Disturbance(self._world.lag)
+        self._world.server.quota.clear()
         for name, value in vars(fresh).items():
             setattr(self._world.trouble, name, value)
 

@@ -6,6 +6,7 @@ was when it was read.
 
 import base64
 import copy
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -25,6 +26,8 @@ class ApiServer:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
+        self.quota: dict[str, int] = {}
+        """By kind: so many objects may be there. What is there already stays."""
         self.objects: dict[Place, Object] = {}
         self.version = 0
         self.watchers: list[Callable[[str, Object], None]] = []
@@ -56,6 +59,7 @@ class ApiServer:
         live = self.objects.get((kind, meta["name"]))
         if live is not None:
             raise errors.Conflict(409, "AlreadyExists", f"{kind} {meta['name']} exists")
+        self.admit(kind)
         self.watched(by, "create", obj, None)
         made = {**obj, "metadata": {**meta, "uid": f"uid-{self.version}", "generation": 1}}
         made["metadata"]["creationTimestamp"] = self._clock.text()
@@ -63,6 +67,12 @@ class ApiServer:
             text = made.pop("stringData")
             made["data"] = {k: base64.b64encode(v.encode()).decode() for k, v in text.items()}
         return self._put(field_owners.created(made, names.MANAGER) if _owned(made) else made)
+
+    def admit(self, kind: str) -> None:
+        """Raises AdmissionDenied when the quota of that kind is full."""
+        if len(self.all(kind)) >= self.quota.get(kind, sys.maxsize):
+            said = f"{kind} is forbidden: exceeded quota: full, requested: 1"
+            raise errors.from_status(403, {"reason": "Forbidden", "message": said})
 
     def patch(self, by: str, kind: str, name: str, patch: Object, verb: str = "patch") -> Object:
         """Merge patch, or an apply. Raises Missing, and Conflict for another uid."""

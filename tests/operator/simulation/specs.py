@@ -26,6 +26,8 @@ class Wish:
     """A prefill group has two pods."""
     shared: bool = False
     """The compile cache is a volume that all pods see."""
+    ahead: bool = False
+    """The cache is filled for a GPU that is not there, where it is shared."""
     dtype: str = "bfloat16"
     surge: int | str = 1
     unavailable: int | str = 0
@@ -58,12 +60,13 @@ def spec(wish: Wish) -> Object:
     )
     kind = "pair" if wish.paired else "single"
     cache: Object = {"volume": {"existingClaim": "cache"}} if wish.shared else {}
+    targets: Object = {"targets": ["sm_90"]} if wish.shared and wish.ahead else {}
     return {
         "model": {"name": "tiny", "source": {"path": "/models/tiny"}},
         "image": f"engine:{wish.version}-{kind}-{wish.nature}",
         "engine": {"kvDtype": wish.dtype},
         "router": {"replicas": 1, "service": {"port": wish.port}},
-        "compileCache": {"warmup": {"enabled": True}, **cache},
+        "compileCache": {"warmup": {"enabled": True, **targets}, **cache},
         "rollout": {
             "drainSeconds": wish.drain,
             "maxSurge": wish.surge,
@@ -86,6 +89,7 @@ def first(chance: random.Random) -> Wish:
         prefill=chance.randint(1, 4),
         decode=chance.randint(1, 2),
         shared=chance.random() < 0.5,
+        ahead=chance.random() < 0.3,
         surge=surge,
         unavailable=unavailable,
         min_ready=min_ready,
@@ -114,6 +118,7 @@ def changed(wish: Wish, chance: random.Random) -> Wish:
             {**another, "paused": True},
             {**another, "partition": chance.choice([1, "50%", "100%"])},
             {"paused": not wish.paused},
+            {"ahead": not wish.ahead},
             {"port": 80 if wish.port == 8000 else 8000},
         ]
     )

@@ -109,7 +109,7 @@ class SimulatedWorld:
         if wish.lenient or self.wish.lenient:
             self.judge.lenient = True
         self.wish = wish
-        self.judge.blame.forget()
+        self.judge.asked()
         live = self.server.find(names.KIND, "chat") or {"metadata": {"generation": 0}}
         meta = {"name": "chat", "namespace": KEY[0], "uid": self.judge.uid, **live["metadata"]}
         meta["generation"] += 1
@@ -204,7 +204,20 @@ class SimulatedWorld:
         for role, count in counts.items():
             if count != (spec[role]["replicas"] if role in spec else 0):
                 return f"{count} groups of {role}"
-        return self._keys() or self._conditions(ready=all(counts.values()), degraded=False)
+        return (
+            self._keys()
+            or self._filled(target)
+            or self._conditions(ready=all(counts.values()), degraded=False)
+        )
+
+    def _filled(self, target: str) -> str:
+        """The Jobs of GPU types that are lacking, or not over."""
+        name = names.warmup("chat", target, "sm_90")
+        live = self.server.find("Job", name)
+        if self.wish.shared and self.wish.ahead:
+            done = [c["type"] for c in (live or {}).get("status", {}).get("conditions", [])]
+            return "" if done == ["Complete"] else f"Job {name} is {done or 'under way'}"
+        return f"Job {name} is left" if live is not None else ""
 
     def _keys(self) -> str:
         """What is left of keys that no group has any more, or to do for one that is asked for."""
@@ -224,7 +237,8 @@ class SimulatedWorld:
         if held and kept != {f"{key_id(key)}.key" for key in held}:
             return f"the ring holds {sorted(kept)}"
         known = {secret["metadata"]["name"] for secret in self.server.all("Secret")}
-        wanted = {RING, "chat-cache-key", names.control_secret("chat", active)}
+        seal = names.seal("cache") if self.wish.shared else names.cache_key("chat")
+        wanted = {RING, seal, names.control_secret("chat", active)}
         return f"there are the Secrets {sorted(known)}" if known != wanted else ""
 
     def not_back(self) -> str:
