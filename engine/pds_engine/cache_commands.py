@@ -68,13 +68,57 @@ def prune(
         typer.echo(f"removed {entry.kind}/{entry.key}")
 
 
+@app.command("export")
+def export(
+    path: CachePath,
+    layout: Annotated[Path, typer.Argument(help="An empty folder, or none yet.")],
+    keys: KeysPath = None,
+    target: Target = None,
+) -> None:
+    """Write artefacts as an OCI image layout, which registries hold; print its digest."""
+    from pds_kernels.cache import BadLayout, give
+
+    with _volume_errors():
+        try:
+            digest, count = give(_cache(path, keys), layout, target or "")
+        except (BadLayout, OSError) as error:
+            raise PdsError(f"{layout}: {error}") from error
+    typer.echo(f"{digest} {count} artefacts")
+
+
+@app.command("import")
+def import_(
+    path: CachePath,
+    layout: Annotated[Path, typer.Argument(help="The folder that `export` has written.")],
+    digest: Annotated[
+        str, typer.Option(help="sha256:… that `export` has printed: artefacts are code.")
+    ],
+    keys: KeysPath = None,
+    target: Annotated[
+        str | None,
+        typer.Option("--target", help="Take those for this GPU (sm_90). Default: this CPU's."),
+    ] = None,
+) -> None:
+    """Take artefacts from an OCI image layout and seal them by our key."""
+    from pds_kernels.cache import BadLayout, take
+    from pds_kernels.graph import toolchain
+
+    with _volume_errors():
+        try:
+            taken = take(_cache(path, keys), layout, digest, target or toolchain()["target"])
+        except BadLayout as error:
+            raise PdsError(f"{layout}: {error}") from error
+    typer.echo(f"{taken.new} taken, {taken.present} there already, {taken.unfit} do not fit")
+
+
 def _entries(path: Path, keys: Path | None, target: str | None) -> Iterator[Any]:
     """Those for `target`. What is damaged does not say what it is for, and is among all of them."""
     from pds_kernels.cache import entries
+    from pds_kernels.cache.travel import fits
 
     with _volume_errors():
         for entry in entries(_cache(path, keys)):
-            if target is None or not entry.intact or entry.target.partition("-")[0] == target:
+            if not entry.intact or fits(entry.target, target or ""):
                 yield entry
 
 

@@ -1,13 +1,12 @@
 """Kernels compiled for a GPU that is not here, in a process in which Triton does not interpret."""
 
+import functools
 import multiprocessing
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,21 +30,25 @@ class Compiled:
 Compile = Callable[[Sequence[Launch]], list[Compiled]]
 
 
-@contextmanager
-def compiling() -> Iterator[Compile]:
-    """A process that compiles."""
+def fresh() -> ProcessPoolExecutor:
+    """A process in which Triton compiles."""
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context, initializer=not_interpreting) as pool:
-        yield partial(_ask, pool)
+    return ProcessPoolExecutor(1, mp_context=context, initializer=not_interpreting)
+
+
+@functools.cache
+def shared() -> ProcessPoolExecutor:
+    """One for all tests of a session: it takes seconds to import torch and Triton."""
+    return fresh()
 
 
 def not_interpreting() -> None:
     os.environ.pop("TRITON_INTERPRET", None)
 
 
-def _ask(pool: ProcessPoolExecutor, launches: Sequence[Launch]) -> list[Compiled]:
+def compiled(launches: Sequence[Launch]) -> list[Compiled]:
     """All of `launches`, each variant once; what they take is printed (`pytest -rP`)."""
-    found = pool.submit(build, list(dict.fromkeys(launches))).result()
+    found = shared().submit(build, list(dict.fromkeys(launches))).result()
     assert found
     for each in found:
         took = f"{each.registers} registers, {each.shared} bytes shared, {each.stack} spilled"
@@ -56,8 +59,7 @@ def _ask(pool: ProcessPoolExecutor, launches: Sequence[Launch]) -> list[Compiled
 
 def elsewhere(work: Callable[..., Any], *arguments: Any) -> Any:
     """What `work` gives in a fresh process."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context, initializer=not_interpreting) as pool:
+    with fresh() as pool:
         return pool.submit(work, *arguments).result()
 
 
@@ -81,6 +83,12 @@ def build_one(launch: Launch, folder: Path) -> None:
 
 
 def keys(launches: list[Launch]) -> list[dict[str, str]]:
+    """Triton's own keys of `launches`, and that of the last one for another GPU."""
+    found: list[dict[str, str]] = shared().submit(keys_here, launches).result()
+    return found
+
+
+def keys_here(launches: list[Launch]) -> list[dict[str, str]]:
     from pds_kernels.builders.triton import TritonKernel
 
     found = [TritonKernel(each, HOPPER).key_inputs() for each in launches]
@@ -89,7 +97,7 @@ def keys(launches: list[Launch]) -> list[dict[str, str]]:
 
 def variants(*steps: list[Launch]) -> list[set[tuple[str, ...]]]:
     """What Triton would compile for each step's launches, by its own keys."""
-    found = iter(elsewhere(keys, [launch for step in steps for launch in step]))
+    found = iter(keys([launch for step in steps for launch in step]))
     return [{tuple(next(found).values()) for _ in step} for step in steps]
 
 

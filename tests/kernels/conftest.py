@@ -9,14 +9,13 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from ahead import Compile, compiling
+from ahead import Compile, compiled
 
 
 @pytest.fixture(scope="session")
-def hopper() -> Iterator[Compile]:
+def hopper() -> Compile:
     """Compiles launches for sm_90, in a process of its own."""
-    with compiling() as compile_all:
-        yield compile_all
+    return compiled
 
 
 @pytest.fixture

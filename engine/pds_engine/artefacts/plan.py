@@ -72,10 +72,11 @@ def _kernels(
 ) -> Iterable[Buildable]:
     """Those of all ranks of the pod, each once."""
     try:
+        from pds_kernels.builders.launcher import Launcher
         from pds_kernels.builders.triton import TritonKernel
     except ImportError as error:
         raise ConfigError(
             f"Triton's kernels cannot be compiled for {gpu}: {error}", hint="install triton"
         ) from error
     found = [each for mine in parts for each in launches(config, spec, mine, gpu)]
-    return (TritonKernel(launch, gpu) for launch in dict.fromkeys(found))
+    return (Launcher(gpu), *(TritonKernel(launch, gpu) for launch in dict.fromkeys(found)))

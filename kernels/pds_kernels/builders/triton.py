@@ -102,8 +102,9 @@ def install(folder: Path, cache: Path) -> None:
         for name, path in files.items():
             _place(Path(path), (made / name).read_bytes())
         group = json.dumps({"child_paths": files}).encode()
-        (meta,) = (name for name in files if name.endswith(".json"))
-        _place(place / f"{_GROUP}{meta}", group)
+        for meta in files:
+            if meta.endswith(".json"):  # a kernel's; the launcher has none
+                _place(place / f"{_GROUP}{meta}", group)
 
 
 def usage(folder: Path) -> Resources:

@@ -20,21 +20,26 @@ from pds_kernels.cache.manifest import (
 from pds_kernels.cache.own import own_folder
 from pds_kernels.cache.store import Artefact, Cache, Held, cache_key
 from pds_kernels.cache.tending import Entry, entries, prune
+from pds_kernels.cache.travel import BadLayout, Taken, give, take
 from pds_kernels.cache.trouble import PlaceError, Trouble
 
 __all__ = [
     "Artefact",
+    "BadLayout",
     "Cache",
     "Entry",
     "Held",
     "Manifest",
     "PlaceError",
+    "Taken",
     "Trouble",
     "cache_key",
     "entries",
+    "give",
     "manifest_digest",
     "own_folder",
     "prune",
     "read_manifest",
+    "take",
     "write_manifest",
 ]

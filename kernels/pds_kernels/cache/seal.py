@@ -39,12 +39,17 @@ def opened(content: bytes, secret: bytes) -> dict[str, Any] | None:
         files = meta["files"]
         if not hmac.compare_digest(seal, _seal(meta, secret)):
             return None
-        # Without a secret anybody can seal: no name may lead out of the folder.
-        inside = all(_inside(name) and isinstance(files[name], str) for name in files)
+        # Without a secret anybody can seal.
+        lawful = inside(files)
         float(meta["seconds"])
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
-    return meta if inside else None
+    return meta if lawful else None
+
+
+def inside(files: Mapping[str, Any]) -> bool:
+    """Whether `files` are digests by names, none of which leads out of the folder."""
+    return all(_inside(name) and isinstance(digest, str) for name, digest in files.items())
 
 
 def key_of(content: bytes) -> str:

@@ -5,7 +5,6 @@ import torch
 from dp_driver import Load, passes, plans, run
 from grid import on_grid
 from pds_engine.errors import ProtocolError
-from pds_engine.layers.shapes import Shape
 from pds_engine.messages import Row, Sampling, StepPlan
 from pds_engine.models.pieces import Pieces
 from pds_engine.parallel.collectives import Collectives
@@ -129,8 +128,8 @@ def test_tokens_that_are_not_padded_are_refused_and_nobody_hangs(tokens, qwen3):
 class Counting(Pieces):
     """Notes how many tokens it joins at once."""
 
-    def __init__(self, shape: Shape, held: set[int]) -> None:
-        super().__init__(shape)
+    def __init__(self, eager: Pieces, held: set[int]) -> None:
+        super().__init__(eager.shape, eager.ops)
         self.held = held
 
     def join(self, x, y, out_norm, in_norm):
@@ -143,7 +142,7 @@ def test_each_rank_holds_its_part_of_the_padded_tokens(tokens, qwen3, reference)
     def work(ranks: Collectives, _: Collectives) -> tuple[int, list[int]]:
         driver, held = Driver(qwen3, collectives=ranks), set[int]()
         eager = driver.decoder.pieces
-        driver.decoder.use({each.shape: Counting(each.shape, held) for each in eager})
+        driver.decoder.use({each.shape: Counting(each, held) for each in eager})
         (answer,) = driver.run(prompts(5, tokens), Sampling(max_tokens=1, temperature=0.0))
         (rows,) = held
         return rows, answer.output

@@ -18,7 +18,6 @@ from pds_kernels.builders.deep_gemm import (
     Planned,
     Toolchain,
     arguments,
-    builds,
     environment,
     find,
     install,
@@ -28,6 +27,7 @@ from pds_kernels.builders.deep_gemm import (
     refusing,
     usage,
 )
+from pds_kernels.building import builds
 from pds_kernels.targets import SHARED_LIMIT, gpu
 
 HOPPER = gpu("sm_90")
@@ -102,6 +102,7 @@ def test_calls_share_kernels(planned: dict[Gemm, Planned]) -> None:
     assert one == sixteen != seventeen
 
 
+@pytest.mark.soak
 def test_another_number_of_multiprocessors_is_another_kernel(planned: dict[Gemm, Planned]) -> None:
     (other,) = plan(DENSE[:1], SMALL)
     ours = planned[DENSE[0]].kernel
@@ -144,7 +145,7 @@ def test_a_process_on_the_gpu_finds_what_another_has_built(
     assert len(refused.read_text().splitlines()) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_nvcc_makes_what_deep_gemm_would_have_made(
     built: tuple[DeepGemmKernel, Path], tmp_path: Path
 ) -> None:

@@ -45,7 +45,7 @@ def test_a_process_on_the_gpu_finds_what_another_has_built(tmp_path: Path) -> No
 
 
 def test_the_key_holds_target_and_variant_and_no_path() -> None:
-    wide, narrow, other = elsewhere(keys, [norm_of(128), norm_of(64)])
+    wide, narrow, other = keys([norm_of(128), norm_of(64)])
     assert wide != narrow != other
     assert narrow["target"] == "sm_90" and other["target"] == "sm_100"
     places = (str(Path(__file__).parents[3]), sys.prefix)

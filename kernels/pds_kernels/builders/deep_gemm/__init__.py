@@ -9,7 +9,7 @@ which it looks.
 
 from pds_kernels.builders.deep_gemm.compilers import refusing
 from pds_kernels.builders.deep_gemm.gemm import Gemm, arguments, call
-from pds_kernels.builders.deep_gemm.kernel import DeepGemmKernel, builds, install, usage
+from pds_kernels.builders.deep_gemm.kernel import DeepGemmKernel, install, usage
 from pds_kernels.builders.deep_gemm.planning import Planned, environment, kernels, plan
 from pds_kernels.builders.deep_gemm.toolchain import Toolchain, find
 
@@ -19,7 +19,6 @@ __all__ = [
     "Planned",
     "Toolchain",
     "arguments",
-    "builds",
     "call",
     "environment",
     "find",

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pds_kernels.builders.cubin import Resources, resources
 from pds_kernels.builders.deep_gemm.toolchain import Toolchain
+from pds_kernels.building import note
 from pds_kernels.targets import Gpu
 
 KIND = "deep_gemm"
@@ -18,7 +19,6 @@ _MEMORY = 1 << 30
 """Bytes: cicc, the largest of nvcc's processes, took 0.5 GiB at most."""
 _SOURCE, _CUBIN = "kernel.cu", "kernel.cubin"
 _HEADERS = re.compile(r"/\S*/deep_gemm/include\b")
-_compiled: list[str] = []
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,8 @@ class DeepGemmKernel:
             "kernel": self.function,
             "source": _digest(self.source),
             "flags": _HEADERS.sub("<headers>", " ".join(self.flags)),
-            "target": f"{self.target}, {self.target.sms} multiprocessors",
+            "target": str(self.target),
+            "multiprocessors": str(self.target.sms),
             "toolchain": f"sgl-deep-gemm {self.library}, {self.toolchain.text}",
         }
 
@@ -63,7 +64,7 @@ class DeepGemmKernel:
         """
         (folder / _SOURCE).write_text(self.source)
         words = [str(self.toolchain.nvcc), _SOURCE, "-cubin", "-o", _CUBIN, *self.flags]
-        _compiled.append(self.name)
+        note(self.name)
         done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
         if done.returncode or not (folder / _CUBIN).is_file():
             said = (done.stderr or done.stdout).strip()[-2000:]
@@ -100,11 +101,6 @@ def install(kernel: DeepGemmKernel, folder: Path, cache: Path) -> None:
 def usage(folder: Path, shared: int) -> Resources:
     """What the kernel in `folder`, launched with `shared` bytes, takes of a multiprocessor."""
     return resources(folder / _CUBIN, shared)
-
-
-def builds() -> int:
-    """How many kernels this process has compiled ahead of time."""
-    return len(_compiled)
 
 
 def _digest(text: str) -> str:

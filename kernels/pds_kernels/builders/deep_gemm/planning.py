@@ -144,7 +144,7 @@ def _library() -> str:
     try:
         return importlib.metadata.version(_PACKAGE)
     except importlib.metadata.PackageNotFoundError as error:
-        raise RuntimeError(f"{_PACKAGE} is missing: pip install 'pdserving[kernels]'") from error
+        raise RuntimeError(f"{_PACKAGE} is missing: pip install 'pdserving[gpu]'") from error
 
 
 def _stand_in(scratch: Path, home: Path) -> Path:
