@@ -1,7 +1,8 @@
 """Which kernels of Triton a rank launches: the model is run on meta tensors, and they are noted.
 
-So the list follows from the code that serves. It is short, as no kernel is compiled for a number of
-tokens: numbers that vary are arguments (pds_kernels.launching).
+So the list follows from the code that serves. It is short, as numbers that vary are arguments
+(pds_kernels.launching). A kernel that has one form for few tokens and another for many launches all
+of them on the meta device.
 """
 
 import torch
