@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch.export.pt2_archive._package import AOTICompiledModel
+from torch.utils import _pytree as pytree
 
 from pds_kernels.building import note
 
@@ -105,6 +105,10 @@ def toolchain() -> Mapping[str, str]:
 
 def build(graph: Graph, folder: Path) -> None:
     """Compile `graph` into `folder`."""
+    # Here: whoever only loads graphs starts in half the time without them.
+    import torch._inductor
+    import torch.export
+
     note(graph.name)
     varied = [_example(graph, index) for index in range(len(graph.inputs))]
     least, greatest = graph.tokens
@@ -135,14 +139,25 @@ def load(folder: Path) -> Callable[..., Any]:
     """The compiled function in `folder`. It takes and returns what the original does.
 
     torch's own `aoti_load_package` compares the processor with the one that it was compiled for,
-    and compiles small programs in each new pod to know its own: half a minute of a core. The
-    cache's key holds the processor (`toolchain`), so the loader beneath it is asked.
+    and compiles small programs in each new pod to know its own: half a minute of a core. It also
+    imports all of torch.export, as much work as torch itself. The cache's key holds the processor
+    (`toolchain`), so the loader beneath it is asked.
     """
     path, name = str(folder / PACKAGE), "model"
     # Single-threaded, by one runner, on the device that it was compiled for.
-    loader = torch._C._aoti.AOTIModelPackageLoader(path, name, True, 1, -1)
-    loaded: Callable[..., Any] = AOTICompiledModel(loader)
-    return loaded
+    return _Loaded(torch._C._aoti.AOTIModelPackageLoader(path, name, True, 1, -1))
+
+
+class _Loaded:
+    """torch's `AOTICompiledModel` reads both of its signatures anew in each call."""
+
+    def __init__(self, loader: torch._C._aoti.AOTIModelPackageLoader) -> None:
+        _, returned = loader.get_call_spec()
+        self._loader = loader
+        self._returned = pytree.treespec_loads(returned)
+
+    def __call__(self, *arguments: torch.Tensor) -> Any:
+        return pytree.tree_unflatten(self._loader.boxed_run([*arguments]), self._returned)
 
 
 class _Module(torch.nn.Module):

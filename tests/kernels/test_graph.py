@@ -1,5 +1,7 @@
 """Ahead-of-time graphs: the same numbers as the function, from a package that needs no compiler."""
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -47,3 +49,12 @@ def test_a_compiler_that_does_not_run_is_named(compiler, monkeypatch):
     monkeypatch.setenv("CXX", compiler)
     with pytest.raises(RuntimeError, match=f"the C\\+\\+ compiler {compiler} does not run"):
         toolchain.__wrapped__()
+
+
+def test_who_loads_graphs_imports_no_compiler():
+    code = (
+        "import sys, pds_engine.worker.process, pds_engine.warmup;"
+        "print({'sympy', 'torch._dynamo', 'torch._inductor.compile_fx'} & set(sys.modules))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout == "set()\n"
