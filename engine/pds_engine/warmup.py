@@ -168,7 +168,8 @@ def _compile(
     )
     made: dict[str, Made] = {}
     progress.begin(workers, _recorder(config, cache))
-    with Pool[Try, Made](workers, _start(_Attempts(config, cache.volume.trouble))) as pool:
+    start = _start(_Attempts(config, cache.volume.trouble))
+    with Pool[Try, Made](workers, start, Made) as pool:
         try:
             for name, result in compile_all(queue, pool, settings.timeout_seconds):
                 if result.artefact is None:
@@ -237,7 +238,7 @@ def _start(work: Callable[[Try], Made]) -> Callable[[Connection], Worker]:
     """Its server imports what the compiler needs, 8 s on a CPU, once for all workers."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, "torch._inductor.compile_fx"])
-    return processes(context, work)
+    return processes(context, work, Try)
 
 
 def _account(artefact: Artefact, damage: Mapping[str, str]) -> str:

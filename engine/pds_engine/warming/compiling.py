@@ -50,6 +50,7 @@ def attempt(task: Try, wanted: Buildable, cache: Cache) -> Made:
             artefact = found
     except Exception as error:  # some compilers' own errors cannot cross a process
         text, besides = f"{type(error).__name__}: {error}", cache.volume.trouble
+        text = text.encode(errors="replace").decode()  # names of files may be no UTF-8
         return Made(
             error=f"{text}; besides, {besides}" if besides else text,
             killed=was_killed(error),

@@ -26,14 +26,20 @@ def ceiling(root: Path = Path("/")) -> Ceiling:
 
     `root` has `proc` and `sys`.
     """
-    limits = [*_limits(root)]
-    if limits:
-        return Ceiling(min(limits), "resources.limits.memory")
+    found = limit(root)
+    if found is not None:
+        return Ceiling(found, "resources.limits.memory")
     for line in (root / "proc/meminfo").read_text().splitlines():
         name, _, value = line.partition(":")
         if name == "MemAvailable":
             return Ceiling(int(value.split()[0]) << 10, "MemAvailable of this machine")
     return Ceiling(_UNLIMITED, "unknown")
+
+
+def limit(root: Path = Path("/")) -> int | None:
+    """Bytes: the least limit of this process's cgroup, v2 or v1, and of those around it; None where
+    there is none. `root` as in `ceiling`."""
+    return min(_limits(root), default=None)
 
 
 def workers(asked: int, builds: int, available: int, each: int) -> int:
@@ -70,4 +76,4 @@ def _limits(root: Path) -> list[int]:
                 found.append(int(text))
             if each == mount:
                 break
-    return [limit for limit in found if limit < _UNLIMITED]
+    return [each for each in found if each < _UNLIMITED]

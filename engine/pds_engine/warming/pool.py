@@ -1,6 +1,7 @@
 """A pool of processes in which one may die without the others: compilers are killed for memory.
 
 `concurrent.futures` gives up all its processes when one dies, and does not say which task it had.
+Tasks and results cross as MessagePack, as all messages do (`messages`).
 """
 
 import contextlib
@@ -14,7 +15,9 @@ from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import TracebackType
-from typing import Generic, Protocol, Self, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar
+
+import msgspec
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -49,12 +52,16 @@ class Ended(Generic[Task, Result]):
 class Pool(Generic[Task, Result]):
     """Up to `size` workers, each made by `start(end)` when it is needed, and used again.
 
+    `result` is the type of what they answer. Types are those that msgspec knows, and paths.
     Leaving the context kills those that work; the idle ones end by themselves, if nothing failed.
     """
 
-    def __init__(self, size: int, start: Callable[[Connection], Worker]) -> None:
+    def __init__(
+        self, size: int, start: Callable[[Connection], Worker], result: type[Result]
+    ) -> None:
         self._size = size
         self._start = start
+        self._result = result
         self._idle: list[_Seat[Task]] = []
         self._busy: list[_Seat[Task]] = []
 
@@ -86,7 +93,7 @@ class Pool(Generic[Task, Result]):
             seat = self._idle.pop()
             seat.task = task
             with contextlib.suppress(OSError):  # it has died since
-                seat.end.send(task)
+                seat.end.send_bytes(_packed(task))
                 self._busy.append(seat)
                 return
             seat.end.close()
@@ -94,7 +101,7 @@ class Pool(Generic[Task, Result]):
         seat = _Seat(self._start(theirs), ours, task)
         self._busy.append(seat)
         with contextlib.suppress(OSError):  # it has died already: `ended` says so
-            ours.send(task)
+            ours.send_bytes(_packed(task))
 
     def ended(self, timeout: float) -> list[Ended[Task, Result]]:
         """The tasks that have ended; waits for the first for `timeout` seconds."""
@@ -107,7 +114,7 @@ class Pool(Generic[Task, Result]):
         self._busy.remove(seat)
         try:
             if seat.end.poll():
-                result: Result = seat.end.recv()
+                result = _unpacked(seat.end.recv_bytes(), self._result)
                 self._idle.append(seat)
                 return Ended(seat.task, result)
         except (EOFError, OSError):
@@ -127,11 +134,11 @@ class _Seat(Generic[Task]):
         self.task = task
 
 
-def serve(end: Connection, work: Callable[[Task], Result]) -> None:
-    """A worker: answers each task that comes with `work(task)`, until its pool is gone."""
+def serve(end: Connection, work: Callable[[Task], Result], task: type[Task]) -> None:
+    """A worker: answers each `task` that comes with `work(task)`, until its pool is gone."""
     with contextlib.suppress(EOFError, OSError):
         while True:
-            end.send(work(end.recv()))
+            end.send_bytes(_packed(work(_unpacked(end.recv_bytes(), task))))
 
 
 class Process:
@@ -158,13 +165,14 @@ class Process:
 
 
 def processes(
-    context: BaseContext, work: Callable[[Task], Result]
+    context: BaseContext, work: Callable[[Task], Result], task: type[Task]
 ) -> Callable[[Connection], Worker]:
-    """What a pool starts: processes of `context`, each of which has its own copy of `work`."""
+    """What a pool starts: processes of `context`, each with a copy of its own of `work`, which
+    takes a `task`."""
 
     def start(end: Connection) -> Worker:
         process = context.Process(  # type: ignore[attr-defined]
-            target=_process, args=(end, work), name="compiler"
+            target=_process, args=(end, work, task), name="compiler"
         )
         process.start()
         end.close()
@@ -173,8 +181,19 @@ def processes(
     return start
 
 
-def _process(end: Connection, work: Callable[[Task], Result]) -> None:
+def _process(end: Connection, work: Callable[[Task], Result], task: type[Task]) -> None:
     os.setsid()
     with contextlib.suppress(OSError):  # rather this one than the warm-up, when memory runs out
         Path("/proc/self/oom_score_adj").write_text("1000")
-    serve(end, work)
+    serve(end, work, task)
+
+
+def _packed(value: object) -> bytes:
+    return msgspec.msgpack.encode(value, enc_hook=str)
+
+
+def _unpacked(content: bytes, kind: type[Result]) -> Result:
+    def path(wanted: type, value: Any) -> Any:
+        return wanted(value)
+
+    return msgspec.msgpack.decode(content, type=kind, dec_hook=path)

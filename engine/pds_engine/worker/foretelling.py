@@ -9,14 +9,13 @@ from pds_engine import sizing
 from pds_engine.config import EngineConfig
 from pds_engine.models.loader import DTYPES, compute_dtype
 from pds_engine.models.registry import check
+from pds_engine.warming import memory
 
-MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")
-"""Of this container, in bytes, or `max` (cgroup v2)."""
 logger = logging.getLogger("pds.worker")
 
 
-def foretell(config: EngineConfig, rank: int, device: torch.device) -> None:
-    """Log what this rank is going to hold.
+def foretell(config: EngineConfig, rank: int, device: torch.device, root: Path = Path("/")) -> None:
+    """Log what this rank is going to hold. `root` has `proc` and `sys` (`memory.limit`).
 
     Raises:
         ConfigError: its GPU has less memory; or on a CPU, this container has less than the ranks of
@@ -31,8 +30,8 @@ def foretell(config: EngineConfig, rank: int, device: torch.device) -> None:
     if device.type == "cuda":
         sizing.check_memory([ranks[rank]], torch.cuda.mem_get_info(device)[1], "its GPU")
         return
-    limit = MEMORY_LIMIT.read_text().strip() if MEMORY_LIMIT.exists() else "max"
-    if limit != "max":
+    limit = memory.limit(root)
+    if limit is not None:
         first = config.pod.index * config.parallelism.ranks_per_pod
         mine = ranks[first : first + config.parallelism.ranks_per_pod]
-        sizing.check_memory(mine, int(limit), "this container")
+        sizing.check_memory(mine, limit, "this container")

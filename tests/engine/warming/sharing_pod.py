@@ -23,12 +23,12 @@ def main() -> None:
     names = [f"k{each}" for each in range(keys)]
     fakes = tuple(Fake(name, root / "log", seconds=float(sys.argv[5])) for name in names)
     queue = WorkQueue(order(names, place(number, of)), lease=20, patience=60)
-    start = processes(multiprocessing.get_context("fork"), Attempts(root, f"pod-{number}", fakes))
+    work, context = Attempts(root, f"pod-{number}", fakes), multiprocessing.get_context("fork")
     sys.stdout.write("ready\n")
     sys.stdout.flush()
     sys.stdin.readline()
     built, other = 0, 0
-    with Pool[Try, Made](2, start) as pool:
+    with Pool(2, processes(context, work, Try), Made) as pool:
         for _, made in compile_all(queue, pool, timeout=60):
             if made.artefact is None or made.volume:
                 raise SystemExit(made.volume)

@@ -29,7 +29,7 @@ def warm(tmp_path: Path) -> Warm:
     ) -> dict[str, Made]:
         work = Attempts(tmp_path, "pod", fakes, lease)
         queue = WorkQueue([fake.name for fake in fakes], lease=lease, patience=patience)
-        with Pool[Try, Made](2, processes(SPAWN, work)) as pool:
+        with Pool(2, processes(SPAWN, work, Try), Made) as pool:
             return dict(compile_all(queue, pool, timeout))
 
     return run

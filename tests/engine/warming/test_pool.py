@@ -15,7 +15,7 @@ SPAWN = multiprocessing.get_context("spawn")
 
 @pytest.fixture
 def pool() -> Iterator[Pool[str, str]]:
-    with Pool[str, str](2, processes(SPAWN, answer)) as pool:
+    with Pool(2, processes(SPAWN, answer, str), str) as pool:
         yield pool
 
 
@@ -55,7 +55,7 @@ def test_what_a_dead_process_has_started_ends_too(
 ) -> None:
     note = tmp_path / "pid"
     monkeypatch.setenv("PDS_TEST_ORPHAN", str(note))
-    with Pool[str, str](1, processes(SPAWN, answer)) as pool:
+    with Pool(1, processes(SPAWN, answer, str), str) as pool:
         pool.begin("orphan")
         assert ended(pool, 1)["orphan"].exitcode == -9
     assert_gone(int(note.read_text()))
@@ -72,7 +72,7 @@ def assert_gone(pid: int) -> None:
 
 
 def test_leaving_ends_those_that_hang() -> None:
-    with Pool[str, str](2, processes(SPAWN, answer)) as pool:
+    with Pool(2, processes(SPAWN, answer, str), str) as pool:
         pool.begin("a")
         pid = int(str(ended(pool, 1)["a"].result).split()[1])
         pool.begin("hang")

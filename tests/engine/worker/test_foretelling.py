@@ -1,6 +1,7 @@
 """What a worker is going to hold is said, and refused where it cannot fit, before it loads."""
 
 import logging
+from pathlib import Path
 
 import pytest
 import torch
@@ -29,40 +30,45 @@ def test_a_gpu_holds_weights_and_pages_of_its_rank(config, monkeypatch, caplog):
         foretell(config, 0, GPU)
 
 
+@pytest.fixture
+def limit(tmp_path: Path) -> Path:
+    """Where a container below `tmp_path` has its memory limit (cgroup v2); no file yet."""
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text("0::/\n")
+    (tmp_path / "sys/fs/cgroup").mkdir(parents=True)
+    return tmp_path / "sys/fs/cgroup/memory.max"
+
+
 @pytest.mark.parametrize("index", [0, 1])
-def test_a_container_holds_those_of_all_ranks_of_its_pod(config, tmp_path, monkeypatch, index):
+def test_a_container_holds_those_of_all_ranks_of_its_pod(config, tmp_path, limit, index):
     """Two stages of two ranks each, and a pod a stage."""
-    limit = tmp_path / "memory.max"
-    monkeypatch.setattr(foretelling, "MEMORY_LIMIT", limit)
     split = {"pp": 2, "tp": 2, "ranks_per_pod": 2}
     tree = {**config.model_dump(), "parallelism": split, "pod": {"index": index}}
     config = EngineConfig.model_validate(tree)
     mine = sizes(config, check(config))[2 * index : 2 * index + 2]
     need = sum(each.weights + each.pool for each in mine)
-    foretell(config, 2 * index, CPU)  # without a file there is no limit
+    foretell(config, 2 * index, CPU, tmp_path)  # without a file there is no limit
     for enough in ("max", str(need)):
         limit.write_text(f"{enough}\n")
-        foretell(config, 2 * index, CPU)
+        foretell(config, 2 * index, CPU, tmp_path)
     limit.write_text(f"{need - 1}\n")
     says = (
         rf"memory: rank {2 * index} \(stage {index}\) and 1 more would hold .*, this container has"
     )
     for rank in (2 * index, 2 * index + 1):
         with pytest.raises(ConfigError, match=says):
-            foretell(config, rank, CPU)
+            foretell(config, rank, CPU, tmp_path)
 
 
 def test_a_cpu_that_cannot_multiply_in_the_model_s_dtype_needs_twice_as_much(
-    config, tmp_path, monkeypatch
+    config, tmp_path, limit, monkeypatch
 ):
-    limit = tmp_path / "memory.max"
-    monkeypatch.setattr(foretelling, "MEMORY_LIMIT", limit)
     half = config.model.model_copy(update={"dtype": "bfloat16"})
     config = config.model_copy(update={"model": half})
     monkeypatch.setattr(foretelling, "compute_dtype", lambda dtype, device: torch.float32)
     [size] = sizes(config, check(config))
     limit.write_text(str(2 * size.weights + size.pool))
-    foretell(config, 0, CPU)
+    foretell(config, 0, CPU, tmp_path)
     limit.write_text(str(2 * size.weights + size.pool - 1))
     with pytest.raises(ConfigError, match="this container has"):
-        foretell(config, 0, CPU)
+        foretell(config, 0, CPU, tmp_path)
