@@ -91,7 +91,8 @@ def warm(config: EngineConfig) -> Warmed:
     found = plan(config)
     wanted = {each.name: each for each in found.wanted}
     cache = open_cache(config)
-    with Progress(len(wanted), display(sys.stdout), config.pod.name) as progress:
+    show, stages = display(sys.stdout), _stages(config)
+    with Progress(len(wanted), show, config.pod.name, stages) as progress:
         artefacts = dict(_found(cache, wanted, progress))
         missing = {name: each for name, each in wanted.items() if name not in artefacts}
         if missing and config.cache.only_shared:
@@ -249,15 +250,20 @@ def _account(artefact: Artefact, damage: Mapping[str, str]) -> str:
     return f"what lay in the cache was damaged ({wrong}); {text}" if wrong else text
 
 
+def _stages(config: EngineConfig) -> range:
+    """Of this pod's ranks."""
+    split = config.parallelism
+    first = config.pod.index * split.ranks_per_pod
+    return Numbering.of(split).stages(range(first, first + split.ranks_per_pod))
+
+
 def _manifest_paths(config: EngineConfig) -> list[Path]:
-    root, pod, split = config.cache.path or Path(), config.pod, config.parallelism
-    first = pod.index * split.ranks_per_pod
-    stages = Numbering.of(split).stages(range(first, first + split.ranks_per_pod))
+    root, pod = config.cache.path or Path(), config.pod
     gpu = target(config)
     kind = f".{gpu}" if gpu else ""
     return [
         manifest_path(root, config.model.name, pod.revision, config.role, f"{stage}{kind}")
-        for stage in stages
+        for stage in _stages(config)
     ]
 
 

@@ -258,6 +258,7 @@ def test_each_artefact_is_a_line_and_the_proof_is_the_last_one(
     first, second, last = lines(capsys)
     assert {first.pop("artefact"), second.pop("artefact")} == {"before", "after"}
     took = first["seconds"]
+    assert first.pop("stages") == [0]
     assert first == {"n": 1, "of": 2, "seconds": took, "left": round(took, 1), "source": "built"}
     assert (second["n"], second["left"], second["source"]) == (2, 0.0, "built")
     assert last == {name: value for name, value in proof.items() if name != "status"}

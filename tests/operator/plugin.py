@@ -23,7 +23,9 @@ class Kubectl:
         key = next((key for key in self.answers if " ".join(words).startswith(key)), None)
         if key is None:
             return subprocess.CompletedProcess(words, 1, "", f"no answer to {words}")
-        return subprocess.CompletedProcess(words, 0, json.dumps(self.answers[key]), "")
+        answer = self.answers[key]
+        text = answer if isinstance(answer, str) else json.dumps(answer)  # or it is a log
+        return subprocess.CompletedProcess(words, 0, text, "")
 
     def patches(self):
         return [

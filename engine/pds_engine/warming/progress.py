@@ -3,7 +3,7 @@
 import json
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self, TextIO
@@ -31,6 +31,8 @@ class Step:
     left: float | None
     """Seconds that the others will take; None: nobody knows yet."""
     source: Source
+    stages: tuple[int, ...]
+    """Of the group's pipeline: what this pod has of it."""
 
     def line(self) -> str:
         return json.dumps(asdict(self))
@@ -130,10 +132,14 @@ class Progress:
     """Counts artefacts as they come, of `of` in all, and tells `show` and the recorder.
 
     Leaving the context ends both.
+
+    Args:
+        stages: those that the artefacts are for.
     """
 
-    def __init__(self, of: int, show: Display, producer: str) -> None:
+    def __init__(self, of: int, show: Display, producer: str, stages: Sequence[int]) -> None:
         self._of = of
+        self._stages = tuple(stages)
         self._show = show
         self._producer = producer
         self._begun = time.monotonic()
@@ -168,8 +174,8 @@ class Progress:
         self._took.append(seconds)
         self._left = self._estimate() if self._workers else None
         left = None if self._left is None else round(self._left, 1)
-        step = Step(artefact, len(self._took), self._of, round(seconds, 3), left, source)
-        self._show.show(step)
+        came, took = len(self._took), round(seconds, 3)
+        self._show.show(Step(artefact, came, self._of, took, left, source, self._stages))
         self._record("compiling")
 
     def _estimate(self) -> float | None:

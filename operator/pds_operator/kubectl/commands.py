@@ -14,7 +14,7 @@ from pds_operator.errors import SpecError
 from pds_operator.facts.answers import BadAnswer, backends
 from pds_operator.facts.observed import Observed, Pod, Revision, rfc3339
 from pds_operator.facts.reading import pod_facts, revision_facts
-from pds_operator.kubectl import cache, calls, views
+from pds_operator.kubectl import cache, calls, views, warming
 from pds_operator.kubectl.calls import Context, Namespace
 from pds_operator.revision import affecting, digest, restored
 
@@ -30,16 +30,21 @@ def _pds() -> None:
 
 @app.command()
 def status(name: str, namespace: Namespace = None, context: Context = None) -> None:
-    """Conditions, and the tree of roles and groups: revision, phase, requests under way."""
+    """Conditions, and the tree of roles and groups: revision, phase, requests under way; and how
+    far warm-ups are."""
     pds = calls.get(["get", "pdserving", name], namespace, context)
     reported = pds.get("status") or {}
-    pods, routers = _pods(name, namespace, context)
+    items = _items(name, namespace, context)
+    pods, routers = _pods(items), _routers(items)
     typer.echo(f"{name}  {reported.get('endpoint', '')}")
     for line in views.unseen(pds):
         typer.echo(line)
     in_flight = _in_flight(pds, routers, context)
     for rows in (views.conditions(reported), views.tree(reported, pods, in_flight)):
         typer.echo("\n" + views.table(rows))
+    under_way = _warming(pds["metadata"]["namespace"], items, context)
+    if len(under_way) > 1:
+        typer.echo("\n" + views.table(under_way))
 
 
 @app.command()
@@ -142,7 +147,7 @@ def restart(name: str, namespace: Namespace = None, context: Context = None) -> 
 @app.command(name="rotate-keys")
 def rotate_keys(name: str, namespace: Namespace = None, context: Context = None) -> None:
     """Replace the control keys, and with them all groups, step by step."""
-    pods, _ = _pods(name, namespace, context)
+    pods = _pods(_items(name, namespace, context))
     key = _active(_revisions(name, namespace, context))
     older = [pod.name for pod in pods if pod.key != key]
     if older:
@@ -203,7 +208,7 @@ def _preview(name: str, filename: str, namespace: str | None, context: str | Non
 
 def _existing(name: str, namespace: str | None, context: str | None) -> Existing:
     """What there is of the PDServing of that name."""
-    pods, _ = _pods(name, namespace, context)
+    pods = _pods(_items(name, namespace, context))
     stored = {item.digest: item for item in _revisions(name, namespace, context)}
     words = ["get", "pdservingroles", "-l", f"{names.NAME}={name}"]
     children = calls.get(words, namespace, context)["items"]
@@ -217,11 +222,32 @@ def _existing(name: str, namespace: str | None, context: str | None) -> Existing
     )
 
 
-def _pods(name: str, namespace: str | None, context: str | None) -> tuple[list[Pod], list[Object]]:
-    """(engine pods, the routers' as plain objects)."""
-    items = calls.get(["get", "pods", "-l", f"{names.NAME}={name}"], namespace, context)["items"]
-    routers = [i for i in items if (i["metadata"].get("labels") or {}).get(names.ROLE) == "router"]
-    return [facts for item in items if (facts := pod_facts(item)) is not None], routers
+def _items(name: str, namespace: str | None, context: str | None) -> list[Object]:
+    """All pods of a PDServing."""
+    words = ["get", "pods", "-l", f"{names.NAME}={name}"]
+    items: list[Object] = calls.get(words, namespace, context)["items"]
+    return items
+
+
+def _pods(items: list[Object]) -> list[Pod]:
+    """Those of engines."""
+    return [facts for item in items if (facts := pod_facts(item)) is not None]
+
+
+def _routers(items: list[Object]) -> list[Object]:
+    return [i for i in items if (i["metadata"].get("labels") or {}).get(names.ROLE) == "router"]
+
+
+def _warming(namespace: str, items: list[Object], context: str | None) -> list[list[str]]:
+    """How far each warm-up is, by its log."""
+    rows = [["WARM-UP", "CONTAINER", "COMPILED"]]
+    for each in warming.warming(items):
+        place = f"/api/v1/namespaces/{namespace}/pods/{each.pod}/log"
+        path = f"{place}?container={each.container}&tailLines={warming.TAIL_LINES}"
+        done = calls.run(["get", "--raw", path], None, context)
+        said = done.stderr.strip() if done.returncode else warming.progress(done.stdout)
+        rows.append([each.pod, each.container, said])
+    return rows
 
 
 def _in_flight(pds: Object, routers: list[Object], context: str | None) -> dict[str, int]:

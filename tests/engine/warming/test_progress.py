@@ -11,13 +11,15 @@ from pds_engine.warming.progress import Bar, Lines, Progress, Recorder, Step, di
 
 def test_a_line_for_each_artefact_with_the_time_left() -> None:
     stream = io.StringIO()
-    with Progress(4, display(stream), "chat-p-0-0-0") as progress:
+    with Progress(4, display(stream), "chat-p-0-0-0", range(1, 3)) as progress:
         progress.came("a", 10.0, "found")
         progress.begin(2, Recorder(lambda content: True))
         progress.came("b", 20.0, "built")
         progress.came("c", 6.0, "other")
         progress.came("d", 4.0, "built")
-    assert [json.loads(line) for line in stream.getvalue().splitlines()] == [
+    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert [line.pop("stages") for line in lines] == [[1, 2]] * 4
+    assert lines == [
         {"artefact": "a", "n": 1, "of": 4, "seconds": 10.0, "left": None, "source": "found"},
         {"artefact": "b", "n": 2, "of": 4, "seconds": 20.0, "left": 15.0, "source": "built"},
         {"artefact": "c", "n": 3, "of": 4, "seconds": 6.0, "left": 6.0, "source": "other"},
@@ -30,7 +32,7 @@ def test_a_terminal_gets_a_bar() -> None:
     with os.fdopen(theirs, "w") as terminal:
         shown = display(terminal)
         assert isinstance(shown, Bar) and isinstance(display(io.StringIO()), Lines)
-        shown.show(Step("before", 12, 31, 4.0, 40.0, "built"))
+        shown.show(Step("before", 12, 31, 4.0, 40.0, "built", (1,)))
         shown.close()
     said = b""
     with contextlib.suppress(OSError):  # EIO is how a terminal ends
@@ -79,7 +81,7 @@ def test_the_record_says_how_it_ended() -> None:
         return True
 
     try:
-        with Progress(2, Lines(io.StringIO()), "chat-p-0-0-0") as progress:
+        with Progress(2, Lines(io.StringIO()), "chat-p-0-0-0", range(1, 3)) as progress:
             progress.begin(1, Recorder(write))
             progress.came("a", 3.0, "built")
             raise RuntimeError("the compiler died")
