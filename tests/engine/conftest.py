@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-# forked.py is a helper of these tests alone; tests have no packages.
+# forked.py and its like are helpers of these tests alone; tests have no packages.
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "witness"))
 
 from forked import Forked, one_rank
 from pds_engine.log import JsonFormatter

@@ -1,11 +1,9 @@
 """Compiled pieces give what eager ones give, for every number of tokens of their plan."""
 
-import hashlib
-import os
 from dataclasses import replace
 from itertools import product
-from pathlib import Path
 
+import compiled_graphs
 import pytest
 import torch
 from pds_engine.config import EngineConfig
@@ -87,14 +85,7 @@ def test_the_graphs_of_dp_ranks_hold_the_tokens_of_all(qwen3):
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
-    """The user's, since a graph takes 20 s: only what is compiled in another way is compiled anew.
-
-    A graph's own key holds its source, shapes and toolchain; the folder, how it is made.
-    """
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    made = b"".join(Path(module.__file__).read_bytes() for module in (aot, graphs))
-    volume = root / "pdserving" / "graphs" / hashlib.sha256(made).hexdigest()[:12]
-    return Cache(volume, tmp_path_factory.mktemp("private"), b"key")
+    return Cache(compiled_graphs.volume(), tmp_path_factory.mktemp("private"), compiled_graphs.SEAL)
 
 
 @pytest.mark.slow
