@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-TRITON = "triton"
-"""Its compiler, which is a library: see `tell_of_triton`."""
+COMPILED, FOUND, LISTENS = "compiled", "found", "listens"
+"""Kernels of Triton's, whose compiler is a library, and the hook that tells of them: see
+`tell_of_triton`."""
 _OF_C = {"c++", "g++", "gcc", "cc", "clang", "clang++", "cc1", "cc1plus", "as", "ld", "collect2"}
 _OF_CUDA = {"nvcc", "cicc", "cudafe++", "ptxas", "fatbinary", "nvlink", "cuobjdump"}
 COMPILERS = frozenset(_OF_C | _OF_CUDA)
@@ -20,20 +21,20 @@ COMPILERS = frozenset(_OF_C | _OF_CUDA)
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """A program that a process was to start, or that was started; or a kernel of Triton's."""
+    """A program that a process was to start, or that was started; or what Triton did."""
 
     pid: int
     parent: int
     """Of that process: who starts a program forks first."""
     how: str
-    """asked, started, or triton."""
+    """asked, started, compiled, found, or listens."""
     path: str
 
     @property
     def is_compiler(self) -> bool:
         """Debian's are x86_64-linux-gnu-g++-12, or ld.bfd."""
-        if self.how == TRITON:
-            return True
+        if self.how in (COMPILED, FOUND, LISTENS):
+            return self.how == COMPILED
         name = Path(self.path).name
         words = name.replace(".", "-").split("-")
         return name in COMPILERS or not COMPILERS.isdisjoint(words)
@@ -70,18 +71,20 @@ class Witness:
 
 
 def tell_of_triton(file: Path) -> None:
-    """From now on this process writes down what Triton compiles in it, as Triton's own hooks say.
-
-    A kernel that is found in a cache is not compiled.
-    """
+    """From now on this process writes down which kernels Triton gives it, as Triton's own hook
+    says: compiled, or found in its cache."""
     import triton
 
-    def tell(name: str) -> None:
-        with file.open("a") as out:
-            out.write(f"{os.getpid()} {os.getppid()} {TRITON} {name}\n")
+    before = triton.knobs.compilation.listener
 
-    def listen(*, src: Any, cache_hit: bool, **_: Any) -> None:
-        if not cache_hit:
-            tell(src.name)
+    def tell(how: str, name: str) -> None:
+        with file.open("a") as out:
+            out.write(f"{os.getpid()} {os.getppid()} {how} {name}\n")
+
+    def listen(*, src: Any, cache_hit: bool, **more: Any) -> None:
+        tell(FOUND if cache_hit else COMPILED, src.name)
+        if before is not None:
+            before(src=src, cache_hit=cache_hit, **more)
 
     triton.knobs.compilation.listener = listen
+    tell(LISTENS, "triton")
