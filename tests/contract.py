@@ -70,6 +70,7 @@ def text() -> str:
             r"pds_[a-z_]+",
             "engine/pds_engine/messages/state.py",
             "engine/pds_engine/metrics.py",
+            "engine/pds_engine/server/warmed.py",
             "engine/pds_engine/router/metrics.py",
             "operator/pds_operator/run/handlers.py",
         ),

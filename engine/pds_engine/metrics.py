@@ -43,6 +43,10 @@ class ServerMetrics:
             "pds_prefill_delayer_passes", "Passes with prompts, by the delayer's reason.",
             ("reason",), registry=registry,
         )  # fmt: skip
+        self.compiles_after_ready = Gauge(
+            "pds_compiles_after_ready", "What ranks compiled although the group was ready.",
+            registry=registry,
+        )  # fmt: skip
         self._gauges = {
             field: Gauge(metric.name, metric.text, registry=registry)
             for field, metric in STATE_METRICS.items()
@@ -52,6 +56,8 @@ class ServerMetrics:
         """Set the gauges to what the scheduler reported."""
         for field, gauge in self._gauges.items():
             gauge.set(float(getattr(state, field)))
+        if state.kernels is not None:
+            self.compiles_after_ready.set(state.kernels.compiles_after_ready)
         for reason, passes in state.delayer_passes:
             self.delayer_passes.labels(reason).set(passes)
 

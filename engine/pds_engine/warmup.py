@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 from pds_kernels.building import Buildable
-from pds_kernels.cache import Artefact, Cache, Manifest, Trouble, own_folder, write_manifest
+from pds_kernels.cache import Artefact, Cache, Manifest, Trouble, write_manifest
 from pds_kernels.cache.files import Files
 from pds_kernels.cache.manifest import manifest_path, progress_path, replace_file
 from pds_kernels.cache.sharing import Try, WorkQueue, order, place
@@ -34,6 +34,7 @@ from pds_engine.models import tensors
 from pds_engine.models.registry import check
 from pds_engine.parallel.layout import Numbering
 from pds_engine.warming import memory
+from pds_engine.warming.account import Account, leave, private_folder
 from pds_engine.warming.compiling import KilledTwice, Made, attempt, compile_all
 from pds_engine.warming.pool import Pool, Worker, processes
 from pds_engine.warming.progress import Progress, Recorder, display
@@ -94,6 +95,7 @@ def warm(config: EngineConfig) -> Warmed:
     show, stages = display(sys.stdout), _stages(config)
     with Progress(len(wanted), show, config.pod.name, stages) as progress:
         artefacts = dict(_found(cache, wanted, progress))
+        there = len(artefacts)
         missing = {name: each for name, each in wanted.items() if name not in artefacts}
         if missing and config.cache.only_shared:
             with suppress(Trouble):
@@ -110,6 +112,7 @@ def warm(config: EngineConfig) -> Warmed:
         seconds=round(time.monotonic() - started, 3),
         producer=config.pod.name,
     )
+    leave(cache.private, _account_of(manifest, stages, there))
     troubles = (cache.volume.trouble, *(each.volume for each in made.values()))
     with suppress(Trouble):  # a record for people: a volume that has all artefacts does without
         for path in _manifest_paths(config):
@@ -127,8 +130,7 @@ def open_cache(config: EngineConfig) -> Cache:
     """
     if config.cache.path is None:
         raise ConfigError("cache.path is not set", hint="give the mount point of the compile cache")
-    private = config.cache.private or own_folder("pds-cache")
-    return Cache(config.cache.path, private, _seal(config), producer=config.pod.name)
+    return Cache(config.cache.path, private_folder(config), _seal(config), producer=config.pod.name)
 
 
 def _seal(config: EngineConfig) -> bytes:
@@ -248,6 +250,14 @@ def _account(artefact: Artefact, damage: Mapping[str, str]) -> str:
     text = f"{who} in {artefact.seconds:.1f} s"
     wrong = damage.get(artefact.key)
     return f"what lay in the cache was damaged ({wrong}); {text}" if wrong else text
+
+
+def _account_of(manifest: Manifest, stages: range, there: int) -> Account:
+    """`there`: artefacts that lay in the cache when the warm-up began."""
+    others = manifest.reused - there
+    text = str(stages[0]) if len(stages) == 1 else f"{stages[0]}-{stages[-1]}"
+    counts = {"built": manifest.compiled, "found": there, "other": others}
+    return Account(text, counts, manifest.seconds)
 
 
 def _stages(config: EngineConfig) -> range:

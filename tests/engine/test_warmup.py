@@ -21,12 +21,14 @@ from pds_engine.artefacts.plan import plan
 from pds_engine.config import EngineConfig
 from pds_engine.errors import ConfigError
 from pds_engine.keys import Keys
+from pds_engine.server.warmed import show_warmup
 from pds_engine.warming import memory
 from pds_engine.worker.kernels import prepare
 from pds_kernels import graph as aot
 from pds_kernels.cache import Cache
 from pds_kernels.cache.files import Files
 from pds_kernels.graph import Graph, toolchain
+from prometheus_client import CollectorRegistry
 
 MODEL = Path(__file__).parents[2] / "examples" / "models" / "tiny"
 
@@ -110,6 +112,30 @@ def test_the_next_pod_compiles_nothing(pod: Callable[[str], WarmPod]) -> None:
     assert (proof["compiled"], proof["reused"], proof["volume"]) == (0, 2, "")
     assert proof["manifest"] == first["manifest"] == second.load()
     assert len(list(second.volume.glob("v1/manifests/default/none/unified/0.json"))) == 1
+
+
+def test_each_pod_shows_what_its_warm_up_did(pod: Callable[[str], WarmPod]) -> None:
+    for name, source in (("a", "built"), ("b", "found")):
+        warm = pod(name)
+        assert shown(warm.config()) == {}
+        warm.warm()
+        told = shown(warm.config())
+        assert told.pop("pds_warmup_seconds 0") >= 0
+        assert told == {
+            f"pds_warmup_artefacts {kind} 0": 2.0 if kind == source else 0.0
+            for kind in ("built", "found", "other")
+        }
+
+
+def shown(config: EngineConfig) -> dict[str, float]:
+    """The gauges of a warm-up, by their names and the values of their labels."""
+    registry = CollectorRegistry()
+    show_warmup(config, registry)
+    return {
+        " ".join([each.name, *sorted(each.labels.values(), reverse=True)]): each.value
+        for family in registry.collect()
+        for each in family.samples
+    }
 
 
 def test_an_engine_does_without_the_volume_that_its_warm_up_had(

@@ -19,6 +19,7 @@ from pds_engine.server.listen import listen
 from pds_engine.server.placement import Placement
 from pds_engine.server.routes import Routes
 from pds_engine.server.scheduler_client import SchedulerClient
+from pds_engine.server.warmed import show_warmup
 from pds_engine.text.tokenizer import Tokenizer
 
 
@@ -87,6 +88,7 @@ def run(
         placement=placement,
         join_timeout=config.join_timeout,
     )
+    show_warmup(config, scheduler.metrics.registry)
     key = keys.hmac if config.http.keys_dir else None
     app = create_app(scheduler, config, tokenizer, key=key)
     try:

@@ -25,6 +25,7 @@ from pds_engine.server import state
 from pds_engine.server.errors import probe_answer
 from pds_engine.server.listen import listen
 from pds_engine.server.scheduler_client import SchedulerClient
+from pds_engine.server.warmed import show_warmup
 
 RELEASE_SECONDS = 10.0
 """How long a drained group's leader may take to end before this pod ends without it."""
@@ -132,6 +133,7 @@ def run(config: EngineConfig, keys: Keys, schedulers: Sequence[str]) -> None:
     first = config.pod.index * config.parallelism.ranks_per_pod
     ranks = range(first, first + config.parallelism.ranks_per_pod)
     registry = RankMetrics(scheduler, ranks).registry
+    show_warmup(config, registry)
     try:
         listen(create_app(scheduler, config, registry), config.http, scheduler, registry)
     finally:

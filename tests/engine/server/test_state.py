@@ -127,6 +127,13 @@ def test_every_number_is_reported_under_its_own_name():
     assert reported == {k: v for k, v in NUMBERS.items() if k != "oldest_step_seconds"} | servers
 
 
+def test_what_was_compiled_after_ready_is_a_gauge():
+    metrics = ServerMetrics()
+    for count in (0, 3):
+        metrics.show(State(kernels=replace(PROOF, compiles_after_ready=count)))
+        assert f"pds_compiles_after_ready {count}.0" in metrics.text().decode().splitlines()
+
+
 def test_every_number_is_a_gauge():
     metrics = ServerMetrics()
     metrics.show(State(**NUMBERS))
