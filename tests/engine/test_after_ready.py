@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import compiled_graphs
+import httpx
 import pytest
 from random_models import saved
+from real_processes import ENGINE, MODEL, ServingProcess
+from waiting import wait_until
 from witness import Start, Witness
 
 HERE = Path(__file__).parent
@@ -105,3 +108,54 @@ def test_no_role_compiles_after_ready(groups: WarmGroups) -> None:
         assert answer["whole"] == answer["apart"]
         assert answer["proofs"] == PROOFS
     assert groups.witness.starts()[len(before) :] == []
+
+
+def answered(pod: ServingProcess) -> list[str]:
+    """Texts of prompts of many lengths, one after the other, and then at once."""
+    lengths = (1, 30, 200, 700)
+    asked: list[list[list[int]]] = [[[7] * length] for length in lengths]
+    asked.append([[7] * length for length in lengths])
+    texts = []
+    for prompts in asked:
+        body = {"model": "tiny", "prompt": prompts, "max_tokens": 8, "temperature": 0}
+        answer = httpx.post(f"{pod.url}/v1/completions", json=body, timeout=60)
+        texts += [choice["text"] for choice in answer.raise_for_status().json()["choices"]]
+    return texts
+
+
+@pytest.mark.soak  # two graphs are compiled, for a minute of a core
+def test_a_pod_runs_no_program_after_its_warm_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The commands of its containers, on an empty volume; all of its processes, and HTTP."""
+    witness = Witness(tmp_path)
+    for name in ("LD_PRELOAD", "PDS_WITNESS", "PDS_WITNESS_CLOCK"):
+        monkeypatch.setenv(name, witness.environment[name])
+    tree = {
+        "model": {"path": str(MODEL), "name": "tiny", "dtype": "float32"},
+        "cache": {
+            "path": str(tmp_path / "volume"),
+            "private": str(tmp_path / "own"),
+            "warmup": True,
+        },
+        "http": {"metrics_port": 0, "control_port": 0, "rendezvous_port": 0},
+        "compile": True,
+    }
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(tree))
+    subprocess.run([*ENGINE, "warmup", "--config", str(config)], check=True)
+    built = {Path(start.path).name for start in witness.starts() if start.how == "started"}
+    assert "cc1plus" in built
+    pod = ServingProcess(tmp_path, "pod", *ENGINE, "serve", "--config", str(config))
+    try:
+        wait_until(pod.answers, 300)
+        before = len(witness.starts())
+        first = answered(pod)
+        witness.move_clocks(3600)
+        assert answered(pod) == first
+        assert witness.starts()[before:] == []
+        shown = pod.get("/metrics").text.splitlines()
+        assert "pds_compiles_after_ready 0.0" in shown
+        assert 'pds_warmup_artefacts{source="built",stages="0"} 2.0' in shown
+    finally:
+        pod.end()
