@@ -20,7 +20,11 @@ from pds_cluster.testing import pytest_runtest_makereport as pytest_runtest_make
 from serving import COLD, Object, Serving, manifest
 from watching import DEBUG
 
+GROUP: Object = {"replicas": 1, "resources": {"requests": {"cpu": "100m"}}}
+STAGED: Object = {**GROUP, "parallelism": {"pp": 2}}
 COMPILED: Object = {
+    "prefill": GROUP,
+    "decode": GROUP,
     "router": {"replicas": 1, "podTemplate": DEBUG, "resources": {"requests": {"cpu": "50m"}}},
     "compileCache": {
         "volume": {"claim": {"size": "1Gi"}},
@@ -28,6 +32,13 @@ COMPILED: Object = {
     },
     "rollout": {"maxSurge": 1, "maxUnavailable": 0, "drainSeconds": 60},
 }
+CACHE: Object = COMPILED["compileCache"]
+FIRST: Object = {
+    "prefill": STAGED,
+    "decode": STAGED,
+    "compileCache": {**CACHE, "warmup": {**CACHE["warmup"], "targets": ["sm_90"]}},
+}
+"""How it differs at first."""
 
 
 @pytest.fixture(scope="session")
@@ -80,13 +91,20 @@ def chat(operator: testing.Cluster) -> Iterator[Serving]:
 
 
 @pytest.fixture(scope="session")
-def compiled(operator: testing.Cluster) -> Iterator[Serving]:
-    """One PDServing of a pair that runs compiled graphs: its files share one warm cache.
-
-    Its groups are the first of it when the first test gets it.
+def cold(operator: testing.Cluster) -> Iterator[Serving]:
+    """One PDServing that runs compiled graphs, which its first pods compile: a prefill and a decode
+    group of two stages each, at once, on an empty volume. A Job compiles for sm_90 beside them.
     """
     with operator.namespace() as name:
-        serving = Serving(operator, name, manifest("compiled", **COMPILED))
+        serving = Serving(operator, name, manifest("compiled", **{**COMPILED, **FIRST}))
         serving.apply()
         serving.settled(COLD)
         yield serving
+
+
+@pytest.fixture(scope="session")
+def compiled(cold: Serving) -> Serving:
+    """The same as a pair of a pod each: its files share one warm cache."""
+    cold.apply(**COMPILED)
+    cold.settled(COLD)
+    return cold

@@ -3,7 +3,6 @@
 And a group of two dp ranks of two shards in one pod. The times are printed (`pytest -rP`).
 """
 
-import json
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -16,10 +15,10 @@ import pytest
 from pds_cluster.testing import Cluster
 from pds_operator.kubectl.commands import app as kubectl_pds
 from reference import assert_equals_transformers
-from serving import COLD, Object, Serving, served
+from serving import Object, Serving, served
 from streams import StreamOutcome, ask, known
 from typer.testing import CliRunner
-from workers import LONG, WorkerProcess, amid_prefill, comes_back, label, leader, newest, why
+from workers import LONG, WorkerProcess, amid_prefill, comes_back, leader, newest, why
 
 pytestmark = pytest.mark.cluster
 
@@ -46,29 +45,6 @@ def staged(operator: Cluster, namespace: str) -> Iterator[Serving]:
     """Not compiled, so that it is soon there again after each of its losses."""
     with served(operator, namespace, "staged", **SPEC) as serving:
         yield serving
-
-
-def test_both_pods_prove_that_they_are_warm(compiled: Serving, client: httpx.Client) -> None:
-    """A group of one pod becomes one of two, by a rollout: stages run the graphs that are there."""
-    compiled.apply(prefill=PREFILL)
-    compiled.settled(COLD)
-    assert compiled.complete(client, LONG["prompt"], max_tokens=2).status_code == 200
-    pods = newest(compiled, "prefill", max(label(p, "group") for p in compiled.pods("prefill")))
-    proofs = [json.loads(proof(pod)) for pod in pods]
-    kernels = compiled.state(pods[0])["kernels"]
-    assert [proof["manifest"] for proof in proofs] == [kernels["manifest"]] * 2
-    assert [proof["error"] for proof in proofs] == ["", ""]
-    graphs = proofs[0]["compiled"] + proofs[0]["reused"]
-    assert (kernels["compiled"], kernels["reused"]) == (0, 2 * graphs)  # of both ranks
-    assert kernels["compiles_after_ready"] == 0
-    condition = compiled.conditions()["KernelsWarm"]
-    assert (condition["status"], condition["reason"]) == ("True", "Warm")
-
-
-def proof(pod: Object) -> str:
-    """The termination message of the warm-up of `pod`."""
-    (warmup,) = pod["status"]["initContainerStatuses"]
-    return str(warmup["state"]["terminated"]["message"])
 
 
 def test_answers_equal_transformers(staged: Serving, client: httpx.Client) -> None:

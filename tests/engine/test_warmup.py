@@ -138,6 +138,24 @@ def shown(config: EngineConfig) -> dict[str, float]:
     }
 
 
+def test_a_node_of_another_processor_warms_its_own_target_beside_the_first(
+    pod: Callable[[str], WarmPod], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there = toolchain(), {**toolchain(), "target": "cpu-of-another-node"}
+    first = pod("a").warm()
+    monkeypatch.setattr(aot, "toolchain", lambda: there)
+    joined = pod("b")
+    proof = joined.warm()
+    assert (proof["compiled"], proof["reused"]) == (2, 0)
+    assert proof["manifest"] == joined.load() != first["manifest"]
+    assert pod("c").warm()["compiled"] == 0
+    monkeypatch.setattr(aot, "toolchain", lambda: here)
+    later = pod("d")
+    proof = later.warm()
+    assert (proof["compiled"], proof["manifest"]) == (0, first["manifest"])
+    assert later.load() == first["manifest"]
+
+
 def test_an_engine_does_without_the_volume_that_its_warm_up_had(
     pod: Callable[[str], WarmPod],
 ) -> None:

@@ -42,7 +42,16 @@ def prove(world: World, **changes: object) -> dict[str, LeaderState]:
 def test_warm_kernels_are_said_with_what_they_do_not_cover(world):
     states = prove(world, eager=("attention over pages", "experts"))
     text = message(written(world, states=states), "KernelsWarm")
-    assert text.endswith(" reused; not compiled: attention over pages, experts")
+    assert text.endswith(" reused; manifest m1; not compiled: attention over pages, experts")
+
+
+def test_pods_on_another_kind_of_processor_prove_a_manifest_of_their_own(world):
+    states = prove(world)
+    world.change("chat-d-0-0-0", proof=Proof("m2" * 32, compiled=2))
+    states["chat-d-0-0-0"] = LeaderState(manifest="m2" * 32, fingerprint="kv")
+    said = written(world, states=states)
+    assert condition(said, "KernelsWarm") == ("True", "Warm")
+    assert "; manifests m1, m2m2m2m2m2m2" in message(said, "KernelsWarm")
 
 
 def test_a_settled_world(world):

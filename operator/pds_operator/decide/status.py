@@ -29,6 +29,8 @@ Condition = tuple[str, str, str]
 MESSAGE_LIMIT = 2000
 NAMED = 5
 """Pods of a kind that a message names; of more it gives the number."""
+DIGEST = 12
+"""Characters of a manifest's digest that a message gives."""
 OWN = ("Ready", "Progressing", "KernelsWarm", "Degraded")
 KSTATUS = ("Reconciling", "Stalled")
 """For tools (kstatus, Argo CD, Flux): they say nothing that the others do not."""
@@ -249,14 +251,10 @@ def _proved(desired: Desired, plan: Plan, roles: Mapping[str, Object]) -> Condit
     if any(cold.values()) or not any(count["created"] for count in roles.values()):
         text = ", ".join(f"{count} {role}" for role, count in cold.items() if count)
         return "False", "WarmingUp", f"groups without a proof: {text or 'all'}"
-    sums = [
-        (pod.proof.compiled, pod.proof.reused)
-        for group in plan.groups
-        for pod in group.pods
-        if pod.proof is not None
-    ]
-    compiled, reused = sum(item[0] for item in sums), sum(item[1] for item in sums)
+    proofs = [pod.proof for group in plan.groups for pod in group.pods if pod.proof is not None]
+    compiled, reused = sum(each.compiled for each in proofs), sum(each.reused for each in proofs)
     text = f"all groups proved warm: {compiled} artefacts compiled, {reused} reused"
+    text = f"{text}; {_manifests([each.manifest for each in proofs])}"
     if eager := _eager(plan):
         text = f"{text}; not compiled: {', '.join(eager)}"
     alone = volume.private(plan.groups)
@@ -266,6 +264,13 @@ def _proved(desired: Desired, plan: Plan, roles: Mapping[str, Object]) -> Condit
     if given is None or given.ephemeral is not None:
         return "True", "WarmEphemeral", f"{text}; the volume is ephemeral: each pod compiles"
     return "True", "Warm", text
+
+
+def _manifests(digests: list[str]) -> str:
+    """Several where roles, stages or processors differ in what they run."""
+    known = list(dict.fromkeys(digest[:DIGEST] for digest in digests))
+    more = f" and {len(known) - NAMED} more" if len(known) > NAMED else ""
+    return f"manifest{'s' if known[1:] else ''} {', '.join(known[:NAMED])}{more}"
 
 
 def _eager(plan: Plan) -> list[str]:
