@@ -87,19 +87,59 @@ print(time.monotonic() - begun, time.process_time())
 """
 
 
-def test_clocks_jump_and_waits_stay_as_long(witness: Witness) -> None:
+def jumped(witness: Witness, code: str) -> str:
+    """What a program prints after its first line, at which its clocks jump by an hour."""
     process = subprocess.Popen(
-        [sys.executable, "-c", CLOCKS],
+        [sys.executable, "-c", code],
         env=witness.environment,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     )
-    assert process.stdin and process.stdout
+    assert process.stdout
     process.stdout.readline()
     witness.move_clocks(3600)
-    said, _ = process.communicate("\n", timeout=60)
-    jumps, waited = said.splitlines()
+    return process.communicate("\n", timeout=60)[0]
+
+
+def test_clocks_jump_and_waits_stay_as_long(witness: Witness) -> None:
+    jumps, waited = jumped(witness, CLOCKS).splitlines()
     assert all(3600 < float(jump) < 3660 for jump in jumps.split())
     length, cpu = map(float, waited.split())
     assert 0.1 <= length < 60 and cpu < 60
+
+
+HEARTBEATS = """
+import os, signal, sys, zmq
+from pathlib import Path
+
+def move(seconds):
+    with Path(os.environ["PDS_WITNESS_CLOCK"]).open("r+b") as clock:
+        clock.write((seconds * 10**9).to_bytes(8, "little"))
+
+said, says = os.pipe()
+peer = os.fork()
+if not peer:  # it accepts, and is stopped: it answers no ping
+    bound = zmq.Context().socket(zmq.PAIR)
+    os.write(says, str(bound.bind_to_random_port("tcp://127.0.0.1")).encode())
+    bound.recv()
+    os.kill(os.getpid(), signal.SIGSTOP)
+socket = zmq.Context().socket(zmq.PAIR)
+socket.setsockopt(zmq.HEARTBEAT_IVL, 50)
+socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 60_000)
+events = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+socket.connect(f"tcp://127.0.0.1:{os.read(said, 9).decode()}")
+socket.send(b"")
+os.waitpid(peer, os.WUNTRACED)
+move(3600)
+lost = events.poll(500)  # and a ping is under way
+move(7200)
+print(lost, events.poll(500))
+os.kill(peer, signal.SIGKILL)
+os._exit(sys.stdout.flush() or 0)
+"""
+
+
+def test_no_peer_is_lost_by_a_jump(witness: Witness) -> None:
+    """libzmq gives a peer up that has not answered for a minute: by a clock that does not jump."""
+    assert run(witness, HEARTBEATS) == "0 0\n"
