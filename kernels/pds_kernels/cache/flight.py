@@ -1,7 +1,9 @@
 """Single flight over a shared file system: one process builds a key, the others leave it alone.
 
 A lock is a file made with O_EXCL. Its holder rewrites it as a heartbeat; whoever sees no beat for a
-lease of its own monotonic clock (`sharing.Watch`) evicts the lock. No clocks are compared between
+lease of its own monotonic clock (`sharing.Watch`) evicts the lock. A holder that has published
+leaves its lock there, and says so in it: a process that does not see the artefact yet, as on NFS,
+would otherwise find no lock either, and build it again. No clocks are compared between
 machines, and no pid is trusted: a pid means nothing in another pod. Should two processes build all
 the same (a holder stopped for longer than the lease), the rename that publishes lets one win.
 """
@@ -16,6 +18,14 @@ from pathlib import Path
 from pds_kernels.cache.files import FileFault, Files
 from pds_kernels.cache.trouble import Trouble
 from pds_kernels.cache.volume import Volume
+
+_PUBLISHED = "published."
+"""As long as a beat."""
+
+
+def published(beat: bytes) -> bool:
+    """Whether the holder of a lock that holds `beat` has put the artefact on the volume."""
+    return beat.endswith(_PUBLISHED.encode())
 
 
 class Flight:
@@ -53,16 +63,28 @@ class Flight:
         """
         return self._volume.read(self._state)
 
-    def release(self) -> None:
-        """Stop the heartbeat and remove the lock, if it is still ours."""
+    def release(self, *, published: bool = False) -> None:
+        """Stop the heartbeat and remove the lock, if it is still ours; or mark it, if the artefact
+        is `published`."""
         self._stop.set()
         if self._beating:
             self._beating.join(self._lease)  # which a volume that hangs would not let end
-        self._volume.tidy(self._remove)
+        mark = partial(self._renew, content=self._content(_PUBLISHED))
+        self._volume.tidy(mark if published else self._remove)
+
+    def forget(self) -> None:
+        """Remove the lock of an artefact that was published and is no more.
+
+        Raises:
+            Trouble: the volume refuses.
+        """
+        beat = self.beat()
+        if published(beat):
+            self._volume.write(partial(self._evict, stale=beat))
 
     def _create(self, files: Files) -> bool:
         try:
-            files.write(self.path, [self._content(0)])
+            files.write(self.path, [self._content(f"{0:010}")])
         except FileFault as fault:
             if fault.number == errno.EEXIST:
                 return False
@@ -77,18 +99,19 @@ class Flight:
         while not self._stop.wait(self._lease / 4):
             beats += 1
             try:
-                if not self._volume.read(partial(self._renew, content=self._content(beats))):
+                if not self._volume.read(
+                    partial(self._renew, content=self._content(f"{beats:010}"))
+                ):
                     return  # taken over while we were stopped: the publisher's rename decides
             except Trouble:
                 return  # which only brings the take-over nearer
 
     def _renew(self, files: Files, content: bytes) -> bool:
         """In its own place: a volume that is full since keeps the lock."""
-        if not self._ours(files):
-            return False
-        with suppress(FileFault):
-            files.overwrite(self.path, content)
-        return True
+        try:
+            return files.overwrite(self.path, self._token.encode(), content)
+        except FileFault as fault:
+            return not fault.absent
 
     def _remove(self, files: Files) -> None:
         if self._ours(files):
@@ -114,8 +137,8 @@ class Flight:
     def _ours(self, files: Files) -> bool:
         return _read(files, self.path).startswith(self._token.encode())
 
-    def _content(self, beats: int) -> bytes:
-        return f"{self._token} {beats:010}".encode()
+    def _content(self, said: str) -> bytes:
+        return f"{self._token} {said}".encode()
 
 
 def _read(files: Files, path: Path) -> bytes:

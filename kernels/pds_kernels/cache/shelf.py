@@ -6,23 +6,30 @@ through the `Files` that it is given, whose faults say which of the two places r
 
 import errno
 import hashlib
+import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pds_kernels.cache import seal
 from pds_kernels.cache.files import FileFault, Files
 
+T = TypeVar("T")
 STALE_SECONDS = 3600.0
 """A scratch folder that has not changed for so long has no maker any more."""
 _TRIES = 10
+_PAUSE = 0.05
 
 
 class Damaged(Exception):
     """An artefact is there, and is not what was sealed."""
+
+
+class Missing(Damaged):
+    """A part of it is not there: not yet, perhaps, or it was taken away while it was read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,20 +51,27 @@ class Item:
     def content(self, files: Files, name: str) -> Iterator[bytes]:
         """The file `name`, piece by piece. Raises Damaged at its end if it was another."""
         digest = hashlib.sha256()
-        for chunk in files.chunks(self.folder / name):
-            digest.update(chunk)
-            yield chunk
+        try:
+            for chunk in files.chunks(self.folder / name):
+                digest.update(chunk)
+                yield chunk
+        except FileFault as fault:
+            if fault.files is files and fault.absent:
+                raise Missing(f"{name} is missing") from fault
+            raise
         if digest.hexdigest() != self.files[name]:
             raise Damaged(f"{name} has changed")
 
 
 class Shelf:
-    """The artefacts below `root`, sealed by `secret`."""
+    """The artefacts below `root`, sealed by `secret`. The place may show names that others have
+    made `late` seconds after they were made."""
 
-    def __init__(self, root: Path, secret: bytes) -> None:
+    def __init__(self, root: Path, secret: bytes, late: float = 0.0) -> None:
         self.root = root
         self.scratch = root / "tmp"
         self._secret = secret
+        self._late = late
 
     def folder(self, kind: str, key: str) -> Path:
         return self.root / kind / key[:2] / key
@@ -68,37 +82,53 @@ class Shelf:
         Raises:
             Damaged: there is one that is unfinished, was changed, or has a stranger's seal.
         """
+        return self.patiently(lambda: self._find(files, kind, key))
+
+    def patiently(self, work: Callable[[], T]) -> T:
+        """What `work` gives, which may raise Missing as long as names may be late."""
+        end = None
+        while True:
+            try:
+                return work()
+            except Missing:
+                end = end or time.monotonic() + self._late
+                if time.monotonic() >= end:
+                    raise
+            time.sleep(_PAUSE)
+
+    def _find(self, files: Files, kind: str, key: str) -> Item | None:
         folder = self.folder(kind, key)
         if not files.exists(folder):
             return None
         try:
             if not files.exists(folder / seal.COMMITTED):
-                raise Damaged("it is unfinished")
+                raise Missing("it is unfinished")
             meta = seal.opened(files.read(folder / seal.META), self._secret)
             names = set(files.tree(folder)) - seal.MARKS
         except FileFault as fault:
             if fault.absent:
-                raise Damaged(f"{fault.path.name} is missing") from fault
+                raise Missing(f"{fault.path.name} is missing") from fault
             raise
         if meta is None:
             raise Damaged(f"{seal.META} has no valid seal")
         if names != set(meta["files"]):
             odd = sorted(names ^ set(meta["files"]))
-            raise Damaged(f"{odd[0]} is {'missing' if odd[0] in meta['files'] else 'a stranger'}")
+            if odd[0] in meta["files"]:
+                raise Missing(f"{odd[0]} is missing")
+            raise Damaged(f"{odd[0]} is a stranger")
         return Item(folder, meta)
 
     def check(self, files: Files, kind: str, key: str) -> Item | None:
         """As `find`, after reading the whole artefact. Raises Damaged as well if it has changed."""
-        item = self.find(files, kind, key)
-        try:
+
+        def check() -> Item | None:
+            item = self._find(files, kind, key)
             for name in item.files if item else ():
                 for _ in item.content(files, name) if item else ():
                     pass
-        except FileFault as fault:
-            if fault.absent:
-                raise Damaged(f"{fault.path.name} is missing") from fault
-            raise
-        return item
+            return item
+
+        return self.patiently(check)
 
     def put(
         self,
@@ -157,6 +187,7 @@ class Shelf:
                 continue
             if item is not None:
                 return item
+            time.sleep(_PAUSE)  # the name is taken, and not visible yet
 
     def discard(self, files: Files, kind: str, key: str) -> None:
         """Take the artefact `key` away: at once, where there is room for another name."""
@@ -165,8 +196,10 @@ class Shelf:
             files.make_folder(self.scratch)
             files.rename(folder, aside)
         except FileFault:
-            aside = folder
-        files.remove(aside)
+            files.remove(folder)
+            return
+        with suppress(FileFault):  # it is in nobody's way there, and swept when it is old
+            files.remove(aside)
 
     def sweep(self, files: Files) -> None:
         """Remove what makers that were killed have left; ages by the place's own clock."""

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from pds_kernels.cache import seal
 from pds_kernels.cache import trouble as words
-from pds_kernels.cache.files import FileFault, Files
-from pds_kernels.cache.flight import Flight
+from pds_kernels.cache.files import LATE_SECONDS, FileFault, Files
+from pds_kernels.cache.flight import Flight, published
 from pds_kernels.cache.sharing import Watch
 from pds_kernels.cache.shelf import Damaged, Item, Shelf
 from pds_kernels.cache.trouble import PlaceError, Trouble
@@ -77,7 +77,7 @@ class Cache:
     ) -> None:
         self._secret = hmac_key(secret)
         self.seal_key = hashlib.sha256(self._secret).hexdigest()[:16]
-        shelf = Shelf(root / VERSION, self._secret)
+        shelf = Shelf(root / VERSION, self._secret, LATE_SECONDS)
         self.volume = Volume(root, shelf, patience, files)
         self.damage: dict[str, str] = {}
         """What was wrong with artefacts that were found, by key."""
@@ -124,18 +124,23 @@ class Cache:
         if found is not None:
             return found
         key = self.key(inputs)
-        flight = Flight(self.volume, key, self.lease)
+        flight, made = Flight(self.volume, key, self.lease), None
         try:
             self._try_out()
             if not flight.attempt(stale):
-                return Held(flight.beat())
+                beat = flight.beat()
+                # Its holder has gone: what it has published is what we have found damaged.
+                spoilt = key in self.damage and published(beat)
+                if not (spoilt and flight.attempt(beat)):
+                    return Held(beat)
         except Trouble:
             return self._build(kind, key, inputs, build)
         try:  # it may have been published between our look and our lock
             arrived = self._fetched(kind, key)
-            return arrived or self.share(self._build(kind, key, inputs, build))
+            made = arrived or self.share(self._build(kind, key, inputs, build))
+            return made
         finally:
-            flight.release()
+            flight.release(published=made is not None and made.shared)
 
     def build_alone(
         self,
@@ -251,7 +256,7 @@ class Cache:
             return own
 
         try:
-            own = self.volume.read(copy)
+            own = self.volume.read(lambda files: shelf.patiently(lambda: copy(files)))
         except Damaged as damage:
             self.damage[key] = str(damage)
             return None

@@ -7,6 +7,7 @@ from functools import partial
 
 from pds_kernels.cache import seal
 from pds_kernels.cache.files import FileFault, Files
+from pds_kernels.cache.flight import Flight
 from pds_kernels.cache.shelf import STALE_SECONDS, Damaged
 from pds_kernels.cache.store import Cache
 
@@ -62,7 +63,8 @@ def prune(cache: Cache, *, unused_for: float, now: float, any_key: bool = False)
         if entry.intact is False or now - entry.used > unused_for
     ]
     for entry in gone:
-        volume.write(partial(Files.remove, path=shelf.folder(entry.kind, entry.key)))
+        volume.write(partial(shelf.discard, kind=entry.kind, key=entry.key))
+        Flight(volume, entry.key, cache.lease).forget()
     return gone
 
 

@@ -1,6 +1,7 @@
 """Builders that cost nothing, some of which are killed; and what a process of a pool does."""
 
 import os
+import resource
 import signal
 import subprocess
 import time
@@ -49,10 +50,25 @@ class Fake:
                 os.kill(os.getpid(), signal.SIGKILL)
             case "compiler":
                 subprocess.run(["sh", "-c", "kill -9 $$"], check=True)
+            case "memory":
+                eat()
             case "segfault":
                 os.kill(os.getpid(), signal.SIGSEGV)
             case _:
                 raise ValueError("no such instruction")
+
+
+def eat() -> None:
+    """Take memory without end; this process may have 256 MiB more than it has."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (256 << 20), hard))
+    eaten = []
+    try:
+        while True:
+            eaten.append(bytearray(16 << 20))
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 @dataclass(frozen=True)

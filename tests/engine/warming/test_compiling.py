@@ -13,7 +13,7 @@ from fake_builds import Attempts, Fake, builds
 from pds_engine.warming.compiling import KilledTwice, Made, compile_all
 from pds_engine.warming.pool import Pool, processes
 from pds_kernels.cache import Cache, entries
-from pds_kernels.cache.flight import Flight
+from pds_kernels.cache.flight import Flight, published
 from pds_kernels.cache.sharing import Try, WorkQueue
 
 SPAWN = multiprocessing.get_context("spawn")
@@ -35,7 +35,7 @@ def warm(tmp_path: Path) -> Warm:
     return run
 
 
-@pytest.mark.parametrize("how", ["itself", "compiler"])
+@pytest.mark.parametrize("how", ["itself", "compiler", "memory"])
 def test_a_compiler_that_is_killed_is_tried_again_alone(
     tmp_path: Path, warm: Warm, how: str
 ) -> None:
@@ -134,4 +134,5 @@ def test_eight_pods_that_begin_together_build_each_key_once(tmp_path: Path, keys
     assert {name: len(times) for name, times in found.items()} == {f"k{n}": 1 for n in range(keys)}
     assert [each["built"] + each["other"] for each in said] == [keys] * 8
     assert sum(each["built"] for each in said) == keys
-    assert not list((tmp_path / "volume/v1/locks").iterdir())
+    locks = list((tmp_path / "volume/v1/locks").iterdir())
+    assert len(locks) == keys and all(published(lock.read_bytes()) for lock in locks)

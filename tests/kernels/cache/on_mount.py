@@ -15,6 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from cache_pods import leftovers
 from pds_kernels.cache import Cache, Trouble, prune
 from pds_kernels.cache.files import Files
 from refusing import ReadOnly, Small
@@ -40,12 +41,11 @@ def pods(*inputs: str) -> dict[str, object]:
         cache = Cache(volume, root / f"pod-{index}", b"key", files=kinds)
         made.append(cache.get("k", {"source": text}, build))
         troubles.append(cache.volume.trouble)
-    left = [str(p) for p in [*root.glob("*/v1/tmp/*"), *root.glob("*/v1/locks/*")]]
     return {
         "built": [each.built for each in made],
         "shared": [each.shared for each in made],
         "troubles": troubles,
-        "left": left,
+        "left": leftovers(root),
     }
 
 

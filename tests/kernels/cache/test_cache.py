@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cache_pods import INPUTS, build, never, pod_on
+from cache_pods import INPUTS, build, leftovers, never, pod_on
 from pds_kernels.cache import (
     Cache,
     Manifest,
@@ -66,6 +66,21 @@ def test_what_a_pod_has_found_is_its_own(pod, tmp_path):
 def test_any_input_changes_the_key():
     keys = {cache_key(INPUTS), *(cache_key({**INPUTS, name: "other"}) for name in INPUTS)}
     assert len(keys) == 4
+
+
+def test_two_toolchains_work_side_by_side_on_one_volume(pod):
+    """While nodes are upgraded, pods of both come and go."""
+    made = {}
+    for toolchain in ("g++ 12", "g++ 14", "g++ 12", "g++ 14"):
+
+        def compiles(folder: Path, toolchain: str = toolchain) -> None:
+            (folder / "kernel.so").write_text(toolchain)
+
+        inputs = {**INPUTS, "toolchain": toolchain}
+        found = pod().get("k", inputs, never if toolchain in made else compiles)
+        assert (found.folder / "kernel.so").read_text() == toolchain
+        made[toolchain] = found.key
+    assert {entry.key for entry in entries(pod())} == set(made.values())
 
 
 DAMAGES = {
@@ -193,12 +208,6 @@ def test_a_failed_build_publishes_nothing_and_frees_the_key(pod, tmp_path):
     assert list(entries(cache)) == []
     assert leftovers(tmp_path) == []
     assert cache.get("k", INPUTS, build).built
-
-
-def leftovers(root: Path) -> list[str]:
-    """What no cache should leave in its scratch folders, nor in those of its locks."""
-    found = [*root.glob("*/v1/tmp/*"), *root.glob("*/v1/locks/*")]
-    return [str(path.relative_to(root)) for path in found]
 
 
 def test_two_builders_at_once_leave_one_artefact(pod, tmp_path):

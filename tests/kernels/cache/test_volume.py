@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from cache_pods import leftovers
 from pds_kernels.cache import Cache, PlaceError, entries, prune
 from pds_kernels.cache.files import Files
 from refusing import Script
@@ -102,10 +103,9 @@ def test_whatever_operation_fails_the_pod_is_served_and_nothing_is_left(
             assert_named(cache, root, number)
         else:
             assert pod(root, "next").get("k", INPUTS, never).shared
-        left = [*root.glob("*/v1/tmp/*"), *root.glob("*/v1/locks/*")]
-        # What may not be removed, or not be known for ours, stays until it is stale.
-        alone = script.seen[n].startswith("remove") or script.seen[n] == f"read {made.key}"
-        assert len(left) <= alone, script.seen[n]
+        # What may not be removed, nor marked, or not be known for ours, stays until it is stale.
+        stays = ("remove", f"read {made.key}", f"write {made.key}")
+        assert len(leftovers(root)) <= script.seen[n].startswith(stays), script.seen[n]
         assert_served(cache, root / "pod")
         shutil.rmtree(root)
 
