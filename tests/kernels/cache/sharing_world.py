@@ -4,7 +4,7 @@ import heapq
 import itertools
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 
@@ -51,6 +51,12 @@ class World:
     patience: float = 900.0
     kill: tuple[int, float] | None = None
     """A pod that dies, and when."""
+    costs: Mapping[str, float] = field(default_factory=dict)
+    """Seconds of each key's build, where they are not BUILD."""
+    wants: Sequence[Sequence[str]] = ()
+    """Each pod's own keys, where they do not want all."""
+    after: Mapping[int, int] = field(default_factory=dict)
+    """Pods that begin when another has ended: by number."""
     begun: Counter[str] = field(default_factory=Counter)
     finished: Counter[str] = field(default_factory=Counter)
     looks: int = 0
@@ -63,10 +69,12 @@ class World:
         self.pods = [
             Pod(
                 number,
-                WorkQueue(order(self.keys, begin), lease=LEASE, patience=self.patience),
+                WorkQueue(order(wanted, begin), lease=LEASE, patience=self.patience),
                 self.workers,
             )
-            for number, begin in enumerate(self.begin)
+            for number, (begin, wanted) in enumerate(
+                zip(self.begin, self.wants or [self.keys] * len(self.begin), strict=True)
+            )
         ]
 
     def hold(self, key: str) -> None:
@@ -76,7 +84,8 @@ class World:
     def run(self) -> float:
         """When the last pod that lives has all keys."""
         for pod in self.pods:
-            self._at(self._chance.random() * self.jitter * BUILD, self._go_on, pod)
+            if pod.number not in self.after:
+                self._at(self._chance.random() * self.jitter * BUILD, self._go_on, pod)
         if self.kill:
             self._at(self.kill[1], self._die, self.pods[self.kill[0]])
         while self._events:
@@ -97,6 +106,9 @@ class World:
             self._at(now + LOOK, self._look, pod, task)
         if not pod.queue.left and pod.ended < 0:
             pod.ended = now
+            for other in self.pods:
+                if self.after.get(other.number) == pod.number:
+                    self._at(now, self._go_on, other)
         due = pod.queue.due(now)
         if pod.idle and due is not None:
             self._at(now + due + 1e-6, self._go_on, pod)
@@ -118,7 +130,7 @@ class World:
 
     def _build(self, now: float, pod: Pod, key: str, *, shared: bool = True) -> None:
         self.begun[key] += 1
-        takes = BUILD * (1 - self.jitter * self._chance.random())
+        takes = self.costs.get(key, BUILD) * (1 - self.jitter * self._chance.random())
         self._at(now + takes, self._built, pod, key, shared)
 
     def _built(self, now: float, pod: Pod, key: str, shared: bool) -> None:

@@ -1,0 +1,1 @@
+"""What benchmarks/warmup.py is made of: shapes of models, a pod's warm-up, virtual time."""

@@ -1,0 +1,185 @@
+"""Real warm-ups in processes that begin together on one folder; every build is noted with its cost.
+
+Each is a fork of this process, which has imported and planned all: what every pod does by itself
+before it compiles is measured apart (`warmup.begin`).
+"""
+
+import json
+import multiprocessing
+import resource
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import torch
+from pds_engine.warming import memory
+from pds_engine.warming.compiling import Made, attempt, compile_all
+from pds_engine.warming.pool import Pool, processes
+from pds_kernels.builders import deep_gemm
+from pds_kernels.builders import triton as ahead
+from pds_kernels.building import Buildable
+from pds_kernels.cache import Artefact, Cache
+from pds_kernels.cache.sharing import Try, WorkQueue, order
+
+TIMEOUT = 3600.0
+WORKERS = 2
+_FORK = multiprocessing.get_context("fork")
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """One build by one process."""
+
+    name: str
+    key: str
+    kind: str
+    cpu: float
+    """Seconds, with those of its compilers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """Some pods that began together."""
+
+    builds: tuple[Built, ...]
+    wall: float
+    """Seconds until the last of them had all."""
+    cpu: tuple[float, ...]
+    """Of each pod itself, without its compilers."""
+
+
+@dataclass(frozen=True)
+class Noted:
+    """A Buildable whose build is noted in the file `log`."""
+
+    real: Buildable
+    log: Path
+    kind: str
+    name: str
+    memory: int
+
+    def key_inputs(self) -> Mapping[str, str]:
+        return self.real.key_inputs()
+
+    def build(self, folder: Path) -> None:
+        begun = _cpu()
+        self.real.build(folder)
+        line = json.dumps([self.name, _digest(self.real), self.kind, _cpu() - begun]) + "\n"
+        with self.log.open("a") as file:
+            file.write(line)
+
+
+@dataclass(frozen=True)
+class Attempts:
+    """What a compile process of the pod `pod` does."""
+
+    root: Path
+    pod: str
+    wanted: Mapping[str, Buildable]
+
+    def __call__(self, task: Try) -> Made:
+        torch.set_num_threads(1)
+        real = self.wanted[task.key]
+        noted = Noted(real, self.root / f"{self.pod}.log", real.kind, real.name, real.memory)
+        return attempt(task, noted, cache(self.root, self.pod))
+
+
+def cache(root: Path, pod: str) -> Cache:
+    """As the pod `pod` has it: one volume for all, and a folder of its own."""
+    return Cache(root / "volume", root / pod, b"benchmark", producer=pod)
+
+
+def together(
+    root: Path, wanted: Mapping[str, Mapping[str, Buildable]], begins: Sequence[Fraction]
+) -> Ran:
+    """Warm up these pods at once, each of which wants what it does, on the folder `root`.
+
+    Raises:
+        RuntimeError: one of them has failed.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    for log in root.glob("*.log"):
+        log.unlink()
+    volume = _Volume(root, (root / "volume").exists(), memory.ceiling().bytes // len(wanted))
+    barrier, said = _FORK.Barrier(len(wanted)), _FORK.SimpleQueue()
+    started = [
+        _FORK.Process(target=_pod, args=(volume, pod, artefacts, begin, barrier, said))
+        for (pod, artefacts), begin in zip(wanted.items(), begins, strict=True)
+    ]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join()
+    if any(process.exitcode for process in started):
+        raise RuntimeError("a warm-up has failed: see above")
+    found = [said.get() for _ in started]
+    lines = [line for log in sorted(root.glob("*.log")) for line in log.read_text().splitlines()]
+    builds = tuple(Built(*json.loads(line)) for line in lines)
+    return Ran(builds, max(wall for wall, _ in found), tuple(cpu for _, cpu in found))
+
+
+@dataclass(frozen=True, slots=True)
+class _Volume:
+    """What pods share."""
+
+    root: Path
+    filled: bool
+    """It has artefacts. Else it is not asked for any: that takes threads, and compile processes are
+    forked from the one that asks."""
+    share: int
+    """Bytes of memory that each may use."""
+
+
+def _pod(
+    volume: _Volume,
+    pod: str,
+    wanted: Mapping[str, Buildable],
+    begin: Fraction,
+    barrier: Any,
+    said: Any,
+) -> None:
+    """The process of a pod: as `pds_engine.warmup.warm`."""
+    barrier.wait()
+    begun, cpu = time.monotonic(), time.process_time()
+    mine = cache(volume.root, pod)
+    if volume.filled:
+        found = {name: mine.find(each.kind, each.key_inputs()) for name, each in wanted.items()}
+        artefacts = {name: artefact for name, artefact in found.items() if artefact}
+    else:
+        artefacts = _compiled(volume, pod, wanted, begin)
+    for name, each in wanted.items():
+        _install(each, artefacts[name], volume.root / pod / "installed")
+    said.put((time.monotonic() - begun, time.process_time() - cpu))
+
+
+def _compiled(
+    volume: _Volume, pod: str, wanted: Mapping[str, Buildable], begin: Fraction
+) -> dict[str, Artefact]:
+    most = max(each.memory for each in wanted.values())
+    workers = memory.workers(WORKERS, len(wanted), volume.share, most)
+    queue = WorkQueue(order(list(wanted), begin), lease=20.0, patience=TIMEOUT / 2)
+    work = Attempts(volume.root, pod, wanted)
+    with Pool[Try, Made](workers, processes(_FORK, work)) as pool:
+        made = dict(compile_all(queue, pool, TIMEOUT))
+    return {name: each.artefact for name, each in made.items() if each.artefact}
+
+
+def _install(wanted: Buildable, artefact: Artefact, place: Path) -> None:
+    """Where a process on the GPU would look for it."""
+    if isinstance(wanted, deep_gemm.DeepGemmKernel):
+        deep_gemm.install(wanted, artefact.folder, place / "deep_gemm")
+    else:
+        ahead.install(artefact.folder, place / "triton")
+
+
+def _digest(wanted: Buildable) -> str:
+    return json.dumps(dict(wanted.key_inputs()), sort_keys=True)
+
+
+def _cpu() -> float:
+    """Seconds of this process and of those that it has waited for."""
+    spent = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(each.ru_utime + each.ru_stime for each in spent)

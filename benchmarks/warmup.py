@@ -1,0 +1,175 @@
+"""How much sooner a pipeline has its kernels when all stages compile at once, and fewer shapes.
+
+    python benchmarks/warmup.py [--quick] [--sms N]
+
+A PDServing of two groups (prefill and decode) of four stages, two compilers a pod, one volume, for
+sm_90 and without a GPU: Triton's kernels of the engine's plan, DeepGEMM's by nvcc, and Triton's
+launcher by gcc. Models are config.json alone. All kernels are built once here, and their CPU
+seconds noted. What they would take when every pod had two cores of its own follows in virtual time:
+the pods' own queues decide who builds what. Then eight processes warm up together for real, on this
+machine's cores: cold, where each key must be built once, and warm.
+
+`value`: the longest chain of builds, in CPU seconds, when all stages compile at once with our
+numbers of tokens. `ratio`: that of one stage after another, with all that upstream compiled (1 to
+16,384 tokens), over it; both share one volume.
+
+Differing in one thing: `shapes_ratio` (all numbers of tokens over ours), `stages_ratio` (one stage
+after another over all at once), `dedup_ratio` (builds without sharing over those with). Since our
+numbers of tokens find no kernel for some others (`served`), `complete_ratio` is that of all numbers
+that a step of the engine may have. `whole_…`: with what every pod does by itself (imports, plan).
+
+--quick: Qwen's shape alone; it has no GEMMs in FP8, so that all shapes are ours.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import doing
+from warming.building import Ran, together
+from warming.figures import Begin, Group, by_compiler, figures, paths, per_key, table
+from warming.pods import ROLES, STAGES, pods, wanted
+from warming.replay import makespan
+from warming.shapes import DEEPSEEK, QWEN, five
+
+WORKERS = 2
+PRELOAD = "import pds_engine.warmup, torch._inductor.compile_fx"
+"""What the compile processes of a pod are forked from."""
+MODELS = {"deepseek-v3": DEEPSEEK, "qwen3-30b-a3b": QWEN}
+
+
+def seconds(*words: str) -> float:
+    """CPU seconds of a Python process and of those that it starts."""
+    before = os.times()
+    subprocess.run([sys.executable, *words], check=True, stdout=subprocess.DEVNULL)
+    after = os.times()
+    return (
+        after.children_user
+        + after.children_system
+        - (before.children_user + before.children_system)
+    )
+
+
+def begun(name: str, sms: int, folder: Path) -> None:
+    """What a pod does before it compiles, of the decode group's first stage."""
+    model = MODELS[name]
+    mine = pods(model, name, folder, ("decode",))[:1]
+    (found,), _ = wanted(model, mine, sms, five(sms))
+    for each in found.artefacts("ours").values():
+        each.key_inputs()
+
+
+def measured(name: str, sms: int, folder: Path) -> dict[str, Any]:
+    """All figures of one model."""
+    model = MODELS[name]
+    with doing(f"{name}: what is to be compiled", 900):
+        of = pods(model, name, folder / "model", ROLES)
+        wants, served = wanted(model, of, sms)
+    group = Group(
+        wants={
+            counts: [tuple(each.artefacts(counts)) for each in wants]
+            for counts in ("all", "step", "ours")
+        },
+        begins=[pod.begin for pod in of],
+        stages=STAGES,
+        workers=WORKERS,
+    )
+    with doing(f"{name}: what each pod does by itself", 300):
+        words = ("--begin", name, "--sms", str(sms), "--folder", str(folder / "begin"))
+        alone = seconds(__file__, *words), seconds("-c", PRELOAD)
+    every = {key: each for pod in wants for key, each in pod.artefacts("all").items()}
+    every |= {key: each for pod in wants for key, each in pod.artefacts("ours").items()}
+    with doing(f"{name}: one pod builds all {len(every)} kernels", 3600):
+        costs = together(folder / "costs", {"all": every}, [of[0].begin])
+    ours = {pod.name: each.artefacts("ours") for pod, each in zip(of, wants, strict=True)}
+    with doing(f"{name}: {len(of)} processes begin together, cold", 3600):
+        cold = together(folder / "cold", ours, group.begins)
+    with doing(f"{name}: {len(of)} processes begin together, warm", 600):
+        restarted = {f"{pod}-again": each for pod, each in ours.items()}
+        warm = together(folder / "cold", restarted, group.begins)
+    found = paths(group, {each.name: each.cpu for each in costs.builds})
+    begin = Begin(*alone, find=max(warm.cpu))
+    print(f"\n{name}, sm_90 with {sms} multiprocessors, {len(of)} pods of {WORKERS} compilers")
+    print(table(found, begin), flush=True)
+    return told(found, begin, served, (costs, cold, warm))
+
+
+def told(found: Any, begin: Begin, served: float, runs: tuple[Ran, Ran, Ran]) -> dict[str, Any]:
+    costs, cold, warm = runs
+    counted = per_key(cold)
+    if (counted["most"], counted["least"]) != (1, 1) or warm.builds:
+        raise SystemExit(f"error: keys were not built exactly once: {counted}, {warm.builds}")
+    return {
+        **figures(found, begin),
+        "builds_per_key": counted["builds"] / counted["keys"],
+        "keys": {way: each.builds for way, each in found.items()},
+        "served": round(served, 3),
+        "plan_s": round(begin.plan, 2),
+        "compilers_s": round(begin.compilers, 2),
+        "find_s": round(begin.find, 3),
+        "wall_all_s": round(costs.wall, 1),
+        "wall_cold_s": round(cold.wall, 1),
+        "wall_warm_s": round(warm.wall, 1),
+        "by_compiler": by_compiler(costs.builds),
+    }
+
+
+def makespans() -> dict[str, float]:
+    """Of 8 pods × 2 compilers on K equal keys, in builds."""
+    print(f"\n{'keys':>5} {'builds one after another':>25} {'bound':>6}")
+    found = {}
+    for count in (1, 15, 16, 17, 33, 62, 128, 200):
+        took, bound = makespan(8, 2, count)
+        print(f"{count:5d} {took:25.2f} {bound:6d}")
+        if took > bound:
+            raise SystemExit(f"error: {count} keys took {took:.2f} builds, more than {bound}")
+        found[str(count)] = round(took, 2)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="Qwen's shape alone")
+    parser.add_argument("--sms", type=int, default=132, help="multiprocessors: 132 H100, 78 H20")
+    parser.add_argument("--begin", choices=MODELS, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    torch.set_num_threads(1)  # processes are forked
+    if asked.begin:
+        begun(asked.begin, asked.sms, asked.folder)
+        return
+    names = ["qwen3-30b-a3b"] if asked.quick else list(MODELS)
+    started, spans = time.monotonic(), makespans()
+    with tempfile.TemporaryDirectory(prefix="pds-warmup-") as made:
+        models = {name: measured(name, asked.sms, Path(made) / name) for name in names}
+    first = models[names[0]]
+    print(
+        json.dumps(
+            {
+                "name": "warmup",
+                "value": first["value"],
+                "unit": "s",
+                "better": "lower",
+                "baseline": first["baseline"],
+                "ratio": first["ratio"],
+                "machine": f"{os.cpu_count()} cores, {platform.machine()}",
+                "sms": asked.sms,
+                "pods": STAGES * len(ROLES),
+                "makespan_builds": spans,
+                "wall_s": round(time.monotonic() - started, 1),
+                "models": models,
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
