@@ -11,7 +11,7 @@ machine's cores: cold, where each key must be built once, and warm.
 
 `value`: the longest chain of builds, in CPU seconds, when all stages compile at once with our
 numbers of tokens. `ratio`: that of one stage after another, with all that upstream compiled (1 to
-16,384 tokens), over it; both share one volume.
+16,384 tokens), over it; both share one volume. `less_cold` and `less_warm` say the same as parts.
 
 Differing in one thing: `shapes_ratio` (all numbers of tokens over ours), `stages_ratio` (one stage
 after another over all at once), `dedup_ratio` (builds without sharing over those with). Since our
@@ -29,6 +29,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ from common import doing
 from warming.building import Ran, together
 from warming.figures import Begin, Group, by_compiler, figures, paths, per_key, table
 from warming.pods import ROLES, STAGES, pods, wanted
-from warming.replay import makespan
+from warming.replay import Chain, makespan
 from warming.shapes import DEEPSEEK, QWEN, five
 
 WORKERS = 2
@@ -70,7 +71,7 @@ def begun(name: str, sms: int, folder: Path) -> None:
 def measured(name: str, sms: int, folder: Path) -> dict[str, Any]:
     """All figures of one model."""
     model = MODELS[name]
-    with doing(f"{name}: what is to be compiled", 900):
+    with doing(f"{name}: what is to be compiled", 3600):
         of = pods(model, name, folder / "model", ROLES)
         wants, served = wanted(model, of, sms)
     group = Group(
@@ -82,7 +83,7 @@ def measured(name: str, sms: int, folder: Path) -> dict[str, Any]:
         stages=STAGES,
         workers=WORKERS,
     )
-    with doing(f"{name}: what each pod does by itself", 300):
+    with doing(f"{name}: what each pod does by itself", 3600):
         words = ("--begin", name, "--sms", str(sms), "--folder", str(folder / "begin"))
         alone = seconds(__file__, *words), seconds("-c", PRELOAD)
     every = {key: each for pod in wants for key, each in pod.artefacts("all").items()}
@@ -92,7 +93,7 @@ def measured(name: str, sms: int, folder: Path) -> dict[str, Any]:
     ours = {pod.name: each.artefacts("ours") for pod, each in zip(of, wants, strict=True)}
     with doing(f"{name}: {len(of)} processes begin together, cold", 3600):
         cold = together(folder / "cold", ours, group.begins)
-    with doing(f"{name}: {len(of)} processes begin together, warm", 600):
+    with doing(f"{name}: {len(of)} processes begin together, warm", 3600):
         restarted = {f"{pod}-again": each for pod, each in ours.items()}
         warm = together(folder / "cold", restarted, group.begins)
     found = paths(group, {each.name: each.cpu for each in costs.builds})
@@ -102,7 +103,14 @@ def measured(name: str, sms: int, folder: Path) -> dict[str, Any]:
     return told(found, begin, served, (costs, cold, warm))
 
 
-def told(found: Any, begin: Begin, served: float, runs: tuple[Ran, Ran, Ran]) -> dict[str, Any]:
+def told(
+    found: Mapping[str, Chain], begin: Begin, served: float, runs: tuple[Ran, Ran, Ran]
+) -> dict[str, Any]:
+    """One model's part of the JSON. `runs`: one pod that builds all; cold; warm.
+
+    Raises:
+        SystemExit: the pods did not build each key exactly once.
+    """
     costs, cold, warm = runs
     counted = per_key(cold)
     if (counted["most"], counted["least"]) != (1, 1) or warm.builds:

@@ -162,7 +162,7 @@ def _compiled(
     workers = memory.workers(WORKERS, len(wanted), volume.share, most)
     queue = WorkQueue(order(list(wanted), begin), lease=20.0, patience=TIMEOUT / 2)
     work = Attempts(volume.root, pod, wanted)
-    with Pool[Try, Made](workers, processes(_FORK, work)) as pool:
+    with Pool[Try, Made](workers, processes(_FORK, work, Try), Made) as pool:
         made = dict(compile_all(queue, pool, TIMEOUT))
     return {name: each.artefact for name, each in made.items() if each.artefact}
 

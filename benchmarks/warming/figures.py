@@ -7,7 +7,7 @@ from fractions import Fraction
 from typing import Any
 
 from warming.building import Built, Ran
-from warming.replay import Path, apart, replay
+from warming.replay import Chain, apart, replay
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +33,10 @@ class Begin:
     """All artefacts are found, verified, copied and put where a GPU process looks."""
 
 
-def paths(group: Group, costs: Mapping[str, float]) -> dict[str, Path]:
+def paths(group: Group, costs: Mapping[str, float]) -> dict[str, Chain]:
     """The longest chain of each way to warm up, all on one volume but the last."""
 
-    def chain(counts: str, stages: int) -> Path:
+    def chain(counts: str, stages: int) -> Chain:
         wants = group.wants[counts]
         return replay(wants, group.begins, costs, workers=group.workers, stages=stages)
 
@@ -51,7 +51,7 @@ def paths(group: Group, costs: Mapping[str, float]) -> dict[str, Path]:
     }
 
 
-def figures(found: Mapping[str, Path], begin: Begin) -> dict[str, float]:
+def figures(found: Mapping[str, Chain], begin: Begin) -> dict[str, float]:
     """Seconds, and ratios (the old way over the new one) that each differ in one thing alone.
 
     `ratio` counts builds; `whole_ratio` also what every pod does by itself, which no sharing saves.
@@ -71,12 +71,14 @@ def figures(found: Mapping[str, Path], begin: Begin) -> dict[str, float]:
         "dedup_ratio": found["the same, and nothing shared"].builds / new.builds,
         "warm_ratio": old.seconds / begin.find,
         "complete_ratio": old.seconds / complete.seconds,
+        "less_cold": 1 - new.seconds / old.seconds,
+        "less_warm": 1 - begin.find / old.seconds,
         "whole_s": cold + new.seconds,
         "whole_ratio": (cold + old.seconds) / (cold + new.seconds),
         "whole_warm_s": warm,
         "whole_warm_ratio": (cold + old.seconds) / warm,
     }
-    return {name: round(number, 2) for name, number in made.items()}
+    return {name: round(number, 3) for name, number in made.items()}
 
 
 def per_key(ran: Ran) -> dict[str, int]:
@@ -102,7 +104,7 @@ def by_compiler(builds: Sequence[Built]) -> dict[str, Any]:
     }
 
 
-def table(found: Mapping[str, Path], begin: Begin) -> str:
+def table(found: Mapping[str, Chain], begin: Begin) -> str:
     """For people."""
     old = next(iter(found.values())).seconds
     rows = [

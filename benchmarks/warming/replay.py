@@ -15,7 +15,7 @@ from sharing_world import BUILD, World
 
 
 @dataclass(frozen=True, slots=True)
-class Path:
+class Chain:
     """The longest chain of builds and looks at the volume."""
 
     seconds: float
@@ -30,19 +30,19 @@ def replay(
     *,
     workers: int,
     stages: int = 0,
-) -> Path:
+) -> Chain:
     """Pods that want these keys, on one volume. `stages`: groups of so many pods each, whose stages
     warm up one after another; 0: all at once."""
     keys = tuple(dict.fromkeys(key for each in wants for key in each))
     after = {pod: pod - 1 for pod in range(len(wants)) if stages and pod % stages}
     world = World(0, keys, begins, workers, costs=costs, wants=wants, after=after)
-    return Path(world.run(), sum(world.begun.values()))
+    return Chain(world.run(), sum(world.begun.values()))
 
 
-def apart(wants: Sequence[Sequence[str]], costs: Mapping[str, float], *, workers: int) -> Path:
+def apart(wants: Sequence[Sequence[str]], costs: Mapping[str, float], *, workers: int) -> Chain:
     """The same pods at once, each without what the others build."""
     alone = [replay([each], [Fraction(0)], costs, workers=workers) for each in wants]
-    return Path(max(each.seconds for each in alone), sum(each.builds for each in alone))
+    return Chain(max(each.seconds for each in alone), sum(each.builds for each in alone))
 
 
 def makespan(pods: int, workers: int, count: int) -> tuple[float, int]:
