@@ -10,7 +10,7 @@ import logging
 import multiprocessing
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
@@ -41,6 +41,11 @@ from pds_engine.warming.progress import Progress, Recorder, display
 
 TERMINATION_LOG = Path("/dev/termination-log")
 _PROOF_BYTES = 4096  # what Kubernetes keeps of a termination message
+_COMPILERS = {
+    "inductor": "torch._inductor.compile_fx",
+    "triton": "pds_kernels.builders.triton",
+}
+"""What takes long to import, 5 s for the first, by the kind of what it builds."""
 logger = logging.getLogger("pds.warmup")
 
 
@@ -171,7 +176,7 @@ def _compile(
     )
     made: dict[str, Made] = {}
     progress.begin(workers, _recorder(config, cache))
-    start = _start(_Attempts(config, cache.volume.trouble))
+    start = _start(_Attempts(config, cache.volume.trouble), {one.kind for one in missing.values()})
     with Pool[Try, Made](workers, start, Made) as pool:
         try:
             for name, result in compile_all(queue, pool, settings.timeout_seconds):
@@ -237,10 +242,11 @@ class _Attempts:
         return made
 
 
-def _start(work: Callable[[Try], Made]) -> Callable[[Connection], Worker]:
-    """Its server imports what the compiler needs, 8 s on a CPU, once for all workers."""
+def _start(work: Callable[[Try], Made], kinds: Set[str]) -> Callable[[Connection], Worker]:
+    """Its server imports what builders of these kinds need, once for all workers."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, "torch._inductor.compile_fx"])
+    compilers = [module for kind, module in _COMPILERS.items() if kind in kinds]
+    context.set_forkserver_preload([__name__, *compilers])
     return processes(context, work, Try)
 
 

@@ -42,8 +42,12 @@ ROLLOUTS: tuple[Part, ...] = (
         "cluster/test_models.py",
         "cluster/test_volume.py",
     ),
-    ("cluster/test_recreate.py", "cluster/test_rollback.py"),
-    ("cluster/test_faults.py",),
+    (
+        "cluster/test_recreate.py",
+        "cluster/test_rollback.py",
+        "cluster/test_faults.py",
+        "cluster/test_refusals.py",
+    ),
 )
 """On the instance that is up."""
 OTHERS: tuple[Part, ...] = (
@@ -56,7 +60,6 @@ OTHERS: tuple[Part, ...] = (
     ),
     ("cluster/test_skew.py",),
     ("cluster/test_cluster_lifecycle.py", "cluster/test_cluster_teardown.py"),
-    ("cluster/test_refusals.py",),
     (
         "cluster/test_serving.py",
         "cluster/test_answers.py",
@@ -64,8 +67,9 @@ OTHERS: tuple[Part, ...] = (
         "cluster/test_scaling.py",
         "cluster/test_migration.py",
         "cluster/test_beside.py",
+        "cluster/test_operator_killed.py",
+        "cluster/test_long.py",
     ),
-    ("cluster/test_operator_killed.py", "cluster/test_long.py"),
 )
 """On a second one. The first part needs a cluster without our chart, or takes its operator away,
 the second installs another."""

@@ -1,4 +1,5 @@
-"""A decode group of two dp ranks on two pods: its answers, and what its losses cost.
+"""A decode group of two dp ranks on two pods, of four whole experts each: its answers, and what its
+losses cost. Prefill is one rank with all experts.
 
 The times are printed (`pytest -rP`).
 """
@@ -6,13 +7,15 @@ The times are printed (`pytest -rP`).
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 
 import httpx
 import pytest
+from made_models import EXPERTS, made, questions
 from pds_cluster.testing import Cluster
 from reference import assert_equals_transformers
 from serving import Object, Serving, served
-from streams import REST, Question, StreamOutcome, copies, crowd, known
+from streams import REST, Question, StreamOutcome, crowd
 from workers import WorkerProcess, comes_back, label, newest, why
 
 pytestmark = pytest.mark.cluster
@@ -29,21 +32,31 @@ SPEC = {
         "kvMemoryBytes": 64 << 20,
         "maxRunning": MAX_RUNNING,
     },
-    "decode": {"replicas": 1, "parallelism": {"dp": 2}, "resources": {"requests": {"cpu": "100m"}}},
+    "decode": {
+        "replicas": 1,
+        "parallelism": {"dp": 2, "ep": True},
+        "resources": {"requests": {"cpu": "100m"}},
+    },
 }
 
 
 @pytest.fixture(scope="module")
-def wide(operator: Cluster, namespace: str) -> Iterator[Serving]:
+def model() -> Path:
+    return made("Qwen3Moe", **EXPERTS)
+
+
+@pytest.fixture(scope="module")
+def wide(operator: Cluster, namespace: str, model: Path) -> Iterator[Serving]:
     """A pair whose only decode group has a pod for each of its two dp ranks."""
-    with served(operator, namespace, "wide", **SPEC) as serving:
+    source = {"name": "tiny", "source": {"path": str(model)}, "dtype": "float32"}
+    with served(operator, namespace, "wide", model=source, **SPEC) as serving:
         yield serving
 
 
 @pytest.fixture(scope="module")
-def questions(wide: Serving) -> list[Question]:
-    """Short and longer ones."""
-    return known(wide, at_least=3) + copies(wide, at_least=3, words=20)
+def asked(wide: Serving, model: Path) -> list[Question]:
+    """Chats whose answers are known from transformers."""
+    return questions(wide, model, 6)
 
 
 def uids(pods: list[Object]) -> set[str]:
@@ -68,8 +81,8 @@ def refused(outcomes: list[StreamOutcome], back: float) -> list[StreamOutcome]:
     return told
 
 
-def test_answers_equal_transformers(wide: Serving, client: httpx.Client) -> None:
-    assert_equals_transformers(wide, client)
+def test_answers_equal_transformers(wide: Serving, client: httpx.Client, model: Path) -> None:
+    assert_equals_transformers(wide, client, model)
 
 
 def test_a_group_on_two_pods_is_reported_as_one(wide: Serving, client: httpx.Client) -> None:
@@ -87,10 +100,10 @@ def test_a_group_on_two_pods_is_reported_as_one(wide: Serving, client: httpx.Cli
 
 
 def test_a_killed_rank_restarts_its_group_as_one_and_breaks_no_stream(
-    wide: Serving, questions: list[Question]
+    wide: Serving, asked: list[Question]
 ) -> None:
     pods = newest(wide, "decode")
-    with crowd(wide.url, questions, clients=CLIENTS, pause=PAUSE, rest=REST / 5) as clients:
+    with crowd(wide.url, asked, clients=CLIENTS, pause=PAUSE, rest=REST / 5) as clients:
         clients.goes_on()
         wide.until("at work on both ranks", lambda: running(wide) > MAX_RUNNING, 30)
         killed = WorkerProcess(pods[1], 1).kill()
@@ -108,9 +121,9 @@ def test_a_killed_rank_restarts_its_group_as_one_and_breaks_no_stream(
     print(f"  were refused, for {last - killed:.1f} s; the group was back in {back:.1f} s")
 
 
-def test_a_deleted_pod_drains_the_whole_group(wide: Serving, questions: list[Question]) -> None:
+def test_a_deleted_pod_drains_the_whole_group(wide: Serving, asked: list[Question]) -> None:
     pods = newest(wide, "decode")
-    with crowd(wide.url, questions, clients=CLIENTS, pause=PAUSE, rest=REST) as clients:
+    with crowd(wide.url, asked, clients=CLIENTS, pause=PAUSE, rest=REST) as clients:
         clients.goes_on()
         began = time.monotonic()
         name = pods[1]["metadata"]["name"]

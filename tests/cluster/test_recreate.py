@@ -3,8 +3,7 @@
 import json
 
 import pytest
-from pds_cluster.testing import Cluster
-from serving import Serving, manifest
+from serving import Serving
 from streams import REST, crowd, known
 
 pytestmark = pytest.mark.cluster
@@ -14,11 +13,9 @@ AGAIN = 240
 
 
 @pytest.fixture(scope="module")
-def serving(operator: Cluster, namespace: str) -> Serving:
-    found = Serving(operator, namespace, manifest("again"))
-    found.apply()
-    found.settled()
-    return found
+def serving(chat: Serving) -> Serving:
+    chat.sized(prefill=1, decode=1)
+    return chat
 
 
 def uid(serving: Serving) -> str:

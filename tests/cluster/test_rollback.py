@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pds_engine.server.job
 import pytest
-from pds_cluster.testing import Cluster
-from serving import MODEL, Object, Serving, manifest, serving_uids
+from serving import MODEL, Object, Serving, serving_uids
 from streams import REST, Question, crowd, known
 
 pytestmark = pytest.mark.cluster
@@ -27,12 +26,10 @@ ROLES = ("prefill", "decode")
 
 
 @pytest.fixture(scope="module")
-def served(operator: Cluster, namespace: str) -> Serving:
+def served(chat: Serving) -> Serving:
     """At rest on a revision that is good."""
-    serving = Serving(operator, namespace, manifest("back"))
-    serving.apply()
-    serving.settled()
-    return serving
+    chat.sized(prefill=1, decode=1)
+    return chat
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,8 @@ from watching import ROLES, Watch, watching
 pytestmark = pytest.mark.cluster
 
 SETTLED = 600.0
-"""Seconds for one rotation, of which the kubelet takes up to 90 to bring a key to the routers."""
+"""Seconds for one rotation. The local kubelet takes up to 15 of them to bring a key to the routers,
+others up to 90."""
 NOTICED = 20.0
 """Seconds until a deleted Secret has been missed: 5, and a busy operator."""
 GRAPHS = 2

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 
 from pds_engine.warming.pool import Worker, serve
+from pds_kernels.cache.sharing import Try
 
 
 class _Thread:
@@ -15,9 +16,11 @@ class _Thread:
         self._thread.start()
 
     def _run(self, end: Connection, work: Callable[..., object]) -> None:
-        serve(end, work)
-        end.close()
-        os.close(self._ends)
+        try:
+            serve(end, work, Try)
+        finally:  # a pool waits for one that has failed until this is closed
+            end.close()
+            os.close(self._ends)
 
     def exitcode(self) -> int | None:
         self._thread.join(10)

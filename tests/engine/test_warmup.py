@@ -23,14 +23,12 @@ from pds_engine.errors import ConfigError
 from pds_engine.keys import Keys
 from pds_engine.server.warmed import show_warmup
 from pds_engine.warming import memory
-from pds_engine.worker.kernels import prepare
 from pds_kernels import graph as aot
 from pds_kernels.cache import Cache
 from pds_kernels.cache.files import Files
 from pds_kernels.graph import Graph, toolchain
 from prometheus_client import CollectorRegistry
-
-MODEL = Path(__file__).parents[2] / "examples" / "models" / "tiny"
+from warm_pod import WarmPod
 
 
 class Refusing(Files):
@@ -43,40 +41,10 @@ class Refusing(Files):
             raise OSError(self.NUMBER, os.strerror(self.NUMBER), str(path))
 
 
-class WarmPod:
-    """A pod: its warm-up, and then its engine, over one folder of its own."""
-
-    def __init__(self, root: Path, name: str) -> None:
-        self.volume, self.private, self.log = root / "volume", root / name, root / f"{name}.log"
-        self.built: list[str] = []
-        self.log.touch()
-        self.volume.mkdir(exist_ok=True)
-
-    def config(self, **cache: object) -> EngineConfig:
-        given = {"path": self.volume, "private": self.private, "warmup": True, **cache}
-        model = {"path": MODEL, "dtype": "float32"}
-        return EngineConfig.model_validate({"model": model, "cache": given, "compile": True})
-
-    def warm(self, **cache: object) -> dict[str, Any]:
-        """The proof, and the exit status in it."""
-        status = warmup.run(self.config(**cache))
-        proof: dict[str, Any] = json.loads(self.log.read_text())
-        return proof | {"status": status}
-
-    def load(self) -> str:
-        """The digest of what the engine loads, which compiles nothing."""
-        before = len(self.built)
-        kernels = prepare(self.config())
-        assert kernels
-        assert len(self.built) == before
-        assert all(folder.is_relative_to(self.private) for folder in kernels.folders)
-        return kernels.proof.manifest
-
-
 @pytest.fixture
 def pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], WarmPod]:
     """Pods over one volume; the last one made warms up."""
-    monkeypatch.setattr(warmup, "_start", threads)
+    monkeypatch.setattr(warmup, "_start", lambda work, kinds: threads(work))
 
     def make(name: str) -> WarmPod:
         made = WarmPod(tmp_path, name)
