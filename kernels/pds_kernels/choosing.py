@@ -27,9 +27,9 @@ def always(_: object) -> bool:
     return True
 
 
-def triton(module: str) -> Kernel[Any, Any]:
-    """The kernel in `module`, whose `serves` and `make` are asked once they are needed: importing
-    Triton takes a second, and it may not be installed."""
+def triton(module: str, name: str = "triton") -> Kernel[Any, Any]:
+    """The kernel in `module`, which is of Triton or takes its help. Its `serves` and `make` are
+    asked once they are needed: importing Triton takes a second, and it may not be installed."""
 
     def serves(geometry: Any) -> bool:
         there = on_triton.runs_on(geometry.device)
@@ -38,7 +38,7 @@ def triton(module: str) -> Kernel[Any, Any]:
     def make(geometry: Any) -> Any:
         return importlib.import_module(module).make(geometry)
 
-    return Kernel("triton", serves=serves, make=make)
+    return Kernel(name, serves=serves, make=make)
 
 
 def first(kernels: Sequence[Kernel[G, M]], geometry: G) -> Kernel[G, M]:

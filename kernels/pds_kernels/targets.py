@@ -3,6 +3,8 @@
 import re
 from dataclasses import dataclass
 
+import torch
+
 _SM = re.compile(r"sm_([0-9]{2,3})")
 SMS = {80: 108, 86: 84, 89: 142, 90: 132, 100: 148, 120: 188}
 """Streaming multiprocessors of the largest part that is sold of each architecture (A100, A10, L40S,
@@ -37,3 +39,11 @@ def gpu(text: str, sms: int | None = None) -> Gpu:
         known = ", ".join(f"sm_{each}" for each in SMS)
         raise ValueError(f"target {text!r} is not known: give one of {known}")
     return Gpu(arch, SMS[arch] if sms is None else sms)
+
+
+def of(device: torch.device) -> Gpu | None:
+    """What `device` is; None: no GPU that is here."""
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return None
+    found = torch.cuda.get_device_properties(device)
+    return Gpu(10 * found.major + found.minor, found.multi_processor_count)

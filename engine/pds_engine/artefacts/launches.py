@@ -1,11 +1,15 @@
-"""Which kernels of Triton a rank launches: the model is run on meta tensors, and they are noted.
+"""Which kernels a rank launches: the model is run on meta tensors, and they are noted.
 
 So the list follows from the code that serves. It is short, as numbers that vary are arguments
 (pds_kernels.launching). A kernel that has one form for few tokens and another for many launches all
 of them on the meta device.
 """
 
+from dataclasses import dataclass
+
 import torch
+from pds_kernels import fp8_gemm
+from pds_kernels.fp8_gemm import Gemm
 from pds_kernels.launching import Launch, recording
 from pds_kernels.plan import AttentionPlan
 from pds_kernels.targets import Gpu
@@ -26,20 +30,35 @@ _PAGES = 16
 """Of a pool that nobody fills."""
 
 
+@dataclass(frozen=True, slots=True)
+class Launched:
+    """Each once, in the order in which a step launches them."""
+
+    triton: tuple[Launch, ...]
+    """Every variant of every kernel of ours."""
+    deep_gemm: tuple[Gemm, ...]
+    """Products by DeepGEMM, for the numbers of tokens that were run."""
+
+
 def launches(
     config: EngineConfig, spec: DecoderSpec, mine: ModelPart, target: Gpu
 ) -> tuple[Launch, ...]:
-    """Every variant of every kernel, once, in the order in which a step launches them."""
-    decoder = meta.decoder(config, spec, mine)
+    """Of Triton's kernels; see `launched`."""
+    return launched(config, spec, mine, target).triton
+
+
+def launched(config: EngineConfig, spec: DecoderSpec, mine: ModelPart, target: Gpu) -> Launched:
+    """What the rank with this part launches on `target`."""
+    decoder = meta.decoder(config, spec, mine, target)
     kv = kv_format(config, decoder.spec)
     pool = KvPool(kv, kv_shard(kv, decoder.part), _PAGES, "meta")
     pages = [pool.layer(index) for index in range(len(decoder.layers))]
     attention = Attention(decoder, config.kv.page_size, pages[0][0])
     counts = token_counts(target.sms, mine.tp)
-    with recording() as found, torch.inference_mode():
+    with recording() as found, fp8_gemm.recording() as gemms, torch.inference_mode():
         for step in steps(config.role, counts):
             _run(decoder, attention, pages, step, config)
-    return tuple(dict.fromkeys(found))
+    return Launched(tuple(dict.fromkeys(found)), tuple(dict.fromkeys(gemms)))
 
 
 def _run(

@@ -3,20 +3,22 @@
 The warm-up builds it and the pod's workers load it, so both ask here.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from pds_kernels import targets
 from pds_kernels.building import Buildable
+from pds_kernels.fp8_gemm import Gemm
 from pds_kernels.targets import Gpu
 
-from pds_engine.artefacts.launches import launches
+from pds_engine.artefacts.launches import launched
 from pds_engine.config import EngineConfig
 from pds_engine.errors import ConfigError
 from pds_engine.models.registry import check
 from pds_engine.parallel.layout import ModelPart, part
 from pds_engine.runner import graphs
+from pds_engine.runner.shape_plan import most_tokens
 from pds_engine.spec import DecoderSpec
 
 CPU = "cpu"
@@ -61,10 +63,7 @@ def target(config: EngineConfig) -> Gpu | None:
             return targets.gpu(config.cache.target)
         except ValueError as error:
             raise ConfigError(f"cache.target: {error}", hint="or leave it out") from None
-    if config.device == "cpu" or not torch.cuda.is_available():
-        return None
-    found = torch.cuda.get_device_properties(0)
-    return Gpu(10 * found.major + found.minor, found.multi_processor_count)
+    return None if config.device == "cpu" else targets.of(torch.device("cuda", 0))
 
 
 def _kernels(
@@ -78,5 +77,30 @@ def _kernels(
         raise ConfigError(
             f"Triton's kernels cannot be compiled for {gpu}: {error}", hint="install triton"
         ) from error
-    found = [each for mine in parts for each in launches(config, spec, mine, gpu)]
-    return (Launcher(gpu), *(TritonKernel(launch, gpu) for launch in dict.fromkeys(found)))
+    found = [launched(config, spec, mine, gpu) for mine in parts]
+    ours = dict.fromkeys(launch for each in found for launch in each.triton)
+    gemms = [gemm for each in found for gemm in each.deep_gemm]
+    return (
+        Launcher(gpu),
+        *(TritonKernel(launch, gpu) for launch in ours),
+        *_deep_gemm(gemms, most_tokens(config), gpu),
+    )
+
+
+def _deep_gemm(gemms: Sequence[Gemm], most: int, gpu: Gpu) -> Sequence[Buildable]:
+    """The kernels of products of these shapes, for 1 … `most` tokens.
+
+    Raises:
+        ConfigError: DeepGEMM or its compiler is not whole here.
+    """
+    if not gemms:
+        return ()
+    from pds_kernels.builders import deep_gemm
+
+    try:
+        return deep_gemm.kernels(deep_gemm.plan(deep_gemm.covering(gemms, most), gpu))
+    except RuntimeError as error:
+        raise ConfigError(
+            f"DeepGEMM's kernels cannot be planned for {gpu}: {error}",
+            hint="install the extra 'gpu' whole, or take sgl-deep-gemm out: Triton serves, too",
+        ) from error

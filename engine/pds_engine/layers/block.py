@@ -7,22 +7,24 @@ projection and the block with its share of the weights, and `join` for its share
 (models.decoder). `ops` says how what stands between the matrix products is computed.
 """
 
-import torch.nn.functional as F
+from typing import Any
+
 from torch import Tensor
 
 from pds_engine.layers import gqa, latent
+from pds_engine.layers.linear import Matrix, linear
 from pds_engine.layers.ops import Ops
 from pds_engine.layers.shapes import HeadsShape, Shape
 
 
 def before(
-    shape: Shape, ops: Ops, x: Tensor, rope: Tensor, norm: Tensor, *weights: Tensor
+    shape: Shape, ops: Ops, x: Tensor, rope: Tensor, norm: Tensor, *weights: Any
 ) -> tuple[Tensor, ...]:
     """From hidden states to what attention takes; see `heads`."""
     return heads(shape, normed(shape, ops, x, norm), rope, *weights)
 
 
-def heads(shape: Shape, x: Tensor, rope: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+def heads(shape: Shape, x: Tensor, rope: Tensor, *weights: Any) -> tuple[Tensor, ...]:
     """From hidden states as attention reads them to queries, keys and values.
 
     x: [T, hidden]; rope: [T, rotated dimensions]; weights: `inputs` of the layer's attention.
@@ -45,9 +47,9 @@ def added(shape: Shape, ops: Ops, x: Tensor, y: Tensor, norm: Tensor) -> Tensor:
     return x + (y if shape.norms == "pre" else ops.norm(y, norm)[1])
 
 
-def project(shape: Shape, attended: Tensor, out: Tensor, bias: Tensor) -> Tensor:
+def project(shape: Shape, attended: Tensor, out: Matrix, bias: Tensor) -> Tensor:
     """Attention's output [T, H·D] to [T, hidden]: this shard's part of a sum."""
-    return F.linear(attended, out, bias if shape.out_bias else None)
+    return linear(attended, out, bias if shape.out_bias else None)
 
 
 def join(
@@ -64,7 +66,7 @@ def join(
 
 
 def between(
-    shape: Shape, ops: Ops, x: Tensor, attended: Tensor, *weights: Tensor
+    shape: Shape, ops: Ops, x: Tensor, attended: Tensor, *weights: Any
 ) -> tuple[Tensor, Tensor]:
     """From attention's output to what the feed-forward block reads, on one rank; see `join`.
 
@@ -74,7 +76,7 @@ def between(
     return join(shape, ops, x, project(shape, attended, out, bias), out_norm, in_norm)
 
 
-def after(shape: Shape, ops: Ops, x: Tensor, attended: Tensor, *weights: Tensor) -> Tensor:
+def after(shape: Shape, ops: Ops, x: Tensor, attended: Tensor, *weights: Any) -> Tensor:
     """From attention's output to the next layer's input [T, hidden], on one rank.
 
     weights: those of `between`, the norm behind the block, and the block's two.
@@ -84,10 +86,10 @@ def after(shape: Shape, ops: Ops, x: Tensor, attended: Tensor, *weights: Tensor)
     return added(shape, ops, x, feed(ops, read, gate_up, down), feed_out)
 
 
-def feed(ops: Ops, x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+def feed(ops: Ops, x: Tensor, gate_up: Matrix, down: Matrix) -> Tensor:
     """The gated feed-forward block (Shazeer, "GLU Variants Improve Transformer", 2020).
 
     x: [T, hidden]; gate_up: [2·columns, hidden], gate's rows first; down: [hidden, columns].
     With tensor parallelism the result is this shard's part of a sum.
     """
-    return F.linear(ops.activate(F.linear(x, gate_up)), down)
+    return linear(ops.activate(linear(x, gate_up)), down)

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pds_engine.layers.linear import Matrix
 from pds_engine.layers.mlp import gated
 from pds_engine.spec import Activation
 
@@ -18,7 +19,7 @@ def router_logits(x: Tensor, router: Tensor, bias: Tensor) -> Tensor:
 
 
 def shared_block(
-    x: Tensor, gate_up: Tensor, down: Tensor, own_gate: Tensor, activation: Activation
+    x: Tensor, gate_up: Matrix, down: Matrix, own_gate: Tensor, activation: Activation
 ) -> Tensor:
     """The gated block that every token passes: [T, hidden].
 

@@ -3,11 +3,11 @@
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from pds_kernels.rms_norm import rms_norm
 from pds_kernels.rope import rotate
 from torch import Tensor
 
+from pds_engine.layers.linear import Matrix, linear
 from pds_engine.layers.shapes import HeadsShape
 
 Sum = Callable[[Tensor], Tensor]
@@ -22,7 +22,7 @@ def heads(
     shape: HeadsShape,
     x: Tensor,
     rope: Tensor,
-    qkv: Tensor,
+    qkv: Matrix,
     qkv_bias: Tensor,
     qk_norm: Tensor,
     total: Sum = _own,
@@ -33,7 +33,7 @@ def heads(
     normalised together.
     """
     both = shape.heads + shape.kv_heads
-    projected = F.linear(x, qkv, qkv_bias if shape.qkv_bias else None)
+    projected = linear(x, qkv, qkv_bias if shape.qkv_bias else None)
     by_head = projected.view(x.shape[0], both + shape.kv_heads, shape.head_dim)
     qk, v = by_head[:, :both], by_head[:, both:]
     if shape.qk_norm == "head":

@@ -72,6 +72,12 @@ class Checkpoint:
             found[index] = self._rounded(name, matrix, dtype)
         return found
 
+    def has_fp8(self, name: str) -> bool:
+        """Whether it is stored in FP8, with scales of blocks."""
+        stored = self._contents[name]
+        blocks = stored.scale is not None and not isinstance(stored.scale.block, str)
+        return stored.dtype == dequantized.FP8 and blocks
+
     def read_fp8(self, name: str, *parts: range | None) -> Fp8 | None:
         """As `read`, but FP8 numbers and their scales as they are stored.
 

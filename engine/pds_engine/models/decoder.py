@@ -56,7 +56,7 @@ class Decoder:
         self.dtype = dtype
         self.ranks = ranks
         self.vocab = VocabShard(part.vocab, spec.vocab, ranks.attention)
-        device = weights.layers[0].attention.out.device
+        device = weights.layers[0].norms.attention_in.device
         self._mixtures: dict[DenseSpec | ExpertsSpec, Mixture] = {
             layer.feed: Mixture(layer.feed, part, spec.hidden, dtype, device)
             for layer in self.layers

@@ -11,6 +11,8 @@ from torch import Tensor
 from pds_engine.models.headers import Block, Scale, Stored
 from pds_engine.models.mapped import MappedFiles
 
+FP8 = "F8_E4M3"
+"""As safetensors calls it."""
 _GROUP, _BYTES = 32, 16
 """MXFP4: numbers that share a scale, and the bytes that hold them."""
 
@@ -45,16 +47,22 @@ def matrix(files: MappedFiles, stored: Stored, parts: Sequence[range]) -> Tensor
 
 def kept(files: MappedFiles, stored: Stored, parts: Sequence[range]) -> Fp8 | None:
     """`parts` of an FP8 weight as they are stored; None: it is none, or its blocks would be cut."""
-    if stored.dtype != "F8_E4M3":
+    if stored.dtype != FP8:
         return None
     scale = _scale(stored)
     sizes = _sizes(stored, scale)
-    for part, size, whole in zip(parts[-2:], sizes, stored.shape[-2:], strict=True):
-        borders = part.start % size == 0 and (part.stop % size == 0 or part.stop == whole)
-        if size < whole and not borders:
-            return None
+    if not uncut(stored.shape[-2:], sizes, parts[-2:]):
+        return None
     numbers = files.read(scale.tensor, (*parts[:-2], *map(_blocks, parts[-2:], sizes)))
     return Fp8(files.read(stored, parts), numbers, scale.block)
+
+
+def uncut(shape: Sequence[int], block: Sequence[int], parts: Sequence[range]) -> bool:
+    """Whether `parts` of a matrix of this shape begin and end where its blocks do."""
+    return all(
+        size >= whole or (part.start % size == 0 and (part.stop % size == 0 or part.stop == whole))
+        for part, size, whole in zip(parts, block, shape, strict=True)
+    )
 
 
 def _mxfp4(files: MappedFiles, stored: Stored, scale: Scale, parts: Sequence[range]) -> Tensor:

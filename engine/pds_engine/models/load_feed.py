@@ -7,6 +7,7 @@ or in one tensor (gpt-oss), so that no more than one expert's matrix is held bes
 import torch
 from torch import Tensor
 
+from pds_engine.models.matrices import matrix
 from pds_engine.models.names import ExpertNames, Names
 from pds_engine.models.reader import Reader
 from pds_engine.models.weights import DenseWeights, ExpertWeights
@@ -17,12 +18,14 @@ from pds_engine.spec import ExpertsSpec
 def dense(reader: Reader, columns: range, total: int, names: Names, name: str) -> DenseWeights:
     """`columns` of a gated block that has `total`, and whose tensors' names begin with `name`."""
     if names.joined:
-        halves = [
-            reader.read(f"{name}gate_up_proj.weight", moved(columns, start)) for start in (0, total)
-        ]
+        both = f"{name}gate_up_proj.weight"
+        gate, up = (both, columns), (both, moved(columns, total))
     else:
-        halves = [reader.read(f"{name}{half}_proj.weight", columns) for half in ("gate", "up")]
-    return DenseWeights(torch.cat(halves), reader.read(f"{name}down_proj.weight", None, columns))
+        gate, up = (f"{name}gate_proj.weight", columns), (f"{name}up_proj.weight", columns)
+    return DenseWeights(
+        gate_up=matrix(reader, gate, up),
+        down=matrix(reader, (f"{name}down_proj.weight", None, columns)),
+    )
 
 
 def experts(

@@ -2,7 +2,8 @@
 
 from torch import Tensor
 
-from pds_engine.layers.rope import by_halves
+from pds_engine.layers.linear import Matrix
+from pds_engine.models.matrices import Part, halved, matrix
 from pds_engine.models.names import LatentNames
 from pds_engine.models.reader import Reader
 from pds_engine.models.weights import MlaWeights
@@ -20,17 +21,19 @@ def mla(
     attention = f"{name}self_attn."
     query, heads = spec.nope_dim + spec.rope_dim, mine.heads
     rows = range(heads.start * query, heads.stop * query)
-    q_a = q_a_norm = reader.none()
-    if spec.q_rank is None:
-        q_b = reader.read(f"{attention}{names.q}.weight", rows)
-    else:
-        q_a = reader.read(f"{attention}{names.q_a}.weight")
+    q_a: Matrix = reader.none()
+    q_a_norm = reader.none()
+    queries: Part = (f"{attention}{names.q}.weight", rows)
+    if spec.q_rank is not None:
+        q_a = matrix(reader, (f"{attention}{names.q_a}.weight",))
         q_a_norm = reader.read(f"{attention}{names.q_a_norm}.weight")
-        q_b = reader.read(f"{attention}{names.q_b}.weight", rows)
-    kv_a = reader.read(f"{attention}{names.kv_a}.weight")
+        queries = (f"{attention}{names.q_b}.weight", rows)
+    latents: Part = (f"{attention}{names.kv_a}.weight",)
     if spec.rope.interleaved:
-        q_b = by_halves(q_b, query, spec.nope_dim, spec.rope_dim)
-        kv_a = by_halves(kv_a, spec.latent, spec.kv_rank, spec.rope_dim)
+        q_b = halved(reader, queries, query, spec.nope_dim, spec.rope_dim)
+        kv_a = halved(reader, latents, spec.latent, spec.kv_rank, spec.rope_dim)
+    else:
+        q_b, kv_a = matrix(reader, queries), matrix(reader, latents)
     uk, uv = _expanding(reader, spec, f"{attention}{names.kv_b}.weight", heads)
     values = range(heads.start * spec.value_dim, heads.stop * spec.value_dim)
     return MlaWeights(
@@ -41,7 +44,7 @@ def mla(
         kv_a_norm=reader.read(f"{attention}{names.kv_a_norm}.weight"),
         uk=uk,
         uv=uv,
-        out=reader.read(f"{attention}{names.out}.weight", None, values),
+        out=matrix(reader, (f"{attention}{names.out}.weight", None, values)),
         out_bias=reader.none(),
     )
 

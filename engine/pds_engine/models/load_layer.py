@@ -5,6 +5,7 @@ from torch import Tensor
 
 from pds_engine.models.load_feed import dense, experts, moved
 from pds_engine.models.load_latent import mla
+from pds_engine.models.matrices import Part, matrix
 from pds_engine.models.names import Names, layer_name
 from pds_engine.models.reader import Reader
 from pds_engine.models.shapes import normed
@@ -65,23 +66,22 @@ def gqa(reader: Reader, spec: GqaSpec, names: Names, mine: ModelPart, name: str)
         out_bias = reader.read(f"{attention}o_proj.bias")
         if mine.tp_rank:
             out_bias = torch.zeros_like(out_bias)
-    bias = _qkv(reader, spec, names, mine, attention, "bias") if spec.qkv_bias else reader.none()
+    bias = reader.none()
+    if spec.qkv_bias:
+        bias = torch.cat([reader.read(*part) for part in _qkv(spec, names, mine, "bias", name)])
     return GqaWeights(
-        qkv=_qkv(reader, spec, names, mine, attention, "weight"),
+        qkv=matrix(reader, *_qkv(spec, names, mine, "weight", name)),
         qkv_bias=bias,
         qk_norm=_qk_norm(reader, spec, mine, attention),
-        out=reader.read(f"{attention}o_proj.weight", None, rows),
+        out=matrix(reader, (f"{attention}o_proj.weight", None, rows)),
         out_bias=out_bias,
         sinks=reader.read(f"{attention}sinks", mine.heads) if spec.sinks else reader.none(),
     )
 
 
-def _qkv(
-    reader: Reader, spec: GqaSpec, names: Names, mine: ModelPart, name: str, kind: str
-) -> Tensor:
+def _qkv(spec: GqaSpec, names: Names, mine: ModelPart, kind: str, name: str) -> list[Part]:
     """Weights or biases of the three projections, this shard's heads of each."""
-    parts = []
-    start = 0
+    attention, parts, start = f"{name}self_attn.", list[Part](), 0
     for letter, heads, total in (
         ("q", mine.heads, spec.heads),
         ("k", mine.kv_heads, spec.kv_heads),
@@ -89,11 +89,11 @@ def _qkv(
     ):
         rows = _head_rows(spec, heads)
         if names.joined:
-            parts.append(reader.read(f"{name}qkv_proj.{kind}", moved(rows, start)))
+            parts.append((f"{attention}qkv_proj.{kind}", moved(rows, start)))
             start += total * spec.head_dim
         else:
-            parts.append(reader.read(f"{name}{letter}_proj.{kind}", rows))
-    return torch.cat(parts)
+            parts.append((f"{attention}{letter}_proj.{kind}", rows))
+    return parts
 
 
 def _qk_norm(reader: Reader, spec: GqaSpec, mine: ModelPart, name: str) -> Tensor:

@@ -3,6 +3,8 @@
 from dataclasses import replace
 
 import torch
+from pds_kernels import targets
+from pds_kernels.targets import Gpu
 
 from pds_engine.config import Dtype, EngineConfig
 from pds_engine.layers import rope
@@ -61,7 +63,7 @@ def load(
     _check(rank, mine.tp_rank, mine.tp, ranks.attention)
     _check(rank, mine.stage_rank, mine.width, ranks.stage)
     with Checkpoint(contents(config.model.path, spec)) as checkpoint:
-        return assemble(config, spec, mine, checkpoint, ranks, device)
+        return assemble(config, spec, mine, checkpoint, ranks, device, targets.of(device))
 
 
 def assemble(
@@ -71,17 +73,26 @@ def assemble(
     tensors: Tensors,
     ranks: StageRanks,
     device: torch.device,
+    gpu: Gpu | None,
 ) -> Decoder:
-    """The decoder of this part, of `tensors` that are all there and fit `spec`."""
+    """The decoder of this part, of `tensors` that are all there and fit `spec`. `gpu`: what the
+    device is, or stands for."""
     stored = DTYPES[config.model.dtype]
     dtype = compute_dtype(stored, device)
     spec = _rounded(spec, stored)
     reader = Reader(
-        tensors, stored, dtype, device, norm_offset=spec.norm_offset, norm_wide=spec.norm_wide
+        tensors,
+        stored,
+        dtype,
+        device,
+        norm_offset=spec.norm_offset,
+        norm_wide=spec.norm_wide,
+        gpu=gpu,
     )
     names = family_of(spec).names
     embedding, norm, head = load_vocabulary.read(reader, mine)
     layers = tuple(load_layer.read(reader, spec, names, mine, at) for at in mine.layers)
+    reader.report()
     ropes = {spec.layers[at].attention.rope for at in mine.layers}
     tables = {kind: rope.table(kind, config.max_model_len, device) for kind in ropes}
     return Decoder(spec, mine, Weights(layers, embedding, norm, head), tables, dtype, ranks)

@@ -39,6 +39,7 @@ class Mixture:
         device: torch.device,
     ) -> None:
         self._activation: Activation = spec.activation
+        self._shares = spec.shared_columns > 0
         self._held = part.experts_by_rank(spec.experts) if part.ep else ()
         rule = _rule(spec.gate, spec.experts, spec.top_k, device)
         self._gate = moe_gate.choose(rule).make(rule)
@@ -88,7 +89,7 @@ class Mixture:
 
     def _shared(self, x: Tensor, w: ExpertWeights) -> Tensor | int:
         """The block that every token passes; nothing to add where there is none."""
-        if not w.shared.down.numel():
+        if not self._shares:
             return 0
         return shared_block(x, *w.shared, w.shared_gate, self._activation)
 

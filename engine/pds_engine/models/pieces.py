@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from pds_engine.layers import block, gqa
+from pds_engine.layers.linear import Matrix
 from pds_engine.layers.ops import Ops
 from pds_engine.layers.shapes import HeadsShape, LatentShape, Shape
 from pds_engine.models.weights import DenseWeights, GqaWeights, LayerWeights
@@ -105,6 +106,6 @@ class Pieces:
         return block.added(self.shape, self.ops, x, y, norm)
 
 
-def _joined(w: LayerWeights) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _joined(w: LayerWeights) -> tuple[Matrix, Tensor, Tensor, Tensor]:
     attention = w.attention
     return attention.out, attention.out_bias, w.norms.attention_out, w.norms.feed_in

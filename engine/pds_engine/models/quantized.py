@@ -2,9 +2,9 @@
 
 Served are weights whose stored numbers, times their scales, are the weights: FP8 (DeepSeek's blocks
 and compressed-tensors' scales) and MXFP4 (gpt-oss's experts). They are read as the plain weights
-that they stand for. A scheme for activations changes no weight: activations stay in the model's
-dtype here, as they do in transformers when it dequantizes. What the tensors say is
-models/scales.py's part. No torch.
+that they stand for, or stay in FP8 (models/matrices.py). A scheme for activations changes no
+weight, and is not followed: plain weights have activations in the model's dtype, as transformers
+has when it dequantizes. What the tensors say is models/scales.py's part. No torch.
 """
 
 import json

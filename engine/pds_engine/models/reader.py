@@ -1,9 +1,18 @@
 """Reads a checkpoint's tensors in the dtype and on the device of a rank."""
 
+import logging
 from typing import Protocol
 
 import torch
+from pds_kernels import fp8_linear, on_triton
+from pds_kernels.fp8_linear import Fp8Weight
+from pds_kernels.targets import Gpu
 from torch import Tensor
+
+from pds_engine.layers.linear import Fp8Matrix
+from pds_engine.models.dequantized import Fp8
+
+logger = logging.getLogger("pds.models")
 
 
 class Tensors(Protocol):
@@ -15,11 +24,18 @@ class Tensors(Protocol):
     def read(self, name: str, dtype: torch.dtype, *parts: range | None) -> Tensor:
         """Tensor `name`, or ranges of its dimensions."""
 
+    def has_fp8(self, name: str) -> bool:
+        """Whether it is stored in FP8, with scales of blocks."""
+
+    def read_fp8(self, name: str, *parts: range | None) -> Fp8 | None:
+        """As `read`, but as it is stored; None: not in FP8, or `parts` cut through its blocks."""
+
 
 class Reader:
     """Tensors are rounded to `stored` and kept in `dtype`, which may be wider (loader).
 
-    The weights of norms have `norm_offset` added; with `norm_wide` they are kept in float32.
+    The weights of norms have `norm_offset` added; with `norm_wide` they are kept in float32. `gpu`
+    is what the device is, or what it stands for where a plan is made.
     """
 
     def __init__(
@@ -31,6 +47,7 @@ class Reader:
         *,
         norm_offset: float = 0.0,
         norm_wide: bool = False,
+        gpu: Gpu | None = None,
     ) -> None:
         self._checkpoint = checkpoint
         self._stored = stored
@@ -38,6 +55,9 @@ class Reader:
         self._device = device
         self._norm_offset = norm_offset
         self._norm_wide = norm_wide
+        self._gpu = gpu
+        self._keeps = on_triton.runs_on(device) and fp8_linear.has_fp8(gpu)
+        self._made_plain: list[str] = []
 
     def __contains__(self, name: str) -> bool:
         return name in self._checkpoint
@@ -50,6 +70,56 @@ class Reader:
         """
         tensor = self._checkpoint.read(name, self._stored, *parts)
         return tensor.to(self._device, self._dtype).contiguous()
+
+    def fp8(self, name: str, *parts: range | None) -> Fp8Weight | None:
+        """Tensor `name` as it is stored, with scales in float32.
+
+        None: this device does not multiply FP8, it is not stored in FP8 with scales of blocks, or
+        `parts` cut through these.
+        """
+        if not self._keeps or not self._checkpoint.has_fp8(name):
+            return None
+        found = self._checkpoint.read_fp8(name, *parts)
+        if found is None:
+            return None
+        scale = found.scale.to(self._device, torch.float32).contiguous()
+        return Fp8Weight(found.weight.to(self._device).contiguous(), scale, found.block)
+
+    def kept(self, weight: Fp8Weight) -> Fp8Matrix | None:
+        """`weight` with the kernel that multiplies by it; None: no kernel reads it as it is stored.
+
+        Such a kernel quantises activations, too.
+        """
+        rows, columns = weight.weight.shape
+        geometry = fp8_linear.Geometry(
+            rows=rows,
+            columns=columns,
+            block=weight.block,
+            dtype=self._dtype,
+            device=self._device,
+            quantised_activations=True,
+            gpu=self._gpu,
+        )
+        kernel = fp8_linear.reading(geometry)
+        return None if kernel is None else Fp8Matrix(weight, kernel.make(geometry))
+
+    def plain(self, name: str, *parts: range | None) -> Tensor:
+        """`read` of a weight that would be kept in FP8 if it could: `report` names it."""
+        if self._keeps and self._checkpoint.has_fp8(name):
+            self._made_plain.append(name)
+        return self.read(name, *parts)
+
+    def report(self) -> None:
+        """Log which weights in FP8 were not kept so."""
+        if self._made_plain:
+            first, *others = self._made_plain
+            logger.warning(
+                "%s and %d more weights are stored in FP8 and kept in %s: this rank's part of them "
+                "cuts through blocks, or no kernel reads such blocks",
+                first,
+                len(others),
+                self._dtype,
+            )
 
     def exact(self, name: str) -> Tensor:
         """Tensor `name` in float32, whatever the model's dtype is."""

@@ -1,13 +1,16 @@
 """The tensors of a rank's part of a model, in the form in which layers compute with them.
 
 What a model has not is a tensor of no elements, so that compiled graphs have arguments of one
-number. H query heads and K KV heads are this rank's, D is the size of a head.
+number. H query heads and K KV heads are this rank's, D is the size of a head. A `Matrix` may be in
+FP8, as it is stored (models/matrices.py).
 """
 
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import Tensor
+
+from pds_engine.layers.linear import Matrix
 
 
 class NormWeights(NamedTuple):
@@ -22,15 +25,15 @@ class NormWeights(NamedTuple):
 class GqaWeights(NamedTuple):
     """Of grouped-query attention."""
 
-    qkv: Tensor  # [(H + 2K)·D, hidden]
+    qkv: Matrix  # [(H + 2K)·D, hidden]
     qkv_bias: Tensor  # [(H + 2K)·D]
     qk_norm: Tensor  # [H + K, D]
-    out: Tensor  # [hidden, H·D]
+    out: Matrix  # [hidden, H·D]
     out_bias: Tensor  # [hidden]; zeros on all ranks of an attention group but the first
     sinks: Tensor  # [H]
 
     @property
-    def inputs(self) -> tuple[Tensor, ...]:
+    def inputs(self) -> tuple[Matrix, Tensor, Tensor]:
         """What makes queries, keys and values of a token."""
         return self.qkv, self.qkv_bias, self.qk_norm
 
@@ -44,18 +47,18 @@ class MlaWeights(NamedTuple):
     """Of multi-head latent attention. R: kv_rank; N, P, V: dimensions not rotated, rotated, of a
     value."""
 
-    q_a: Tensor  # [q_rank, hidden]; none where queries are projected at once
+    q_a: Matrix  # [q_rank, hidden]; none where queries are projected at once
     q_a_norm: Tensor  # [q_rank]
-    q_b: Tensor  # [H·(N + P), q_rank or hidden]
-    kv_a: Tensor  # [R + P, hidden]
+    q_b: Matrix  # [H·(N + P), q_rank or hidden]
+    kv_a: Matrix  # [R + P, hidden]
     kv_a_norm: Tensor  # [R]
     uk: Tensor  # [H, N, R]: from the latent to keys
     uv: Tensor  # [H, V, R]: from the latent to values
-    out: Tensor  # [hidden, H·V]
+    out: Matrix  # [hidden, H·V]
     out_bias: Tensor  # [hidden]
 
     @property
-    def inputs(self) -> tuple[Tensor, ...]:
+    def inputs(self) -> tuple[Matrix, Tensor, Matrix, Matrix, Tensor]:
         """What makes the queries and the latent of a token."""
         return self.q_a, self.q_a_norm, self.q_b, self.kv_a, self.kv_a_norm
 
@@ -68,8 +71,8 @@ class MlaWeights(NamedTuple):
 class DenseWeights(NamedTuple):
     """Of a gated block, this rank's C columns of it."""
 
-    gate_up: Tensor  # [2C, hidden], gate's rows first
-    down: Tensor  # [hidden, C]
+    gate_up: Matrix  # [2C, hidden], gate's rows first
+    down: Matrix  # [hidden, C]
 
 
 class ExpertWeights(NamedTuple):

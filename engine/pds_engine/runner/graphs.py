@@ -25,7 +25,8 @@ from pds_kernels.rope import rotate
 from torch import Tensor
 
 from pds_engine.config import EngineConfig
-from pds_engine.layers import block, gqa, latent, mlp, ops, rope, shapes
+from pds_engine.layers import block, gqa, latent, linear, mlp, ops, rope, shapes
+from pds_engine.layers.linear import Matrix
 from pds_engine.layers.mlp import gated
 from pds_engine.layers.ops import plain
 from pds_engine.layers.shapes import HeadsShape, Shape
@@ -34,6 +35,7 @@ from pds_engine.models.pieces import Pieces, shape_of
 from pds_engine.models.weights import DenseWeights, LayerWeights
 from pds_engine.parallel.collectives import Collectives
 from pds_engine.parallel.layout import ModelPart
+from pds_engine.runner.shape_plan import most_tokens
 from pds_engine.spec import DecoderSpec
 
 _BOUND = 1 << 16
@@ -41,7 +43,10 @@ _BOUND = 1 << 16
 _LEAST = 2  # torch.export specialises a dimension of one
 _Input = tuple[tuple[int, ...], torch.dtype]
 _SOURCES = (
-    *(Path(module.__file__ or "") for module in (block, gqa, latent, mlp, ops, rope, shapes)),
+    *(
+        Path(module.__file__ or "")
+        for module in (block, gqa, latent, linear, mlp, ops, rope, shapes)
+    ),
     *(Path(inspect.getfile(definition)) for definition in (gated_activation, rms_norm, rotate)),
 )
 """The layers, and the kernels' definitions that they are made of."""
@@ -132,7 +137,7 @@ class CompiledPieces(Pieces):
         (fed,) = self._run("feed", (x,), *w)
         return fed
 
-    def _run(self, name: str, varying: tuple[Tensor, ...], *weights: Tensor) -> Sequence[Tensor]:
+    def _run(self, name: str, varying: tuple[Tensor, ...], *weights: Matrix) -> Sequence[Tensor]:
         tokens = len(varying[0])
         if tokens >= _LEAST:
             outputs: Sequence[Tensor] = self._loaded[name](*varying, *weights)
@@ -151,10 +156,7 @@ def _normed_over_ranks(shape: Shape) -> bool:
 
 def _tokens(config: EngineConfig) -> int:
     """The most tokens that a graph takes."""
-    scheduler = config.scheduler
-    step = scheduler.max_step_tokens or scheduler.chunk_size + scheduler.max_running
-    longest = max(step + config.parallelism.tp, scheduler.max_running) * config.parallelism.dp
-    return max(_BOUND, 1 << longest.bit_length())
+    return max(_BOUND, 1 << most_tokens(config).bit_length())
 
 
 def _by_shape(

@@ -9,6 +9,7 @@ context-parallel size too; this engine has none.
 from dataclasses import dataclass
 from typing import Literal
 
+from pds_engine.config import EngineConfig
 from pds_engine.messages import Role
 
 Kind = Literal["decode", "extend"]
@@ -31,6 +32,13 @@ def token_counts(sms: int, tp: int = 1) -> tuple[int, ...]:
     """
     counts = (1, 128, max(sms // 8, 2) * TILE, max(sms // 4, 4) * TILE, sms * TILE)
     return tuple(sorted({-(-count // tp) * tp for count in counts}))
+
+
+def most_tokens(config: EngineConfig) -> int:
+    """The most tokens that a layer is given at once: of all dp ranks, padding included."""
+    scheduler, split = config.scheduler, config.parallelism
+    step = scheduler.max_step_tokens or scheduler.chunk_size + scheduler.max_running
+    return max(step + split.tp, scheduler.max_running) * split.dp
 
 
 def steps(role: Role, counts: tuple[int, ...]) -> tuple[WarmStep, ...]:

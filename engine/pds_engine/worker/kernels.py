@@ -24,8 +24,8 @@ from pds_engine.runner import graphs
 from pds_engine.warmup import open_cache
 
 logger = logging.getLogger("pds.worker")
-_TRITON = "triton"
-"""Folder of Triton's own cache, in the pod's own one."""
+_TRITON, _DEEP_GEMM = "triton", "deep_gemm"
+"""Folders of the libraries' own caches, in the pod's own one."""
 
 
 class Kernels:
@@ -61,16 +61,23 @@ def _fetched(cache: Cache, wanted: Buildable, config: EngineConfig) -> Artefact:
     return artefact
 
 
-def _install(planned: Plan, found: Mapping[str, Artefact], cache: Cache) -> None:
-    """Give the GPU's kernels to the library that looks them up."""
+def install(planned: Plan, found: Mapping[str, Artefact], cache: Cache) -> None:
+    """Give the GPU's kernels to the libraries that look them up. DeepGEMM reads where once, when it
+    is loaded: this comes before any layer is."""
     if planned.target == CPU:
         return
-    from pds_kernels.builders import triton
+    from pds_kernels.builders import deep_gemm, triton
 
-    folder = cache.private / _TRITON
-    for artefact in found.values():
-        triton.install(artefact.folder, folder)
-    triton.look_up(folder)
+    ours, theirs = cache.private / _TRITON, cache.private / _DEEP_GEMM
+    for wanted in planned.wanted:
+        folder = found[wanted.name].folder
+        if isinstance(wanted, deep_gemm.DeepGemmKernel):
+            deep_gemm.install(wanted, folder, theirs)
+        else:
+            triton.install(folder, ours)
+    triton.look_up(ours)
+    if any(isinstance(wanted, deep_gemm.DeepGemmKernel) for wanted in planned.wanted):
+        deep_gemm.look_up(theirs)
 
 
 def prepare(config: EngineConfig) -> Kernels | None:
@@ -84,7 +91,7 @@ def prepare(config: EngineConfig) -> Kernels | None:
         return None
     cache, begun, planned = open_cache(config), time.monotonic(), plan(config)
     found = {each.name: _fetched(cache, each, config) for each in planned.wanted}
-    _install(planned, found, cache)
+    install(planned, found, cache)
     compiled = sum(artefact.built for artefact in found.values())
     proof = KernelsProof(
         manifest=manifest_digest({name: artefact.key for name, artefact in found.items()}),

@@ -10,6 +10,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from pds_kernels.targets import Gpu
+
 Block = tuple[int, int] | Literal["channel", "tensor"]
 """What has one scale: a block of (rows, columns), each row (an output channel), or all."""
 
@@ -40,6 +42,17 @@ class Geometry:
     quantised_activations: bool = False
     """Whether x is quantised too, each token in groups of 128 (DeepSeek-AI, "DeepSeek-V3 Technical
     Report", 2024), so that the product is one of FP8."""
+    gpu: Gpu | None = None
+    """What `device` is, or what it stands for where a plan is made; None: that is not known."""
+
+
+_FIRST_WITH_FP8 = 89
+"""Compute capability of Ada; Hopper and later ones have FP8, too."""
+
+
+def has_fp8(gpu: Gpu | None) -> bool:
+    """Whether tensor cores of `gpu` multiply FP8, as far as is known."""
+    return gpu is None or gpu.arch >= _FIRST_WITH_FP8
 
 
 Linear = Callable[[Tensor, Fp8Weight], Tensor]

@@ -19,13 +19,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pds_kernels.fp8_linear.plan import Fp8Weight, Geometry, Linear
-from pds_kernels.fp8_linear.scaling import GREATEST, GROUP, fitted
+from pds_kernels import targets
+from pds_kernels.fp8_linear.plan import Fp8Weight, Geometry, Linear, has_fp8
+from pds_kernels.fp8_linear.quantising import by_rows, quantise
+from pds_kernels.fp8_linear.scaling import GROUP, fitted
 from pds_kernels.fp8_linear.tuning import (
     ADDED,
     LEAST_DEPTH,
     NEIGHBOURS,
-    TOKENS_OF_QUANTISING,
     Tile,
     depth_of,
     pieces,
@@ -34,16 +35,11 @@ from pds_kernels.fp8_linear.tuning import (
 )
 from pds_kernels.launching import launch
 
-_FIRST_WITH_FP8 = (8, 9)
-"""Compute capability: Ada and Hopper."""
-
 
 def serves(geometry: Geometry) -> bool:
     """One scale must cover what an instruction multiplies."""
-    able = True
-    if geometry.device.type == "cuda" and torch.cuda.is_available():
-        able = torch.cuda.get_device_capability(geometry.device) >= _FIRST_WITH_FP8
-    return able and depth_of(geometry) >= LEAST_DEPTH
+    gpu = geometry.gpu or targets.of(geometry.device)
+    return has_fp8(gpu) and depth_of(geometry) >= LEAST_DEPTH
 
 
 def make(geometry: Geometry) -> Linear:
@@ -58,11 +54,11 @@ def linear(geometry: Geometry, x: Tensor, weight: Fp8Weight) -> Tensor:
     Raises:
         ValueError: the scale's shape does not fit the weight and the block.
     """
-    numbers, scale = _by_rows(weight.weight), fitted(*weight)
+    numbers, scale = by_rows(weight.weight), fitted(*weight)
     if scale.dtype == torch.float8_e8m0fnu:
         scale = scale.view(torch.uint8)  # Triton has no such type
     out = x.new_empty(len(x), len(numbers))
-    x, x_scales = quantise(x) if geometry.quantised_activations else (_by_rows(x), x)
+    x, x_scales = quantise(x) if geometry.quantised_activations else (by_rows(x), x)
     exact = Fp8Weight(numbers, scale, weight.block)
     for cut in tiles(geometry) if x.is_meta else [tile(geometry, len(x))]:
         count = pieces(geometry, cut)
@@ -94,6 +90,7 @@ def _multiply(cut: Tile, quantised: tuple[Tensor, Tensor], weight: Fp8Weight, ou
         numbers.stride(0),
         scale.stride(0),
         scale.stride(1),
+        x_scales.stride(1),
         tokens,
         rows=rows,
         columns=columns,
@@ -112,91 +109,11 @@ def _multiply(cut: Tile, quantised: tuple[Tensor, Tensor], weight: Fp8Weight, ou
     )
 
 
-def quantise(x: Tensor) -> tuple[Tensor, Tensor]:
-    """As scaling.quantise_activation, but for the scales' order: [⌈K / 128⌉, T], so that those of
-    neighbouring tokens lie side by side."""
-    x = _by_rows(x)
-    tokens, columns = x.shape
-    groups = triton.cdiv(columns, GROUP)
-    numbers = torch.empty(tokens, columns, dtype=torch.float8_e4m3fn, device=x.device)
-    scales = torch.empty(groups, tokens, dtype=torch.float32, device=x.device)
-    launch(
-        quantise_groups,
-        (triton.cdiv(tokens, TOKENS_OF_QUANTISING), groups),
-        x,
-        numbers,
-        scales,
-        x.stride(0) if tokens > 1 else columns,
-        tokens,
-        columns=columns,
-        greatest=GREATEST,
-        by_hand=x.device.type == "cpu",
-        block=TOKENS_OF_QUANTISING,
-        group=GROUP,
-        num_warps=4,
-    )
-    return numbers, scales
-
-
-def _by_rows(matrix: Tensor) -> Tensor:
-    return matrix if matrix.stride(1) == 1 else matrix.contiguous()
-
-
 def _block(weight: Fp8Weight) -> tuple[int, int]:
     rows, columns = weight.weight.shape
     if weight.block == "tensor":
         return rows, columns
     return (1, columns) if weight.block == "channel" else weight.block
-
-
-@triton.jit
-def fp8_of(number, by_hand: tl.constexpr):
-    """float8_e4m3fn, rounded to the nearest, of two to the even one; a NaN stays one.
-
-    A GPU has an instruction for it. The interpreter has none that rounds, so there the bits are put
-    together `by_hand`; numbers are within FP8's range.
-    """
-    if by_hand:
-        bits = number.to(tl.int32, bitcast=True)
-        magnitude = bits & 0x7FFFFFFF
-        normal = ((magnitude + 0x7FFFF + ((magnitude >> 20) & 1)) >> 20) - (120 << 3)
-        moved = tl.abs(number) + 16384.0  # whose last bit counts 2**-9, as FP8's least number does
-        small = moved.to(tl.int32, bitcast=True) - 0x46800000
-        code = tl.where(magnitude < 0x3C800000, small, normal)  # below 2**-6
-        code = tl.where(number == number, code, 0x7F) | ((bits >> 24) & 0x80)
-        rounded = code.to(tl.uint8).to(tl.float8e4nv, bitcast=True)
-    else:
-        rounded = number.to(tl.float8e4nv)
-    return rounded
-
-
-@triton.jit(do_not_specialize=["tokens"])
-def quantise_groups(
-    x_at,
-    numbers_at,
-    scales_at,
-    stride,
-    tokens,
-    columns: tl.constexpr,
-    greatest: tl.constexpr,
-    by_hand: tl.constexpr,
-    block: tl.constexpr,
-    group: tl.constexpr,
-):
-    """One group of `block` tokens each. Rows of x lie `stride` apart, those of the result side by
-    side."""
-    token = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
-    which = tl.program_id(1)
-    column = which * group + tl.arange(0, group)
-    there = (token < tokens)[:, None] & (column < columns)[None, :]
-    x = tl.load(x_at + token[:, None] * stride + column[None, :], mask=there, other=0.0)
-    x = x.to(tl.float32)
-    size = tl.where(x == x, tl.abs(x), 0.0)
-    scale = tl.div_rn(tl.max(size, 1), greatest)
-    scale = tl.where(scale > 0, scale, 1.0)
-    numbers = fp8_of(tl.div_rn(x, tl.broadcast_to(scale[:, None], x.shape)), by_hand)
-    tl.store(numbers_at + token[:, None] * columns + column[None, :], numbers, mask=there)
-    tl.store(scales_at + which.to(tl.int64) * tokens + token, scale, mask=token < tokens)
 
 
 @triton.jit
@@ -212,7 +129,7 @@ def scale_of(at, within):
     return number
 
 
-@triton.jit(do_not_specialize=["tokens"])
+@triton.jit(do_not_specialize=["x_scales_stride", "tokens"])
 def multiply(
     x_at,
     x_scales_at,
@@ -223,6 +140,7 @@ def multiply(
     weight_stride,
     scale_stride,
     scale_step,
+    x_scales_stride,
     tokens,
     rows: tl.constexpr,
     columns: tl.constexpr,
@@ -267,7 +185,7 @@ def multiply(
         if wide < columns:
             scale = scale_of(scale_at + begin // wide * scale_step, has_row)
         if quantised:
-            of_token = x_scales_at + begin // group * tokens + token
+            of_token = x_scales_at + begin // group * x_scales_stride + token
             x_scale = tl.load(of_token, mask=has_token, other=0.0)
             total += tl.dot(weight, x) * (scale[:, None] * x_scale[None, :])
         else:

@@ -7,17 +7,14 @@ flight fit in shared memory. No device has measured them yet.
 from dataclasses import dataclass, replace
 
 from pds_kernels.fp8_linear.plan import Geometry
+from pds_kernels.targets import SMS
 
 LEAST_DEPTH = 32
 """Columns that an instruction for FP8 multiplies."""
-TOKENS_OF_QUANTISING = 16
-"""Of a program, with the 128 columns of a group: 16 numbers a thread of four warps."""
 NEIGHBOURS = 8
 """Tiles of rows that share what they read of x in the second-level cache."""
 ADDED = 1024
 """Numbers of the result that a program adds up of pieces."""
-_SMS = 132
-"""Multiprocessors of an H100 and of an H200."""
 _STEPS_OF_PIECE = 4
 """At least: a shorter sum costs more to keep than to wait for."""
 
@@ -72,10 +69,12 @@ def tile(geometry: Geometry, tokens: int) -> Tile:
 def pieces(geometry: Geometry, cut: Tile) -> int:
     """Into how many pieces the columns are cut, so that tiles of rows alone need not fill the GPU.
 
-    Only where a step has few tokens: else there are tiles enough, and sums would be many.
+    Only where a step has few tokens: else there are tiles enough, and sums would be many. The count
+    is compiled into a kernel, so a plan must know the GPU that will run it.
     """
+    sms = geometry.gpu.sms if geometry.gpu else SMS[90]
     row_tiles, steps = -(-geometry.rows // cut.rows), -(-geometry.columns // cut.depth)
-    return max(min(_SMS // row_tiles, steps // _STEPS_OF_PIECE), 1) if cut.splits else 1
+    return max(min(sms // row_tiles, steps // _STEPS_OF_PIECE), 1) if cut.splits else 1
 
 
 def _table(geometry: Geometry) -> dict[int, Tile]:

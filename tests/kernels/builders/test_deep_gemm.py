@@ -18,6 +18,7 @@ from pds_kernels.builders.deep_gemm import (
     Planned,
     Toolchain,
     arguments,
+    covering,
     environment,
     find,
     install,
@@ -95,6 +96,23 @@ def test_five_numbers_of_tokens_do_not_find_all_kernels(planned: dict[Gemm, Plan
     served = [gemm for gemm in EVERY if planned[gemm].kernel in found]
     assert (len(found), len(kernels(planned[gemm] for gemm in EVERY))) == (5, 24)
     assert (len(served), len(EVERY)) == (2512, 8448)
+
+
+def test_multiples_of_the_smallest_tile_find_all_kernels(planned: dict[Gemm, Planned]) -> None:
+    """A number of tokens between two has the kernel of the greater one."""
+    found = covering(UPSTREAM, len(EVERY))
+    assert {(each.n, each.k) for each in found} == {(2112, 7168)}
+    tiles = {each.m: planned[each].kernel for each in found}
+    assert list(tiles) == list(range(16, len(EVERY) + 1, 16))
+    assert all(planned[gemm].kernel == tiles[-(-gemm.m // 16) * 16] for gemm in EVERY)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(("n", "k"), [(576, 7168), (24576, 1536), (7168, 16384), (64, 128)])
+def test_so_they_do_of_other_weights(n: int, k: int) -> None:
+    every = [Gemm(m, n, k) for m in range(1, 4097)]
+    found = {each.gemm.m: each.kernel for each in plan(every, HOPPER)}
+    assert all(kernel == found[-(-m // 16) * 16] for m, kernel in found.items())
 
 
 def test_calls_share_kernels(planned: dict[Gemm, Planned]) -> None:

@@ -8,10 +8,17 @@ which it looks.
 """
 
 from pds_kernels.builders.deep_gemm.compilers import refusing
-from pds_kernels.builders.deep_gemm.gemm import Gemm, arguments, call
 from pds_kernels.builders.deep_gemm.kernel import DeepGemmKernel, install, usage
-from pds_kernels.builders.deep_gemm.planning import Planned, environment, kernels, plan
+from pds_kernels.builders.deep_gemm.planning import (
+    Planned,
+    covering,
+    environment,
+    kernels,
+    look_up,
+    plan,
+)
 from pds_kernels.builders.deep_gemm.toolchain import Toolchain, find
+from pds_kernels.fp8_gemm import Gemm, arguments, call
 
 __all__ = [
     "DeepGemmKernel",
@@ -20,10 +27,12 @@ __all__ = [
     "Toolchain",
     "arguments",
     "call",
+    "covering",
     "environment",
     "find",
     "install",
     "kernels",
+    "look_up",
     "plan",
     "refusing",
     "usage",

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pds_kernels.builders.deep_gemm.gemm import Gemm, Spec, arguments, call
+from pds_kernels.fp8_gemm import Gemm, Spec, arguments, call
 
 _CUDA = 2
 _DTYPES = {"int32": (0, 32), "float32": (2, 32), "bfloat16": (4, 16), "float8_e4m3fn": (10, 8)}

@@ -1,5 +1,6 @@
 """Programs that stand in the place of nvcc, and compile nothing."""
 
+import os
 import shlex
 from pathlib import Path
 
@@ -36,5 +37,7 @@ def refusing(path: Path, toolchain: Toolchain) -> None:
 
 
 def _write(path: Path, then: str, toolchain: Toolchain) -> None:
-    path.write_text(_ANSWERS.format(version=shlex.quote(toolchain.version)) + then)
-    path.chmod(0o755)
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    part.write_text(_ANSWERS.format(version=shlex.quote(toolchain.version)) + then)
+    part.chmod(0o755)
+    part.replace(path)  # at once: another rank of this pod may run it

@@ -8,13 +8,13 @@ import subprocess
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from pds_kernels.builders.cubin import Resources, resources
 from pds_kernels.builders.deep_gemm.toolchain import Toolchain
 from pds_kernels.building import note
 from pds_kernels.targets import Gpu
 
-KIND = "deep_gemm"
 _MEMORY = 1 << 30
 """Bytes: cicc, the largest of nvcc's processes, took 0.5 GiB at most."""
 _SOURCE, _CUBIN = "kernel.cu", "kernel.cubin"
@@ -24,6 +24,9 @@ _HEADERS = re.compile(r"/\S*/deep_gemm/include\b")
 @dataclass(frozen=True)
 class DeepGemmKernel:
     """One variant of one kernel: a pds_kernels.building.Buildable."""
+
+    kind: ClassVar[str] = "deep_gemm"
+    memory: ClassVar[int] = _MEMORY
 
     function: str
     """DeepGEMM's name of it: sm90_fp8_gemm_1d2d."""
@@ -37,8 +40,6 @@ class DeepGemmKernel:
     """DeepGEMM's version."""
     toolchain: Toolchain
     target: Gpu
-    kind: str = KIND
-    memory: int = _MEMORY
 
     @property
     def name(self) -> str:

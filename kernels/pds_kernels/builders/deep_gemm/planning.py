@@ -17,14 +17,16 @@ from pathlib import Path
 from typing import Any
 
 from pds_kernels.builders.deep_gemm import compilers
-from pds_kernels.builders.deep_gemm.gemm import Gemm
 from pds_kernels.builders.deep_gemm.kernel import DeepGemmKernel
 from pds_kernels.builders.deep_gemm.toolchain import Toolchain, find
+from pds_kernels.fp8_gemm import Gemm
 from pds_kernels.targets import Gpu
 
 _PACKAGE = "sgl-deep-gemm"
 _ARCH = 90
 """On sm_100 scales have another layout (gemm.py), and other kernels want them."""
+_TILE = 16
+"""Rows of the smallest tile, of which the others' are multiples."""
 _COMMANDS = 4
 """Words of nvcc's that come before its flags: source, -cubin, -o, file."""
 
@@ -42,6 +44,17 @@ class Planned:
 def kernels(planned: Iterable[Planned]) -> tuple[DeepGemmKernel, ...]:
     """Those of `planned`, each once."""
     return tuple(dict.fromkeys(each.kernel for each in planned))
+
+
+def covering(gemms: Iterable[Gemm], most: int) -> tuple[Gemm, ...]:
+    """Dense calls that launch all kernels of `gemms`' weights for 1 … `most` tokens.
+
+    They are multiples of the smallest tile. DeepGEMM chooses by the number of tiles, so what lies
+    between has the kernel of the next multiple.
+    """
+    sizes = dict.fromkeys((gemm.n, gemm.k) for gemm in gemms)
+    counts = range(_TILE, most + _TILE, _TILE)
+    return tuple(Gemm(m, n, k) for n, k in sizes for m in counts)
 
 
 def plan(
@@ -83,6 +96,21 @@ def environment(cache: Path, nvcc: Path, toolchain: Toolchain) -> dict[str, str]
         "DG_JIT_USE_NVRTC": "0",
         "CUDA_HOME": str(toolchain.home),
     }
+
+
+def look_up(cache: Path) -> None:
+    """DeepGEMM, which this process has not loaded yet, takes its kernels from `cache`. It cannot
+    compile: a call whose kernel is not there is an error.
+
+    Raises:
+        RuntimeError: it is loaded already, or nvcc, whose version is in its keys, is not here.
+    """
+    if "deep_gemm" in sys.modules:
+        raise RuntimeError("DeepGEMM was loaded before its kernels were installed")
+    toolchain, nvcc = find(), cache / "nvcc"
+    cache.mkdir(parents=True, exist_ok=True)
+    compilers.refusing(nvcc, toolchain)
+    os.environ.update(environment(cache, nvcc, toolchain))
 
 
 def ask(

@@ -1,11 +1,14 @@
-"""GEMMs in FP8 as DeepGEMM runs them, and how it is called for each.
+"""GEMMs in FP8 as DeepGEMM runs them: their shapes, and the door through which each is called.
 
 DeepGEMM multiplies x by the transpose of the weight, both float8_e4m3fn, with a float32 scale for
 each 128 columns of a row of x and for each block of 128 × 128 of the weight (DeepSeek-V3 Technical
 Report, 2024, section 3.3.2), and gives bfloat16.
 """
 
-from collections.abc import Sequence
+import contextlib
+import contextvars
+import importlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,6 +17,9 @@ BLOCK = 128
 _ALIGNED = 4
 """Rows to which a column of x's scales is padded: TMA wants 16 bytes, and a scale has four."""
 Layout = Literal["dense", "contiguous", "masked"]
+_recorder: contextvars.ContextVar[list["Gemm"] | None] = contextvars.ContextVar(
+    "recorder of GEMMs", default=None
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +77,26 @@ def arguments(gemm: Gemm) -> tuple[Spec, ...]:
     if groups:
         found.append(_plain("int32", (gemm.m,) if gemm.layout == "contiguous" else groups))
     return tuple(found)
+
+
+@contextlib.contextmanager
+def recording() -> Iterator[list[Gemm]]:
+    """What `run` is asked for within the block is written down, and does not run."""
+    found: list[Gemm] = []
+    token = _recorder.set(found)
+    try:
+        yield found
+    finally:
+        _recorder.reset(token)
+
+
+def run(gemm: Gemm, tensors: Sequence[Any]) -> None:
+    """Run `gemm` by DeepGEMM on what `arguments` lists; or record it."""
+    recorded = _recorder.get()
+    if recorded is not None:
+        recorded.append(gemm)
+    else:
+        call(importlib.import_module("deep_gemm"), gemm, tensors)
 
 
 def call(deep_gemm: Any, gemm: Gemm, tensors: Sequence[Any]) -> None:

@@ -1,0 +1,27 @@
+"""Linear layers of a weight in the layers' dtype, or of one in FP8 as it is stored."""
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from pds_kernels import fp8_linear
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Fp8Matrix:
+    """A weight in FP8, and the kernel that multiplies by it."""
+
+    stored: fp8_linear.Fp8Weight
+    multiply: fp8_linear.Linear
+
+
+Matrix = Tensor | Fp8Matrix
+"""[N, K]."""
+
+
+def linear(x: Tensor, weight: Matrix, bias: Tensor | None = None) -> Tensor:
+    """x · weightᵀ + bias. x: [T, K]; bias: [N]; returns [T, N]."""
+    if isinstance(weight, Tensor):
+        return F.linear(x, weight, bias)
+    out = weight.multiply(x, weight.stored)
+    return out if bias is None else out + bias

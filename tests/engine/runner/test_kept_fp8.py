@@ -1,0 +1,125 @@
+"""Weights that stay in FP8: a rank holds what it would hold plain, and computes nearly the same."""
+
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from fp8_models import quantise
+from pds_engine.layers.linear import Fp8Matrix
+from pds_engine.messages import Sampling
+from pds_engine.models import reader
+from pds_engine.models.loader import load
+from pds_engine.models.weights import LayerWeights
+from pds_engine.parallel.collectives import Alone
+from pds_kernels.choosing import Kernel, always
+from pds_kernels.fp8_linear import Geometry, Linear, dequantise, dispatch, reference
+from random_models import saved
+from runner_driver import Driver
+from torch import Tensor
+
+BLOCK = (16, 32)
+FAMILIES = ("DeepseekV3ForCausalLM", "Qwen3ForCausalLM", "Phi3ForCausalLM")
+Keep = Callable[[Callable[[Geometry], Linear]], None]
+
+
+class Shard(Alone):
+    """One of several ranks, which asks nothing of the others."""
+
+    def __init__(self, rank: int, size: int) -> None:
+        self.rank = rank
+        self.size = size
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    made = {name: saved(name, tmp_path_factory.mktemp(name)) for name in FAMILIES}
+    for folder in made.values():
+        quantise(folder, BLOCK)
+    return made
+
+
+@pytest.fixture
+def keep(monkeypatch: pytest.MonkeyPatch) -> Keep:
+    """From here on weights stay in FP8, and this kernel multiplies by them."""
+
+    def by(make: Callable[[Geometry], Linear]) -> None:
+        kernels = Kernel("kept", always, make), dispatch.KERNELS[-1]
+        monkeypatch.setattr(dispatch, "KERNELS", kernels)
+        monkeypatch.setattr(reader, "on_triton", SimpleNamespace(runs_on=lambda device: True))
+
+    return by
+
+
+def each(weights: object, name: str = "") -> Iterator[tuple[str, object]]:
+    """Every tensor and matrix of a layer, by name."""
+    if isinstance(weights, tuple) and not isinstance(weights, Tensor):
+        for field, held in zip(weights._fields, weights, strict=True):  # type: ignore[attr-defined]
+            yield from each(held, f"{name}.{field}".strip("."))
+    else:
+        yield name, weights
+
+
+def of_rank(folder: Path, rank: int, tp: int) -> list[LayerWeights]:
+    config = Driver.configured(folder, parallelism={"tp": tp})
+    return list(load(config, rank, torch.device("cpu"), Shard(rank, tp)).weights.layers)
+
+
+KEPT = {
+    ("DeepseekV3ForCausalLM", 1): {
+        "attention.q_a", "attention.q_b", "attention.kv_a", "attention.out",
+        "feed.gate_up", "feed.down", "feed.shared.down",
+    },  # the shared block's gate ends within a block of 16 rows
+    ("DeepseekV3ForCausalLM", 2): {
+        "attention.q_a", "attention.q_b", "attention.kv_a", "feed.gate_up",
+    },  # columns of 32 are cut
+    ("Qwen3ForCausalLM", 1): {"attention.qkv", "attention.out", "feed.gate_up", "feed.down"},
+    ("Qwen3ForCausalLM", 2): {"attention.qkv", "attention.out", "feed.gate_up"},
+    ("Phi3ForCausalLM", 2): {"attention.qkv", "attention.out", "feed.gate_up"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("family", "tp"), KEPT)
+def test_a_rank_holds_the_numbers_that_it_would_hold_plain(
+    family: str, tp: int, models: dict[str, Path], keep: Keep
+) -> None:
+    """Scales are cut, joined and reordered as weights are; what cannot be is made plain."""
+    plain = [of_rank(models[family], rank, tp) for rank in range(tp)]
+    keep(reference.make)
+    found = set()
+    for rank in range(tp):
+        for exact, layer in zip(plain[rank], of_rank(models[family], rank, tp), strict=True):
+            for (name, want), (_, held) in zip(each(exact), each(layer), strict=True):
+                if isinstance(held, Fp8Matrix):
+                    found.add(name)
+                    held = dequantise(*held.stored, torch.float32)
+                assert isinstance(want, Tensor) and isinstance(held, Tensor)
+                assert torch.equal(want, held), name
+    assert found == KEPT[family, tp]
+
+
+def probabilities(folder: Path) -> Tensor:
+    """Of the tokens of a prompt, given those before them."""
+    prompt = [3 + 7 * at % 311 for at in range(12)]
+    asked = Sampling(max_tokens=2, temperature=0.0, prompt_logprobs=0)
+    [answer] = Driver(folder).run([prompt], asked, chunk=9)
+    return torch.tensor([chance.chosen for chance in answer.prompt_chances])
+
+
+def test_a_model_in_fp8_is_off_by_the_rounding_of_activations(
+    models: dict[str, Path], keep: Keep
+) -> None:
+    """By Triton's kernel (interpreted) as by the definition: they differ where a number lies midway
+    between two of FP8."""
+    folder = models["DeepseekV3ForCausalLM"]
+    plain = probabilities(folder)
+    keep(reference.make)
+    defined = probabilities(folder)
+    keep(import_module("pds_kernels.fp8_linear.triton").make)
+    found = probabilities(folder)
+    rounding, other = (defined - plain).abs().mean(), (found - defined).abs().mean()
+    print(f"off by {rounding:.4f} for rounding, by {other:.4f} for the order of sums")
+    assert 0 < rounding < 0.05 * plain.abs().mean()
+    assert other < rounding / 4
