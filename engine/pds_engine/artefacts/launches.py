@@ -12,22 +12,28 @@ from pds_kernels import fp8_gemm
 from pds_kernels.fp8_gemm import Gemm
 from pds_kernels.launching import Launch, recording
 from pds_kernels.plan import AttentionPlan
+from pds_kernels.sampler import GumbelMax
 from pds_kernels.targets import Gpu
 
 from pds_engine.config import EngineConfig
 from pds_engine.kv.pool import KvPool
+from pds_engine.messages import Sampling
 from pds_engine.models import meta
 from pds_engine.models.decoder import Decoder
 from pds_engine.models.meta import META
 from pds_engine.parallel.layout import ModelPart
 from pds_engine.parallel.parts import Parts
 from pds_engine.runner.attention import Attention
+from pds_engine.runner.sampling import choose, kernel
 from pds_engine.runner.shape_plan import WarmStep, steps, token_counts
+from pds_engine.runner.tables import HostSlot
 from pds_engine.sizing import kv_format, kv_shard
 from pds_engine.spec import DecoderSpec
 
 _PAGES = 16
 """Of a pool that nobody fills."""
+_SAMPLINGS = (Sampling(max_tokens=1), Sampling(max_tokens=1, min_p=0.5))
+"""Whether a row has min_p decides what is compiled; temperatures do not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +60,13 @@ def launched(config: EngineConfig, spec: DecoderSpec, mine: ModelPart, target: G
     pool = KvPool(kv, kv_shard(kv, decoder.part), _PAGES, "meta")
     pages = [pool.layer(index) for index in range(len(decoder.layers))]
     attention = Attention(decoder, config.kv.page_size, pages[0][0])
+    gumbel_max = kernel(decoder.vocab, META)
     counts = token_counts(target.sms, mine.tp)
     with recording() as found, fp8_gemm.recording() as gemms, torch.inference_mode():
         for step in steps(config.role, counts):
-            _run(decoder, attention, pages, step, config)
+            hidden = _run(decoder, attention, pages, step, config)
+            if mine.samples:
+                _sample(decoder, gumbel_max, hidden)
     return Launched(tuple(dict.fromkeys(found)), tuple(dict.fromkeys(gemms)))
 
 
@@ -67,8 +76,8 @@ def _run(
     pages: list[tuple[torch.Tensor, ...]],
     step: WarmStep,
     config: EngineConfig,
-) -> None:
-    """A pass of this rank; what the stage before it would send is made up."""
+) -> torch.Tensor:
+    """The hidden states of a pass of this rank; what the stage before it would send is made up."""
     mine, tokens = decoder.part, step.tokens
     own = (tokens // mine.tp,) * mine.tp
     parts = Parts(own, own * mine.dp)
@@ -77,9 +86,15 @@ def _run(
     if mine.embeds:
         hidden = decoder.embed(ids, parts)
     attends = attention.prepare(_plan(step, config))
-    hidden = decoder.forward(hidden, ids, attends, pages, parts)
-    if mine.samples:
-        decoder.logits(hidden)
+    return decoder.forward(hidden, ids, attends, pages, parts)
+
+
+def _sample(decoder: Decoder, gumbel_max: GumbelMax, hidden: torch.Tensor) -> None:
+    """A token after each of `hidden`, in the ways in which kernels choose them."""
+    logits = decoder.logits(hidden)
+    for sampling in _SAMPLINGS:
+        slot = HostSlot(gen=0, prompt_len=1, known=(0,), sampling=sampling, seed=0)
+        choose(logits, [(slot, 0)] * len(logits), decoder.vocab, gumbel_max)
 
 
 def _plan(step: WarmStep, config: EngineConfig) -> AttentionPlan:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pds_engine.layers import gqa, latent
 from pds_engine.layers.linear import Matrix, linear
+from pds_engine.layers.mlp import gated
 from pds_engine.layers.ops import Ops
 from pds_engine.layers.shapes import HeadsShape, Shape
 
@@ -83,13 +84,4 @@ def after(shape: Shape, ops: Ops, x: Tensor, attended: Tensor, *weights: Any) ->
     """
     *joining, feed_out, gate_up, down = weights
     x, read = between(shape, ops, x, attended, *joining)
-    return added(shape, ops, x, feed(ops, read, gate_up, down), feed_out)
-
-
-def feed(ops: Ops, x: Tensor, gate_up: Matrix, down: Matrix) -> Tensor:
-    """The gated feed-forward block (Shazeer, "GLU Variants Improve Transformer", 2020).
-
-    x: [T, hidden]; gate_up: [2·columns, hidden], gate's rows first; down: [hidden, columns].
-    With tensor parallelism the result is this shard's part of a sum.
-    """
-    return linear(ops.activate(linear(x, gate_up)), down)
+    return added(shape, ops, x, gated(ops.activate, read, gate_up, down), feed_out)

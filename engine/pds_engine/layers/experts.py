@@ -2,11 +2,11 @@
 
 import torch
 import torch.nn.functional as F
+from pds_kernels.activation import Gated
 from torch import Tensor
 
 from pds_engine.layers.linear import Matrix
 from pds_engine.layers.mlp import gated
-from pds_engine.spec import Activation
 
 
 def router_logits(x: Tensor, router: Tensor, bias: Tensor) -> Tensor:
@@ -19,7 +19,7 @@ def router_logits(x: Tensor, router: Tensor, bias: Tensor) -> Tensor:
 
 
 def shared_block(
-    x: Tensor, gate_up: Matrix, down: Matrix, own_gate: Tensor, activation: Activation
+    activate: Gated, x: Tensor, gate_up: Matrix, down: Matrix, own_gate: Tensor
 ) -> Tensor:
     """The gated block that every token passes: [T, hidden].
 
@@ -27,5 +27,5 @@ def shared_block(
     is multiplied by (Qwen2-MoE), or no elements. With tensor parallelism the result is this shard's
     part of a sum.
     """
-    fed = gated(x, gate_up, down, activation)
+    fed = gated(activate, x, gate_up, down)
     return torch.sigmoid(F.linear(x, own_gate)) * fed if own_gate.numel() else fed

@@ -13,6 +13,10 @@ from pds_engine.layers.shapes import HeadsShape
 Sum = Callable[[Tensor], Tensor]
 """The sum of a tensor over the ranks that share the heads."""
 
+Into = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""(projection, rope, norms of heads) → rotated queries [T, H, D]; keys and values are in their
+pages then. It is pds_kernels.rope.RotateAndWrite with a layer's pages and a step's places."""
+
 
 def _own(x: Tensor) -> Tensor:
     return x
@@ -33,8 +37,9 @@ def heads(
     normalised together.
     """
     both = shape.heads + shape.kv_heads
-    projected = linear(x, qkv, qkv_bias if shape.qkv_bias else None)
-    by_head = projected.view(x.shape[0], both + shape.kv_heads, shape.head_dim)
+    by_head = _project(shape, x, qkv, qkv_bias).view(
+        x.shape[0], both + shape.kv_heads, shape.head_dim
+    )
     qk, v = by_head[:, :both], by_head[:, both:]
     if shape.qk_norm == "head":
         qk = rms_norm(qk, qk_norm, shape.norm_eps)
@@ -42,6 +47,27 @@ def heads(
         qk = _normed_together(shape, qk, qk_norm, total)
     qk = rotate(qk, rope)
     return qk[:, : shape.heads], qk[:, shape.heads :], v
+
+
+def written(
+    shape: HeadsShape,
+    x: Tensor,
+    rope: Tensor,
+    weights: tuple[Matrix, Tensor, Tensor],
+    into: Into,
+) -> tuple[Tensor, None, None]:
+    """As `heads`, but keys and values are in their pages, and None stands for them.
+
+    weights: `inputs` of the layer's attention. Heads are not normalised together.
+    """
+    qkv, qkv_bias, qk_norm = weights
+    norm = qk_norm if shape.qk_norm == "head" else None
+    return into(_project(shape, x, qkv, qkv_bias), rope, norm), None, None
+
+
+def _project(shape: HeadsShape, x: Tensor, qkv: Matrix, qkv_bias: Tensor) -> Tensor:
+    """[T, (H + 2K)·D]: queries, keys and values."""
+    return linear(x, qkv, qkv_bias if shape.qkv_bias else None)
 
 
 def _normed_together(shape: HeadsShape, qk: Tensor, weight: Tensor, total: Sum) -> Tensor:

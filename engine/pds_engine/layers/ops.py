@@ -38,7 +38,7 @@ class Stream:
 def plain(shape: Shape) -> Ops:
     """Of torch's own operations."""
     return Ops(
-        norm=partial(_norm, shape.norm_eps),
+        norm=partial(rms_norm.norm, shape.norm_eps),
         activate=partial(activation.gated_activation, activation=shape.activation),
     )
 
@@ -56,10 +56,3 @@ def norm_kernel(eps: float, stream: Stream) -> rms_norm.Norm:
     """The best normalisation of the hidden states of `stream`."""
     geometry = rms_norm.Geometry(stream.hidden, stream.dtype, stream.norm_dtype, eps, stream.device)
     return rms_norm.choose(geometry).make(geometry)
-
-
-def _norm(
-    eps: float, x: Tensor, weight: Tensor, residual: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    total = x if residual is None else x + residual
-    return total, rms_norm.rms_norm(total, weight, eps)

@@ -13,11 +13,14 @@ all dp ranks.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from pds_kernels.rope import RotateAndWrite
 from torch import Tensor
 
+from pds_engine.layers.gqa import Into
 from pds_engine.layers.ops import Stream, kernels, norm_kernel
 from pds_engine.layers.shapes import Shape
 from pds_engine.models.mixture import Mixture
@@ -30,8 +33,30 @@ from pds_engine.spec import DecoderSpec, DenseSpec, ExpertsSpec, LayerSpec, Rope
 
 Kv = Sequence[tuple[Tensor, ...]]
 """Each layer's pages as its attention kernel takes them: views of one pool (kv.pool.KvPool)."""
-Attends = Sequence[Callable[..., Tensor]]
-"""Each layer's attention, with the plan of the step: (*queries and keys, *pages, *weights)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attend:
+    """A layer's attention, with the plan of the step."""
+
+    run: Callable[..., Tensor]
+    """(*queries, keys and values, *pages, *weights)."""
+    write_slots: Tensor
+    """Of the plan."""
+    rotate: RotateAndWrite | None = None
+    """What writes keys and values before `run`; None: `run` writes them."""
+
+    def into(self, pages: tuple[Tensor, ...]) -> Into | None:
+        """`rotate` for a layer with these pages."""
+        rotate, slots = self.rotate, self.write_slots
+        if rotate is None:
+            return None
+        keys, values = pages
+        return lambda qkv, rows, norm: rotate(qkv, rows, norm, keys, values, slots)
+
+
+Attends = Sequence[Attend]
+"""Of each layer."""
 
 
 class Decoder:
@@ -101,8 +126,8 @@ class Decoder:
         if attends is None:
             return x  # nobody reads it
         for layer, w, pieces, attend, pages in self._stack(attends, kv):
-            inputs = pieces.before(x, ropes[layer.attention.rope], w)
-            attended = attend(*inputs, *pages, *w.attention.kernel)
+            inputs = pieces.before(x, ropes[layer.attention.rope], w, attend.into(pages))
+            attended = attend.run(*inputs, *pages, *w.attention.kernel)
             if isinstance(w.feed, DenseWeights):
                 x = pieces.after(x, attended, w, w.feed)
             else:
@@ -128,8 +153,9 @@ class Decoder:
                 normed = pieces.normed(x, w.norms.feed_in)
             else:
                 whole = attention.gather_parts(normed, parts.batch)
-                inputs = pieces.heads(whole, ropes[layer.attention.rope], w, attention)
-                projected = pieces.project(attend(*inputs, *pages, *w.attention.kernel), w)
+                rope, into = ropes[layer.attention.rope], attend.into(pages)
+                inputs = pieces.heads(whole, rope, w, attention, into)
+                projected = pieces.project(attend.run(*inputs, *pages, *w.attention.kernel), w)
                 projected = attention.reduce_scatter(projected, parts.batch)
                 x, normed = pieces.join(x, projected, w.norms.attention_out, w.norms.feed_in)
             fed = self._feed(normed, layer, w, pieces, parts)
@@ -141,11 +167,9 @@ class Decoder:
 
     def _stack(
         self, attends: Attends | None, kv: Kv
-    ) -> Iterator[
-        tuple[LayerSpec, LayerWeights, Pieces, Callable[..., Tensor], tuple[Tensor, ...]]
-    ]:
+    ) -> Iterator[tuple[LayerSpec, LayerWeights, Pieces, Attend, tuple[Tensor, ...]]]:
         """What belongs to each layer. `attends` None: nobody will attend."""
-        attend = attends or (_nobody,) * len(self.layers)
+        attend = attends or (_NOBODY,) * len(self.layers)
         return zip(self.layers, self.weights.layers, self.pieces, attend, kv, strict=True)
 
     def _feed(
@@ -172,3 +196,6 @@ class Decoder:
 
 def _nobody(*_: Tensor) -> Tensor:
     raise ValueError("a batch without requests attends to nothing")
+
+
+_NOBODY = Attend(_nobody, torch.empty(0, dtype=torch.int64))

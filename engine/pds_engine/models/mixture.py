@@ -9,7 +9,7 @@ expert and comes back (Lepikhin et al., "GShard", 2020). docs/experts.md compare
 from collections.abc import Mapping
 
 import torch
-from pds_kernels import grouped_gemm, moe_gate
+from pds_kernels import activation, grouped_gemm, moe_gate
 from torch import Tensor
 
 from pds_engine.layers.experts import router_logits, shared_block
@@ -18,7 +18,7 @@ from pds_engine.parallel.collectives import Collectives
 from pds_engine.parallel.dispatch import to_experts, to_tokens
 from pds_engine.parallel.layout import ModelPart
 from pds_engine.parallel.parts import Parts
-from pds_engine.spec import Activation, ExpertsSpec, GateSpec
+from pds_engine.spec import ExpertsSpec, GateSpec
 
 _SCORES: Mapping[str, moe_gate.Score] = {
     "softmax": "softmax",
@@ -38,8 +38,10 @@ class Mixture:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        self._activation: Activation = spec.activation
         self._shares = spec.shared_columns > 0
+        shared = len(part.expert_columns(spec.shared_columns))
+        gated = activation.Geometry(shared, spec.activation, dtype, device)
+        self._activate = activation.choose(gated).make(gated)
         self._held = part.experts_by_rank(spec.experts) if part.ep else ()
         rule = _rule(spec.gate, spec.experts, spec.top_k, device)
         self._gate = moe_gate.choose(rule).make(rule)
@@ -91,7 +93,7 @@ class Mixture:
         """The block that every token passes; nothing to add where there is none."""
         if not self._shares:
             return 0
-        return shared_block(x, *w.shared, w.shared_gate, self._activation)
+        return shared_block(self._activate, x, *w.shared, w.shared_gate)
 
 
 def _rule(gate: GateSpec, experts: int, top_k: int, device: torch.device) -> moe_gate.Geometry:

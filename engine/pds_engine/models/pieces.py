@@ -3,11 +3,13 @@
 from torch import Tensor
 
 from pds_engine.layers import block, gqa
+from pds_engine.layers.gqa import Into
 from pds_engine.layers.linear import Matrix
+from pds_engine.layers.mlp import gated
 from pds_engine.layers.ops import Ops
 from pds_engine.layers.shapes import HeadsShape, LatentShape, Shape
 from pds_engine.models.weights import DenseWeights, GqaWeights, LayerWeights
-from pds_engine.parallel.collectives import Collectives
+from pds_engine.parallel.collectives import ALONE, Collectives
 from pds_engine.parallel.layout import ModelPart
 from pds_engine.spec import DecoderSpec, DenseSpec, LayerSpec, MlaSpec
 
@@ -63,9 +65,11 @@ class Pieces:
 
     # ---- of a rank by itself -------------------------------------------------------------------
 
-    def before(self, x: Tensor, rope: Tensor, w: LayerWeights) -> tuple[Tensor, ...]:
-        norm = w.norms.attention_in
-        return block.before(self.shape, self.ops, x, rope, norm, *w.attention.inputs)
+    def before(
+        self, x: Tensor, rope: Tensor, w: LayerWeights, into: Into | None
+    ) -> tuple[Tensor | None, ...]:
+        """`into`: see `heads`."""
+        return self.heads(self.normed(x, w.norms.attention_in), rope, w, ALONE, into)
 
     def after(self, x: Tensor, attended: Tensor, w: LayerWeights, feed: DenseWeights) -> Tensor:
         weights = (*_joined(w), w.norms.feed_out, *feed)
@@ -77,11 +81,17 @@ class Pieces:
     # ---- of one of several ranks ---------------------------------------------------------------
 
     def heads(
-        self, x: Tensor, rope: Tensor, w: LayerWeights, ranks: Collectives
-    ) -> tuple[Tensor, ...]:
-        """`ranks`: those of its attention group, asked where all heads are normalised together."""
+        self, x: Tensor, rope: Tensor, w: LayerWeights, ranks: Collectives, into: Into | None
+    ) -> tuple[Tensor | None, ...]:
+        """What attention takes before its pages.
+
+        `ranks`: those of its attention group, asked where all heads are normalised together.
+        `into`: what rotates and writes keys and values; None: attention will write them.
+        """
         attention = self.shape.attention
         if isinstance(w.attention, GqaWeights) and isinstance(attention, HeadsShape):
+            if into is not None:
+                return gqa.written(attention, x, rope, w.attention.inputs, into)
             qkv, bias, norm = w.attention.inputs
             return gqa.heads(attention, x, rope, qkv, bias, norm, ranks.all_reduce)
         return block.heads(self.shape, x, rope, *w.attention.inputs)
@@ -95,7 +105,7 @@ class Pieces:
         return block.join(self.shape, self.ops, x, y, out_norm, in_norm)
 
     def feed(self, x: Tensor, w: DenseWeights) -> Tensor:
-        return block.feed(self.ops, x, w.gate_up, w.down)
+        return gated(self.ops.activate, x, *w)
 
     # ---- of both -------------------------------------------------------------------------------
 

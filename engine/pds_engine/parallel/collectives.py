@@ -162,3 +162,8 @@ class VocabShard:
     total: int
     """Tokens in the whole vocabulary."""
     ranks: Collectives
+
+    @property
+    def columns(self) -> int:
+        """Of this rank's scores, padding included."""
+        return -(-self.total // self.ranks.size)

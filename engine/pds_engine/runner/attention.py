@@ -1,16 +1,15 @@
 """The attention kernels of a rank's layers: chosen once, prepared once a step."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-from pds_kernels import mla, paged_attention
+from pds_kernels import mla, paged_attention, rope
 from pds_kernels.plan import AttentionPlan
 from torch import Tensor
 
-from pds_engine.models.decoder import Attends, Decoder
+from pds_engine.models.decoder import Attend, Attends, Decoder
 from pds_engine.spec import GqaSpec, MlaSpec
-
-_Prepare = Callable[[AttentionPlan], Callable[..., Tensor]]
 
 
 class Attention:
@@ -25,37 +24,51 @@ class Attention:
             "kv_dtype": pages.dtype,
             "device": pages.device,
         }
+        grouped = common | {"kv_heads": len(decoder.part.kv_heads)}
         self._layers = [layer.attention for layer in decoder.layers]
-        names: set[str] = set()
-        self._kinds: dict[GqaSpec | MlaSpec, _Prepare] = {}
-        for spec in self._layers:
-            if spec not in self._kinds:
-                name, self._kinds[spec] = _kernel(spec, len(decoder.part.kv_heads), common)
-                names.add(name)
-        self.kernels = ", ".join(sorted(names))
+        self._kinds = {
+            spec: _latent(spec, common)
+            if isinstance(spec, MlaSpec)
+            else _grouped(spec, decoder.spec.norm_eps, grouped | {"head_dim": spec.head_dim})
+            for spec in dict.fromkeys(self._layers)
+        }
+        self.kernels = ", ".join(sorted({kind.name for kind in self._kinds.values()}))
 
     def prepare(self, plan: AttentionPlan) -> Attends:
         """Each layer's attention, for this step."""
-        ready = {spec: prepare(plan) for spec, prepare in self._kinds.items()}
+        ready = {
+            spec: Attend(kind.prepare(plan), plan.write_slots, kind.rotate)
+            for spec, kind in self._kinds.items()
+        }
         return [ready[spec] for spec in self._layers]
 
 
-def _kernel(spec: GqaSpec | MlaSpec, kv_heads: int, common: dict[str, Any]) -> tuple[str, _Prepare]:
-    """The name of the kernel for such layers, and the kernel."""
-    if isinstance(spec, MlaSpec):
-        latent = mla.Geometry(
-            nope_dim=spec.nope_dim,
-            rope_dim=spec.rope_dim,
-            value_dim=spec.value_dim,
-            kv_rank=spec.kv_rank,
-            scale=spec.scale,
-            **common,
-        )
-        mla_kernel = mla.choose(latent)
-        return mla_kernel.name, mla_kernel.make(latent)
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """The kernels of layers that are alike."""
+
+    name: str
+    """Of what attends."""
+    prepare: Callable[[AttentionPlan], Callable[..., Tensor]]
+    rotate: rope.RotateAndWrite | None = None
+    """None: a layer rotates by itself, and attention writes its keys and values."""
+
+
+def _latent(spec: MlaSpec, common: dict[str, Any]) -> _Kind:
+    geometry = mla.Geometry(
+        nope_dim=spec.nope_dim,
+        rope_dim=spec.rope_dim,
+        value_dim=spec.value_dim,
+        kv_rank=spec.kv_rank,
+        scale=spec.scale,
+        **common,
+    )
+    kernel = mla.choose(geometry)
+    return _Kind(kernel.name, kernel.make(geometry))
+
+
+def _grouped(spec: GqaSpec, norm_eps: float, common: dict[str, Any]) -> _Kind:
     geometry = paged_attention.Geometry(
-        kv_heads=kv_heads,
-        head_dim=spec.head_dim,
         scale=None if spec.scale == spec.head_dim**-0.5 else spec.scale,
         window=spec.window,
         softcap=spec.softcap,
@@ -63,4 +76,19 @@ def _kernel(spec: GqaSpec | MlaSpec, kv_heads: int, common: dict[str, Any]) -> t
         **common,
     )
     kernel = paged_attention.choose(geometry)
-    return kernel.name, kernel.make(geometry)
+    return _Kind(kernel.name, kernel.make(geometry), _rotation(spec, norm_eps, common))
+
+
+def _rotation(spec: GqaSpec, norm_eps: float, common: dict[str, Any]) -> rope.RotateAndWrite | None:
+    """What rotates and writes in one pass. None where all heads are normalised together before, or
+    where no kernel does: the definition takes as many passes as the layer's own operations, which
+    may be compiled."""
+    if spec.qk_norm == "whole":
+        return None
+    geometry = rope.Geometry(
+        rotated=spec.rope.dims,
+        norm_eps=norm_eps if spec.qk_norm == "head" else None,
+        **common,
+    )
+    kernel = rope.choose(geometry)
+    return None if kernel.name == "reference" else kernel.make(geometry)

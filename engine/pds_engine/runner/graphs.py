@@ -26,6 +26,7 @@ from torch import Tensor
 
 from pds_engine.config import EngineConfig
 from pds_engine.layers import block, gqa, latent, linear, mlp, ops, rope, shapes
+from pds_engine.layers.gqa import Into
 from pds_engine.layers.linear import Matrix
 from pds_engine.layers.mlp import gated
 from pds_engine.layers.ops import plain
@@ -105,7 +106,10 @@ class CompiledPieces(Pieces):
         super().__init__(shape, plain(shape))
         self._loaded = loaded
 
-    def before(self, x: Tensor, rope: Tensor, w: LayerWeights) -> tuple[Tensor, ...]:
+    def before(
+        self, x: Tensor, rope: Tensor, w: LayerWeights, into: Into | None
+    ) -> tuple[Tensor, ...]:
+        """It rotates by itself, and never writes: `into` is for kernels of GPUs."""
         return tuple(self._run("before", (x, rope), w.norms.attention_in, *w.attention.inputs))
 
     def after(self, x: Tensor, attended: Tensor, w: LayerWeights, feed: DenseWeights) -> Tensor:
@@ -121,10 +125,10 @@ class CompiledPieces(Pieces):
         return joined, normed
 
     def heads(
-        self, x: Tensor, rope: Tensor, w: LayerWeights, ranks: Collectives
-    ) -> tuple[Tensor, ...]:
+        self, x: Tensor, rope: Tensor, w: LayerWeights, ranks: Collectives, into: Into | None
+    ) -> tuple[Tensor | None, ...]:
         if "heads" not in self._loaded:
-            return super().heads(x, rope, w, ranks)
+            return super().heads(x, rope, w, ranks, into)
         return tuple(self._run("heads", (x, rope), *w.attention.inputs))
 
     def join(
@@ -232,7 +236,7 @@ class _Graphs:
         constants = (shape.norms, shape.norm_eps)
         found.append(self._graph("join", join, varying, out, into, constants=constants))
         if shape.columns:
-            feed = _alone(functools.partial(gated, activation=shape.activation))
+            feed = _alone(functools.partial(gated, ops.activate))
             constants = (shape.activation,)
             found.append(
                 self._graph("feed", feed, (self._hidden_states,), *self._mlp(), constants=constants)

@@ -16,7 +16,7 @@ from pds_engine.parallel.stage import Computed
 from pds_engine.runner.attention import Attention
 from pds_engine.runner.batch import Batch, build
 from pds_engine.runner.rows import together
-from pds_engine.runner.sampling import UNSOUND, logprobs, sample
+from pds_engine.runner.sampling import UNSOUND, kernel, logprobs, sample
 from pds_engine.runner.scoring import prompt_logprobs
 from pds_engine.runner.tables import Tables
 
@@ -44,6 +44,7 @@ class Runner:
             samples=decoder.part.samples,
         )
         self._attention = Attention(decoder, config.kv.page_size, keys)
+        self._gumbel_max = kernel(decoder.vocab, keys.device)
         self._reads = Reads()
         self._done = -1
         self._warm = builds()
@@ -132,7 +133,7 @@ class Runner:
         else:
             ends = together(hidden, batch.ends, self._decoder.ranks.attention)
         logits = self._decoder.logits(ends)
-        tokens = sample(logits, batch, self._tables, self._decoder.vocab)
+        tokens = sample(logits, batch, self._tables, self._decoder.vocab, self._gumbel_max)
         # Steps in flight go on from whatever token this is: their results are discarded.
         self._tables.sampled(batch.slots, tokens.clamp(min=0))
         chances = logprobs(logits, tokens, batch.samples, self._decoder.vocab)

@@ -13,7 +13,8 @@ a value and an id a row, or its likeliest tokens; all logits only where these do
 from collections.abc import Sequence
 
 import torch
-from pds_kernels.sampler import Draws, gumbel_max
+from pds_kernels import sampler
+from pds_kernels.sampler import Draws, GumbelMax
 from pds_kernels.sampler import Rows as Drawn
 from torch import Tensor
 
@@ -42,19 +43,27 @@ _CANDIDATES = 256
 """The likeliest tokens that top_k and top_p are tried on, before all are."""
 
 
-def sample(logits: Tensor, batch: Batch, tables: Tables, vocab: VocabShard) -> Tensor:
+def kernel(vocab: VocabShard, device: torch.device) -> GumbelMax:
+    """The best choice among this rank's tokens that there is on `device`."""
+    geometry = sampler.Geometry(vocab.columns, vocab.ids.start, device)
+    return sampler.choose(geometry).make(geometry)
+
+
+def sample(
+    logits: Tensor, batch: Batch, tables: Tables, vocab: VocabShard, gumbel_max: GumbelMax
+) -> Tensor:
     """The next token of each sampling row, or UNSOUND: [R, V] float32 → [R] int64, the same on all
-    ranks."""
+    ranks. `gumbel_max`: of `kernel`."""
     rows = batch.samples
     if any(_adjusted(slot.sampling) for slot, _ in rows):
         logits = adjust(logits.clone(), batch, tables, vocab)
     bounded = [at for at, (slot, _) in enumerate(rows) if _bounded(slot.sampling)]
     if not bounded:
-        return choose(logits, rows, vocab)
+        return choose(logits, rows, vocab, gumbel_max)
     tokens = torch.empty(len(rows), dtype=torch.int64, device=logits.device)
     free = [at for at, (slot, _) in enumerate(rows) if not _bounded(slot.sampling)]
     if free:
-        tokens[free] = choose(logits[free], [rows[at] for at in free], vocab)
+        tokens[free] = choose(logits[free], [rows[at] for at in free], vocab, gumbel_max)
     own = logits if not free else logits[bounded]
     tokens[bounded] = draw(own, [rows[at] for at in bounded], vocab)
     return tokens
@@ -110,14 +119,14 @@ def penalise(
     return logits - presence * (counts > 0) - frequency * counts
 
 
-def choose(logits: Tensor, rows: Rows, vocab: VocabShard) -> Tensor:
+def choose(logits: Tensor, rows: Rows, vocab: VocabShard, gumbel_max: GumbelMax) -> Tensor:
     """The likeliest token of greedy rows, and one draw from the whole softmax of the others: [R].
 
     Ranks exchange their best value and its id, and nothing else.
     """
     temperatures = [slot.sampling.temperature if _hot(slot.sampling) else 0.0 for slot, _ in rows]
     drawn = Drawn.of(temperatures, _draws(rows, logits.device), _least(logits, rows, vocab))
-    values, ids = gumbel_max(logits, drawn, vocab.ids.start)
+    values, ids = gumbel_max(logits, drawn)
     if vocab.ranks.size > 1:
         pairs = torch.stack((values, ids.double()), dim=-1)
         values, found = vocab.ranks.gather(pairs).unbind(-1)

@@ -44,7 +44,9 @@ def most_tokens(config: EngineConfig) -> int:
 def steps(role: Role, counts: tuple[int, ...]) -> tuple[WarmStep, ...]:
     """What a rank of this role is to have run: decode shapes unless it only prefills, and chunks.
 
-    A decode group computes chunks too, where a request that was preempted is computed again.
+    A decode group computes chunks too, where a request that was preempted is computed again. A
+    prefill group computes single tokens, where a prompt is one, or a chunk more than its last cut.
     """
-    kinds: tuple[Kind, ...] = ("extend",) if role == "prefill" else ("decode", "extend")
-    return tuple(WarmStep(kind, count) for kind in kinds for count in counts)
+    single = counts[:1] if role == "prefill" else counts
+    decodes = tuple(WarmStep("decode", count) for count in single)
+    return decodes + tuple(WarmStep("extend", count) for count in counts)

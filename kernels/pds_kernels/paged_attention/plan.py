@@ -48,8 +48,8 @@ class Attend(Protocol):
     def __call__(
         self,
         q: Tensor,
-        k: Tensor,
-        v: Tensor,
+        k: Tensor | None,
+        v: Tensor | None,
         keys: Tensor,
         values: Tensor,
         sinks: Tensor | None = None,
@@ -57,7 +57,8 @@ class Attend(Protocol):
     ) -> Tensor:
         """Write k and v into their pages, then attend.
 
-        q: [T, heads, D]; k, v: [T, kv_heads, D]; keys, values: the layer's pages, [pages, kv_heads,
+        q: [T, heads, D]; k, v: [T, kv_heads, D], or None of both where they are in their pages
+        already (`rope` writes them); keys, values: the layer's pages, [pages, kv_heads,
         page_size, D], strided as kv.pool in the engine says; sinks: [heads], for a geometry with
         sinks and for no other. Returns [T, heads·D] in q's dtype, finite where the token is
         padding. Places in a page that no token of a request has filled may hold anything, NaN too:

@@ -35,8 +35,8 @@ class _Attention:
     def __call__(
         self,
         q: Tensor,
-        k: Tensor,
-        v: Tensor,
+        k: Tensor | None,
+        v: Tensor | None,
         keys: Tensor,
         values: Tensor,
         sinks: Tensor | None = None,
@@ -45,8 +45,9 @@ class _Attention:
         if geometry.sinks != (sinks is not None):
             given = "missing" if sinks is None else "given"
             raise ValueError(f"geometry.sinks is {geometry.sinks}, and sinks are {given}")
-        keys[step.pages, :, step.offsets] = k.to(keys.dtype)
-        values[step.pages, :, step.offsets] = v.to(values.dtype)
+        if k is not None and v is not None:
+            keys[step.pages, :, step.offsets] = k.to(keys.dtype)
+            values[step.pages, :, step.offsets] = v.to(values.dtype)
         if step.all_decode(len(q)):
             return paged_decode(q, keys, values, step.decodes[0], geometry, sinks).flatten(1)
         out = torch.zeros_like(q)

@@ -86,8 +86,8 @@ class _Attention:
     def __call__(
         self,
         q: Tensor,
-        k: Tensor,
-        v: Tensor,
+        k: Tensor | None,
+        v: Tensor | None,
         keys: Tensor,
         values: Tensor,
         sinks: Tensor | None = None,
@@ -96,7 +96,8 @@ class _Attention:
         if geometry.sinks != (sinks is not None):
             given = "missing" if sinks is None else "given"
             raise ValueError(f"geometry.sinks is {geometry.sinks}, and sinks are {given}")
-        self._write(k, v, keys, values)
+        if k is not None and v is not None:
+            self._write(k, v, keys, values)
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         out[self._plan.cu_seqlens_q_host[-1] :].zero_()
         for each, partial_sums in self._passes:

@@ -11,6 +11,6 @@ x, normed = norm(x, weight, residual)
 
 from pds_kernels.rms_norm.dispatch import Kernel, choose
 from pds_kernels.rms_norm.plan import Geometry, Norm
-from pds_kernels.rms_norm.reference import rms_norm
+from pds_kernels.rms_norm.reference import norm, rms_norm
 
-__all__ = ["Geometry", "Kernel", "Norm", "choose", "rms_norm"]
+__all__ = ["Geometry", "Kernel", "Norm", "choose", "norm", "rms_norm"]

@@ -10,15 +10,15 @@ from pds_kernels.rms_norm.plan import Geometry, Norm
 
 def make(geometry: Geometry) -> Norm:
     """Nothing is kept from call to call."""
-    return partial(norm, geometry)
+    return partial(norm, geometry.eps)
 
 
 def norm(
-    geometry: Geometry, x: Tensor, weight: Tensor, residual: Tensor | None = None
+    eps: float, x: Tensor, weight: Tensor, residual: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """plan.Norm, once `geometry` is given."""
+    """plan.Norm, once the geometry's `eps` is given."""
     total = x if residual is None else x + residual
-    return total, rms_norm(total, weight, geometry.eps)
+    return total, rms_norm(total, weight, eps)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -126,10 +126,10 @@ def outputs(pieces: Pieces, decoder: Decoder, layer: int, tokens: int) -> list[t
     x, attended = torch.randn(tokens, 64), torch.randn(tokens, w.attention.out.shape[1])
     dense = w.feed if isinstance(w.feed, DenseWeights) else None
     if decoder.part.tp == 1:
-        inputs = pieces.before(x, rope[:tokens], w)
+        inputs = pieces.before(x, rope[:tokens], w, None)
         if dense is None:
             return [*inputs, *pieces.between(x, attended, w)]
         return [*inputs, pieces.after(x, attended, w, dense)]
     joined = pieces.join(x, torch.randn(tokens, 64), w.norms.attention_out, w.norms.feed_in)
     fed = [pieces.feed(joined[1], dense)] if dense else []
-    return [*pieces.heads(x, rope[:tokens], w, ALONE), *joined, *fed]
+    return [*pieces.heads(x, rope[:tokens], w, ALONE, None), *joined, *fed]

@@ -9,7 +9,7 @@ from pds_engine.parallel.collectives import ALONE, VocabShard
 from pds_engine.runner.batch import Batch
 from pds_engine.runner.candidates import nucleus
 from pds_engine.runner.sampling import choose as draw_freely
-from pds_engine.runner.sampling import draw, logprobs, penalise, sample
+from pds_engine.runner.sampling import draw, kernel, logprobs, penalise, sample
 from pds_engine.runner.tables import HostSlot, Tables
 
 VOCAB = 12
@@ -39,7 +39,8 @@ def choose(logits: torch.Tensor, *requests: Admit, index: int = 0) -> list[int]:
         rows.append((slot(request.sampling, request.seed), index))
     slots = torch.arange(len(requests))
     batch = Batch(slots, slots, None, slots, slots, tuple(rows))
-    return sample(logits, batch, tables, whole(logits)).tolist()
+    vocab = whole(logits)
+    return sample(logits, batch, tables, vocab, kernel(vocab, logits.device)).tolist()
 
 
 def admit(at: int, sampling: Sampling, prompt=(1,), output=(), seed=0) -> Admit:
@@ -113,7 +114,8 @@ def test_draws_follow_the_softmax_at_its_temperature():
     torch.manual_seed(1)
     logits, temperature, count = torch.randn(VOCAB), 0.7, 20_000
     rows = [(slot(options(temperature=temperature), seed=11), index) for index in range(count)]
-    drawn = draw_freely(logits.expand(count, -1), rows, whole(logits.unsqueeze(0)))
+    vocab = whole(logits.unsqueeze(0))
+    drawn = draw_freely(logits.expand(count, -1), rows, vocab, kernel(vocab, logits.device))
     # 11 degrees of freedom: above 31.3 once in a thousand seeds
     assert chi_square(drawn, (logits / temperature).softmax(-1)) < 31.3
 

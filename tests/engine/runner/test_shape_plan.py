@@ -20,8 +20,9 @@ def test_token_counts(sms: int, tp: int, expected: tuple[int, ...]) -> None:
     assert not any(count % tp for count in expected)
 
 
-def test_a_prefill_rank_decodes_nothing() -> None:
-    both = (WarmStep("decode", 1), WarmStep("decode", 128))
-    chunks = (WarmStep("extend", 1), WarmStep("extend", 128))
-    assert steps("prefill", (1, 128)) == chunks
-    assert steps("decode", (1, 128)) == steps("unified", (1, 128)) == both + chunks
+def test_a_prefill_rank_has_single_tokens_once() -> None:
+    """Of a prompt of one token, or of a prompt one token longer than its chunks."""
+    one, many = WarmStep("decode", 2), WarmStep("decode", 128)
+    chunks = (WarmStep("extend", 2), WarmStep("extend", 128))
+    assert steps("prefill", (2, 128)) == (one, *chunks)
+    assert steps("decode", (2, 128)) == steps("unified", (2, 128)) == (one, many, *chunks)

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from pds_engine.messages import Admit, Sampling, TokenLogprobs
 from pds_engine.parallel.collectives import ALONE, Collectives, VocabShard
 from pds_engine.runner.batch import Batch
-from pds_engine.runner.sampling import logprobs, sample
+from pds_engine.runner.sampling import kernel, logprobs, sample
 from pds_engine.runner.tables import HostSlot, Tables
 from pds_kernels.sampler import Draws
 
@@ -78,7 +78,8 @@ def chosen(
         rows.append((HostSlot(0, 3, prompt + output, kind, at * 7919), index))
     slots = torch.arange(len(kinds))
     own, shard = columns(logits, ranks)
-    tokens = sample(own, Batch(slots, slots, None, slots, slots, tuple(rows)), tables, shard)
+    batch = Batch(slots, slots, None, slots, slots, tuple(rows))
+    tokens = sample(own, batch, tables, shard, kernel(shard, own.device))
     return tokens.tolist(), logprobs(own, tokens, tuple(rows), shard)
 
 

@@ -30,7 +30,7 @@ from pds_engine.messages import (
 )
 from pds_engine.parallel.collectives import ALONE, VocabShard
 from pds_engine.runner.batch import Batch
-from pds_engine.runner.sampling import logprobs, sample
+from pds_engine.runner.sampling import kernel, logprobs, sample
 from pds_engine.runner.tables import HostSlot, Tables
 from pds_engine.server.app import create_app
 from pds_engine.server.scheduler_client import SchedulerClient
@@ -236,7 +236,8 @@ class SamplingWorker:
         batch = Batch(nought, nought, None, nought, nought, rows)  # type: ignore[arg-type]
         logits = torch.linspace(-4.0, 4.0, self._vocabulary).unsqueeze(0)
         vocab = VocabShard(range(self._vocabulary), self._vocabulary, ALONE)
-        tokens = sample(logits, batch, self._tables, vocab)
+        gumbel_max = kernel(vocab, logits.device)
+        tokens = sample(logits, batch, self._tables, vocab, gumbel_max)
         self._tables.sampled(nought, tokens)
         scores = logprobs(logits, tokens, rows, vocab)
         for index, token in enumerate(tokens.tolist()):

@@ -200,6 +200,17 @@ def test_a_plan_serves_every_layer(kernel: Kernel, device: str) -> None:
 
 
 @pytest.mark.parametrize(("kernel", "device"), served(KERNELS, geometry))
+def test_pages_may_be_written_already(kernel: Kernel, device: str) -> None:
+    step = moved(step_of([(4, 4), (3, 1), (16, 1)], padded=7), device)
+    q, k, v, keys, values = step.inputs
+    attend = kernel.make(geometry(device))(step.plan)
+    expected = attend(q, k, v, keys, values)
+    written = keys.clone(), values.clone()
+    torch.testing.assert_close(attend(q, None, None, keys, values), expected, rtol=0, atol=0)
+    torch.testing.assert_close((keys, values), written, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize(("kernel", "device"), served(KERNELS, geometry))
 def test_a_step_of_padding_alone(kernel: Kernel, device: str) -> None:
     plan = plan_on(device, plan_of([], padded=3))
     q = torch.ones(3, HEADS, DIM, device=device)

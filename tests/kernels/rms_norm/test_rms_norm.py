@@ -27,7 +27,7 @@ def test_against_the_definition(
     x, weight = wide[:, :hidden], torch.randn(hidden, device=device)
     residual = torch.randn(rows, hidden, device=device) if adds else None
     total, normed = kernel.make(wanted)(x, weight, residual)
-    expected = norm(wanted, x, weight, residual)
+    expected = norm(wanted.eps, x, weight, residual)
     torch.testing.assert_close((total, normed), expected)
 
 
@@ -36,7 +36,7 @@ def test_a_weight_in_float32_is_multiplied_before_rounding(kernel: Kernel, devic
     x, weight = torch.randn(4, 64, device=device).half(), torch.randn(64, device=device)
     wanted = Geometry(64, torch.float16, torch.float32, 1e-5, torch.device(device))
     found = kernel.make(wanted)(x, weight)
-    torch.testing.assert_close(found, norm(wanted, x, weight), rtol=2e-3, atol=2e-3)
+    torch.testing.assert_close(found, norm(wanted.eps, x, weight), rtol=2e-3, atol=2e-3)
     assert found[1].dtype == torch.float16
 
 
