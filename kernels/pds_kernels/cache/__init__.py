@@ -2,7 +2,7 @@
 
     <root>/v1/<kind>/<key[:2]>/<key>/   the artefact's files, meta.json, .committed
     <root>/v1/tmp/<uuid>/               in the making
-    <root>/v1/locks/<key>               single flight: who builds, and its heartbeat
+    <root>/v1/locks/<key>               single flight: who builds, and its heartbeat; who has built
     <root>/v1/manifests/…               what a stage needs, and what it found or built
 
 A key is the digest of everything that decides the artefact (sources, toolchain, target, constants),

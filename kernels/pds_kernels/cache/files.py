@@ -105,13 +105,13 @@ class Files:
         return sorted(found)
 
     def read(self, path: Path, limit: int = CHUNK) -> bytes:
-        """The first `limit` bytes."""
+        """The first `limit` bytes, of what lies there now where another was replaced."""
         with self._run("read", path):
             for left in reversed(range(_TRIES)):
                 try:
                     with path.open("rb") as file:
                         return file.read(limit)
-                except OSError as error:  # there may be another by now
+                except OSError as error:
                     if error.errno != errno.ESTALE or not left:
                         raise
         return b""
@@ -290,3 +290,6 @@ def _make(folder: Path) -> None:
         _make(folder.parent)
         with contextlib.suppress(FileExistsError):
             _late(folder.mkdir, folder)
+    except OSError:  # some servers look at rights, and whether there is room, before all else
+        if not folder.is_dir():
+            raise

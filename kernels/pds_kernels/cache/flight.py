@@ -1,11 +1,12 @@
 """Single flight over a shared file system: one process builds a key, the others leave it alone.
 
 A lock is a file made with O_EXCL. Its holder rewrites it as a heartbeat; whoever sees no beat for a
-lease of its own monotonic clock (`sharing.Watch`) evicts the lock. A holder that has published
-leaves its lock there, and says so in it: a process that does not see the artefact yet, as on NFS,
-would otherwise find no lock either, and build it again. No clocks are compared between
+lease of its own monotonic clock (`sharing.Watch`) evicts the lock. No clocks are compared between
 machines, and no pid is trusted: a pid means nothing in another pod. Should two processes build all
 the same (a holder stopped for longer than the lease), the rename that publishes lets one win.
+
+A holder that has published leaves its lock there, and says so in it. A process that does not see
+the artefact yet, as on NFS, would otherwise find no lock either, and build it once more.
 """
 
 import errno
@@ -99,9 +100,8 @@ class Flight:
         while not self._stop.wait(self._lease / 4):
             beats += 1
             try:
-                if not self._volume.read(
-                    partial(self._renew, content=self._content(f"{beats:010}"))
-                ):
+                renew = partial(self._renew, content=self._content(f"{beats:010}"))
+                if not self._volume.read(renew):
                     return  # taken over while we were stopped: the publisher's rename decides
             except Trouble:
                 return  # which only brings the take-over nearer

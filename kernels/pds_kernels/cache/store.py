@@ -51,7 +51,7 @@ class Artefact:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """Another process builds the key now."""
+    """Another process builds the key now, or has published it and it is not visible yet."""
 
     beat: bytes
     """What its lock holds, another at each beat of its holder."""
