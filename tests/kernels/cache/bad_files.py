@@ -25,7 +25,7 @@ class BadFiles:
         self._counts.write_bytes(bytes(8 * len(FAULTS)))
         folder.mkdir(exist_ok=True)
         self.env = {
-            **os.environ,
+            **{name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"},
             "LD_PRELOAD": str(library),
             "PDS_BAD_FS": str(folder.resolve()),
             "PDS_BAD_FS_COUNTS": str(self._counts),
