@@ -118,7 +118,13 @@ class Flight:
             files.remove(self.path)
 
     def _evict(self, files: Files, stale: bytes) -> None:
-        """Remove the lock whose content is `stale`; restore one that has just changed."""
+        """Remove the lock whose content is `stale`; restore one that has just changed.
+
+        One that has beaten since is not moved to find that out: meanwhile another process would
+        find no lock, and its holder would take itself for evicted and beat no more.
+        """
+        if _read(files, self.path) != stale:
+            return
         aside = self.path.with_name(f"{self.path.name}.{self._token}")
         try:
             files.rename(self.path, aside)

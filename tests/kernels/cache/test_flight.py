@@ -2,9 +2,11 @@
 
 import re
 import time
+from pathlib import Path
 
 from cache_pods import INPUTS, build, never
 from pds_kernels.cache import Cache, Held
+from pds_kernels.cache.files import Files
 from pds_kernels.cache.flight import Flight
 from pds_kernels.cache.sharing import Watch
 
@@ -65,6 +67,23 @@ def test_a_lock_that_has_changed_since_it_was_given_up_is_left_alone(pod):
     cache = pod()
     seen = cache.attempt("k", INPUTS, never, stale=b"another's")
     assert isinstance(seen, Held) and seen.beat == holder.beat()
+    holder.release()
+
+
+def test_a_living_lock_is_never_out_of_its_place(pod):
+    """A warm-up looks at a held key again after builds of its own, and may take its holder for dead
+    though it has beaten meanwhile. Had it moved the lock to see, a third would have found none."""
+    holder, third = held(pod()), Flight(pod().volume, pod().key(INPUTS), 20.0)
+    taken: list[bool] = []
+
+    class Slow(Files):
+        def rename(self, source: Path, target: Path) -> None:
+            super().rename(source, target)
+            taken.append(third.attempt())
+
+    seen = pod(files=Slow).attempt("k", INPUTS, never, stale=b"seen long ago")
+    assert isinstance(seen, Held) and seen.beat == holder.beat()
+    assert taken == []
     holder.release()
 
 
