@@ -4,10 +4,10 @@
 
 A PDServing of two groups (prefill and decode) of four stages, two compilers a pod, one volume, for
 sm_90 and without a GPU: Triton's kernels of the engine's plan, DeepGEMM's by nvcc, and Triton's
-launcher by gcc. Models are config.json alone. All kernels are built once here, and their CPU
-seconds noted. What they would take when every pod had two cores of its own follows in virtual time:
-the pods' own queues decide who builds what. Then eight processes warm up together for real, on this
-machine's cores: cold, where each key must be built once, and warm.
+launcher by gcc. Models are config.json alone. Eight processes warm up together for real, on this
+machine's cores: cold, where each key must be built once, and warm. One more builds what other
+numbers of tokens find. The CPU seconds of each build are noted. What they would take when every pod
+had two cores of its own follows in virtual time: the pods' own queues decide who builds what.
 
 `value`: the longest chain of builds, in CPU seconds, when all stages compile at once with our
 numbers of tokens. `ratio`: that of one stage after another, with all that upstream compiled (1 to
@@ -29,16 +29,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import doing
+from common import doing, say
 from warming.building import Ran, together
 from warming.figures import Begin, Group, by_compiler, figures, paths, per_key, table
 from warming.pods import ROLES, STAGES, pods, wanted
-from warming.replay import Chain, makespan
+from warming.replay import makespan
 from warming.shapes import DEEPSEEK, QWEN, five
 
 WORKERS = 2
@@ -86,47 +85,46 @@ def measured(name: str, sms: int, folder: Path) -> dict[str, Any]:
     with doing(f"{name}: what each pod does by itself", 3600):
         words = ("--begin", name, "--sms", str(sms), "--folder", str(folder / "begin"))
         alone = seconds(__file__, *words), seconds("-c", PRELOAD)
-    every = {key: each for pod in wants for key, each in pod.artefacts("all").items()}
-    every |= {key: each for pod in wants for key, each in pod.artefacts("ours").items()}
-    with doing(f"{name}: one pod builds all {len(every)} kernels", 3600):
-        costs = together(folder / "costs", {"all": every}, [of[0].begin])
     ours = {pod.name: each.artefacts("ours") for pod, each in zip(of, wants, strict=True)}
     with doing(f"{name}: {len(of)} processes begin together, cold", 3600):
-        cold = together(folder / "cold", ours, group.begins)
+        cold = together(folder / "run", ours, group.begins)
     with doing(f"{name}: {len(of)} processes begin together, warm", 3600):
-        restarted = {f"{pod}-again": each for pod, each in ours.items()}
-        warm = together(folder / "cold", restarted, group.begins)
-    found = paths(group, {each.name: each.cpu for each in costs.builds})
+        again = {f"{pod}-again": each for pod, each in ours.items()}
+        warm = together(folder / "run", again, group.begins, warm=True)
+    there = {key for each in ours.values() for key in each}
+    rest = {key: each for pod in wants for key, each in pod.others().items() if key not in there}
+    builds = cold.builds
+    if rest:
+        with doing(f"{name}: the {len(rest)} kernels of other numbers of tokens", 3600):
+            builds += together(folder / "run", {"rest": rest}, group.begins[:1]).builds
+    found = paths(group, {each.name: each.cpu for each in builds})
     begin = Begin(*alone, find=max(warm.cpu))
     print(f"\n{name}, sm_90 with {sms} multiprocessors, {len(of)} pods of {WORKERS} compilers")
     print(table(found, begin), flush=True)
-    return told(found, begin, served, (costs, cold, warm))
-
-
-def told(
-    found: Mapping[str, Chain], begin: Begin, served: float, runs: tuple[Ran, Ran, Ran]
-) -> dict[str, Any]:
-    """One model's part of the JSON. `runs`: one pod that builds all; cold; warm.
-
-    Raises:
-        SystemExit: the pods did not build each key exactly once.
-    """
-    costs, cold, warm = runs
-    counted = per_key(cold)
-    if (counted["most"], counted["least"]) != (1, 1) or warm.builds:
-        raise SystemExit(f"error: keys were not built exactly once: {counted}, {warm.builds}")
-    return {
+    figure = {
         **figures(found, begin),
-        "builds_per_key": counted["builds"] / counted["keys"],
-        "keys": {way: each.builds for way, each in found.items()},
         "served": round(served, 3),
+        "by_compiler": by_compiler(builds),
+        "builds": {way: each.builds for way, each in found.items()},
+    }
+    return figure | told(begin, cold, warm)
+
+
+def told(begin: Begin, cold: Ran, warm: Ran) -> dict[str, Any]:
+    """What the real processes did."""
+    counted = per_key(cold)
+    for trouble in (*cold.troubles, *warm.troubles):
+        say(f"the folder: {trouble}")
+    if (counted["most"], counted["least"]) != (1, 1):
+        say(f"error: not every key was built exactly once: {counted}")
+    return {
+        "builds_per_key": counted["builds"] / counted["keys"],
+        "builds_warm": len(warm.builds),
         "plan_s": round(begin.plan, 2),
         "compilers_s": round(begin.compilers, 2),
         "find_s": round(begin.find, 3),
-        "wall_all_s": round(costs.wall, 1),
         "wall_cold_s": round(cold.wall, 1),
         "wall_warm_s": round(warm.wall, 1),
-        "by_compiler": by_compiler(costs.builds),
     }
 
 
@@ -159,6 +157,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="pds-warmup-") as made:
         models = {name: measured(name, asked.sms, Path(made) / name) for name in names}
     first = models[names[0]]
+    once = all(each["builds_per_key"] == 1 and not each["builds_warm"] for each in models.values())
     print(
         json.dumps(
             {
@@ -177,6 +176,7 @@ def main() -> None:
             }
         )
     )
+    sys.exit(not once)
 
 
 if __name__ == "__main__":

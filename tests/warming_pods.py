@@ -37,7 +37,7 @@ def main() -> None:
     words = {name: Word(name) for name in "abcde"}
     begins = [Fraction(pod, 3) for pod in range(3)]
     cold = together(root, {f"pod-{pod}": words for pod in range(3)}, begins)
-    warm = together(root, {f"again-{pod}": words for pod in range(3)}, begins)
+    warm = together(root, {f"again-{pod}": words for pod in range(3)}, begins, warm=True)
     print(json.dumps([per_key(cold), per_key(warm)]))
 
 

@@ -49,6 +49,8 @@ class Ran:
     """Seconds until the last of them had all."""
     cpu: tuple[float, ...]
     """Of each pod itself, without its compilers."""
+    troubles: tuple[str, ...] = ()
+    """What was wrong with the folder, as pods saw it: then they compile for themselves."""
 
 
 @dataclass(frozen=True)
@@ -93,9 +95,16 @@ def cache(root: Path, pod: str) -> Cache:
 
 
 def together(
-    root: Path, wanted: Mapping[str, Mapping[str, Buildable]], begins: Sequence[Fraction]
+    root: Path,
+    wanted: Mapping[str, Mapping[str, Buildable]],
+    begins: Sequence[Fraction],
+    *,
+    warm: bool = False,
 ) -> Ran:
     """Warm up these pods at once, each of which wants what it does, on the folder `root`.
+
+    `warm`: all is there. Else a pod does not look before it compiles: that takes threads, and
+    compile processes are forked from the one that looks.
 
     Raises:
         RuntimeError: one of them has failed.
@@ -103,7 +112,7 @@ def together(
     root.mkdir(parents=True, exist_ok=True)
     for log in root.glob("*.log"):
         log.unlink()
-    volume = _Volume(root, (root / "volume").exists(), memory.ceiling().bytes // len(wanted))
+    volume = _Volume(root, warm, memory.ceiling().bytes // len(wanted))
     barrier, said = _FORK.Barrier(len(wanted)), _FORK.SimpleQueue()
     started = [
         _FORK.Process(target=_pod, args=(volume, pod, artefacts, begin, barrier, said))
@@ -118,7 +127,9 @@ def together(
     found = [said.get() for _ in started]
     lines = [line for log in sorted(root.glob("*.log")) for line in log.read_text().splitlines()]
     builds = tuple(Built(*json.loads(line)) for line in lines)
-    return Ran(builds, max(wall for wall, _ in found), tuple(cpu for _, cpu in found))
+    walls, cpu, troubles = zip(*found, strict=True)
+    told = dict.fromkeys(trouble for each in troubles for trouble in each)
+    return Ran(builds, max(walls), cpu, tuple(told))
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,9 +137,8 @@ class _Volume:
     """What pods share."""
 
     root: Path
-    filled: bool
-    """It has artefacts. Else it is not asked for any: that takes threads, and compile processes are
-    forked from the one that asks."""
+    warm: bool
+    """It has all artefacts."""
     share: int
     """Bytes of memory that each may use."""
 
@@ -144,27 +154,31 @@ def _pod(
     """The process of a pod: as `pds_engine.warmup.warm`."""
     barrier.wait()
     begun, cpu = time.monotonic(), time.process_time()
-    mine = cache(volume.root, pod)
-    if volume.filled:
+    mine, troubles = cache(volume.root, pod), set()
+    if volume.warm:
         found = {name: mine.find(each.kind, each.key_inputs()) for name, each in wanted.items()}
-        artefacts = {name: artefact for name, artefact in found.items() if artefact}
+        troubles.add(mine.volume.trouble)
     else:
-        artefacts = _compiled(volume, pod, wanted, begin)
-    for name, each in wanted.items():
-        _install(each, artefacts[name], volume.root / pod / "installed")
-    said.put((time.monotonic() - begun, time.process_time() - cpu))
+        made = _compiled(volume, pod, wanted, begin)
+        found = {name: each.artefact for name, each in made.items()}
+        troubles |= {each.volume for each in made.values()}
+    for name, artefact in found.items():
+        if artefact is None:
+            raise RuntimeError(f"{pod} lacks {name}")
+        _install(wanted[name], artefact, volume.root / pod / "installed")
+    wall, spent = time.monotonic() - begun, time.process_time() - cpu
+    said.put((wall, spent, sorted(troubles - {""})))
 
 
 def _compiled(
     volume: _Volume, pod: str, wanted: Mapping[str, Buildable], begin: Fraction
-) -> dict[str, Artefact]:
+) -> dict[str, Made]:
     most = max(each.memory for each in wanted.values())
     workers = memory.workers(WORKERS, len(wanted), volume.share, most)
     queue = WorkQueue(order(list(wanted), begin), lease=20.0, patience=TIMEOUT / 2)
     work = Attempts(volume.root, pod, wanted)
     with Pool[Try, Made](workers, processes(_FORK, work, Try), Made) as pool:
-        made = dict(compile_all(queue, pool, TIMEOUT))
-    return {name: each.artefact for name, each in made.items() if each.artefact}
+        return dict(compile_all(queue, pool, TIMEOUT))
 
 
 def _install(wanted: Buildable, artefact: Artefact, place: Path) -> None:

@@ -47,6 +47,12 @@ class Wanted:
         """All, with the GEMMs of the set `counts`."""
         return {**self.plan, **self.gemms[counts]}
 
+    def others(self) -> dict[str, Buildable]:
+        """What is not among ours."""
+        ours = self.artefacts("ours")
+        every = {name: each for kernels in self.gemms.values() for name, each in kernels.items()}
+        return {name: each for name, each in every.items() if name not in ours}
+
 
 def pods(model: dict[str, Any], name: str, folder: Path, roles: Sequence[str]) -> tuple[Pod, ...]:
     """Those of `roles`, stage by stage. `folder` gets the model's config.json."""
