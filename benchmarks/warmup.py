@@ -43,6 +43,7 @@ from warming.shapes import DEEPSEEK, QWEN, five
 WORKERS = 2
 PRELOAD = "import pds_engine.warmup, torch._inductor.compile_fx"
 """What the compile processes of a pod are forked from."""
+FURTHER = ("builds_per_key", "warm_ratio", "shapes_ratio", "stages_ratio", "dedup_ratio")
 MODELS = {"deepseek-v3": DEEPSEEK, "qwen3-30b-a3b": QWEN}
 
 
@@ -167,6 +168,7 @@ def main() -> None:
                 "better": "lower",
                 "baseline": first["baseline"],
                 "ratio": first["ratio"],
+                **{name: first[name] for name in FURTHER},
                 "machine": f"{os.cpu_count()} cores, {platform.machine()}",
                 "sms": asked.sms,
                 "pods": STAGES * len(ROLES),
