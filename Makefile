@@ -6,7 +6,7 @@ PY := $(VENV)/bin/python
 CLUSTER := PYTHONPATH=cluster $(PY) -m pds_cluster
 PYTHON ?= python3
 RUNS ?= 20000
-WORKERS ?= 2
+WORKERS ?= 3
 # Where the environment has set it, each of some hundred processes compiles its modules anew.
 unexport PYTHONDONTWRITEBYTECODE
 PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/pytest -q -n $(WORKERS) --dist worksteal
