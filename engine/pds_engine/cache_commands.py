@@ -21,8 +21,31 @@ KeysPath = Annotated[
     Path | None,
     typer.Option("--keys", help="Folder of the key that seals artefacts: cache.key, or hmac.key."),
 ]
+
+
+def _known(target: str | None) -> str | None:
+    """cpu, with or without the digest of what it can do, or a GPU."""
+    from pds_kernels import targets
+
+    if target is not None and target.partition("-")[0] != "cpu":
+        try:
+            targets.gpu(target)
+        except ValueError as error:
+            raise typer.BadParameter(f"{error}, or cpu") from None
+    return target
+
+
+def _days(number: float) -> float:
+    if not number >= 0:
+        raise typer.BadParameter(f"{number} is no number of days: give 0 or more")
+    return number
+
+
 Target = Annotated[
-    str | None, typer.Option("--target", help="Only artefacts for this GPU (sm_90), or for cpu.")
+    str | None,
+    typer.Option(
+        "--target", help="Only artefacts for this GPU (sm_90), or for cpu.", callback=_known
+    ),
 ]
 
 
@@ -53,7 +76,9 @@ def verify(path: CachePath, keys: KeysPath = None, target: Target = None) -> Non
 def prune(
     path: CachePath,
     keys: KeysPath = None,
-    unused_days: Annotated[float, typer.Option(help="Remove what was unused for so long.")] = 30,
+    unused_days: Annotated[
+        float, typer.Option(help="Remove what was unused for so long.", callback=_days)
+    ] = 30,
     any_key: Annotated[
         bool, typer.Option(help="Remove those of other keys too, as of a predecessor's.")
     ] = False,
@@ -96,7 +121,11 @@ def import_(
     keys: KeysPath = None,
     target: Annotated[
         str | None,
-        typer.Option("--target", help="Take those for this GPU (sm_90). Default: this CPU's."),
+        typer.Option(
+            "--target",
+            help="Take those for this GPU (sm_90). Default: this CPU's.",
+            callback=_known,
+        ),
     ] = None,
 ) -> None:
     """Take artefacts from an OCI image layout and seal them by our key."""

@@ -296,7 +296,8 @@ def _prove(warmed: Warmed, started: float, error: str = "") -> None:
     }
     text = json.dumps({**proof, "error": error, "volume": volume})
     while len(text) > _PROOF_BYTES:
-        error, volume = error[: len(error) * 3 // 4], volume[: max(512, len(volume) * 3 // 4)]
+        least = 512 if error else 0
+        error, volume = error[: len(error) * 3 // 4], volume[: max(least, len(volume) * 3 // 4)]
         text = json.dumps({**proof, "error": error, "volume": volume})
     print(text)
     if TERMINATION_LOG.exists():

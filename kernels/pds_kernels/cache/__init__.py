@@ -18,7 +18,7 @@ from pds_kernels.cache.manifest import (
     write_manifest,
 )
 from pds_kernels.cache.own import own_folder
-from pds_kernels.cache.store import Artefact, Cache, Held, cache_key
+from pds_kernels.cache.store import Artefact, Cache, Held
 from pds_kernels.cache.tending import Entry, entries, prune
 from pds_kernels.cache.travel import BadLayout, Taken, give, take
 from pds_kernels.cache.trouble import PlaceError, Trouble
@@ -33,7 +33,6 @@ __all__ = [
     "PlaceError",
     "Taken",
     "Trouble",
-    "cache_key",
     "entries",
     "give",
     "manifest_digest",

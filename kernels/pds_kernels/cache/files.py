@@ -227,7 +227,7 @@ class Files:
 
     def size(self, path: Path) -> int:
         with self._run("look for", path):
-            return path.stat().st_size
+            return path.lstat().st_size
 
     def space(self, folder: Path) -> Space:
         with self._run("measure", folder):

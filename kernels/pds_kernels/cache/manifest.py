@@ -7,8 +7,12 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 from pds_kernels.cache.files import FileFault, Files
+
+_DOTS = {".": "%2E", "..": "%2E%2E"}
+"""Names that are folders of their own accord."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +41,8 @@ def manifest_digest(artefacts: Mapping[str, str]) -> str:
 def manifest_path(root: Path, model: str, revision: str, role: str, stage: str) -> Path:
     """Where the manifest of a stage lies on the volume. `stage` may say for what it was compiled:
     1.sm_90."""
-    return root / "v1" / "manifests" / model / (revision or "none") / role / f"{stage}.json"
+    named = _DOTS.get(model) or quote(model, safe="")  # it may hold a slash
+    return root / "v1" / "manifests" / named / (revision or "none") / role / f"{stage}.json"
 
 
 def progress_path(manifest: Path) -> Path:

@@ -16,6 +16,13 @@ MARKS = frozenset({META, COMMITTED})
 """Files that are the seal's own."""
 
 
+def cache_key(inputs: Mapping[str, Any], seal_key: str) -> str:
+    """The digest of everything that decides an artefact, as 64 hexadecimal digits. `seal_key` names
+    the secret of its makers."""
+    text = json.dumps({**inputs, "seal": seal_key}, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def digests(folder: Path) -> dict[str, str]:
     """SHA-256 of every file below `folder` but the seal's own, by relative name."""
     return {
@@ -31,8 +38,9 @@ def sealed(meta: Mapping[str, Any], secret: bytes) -> bytes:
     return json.dumps(content, indent=1, sort_keys=True).encode()
 
 
-def opened(content: bytes, secret: bytes) -> dict[str, Any] | None:
-    """The meta that `content` holds; None where it cannot be read, or was sealed by another key."""
+def opened(content: bytes, secret: bytes, key: str) -> dict[str, Any] | None:
+    """The meta of the artefact `key` that `content` holds; None where it cannot be read, was sealed
+    by another secret, or is that of another artefact."""
     try:
         meta: dict[str, Any] = json.loads(content)
         seal = str(meta.pop("seal", ""))
@@ -40,16 +48,20 @@ def opened(content: bytes, secret: bytes) -> dict[str, Any] | None:
         if not hmac.compare_digest(seal, _seal(meta, secret)):
             return None
         # Without a secret anybody can seal.
-        lawful = inside(files)
+        lawful = inside(files) and cache_key(meta["inputs"], meta["seal_key"]) == key
         float(meta["seconds"])
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
         return None
     return meta if lawful else None
 
 
 def inside(files: Mapping[str, Any]) -> bool:
-    """Whether `files` are digests by names, none of which leads out of the folder."""
-    return all(_inside(name) and isinstance(digest, str) for name, digest in files.items())
+    """Whether `files` are digests by names of files that a folder may have beside the seal's."""
+    folders = {parent for name in files for parent in PurePosixPath(name).parents}
+    return all(
+        _inside(name) and PurePosixPath(name) not in folders and isinstance(digest, str)
+        for name, digest in files.items()
+    )
 
 
 def key_of(content: bytes) -> str:
@@ -62,7 +74,8 @@ def key_of(content: bytes) -> str:
 
 def _inside(name: str) -> bool:
     path = PurePosixPath(name)
-    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
+    lawful = bool(path.parts) and not path.is_absolute() and ".." not in path.parts
+    return lawful and path.as_posix() == name and path.name not in MARKS and "\0" not in name
 
 
 def _file_digest(path: Path) -> str:

@@ -20,6 +20,8 @@ from pds_kernels.cache.files import FileFault, Files
 T = TypeVar("T")
 STALE_SECONDS = 3600.0
 """A scratch folder that has not changed for so long has no maker any more."""
+OTHERS = frozenset({"tmp", "locks", "manifests"})
+"""Folders beside those of kinds."""
 _TRIES = 10
 _PAUSE = 0.05
 
@@ -103,7 +105,7 @@ class Shelf:
         try:
             if not files.exists(folder / seal.COMMITTED):
                 raise Missing("it is unfinished")
-            meta = seal.opened(files.read(folder / seal.META), self._secret)
+            meta = seal.opened(files.read(folder / seal.META), self._secret, key)
             names = set(files.tree(folder)) - seal.MARKS
         except FileFault as fault:
             if fault.absent:

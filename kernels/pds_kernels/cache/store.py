@@ -7,7 +7,6 @@ volume may vanish.
 
 import contextlib
 import hashlib
-import json
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -26,12 +25,6 @@ from pds_kernels.cache.volume import LEAST_FREE, Volume
 VERSION = "v1"
 _PAUSE = 0.25
 """Seconds between two looks at a key that another process builds; shorter at first."""
-
-
-def cache_key(inputs: Mapping[str, str]) -> str:
-    """The digest of everything that decides an artefact, as 64 hexadecimal digits."""
-    text = json.dumps(dict(inputs), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +84,7 @@ class Cache:
 
     def key(self, inputs: Mapping[str, str]) -> str:
         """Holders of different secrets keep apart: neither may run what the other has compiled."""
-        return cache_key({**inputs, "seal": self.seal_key})
+        return seal.cache_key(inputs, self.seal_key)
 
     def find(self, kind: str, inputs: Mapping[str, str]) -> Artefact | None:
         """The intact artefact of these inputs, from the pod's own folder or the volume, or None.

@@ -8,11 +8,8 @@ from functools import partial
 from pds_kernels.cache import seal
 from pds_kernels.cache.files import FileFault, Files
 from pds_kernels.cache.flight import Flight
-from pds_kernels.cache.shelf import STALE_SECONDS, Damaged
+from pds_kernels.cache.shelf import OTHERS, STALE_SECONDS, Damaged
 from pds_kernels.cache.store import Cache
-
-_OTHERS = frozenset({"tmp", "locks", "manifests"})
-"""Folders beside those of kinds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +37,7 @@ def entries(cache: Cache, *, any_key: bool = False) -> Iterator[Entry]:
     """
     shelf, read = cache.volume.shelf, cache.volume.read
     for kind in read(partial(Files.names, folder=shelf.root)):
-        if kind in _OTHERS:
+        if kind in OTHERS:
             continue
         for part in read(partial(Files.names, folder=shelf.root / kind)):
             for key in read(partial(Files.names, folder=shelf.root / kind / part)):

@@ -21,7 +21,7 @@ from typing import Any
 
 from pds_kernels.cache import seal
 from pds_kernels.cache.files import Files
-from pds_kernels.cache.shelf import Damaged
+from pds_kernels.cache.shelf import OTHERS, Damaged
 from pds_kernels.cache.store import Cache
 from pds_kernels.cache.tending import Entry, entries
 
@@ -99,7 +99,10 @@ def take(cache: Cache, folder: Path, digest: str, target: str) -> Taken:
     if manifest.get("artifactType") != ARTIFACT:
         raise BadLayout(f"{digest} is no compile cache, but {manifest.get('artifactType')!r}")
     new = present = unfit = 0
-    for layer in manifest.get("layers", []):
+    layers = manifest.get("layers")
+    if not isinstance(layers, list) or not all(isinstance(layer, dict) for layer in layers):
+        raise BadLayout(f"{digest}: its layers are no list of objects")
+    for layer in layers:
         if layer.get("mediaType") != _LAYER:
             continue
         packed = _read(folder, str(layer.get("digest")), _LARGEST)
@@ -179,9 +182,12 @@ def _unpacked(packed: bytes, name: str) -> tuple[Mapping[str, Any], dict[str, by
     try:
         known, digests = seal.inside(about["files"]), dict(about["files"])
         readable = isinstance(about["inputs"], dict) and float(about["seconds"]) >= 0
-        named = str(about["kind"]).isidentifier() and isinstance(about["producer"], str)
-    except (KeyError, TypeError, ValueError) as error:
+        kind = str(about["kind"])
+        named = kind.isidentifier() and kind not in OTHERS and isinstance(about["producer"], str)
+    except KeyError as error:
         raise BadLayout(f"{name}: {_ABOUT} lacks {error}") from None
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise BadLayout(f"{name}: {_ABOUT} is not as it is written: {error}") from None
     same = {each: hashlib.sha256(data).hexdigest() for each, data in found.items()} == digests
     if not (known and readable and named and same):
         raise BadLayout(f"{name}: its files are not those that {_ABOUT} lists")
@@ -192,7 +198,9 @@ def _members(packed: bytes, name: str) -> Iterator[tuple[str, bytes]]:
     try:
         with tarfile.open(fileobj=io.BytesIO(packed), mode="r:") as tar:
             for member in tar:
-                file = tar.extractfile(member) if member.isreg() else None
+                # A sparse one may be as large as it says, however small the blob is.
+                plain = member.isreg() and not member.issparse()
+                file = tar.extractfile(member) if plain else None
                 if file is None:
                     raise BadLayout(f"{name}: {member.name} is no plain file")
                 yield member.name, file.read()

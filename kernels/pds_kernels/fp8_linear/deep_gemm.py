@@ -8,7 +8,6 @@ truncates others without a word (sglang #39193).
 import functools
 import importlib
 import importlib.util
-import logging
 from functools import partial
 
 import torch
@@ -19,7 +18,6 @@ from pds_kernels.fp8_gemm import BLOCK, Gemm, run
 from pds_kernels.fp8_linear.plan import Fp8Weight, Geometry, Linear
 from pds_kernels.fp8_linear.quantising import quantise
 
-logger = logging.getLogger("pds.kernels")
 _LIBRARY = "deep_gemm"
 _HOPPER = 90
 _ROWS = 64
@@ -58,14 +56,20 @@ def linear(geometry: Geometry, x: Tensor, weight: Fp8Weight) -> Tensor:
 
 @functools.cache
 def _there(*, loaded: bool) -> bool:
-    """Whether the library is installed; with `loaded`, whether this process can load it. Where a
-    plan is made it need not: it wants a GPU's driver."""
+    """Whether the library is installed. With `loaded` it must load, too: a plan, which is made
+    where no driver is, takes it for granted, and has no other kernel.
+
+    Raises:
+        RuntimeError: it is installed, and does not load.
+    """
     if importlib.util.find_spec(_LIBRARY) is None:
         return False
     if loaded:
         try:
             importlib.import_module(_LIBRARY)
         except (ImportError, OSError, RuntimeError, AssertionError) as error:
-            logger.warning("DeepGEMM is installed and does not load: %s", error)
-            return False
+            raise RuntimeError(
+                f"DeepGEMM is installed and does not load: {error}. Warm-up has compiled for it: "
+                "install the build that fits this torch and driver, or leave sgl-deep-gemm out"
+            ) from error
     return True

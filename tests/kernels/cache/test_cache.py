@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import threading
 import time
@@ -14,7 +15,6 @@ from cache_pods import INPUTS, build, leftovers, never, pod_on
 from pds_kernels.cache import (
     Cache,
     Manifest,
-    cache_key,
     entries,
     own_folder,
     prune,
@@ -64,8 +64,33 @@ def test_what_a_pod_has_found_is_its_own(pod, tmp_path):
 
 
 def test_any_input_changes_the_key():
-    keys = {cache_key(INPUTS), *(cache_key({**INPUTS, name: "other"}) for name in INPUTS)}
-    assert len(keys) == 4
+    others = ({**INPUTS, name: "other"} for name in INPUTS)
+    keys = {seal.cache_key(each, seal_key) for each in (INPUTS, *others) for seal_key in ("a", "b")}
+    assert len(keys) == 2 * (1 + len(INPUTS))
+
+
+def test_an_artefact_in_the_place_of_another_is_damaged(pod):
+    """Its seal is good: whoever writes the volume has copied it there."""
+    maker, other = pod(), {**INPUTS, "source": "of another kernel"}
+    for inputs in (INPUTS, other):
+        maker.get("k", inputs, build)
+    shelf = maker.volume.shelf
+    place = shelf.folder("k", maker.key(other))
+    shutil.rmtree(place)
+    shutil.copytree(shelf.folder("k", maker.key(INPUTS)), place)
+    finder = pod()
+    assert finder.find("k", other) is None
+    assert finder.damage == {maker.key(other): "meta.json has no valid seal"}
+    known = {each.key: each.intact for each in entries(finder)}
+    assert known == {maker.key(INPUTS): True, maker.key(other): False}
+
+
+def test_a_link_that_leads_nowhere_is_a_stranger(pod):
+    maker = pod()
+    made = maker.get("k", INPUTS, build)
+    (lying(maker, made.key) / "odd").symlink_to("/nowhere")
+    assert [each.intact for each in entries(pod())] == [False]
+    assert [each.key for each in prune(pod(), unused_for=1e9, now=time.time())] == [made.key]
 
 
 def test_two_toolchains_work_side_by_side_on_one_volume(pod):
@@ -285,3 +310,10 @@ def test_a_folder_of_our_own_is_found_again_and_a_strangers_is_left_alone(tmp_pa
     ours.rmdir()
     ours.symlink_to(other)
     assert own_folder("cache") not in (ours, other)
+
+
+@pytest.mark.parametrize("name", ["org/model", "/etc/x", "../../x", "..", ".", "a\0b"])
+def test_no_name_of_a_model_leads_a_manifest_off_its_folder(tmp_path, name):
+    path = manifest_path(tmp_path, name, "", "unified", "0")
+    assert path.parents[2].parent == tmp_path / "v1" / "manifests"
+    assert path.resolve() == path

@@ -1,12 +1,16 @@
 """Artefacts leave a cache as an OCI layout and enter another: whole, by digest, if they fit."""
 
+import hashlib
+import io
 import json
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pds_kernels.cache import BadLayout, Cache, Taken, entries, give, take
+from pds_kernels.cache.travel import ARTIFACT
 
 SM_90, THIS_CPU = {"source": "a", "target": "sm_90"}, {"source": "b", "target": "cpu-0123"}
 
@@ -141,3 +145,84 @@ def test_a_layer_that_lies_about_itself_is_refused(
     with pytest.raises(BadLayout):
         take(theirs, tmp_path / "layout", digest, "sm_90")
     assert list(entries(theirs)) == []
+
+
+class Layout:
+    """One that somebody has made by hand."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self._blobs = folder, folder / "blobs" / "sha256"
+        self._blobs.mkdir(parents=True)
+
+    def blob(self, content: bytes) -> str:
+        name = hashlib.sha256(content).hexdigest()
+        (self._blobs / name).write_bytes(content)
+        return f"sha256:{name}"
+
+    def of(self, layers: Any) -> str:
+        return self.blob(json.dumps({"artifactType": ARTIFACT, "layers": layers}).encode())
+
+    def of_files(self, files: Any, content: dict[str, bytes], **about: Any) -> str:
+        said = {"kind": "k", "inputs": {"target": "cpu"}, "seconds": 1, "producer": "x"}
+        text = json.dumps({**said, "files": files, **about}).encode()
+        packed = io.BytesIO()
+        with tarfile.open(fileobj=packed, mode="w") as tar:
+            for name, data in {"artefact.json": text, **content}.items():
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+        return self.of_tar(packed.getvalue())
+
+    def of_tar(self, packed: bytes) -> str:
+        media = "application/vnd.oci.image.layer.v1.tar"
+        return self.of([{"mediaType": media, "digest": self.blob(packed)}])
+
+
+ONE = hashlib.sha256(b"1").hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("files", "about"),
+    [
+        ([], {}),
+        ({"meta.json": ONE}, {}),
+        ({"deep/.committed": ONE}, {}),
+        ({"a": ONE, "a/b": ONE}, {}),
+        ({"./a": ONE}, {}),
+        ({"a": ONE}, {"kind": "locks"}),
+        ({"a": ONE}, {"kind": "tmp"}),
+        ({"a": ONE}, {"seconds": 10**400}),
+        ({"a": ONE}, {"inputs": []}),
+    ],
+)
+def test_an_artefact_that_would_not_be_one_is_the_layout_s_fault(
+    cache: Callable[[str], Cache], tmp_path: Path, files: Any, about: dict[str, Any]
+) -> None:
+    layout, theirs = Layout(tmp_path / "layout"), cache("theirs")
+    digest = layout.of_files(files, dict.fromkeys(files, b"1"), **about)
+    with pytest.raises(BadLayout):
+        take(theirs, layout.folder, digest, "")
+    assert list(entries(theirs)) == []
+
+
+@pytest.mark.parametrize("layers", [None, ["x"], "x", {"a": 1}])
+def test_layers_that_are_no_list_of_objects_are_refused(
+    cache: Callable[[str], Cache], tmp_path: Path, layers: Any
+) -> None:
+    layout = Layout(tmp_path / "layout")
+    with pytest.raises(BadLayout, match="no list of objects"):
+        take(cache("theirs"), layout.folder, layout.of(layers), "")
+
+
+def test_a_small_blob_does_not_grow(cache: Callable[[str], Cache], tmp_path: Path) -> None:
+    """A sparse file of 1 TiB takes 10 KiB."""
+    member, packed = tarfile.TarInfo("big"), io.BytesIO()
+    content = b"1\n0\n0\n".ljust(512, b"\0")
+    member.size = len(content)
+    sparse = {"major": "1", "minor": "0", "realsize": str(1 << 40), "name": "big"}
+    member.pax_headers = {f"GNU.sparse.{name}": value for name, value in sparse.items()}
+    with tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        tar.addfile(member, io.BytesIO(content))
+    layout = Layout(tmp_path / "layout")
+    with pytest.raises(BadLayout, match="big is no plain file"):
+        take(cache("theirs"), layout.folder, layout.of_tar(packed.getvalue()), "")
