@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch.nn.functional as F
 from pds_kernels import fp8_linear
+from pds_kernels.fp8 import Fp8Weight
 from torch import Tensor
 
 
@@ -11,7 +12,7 @@ from torch import Tensor
 class Fp8Matrix:
     """A weight in FP8, and the kernel that multiplies by it."""
 
-    stored: fp8_linear.Fp8Weight
+    stored: Fp8Weight
     multiply: fp8_linear.Linear
 
 

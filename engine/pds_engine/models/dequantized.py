@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import torch
 from pds_kernels import mxfp4
-from pds_kernels.fp8_linear import dequantise
+from pds_kernels.fp8 import dequantise
 from torch import Tensor
 
 from pds_engine.models.headers import Block, Scale, Stored

@@ -1,18 +1,32 @@
 """Loading a layer's feed-forward block: a gated block, or a mixture of experts.
 
 Experts are computed with as one tensor. It is filled in place, whether they are stored one by one
-or in one tensor (gpt-oss), so that no more than one expert's matrix is held beside it.
+or in one tensor (gpt-oss), so that no more than one expert's matrices are held beside it. It is in
+FP8 where all experts of the layer are kept so (models/matrices.py).
 """
 
+from typing import NamedTuple
+
 import torch
+from pds_kernels.fp8 import Fp8Weight
+from pds_kernels.grouped_gemm import Feed, Stack
 from torch import Tensor
 
-from pds_engine.models.matrices import matrix
+from pds_engine.models.matrices import matrix, stored
 from pds_engine.models.names import ExpertNames, Names
 from pds_engine.models.reader import Reader
 from pds_engine.models.weights import DenseWeights, ExpertWeights
 from pds_engine.parallel.layout import ModelPart
 from pds_engine.spec import ExpertsSpec
+
+
+class _Stacks(NamedTuple):
+    """The matrices of a rank's experts."""
+
+    gate_up: Stack
+    down: Stack
+    reading: Feed | None = None
+    """What multiplies by them in FP8."""
 
 
 def dense(reader: Reader, columns: range, total: int, names: Names, name: str) -> DenseWeights:
@@ -35,15 +49,11 @@ def experts(
     called, none = names.experts, reader.none()
     held, columns = mine.experts(spec.experts), mine.expert_columns(spec.columns)
     router = reader.read(f"{name}{called.router}.weight")
-    gate_up = reader.empty(len(held), 2 * len(columns), router.shape[1])
-    down = reader.empty(len(held), router.shape[1], len(columns))
+    kept = None if called.gate_up else _kept(reader, spec, called, name, held, columns)
+    stacks = kept or _plain(reader, called, name, held, columns, router.shape[1])
     gate_up_bias = down_bias = none
-    if called.gate_up:
-        _fill_from_stack(reader, called, name, held, columns, gate_up, down)
-        if spec.bias:
-            gate_up_bias, down_bias = _biases(reader, called, name, held, columns)
-    else:
-        _fill_one_by_one(reader, called, name, held, columns, gate_up, down)
+    if called.gate_up and spec.bias:
+        gate_up_bias, down_bias = _biases(reader, called, name, held, columns)
     shared = DenseWeights(none, none)
     if spec.shared_columns:
         own = mine.expert_columns(spec.shared_columns)
@@ -52,13 +62,63 @@ def experts(
         router=router.float() if spec.gate.wide else router,
         router_bias=reader.read(f"{name}{called.router}.bias") if spec.gate.bias else none,
         correction=reader.exact(f"{name}{called.correction}") if spec.gate.correction else none,
-        gate_up=gate_up,
+        gate_up=stacks.gate_up,
         gate_up_bias=gate_up_bias,
-        down=down,
+        down=stacks.down,
         down_bias=down_bias,
         shared=shared,
         shared_gate=reader.read(f"{name}{called.shared_gate}.weight") if spec.shared_gate else none,
+        reading=stacks.reading,
     )
+
+
+def _kept(
+    reader: Reader,
+    spec: ExpertsSpec,
+    called: ExpertNames,
+    name: str,
+    held: range,
+    columns: range,
+) -> _Stacks | None:
+    """Experts in FP8, as they are stored; None: there are none, one of them cannot be kept so, or
+    no kernel reads them."""
+    found: _Stacks | None = None
+    for place, expert in enumerate(held):
+        gate, up, down = (
+            f"{name}{each.format(expert)}.weight" for each in (called.gate, called.up, called.down)
+        )
+        both = stored(reader, (gate, columns), (up, columns))
+        last = None if both is None else stored(reader, (down, None, columns))
+        if both is None or last is None:
+            return None
+        if found is None:
+            stacks = _room(both, len(held)), _room(last, len(held))
+            reading = reader.reading_experts(*stacks, spec.activation)
+            if reading is None:
+                return None
+            found = _Stacks(*stacks, reading)
+        for stack, one in zip(stacks, (both, last), strict=True):
+            if one.block != stack.block:
+                return None
+            stack.weight[place].copy_(one.weight)
+            stack.scale[place].copy_(one.scale)
+    return found
+
+
+def _room(one: Fp8Weight, experts: int) -> Fp8Weight:
+    """For so many matrices like this."""
+    weight = one.weight.new_empty(experts, *one.weight.shape)
+    return Fp8Weight(weight, one.scale.new_empty(experts, *one.scale.shape), one.block)
+
+
+def _plain(
+    reader: Reader, called: ExpertNames, name: str, held: range, columns: range, hidden: int
+) -> _Stacks:
+    gate_up = reader.empty(len(held), 2 * len(columns), hidden)
+    down = reader.empty(len(held), hidden, len(columns))
+    fill = _fill_from_stack if called.gate_up else _fill_one_by_one
+    fill(reader, called, name, held, columns, gate_up, down)
+    return _Stacks(gate_up, down)
 
 
 def _fill_one_by_one(
@@ -73,10 +133,10 @@ def _fill_one_by_one(
     for place, expert in enumerate(held):
         for half, projection in enumerate((called.gate, called.up)):
             rows = slice(half * len(columns), (half + 1) * len(columns))
-            stored = f"{name}{projection.format(expert)}.weight"
-            gate_up[place, rows] = reader.read(stored, columns)
-        stored = f"{name}{called.down.format(expert)}.weight"
-        down[place] = reader.read(stored, None, columns)
+            one = f"{name}{projection.format(expert)}.weight"
+            gate_up[place, rows] = reader.plain(one, columns)
+        one = f"{name}{called.down.format(expert)}.weight"
+        down[place] = reader.plain(one, None, columns)
 
 
 def _fill_from_stack(
@@ -92,10 +152,10 @@ def _fill_from_stack(
     pairs = _pairs(columns)
     for place, expert in enumerate(held):
         one = range(expert, expert + 1)
-        [stored] = reader.read(f"{name}{called.gate_up}", one, None, pairs)
-        gate_up[place] = _halves(stored.t())
-        [stored] = reader.read(f"{name}{called.down}", one, columns)
-        down[place] = stored.t()
+        [transposed] = reader.read(f"{name}{called.gate_up}", one, None, pairs)
+        gate_up[place] = _halves(transposed.t())
+        [transposed] = reader.read(f"{name}{called.down}", one, columns)
+        down[place] = transposed.t()
 
 
 def _biases(

@@ -7,7 +7,7 @@ the weight is. Any other part is made plain: the numbers are the same, in more m
 from collections.abc import Sequence
 
 import torch
-from pds_kernels.fp8_linear import Fp8Weight
+from pds_kernels.fp8 import Fp8Weight
 
 from pds_engine.layers.linear import Matrix
 from pds_engine.layers.rope import by_halves
@@ -19,12 +19,18 @@ Part = tuple[str, *tuple[range | None, ...]]
 
 def matrix(reader: Reader, *parts: Part) -> Matrix:
     """The rows of `parts`, behind one another."""
-    found = _joined([reader.fp8(*part) for part in parts])
+    found = stored(reader, *parts)
     kept = None if found is None else reader.kept(found)
     if kept is not None:
         return kept
     plain = [reader.plain(*part) for part in parts]
     return plain[0] if len(plain) == 1 else torch.cat(plain)
+
+
+def stored(reader: Reader, *parts: Part) -> Fp8Weight | None:
+    """The rows of `parts` behind one another, as they are stored in FP8; None: a device that does
+    not multiply FP8, a weight that is plain, or blocks that would be cut or have rows of two."""
+    return _joined([reader.fp8(*part) for part in parts])
 
 
 def halved(reader: Reader, part: Part, head_dim: int, first: int, dims: int) -> Matrix:

@@ -32,7 +32,8 @@ def decoder(config: EngineConfig, spec: DecoderSpec, mine: ModelPart, gpu: Gpu) 
     """The decoder of the rank with this part on `gpu`, with one of all its layers that are alike.
 
     What config.json says to be in FP8 is taken to be so. A checkpoint may have plain weights among
-    them: no kernel that is planned here multiplies by these.
+    them: no kernel that is planned here multiplies by these. Matrices go to torch then; experts go
+    to kernels that are compiled when they are first used.
     """
     layers = tuple(dict.fromkeys(spec.layers[index] for index in mine.layers))
     spec, mine = replace(spec, layers=layers), replace(mine, layers=range(len(layers)))

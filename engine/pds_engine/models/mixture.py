@@ -28,7 +28,8 @@ _SCORES: Mapping[str, moe_gate.Score] = {
 
 
 class Mixture:
-    """The gate and the experts of layers of one spec, by the kernels that serve them."""
+    """The gate and the experts of layers of one spec, by the kernels that serve them. Experts in
+    FP8 bring theirs."""
 
     def __init__(
         self,
@@ -64,7 +65,7 @@ class Mixture:
             return self._dispatched(x, w, stage) + self._shared(x, w)
         whole = stage.gather_parts(x, parts.stage)
         weights, ids = self.route(whole, w)
-        fed = grouped_gemm.experts(self._feed, whole, ids, weights, _kernel_weights(w))
+        fed = grouped_gemm.experts(w.reading or self._feed, whole, ids, weights, _kernel_weights(w))
         return stage.reduce_scatter(fed + self._shared(whole, w), parts.stage)
 
     def route(self, x: Tensor, w: ExpertWeights) -> tuple[Tensor, Tensor]:
@@ -83,8 +84,9 @@ class Mixture:
         weights, ids = self.route(x, w)
         choices = grouped_gemm.permute(x, ids, sum(self._held))
         received = to_experts(choices.rows, choices.counts, self._held, ranks)
-        own = grouped_gemm.permute(received.rows, received.experts.unsqueeze(1), len(w.down))
-        made = self._feed(own.rows, own.counts, _kernel_weights(w))
+        of_layer = _kernel_weights(w)
+        own = grouped_gemm.permute(received.rows, received.experts.unsqueeze(1), of_layer.experts)
+        made = (w.reading or self._feed)(own.rows, own.counts, of_layer)
         made = grouped_gemm.unpermute(made, own.order, 1, None)
         made = to_tokens(made, received, ranks)
         return grouped_gemm.unpermute(made, choices.order, ids.shape[1], weights)

@@ -4,8 +4,9 @@ import logging
 from typing import Protocol
 
 import torch
-from pds_kernels import fp8_linear, on_triton
-from pds_kernels.fp8_linear import Fp8Weight
+from pds_kernels import fp8_linear, grouped_gemm, on_triton
+from pds_kernels.activation import Activation
+from pds_kernels.fp8 import Fp8Weight, has_fp8
 from pds_kernels.targets import Gpu
 from torch import Tensor
 
@@ -56,7 +57,7 @@ class Reader:
         self._norm_offset = norm_offset
         self._norm_wide = norm_wide
         self._gpu = gpu
-        self._keeps = on_triton.runs_on(device) and fp8_linear.has_fp8(gpu)
+        self._keeps = on_triton.runs_on(device) and has_fp8(gpu)
         self._made_plain: list[str] = []
 
     def __contains__(self, name: str) -> bool:
@@ -102,6 +103,28 @@ class Reader:
         )
         kernel = fp8_linear.reading(geometry)
         return None if kernel is None else Fp8Matrix(weight, kernel.make(geometry))
+
+    def reading_experts(
+        self, gate_up: Fp8Weight, down: Fp8Weight, activation: Activation
+    ) -> grouped_gemm.Feed | None:
+        """The kernel that computes with experts of these matrices ([e, N, K]); None: no kernel
+        reads them as they are stored. It quantises activations, too."""
+        block = gate_up.block
+        if isinstance(block, str) or down.block != block:
+            return None
+        experts, hidden, columns = down.weight.shape
+        geometry = grouped_gemm.Geometry(
+            experts=experts,
+            hidden=hidden,
+            columns=columns,
+            activation=activation,
+            dtype=self._dtype,
+            device=self._device,
+            block=block,
+            gpu=self._gpu,
+        )
+        kernel = grouped_gemm.reading(geometry)
+        return None if kernel is None else kernel.make(geometry)
 
     def plain(self, name: str, *parts: range | None) -> Tensor:
         """`read` of a weight that would be kept in FP8 if it could: `report` names it."""

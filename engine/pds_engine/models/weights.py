@@ -1,13 +1,14 @@
 """The tensors of a rank's part of a model, in the form in which layers compute with them.
 
 What a model has not is a tensor of no elements, so that compiled graphs have arguments of one
-number. H query heads and K KV heads are this rank's, D is the size of a head. A `Matrix` may be in
-FP8, as it is stored (models/matrices.py).
+number. H query heads and K KV heads are this rank's, D is the size of a head. A `Matrix` or a
+`Stack` may be in FP8, as it is stored (models/matrices.py).
 """
 
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from pds_kernels.grouped_gemm import Feed, Stack
 from torch import Tensor
 
 from pds_engine.layers.linear import Matrix
@@ -82,12 +83,13 @@ class ExpertWeights(NamedTuple):
     router: Tensor  # [E, hidden]
     router_bias: Tensor  # [E]
     correction: Tensor  # [E], float32
-    gate_up: Tensor  # [e, 2C, hidden], gate's rows first
+    gate_up: Stack  # [e, 2C, hidden], gate's rows first
     gate_up_bias: Tensor  # [e, 2C]
-    down: Tensor  # [e, hidden, C]
+    down: Stack  # [e, hidden, C]
     down_bias: Tensor  # [e, hidden]; zeros on all but one of the ranks that share an expert
     shared: DenseWeights  # its columns of the shared block; with expert parallelism all of them
     shared_gate: Tensor  # [1, hidden]
+    reading: Feed | None = None  # what multiplies by experts in FP8
 
 
 class LayerWeights(NamedTuple):

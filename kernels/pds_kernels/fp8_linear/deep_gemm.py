@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from pds_kernels import targets
+from pds_kernels.fp8 import Fp8Weight
+from pds_kernels.fp8.quantising import quantise
 from pds_kernels.fp8_gemm import BLOCK, Gemm, run
-from pds_kernels.fp8_linear.plan import Fp8Weight, Geometry, Linear
-from pds_kernels.fp8_linear.quantising import quantise
+from pds_kernels.fp8_linear.plan import Geometry, Linear
 
 _LIBRARY = "deep_gemm"
 _HOPPER = 90

@@ -1,30 +1,13 @@
-"""What a kernel is given: what stays the same, and a weight with its scale.
-
-FP8 is float8_e4m3fn: Micikevicius et al., "FP8 Formats for Deep Learning", 2022.
-"""
+"""What a kernel is given: what stays the same, and a weight with its scale (pds_kernels.fp8)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from pds_kernels.fp8 import Block, Fp8Weight
 from pds_kernels.targets import Gpu
-
-Block = tuple[int, int] | Literal["channel", "tensor"]
-"""What has one scale: a block of (rows, columns), each row (an output channel), or all."""
-
-
-class Fp8Weight(NamedTuple):
-    """A weight and what its numbers are multiplied by."""
-
-    weight: Tensor
-    """[N, K] float8_e4m3fn."""
-    scale: Tensor
-    """float32, bfloat16 or float8_e8m0fnu. Blocks: [⌈N / rows⌉, ⌈K / columns⌉], where the last ones
-    may be cut short; channel: [N, 1] or [N]; tensor: [1] or []."""
-    block: Block
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,15 +27,6 @@ class Geometry:
     Report", 2024), so that the product is one of FP8."""
     gpu: Gpu | None = None
     """What `device` is, or what it stands for where a plan is made; None: that is not known."""
-
-
-_FIRST_WITH_FP8 = 89
-"""Compute capability of Ada; Hopper and later ones have FP8, too."""
-
-
-def has_fp8(gpu: Gpu | None) -> bool:
-    """Whether tensor cores of `gpu` multiply FP8, as far as is known."""
-    return gpu is None or gpu.arch >= _FIRST_WITH_FP8
 
 
 Linear = Callable[[Tensor, Fp8Weight], Tensor]

@@ -20,15 +20,14 @@ import triton.language as tl
 from torch import Tensor
 
 from pds_kernels import targets
-from pds_kernels.fp8_linear.plan import Fp8Weight, Geometry, Linear, has_fp8
-from pds_kernels.fp8_linear.quantising import by_rows, quantise
-from pds_kernels.fp8_linear.scaling import GROUP, fitted
+from pds_kernels.fp8 import Fp8Weight, has_fp8
+from pds_kernels.fp8.quantising import by_rows, quantise
+from pds_kernels.fp8.scaling import GROUP, LEAST_DEPTH, depth_of, fitted
+from pds_kernels.fp8_linear.plan import Geometry, Linear
 from pds_kernels.fp8_linear.tuning import (
     ADDED,
-    LEAST_DEPTH,
     NEIGHBOURS,
     Tile,
-    depth_of,
     pieces,
     tile,
     tiles,
@@ -39,7 +38,7 @@ from pds_kernels.launching import launch
 def serves(geometry: Geometry) -> bool:
     """One scale must cover what an instruction multiplies."""
     gpu = geometry.gpu or targets.of(geometry.device)
-    return has_fp8(gpu) and depth_of(geometry) >= LEAST_DEPTH
+    return has_fp8(gpu) and depth_of(geometry.block) >= LEAST_DEPTH
 
 
 def make(geometry: Geometry) -> Linear:

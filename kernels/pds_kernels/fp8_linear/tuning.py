@@ -6,11 +6,10 @@ flight fit in shared memory. No device has measured them yet.
 
 from dataclasses import dataclass, replace
 
+from pds_kernels.fp8.scaling import depth_of
 from pds_kernels.fp8_linear.plan import Geometry
 from pds_kernels.targets import SMS
 
-LEAST_DEPTH = 32
-"""Columns that an instruction for FP8 multiplies."""
 NEIGHBOURS = 8
 """Tiles of rows that share what they read of x in the second-level cache."""
 ADDED = 1024
@@ -84,12 +83,4 @@ def _table(geometry: Geometry) -> dict[int, Tile]:
 
 
 def _fitted(geometry: Geometry, cut: Tile) -> Tile:
-    return replace(cut, depth=min(cut.depth, depth_of(geometry)))
-
-
-def depth_of(geometry: Geometry) -> int:
-    """The most columns, a power of two, that one scale of the weight and of x covers always."""
-    if isinstance(geometry.block, str):
-        return 128
-    wide = geometry.block[1]
-    return min(wide & -wide, 128)
+    return replace(cut, depth=min(cut.depth, depth_of(geometry.block)))

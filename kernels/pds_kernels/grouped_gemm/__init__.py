@@ -12,9 +12,9 @@
 Expert parallelism calls the parts: `permute` on what it has received, `feed`, `unpermute`.
 """
 
-from pds_kernels.grouped_gemm.dispatch import Kernel, choose
+from pds_kernels.grouped_gemm.dispatch import Kernel, choose, reading
 from pds_kernels.grouped_gemm.permute import Permuted, experts, permute, unpermute
-from pds_kernels.grouped_gemm.plan import ExpertWeights, Feed, Geometry
+from pds_kernels.grouped_gemm.plan import ExpertWeights, Feed, Geometry, Stack
 
 __all__ = [
     "ExpertWeights",
@@ -22,8 +22,10 @@ __all__ = [
     "Geometry",
     "Kernel",
     "Permuted",
+    "Stack",
     "choose",
     "experts",
     "permute",
+    "reading",
     "unpermute",
 ]

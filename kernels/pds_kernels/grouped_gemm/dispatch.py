@@ -15,3 +15,10 @@ KERNELS: tuple[Kernel, ...] = (
 def choose(geometry: Geometry) -> Kernel:
     """The first kernel that serves `geometry`."""
     return choosing.first(KERNELS, geometry)
+
+
+def reading(geometry: Geometry) -> Kernel | None:
+    """The first kernel that reads weights as they are stored; None: there is but the definition,
+    which makes plain ones of those in FP8 in each call."""
+    found = choose(geometry)
+    return None if found is KERNELS[-1] else found

@@ -53,6 +53,6 @@ def experts(
     x: [T, hidden]; ids: [T, k] int64 and weights: [T, k], as a gate gives them. T may be 0. With
     tensor parallelism the result is this shard's part of a sum.
     """
-    sorted_rows = permute(x, ids, len(of_layer.down))
+    sorted_rows = permute(x, ids, of_layer.experts)
     out = feed(sorted_rows.rows, sorted_rows.counts, of_layer)
     return unpermute(out, sorted_rows.order, ids.shape[1], weights)

@@ -8,6 +8,11 @@ import torch
 from torch import Tensor
 
 from pds_kernels.activation import Activation
+from pds_kernels.fp8 import Fp8Weight
+from pds_kernels.targets import Gpu
+
+Stack = Tensor | Fp8Weight
+"""[E, N, K]: a matrix of each expert."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,17 +25,33 @@ class Geometry:
     """Of `gate` and of `up`."""
     activation: Activation
     dtype: torch.dtype
-    """Of rows, weights and the result."""
+    """Of rows, the result, and weights that are plain."""
     device: torch.device
+    block: tuple[int, int] | None = None
+    """What of the weights has one scale, (rows, columns): they are in FP8, and rows are quantised
+    before each product, in groups of 128 (DeepSeek-AI, "DeepSeek-V3 Technical Report", 2024). None:
+    they are plain."""
+    gpu: Gpu | None = None
+    """What `device` is, or what it stands for where a plan is made; None: that is not known."""
 
 
 class ExpertWeights(NamedTuple):
-    """The experts of one layer: E experts, C columns."""
+    """The experts of one layer: E experts, C columns. Both matrices are plain, or both are in FP8
+    with float32 scales of blocks."""
 
-    gate_up: Tensor  # [E, 2C, hidden], gate's rows first
-    down: Tensor  # [E, hidden, C]
+    gate_up: Stack  # [E, 2C, hidden], gate's rows first
+    down: Stack  # [E, hidden, C]
     gate_up_bias: Tensor | None = None  # [E, 2C]
     down_bias: Tensor | None = None  # [E, hidden]
+
+    @property
+    def experts(self) -> int:
+        return len(numbers(self.down))
+
+
+def numbers(stack: Stack) -> Tensor:
+    """[E, N, K]: what has a scale beside it, if in FP8."""
+    return stack.weight if isinstance(stack, Fp8Weight) else stack
 
 
 Feed = Callable[[Tensor, Tensor, ExpertWeights], Tensor]

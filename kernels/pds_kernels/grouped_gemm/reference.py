@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pds_kernels.activation import gated_activation
-from pds_kernels.grouped_gemm.plan import ExpertWeights, Feed, Geometry
+from pds_kernels.fp8 import Fp8Weight
+from pds_kernels.fp8.scaling import multiply_quantised
+from pds_kernels.grouped_gemm.plan import ExpertWeights, Feed, Geometry, Stack
 
 
 def make(geometry: Geometry) -> Feed:
@@ -26,13 +28,16 @@ def feed(geometry: Geometry, rows: Tensor, counts: Tensor, weights: ExpertWeight
     for expert, (begin, end) in enumerate(pairwise(starts)):
         if begin == end:
             continue
-        gate_up = F.linear(
-            rows[begin:end], weights.gate_up[expert], _of(expert, weights.gate_up_bias)
-        )
+        gate_up = _product(rows[begin:end], expert, weights.gate_up, weights.gate_up_bias)
         gated = gated_activation(gate_up, geometry.activation)
-        out[begin:end] = F.linear(gated, weights.down[expert], _of(expert, weights.down_bias))
+        out[begin:end] = _product(gated, expert, weights.down, weights.down_bias)
     return out
 
 
-def _of(expert: int, biases: Tensor | None) -> Tensor | None:
-    return None if biases is None else biases[expert]
+def _product(x: Tensor, expert: int, weights: Stack, biases: Tensor | None) -> Tensor:
+    bias = None if biases is None else biases[expert]
+    if not isinstance(weights, Fp8Weight):
+        return F.linear(x, weights[expert], bias)
+    one = Fp8Weight(weights.weight[expert], weights.scale[expert], weights.block)
+    out = multiply_quantised(x, one)
+    return out if bias is None else out + bias

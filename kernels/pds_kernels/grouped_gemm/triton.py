@@ -12,6 +12,10 @@ neighbouring columns, so an expert's weights stay in the second-level cache for 
 
 Gate and up of the same columns are computed side by side: only their product is written, rounded
 once.
+
+Weights in FP8 are read as they are stored, half the bytes. A kernel of its own quantises the rows
+of each product. The products of a step are scaled as they are added to a sum in float32, as in
+fp8_linear/triton.py.
 """
 
 from functools import partial
@@ -21,7 +25,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pds_kernels.grouped_gemm.plan import ExpertWeights, Feed, Geometry
+from pds_kernels import targets
+from pds_kernels.fp8 import Fp8Weight, has_fp8
+from pds_kernels.fp8.quantising import by_rows, quantise
+from pds_kernels.fp8.scaling import GROUP, LEAST_DEPTH, depth_of
+from pds_kernels.grouped_gemm.plan import ExpertWeights, Feed, Geometry, Stack, numbers
 from pds_kernels.grouped_gemm.tuning import Tile, looked_up, tile, tiles
 from pds_kernels.launching import launch
 
@@ -34,7 +42,12 @@ _MOST_EXPERTS = 1024
 
 
 def serves(geometry: Geometry) -> bool:
-    return geometry.experts < _MOST_EXPERTS
+    if geometry.experts >= _MOST_EXPERTS:
+        return False
+    if geometry.block is None:
+        return True
+    gpu = geometry.gpu or targets.of(geometry.device)
+    return has_fp8(gpu) and depth_of(geometry.block) >= LEAST_DEPTH
 
 
 def make(geometry: Geometry) -> Feed:
@@ -45,9 +58,9 @@ def make(geometry: Geometry) -> Feed:
 def feed(geometry: Geometry, rows: Tensor, counts: Tensor, weights: ExpertWeights) -> Tensor:
     """plan.Feed, once `geometry` is given. On the meta device, where a plan is made, it launches
     the variants for all numbers of rows."""
-    rows = rows if rows.stride(1) == 1 else rows.contiguous()
     out = torch.empty_like(rows, memory_format=torch.contiguous_format)
-    cuts = tiles(rows.dtype) if rows.is_meta else [tile(rows.dtype, len(counts), len(rows))]
+    dtype, block = rows.dtype, geometry.block
+    cuts = tiles(dtype, block) if rows.is_meta else [tile(dtype, len(counts), len(rows), block)]
     for cut in cuts:
         table = _table(counts, len(rows), cut.tokens)
         _products(geometry, cut, table, rows, weights, out)
@@ -57,9 +70,13 @@ def feed(geometry: Geometry, rows: Tensor, counts: Tensor, weights: ExpertWeight
 def _products(
     geometry: Geometry, cut: Tile, table: Tensor, rows: Tensor, weights: ExpertWeights, out: Tensor
 ) -> None:
-    (count, hidden), (experts, _, columns) = rows.shape, weights.down.shape
+    (count, hidden), (experts, _, columns) = rows.shape, numbers(weights.down).shape
     gated = rows.new_empty(count, columns)
-    shared = {
+    high, wide = geometry.block or (0, 0)
+    shared: dict[str, object] = {
+        "high": high,
+        "wide": wide,
+        "group": GROUP,
         "hidden": hidden,
         "columns": columns,
         "precision": "ieee" if rows.dtype == torch.float32 else "tf32",
@@ -68,27 +85,33 @@ def _products(
         "num_warps": cut.warps,
         "num_stages": cut.stages,
     }
+    x, x_scales = _operand(geometry, rows)
     launch(
         gate_and_up,
         (len(table) * triton.cdiv(columns, cut.gated),),
         table,
-        rows,
-        *_with_bias(weights.gate_up, weights.gate_up_bias),
+        x,
+        x_scales,
+        *_stored(weights.gate_up, weights.gate_up_bias),
         gated,
-        rows.stride(0) if count > 1 else hidden,  # that of a lone row may be anything
+        x.stride(0) if count > 1 else hidden,  # that of a lone row may be anything
+        x_scales.stride(1),
         experts,
         activation=geometry.activation,
         biased=weights.gate_up_bias is not None,
         block_n=cut.gated,
         **shared,
     )
+    x, x_scales = _operand(geometry, gated)
     launch(
         down,
         (len(table) * triton.cdiv(hidden, cut.hidden),),
         table,
-        gated,
-        *_with_bias(weights.down, weights.down_bias),
+        x,
+        x_scales,
+        *_stored(weights.down, weights.down_bias),
         out,
+        x_scales.stride(1),
         experts,
         biased=weights.down_bias is not None,
         block_n=cut.hidden,
@@ -123,9 +146,19 @@ def _table(counts: Tensor, rows: int, height: int) -> Tensor:
     return table
 
 
-def _with_bias(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-    whole = weight.contiguous()
-    return whole, whole if bias is None else bias.contiguous()
+def _operand(geometry: Geometry, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows as they are multiplied, and their scales; plain ones stand for scales, too."""
+    if geometry.block is None:
+        plain = by_rows(rows)
+        return plain, plain
+    return quantise(rows)
+
+
+def _stored(stack: Stack, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Weights, their scales and biases. What there is not is stood for by the weights."""
+    whole = numbers(stack).contiguous()
+    scale = stack.scale.contiguous() if isinstance(stack, Fp8Weight) else whole
+    return whole, scale, whole if bias is None else bias.contiguous()
 
 
 @triton.jit(do_not_specialize=["rows", "height", "tiles", "experts"])
@@ -174,17 +207,29 @@ def activated(gate, up, activation: tl.constexpr):
     return result
 
 
-@triton.jit(do_not_specialize=["experts"])
+@triton.jit
+def scaled(weight, x, scale, x_scale):
+    """The product of FP8 numbers in float32. scale: [rows of the weight]; x_scale: [rows of x]."""
+    return tl.dot(weight, x) * (scale[:, None] * x_scale[None, :])
+
+
+@triton.jit(do_not_specialize=["x_scales_stride", "experts"])
 def gate_and_up(
     table_at,
     rows_at,
+    x_scales_at,
     weight_at,
+    scale_at,
     bias_at,
     out_at,
     stride,
+    x_scales_stride,
     experts,
     hidden: tl.constexpr,
     columns: tl.constexpr,
+    high: tl.constexpr,
+    wide: tl.constexpr,
+    group: tl.constexpr,
     activation: tl.constexpr,
     biased: tl.constexpr,
     precision: tl.constexpr,
@@ -192,7 +237,10 @@ def gate_and_up(
     block_n: tl.constexpr,
     depth: tl.constexpr,
 ):
-    """A tile of `block_t` rows and `block_n` columns each. Rows lie `stride` apart."""
+    """A tile of `block_t` rows and `block_n` columns each. Rows lie `stride` apart.
+
+    `high` by `wide` of a weight in FP8 has a scale, and `group` columns of a row; 0: it is plain.
+    """
     parts: tl.constexpr = (columns + block_n - 1) // block_n
     entry = table_at + tl.program_id(0) // parts * 4
     expert, first, last = tl.load(entry), tl.load(entry + 1), tl.load(entry + 2)
@@ -204,6 +252,11 @@ def gate_and_up(
         x_at = rows_at + row[None, :] * stride + step[:, None]
         line = expert.to(tl.int64) * (2 * columns) + column
         gate_at = weight_at + line[:, None] * hidden + step[None, :]
+        if high > 0:
+            across: tl.constexpr = (hidden + wide - 1) // wide
+            of_expert = expert.to(tl.int64) * ((2 * columns + high - 1) // high)
+            gate_scale_at = scale_at + (of_expert + column // high) * across
+            up_scale_at = scale_at + (of_expert + (columns + column) // high) * across
         gate = tl.zeros([block_n, block_t], tl.float32)
         up = tl.zeros([block_n, block_t], tl.float32)
         for begin in range(0, hidden, depth):
@@ -212,8 +265,16 @@ def gate_and_up(
             there = has_column[:, None] & within[None, :]
             of_gate = tl.load(gate_at + begin, mask=there, other=0.0)
             of_up = tl.load(gate_at + (columns * hidden + begin), mask=there, other=0.0)
-            gate = tl.dot(of_gate, x, gate, input_precision=precision)
-            up = tl.dot(of_up, x, up, input_precision=precision)
+            if high > 0:
+                x_scale_at = x_scales_at + begin // group * x_scales_stride + row
+                x_scale = tl.load(x_scale_at, mask=has_row, other=0.0)
+                gate_scale = tl.load(gate_scale_at + begin // wide, mask=has_column, other=0.0)
+                up_scale = tl.load(up_scale_at + begin // wide, mask=has_column, other=0.0)
+                gate += scaled(of_gate, x, gate_scale, x_scale)
+                up += scaled(of_up, x, up_scale, x_scale)
+            else:
+                gate = tl.dot(of_gate, x, gate, input_precision=precision)
+                up = tl.dot(of_up, x, up, input_precision=precision)
         if biased:
             gate += tl.load(bias_at + line, mask=has_column, other=0.0).to(tl.float32)[:, None]
             line += columns
@@ -223,16 +284,22 @@ def gate_and_up(
         tl.store(out_at + row[:, None] * columns + column[None, :], out, mask=there)
 
 
-@triton.jit(do_not_specialize=["experts"])
+@triton.jit(do_not_specialize=["x_scales_stride", "experts"])
 def down(
     table_at,
     gated_at,
+    x_scales_at,
     weight_at,
+    scale_at,
     bias_at,
     out_at,
+    x_scales_stride,
     experts,
     hidden: tl.constexpr,
     columns: tl.constexpr,
+    high: tl.constexpr,
+    wide: tl.constexpr,
+    group: tl.constexpr,
     biased: tl.constexpr,
     precision: tl.constexpr,
     block_t: tl.constexpr,
@@ -253,13 +320,23 @@ def down(
         x_at = gated_at + row[None, :] * columns + step[:, None]
         line = expert.to(tl.int64) * hidden + column
         line_at = weight_at + line[:, None] * columns + step[None, :]
+        if high > 0:
+            across: tl.constexpr = (columns + wide - 1) // wide
+            of_expert = expert.to(tl.int64) * ((hidden + high - 1) // high)
+            line_scale_at = scale_at + (of_expert + column // high) * across
         total = tl.zeros([block_n, block_t], tl.float32)
         for begin in range(0, columns, depth):
             within = begin + step < columns
             x = tl.load(x_at + begin, mask=has_row[None, :] & within[:, None], other=0.0)
             known = has_column[:, None] & within[None, :]
             weight = tl.load(line_at + begin, mask=known, other=0.0)
-            total = tl.dot(weight, x, total, input_precision=precision)
+            if high > 0:
+                x_scale_at = x_scales_at + begin // group * x_scales_stride + row
+                x_scale = tl.load(x_scale_at, mask=has_row, other=0.0)
+                line_scale = tl.load(line_scale_at + begin // wide, mask=has_column, other=0.0)
+                total += scaled(weight, x, line_scale, x_scale)
+            else:
+                total = tl.dot(weight, x, total, input_precision=precision)
         if biased:
             total += tl.load(bias_at + line, mask=has_column, other=0.0).to(tl.float32)[:, None]
         tl.store(out_at, tl.trans(total).to(out_at.dtype.element_ty), mask=there)

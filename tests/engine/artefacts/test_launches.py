@@ -1,9 +1,11 @@
 """What a warm-up finds to compile is what serving launches: Triton interprets the kernels here."""
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from fp8_models import quantise
 from pds_engine.artefacts.launches import launches
 from pds_engine.messages import Sampling
 from pds_kernels import launching, on_triton
@@ -64,3 +66,21 @@ def test_tokens_are_transformers_and_nothing_else_is_launched(
     assert set(launched) - set(planned) == set()
     assert names & WRITERS == {WRITER.get(family, "rope.rotate_heads")}
     assert "sampler.best_of_rows" in names
+
+
+def test_a_mixture_in_fp8_launches_what_is_planned(tmp_path: Path, launched: list[Launch]) -> None:
+    """Its experts are multiplied by as they are stored."""
+    path = saved("Qwen3MoeForCausalLM", tmp_path)
+    quantise(path, (16, 32))
+    driver = Driver(path)
+    driver.run([[3, 10, 17]], Sampling(max_tokens=1, temperature=0.0))
+    planned = launches(driver.config, driver.decoder.spec, driver.decoder.part, HOPPER)
+    assert {on_gpu(each) for each in launched} <= {on_gpu(each) for each in planned}
+    experts = [each for each in launched if each.name == "grouped_gemm.down"]
+    assert {dict(each.constants)["high"] for each in experts} == {16}
+
+
+def on_gpu(launch: Launch) -> Launch:
+    """Without what tells the interpreter's roundings from a GPU's."""
+    kept = tuple(each for each in launch.constants if each[0] != "by_hand")
+    return replace(launch, constants=kept)

@@ -126,7 +126,7 @@ def alone(spec: ExpertsSpec, w: ExpertWeights, x: torch.Tensor) -> torch.Tensor:
 def check(spec, sizes, ep, router_bias=(), dtype=torch.float32):
     """`sizes`: tokens of each rank."""
     ranks, w = len(sizes), weights(spec, router_bias)
-    w = ExpertWeights(*(one if isinstance(one, tuple) else one.to(dtype) for one in w))
+    w = ExpertWeights(*(one.to(dtype) if isinstance(one, torch.Tensor) else one for one in w))
     w = w._replace(shared=DenseWeights(*(each.to(dtype) for each in w.shared)))
     x = torch.randn(sum(sizes), HIDDEN, generator=torch.Generator().manual_seed(5)).to(dtype)
     chosen = [0] * spec.experts

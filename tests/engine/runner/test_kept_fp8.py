@@ -15,14 +15,15 @@ from pds_engine.models.loader import load
 from pds_engine.models.weights import LayerWeights
 from pds_engine.parallel.collectives import Alone
 from pds_kernels.choosing import Kernel, always
-from pds_kernels.fp8_linear import Geometry, Linear, dequantise, dispatch, reference
+from pds_kernels.fp8 import Fp8Weight, dequantise
 from random_models import saved
 from runner_driver import Driver
 from torch import Tensor
 
 BLOCK = (16, 32)
-FAMILIES = ("DeepseekV3ForCausalLM", "Qwen3ForCausalLM", "Phi3ForCausalLM")
-Keep = Callable[[Callable[[Geometry], Linear]], None]
+FAMILIES = ("DeepseekV3ForCausalLM", "Qwen3ForCausalLM", "Qwen3MoeForCausalLM", "Phi3ForCausalLM")
+ROOMS = ("fp8_linear", "grouped_gemm")
+Keep = Callable[[str], None]
 
 
 class Shard(Alone):
@@ -43,61 +44,75 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture
 def keep(monkeypatch: pytest.MonkeyPatch) -> Keep:
-    """From here on weights stay in FP8, and this kernel multiplies by them."""
+    """From here on weights stay in FP8, and the kernels of this name multiply by them."""
 
-    def by(make: Callable[[Geometry], Linear]) -> None:
-        kernels = Kernel("kept", always, make), dispatch.KERNELS[-1]
-        monkeypatch.setattr(dispatch, "KERNELS", kernels)
+    def by(name: str) -> None:
+        for room in ROOMS:
+            dispatch = import_module(f"pds_kernels.{room}.dispatch")
+            make = import_module(f"pds_kernels.{room}.{name}").make
+            kernels = Kernel("kept", always, make), dispatch.KERNELS[-1]
+            monkeypatch.setattr(dispatch, "KERNELS", kernels)
         monkeypatch.setattr(reader, "on_triton", SimpleNamespace(runs_on=lambda device: True))
 
     return by
 
 
 def each(weights: object, name: str = "") -> Iterator[tuple[str, object]]:
-    """Every tensor and matrix of a layer, by name."""
-    if isinstance(weights, tuple) and not isinstance(weights, Tensor):
+    """Every tensor, matrix and stack of a layer, by name."""
+    if isinstance(weights, tuple) and not isinstance(weights, Fp8Weight):
         for field, held in zip(weights._fields, weights, strict=True):  # type: ignore[attr-defined]
             yield from each(held, f"{name}.{field}".strip("."))
-    else:
+    elif not name.endswith(".reading"):
         yield name, weights
 
 
-def of_rank(folder: Path, rank: int, tp: int) -> list[LayerWeights]:
-    config = Driver.configured(folder, parallelism={"tp": tp})
+def of_rank(folder: Path, rank: int, tp: int, ep: bool) -> list[LayerWeights]:
+    config = Driver.configured(folder, parallelism={"tp": tp, "ep": ep})
     return list(load(config, rank, torch.device("cpu"), Shard(rank, tp)).weights.layers)
 
 
 KEPT = {
-    ("DeepseekV3ForCausalLM", 1): {
+    ("DeepseekV3ForCausalLM", 1, False): {
         "attention.q_a", "attention.q_b", "attention.kv_a", "attention.out",
         "feed.gate_up", "feed.down", "feed.shared.down",
-    },  # the shared block's gate ends within a block of 16 rows
-    ("DeepseekV3ForCausalLM", 2): {
+    },  # the gates of experts and of the shared block end within a block of 16 rows
+    ("DeepseekV3ForCausalLM", 2, False): {
         "attention.q_a", "attention.q_b", "attention.kv_a", "feed.gate_up",
     },  # columns of 32 are cut
-    ("Qwen3ForCausalLM", 1): {"attention.qkv", "attention.out", "feed.gate_up", "feed.down"},
-    ("Qwen3ForCausalLM", 2): {"attention.qkv", "attention.out", "feed.gate_up"},
-    ("Phi3ForCausalLM", 2): {"attention.qkv", "attention.out", "feed.gate_up"},
+    ("Qwen3ForCausalLM", 1, False): {"attention.qkv", "attention.out", "feed.gate_up", "feed.down"},
+    ("Qwen3ForCausalLM", 2, False): {"attention.qkv", "attention.out", "feed.gate_up"},
+    ("Qwen3MoeForCausalLM", 1, False): {
+        "attention.qkv", "attention.out", "feed.gate_up", "feed.down",
+        "experts.gate_up", "experts.down",
+    },
+    ("Qwen3MoeForCausalLM", 2, False): {"attention.qkv", "attention.out", "feed.gate_up"},
+    ("Qwen3MoeForCausalLM", 2, True): {
+        "attention.qkv", "attention.out", "feed.gate_up", "experts.gate_up", "experts.down",
+    },  # experts are whole
+    ("Phi3ForCausalLM", 2, False): {"attention.qkv", "attention.out", "feed.gate_up"},
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("family", "tp"), KEPT)
+@pytest.mark.parametrize(("family", "tp", "ep"), KEPT)
 def test_a_rank_holds_the_numbers_that_it_would_hold_plain(
-    family: str, tp: int, models: dict[str, Path], keep: Keep
+    family: str, tp: int, ep: bool, models: dict[str, Path], keep: Keep
 ) -> None:
     """Scales are cut, joined and reordered as weights are; what cannot be is made plain."""
-    plain = [of_rank(models[family], rank, tp) for rank in range(tp)]
-    keep(reference.make)
+    plain = [of_rank(models[family], rank, tp, ep) for rank in range(tp)]
+    keep("reference")
     found = set()
     for rank in range(tp):
-        for exact, layer in zip(plain[rank], of_rank(models[family], rank, tp), strict=True):
+        for exact, layer in zip(plain[rank], of_rank(models[family], rank, tp, ep), strict=True):
             for (name, want), (_, held) in zip(each(exact), each(layer), strict=True):
                 if isinstance(held, Fp8Matrix):
-                    found.add(name)
-                    held = dequantise(*held.stored, torch.float32)
+                    held = held.stored
+                if isinstance(held, Fp8Weight):
+                    stack = held.weight.dim() > 2
+                    found.add(name.replace("feed", "experts") if stack else name)
+                    held = dequantise(*held, torch.float32)
                 assert isinstance(want, Tensor) and isinstance(held, Tensor)
                 assert torch.equal(want, held), name
-    assert found == KEPT[family, tp]
+    assert found == KEPT[family, tp, ep]
 
 
 def probabilities(folder: Path) -> Tensor:
@@ -108,16 +123,17 @@ def probabilities(folder: Path) -> Tensor:
     return torch.tensor([chance.chosen for chance in answer.prompt_chances])
 
 
+@pytest.mark.parametrize("family", ["DeepseekV3ForCausalLM", "Qwen3MoeForCausalLM"])
 def test_a_model_in_fp8_is_off_by_the_rounding_of_activations(
-    models: dict[str, Path], keep: Keep
+    family: str, models: dict[str, Path], keep: Keep
 ) -> None:
     """By Triton's kernel (interpreted) as by the definition: they differ where a number lies midway
     between two of FP8."""
-    folder = models["DeepseekV3ForCausalLM"]
+    folder = models[family]
     plain = probabilities(folder)
-    keep(reference.make)
+    keep("reference")
     defined = probabilities(folder)
-    keep(import_module("pds_kernels.fp8_linear.triton").make)
+    keep("triton")
     found = probabilities(folder)
     rounding, other = (defined - plain).abs().mean(), (found - defined).abs().mean()
     print(f"off by {rounding:.4f} for rounding, by {other:.4f} for the order of sums")

@@ -7,8 +7,9 @@ from types import ModuleType
 
 import pytest
 import torch
+from pds_kernels.fp8 import Fp8Weight, dequantise
 from pds_kernels.fp8_gemm import Gemm, Spec, arguments
-from pds_kernels.fp8_linear import Fp8Weight, Geometry, choose, dequantise
+from pds_kernels.fp8_linear import Geometry, choose
 from pds_kernels.fp8_linear import deep_gemm as calling
 from pds_kernels.fp8_linear.reference import make as definition
 from pds_kernels.targets import gpu

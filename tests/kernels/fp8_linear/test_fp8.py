@@ -6,15 +6,8 @@ from functools import partial
 import pytest
 import torch
 from ahead import Compile, keys
-from pds_kernels.fp8_linear import (
-    Block,
-    Fp8Weight,
-    Geometry,
-    Kernel,
-    choose,
-    dequantise,
-    quantise_activation,
-)
+from pds_kernels.fp8 import Block, Fp8Weight, dequantise, quantise_activation
+from pds_kernels.fp8_linear import Geometry, Kernel, choose
 from pds_kernels.fp8_linear.dispatch import KERNELS
 from pds_kernels.fp8_linear.reference import make as definition
 from pds_kernels.fp8_linear.tuning import pieces, tile, tiles
@@ -251,7 +244,7 @@ def test_a_token_gone_wrong_harms_no_other(kernel: Kernel, device: str) -> None:
 def test_triton_rounds_as_the_definition(
     kernel: Kernel, device: str, tokens: int, columns: int
 ) -> None:
-    from pds_kernels.fp8_linear.quantising import quantise
+    from pds_kernels.fp8.quantising import quantise
 
     torch.manual_seed(0)
     x = torch.randn(tokens, columns) * torch.exp2(torch.randint(-14, 3, (tokens, columns)))

@@ -1,12 +1,15 @@
 """Between FP8 and other dtypes."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from pds_kernels.fp8_linear.plan import Block
+from pds_kernels.fp8.weight import Block, Fp8Weight
 
 GROUP = 128
 """How many columns of an activation share a scale."""
+LEAST_DEPTH = 32
+"""Columns that a tensor core's instruction for FP8 multiplies."""
 GREATEST = torch.finfo(torch.float8_e4m3fn).max
 
 
@@ -44,6 +47,22 @@ def quantise_activation(x: Tensor) -> tuple[Tensor, Tensor]:
     scales = torch.where(scales > 0, scales, 1.0)
     numbers = (grouped / scales.unsqueeze(-1)).clamp(-GREATEST, GREATEST).flatten(1)[:, :columns]
     return numbers.to(torch.float8_e4m3fn), scales
+
+
+def multiply_quantised(x: Tensor, weight: Fp8Weight) -> Tensor:
+    """x · weightᵀ in x's dtype, where x [T, K] is quantised in groups: the products are those of
+    FP8 numbers, and the sums are in float32."""
+    numbers, scales = quantise_activation(x)
+    rounded = numbers.float() * scales.repeat_interleave(GROUP, 1)[:, : x.shape[1]]
+    return F.linear(rounded, dequantise(*weight, torch.float32)).to(x.dtype)
+
+
+def depth_of(block: Block) -> int:
+    """The most columns, a power of two, that one scale of the weight and of x covers always."""
+    if isinstance(block, str):
+        return GROUP
+    wide = block[1]
+    return min(wide & -wide, GROUP)
 
 
 def fitted(weight: Tensor, scale: Tensor, block: Block) -> Tensor:

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pds_kernels.fp8_linear.scaling import GREATEST, GROUP
+from pds_kernels.fp8.scaling import GREATEST, GROUP
 from pds_kernels.launching import launch
 
 TOKENS = 16
