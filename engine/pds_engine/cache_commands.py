@@ -106,9 +106,12 @@ def export(
     with _volume_errors():
         try:
             digest, count = give(_cache(path, keys), layout, target or "")
-        except (BadLayout, OSError) as error:
+        except BadLayout as error:
+            raise PdsError(str(error)) from error
+        except OSError as error:
             raise PdsError(f"{layout}: {error}") from error
     typer.echo(f"{digest} {count} artefacts")
+    sys.exit(0 if count else 1)
 
 
 @app.command("import")
@@ -138,6 +141,11 @@ def import_(
         except BadLayout as error:
             raise PdsError(f"{layout}: {error}") from error
     typer.echo(f"{taken.new} taken, {taken.present} there already, {taken.unfit} do not fit")
+    if taken.unfit and not (taken.new or taken.present):
+        raise PdsError(
+            f"nothing in {layout} is for {target or 'the CPU of this machine'}",
+            hint="give its own --target, as sm_90",
+        )
 
 
 def _entries(path: Path, keys: Path | None, target: str | None) -> Iterator[Any]:

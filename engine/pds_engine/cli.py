@@ -145,6 +145,10 @@ def warmup(
     """Compile into the shared cache what this pod's stages will run, before they start."""
     from pds_engine import warmup as warming
 
+    if as_json and not plan:
+        raise ConfigError("--json: it is for --plan", hint="add --plan, or leave --json out")
+    if target == "cpu":
+        target = ""
     settings = configuration.load(config, flags={"cache.target": target})
     if plan:
         _print_plan(settings, as_json=as_json)

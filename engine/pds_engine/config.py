@@ -152,7 +152,7 @@ class CacheConfig(Section):
     """Refuse to be ready until the manifest of this role and stage is verified."""
     key_dir: Path | None = None
     """cache.key (hex), which seals the artefacts. None: hmac.key of http.keys_dir does, if any."""
-    target: str = Field("", pattern="^(sm_[0-9]{2,3})?$")
+    target: str = ""
     """The GPU that `pds-engine warmup` compiles for, as "sm_90"; "": this machine itself."""
     workers: int = Field(2, ge=1)
     timeout_seconds: float = Field(1800, gt=0)

@@ -20,6 +20,8 @@ class Kernel(Generic[G, M]):
     """Whether it can run this, on this machine. It must not raise where its library is missing."""
     make: Callable[[G], M]
     """Get ready to run this: workspace and whatever is loaded once belongs here."""
+    of_triton: bool = False
+    """Triton's interpreter runs it on a CPU, in tests."""
 
 
 def always(_: object) -> bool:
@@ -38,7 +40,7 @@ def triton(module: str, name: str = "triton") -> Kernel[Any, Any]:
     def make(geometry: Any) -> Any:
         return importlib.import_module(module).make(geometry)
 
-    return Kernel(name, serves=serves, make=make)
+    return Kernel(name, serves=serves, make=make, of_triton=True)
 
 
 def first(kernels: Sequence[Kernel[G, M]], geometry: G) -> Kernel[G, M]:

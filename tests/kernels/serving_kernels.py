@@ -28,5 +28,5 @@ def served(kernels: Sequence[Kernel[Any, Any]], geometry: Geometry, *devices: st
 def _serves(kernel: Kernel[Any, Any], geometry: Geometry, device: str) -> bool:
     """A kernel of Triton says on the meta device what it would serve on a GPU; the interpreter
     takes tensors of the CPU."""
-    interpreted = INTERPRETED and kernel.name == "triton" and device == "cpu"
+    interpreted = INTERPRETED and kernel.of_triton and device == "cpu"
     return kernel.serves(geometry(torch.device("meta" if interpreted else device)))

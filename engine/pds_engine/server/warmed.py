@@ -7,8 +7,9 @@ from pds_engine.warming.account import account_in, private_folder
 
 
 def show_warmup(config: EngineConfig, registry: CollectorRegistry) -> None:
-    """Add them; none where there was no warm-up."""
-    account = account_in(private_folder(config)) if config.cache.path else None
+    """Add them; none where there was no warm-up for this engine."""
+    warmed = config.cache.path is not None and config.cache.warmup
+    account = account_in(private_folder(config)) if warmed else None
     if account is None:
         return
     artefacts = Gauge(
