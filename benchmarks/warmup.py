@@ -9,14 +9,16 @@ machine's cores: cold, where each key must be built once, and warm. One more bui
 numbers of tokens find. The CPU seconds of each build are noted. What they would take when every pod
 had two cores of its own follows in virtual time: the pods' own queues decide who builds what.
 
-`value`: the longest chain of builds, in CPU seconds, when all stages compile at once with our
-numbers of tokens. `ratio`: that of one stage after another, with all that upstream compiled (1 to
-16,384 tokens), over it; both share one volume. `less_cold` and `less_warm` say the same as parts.
+`value`: the longest chain of builds, in CPU seconds, when all stages compile the engine's plan at
+once. `ratio`: that of one stage after another, with all that upstream compiled (1 to 16,384
+tokens), over it; both share one volume. `less_cold` and `less_warm` say the same as parts.
 
-Differing in one thing: `shapes_ratio` (all numbers of tokens over ours), `stages_ratio` (one stage
-after another over all at once), `dedup_ratio` (builds without sharing over those with). Since our
-numbers of tokens find no kernel for some others (`served`), `complete_ratio` is that of all numbers
-that a step of the engine may have. `whole_…`: with what every pod does by itself (imports, plan).
+Differing in one thing: `shapes_ratio` (1 to 16,384 tokens over the engine's plan), `stages_ratio`
+(one stage after another over all at once), `dedup_ratio` (builds without sharing over those with).
+The plan has DeepGEMM's kernels for every number of tokens that a step may have; upstream has five
+numbers since #26567 (`five_ratio`), which find the kernels of the part `served` of those calls.
+Names that begin with whole: with what every pod does by itself (imports, plan), which nothing here
+saves.
 
 --quick: Qwen's shape alone; it has no GEMMs in FP8, so that all shapes are ours.
 """
@@ -34,11 +36,23 @@ from typing import Any
 
 import torch
 from common import doing, say
+from pds_engine.artefacts.plan import plan
 from warming.building import Ran, together
-from warming.figures import Begin, Group, by_compiler, figures, paths, per_key, table
-from warming.pods import ROLES, STAGES, pods, wanted
+from warming.figures import (
+    EVERY,
+    FIVE,
+    OURS,
+    Begin,
+    Group,
+    by_compiler,
+    chains,
+    figures,
+    per_key,
+    table,
+)
+from warming.models import DEEPSEEK, QWEN
+from warming.pods import ROLES, STAGES, compile_for, pods, wanted
 from warming.replay import makespan
-from warming.shapes import DEEPSEEK, QWEN, five
 
 WORKERS = 2
 PRELOAD = "import pds_engine.warmup, torch._inductor.compile_fx"
@@ -59,46 +73,41 @@ def seconds(*words: str) -> float:
     )
 
 
-def begun(name: str, sms: int, folder: Path) -> None:
+def begun(name: str, folder: Path) -> None:
     """What a pod does before it compiles, of the decode group's first stage."""
-    model = MODELS[name]
-    mine = pods(model, name, folder, ("decode",))[:1]
-    (found,), _ = wanted(model, mine, sms, five(sms))
-    for each in found.artefacts("ours").values():
+    config = pods(MODELS[name], name, folder)[STAGES].config
+    for each in plan(config).wanted:
         each.key_inputs()
 
 
 def measured(name: str, sms: int, folder: Path) -> dict[str, Any]:
     """All figures of one model."""
-    model = MODELS[name]
     with doing(f"{name}: what is to be compiled", 3600):
-        of = pods(model, name, folder / "model", ROLES)
-        wants, served = wanted(model, of, sms)
-    group = Group(
-        wants={
-            counts: [tuple(each.artefacts(counts)) for each in wants]
-            for counts in ("all", "step", "ours")
-        },
-        begins=[pod.begin for pod in of],
-        stages=STAGES,
-        workers=WORKERS,
-    )
+        of = pods(MODELS[name], name, folder / "model")
+        wants, served = wanted(of)
     with doing(f"{name}: what each pod does by itself", 3600):
         words = ("--begin", name, "--sms", str(sms), "--folder", str(folder / "begin"))
         alone = seconds(__file__, *words), seconds("-c", PRELOAD)
-    ours = {pod.name: each.artefacts("ours") for pod, each in zip(of, wants, strict=True)}
+    begins, ours = [pod.begin for pod in of], [each.ours for each in wants]
+    names = [pod.name for pod in of]
     with doing(f"{name}: {len(of)} processes begin together, cold", 3600):
-        cold = together(folder / "run", ours, group.begins)
+        cold = together(folder, dict(zip(names, ours, strict=True)), begins)
     with doing(f"{name}: {len(of)} processes begin together, warm", 3600):
-        again = {f"{pod}-again": each for pod, each in ours.items()}
-        warm = together(folder / "run", again, group.begins, warm=True)
-    there = {key for each in ours.values() for key in each}
-    rest = {key: each for pod in wants for key, each in pod.others().items() if key not in there}
+        again = [f"{each}-again" for each in names]
+        warm = together(folder, dict(zip(again, ours, strict=True)), begins, warm=True)
+    built = {each.name for each in cold.builds}
+    rest = {key: it for each in wants for key, it in each.every.items() if key not in built}
     builds = cold.builds
     if rest:
         with doing(f"{name}: the {len(rest)} kernels of other numbers of tokens", 3600):
-            builds += together(folder / "run", {"rest": rest}, group.begins[:1]).builds
-    found = paths(group, {each.name: each.cpu for each in builds})
+            builds += together(folder, {"rest": rest}, begins[:1]).builds
+    keys = {
+        EVERY: [tuple(each.every) for each in wants],
+        OURS: [tuple(each.ours) for each in wants],
+        FIVE: [tuple(each.five) for each in wants],
+    }
+    group = Group(keys, begins, STAGES, WORKERS)
+    found = chains(group, {each.name: each.cpu for each in builds})
     begin = Begin(*alone, find=max(warm.cpu))
     print(f"\n{name}, sm_90 with {sms} multiprocessors, {len(of)} pods of {WORKERS} compilers")
     print(table(found, begin), flush=True)
@@ -150,8 +159,9 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     torch.set_num_threads(1)  # processes are forked
+    compile_for(asked.sms)
     if asked.begin:
-        begun(asked.begin, asked.sms, asked.folder)
+        begun(asked.begin, asked.folder)
         return
     names = ["qwen3-30b-a3b"] if asked.quick else list(MODELS)
     started, spans = time.monotonic(), makespans()

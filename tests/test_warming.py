@@ -1,4 +1,4 @@
-"""benchmarks/warming: what stages want, and how long warm-ups take in virtual time."""
+"""benchmarks/warming: how long warm-ups take in virtual time, and pods that are real processes."""
 
 import json
 import subprocess
@@ -10,38 +10,11 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
-from pds_kernels.builders.deep_gemm import Gemm
 from warming.building import Built, Ran
-from warming.figures import Begin, Group, by_compiler, figures, paths, per_key
+from warming.figures import EVERY, FIVE, OURS, Begin, Group, by_compiler, chains, figures, per_key
 from warming.replay import makespan, replay
-from warming.shapes import DEEPSEEK, QWEN, Stage, five, gemms, weights
 
-FIRST, LATER = Stage(dense=True, decodes=False), Stage(dense=False, decodes=True)
 HALF = Fraction(1, 2)
-
-
-def test_a_stage_multiplies_by_the_weights_of_its_layers() -> None:
-    attention = ((2112, 7168), (24576, 1536), (32768, 512), (7168, 16384))
-    shared = ((4096, 7168), (7168, 2048))
-    assert weights(DEEPSEEK, LATER) == attention + shared
-    assert weights(DEEPSEEK, FIRST) == (*attention, *shared, (36864, 7168), (7168, 18432))
-    assert weights(QWEN, FIRST) == ()  # in bfloat16
-
-
-def test_experts_have_padded_rows_and_in_decode_groups_masked_ones() -> None:
-    found = [gemm for gemm in gemms(DEEPSEEK, LATER, (1, 300)) if gemm.layout != "dense"]
-    assert found == [
-        Gemm(128, 4096, 7168, "contiguous", 256),
-        Gemm(384, 4096, 7168, "contiguous", 256),
-        Gemm(256, 4096, 7168, "masked", 256, 1),
-        Gemm(256, 4096, 7168, "masked", 256, 256),
-        Gemm(128, 7168, 2048, "contiguous", 256),
-        Gemm(384, 7168, 2048, "contiguous", 256),
-        Gemm(256, 7168, 2048, "masked", 256, 1),
-        Gemm(256, 7168, 2048, "masked", 256, 256),
-    ]
-    assert {gemm.layout for gemm in gemms(DEEPSEEK, FIRST, (1,))} == {"dense", "contiguous"}
-    assert not list(gemms(QWEN, LATER, five(78)))
 
 
 def test_stages_one_after_another_find_what_those_before_them_built() -> None:
@@ -53,7 +26,7 @@ def test_stages_one_after_another_find_what_those_before_them_built() -> None:
 
 
 GROUP = Group(
-    wants={"all": ["abcd"] * 2, "step": ["abc"] * 2, "ours": ["ab"] * 2},
+    wants={EVERY: ["abcd"] * 2, OURS: ["abc"] * 2, FIVE: ["ab"] * 2},
     begins=[Fraction(0), HALF],
     stages=2,
     workers=1,
@@ -62,27 +35,27 @@ GROUP = Group(
 
 
 def test_each_ratio_differs_in_one_thing() -> None:
-    found = paths(GROUP, dict.fromkeys("abcd", 100.0))
+    found = chains(GROUP, dict.fromkeys("abcd", 100.0))
     rounded = {name: (each.builds, round(each.seconds, -1)) for name, each in found.items()}
     assert rounded == {
-        "one stage after another, all counts": (4, 400),
-        "one stage after another, every step": (3, 300),
-        "one stage after another, our counts": (2, 200),
-        "all stages at once, all counts": (4, 200),
-        "all stages at once, every step": (3, 200),
-        "all stages at once, our counts": (2, 100),
-        "the same, and nothing shared": (4, 200),
+        "one stage after another, 1 to 16,384 tokens": (4, 400),
+        "one stage after another, the engine's plan": (3, 300),
+        "one stage after another, five numbers of tokens": (2, 200),
+        "all stages at once, 1 to 16,384 tokens": (4, 200),
+        "all stages at once, the engine's plan": (3, 200),
+        "all stages at once, five numbers of tokens": (2, 100),
+        "at once, nothing shared, the engine's plan": (6, 300),
     }
     told = figures(found, Begin(plan=60, compilers=40, find=40))
     ratios = {name: round(number, 1) for name, number in told.items() if name.endswith("ratio")}
     assert ratios == {
-        "ratio": 4,
-        "shapes_ratio": 2,
-        "stages_ratio": 2,
+        "ratio": 2,
+        "shapes_ratio": 1.3,
+        "stages_ratio": 1.5,
         "dedup_ratio": 2,
         "warm_ratio": 10,
-        "complete_ratio": 2,
-        "whole_ratio": 2.5,
+        "five_ratio": 4,
+        "whole_ratio": 1.7,
         "whole_warm_ratio": 5,
     }
 

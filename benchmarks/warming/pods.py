@@ -7,20 +7,23 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from pds_engine.artefacts.launches import launched
 from pds_engine.artefacts.plan import plan
 from pds_engine.config import EngineConfig
-from pds_engine.models.registry import read_spec
+from pds_engine.models.registry import check
 from pds_engine.parallel.layout import part
+from pds_engine.runner.shape_plan import most_tokens, token_counts
 from pds_kernels import targets
 from pds_kernels.builders import deep_gemm
+from pds_kernels.builders.deep_gemm import DeepGemmKernel, Gemm
 from pds_kernels.building import Buildable
 from pds_kernels.cache.sharing import place
 
-from warming.shapes import UPSTREAM, Stage, five, gemms
-
 STAGES = 4
 ROLES = ("prefill", "decode")
-ARCH = 90
+UPSTREAM = 16384
+"""Numbers of tokens that were compiled before sglang #26567, from 1 on."""
+_TARGET = "sm_90"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +31,6 @@ class Pod:
     """One stage of one group."""
 
     name: str
-    stage: Stage
     config: EngineConfig
     begin: Fraction
     """Where in its list of keys it begins."""
@@ -36,85 +38,78 @@ class Pod:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What a pod is to have compiled, by name."""
+    """What one pod is to have compiled, by name. They differ in DeepGEMM's kernels alone."""
 
-    plan: Mapping[str, Buildable]
-    """What the engine's plan lists."""
-    gemms: Mapping[str, Mapping[str, Buildable]]
-    """DeepGEMM's kernels, for each set of numbers of tokens."""
-
-    def artefacts(self, counts: str) -> dict[str, Buildable]:
-        """All, with the GEMMs of the set `counts`."""
-        return {**self.plan, **self.gemms[counts]}
-
-    def others(self) -> dict[str, Buildable]:
-        """What is not among ours."""
-        ours = self.artefacts("ours")
-        every = {name: each for kernels in self.gemms.values() for name, each in kernels.items()}
-        return {name: each for name, each in every.items() if name not in ours}
+    every: Mapping[str, Buildable]
+    """For all numbers of tokens that upstream compiled."""
+    ours: Mapping[str, Buildable]
+    """The engine's plan: for all that a step may have."""
+    five: Mapping[str, Buildable]
+    """For upstream's five since #26567."""
 
 
-def pods(model: dict[str, Any], name: str, folder: Path, roles: Sequence[str]) -> tuple[Pod, ...]:
-    """Those of `roles`, stage by stage. `folder` gets the model's config.json."""
+def pods(model: dict[str, Any], name: str, folder: Path) -> tuple[Pod, ...]:
+    """All of them, group by group and stage by stage. `folder` gets the model's config.json."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(model))
-    found = []
-    for role in roles:
-        for index in range(STAGES):
-            config = EngineConfig.model_validate(
-                {
-                    "model": {"path": folder, "name": name},
-                    "role": role,
-                    "max_model_len": 16384,
-                    "parallelism": {"pp": STAGES},
-                    "cache": {"path": folder, "target": f"sm_{ARCH}"},
-                    "kv": {"page_size": 64},
-                    "pod": {"index": index, "group": f"{name}-{role[0]}-0-0"},
-                }
-            )
-            mine = part(read_spec(folder), config.parallelism, index)
-            dense = mine.layers.start < model.get("first_k_dense_replace", 0)
-            begin = place(index, STAGES, config.pod.group)
-            found.append(Pod(f"{role}-{index}", Stage(dense, role == "decode"), config, begin))
-    return tuple(found)
+    return tuple(_pod(name, folder, role, index) for role in ROLES for index in range(STAGES))
 
 
-def longest(config: EngineConfig) -> int:
-    """Tokens of a step at most."""
-    settings = config.scheduler
-    return settings.max_step_tokens or settings.chunk_size + settings.max_running
+def _pod(model: str, folder: Path, role: str, index: int) -> Pod:
+    config = EngineConfig.model_validate(
+        {
+            "model": {"path": folder, "name": model},
+            "role": role,
+            "max_model_len": UPSTREAM,
+            "parallelism": {"pp": STAGES},
+            "cache": {"path": folder, "target": _TARGET},
+            "kv": {"page_size": 64},
+            "pod": {"index": index, "group": f"{model}-{role[0]}-0-0"},
+        }
+    )
+    return Pod(f"{role}-{index}", config, place(index, STAGES, config.pod.group))
 
 
-def sets(config: EngineConfig, sms: int, every: Sequence[int]) -> dict[str, Sequence[int]]:
-    """Numbers of tokens: upstream's old ones, all that a step of this engine may have, and ours."""
-    return {"all": every, "step": range(1, longest(config) + 1), "ours": five(sms)}
+def compile_for(sms: int) -> None:
+    """Plans are for a GPU of so many multiprocessors: for one that is not there they ask here."""
+    targets.SMS[targets.gpu(_TARGET).arch] = sms
 
 
-def wanted(
-    model: dict[str, Any], of: Sequence[Pod], sms: int, every: Sequence[int] = UPSTREAM
-) -> tuple[list[Wanted], float]:
-    """What each of the pods is to have compiled; and of the GEMMs that a step of this engine may
-    have, the part whose kernels are among ours. DeepGEMM is asked once, for all pods."""
-    targets.SMS[ARCH] = sms  # the plan takes a GPU that is not there from this table
-    counts = sets(of[0].config, sms, every)
-    calls = {
-        (pod.stage, name): tuple(gemms(model, pod.stage, counts[name]))
-        for pod in of
-        for name in counts
-    }
-    asked = tuple(dict.fromkeys(gemm for each in calls.values() for gemm in each))
-    planned = deep_gemm.plan(asked, targets.gpu(f"sm_{ARCH}")) if asked else ()
+def wanted(of: Sequence[Pod]) -> tuple[list[Wanted], float]:
+    """What each pod is to have compiled; and the part of the calls of DeepGEMM in the engine's
+    steps (by weight and number of tokens, in multiples of 16) whose kernels are among `five`."""
+    gpu = targets.gpu(_TARGET)
+    weights = [_weights(pod.config) for pod in of]
+    distinct = tuple(dict.fromkeys(each for one in weights for each in one))
+    every, five = deep_gemm.covering(distinct, UPSTREAM), _five(distinct, gpu.sms)
+    planned = deep_gemm.plan([*every, *five], gpu) if distinct else ()
     kernel = {each.gemm: each.kernel for each in planned}
-    ours = {kernel[gemm] for (_, name), each in calls.items() if name == "ours" for gemm in each}
-    steps = {gemm for (_, name), each in calls.items() if name == "step" for gemm in each}
-    served = sum(kernel[gemm] in ours for gemm in steps) / len(steps) if steps else 1.0
-    return [
-        Wanted(
-            {each.name: each for each in plan(pod.config).wanted},
-            {
-                name: {kernel[gemm].name: kernel[gemm] for gemm in calls[pod.stage, name]}
-                for name in counts
-            },
+    few = {kernel[gemm] for gemm in five}
+    steps = deep_gemm.covering(distinct, most_tokens(of[0].config))
+    served = sum(kernel[gemm] in few for gemm in steps) / len(steps) if steps else 1.0
+    found = []
+    for pod, one in zip(of, weights, strict=True):
+        ours = {each.name: each for each in plan(pod.config).wanted}
+        others = {name: it for name, it in ours.items() if not isinstance(it, DeepGemmKernel)}
+        all_counts = [kernel[gemm] for gemm in deep_gemm.covering(one, UPSTREAM)]
+        five_counts = [kernel[gemm] for gemm in _five(one, gpu.sms)]
+        found.append(
+            Wanted(
+                every=ours | {each.name: each for each in all_counts},
+                ours=ours,
+                five=others | {each.name: each for each in five_counts},
+            )
         )
-        for pod in of
-    ], served
+    return found, served
+
+
+def _weights(config: EngineConfig) -> tuple[Gemm, ...]:
+    """A call for each product of the pod's layers that DeepGEMM computes."""
+    spec = check(config)
+    mine = part(spec, config.parallelism, config.pod.index, config.role)
+    return launched(config, spec, mine, targets.gpu(_TARGET)).deep_gemm
+
+
+def _five(weights: Sequence[Gemm], sms: int) -> tuple[Gemm, ...]:
+    sizes = dict.fromkeys((each.n, each.k) for each in weights)
+    return tuple(Gemm(m, n, k) for n, k in sizes for m in token_counts(sms))
