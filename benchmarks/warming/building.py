@@ -7,6 +7,8 @@ before it compiles is measured apart (`warmup.begin`).
 import json
 import multiprocessing
 import resource
+import signal
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -118,10 +120,15 @@ def together(
         _FORK.Process(target=_pod, args=(volume, pod, artefacts, begin, barrier, said))
         for (pod, artefacts), begin in zip(wanted.items(), begins, strict=True)
     ]
-    for process in started:
-        process.start()
-    for process in started:
-        process.join()
+    try:
+        for process in started:
+            process.start()
+        for process in started:
+            process.join()
+    finally:  # out of time: each ends its compilers
+        for process in started:
+            if process.is_alive():
+                process.terminate()
     if any(process.exitcode for process in started):
         raise RuntimeError("a warm-up has failed: see above")
     found = [said.get() for _ in started]
@@ -152,6 +159,7 @@ def _pod(
     said: Any,
 ) -> None:
     """The process of a pod: as `pds_engine.warmup.warm`."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     barrier.wait()
     begun, cpu = time.monotonic(), time.process_time()
     mine, troubles = cache(volume.root, pod), set()
