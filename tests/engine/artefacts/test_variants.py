@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from pds_engine.artefacts.launches import launches
+from pds_engine.artefacts.launches import Launched, launched
 from pds_engine.config import EngineConfig
 from pds_engine.kv.pool import KvPool
 from pds_engine.messages import Admit, Release, Row, Sampling, StepPlan
@@ -22,10 +22,12 @@ from pds_engine.parallel.layout import ModelPart, part
 from pds_engine.runner.runner import Runner
 from pds_engine.sizing import kv_format, kv_shard
 from pds_engine.spec import DecoderSpec
-from pds_kernels.launching import Launch, recording
+from pds_kernels import fp8_gemm
+from pds_kernels.launching import recording
 from pds_kernels.targets import gpu
 from torch.overrides import TorchFunctionMode
 
+GPU = gpu("sm_90")
 PUBLISHED = Path(__file__).parents[1] / "models" / "published"
 LONGEST, STEPS = 600, 7
 SAMPLINGS = tuple(
@@ -55,24 +57,24 @@ class Rank:
     """A rank on the meta device, and random steps for it."""
 
     def __init__(self, config: EngineConfig, spec: DecoderSpec, mine: ModelPart, seed: int) -> None:
-        decoder, kv = meta.decoder(config, spec, mine), kv_format(config, spec)
+        decoder, kv = meta.decoder(config, spec, mine, GPU), kv_format(config, spec)
         pool = KvPool(kv, kv_shard(kv, mine), 4, "meta")
         self.runner = Runner(config, decoder, [pool.layer(at) for at in range(len(decoder.layers))])
         self.config, self.mine, self.hidden = config, mine, decoder.spec.hidden
         self.dtype = decoder.dtype
         self.random = random.Random(seed)
 
-    def launches(self, step_id: int) -> list[Launch]:
+    def launches(self, step_id: int) -> Launched:
         """Of one step."""
         plan, tp = self.plan(step_id), self.mine.tp
         hidden = torch.empty(
             plan.padded_tokens // tp, self.hidden, dtype=self.dtype, device=meta.META
         )
-        with recording() as found, Zeros():
+        with recording() as found, fp8_gemm.recording() as gemms, Zeros():
             self.runner.execute(plan, None if self.mine.embeds else hidden)
         for row in plan.rows:
             self.runner.release(Release(slot=row.slot, gen=row.gen, after_step=step_id))
-        return found
+        return Launched(tuple(found), tuple(gemms))
 
     def plan(self, step_id: int) -> StepPlan:
         """Chunks, single tokens or both; without rows where there are other dp ranks."""
@@ -143,8 +145,12 @@ def test_any_step_launches_what_is_planned(
     for at in sorted({0, 1, config.parallelism.pp - 1} & set(range(config.parallelism.pp))):
         rank = at * stage + at % stage
         mine = part(spec, config.parallelism, rank, config.role)
-        planned = set(launches(config, spec, mine, gpu("sm_90")))
+        planned = launched(config, spec, mine, GPU)
         runs = Rank(config, spec, mine, seed=at)
-        found = {launch for step in range(STEPS) for launch in runs.launches(step)}
-        assert found - planned == set()
+        steps = [runs.launches(step) for step in range(STEPS)]
+        found = {launch for each in steps for launch in each.triton}
+        assert found - set(planned.triton) == set()
         assert found
+        # All numbers of tokens are planned for a product: pds_kernels.builders.deep_gemm.covering.
+        products = {(gemm.n, gemm.k) for each in steps for gemm in each.deep_gemm}
+        assert products == {(gemm.n, gemm.k) for gemm in planned.deep_gemm}
