@@ -11,8 +11,8 @@ from witness import COMPILED, FOUND, LISTENS, Start, Witness
 
 HERE = Path(__file__).parent
 MODEL = HERE.parents[1] / "examples" / "models" / "tiny"
-KERNELS = 8
-"""Of the tiny model; with Triton's launcher there are 9 artefacts."""
+KERNELS = 11
+"""Of the tiny model; with Triton's launcher there are 12 artefacts."""
 
 
 def worker(root: Path, name: str) -> tuple[list[int], list[Start], list[Start]]:
