@@ -1,4 +1,5 @@
-"""Which kernels a test runs: those that serve this machine, and Triton's in its interpreter.
+"""Which kernels a test runs: those that serve this machine, in all of its instruction sets, and
+Triton's in its interpreter.
 
 `pytest -v` names them, and `implementations` in the summary.
 """
@@ -7,6 +8,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import cpu_libraries
 import pytest
 import torch
 from pds_kernels.choosing import Kernel
@@ -18,9 +20,10 @@ Geometry = Callable[[torch.device], object]
 def served(kernels: Sequence[Kernel[Any, Any]], geometry: Geometry, *devices: str) -> list[object]:
     """(kernel, device): each kernel on each device that it serves here, of `devices` or of all."""
     return [
-        pytest.param(kernel, device, marks=marks, id=f"{kernel.name}-{device}")
-        for device, marks in (("cpu", ()), ("cuda", pytest.mark.gpu))
-        for kernel in kernels
+        pytest.param(kernel, device, marks=(*marks, *own), id=f"{kernel.name}-{device}")
+        for device, marks in (("cpu", ()), ("cuda", (pytest.mark.gpu,)))
+        for best in kernels
+        for kernel, own in ((best, ()), *cpu_libraries.others(best))
         if device in (devices or ("cpu", "cuda")) and _serves(kernel, geometry, device)
     ]
 

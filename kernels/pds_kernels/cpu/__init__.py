@@ -1,0 +1,33 @@
+"""What the kernels for CPUs share. A room's own are in its `cpu.cpp`; its `cpu.py` calls them.
+
+vec.h        vectors of floats, as wide as the processor's
+op.h         an operation, as several threads compute it together
+program.cpp  runs a list of operations in one call; program.py makes such lists
+library.py   a room's library: compiled ahead for an instruction set, provided, looked up
+isa.py       the instruction sets, and which of them this machine has
+
+A kernel for CPUs is a class. Its `op` makes an operation on memory that is given, as part of a
+program; calling it runs that operation by itself, on tensors that it makes. It looks its functions
+up when it is made.
+"""
+
+from pds_kernels.cpu.isa import Isa, here
+from pds_kernels.cpu.library import Library, loaded, of_room, provide, provided
+from pds_kernels.cpu.program import NAMES, Op, Program, Step, fields, function, run
+
+__all__ = [
+    "NAMES",
+    "Isa",
+    "Library",
+    "Op",
+    "Program",
+    "Step",
+    "fields",
+    "function",
+    "here",
+    "loaded",
+    "of_room",
+    "provide",
+    "provided",
+    "run",
+]

@@ -1,0 +1,123 @@
+"""Lists of operations that run in one call, by threads that wait for each other in between."""
+
+import ctypes
+import functools
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import torch
+from torch import Tensor
+
+from pds_kernels.cpu.isa import here
+from pds_kernels.cpu.library import Library, loaded
+from pds_kernels.plan import AttentionPlan
+
+LIBRARY = Library("program", Path(__file__).with_name("program.cpp"), here())
+
+
+class Step(ctypes.Structure):
+    """op.h's: what changes with each step."""
+
+    _fields_ = (
+        ("tokens", ctypes.c_int64),
+        ("requests", ctypes.c_int64),
+        ("pages", ctypes.c_int64),
+        ("page_table", ctypes.c_void_p),
+        ("seq_lens", ctypes.c_void_p),
+        ("cu_seqlens", ctypes.c_void_p),
+        ("write_slots", ctypes.c_void_p),
+        ("positions", ctypes.c_void_p),
+        ("ids", ctypes.c_void_p),
+    )
+
+    @classmethod
+    def of(cls, tokens: int, plan: AttentionPlan | None = None) -> Self:
+        """A step of so many tokens. The plan's tensors must outlive it."""
+        if plan is None:
+            return cls(tokens=tokens)
+        requests, pages = plan.page_table.shape
+        step: Self = fields(
+            cls,
+            tokens=tokens,
+            requests=requests,
+            pages=pages,
+            page_table=plan.page_table,
+            seq_lens=plan.seq_lens,
+            cu_seqlens=plan.cu_seqlens_q,
+            write_slots=plan.write_slots,
+        )
+        return step
+
+
+class Op(NamedTuple):
+    """An operation: the function of a library, and its arguments."""
+
+    function: int
+    """Its address."""
+    arguments: ctypes.Structure
+
+
+class _Instruction(ctypes.Structure):
+    _fields_ = (("function", ctypes.c_void_p), ("arguments", ctypes.c_void_p))
+
+
+class Program:
+    """Operations one after another. Their arguments may be changed between two calls.
+
+    A process has one crew of `torch.get_num_threads()`, so one thread at a time may run programs.
+    """
+
+    def __init__(self, ops: Sequence[Op]) -> None:
+        self._ops = tuple(ops)  # their arguments must live as long as it does
+        self._code = (_Instruction * len(ops))(
+            *(_Instruction(op.function, ctypes.addressof(op.arguments)) for op in ops)
+        )
+        self._run = loaded(LIBRARY.name).pds_run
+        self._run.argtypes = (ctypes.c_void_p,) * 2 + (ctypes.c_int64, ctypes.c_void_p)
+        self._run.restype = None
+
+    def run(self, step: Step) -> None:
+        """Compute all of them; returns when the last one is done."""
+        pool = _pool(torch.get_num_threads(), os.getpid())
+        self._run(pool, self._code, len(self._ops), ctypes.byref(step))
+
+
+def run(op: Op, tokens: int, plan: AttentionPlan | None = None) -> None:
+    """One operation by itself."""
+    Program((op,)).run(Step.of(tokens, plan))
+
+
+def function(library: str, name: str) -> int:
+    """The address of an operation.
+
+    Raises:
+        RuntimeError: the library is not provided.
+        AttributeError: it has no such operation.
+    """
+    return ctypes.cast(getattr(loaded(library), name), ctypes.c_void_p).value or 0
+
+
+def fields(structure: type[Any], **values: Tensor | float | None) -> Any:
+    """A `structure` of these fields: a tensor is given by the address of its first number, and
+    lives as long as the structure does."""
+    plain = {
+        name: value.data_ptr() if isinstance(value, Tensor) else value
+        for name, value in values.items()
+    }
+    made = structure(**plain)
+    made.kept = [value for value in values.values() if isinstance(value, Tensor)]
+    return made
+
+
+NAMES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
+"""Of dtypes, in the names of operations."""
+
+
+@functools.cache
+def _pool(members: int, process: int) -> int:
+    """A crew of threads. They do not survive a fork, so each process has its own."""
+    make = loaded(LIBRARY.name).pds_pool
+    make.argtypes, make.restype = (ctypes.c_int, ctypes.c_int), ctypes.c_void_p
+    return int(make(members, True))

@@ -1,0 +1,37 @@
+"""What a linear layer is given."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """What stays the same as long as a process runs."""
+
+    rows: int
+    """Of the weight: output columns."""
+    columns: int
+    dtype: torch.dtype
+    """Of tokens, bias and result."""
+    weight_dtype: torch.dtype
+    """The same, or what the weight is stored in where the processor computes in float32."""
+    device: torch.device
+
+
+class Linear(Protocol):
+    """x · weightᵀ + bias (Rumelhart et al., 1986), summed in float32 and rounded once."""
+
+    def pack(self, weight: Tensor, /) -> Tensor:
+        """[rows, columns] in `weight_dtype`, whose rows may lie apart → the same numbers in the
+        order in which the kernel reads them; of no other use."""
+
+    def unpack(self, packed: Tensor, ids: Tensor, /) -> Tensor:
+        """The rows `ids` ([T] int64, each in range) of what `pack` was given, in `dtype`: an
+        embedding that is the head's weight needs no second copy. Returns [T, columns]."""
+
+    def __call__(self, x: Tensor, packed: Tensor, bias: Tensor | None = None, /) -> Tensor:
+        """x: [T, columns], rows may lie apart; bias: [rows] in `dtype`. T may be 0. Returns
+        [T, rows]. With a kernel for CPUs a token's numbers do not depend on the other tokens."""

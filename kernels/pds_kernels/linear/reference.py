@@ -1,0 +1,27 @@
+"""A linear layer in plain torch: the definition."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from pds_kernels.linear.plan import Geometry, Linear
+
+
+def make(geometry: Geometry) -> Linear:
+    """Nothing is kept from call to call."""
+    return Plain(geometry)
+
+
+class Plain:
+    """plan.Linear; weights stay as they are, but for their dtype."""
+
+    def __init__(self, geometry: Geometry) -> None:
+        self._dtype = geometry.dtype
+
+    def pack(self, weight: Tensor) -> Tensor:
+        return weight.to(self._dtype).contiguous()
+
+    def unpack(self, packed: Tensor, ids: Tensor) -> Tensor:
+        return F.embedding(ids, packed)
+
+    def __call__(self, x: Tensor, packed: Tensor, bias: Tensor | None = None) -> Tensor:
+        return F.linear(x, packed, bias)

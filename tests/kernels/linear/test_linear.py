@@ -1,0 +1,92 @@
+"""Each linear layer against float64, on odd shapes and strided rows."""
+
+import pytest
+import torch
+from pds_kernels.linear import Geometry, Kernel
+from pds_kernels.linear.dispatch import KERNELS
+from serving_kernels import served
+
+F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
+DTYPES = [(F32, F32), (F32, BF16), (F32, F16), (BF16, BF16)]
+SHAPES = [
+    (1, 1, 1),
+    (1, 512, 64),
+    (3, 65, 33),
+    (7, 40, 130),
+    (13, 100, 70),
+    (130, 96, 51),
+    (0, 8, 8),
+]
+"""Tokens, rows and columns: around vectors, panels, tiles and blocks."""
+
+
+def geometry(
+    device: torch.device,
+    rows: int = 8,
+    columns: int = 8,
+    dtypes: tuple[torch.dtype, ...] = (F32, F32),
+) -> Geometry:
+    return Geometry(rows, columns, *dtypes, device)
+
+
+@pytest.mark.parametrize("dtypes", DTYPES)
+@pytest.mark.parametrize(("tokens", "rows", "columns"), SHAPES)
+@pytest.mark.parametrize(("kernel", "device"), served(KERNELS, geometry))
+def test_against_float64(
+    kernel: Kernel,
+    device: str,
+    tokens: int,
+    rows: int,
+    columns: int,
+    dtypes: tuple[torch.dtype, ...],
+) -> None:
+    torch.manual_seed(0)
+    linear = kernel.make(geometry(torch.device(device), rows, columns, dtypes))
+    wide = torch.randn(tokens, 2 * columns, device=device).to(dtypes[0])
+    wide[:, columns:] = float("nan")  # what lies beside a row must not be read
+    x, weight = wide[:, :columns], torch.randn(rows, columns, device=device).to(dtypes[1])
+    bias = torch.randn(rows, device=device).to(dtypes[0])
+    packed = linear.pack(weight)
+    expected = x.double() @ weight.double().T
+    rtol, atol = (8e-3, 1e-2) if dtypes[0] == BF16 else (1e-5, 2e-5)
+    for given, wanted in ((None, expected), (bias, expected + bias.double())):
+        out = linear(x, packed, given)
+        torch.testing.assert_close(out.double(), wanted, rtol=rtol, atol=atol)
+        assert out.dtype == dtypes[0]
+
+
+@pytest.mark.parametrize("dtypes", DTYPES)
+@pytest.mark.parametrize(("kernel", "device"), served(KERNELS, geometry))
+def test_unpacks_rows(kernel: Kernel, device: str, dtypes: tuple[torch.dtype, ...]) -> None:
+    linear = kernel.make(geometry(torch.device(device), 70, 33, dtypes))
+    weight = torch.randn(70, 33, device=device).to(dtypes[1])
+    ids = torch.tensor([69, 0, 31, 32, 33, 0], device=device)
+    torch.testing.assert_close(
+        linear.unpack(linear.pack(weight), ids), weight[ids].to(dtypes[0]), rtol=0, atol=0
+    )
+
+
+@pytest.mark.parametrize("dtypes", DTYPES)
+@pytest.mark.parametrize(
+    ("kernel", "device"),
+    [each for each in served(KERNELS, geometry, "cpu") if "ref" not in each.id],
+)
+def test_a_token_does_not_depend_on_its_batch(
+    kernel: Kernel, device: str, dtypes: tuple[torch.dtype, ...]
+) -> None:
+    torch.manual_seed(0)
+    linear = kernel.make(geometry(torch.device(device), 300, 64, dtypes))
+    packed = linear.pack(torch.randn(300, 64).to(dtypes[1]))
+    x = torch.randn(100, 64).to(dtypes[0])
+    whole = linear(x, packed)
+    for count in (1, 2, 5, 12, 13, 48, 60):
+        torch.testing.assert_close(linear(x[:count], packed), whole[:count], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("kernel", "device"), served(KERNELS, geometry))
+def test_nan_and_infinity_stay(kernel: Kernel, device: str) -> None:
+    linear = kernel.make(geometry(torch.device(device), 40, 16))
+    x = torch.ones(3, 16, device=device)
+    x[1, 3], x[2, 5] = float("nan"), float("inf")
+    out = linear(x, linear.pack(torch.ones(40, 16, device=device)))
+    assert out[0].eq(16).all() and out[1].isnan().all() and out[2].isinf().all()
