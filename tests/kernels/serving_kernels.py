@@ -17,7 +17,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 Geometry = Callable[[torch.device], object]
 
 
-def served(kernels: Sequence[Kernel[Any, Any]], geometry: Geometry, *devices: str) -> list[object]:
+def served(kernels: Sequence[Kernel[Any, Any]], geometry: Geometry, *devices: str) -> list[Any]:
     """(kernel, device): each kernel on each device that it serves here, of `devices` or of all."""
     return [
         pytest.param(kernel, device, marks=(*marks, *own), id=f"{kernel.name}-{device}")

@@ -1,12 +1,13 @@
 """The one place that knows which normalisations there are, and which of them a process runs."""
 
 from pds_kernels import choosing
-from pds_kernels.rms_norm import reference
+from pds_kernels.rms_norm import cpu, reference
 from pds_kernels.rms_norm.plan import Geometry, Norm
 
 Kernel = choosing.Kernel[Geometry, Norm]
 KERNELS: tuple[Kernel, ...] = (
     choosing.triton("pds_kernels.rms_norm.triton"),
+    Kernel("cpu", serves=cpu.serves, make=cpu.make),
     Kernel("reference", serves=choosing.always, make=reference.make),
 )
 """The best first. The last one serves everything."""

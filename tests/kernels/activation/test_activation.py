@@ -1,5 +1,6 @@
 """Each activation against the definition, on odd widths and strided rows."""
 
+from functools import partial
 from typing import get_args
 
 import pytest
@@ -16,8 +17,16 @@ from torch import Tensor
 KINDS = get_args(Activation)
 
 
-def geometry(device: torch.device) -> Geometry:
-    return Geometry(96, "silu", torch.float32, device)
+def geometry(device: torch.device, dtype: torch.dtype = torch.float32) -> Geometry:
+    return Geometry(96, "silu", dtype, device)
+
+
+LOWER = [
+    pytest.param(*each.values, dtype, marks=each.marks, id=f"{each.id}-{dtype}")
+    for dtype in (torch.bfloat16, torch.float16)
+    for each in served(KERNELS, partial(geometry, dtype=dtype))
+]
+"""Kernels, devices and the dtypes below float32 that they serve."""
 
 
 def ends(device: str) -> Tensor:
@@ -56,8 +65,7 @@ def test_great_numbers_and_none(kernel: Kernel, device: str, kind: Activation) -
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize(("kernel", "device"), served(KERNELS, geometry))
+@pytest.mark.parametrize(("kernel", "device", "dtype"), LOWER)
 def test_lower_dtypes_differ_by_their_rounding(
     kernel: Kernel, device: str, dtype: torch.dtype, kind: Activation
 ) -> None:
