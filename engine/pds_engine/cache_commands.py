@@ -133,11 +133,12 @@ def import_(
 ) -> None:
     """Take artefacts from an OCI image layout and seal them by our key."""
     from pds_kernels.cache import BadLayout, take
-    from pds_kernels.graph import toolchain
+    from pds_kernels.cpu import here
+    from pds_kernels.cpu.library import target as made_for
 
     with _volume_errors():
         try:
-            taken = take(_cache(path, keys), layout, digest, target or toolchain()["target"])
+            taken = take(_cache(path, keys), layout, digest, target or made_for(here()))
         except BadLayout as error:
             raise PdsError(f"{layout}: {error}") from error
     typer.echo(f"{taken.new} taken, {taken.present} there already, {taken.unfit} do not fit")

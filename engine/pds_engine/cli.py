@@ -171,8 +171,6 @@ def _print_plan(settings: EngineConfig, *, as_json: bool) -> None:
         typer.echo(f"pod {pod.pod}: {len(pod.names)} artefacts")
         for kind, name in zip(pod.kinds, pod.names, strict=True):
             typer.echo(f"  {kind}  {name}")
-        for name in pod.eager:
-            typer.echo(f"  not compiled: {name}")
 
 
 def _pairs(given: list[str] | None) -> dict[str, Any]:

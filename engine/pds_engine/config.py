@@ -209,7 +209,7 @@ class EngineConfig(Section):
     threads: int = Field(1, ge=1)
     """Compute threads of a worker on CPU."""
     compile: bool = False
-    """Run the model's graphs compiled (Inductor) instead of eagerly."""
+    """Run kernels that are compiled ahead instead of plain torch."""
     join_timeout: float = Field(300, gt=0)
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 

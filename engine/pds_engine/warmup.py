@@ -42,10 +42,9 @@ from pds_engine.warming.progress import Progress, Recorder, display
 TERMINATION_LOG = Path("/dev/termination-log")
 _PROOF_BYTES = 4096  # what Kubernetes keeps of a termination message
 _COMPILERS = {
-    "inductor": "torch._inductor.compile_fx",
     "triton": "pds_kernels.builders.triton",
 }
-"""What takes long to import, 5 s for the first, by the kind of what it builds."""
+"""What takes long to import, by the kind of what it builds."""
 logger = logging.getLogger("pds.warmup")
 
 
@@ -57,8 +56,6 @@ class Warmed:
     """None: nothing was compiled, since the warm-up was to compile for the volume only."""
     volume: str = ""
     """What is wrong with the volume, where that made a difference."""
-    eager: tuple[str, ...] = ()
-    """What the manifest's artefacts do not cover: it runs without being compiled."""
     target: str = ""
     """What was compiled for: cpu, or sm_90."""
 
@@ -123,7 +120,7 @@ def warm(config: EngineConfig) -> Warmed:
         for path in _manifest_paths(config):
             cache.volume.write(partial(write_manifest, path=path, manifest=manifest))
     volume = next((text for text in troubles if text), "")
-    return Warmed(manifest, volume, found.eager, found.target)
+    return Warmed(manifest, volume, found.target)
 
 
 def open_cache(config: EngineConfig) -> Cache:
@@ -291,7 +288,6 @@ def _prove(warmed: Warmed, started: float, error: str = "") -> None:
         "compiled": manifest.compiled if manifest else 0,
         "reused": manifest.reused if manifest else 0,
         "seconds": round(time.monotonic() - started, 2),
-        "eager": warmed.eager,
         "target": warmed.target,
     }
     text = json.dumps({**proof, "error": error, "volume": volume})

@@ -5,6 +5,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +14,13 @@ import pytest
 # forked.py and its like are helpers of these tests alone; tests have no packages.
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "witness"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "kernels"))
 
 from forked import Forked, one_rank
 from pds_engine.log import JsonFormatter
+
+if find_spec("torch"):
+    import cpu_libraries  # noqa: F401  layers choose its kernels for CPUs, as in a pod that is warm
 
 if TYPE_CHECKING:  # an operator's environment runs these tests' neighbours without torch
     import torch

@@ -17,7 +17,6 @@ class StageArtefacts:
     kinds: tuple[str, ...]
     """The compiler of each artefact."""
     names: tuple[str, ...]
-    eager: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +25,7 @@ class Listing:
 
     target: str
     steps: tuple[WarmStep, ...]
-    """What is run to see what is launched; none on a CPU: its graphs take any number of tokens."""
+    """What is run to see what is launched; none on a CPU: its kernels take any number of tokens."""
     pods: tuple[StageArtefacts, ...]
 
 
@@ -49,4 +48,4 @@ def _pods(config: EngineConfig) -> Iterator[StageArtefacts]:
         found = plan(config.model_copy(update={"pod": pod}))
         kinds = tuple(each.kind for each in found.wanted)
         names = tuple(each.name for each in found.wanted)
-        yield StageArtefacts(index, kinds, names, found.eager)
+        yield StageArtefacts(index, kinds, names)

@@ -13,11 +13,11 @@ from pds_kernels.fp8_gemm import Gemm
 from pds_kernels.targets import Gpu
 
 from pds_engine.artefacts.launches import launched
+from pds_engine.artefacts.libraries import libraries
 from pds_engine.config import EngineConfig
 from pds_engine.errors import ConfigError
 from pds_engine.models.registry import check
 from pds_engine.parallel.layout import ModelPart, part
-from pds_engine.runner import graphs
 from pds_engine.runner.shape_plan import most_tokens
 from pds_engine.spec import DecoderSpec
 
@@ -32,8 +32,6 @@ class Plan:
     """cpu, or a kind of GPU: sm_90."""
     wanted: tuple[Buildable, ...]
     """Their names are unique."""
-    eager: tuple[str, ...]
-    """What none of them covers: it runs without being compiled."""
 
 
 def plan(config: EngineConfig) -> Plan:
@@ -47,9 +45,8 @@ def plan(config: EngineConfig) -> Plan:
     ranks = range(first, first + config.parallelism.ranks_per_pod)
     mine = [part(spec, config.parallelism, rank, config.role) for rank in ranks]
     if gpu is None:
-        wanted = graphs.plan(config, spec, mine[0], torch.device(CPU))
-        return Plan(CPU, wanted, graphs.eager(spec, mine[0]))
-    return Plan(str(gpu), tuple(_kernels(config, spec, mine, gpu)), ())
+        return Plan(CPU, libraries(spec))
+    return Plan(str(gpu), tuple(_kernels(config, spec, mine, gpu)))
 
 
 def target(config: EngineConfig) -> Gpu | None:

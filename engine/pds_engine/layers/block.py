@@ -1,7 +1,6 @@
 """A decoder layer's token-wise parts, as functions of tensors alone.
 
-All tensors are arguments, so that one compiled graph of each (runner.graphs) serves all layers of a
-shape. A rank by itself needs `before` and `after`; where the feed-forward block is a mixture of
+A rank by itself needs `before` and `after`; where the feed-forward block is a mixture of
 experts, `between` and `added` stand for `after`. Of several ranks each computes `heads`, the
 projection and the block with its share of the weights, and `join` for its share of the tokens
 (models.decoder). `ops` says how what stands between the matrix products is computed.

@@ -1,10 +1,11 @@
-"""Linear layers of a weight in the layers' dtype, or of one in FP8 as it is stored."""
+"""Linear layers, of weights in torch's own form, in the order of a kernel, or in FP8."""
 
 from dataclasses import dataclass
 
 import torch.nn.functional as F
 from pds_kernels import fp8_linear
 from pds_kernels.fp8 import Fp8Weight
+from pds_kernels.linear import Linear
 from torch import Tensor
 
 
@@ -16,7 +17,15 @@ class Fp8Matrix:
     multiply: fp8_linear.Linear
 
 
-Matrix = Tensor | Fp8Matrix
+@dataclass(frozen=True, slots=True)
+class PackedMatrix:
+    """A weight in the order in which its kernel reads it."""
+
+    numbers: Tensor
+    kernel: Linear
+
+
+Matrix = Tensor | PackedMatrix | Fp8Matrix
 """[N, K]."""
 
 
@@ -24,5 +33,7 @@ def linear(x: Tensor, weight: Matrix, bias: Tensor | None = None) -> Tensor:
     """x · weightᵀ + bias. x: [T, K]; bias: [N]; returns [T, N]."""
     if isinstance(weight, Tensor):
         return F.linear(x, weight, bias)
+    if isinstance(weight, PackedMatrix):
+        return weight.kernel(x, weight.numbers, bias)
     out = weight.multiply(x, weight.stored)
     return out if bias is None else out + bias

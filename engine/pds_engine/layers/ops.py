@@ -1,7 +1,4 @@
-"""What stands between a layer's matrix products: plain torch, or the kernels that serve a device.
-
-Compiled graphs are made of the plain ones, which the compiler fuses by itself.
-"""
+"""What stands between a layer's matrix products: the kernels that serve a device."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -5,7 +5,7 @@
     several         gather | heads | attention | project | reduce-scatter | join
                     gather | feed | reduce-scatter | join            (or experts | join)
 
-`Pieces` runs them eagerly; runner.graphs has one that runs them compiled. Embedding and head are
+Embedding and head are
 split by token id and attention by heads, over the ranks of an attention group; the MLP by columns,
 over all ranks of the stage (Shoeybi et al., "Megatron-LM", 2019). Between them a rank holds a part
 of the tokens (parallel.parts): what is token-wise is computed once, and the MLP sees the tokens of
@@ -21,6 +21,7 @@ from pds_kernels.rope import RotateAndWrite
 from torch import Tensor
 
 from pds_engine.layers.gqa import Into
+from pds_engine.layers.linear import PackedMatrix, linear
 from pds_engine.layers.ops import Stream, kernels, norm_kernel
 from pds_engine.layers.shapes import Shape
 from pds_engine.models.mixture import Mixture
@@ -98,19 +99,24 @@ class Decoder:
 
     def embed(self, tokens: Tensor, parts: Parts) -> Tensor:
         """A batch's tokens [T] → this rank's part of their hidden states, on the first stage."""
-        table = self.weights.embedding
-        if table is None:
-            raise ValueError("only the first stage embeds tokens")
         if self.ranks.attention.size == 1:
-            found = F.embedding(tokens, table)
+            found = self._rows(tokens)
         else:
             rows = tokens - self.part.vocab.start
             foreign = (rows < 0) | (rows >= len(self.part.vocab))
-            found = F.embedding(rows.masked_fill(foreign, 0), table)
+            found = self._rows(rows.masked_fill(foreign, 0))
             found.masked_fill_(foreign.unsqueeze(1), 0)
             found = self.ranks.attention.reduce_scatter(found, parts.batch)
         scale = self.spec.embedding_scale
         return found if scale == 1 else found * scale
+
+    def _rows(self, ids: Tensor) -> Tensor:
+        table = self.weights.embedding
+        if table is None:
+            raise ValueError("only the first stage embeds tokens")
+        if isinstance(table, PackedMatrix):
+            return table.kernel.unpack(table.numbers, ids)
+        return F.embedding(ids, table).to(self.dtype)
 
     def forward(
         self, x: Tensor, positions: Tensor, attends: Attends | None, kv: Kv, parts: Parts
@@ -187,7 +193,7 @@ class Decoder:
         if self.weights.norm is None or self.weights.head is None:
             raise ValueError("only the last stage has logits")
         _, normed = self._norm(x, self.weights.norm)
-        scores = F.linear(normed, self.weights.head).float()
+        scores = linear(normed, self.weights.head).float()
         if self.spec.softcap is not None:
             scores = self.spec.softcap * torch.tanh(scores / self.spec.softcap)
         scores[:, len(self.part.vocab) :] = float("-inf")

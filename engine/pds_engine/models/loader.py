@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import torch
-from pds_kernels import targets
+from pds_kernels import cpu, targets
 from pds_kernels.targets import Gpu
 
 from pds_engine.config import Dtype, EngineConfig
@@ -29,17 +29,12 @@ DTYPES: dict[Dtype, torch.dtype] = {
 def compute_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     """What matrices are multiplied in.
 
-    A CPU without bfloat16 (float16) instructions falls back to a loop ten times slower than
-    float32; there the weights are rounded to `dtype`, kept and multiplied in float32.
+    A CPU computes in float32, whatever weights are stored in, unless it has instructions for
+    bfloat16.
     """
-    if device.type != "cpu" or dtype == torch.float32:
+    if device.type != "cpu" or (dtype == torch.bfloat16 and cpu.here().multiplies_bf16):
         return dtype
-    native = (
-        torch.ops.mkldnn._is_mkldnn_bf16_supported()
-        if dtype == torch.bfloat16
-        else torch.ops.mkldnn._is_mkldnn_fp16_supported()
-    )
-    return dtype if native else torch.float32
+    return torch.float32
 
 
 def load(

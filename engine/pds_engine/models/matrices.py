@@ -1,4 +1,4 @@
-"""Weights of linear layers: in FP8 as they are stored, where a kernel reads them so, else plain.
+"""Weights of linear layers: in FP8 as they are stored or packed, where a kernel reads them so.
 
 A rank's part of a weight stays in FP8 if it begins and ends where blocks do: its scales are cut as
 the weight is. Any other part is made plain: the numbers are the same, in more memory.
@@ -24,7 +24,7 @@ def matrix(reader: Reader, *parts: Part) -> Matrix:
     if kept is not None:
         return kept
     plain = [reader.plain(*part) for part in parts]
-    return plain[0] if len(plain) == 1 else torch.cat(plain)
+    return reader.packed(plain[0] if len(plain) == 1 else torch.cat(plain))
 
 
 def stored(reader: Reader, *parts: Part) -> Fp8Weight | None:
@@ -41,7 +41,7 @@ def halved(reader: Reader, part: Part, head_dim: int, first: int, dims: int) -> 
         kept = reader.kept(found._replace(weight=numbers.view(found.weight.dtype)))
         if kept is not None:
             return kept
-    return by_halves(reader.plain(*part), head_dim, first, dims)
+    return reader.packed(by_halves(reader.plain(*part), head_dim, first, dims))
 
 
 def _joined(found: Sequence[Fp8Weight | None]) -> Fp8Weight | None:

@@ -1,4 +1,4 @@
-"""The token-wise parts of a layer, run eagerly; runner.graphs has the same ones compiled."""
+"""The token-wise parts of a layer, by the kernels that serve them."""
 
 from torch import Tensor
 

@@ -4,13 +4,13 @@ import logging
 from typing import Protocol
 
 import torch
-from pds_kernels import fp8_linear, grouped_gemm, on_triton
+from pds_kernels import fp8_linear, grouped_gemm, linear, on_triton
 from pds_kernels.activation import Activation
 from pds_kernels.fp8 import Fp8Weight, has_fp8
 from pds_kernels.targets import Gpu
 from torch import Tensor
 
-from pds_engine.layers.linear import Fp8Matrix
+from pds_engine.layers.linear import Fp8Matrix, Matrix, PackedMatrix
 from pds_engine.models.dequantized import Fp8
 
 logger = logging.getLogger("pds.models")
@@ -127,10 +127,21 @@ class Reader:
         return None if kernel is None else kernel.make(geometry)
 
     def plain(self, name: str, *parts: range | None) -> Tensor:
-        """`read` of a weight that would be kept in FP8 if it could: `report` names it."""
+        """The weight of a linear layer, for `packed`: in the dtype in which it is stored. One that
+        would be kept in FP8 if it could is named by `report`."""
         if self._keeps and self._checkpoint.has_fp8(name):
             self._made_plain.append(name)
-        return self.read(name, *parts)
+        return self._checkpoint.read(name, self._stored, *parts).to(self._device)
+
+    def packed(self, weight: Tensor) -> Matrix:
+        """A weight [N, K] of `plain` as the best kernel reads it."""
+        rows, columns = weight.shape
+        geometry = linear.Geometry(rows, columns, self._dtype, self._stored, self._device)
+        kernel = linear.choose(geometry)
+        if kernel.name == "reference":
+            return weight.to(self._dtype).contiguous()
+        made = kernel.make(geometry)
+        return PackedMatrix(made.pack(weight.contiguous()), made)
 
     def report(self) -> None:
         """Log which weights in FP8 were not kept so."""

@@ -11,7 +11,10 @@ from typing import NamedTuple
 from pds_kernels.grouped_gemm import Feed, Stack
 from torch import Tensor
 
-from pds_engine.layers.linear import Matrix
+from pds_engine.layers.linear import Matrix, PackedMatrix
+
+Embedding = Tensor | PackedMatrix
+"""Packed where it is the head, too; else in the dtype in which it is stored."""
 
 
 class NormWeights(NamedTuple):
@@ -105,6 +108,6 @@ class Weights:
     """What one rank holds. `embedding` on the first stage; `norm` and `head` on the last."""
 
     layers: tuple[LayerWeights, ...]
-    embedding: Tensor | None  # [V, hidden], V rows of the vocabulary, zeros past its end
+    embedding: Embedding | None  # [V, hidden], V rows of the vocabulary, zeros past its end
     norm: Tensor | None  # [hidden]
-    head: Tensor | None  # [V, hidden]
+    head: Matrix | None  # [V, hidden]

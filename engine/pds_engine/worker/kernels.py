@@ -11,16 +11,13 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
+from pds_kernels import cpu
 from pds_kernels.building import Buildable
 from pds_kernels.cache import Artefact, Cache, manifest_digest
-from pds_kernels.graph import load
 
 from pds_engine.artefacts.plan import CPU, Plan, plan
 from pds_engine.config import EngineConfig
 from pds_engine.messages import KernelsProof
-from pds_engine.models.decoder import Decoder
-from pds_engine.runner import graphs
 from pds_engine.warmup import open_cache
 
 logger = logging.getLogger("pds.worker")
@@ -31,24 +28,14 @@ _TRITON, _DEEP_GEMM = "triton", "deep_gemm"
 class Kernels:
     """What this pod's ranks run, and the proof of it."""
 
-    def __init__(
-        self, config: EngineConfig, found: Mapping[str, Artefact], proof: KernelsProof
-    ) -> None:
+    def __init__(self, found: Mapping[str, Artefact], proof: KernelsProof) -> None:
         self.proof = proof
-        self._config = config
         self._found = found
 
     @property
     def folders(self) -> list[Path]:
         """Where the artefacts lie: in the pod's own folder."""
         return [artefact.folder for artefact in self._found.values()]
-
-    def use(self, decoder: Decoder, device: torch.device) -> None:
-        """Compute `decoder`'s layers by them. On a GPU its kernels find them by themselves."""
-        if device.type == "cpu":
-            loaded = {name: load(artefact.folder) for name, artefact in self._found.items()}
-            pieces = graphs.compiled(self._config, decoder.spec, decoder.part, device, loaded)
-            decoder.use(pieces)
 
 
 def _fetched(cache: Cache, wanted: Buildable, config: EngineConfig) -> Artefact:
@@ -62,9 +49,11 @@ def _fetched(cache: Cache, wanted: Buildable, config: EngineConfig) -> Artefact:
 
 
 def install(planned: Plan, found: Mapping[str, Artefact], cache: Cache) -> None:
-    """Give the GPU's kernels to the libraries that look them up. DeepGEMM reads where once, when it
-    is loaded: this comes before any layer is."""
+    """Give the kernels to whoever looks them up, before any layer is loaded: layers choose by what
+    is there, and DeepGEMM reads where its kernels are just once."""
     if planned.target == CPU:
+        for name, artefact in found.items():
+            cpu.provide(name, artefact.folder)
         return
     from pds_kernels.builders import deep_gemm, triton
 
@@ -99,4 +88,4 @@ def prepare(config: EngineConfig) -> Kernels | None:
         reused=len(found) - compiled,
         seconds=round(time.monotonic() - begun, 3),
     )
-    return Kernels(config, found, proof)
+    return Kernels(found, proof)

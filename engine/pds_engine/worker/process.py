@@ -104,8 +104,6 @@ def _serve(
     stage_ranks = _collectives(groups.stage, place.dp * split.tp + place.tp, split.width)
     foretell(config, rank, device)
     decoder = load(config, rank, device, attention, stage_ranks)
-    if kernels is not None:
-        kernels.use(decoder, device)
     kv = kv_format(config, decoder)
     pages, pool = make_pool(config, decoder, kv, device)
     runner = Runner(config, decoder, [pool.layer(i) for i in range(len(decoder.part.layers))])

@@ -29,12 +29,12 @@ def serves(geometry: Geometry) -> bool:
     return served and geometry.device.type == "cpu" and cpu.provided(LIBRARY.name)
 
 
-def make(geometry: Geometry) -> "Gated":
+def make(geometry: Geometry) -> "OnCpu":
     """Look up what computes in this dtype."""
-    return Gated(geometry)
+    return OnCpu(geometry)
 
 
-class Gated:
+class OnCpu:
     """plan.Gated."""
 
     def __init__(self, geometry: Geometry) -> None:

@@ -13,10 +13,12 @@ up when it is made.
 
 from pds_kernels.cpu.isa import Isa, here
 from pds_kernels.cpu.library import Library, loaded, of_room, provide, provided
+from pds_kernels.cpu.program import LIBRARY as PROGRAM
 from pds_kernels.cpu.program import NAMES, Op, Program, Step, fields, function, run
 
 __all__ = [
     "NAMES",
+    "PROGRAM",
     "Isa",
     "Library",
     "Op",

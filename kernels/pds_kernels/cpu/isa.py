@@ -18,6 +18,11 @@ class Isa:
     needs: frozenset[str]
     """Of /proc/cpuinfo's."""
 
+    @property
+    def multiplies_bf16(self) -> bool:
+        """Whether products of bfloat16 numbers are quicker than those of float32."""
+        return "avx512_bf16" in self.needs
+
 
 _AVX2 = ("-mavx2", "-mfma", "-mf16c")
 _AVX512 = (

@@ -59,7 +59,7 @@ class Library:
             "source": digest.hexdigest()[:16],
             "flags": " ".join((*_FLAGS, *self.isa.flags)),
             "compiler": compiler_version(),
-            "machine": os.uname().machine,
+            "target": target(self.isa),
         }
 
     def build(self, folder: Path) -> None:
@@ -97,6 +97,11 @@ def compiler_version() -> str:
     except (OSError, subprocess.CalledProcessError) as error:
         raise RuntimeError(f"the C++ compiler {name} does not run: {error}") from error
     return found.stdout.strip()
+
+
+def target(isa: Isa) -> str:
+    """What artefacts for `isa` are made for, as `pds-engine cache` names it."""
+    return f"cpu-{os.uname().machine}-{isa.name}"
 
 
 def of_room(module: str) -> Library:

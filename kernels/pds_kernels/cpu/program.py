@@ -1,8 +1,8 @@
 """Lists of operations that run in one call, by threads that wait for each other in between."""
 
 import ctypes
-import functools
 import os
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -66,7 +66,8 @@ class _Instruction(ctypes.Structure):
 class Program:
     """Operations one after another. Their arguments may be changed between two calls.
 
-    A process has one crew of `torch.get_num_threads()`, so one thread at a time may run programs.
+    Each thread that runs programs has a crew of `torch.get_num_threads()`, itself among them. One
+    program may be run by one thread at a time.
     """
 
     def __init__(self, ops: Sequence[Op]) -> None:
@@ -80,8 +81,7 @@ class Program:
 
     def run(self, step: Step) -> None:
         """Compute all of them; returns when the last one is done."""
-        pool = _pool(torch.get_num_threads(), os.getpid())
-        self._run(pool, self._code, len(self._ops), ctypes.byref(step))
+        self._run(_crew().pool, self._code, len(self._ops), ctypes.byref(step))
 
 
 def run(op: Op, tokens: int, plan: AttentionPlan | None = None) -> None:
@@ -115,9 +115,31 @@ NAMES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
 """Of dtypes, in the names of operations."""
 
 
-@functools.cache
-def _pool(members: int, process: int) -> int:
-    """A crew of threads. They do not survive a fork, so each process has its own."""
-    make = loaded(LIBRARY.name).pds_pool
-    make.argtypes, make.restype = (ctypes.c_int, ctypes.c_int), ctypes.c_void_p
-    return int(make(members, True))
+class _Crew:
+    """The threads that compute what one thread runs, itself among them. They do not survive a
+    fork, so `process` is part of whose they are."""
+
+    def __init__(self, members: int, process: int) -> None:
+        self.made_for = (members, process)
+        library = loaded(LIBRARY.name)
+        library.pds_pool.argtypes = (ctypes.c_int, ctypes.c_int)
+        library.pds_pool.restype = ctypes.c_void_p
+        library.pds_pool_end.argtypes = (ctypes.c_void_p,)
+        self._end = library.pds_pool_end
+        self.pool = library.pds_pool(members, True)
+
+    def __del__(self) -> None:
+        if self.made_for[1] == os.getpid():
+            self._end(self.pool)
+
+
+_own = threading.local()
+
+
+def _crew() -> _Crew:
+    """This thread's."""
+    wanted = torch.get_num_threads(), os.getpid()
+    found: _Crew | None = getattr(_own, "crew", None)
+    if found is None or found.made_for != wanted:
+        found = _own.crew = _Crew(*wanted)
+    return found

@@ -10,7 +10,9 @@ packed = kernel.pack(weight)        once, at load
 out = kernel(x, packed, bias)
 """
 
+from pds_kernels.linear.cpu import LIBRARY as CPU_LIBRARY
+from pds_kernels.linear.cpu import OnCpu
 from pds_kernels.linear.dispatch import Kernel, choose
 from pds_kernels.linear.plan import Geometry, Linear
 
-__all__ = ["Geometry", "Kernel", "Linear", "choose"]
+__all__ = ["CPU_LIBRARY", "Geometry", "Kernel", "Linear", "OnCpu", "choose"]

@@ -63,12 +63,12 @@ def serves(geometry: Geometry) -> bool:
     return served and geometry.device.type == "cpu" and cpu.provided(LIBRARY.name)
 
 
-def make(geometry: Geometry) -> "Packed":
+def make(geometry: Geometry) -> "OnCpu":
     """Look up what computes in these dtypes."""
-    return Packed(geometry)
+    return OnCpu(geometry)
 
 
-class Packed:
+class OnCpu:
     """plan.Linear."""
 
     def __init__(self, geometry: Geometry) -> None:

@@ -41,12 +41,12 @@ def serves(geometry: Geometry) -> bool:
     return served and geometry.device.type == "cpu" and cpu.provided(LIBRARY.name)
 
 
-def make(geometry: Geometry) -> "Norm":
+def make(geometry: Geometry) -> "OnCpu":
     """Look up what computes in these dtypes."""
-    return Norm(geometry)
+    return OnCpu(geometry)
 
 
-class Norm:
+class OnCpu:
     """plan.Norm."""
 
     def __init__(self, geometry: Geometry) -> None:

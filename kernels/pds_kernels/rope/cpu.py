@@ -57,12 +57,12 @@ def serves(geometry: Geometry) -> bool:
     return here and served and geometry.head_dim <= _WIDEST
 
 
-def make(geometry: Geometry) -> "Rotate":
+def make(geometry: Geometry) -> "OnCpu":
     """Look up what computes in these dtypes."""
-    return Rotate(geometry)
+    return OnCpu(geometry)
 
 
-class Rotate:
+class OnCpu:
     """plan.RotateAndWrite."""
 
     def __init__(self, geometry: Geometry) -> None:

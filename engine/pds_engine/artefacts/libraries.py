@@ -1,0 +1,24 @@
+"""The kernels for CPUs that a model runs: libraries, each of one room and for any shape."""
+
+from pds_kernels import (
+    activation,
+    cpu,
+    linear,
+    rms_norm,
+    rope,
+)
+
+from pds_engine.spec import DecoderSpec
+
+_ALWAYS = (
+    cpu.PROGRAM,
+    activation.CPU_LIBRARY,
+    linear.CPU_LIBRARY,
+    rms_norm.CPU_LIBRARY,
+    rope.CPU_LIBRARY,
+)
+
+
+def libraries(spec: DecoderSpec) -> tuple[cpu.Library, ...]:
+    """Those of a model's layers. They know nothing of sizes: models on a volume share them."""
+    return _ALWAYS
