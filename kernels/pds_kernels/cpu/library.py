@@ -52,7 +52,8 @@ class Library:
     def key_inputs(self) -> Mapping[str, str]:
         """Sources, instruction set and compiler: other differences of processors do not count."""
         digest = hashlib.sha256()
-        for path in (self.source, *sorted(_HERE.glob("*.h"))):
+        headers = (*self.source.parent.glob("*.h"), *_HERE.glob("*.h"))
+        for path in (self.source, *sorted(headers)):
             digest.update(hashlib.sha256(path.read_bytes()).digest())
         return {
             "library": self.name,

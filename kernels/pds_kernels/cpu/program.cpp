@@ -78,6 +78,7 @@ class Pool {
     for (int64_t at = 0, length = length_; at < length; at++) {
       program[at].op(program[at].arguments, step, &crew);
       if (members_ > 1) meet();
+      else next_.store(0, std::memory_order_relaxed);
     }
   }
 

@@ -1,0 +1,282 @@
+// Attention of some rows over one block of keys and values that are packed for it: scores, their
+// shares, and what the shares take of the values.
+//
+// A row is one head's query of one token. Rows are computed with in C: bf16 where the processor
+// multiplies pairs of it, else float. Both products are of one form, rows by steps times steps by
+// columns, and a step holds a pair of numbers for bf16:
+//
+//   scores = queries [rows, dim] · keys [steps of dim, KEYS]
+//   sums  += shares [rows, KEYS] · values [steps of KEYS, columns]
+//
+// Each number of a row is one sum in the order of the steps, whatever rows are beside it.
+#pragma once
+
+#include <algorithm>
+#include <utility>
+
+#include "op.h"
+#include "vec.h"
+
+namespace pds {
+
+constexpr int KEYS = 64;  // of a block
+#if defined(__AVX512F__)
+constexpr int MOST = 12;  // rows that are multiplied at once, by two vectors
+#else
+constexpr int MOST = 6;
+#endif
+constexpr float NONE = -std::numeric_limits<float>::infinity();
+constexpr float LOG2_E = 1.44269504f;
+
+template <class C>
+constexpr int PAIR = sizeof(C) == 2 ? 2 : 1;  // numbers of a step
+
+inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+
+// ---- packing -----------------------------------------------------------------------------------
+
+typedef uint16_t vh2 __attribute__((vector_size(4 * W)));
+
+template <class Vector, int HALF, int... I>
+inline Vector interleave(Vector a, Vector b, std::integer_sequence<int, I...>) {
+  constexpr int N = sizeof...(I);
+  return __builtin_shufflevector(a, b, (I % 2 * N + I / 2 + HALF * N / 2)...);
+}
+template <class Vector>
+inline Vector lower_halves(Vector a, Vector b) {
+  constexpr int N = sizeof(Vector) / sizeof(a[0]);
+  return interleave<Vector, 0>(a, b, std::make_integer_sequence<int, N>());
+}
+template <class Vector>
+inline Vector upper_halves(Vector a, Vector b) {
+  constexpr int N = sizeof(Vector) / sizeof(a[0]);
+  return interleave<Vector, 1>(a, b, std::make_integer_sequence<int, N>());
+}
+
+// Each pass moves one bit of an element's place from its row to its column.
+inline void transpose(vu (&x)[W]) {
+#pragma GCC unroll 4
+  for (int bit = 1; bit < W; bit *= 2) {
+    vu y[W];
+#pragma GCC unroll 8
+    for (int i = 0; i < W / 2; i++) {
+      y[2 * i] = lower_halves(x[i], x[i + W / 2]);
+      y[2 * i + 1] = upper_halves(x[i], x[i + W / 2]);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < W; i++) x[i] = y[i];
+  }
+}
+
+// W steps of a row that has `left` numbers; what is beyond them is zero.
+template <class C, class Kv>
+inline vu steps_of(const Kv* row, int64_t left) {
+  constexpr int N = W * PAIR<C>;
+  Kv all[N];
+  if (left < N) {
+    std::memset(all, 0, sizeof all);
+    for (int64_t i = 0; i < left; i++) all[i] = row[i];
+    row = all;
+  }
+  if constexpr (PAIR<C> == 1) {
+    return bits_of<vu>(load(row));
+  } else {
+    vu v;
+    std::memcpy(&v, row, sizeof v);
+    return v;
+  }
+}
+
+// rows[KEYS], null: absent → to [steps of dim, KEYS], its steps rounded up to W.
+template <class C, class Kv>
+void pack_keys(const Kv* const* rows, int64_t dim, C* to) {
+  for (int key = 0; key < KEYS; key += W) {
+    for (int64_t at = 0; at < dim; at += W * PAIR<C>) {
+      vu x[W];
+#pragma GCC unroll 16
+      for (int i = 0; i < W; i++)
+        x[i] = rows[key + i] ? steps_of<C>(rows[key + i] + at, dim - at) : vu{};
+      transpose(x);
+      C* into = to + (at / PAIR<C> * KEYS + key) * PAIR<C>;
+#pragma GCC unroll 16
+      for (int i = 0; i < W; i++) std::memcpy(into + i * KEYS * PAIR<C>, &x[i], sizeof x[i]);
+    }
+  }
+}
+
+// rows[KEYS], null: absent → to [steps of KEYS, columns]. Absent ones are zero, as is what lies
+// between dim and columns.
+template <class C, class Kv>
+void pack_values(const Kv* const* rows, int64_t dim, int64_t columns, C* to) {
+  for (int key = 0; key < KEYS; key += PAIR<C>) {
+    const Kv* const* from = rows + key;
+    for (int64_t at = 0; at < columns; at += W * PAIR<C>) {
+      vu x[2] = {};
+      for (int i = 0; i < PAIR<C>; i++)
+        if (from[i]) x[i] = steps_of<C>(from[i] + at, dim - at);
+      if constexpr (PAIR<C> == 1) {
+        std::memcpy(to, &x[0], sizeof x[0]);
+        to += W;
+      } else {
+        const vh2 a = bits_of<vh2>(x[0]), b = bits_of<vh2>(x[1]);
+        const vh2 both[2] = {lower_halves(a, b), upper_halves(a, b)};
+        std::memcpy(to, both, sizeof both);
+        to += 4 * W;
+      }
+    }
+  }
+}
+
+// ---- products ----------------------------------------------------------------------------------
+
+template <class C>
+struct Product {
+  const C* a;  // [rows, steps]
+  int64_t a_stride;
+  const C* b;  // [steps, columns]
+  int64_t b_stride;
+  int64_t steps;
+  int64_t columns;  // a multiple of 2 W
+  float* out;       // [rows, columns]
+  int64_t out_stride;
+};
+
+template <class C, int M, int V, bool ADD>
+inline void tile(const Product<C>& x, int64_t column) {
+  vf sums[M][V];
+#pragma GCC unroll 16
+  for (int m = 0; m < M; m++)
+#pragma GCC unroll 4
+    for (int v = 0; v < V; v++)
+      sums[m][v] = ADD ? load(x.out + m * x.out_stride + column + v * W) : vf{};
+  const C* a = x.a;
+  const C* b = x.b + column * PAIR<C>;
+  for (int64_t step = 0; step < x.steps; step++, a += PAIR<C>, b += x.b_stride) {
+    vu by[V];
+    std::memcpy(by, b, sizeof by);
+#pragma GCC unroll 16
+    for (int m = 0; m < M; m++) {
+      uint32_t bits;
+      std::memcpy(&bits, a + m * x.a_stride, sizeof bits);
+      const vu own = vu{} + bits;
+#pragma GCC unroll 4
+      for (int v = 0; v < V; v++) {
+        if constexpr (PAIR<C> == 2) sums[m][v] = dot(sums[m][v], own, by[v]);
+        else sums[m][v] += bits_of<vf>(own) * bits_of<vf>(by[v]);
+      }
+    }
+  }
+#pragma GCC unroll 16
+  for (int m = 0; m < M; m++)
+#pragma GCC unroll 4
+    for (int v = 0; v < V; v++) store(x.out + m * x.out_stride + column + v * W, sums[m][v]);
+}
+
+// `rows` of them, at most MOST.
+template <class C, bool ADD, int M = MOST>
+void multiply(const Product<C>& x, int64_t rows) {
+  if constexpr (M > 1) {
+    if (rows < M) return multiply<C, ADD, M - 1>(x, rows);
+  }
+  int64_t column = 0;
+  if constexpr (M <= MOST / 2)  // few rows take more columns: enough sums to wait for none of them
+    for (; column + 4 * W <= x.columns; column += 4 * W) tile<C, M, 4, ADD>(x, column);
+  for (; column < x.columns; column += 2 * W) tile<C, M, 2, ADD>(x, column);
+}
+
+// ---- shares ------------------------------------------------------------------------------------
+
+// 2 ** x for x <= 0, within two last places; 0 below -126; NaN for NaN.
+inline vf power(vf x) {
+  const vf least = splat(-126.0f);
+  vf y = least > x ? least : x;
+#if defined(__AVX512F__)
+  const vf n = bits_of<vf>(_mm512_roundscale_ps(bits_of<__m512>(y), 0));
+  const vf r = y - n;
+#else
+  const vf shifted = y + 12582912.0f;  // 1.5 * 2^23: rounds to a whole number in the low bits
+  const vf r = y - (shifted - 12582912.0f);
+#endif
+  vf p = splat(1.326472731e-3f);  // 2 ** r within 1e-7 for |r| <= 1/2, and exact for 0
+  p = p * r + 9.671512991e-3f;
+  p = p * r + 5.550733581e-2f;
+  p = p * r + 2.402224243e-1f;
+  p = p * r + 6.931470037e-1f;
+  p = p * r + 1.0f;
+#if defined(__AVX512F__)
+  p = bits_of<vf>(_mm512_scalef_ps(bits_of<__m512>(p), bits_of<__m512>(n)));
+#else
+  p = p * bits_of<vf>((bits_of<vi>(shifted) - 0x4b400000 + 127) << 23);
+#endif
+  return least > x ? vf{} : p;
+}
+inline float power(float x) { return power(splat(x))[0]; }
+
+// How a product becomes a score, of base 2.
+struct Scoring {
+  float factor;
+  float cap;  // 0: none
+};
+
+// The parts of a softmax over some keys, before it is divided by its total.
+struct Parts {
+  float* tops;    // [rows] the greatest score
+  float* totals;  // [rows] of 2 ** (score - top)
+  float* sums;    // [rows, columns] the same by the values
+};
+
+// One row's shares of a block, of which it sees the keys first <= key < end.
+template <class C>
+inline void weigh(const float* products, int64_t first, int64_t end, const Scoring& how, float& top,
+                  float* totals, float* sums, int64_t columns, C* shares) {
+  constexpr int N = KEYS / W;
+  vf scores[N], best = splat(NONE);
+  const bool whole = first <= 0 && end >= KEYS;
+  vi at;
+  for (int i = 0; i < W; i++) at[i] = i;
+#pragma GCC unroll 16
+  for (int i = 0; i < N; i++) {
+    vf x = load(products + i * W) * how.factor;
+    if (how.cap != 0) x = (1.0f - 2.0f / (1.0f + exp(2.0f * x))) * how.cap;
+    if (!whole) {
+      const vi sees = (at + i * W >= int32_t(first)) & (at + i * W < int32_t(end));
+      x = sees ? x : splat(NONE);
+    }
+    scores[i] = x;
+    best = greater(x, best);  // of NaN the second
+  }
+  const float higher = std::max(top, greatest(best));
+  if (higher > top) {
+    const float kept = power(top - higher);
+    top = higher;
+    store(totals, load(totals) * kept);
+    for (int64_t column = 0; column < columns; column += W)
+      store(sums + column, load(sums + column) * kept);
+  }
+  const vf base = splat(top == NONE ? 0.0f : top);
+  vf total = load(totals);
+#pragma GCC unroll 16
+  for (int i = 0; i < N; i++) {
+    const vf share = power(scores[i] - base);
+    total += share;
+    store(shares + i * W, share);
+  }
+  store(totals, total);
+}
+
+// Parts of two stretches of keys, the earlier ones in `into`.
+inline void join(const Parts& into, const Parts& later, int64_t rows, int64_t columns) {
+  for (int64_t row = 0; row < rows; row++) {
+    const float top = std::max(into.tops[row], later.tops[row]);
+    const float base = top == NONE ? 0.0f : top;
+    const float a = power(into.tops[row] - base), b = power(later.tops[row] - base);
+    into.tops[row] = top;
+    into.totals[row] = into.totals[row] * a + later.totals[row] * b;
+    float* to = into.sums + row * columns;
+    const float* from = later.sums + row * columns;
+    for (int64_t column = 0; column < columns; column += W)
+      store(to + column, load(to + column) * a + load(from + column) * b);
+  }
+}
+
+}  // namespace pds
