@@ -4,6 +4,7 @@ from pds_kernels import (
     activation,
     cpu,
     linear,
+    paged_attention,
     rms_norm,
     rope,
 )
@@ -14,6 +15,7 @@ _ALWAYS = (
     cpu.PROGRAM,
     activation.CPU_LIBRARY,
     linear.CPU_LIBRARY,
+    paged_attention.CPU_LIBRARY,
     rms_norm.CPU_LIBRARY,
     rope.CPU_LIBRARY,
 )

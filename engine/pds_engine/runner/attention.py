@@ -34,27 +34,38 @@ class Attention:
         }
         self.kernels = ", ".join(sorted({kind.name for kind in self._kinds.values()}))
 
+    @property
+    def kinds(self) -> list["Kind"]:
+        """Of each layer."""
+        return [self._kinds[spec] for spec in self._layers]
+
+    @property
+    def unlike(self) -> list["Kind"]:
+        """Each kind that there is."""
+        return list(self._kinds.values())
+
     def prepare(self, plan: AttentionPlan) -> Attends:
         """Each layer's attention, for this step."""
         ready = {
-            spec: Attend(kind.prepare(plan), plan.write_slots, kind.rotate)
+            spec: Attend(kind.attend(plan), plan.write_slots, kind.rotate)
             for spec, kind in self._kinds.items()
         }
         return [ready[spec] for spec in self._layers]
 
 
 @dataclass(frozen=True, slots=True)
-class _Kind:
+class Kind:
     """The kernels of layers that are alike."""
 
     name: str
     """Of what attends."""
-    prepare: Callable[[AttentionPlan], Callable[..., Tensor]]
+    attend: Callable[[AttentionPlan], Callable[..., Tensor]]
+    """Prepares a step."""
     rotate: rope.RotateAndWrite | None = None
     """None: a layer rotates by itself, and attention writes its keys and values."""
 
 
-def _latent(spec: MlaSpec, common: dict[str, Any]) -> _Kind:
+def _latent(spec: MlaSpec, common: dict[str, Any]) -> Kind:
     geometry = mla.Geometry(
         nope_dim=spec.nope_dim,
         rope_dim=spec.rope_dim,
@@ -64,10 +75,10 @@ def _latent(spec: MlaSpec, common: dict[str, Any]) -> _Kind:
         **common,
     )
     kernel = mla.choose(geometry)
-    return _Kind(kernel.name, kernel.make(geometry))
+    return Kind(kernel.name, kernel.make(geometry))
 
 
-def _grouped(spec: GqaSpec, norm_eps: float, common: dict[str, Any]) -> _Kind:
+def _grouped(spec: GqaSpec, norm_eps: float, common: dict[str, Any]) -> Kind:
     geometry = paged_attention.Geometry(
         scale=None if spec.scale == spec.head_dim**-0.5 else spec.scale,
         window=spec.window,
@@ -76,7 +87,7 @@ def _grouped(spec: GqaSpec, norm_eps: float, common: dict[str, Any]) -> _Kind:
         **common,
     )
     kernel = paged_attention.choose(geometry)
-    return _Kind(kernel.name, kernel.make(geometry), _rotation(spec, norm_eps, common))
+    return Kind(kernel.name, kernel.make(geometry), _rotation(spec, norm_eps, common))
 
 
 def _rotation(spec: GqaSpec, norm_eps: float, common: dict[str, Any]) -> rope.RotateAndWrite | None:

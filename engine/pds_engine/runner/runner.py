@@ -10,14 +10,16 @@ from pds_engine.config import EngineConfig
 from pds_engine.errors import ProtocolError
 from pds_engine.messages import Admit, Release, StepDone, StepPlan, TokenLogprobs
 from pds_engine.models.decoder import Decoder, Kv
-from pds_engine.parallel.parts import parts
+from pds_engine.parallel.parts import Parts, parts
 from pds_engine.parallel.reads import Reads
 from pds_engine.parallel.stage import Computed
 from pds_engine.runner.attention import Attention
 from pds_engine.runner.batch import Batch, build
+from pds_engine.runner.program import program
 from pds_engine.runner.rows import together
 from pds_engine.runner.sampling import UNSOUND, kernel, logprobs, sample
 from pds_engine.runner.scoring import prompt_logprobs
+from pds_engine.runner.shape_plan import most_tokens
 from pds_engine.runner.tables import Tables
 
 
@@ -44,6 +46,7 @@ class Runner:
             samples=decoder.part.samples,
         )
         self._attention = Attention(decoder, config.kv.page_size, keys)
+        self._program = program(decoder, self._attention, kv, most_tokens(config))
         self._gumbel_max = kernel(decoder.vocab, keys.device)
         self._reads = Reads()
         self._done = -1
@@ -92,8 +95,7 @@ class Runner:
             hidden = self._decoder.embed(batch.tokens, shared)
         elif hidden is None:
             raise ProtocolError(f"step {plan.step_id} came without hidden states")
-        attends = self._attention.prepare(batch.attention) if plan.rows else None
-        hidden = self._decoder.forward(hidden, batch.positions, attends, self._kv, shared)
+        hidden = self._layers(hidden, batch, plan, shared)
         found, chances = self._sample(hidden, batch) if part.samples else ([], ())
         if part.embeds and part.samples:
             self._reads.sampled(plan)
@@ -122,6 +124,15 @@ class Runner:
         """Wait until all that was begun is computed: another thread is about to read the pages."""
         if self._kv[0][0].is_cuda:
             torch.cuda.current_stream().synchronize()
+
+    def _layers(self, hidden: Tensor, batch: Batch, plan: StepPlan, shared: Parts) -> Tensor:
+        """This stage's layers, for this rank's part of the tokens."""
+        if not plan.rows:
+            return self._decoder.forward(hidden, batch.positions, None, self._kv, shared)
+        if self._program is not None:
+            return self._program.run(hidden, batch.positions, batch.attention)
+        attends = self._attention.prepare(batch.attention)
+        return self._decoder.forward(hidden, batch.positions, attends, self._kv, shared)
 
     def _sample(
         self, hidden: Tensor, batch: Batch

@@ -13,7 +13,9 @@ a layer:
     out = attend(q, k, v, keys, values, sinks)        # once a layer
 """
 
+from pds_kernels.paged_attention.cpu import LIBRARY as CPU_LIBRARY
+from pds_kernels.paged_attention.cpu import OnCpu
 from pds_kernels.paged_attention.dispatch import Kernel, choose
 from pds_kernels.paged_attention.plan import Attend, Geometry, Prepare
 
-__all__ = ["Attend", "Geometry", "Kernel", "Prepare", "choose"]
+__all__ = ["CPU_LIBRARY", "Attend", "Geometry", "Kernel", "OnCpu", "Prepare", "choose"]

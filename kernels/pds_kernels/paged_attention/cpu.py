@@ -86,12 +86,12 @@ def serves(geometry: Geometry) -> bool:
     return served and geometry.device.type == "cpu" and cpu.provided(LIBRARY.name)
 
 
-def make(geometry: Geometry) -> "Paged":
+def make(geometry: Geometry) -> "OnCpu":
     """Look up what computes in these dtypes."""
-    return Paged(geometry)
+    return OnCpu(geometry)
 
 
-class Paged:
+class OnCpu:
     """plan.Prepare; also the operations of a program.
 
     `planning` comes first in each step; after it `attending` once for each layer of this geometry,
@@ -194,7 +194,7 @@ def _strides(keys: Tensor, values: Tensor) -> dict[str, int]:
 class _Attention:
     """plan.Attend for one step."""
 
-    def __init__(self, kernel: Paged, plan: AttentionPlan) -> None:
+    def __init__(self, kernel: OnCpu, plan: AttentionPlan) -> None:
         self._kernel = kernel
         self._plan = plan
 
