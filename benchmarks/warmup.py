@@ -55,7 +55,7 @@ from warming.pods import ROLES, STAGES, compile_for, pods, wanted
 from warming.replay import makespan
 
 WORKERS = 2
-PRELOAD = "import pds_engine.warmup, torch._inductor.compile_fx"
+PRELOAD = "import pds_engine.warmup"
 """What the compile processes of a pod are forked from."""
 FURTHER = ("builds_per_key", "warm_ratio", "shapes_ratio", "stages_ratio", "dedup_ratio")
 MODELS = {"deepseek-v3": DEEPSEEK, "qwen3-30b-a3b": QWEN}

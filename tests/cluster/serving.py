@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "examples" / "models" / "tiny"
 COLD = 600
-"""Seconds: two graphs by g++, on two cores that other work shares."""
+"""Seconds: seven libraries by g++, on two cores that other work shares."""
 Object = dict[str, Any]
 Found = TypeVar("Found")
 

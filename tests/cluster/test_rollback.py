@@ -165,7 +165,7 @@ def test_a_model_that_does_not_load(
 
 
 def test_a_warm_up_that_fails(served: Serving, questions: list[Question]) -> None:
-    """It asks for compiled graphs where there is no compiler; no pod of it is ever made."""
+    """It asks for compiled kernels where there is no compiler; no pod of it is ever made."""
     broken = {"name": "warmup", "env": [{"name": "CXX", "value": "/bin/false"}]}
     with unharmed(served, questions):
         served.apply(

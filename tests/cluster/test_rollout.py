@@ -20,7 +20,7 @@ pytestmark = pytest.mark.cluster
 torch.set_num_threads(1)
 
 SETTLED = 900.0
-"""Seconds for one rollout: two graphs by g++, on two cores that the clients share."""
+"""Seconds for one rollout: seven libraries by g++, on two cores that the clients share."""
 SURE = 0.5
 """By this much the best token of a bfloat16 answer leads the second at each step."""
 NEXT = "localhost/pds-dev:next"

@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.soak]
 
 ROLES = ("prefill", "decode")
 COLD = 600
-"""Seconds: two graphs for each of two pods by g++, on two cores that other work shares."""
+"""Seconds: seven libraries for each of two pods by g++, on two cores that other work shares."""
 KINDS = {
     "full": ("rw", "has too little space (", "give it more room"),
     "read-only": ("ro", "is read-only: ", "mount it writable"),

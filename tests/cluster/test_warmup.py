@@ -12,12 +12,13 @@ from pathlib import Path
 
 import httpx
 import pytest
+from pds_engine.artefacts.libraries import DENSE
 from pds_operator import names
 from serving import COLD, Object, Serving, proof
 
 pytestmark = pytest.mark.cluster
 
-GRAPHS = 2
+LIBRARIES = len(DENSE)
 """Of every rank, whatever its role and its layers."""
 PODS = 4
 """Of a prefill and a decode group of two stages."""
@@ -87,9 +88,9 @@ def test_four_pods_at_once_build_each_artefact_once(cold: Serving) -> None:
     pods = engine_pods(cold)
     assert len(pods) == PODS
     lines = said(cold, pods)
-    assert sorted(built(lines).values()) == [1] * GRAPHS
+    assert sorted(built(lines).values()) == [1] * LIBRARIES
     assert Counter(each.artefact for each in lines) == dict.fromkeys(built(lines), PODS)
-    on_volume = [(meta["inputs"]["graph"], meta["producer"]) for meta in stored(cold, "inductor")]
+    on_volume = [(meta["inputs"]["library"], meta["producer"]) for meta in stored(cold, "cpp")]
     builders = {(each.artefact, each.container) for each in lines if each.source == "built"}
     assert sorted(on_volume) == sorted(
         (artefact, container.partition("/")[0]) for artefact, container in builders
@@ -103,19 +104,19 @@ def test_four_pods_at_once_build_each_artefact_once(cold: Serving) -> None:
 def test_what_engines_loaded_is_what_their_warm_ups_proved(cold: Serving) -> None:
     proofs = [proof(pod) for pod in engine_pods(cold)]
     assert [each["error"] for each in proofs] == [""] * PODS
-    assert [each["compiled"] + each["reused"] for each in proofs] == [GRAPHS] * PODS
-    assert sum(each["compiled"] for each in proofs) == GRAPHS
+    assert [each["compiled"] + each["reused"] for each in proofs] == [LIBRARIES] * PODS
+    assert sum(each["compiled"] for each in proofs) == LIBRARIES
     kernels = [cold.states(role)[0]["kernels"] for role in ("prefill", "decode")]
     manifests = {each["manifest"] for each in (*proofs, *kernels)}
     assert len(manifests) == 1
     # By the engines, after the warm-up: both ranks of a group.
-    assert [(each["compiled"], each["reused"]) for each in kernels] == [(0, 2 * GRAPHS)] * 2
+    assert [(each["compiled"], each["reused"]) for each in kernels] == [(0, 2 * LIBRARIES)] * 2
     message = assert_warm(cold)
-    assert f"{GRAPHS} artefacts compiled, {(PODS - 1) * GRAPHS} reused" in message
+    assert f"{LIBRARIES} artefacts compiled, {(PODS - 1) * LIBRARIES} reused" in message
     assert f"manifest {manifests.pop()[:12]}" in message
 
 
-def test_compiled_graphs_answer_without_compiling(cold: Serving) -> None:
+def test_compiled_kernels_answer_without_compiling(cold: Serving) -> None:
     known = "The value of fig is 12. The value of plum is 47. What is the value of plum?"
     with httpx.Client(base_url=cold.url, timeout=120) as client:
         for tokens in (1, 300):  # a step of one token, and a prompt of several chunks
@@ -152,20 +153,20 @@ def test_a_job_fills_the_volume_for_a_gpu_that_is_not_there(cold: Serving) -> No
     command = engine["spec"]["containers"][0]["command"][0]
     words = (command, "cache", "verify", CACHE, "--keys", KEYS, "--target", TARGET)
     assert f"{len(on_volume)} artefacts for {TARGET}, 0 damaged" in cold.exec(engine, *words)
-    assert len(stored(cold, "inductor")) == GRAPHS
+    assert len(stored(cold, "cpp")) == LIBRARIES
     assert_warm(cold)
 
 
 def test_pods_of_the_next_revision_compile_nothing(compiled: Serving) -> None:
-    """Of another layout: groups of one stage run the same graphs."""
+    """Of another layout: groups of one stage run the same kernels."""
     pods = engine_pods(compiled)
     for pod, found in ((pod, proof(pod)) for pod in pods):
-        assert (found["compiled"], found["reused"], found["error"]) == (0, GRAPHS, "")
+        assert (found["compiled"], found["reused"], found["error"]) == (0, LIBRARIES, "")
         kernels = compiled.state(pod)["kernels"]
         assert found["manifest"] == kernels["manifest"]
         assert (kernels["compiled"], kernels["compiles_after_ready"]) == (0, 0)
         name, seconds = pod["metadata"]["name"], found["seconds"]
         print(f"{name}: Ready after {start_seconds(pod):.0f} s, {seconds} s of them its warm-up")
     assert len(pods) == 2
-    assert len(stored(compiled, "inductor")) == GRAPHS
+    assert len(stored(compiled, "cpp")) == LIBRARIES
     assert_warm(compiled)

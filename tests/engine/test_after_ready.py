@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import compiled_graphs
+import cpu_libraries
 import httpx
 import pytest
+from pds_engine.artefacts.libraries import DENSE
 from random_models import saved
 from real_processes import ENGINE, MODEL, ServingProcess
 from waiting import wait_until
@@ -17,8 +18,9 @@ from witness import Start, Witness
 
 HERE = Path(__file__).parent
 LAYOUTS = {"unified": {"tp": 2}, "prefill": {"tp": 2}, "decode": {"pp": 2, "tp": 2}}
-PROOFS = {"unified": [0, 2 * 3, 0], "prefill": [0, 2 * 3, 0], "decode": [0, 4 * 3, 0]}
-"""Compiled before Ready, reused, compiled after it: each rank has three graphs."""
+RANKS = {role: split.get("pp", 1) * split["tp"] for role, split in LAYOUTS.items()}
+PROOFS = {role: [0, ranks * len(DENSE), 0] for role, ranks in RANKS.items()}
+"""Compiled before Ready, reused, compiled after it: each rank has the same libraries."""
 LENGTHS = [1, 2, 15, 16, 17, 31, 32, 33, 97]
 """Around pages of 16 tokens and chunks of 32, at once: steps of many shapes."""
 
@@ -28,7 +30,7 @@ class WarmGroups:
 
     def __init__(self, folder: Path, model: Path, volume: Path) -> None:
         (folder / "key").mkdir()
-        (folder / "key" / "cache.key").write_text(compiled_graphs.SEAL.hex())
+        (folder / "key" / "cache.key").write_text(cpu_libraries.SEAL.hex())
         self.witness = Witness(folder)
         environment = self.witness.environment | {
             "PYTHONPATH": f"{HERE}:{HERE.parent / 'witness'}",
@@ -85,7 +87,7 @@ class WarmGroups:
 @pytest.fixture(scope="module")
 def groups(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WarmGroups]:
     model = saved("Qwen2ForCausalLM", tmp_path_factory.mktemp("model"))
-    found = WarmGroups(tmp_path_factory.mktemp("groups"), model, compiled_graphs.volume())
+    found = WarmGroups(tmp_path_factory.mktemp("groups"), model, cpu_libraries.VOLUME)
     yield found
     found.close()
 
@@ -123,7 +125,7 @@ def answered(pod: ServingProcess) -> list[str]:
     return texts
 
 
-@pytest.mark.soak  # two graphs are compiled, for a minute of a core
+@pytest.mark.soak  # all libraries are compiled, for half a minute of a core
 def test_a_pod_runs_no_program_after_its_warm_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -156,6 +158,7 @@ def test_a_pod_runs_no_program_after_its_warm_up(
         assert witness.starts()[before:] == []
         shown = pod.get("/metrics").text.splitlines()
         assert "pds_compiles_after_ready 0.0" in shown
-        assert 'pds_warmup_artefacts{source="built",stages="0"} 2.0' in shown
+        count = f"{len(DENSE)}.0"
+        assert f'pds_warmup_artefacts{{source="built",stages="0"}} {count}' in shown
     finally:
         pod.end()

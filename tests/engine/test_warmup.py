@@ -17,18 +17,22 @@ import pytest
 from compile_threads import threads
 from pds_engine import config as configuration
 from pds_engine import warmup
+from pds_engine.artefacts import plan as artefacts
 from pds_engine.artefacts.plan import plan
 from pds_engine.config import EngineConfig
 from pds_engine.errors import ConfigError
 from pds_engine.keys import Keys
 from pds_engine.server.warmed import show_warmup
 from pds_engine.warming import memory
-from pds_kernels import graph as aot
+from pds_engine.worker import kernels
+from pds_kernels import activation, rms_norm
 from pds_kernels.cache import Cache
 from pds_kernels.cache.files import Files
-from pds_kernels.graph import Graph, toolchain
+from pds_kernels.cpu import Library, library
 from prometheus_client import CollectorRegistry
 from warm_pod import WarmPod
+
+TWO = (activation.CPU_LIBRARY, rms_norm.CPU_LIBRARY)
 
 
 class Refusing(Files):
@@ -45,15 +49,17 @@ class Refusing(Files):
 def pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], WarmPod]:
     """Pods over one volume; the last one made warms up."""
     monkeypatch.setattr(warmup, "_start", lambda work, kinds: threads(work))
+    monkeypatch.setattr(artefacts, "libraries", lambda spec: TWO)
+    monkeypatch.setattr(kernels, "install", lambda planned, found, cache: None)
 
     def make(name: str) -> WarmPod:
         made = WarmPod(tmp_path, name)
 
-        def build(graph: Graph, folder: Path) -> None:
-            made.built.append(graph.name)
-            (folder / aot.PACKAGE).write_bytes(graph.name.encode() * 1000)
+        def build(self: Library, folder: Path) -> None:
+            made.built.append(self.name)
+            (folder / library.FILE).write_bytes(self.name.encode() * 1000)
 
-        monkeypatch.setattr(aot, "build", build)
+        monkeypatch.setattr(Library, "build", build)
         monkeypatch.setattr(warmup, "TERMINATION_LOG", made.log)
         return made
 
@@ -74,7 +80,6 @@ def refuses(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 def test_the_next_pod_compiles_nothing(pod: Callable[[str], WarmPod]) -> None:
     first = pod("a").warm()
     assert (first["compiled"], first["reused"], first["error"], first["volume"]) == (2, 0, "", "")
-    assert first["eager"] == ["attention over pages"]
     second = pod("b")
     proof = second.warm()
     assert (proof["compiled"], proof["reused"], proof["volume"]) == (0, 2, "")
@@ -109,15 +114,15 @@ def shown(config: EngineConfig) -> dict[str, float]:
 def test_a_node_of_another_processor_warms_its_own_target_beside_the_first(
     pod: Callable[[str], WarmPod], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    here, there = toolchain(), {**toolchain(), "target": "cpu-of-another-node"}
     first = pod("a").warm()
-    monkeypatch.setattr(aot, "toolchain", lambda: there)
+    there = pytest.MonkeyPatch()
+    there.setattr(library, "target", lambda isa: "cpu-of-another-node")
     joined = pod("b")
     proof = joined.warm()
     assert (proof["compiled"], proof["reused"]) == (2, 0)
     assert proof["manifest"] == joined.load() != first["manifest"]
     assert pod("c").warm()["compiled"] == 0
-    monkeypatch.setattr(aot, "toolchain", lambda: here)
+    there.undo()
     later = pod("d")
     proof = later.warm()
     assert (proof["compiled"], proof["manifest"]) == (0, first["manifest"])
@@ -169,10 +174,10 @@ def test_where_a_compiler_fails_too_both_are_reported(
     refuses(errno.ENOSPC)
     lone = pod("a")
 
-    def fail(graph: Graph, folder: Path) -> None:
+    def fail(self: Library, folder: Path) -> None:
         raise ValueError("unexpected pos 128 vs 0")
 
-    monkeypatch.setattr(aot, "build", fail)
+    monkeypatch.setattr(Library, "build", fail)
     proof = lone.warm()
     assert (proof["status"], proof["manifest"]) == (1, "")
     assert "ValueError: unexpected pos 128 vs 0; besides, the compile cache's" in proof["error"]
@@ -184,14 +189,14 @@ def test_a_failure_on_a_good_volume_is_reported_alone(
 ) -> None:
     lone = pod("a")
 
-    def fail(graph: Graph, folder: Path) -> None:
+    def fail(self: Library, folder: Path) -> None:
         raise ValueError("no such instruction")
 
-    monkeypatch.setattr(aot, "build", fail)
+    monkeypatch.setattr(Library, "build", fail)
     proof = lone.warm()
     assert proof["status"] == 1
     assert proof["error"] in {
-        f"artefact {name}: ValueError: no such instruction" for name in ("before", "after")
+        f"artefact {name}: ValueError: no such instruction" for name in ("activation", "rms_norm")
     }
 
 
@@ -222,13 +227,13 @@ def test_the_log_says_what_was_damaged_and_how_long_it_took_to_rebuild(
 ) -> None:
     first = pod("a")
     first.warm()
-    for package in first.volume.rglob(aot.PACKAGE):
+    for package in first.volume.rglob(library.FILE):
         package.write_bytes(b"evil")
     proof = pod("b").warm()
     assert (proof["compiled"], proof["volume"]) == (2, "")
-    what = r"what lay in the cache was damaged (graph.pt2 has changed); compiled in 0.0 s"
+    what = r"what lay in the cache was damaged (kernels.so has changed); compiled in 0.0 s"
     logged = {json.loads(line)["message"] for line in capsys.readouterr().err.splitlines()}
-    assert {f"artefact {name}: {what}" for name in ("before", "after")} <= logged
+    assert {f"artefact {name}: {what}" for name in ("activation", "rms_norm")} <= logged
     assert pod("c").warm()["reused"] == 2
 
 
@@ -238,10 +243,10 @@ def test_a_proof_of_many_words_can_still_be_read(
     refuses(errno.ENOSPC)
     lone = pod("a")
 
-    def fail(graph: Graph, folder: Path) -> None:
+    def fail(self: Library, folder: Path) -> None:
         raise ValueError("é" * 9000)
 
-    monkeypatch.setattr(aot, "build", fail)
+    monkeypatch.setattr(Library, "build", fail)
     assert lone.warm()["error"].startswith("artefact ")
     assert lone.log.stat().st_size <= 4096
 
@@ -250,11 +255,11 @@ def test_a_warm_up_without_a_compiler_says_so_in_its_proof(
     pod: Callable[[str], WarmPod], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CXX", "/bin/false")
-    toolchain.cache_clear()
+    library.compiler_version.cache_clear()
     try:
         proof = pod("a").warm()
     finally:
-        toolchain.cache_clear()
+        library.compiler_version.cache_clear()
     assert (proof["status"], proof["manifest"]) == (1, "")
     assert proof["error"].startswith("the C++ compiler /bin/false does not run: ")
 
@@ -268,7 +273,7 @@ def test_each_artefact_is_a_line_and_the_proof_is_the_last_one(
 ) -> None:
     proof = pod("a").warm(workers=1)
     first, second, last = lines(capsys)
-    assert {first.pop("artefact"), second.pop("artefact")} == {"before", "after"}
+    assert {first.pop("artefact"), second.pop("artefact")} == {"activation", "rms_norm"}
     took = first["seconds"]
     assert first.pop("stages") == [0]
     assert first == {"n": 1, "of": 2, "seconds": took, "left": round(took, 1), "source": "built"}
@@ -286,15 +291,15 @@ def test_others_can_read_how_far_a_warm_up_is(
     place = first.volume / "v1/manifests/default/none/unified/0.progress.json"
     seen: list[dict[str, Any]] = []
 
-    def build(graph: Graph, folder: Path) -> None:
-        (folder / aot.PACKAGE).write_bytes(b"code")
+    def build(self: Library, folder: Path) -> None:
+        (folder / library.FILE).write_bytes(b"code")
         for _ in range(500):  # until the record of what came before is there
             if place.exists() and len(seen) == (found := json.loads(place.read_text()))["n"]:
                 seen.append(found)
                 return
             time.sleep(0.01)
 
-    monkeypatch.setattr(aot, "build", build)
+    monkeypatch.setattr(Library, "build", build)
     first.warm(workers=1)
     assert [(each["state"], each["n"], each["of"]) for each in seen] == [
         ("compiling", 0, 2),
@@ -308,11 +313,11 @@ def test_others_can_read_how_far_a_warm_up_is(
 def test_a_small_container_compiles_one_at_a_time(
     pod: Callable[[str], WarmPod], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of two graphs, each of which takes nearly 1 GiB."""
-    monkeypatch.setattr(memory, "ceiling", lambda: memory.Ceiling(3 << 29, "a test's limit"))
+    """Of two libraries, each of which takes more than half of what there is."""
+    monkeypatch.setattr(memory, "ceiling", lambda: memory.Ceiling(1 << 30, "a test's limit"))
     first = pod("a")
     wanted = plan(first.config()).wanted
-    assert all(960 << 20 < each.memory <= 1 << 30 for each in wanted)
+    assert all(512 << 20 < each.memory <= 1 << 30 for each in wanted)
     assert first.warm(workers=2)["compiled"] == 2
     [place] = first.volume.rglob("*.progress.json")
     assert json.loads(place.read_text())["workers"] == 1
@@ -321,11 +326,11 @@ def test_a_small_container_compiles_one_at_a_time(
 def test_a_failed_warm_up_says_so_to_others(
     pod: Callable[[str], WarmPod], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(graph: Graph, folder: Path) -> None:
+    def fail(self: Library, folder: Path) -> None:
         raise ValueError("no such instruction")
 
     first = pod("a")
-    monkeypatch.setattr(aot, "build", fail)
+    monkeypatch.setattr(Library, "build", fail)
     first.warm()
     [place] = first.volume.rglob("*.progress.json")
     assert json.loads(place.read_text())["state"] == "failed"

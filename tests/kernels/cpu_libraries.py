@@ -71,6 +71,8 @@ def _in(kernel: Kernel[Any, Any], which: isa.Isa) -> Kernel[Any, Any]:
     return replace(kernel, name=f"cpu-{which.name}", make=make)
 
 
+SEAL = b"key"
+VOLUME = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pdserving" / "kernels"
 _opened: list[Cache] = []
 
 
@@ -78,8 +80,7 @@ def _cache() -> Cache:
     if not _opened:
         private = Path(tempfile.mkdtemp(prefix="pds-kernels-"))
         atexit.register(shutil.rmtree, private, ignore_errors=True)
-        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        _opened.append(Cache(root / "pdserving" / "kernels", private, b"key"))
+        _opened.append(Cache(VOLUME, private, SEAL))
     return _opened[0]
 
 

@@ -11,7 +11,7 @@ from pds_kernels import (
 
 from pds_engine.spec import DecoderSpec
 
-_ALWAYS = (
+DENSE = (
     cpu.PROGRAM,
     activation.CPU_LIBRARY,
     linear.CPU_LIBRARY,
@@ -23,4 +23,4 @@ _ALWAYS = (
 
 def libraries(spec: DecoderSpec) -> tuple[cpu.Library, ...]:
     """Those of a model's layers. They know nothing of sizes: models on a volume share them."""
-    return _ALWAYS
+    return DENSE
