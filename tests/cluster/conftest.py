@@ -92,7 +92,7 @@ def chat(operator: testing.Cluster) -> Iterator[Serving]:
 
 @pytest.fixture(scope="session")
 def cold(operator: testing.Cluster) -> Iterator[Serving]:
-    """One PDServing that runs compiled kernels, which its first pods compile: a prefill and a decode
+    """One PDServing of compiled kernels, which its first pods compile: a prefill and a decode
     group of two stages each, at once, on an empty volume. A Job compiles for sm_90 beside them.
     """
     with operator.namespace() as name:

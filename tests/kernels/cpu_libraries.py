@@ -54,6 +54,13 @@ def using(which: isa.Isa) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def without() -> Iterator[None]:
+    """Nothing is provided: layers are made of plain torch."""
+    with patch.dict(library._provided, clear=True):
+        yield
+
+
 def others(kernel: Kernel[Any, Any]) -> list[tuple[Kernel[Any, Any], tuple[Any, ...]]]:
     """A kernel for CPUs, in every other instruction set that this machine has, and a test's marks:
     AVX2 differs the most from the best one, and the rest is for soaks."""

@@ -39,7 +39,7 @@ class LatentShape:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Of a layer. Layers of one shape share their pieces, and the graphs compiled of them."""
+    """Of a layer. Layers of one shape share their pieces."""
 
     attention: HeadsShape | LatentShape
     norms: Norms

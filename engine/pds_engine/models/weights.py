@@ -1,8 +1,7 @@
 """The tensors of a rank's part of a model, in the form in which layers compute with them.
 
-What a model has not is a tensor of no elements, so that compiled graphs have arguments of one
-number. H query heads and K KV heads are this rank's, D is the size of a head. A `Matrix` or a
-`Stack` may be in FP8, as it is stored (models/matrices.py).
+What a model has not is a tensor of no elements. H query heads and K KV heads are this rank's, D is
+the size of a head. A `Matrix` may be packed, and it or a `Stack` in FP8 (models/matrices.py).
 """
 
 from dataclasses import dataclass

@@ -80,5 +80,5 @@ class EngineSpec(SpecModel):
     device: Literal["auto", "cpu", "cuda"] | None = None
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     compile: bool | None = None
-    """Run compiled graphs; default: whether compileCache.warmup is enabled."""
+    """Run compiled kernels; default: whether compileCache.warmup is enabled."""
     log_level: Literal["debug", "info", "warning", "error"] | None = None
