@@ -45,8 +45,8 @@ from pds_engine.messages import (
     Token,
 )
 from pds_engine.models.registry import read_spec
+from pds_engine.parallel.launch import Launched
 from pds_engine.parallel.layout import part
-from pds_engine.parallel.stage import Computed
 from pds_engine.wire import Link
 from pds_engine.worker import process as worker
 from safetensors.torch import save_file
@@ -79,16 +79,16 @@ class FixedRunner:
         self._seconds = seconds
         self._model = model
 
-    def execute(self, plan: StepPlan, hidden: Tensor | None) -> Computed[Tensor]:
+    def launch(self, plan: StepPlan, hidden: Tensor | None) -> Launched[Tensor]:
         begun = time.perf_counter()
         time.sleep(self._seconds)
         if not self._model.part.samples:
             shape = plan.padded_tokens, self._model.spec.hidden
-            return Computed(hidden=torch.empty(shape, dtype=self._model.dtype))
+            return Launched(plan, hidden=torch.empty(shape, dtype=self._model.dtype))
         tokens = (7,) * sum(row.samples for row in plan.rows)
         elapsed = time.perf_counter() - begun
         done = StepDone(step_id=plan.step_id, tokens=tokens, logprobs=(), elapsed=elapsed)
-        return Computed(done=done)
+        return Launched(plan, read=lambda: done)
 
     def accept(self, plan: StepPlan, tokens: tuple[int, ...]) -> None:
         """Nothing reads them."""
@@ -98,9 +98,6 @@ class FixedRunner:
 
     def release(self, order: Release) -> None:
         """It has no slots."""
-
-    def settle(self) -> None:
-        """Nothing is under way."""
 
 
 def serve(folder: Path, rank: int) -> None:

@@ -17,7 +17,8 @@ from typing import Literal, NamedTuple, TypeVar
 
 from pds_engine.errors import GroupError
 from pds_engine.messages import Row, StepDone, StepPlan
-from pds_engine.parallel.stage import BUFFERS, Computed, Exchange, Stage, StagePlace, StageRunner
+from pds_engine.parallel.launch import Launched
+from pds_engine.parallel.stage import BUFFERS, Exchange, Stage, StagePlace, StageRunner
 
 V = TypeVar("V")
 Kind = Literal["begin", "send", "receive", "sent", "received", "end"]
@@ -65,10 +66,11 @@ class _Recorder:
     def send_output(self, plan: StepPlan, tokens: tuple[int, ...]) -> Op:
         return self._post("send", plan, self._place.stages - 1)
 
-    def execute(self, plan: StepPlan, hidden: int | None) -> Computed[int]:
+    def launch(self, plan: StepPlan, hidden: int | None) -> Launched[int]:
         if not self._place.last:
-            return Computed(hidden=0)
-        return Computed(done=StepDone(step_id=plan.step_id, tokens=(0,), logprobs=(), elapsed=0.0))
+            return Launched(plan, hidden=0)
+        done = StepDone(step_id=plan.step_id, tokens=(0,), logprobs=(), elapsed=0.0)
+        return Launched(plan, read=lambda: done)
 
     def accept(self, plan: StepPlan, tokens: tuple[int, ...]) -> None:
         """Nothing waits for it."""

@@ -13,8 +13,9 @@ from pds_engine.messages import (
     StepPlan,
     TokenLogprobs,
 )
+from pds_engine.parallel.launch import Launched
 from pds_engine.parallel.reads import Reads
-from pds_engine.parallel.stage import Computed, StagePlace
+from pds_engine.parallel.stage import StagePlace
 
 from pds_simulation import model
 from pds_simulation.exchange import INVALID, Hidden
@@ -107,7 +108,7 @@ class SimulatedRunner:
 
     # ---- parallel.stage.StageRunner ------------------------------------------------------------
 
-    def execute(self, plan: StepPlan, hidden: Hidden | None) -> Computed[Hidden]:
+    def launch(self, plan: StepPlan, hidden: Hidden | None) -> Launched[Hidden]:
         slots = [self._take(row) for row in plan.rows]
         if self.place.first:
             self.reads.check(plan)
@@ -119,12 +120,11 @@ class SimulatedRunner:
         if self.place.first and self.place.last:
             self.reads.sampled(plan)
         self._done = plan.step_id
-        result: Computed[Hidden] = Computed(hidden=Hidden(self.shard, computed))
+        result = Launched(plan, hidden=Hidden(self.shard, computed))
         if self.place.last:
             tokens, scores = self._sample(plan, slots, computed)
-            result = Computed(
-                done=StepDone(step_id=plan.step_id, tokens=tokens, logprobs=scores, elapsed=0.0)
-            )
+            done = StepDone(step_id=plan.step_id, tokens=tokens, logprobs=scores, elapsed=0.0)
+            result = Launched(plan, read=lambda: done)
         self._free()
         return result
 

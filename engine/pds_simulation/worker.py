@@ -8,7 +8,8 @@ from typing import Any, Protocol
 from msgspec.structs import replace
 from pds_engine.errors import ProtocolError
 from pds_engine.messages import Admit, Message, Release, StepDone, StepPlan
-from pds_engine.parallel.stage import Computed, Following
+from pds_engine.parallel.launch import Launched
+from pds_engine.parallel.stage import Following
 
 from pds_simulation.events import Action, Events, Signal
 from pds_simulation.exchange import Hidden
@@ -141,7 +142,7 @@ class SimulatedWorker:
 
     # ---- parallel.stage.StageRunner ------------------------------------------------------------
 
-    def execute(self, plan: StepPlan, hidden: Hidden | None) -> Computed[Hidden]:
+    def launch(self, plan: StepPlan, hidden: Hidden | None) -> Launched[Hidden]:
         self._computes = True
         self._begun = self._events.now
         seconds = self._step_time(
@@ -150,7 +151,7 @@ class SimulatedWorker:
             sum(row.start + row.length for row in plan.rows),
         )
         self._lockstep.arrive(plan, seconds, self._computed)
-        return self.runner.execute(plan, hidden)
+        return self.runner.launch(plan, hidden)
 
     def accept(self, plan: StepPlan, tokens: tuple[int, ...]) -> None:
         self.runner.accept(plan, tokens)

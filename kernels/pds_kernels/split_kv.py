@@ -16,6 +16,7 @@ from torch import Tensor
 from pds_kernels.launching import launch
 from pds_kernels.targets import SMS
 from pds_kernels.tiles import JOIN_INTS, PIECE_INTS, Work
+from pds_kernels.upload import upload
 
 _AT_ONCE = tl.constexpr(16)
 """Pieces that the join reads at once."""
@@ -55,7 +56,7 @@ class Listed:
 def listed(work: Work, device: torch.device) -> Listed:
     """`work` on `device`, in one copy."""
     pieces, joins = len(work.pieces), len(work.joins)
-    numbers = torch.tensor(list(work.numbers()), dtype=torch.int32).to(device, non_blocking=True)
+    numbers = upload(list(work.numbers()), torch.int32, device)
     each = numbers.split_with_sizes([pieces * PIECE_INTS, joins * JOIN_INTS])
     return Listed(each[0].view(pieces, PIECE_INTS), each[1].view(joins, JOIN_INTS), work.slots)
 

@@ -73,7 +73,7 @@ def run(
     """This rank's part of all passes: the tokens of its dp rank's prompts; None where the stage
     does not sample."""
     split, own = driver.config.parallelism, driver.runner_part.dp_rank
-    compute = execute or (lambda plan: driver.runner.execute(plan, None).done)
+    compute = execute or (lambda plan: driver.runner.launch(plan, None).collect())
     options = Sampling(max_tokens=count, temperature=0.0)
     requests: list[Sequence_] = [
         driver.admit(slot, prompt, options, 0) for slot, prompt in enumerate(loads[own].prompts)

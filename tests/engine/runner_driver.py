@@ -112,7 +112,7 @@ class Driver:
             padded_tokens=max(padded, tokens + -tokens % self.config.parallelism.tp),
         )
         self.steps += 1
-        done = self.runner.execute(plan, None).done
+        done = self.runner.launch(plan, None).collect()
         assert done is not None
         assert done.step_id == plan.step_id
         return done

@@ -1,8 +1,9 @@
 """One stage's part of every step: what it waits for, what it sends, and in which order.
 
-A step is a coroutine that yields what it waits for; whoever drives it answers with what came. So
-the worker runs it on real transfers (parallel.exchange), the simulation on virtual ones, and model
-checking in every order there can be. No torch, no socket, no clock.
+A step is two coroutines: one launches it, and one collects its result (parallel.launch). They yield
+what they wait for; whoever drives them answers with what came. So the worker runs them on real
+transfers (parallel.exchange), the simulation on virtual ones, and model checking in every order
+there can be. No torch, no socket, no clock.
 
     hidden states   stage r → r + 1, every step
     outputs         last stage → first, for steps whose plan says expects_output, and no other
@@ -11,15 +12,14 @@ Nothing is decided here: both ends of an exchange act on the same plan (pipeline
 """
 
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 from pds_engine.errors import ProtocolError
 from pds_engine.messages import StepDone, StepPlan
+from pds_engine.parallel.launch import H, Launched, must_collect
 
-H = TypeVar("H")
-"""Hidden states, in whatever form the runner has them."""
 W = TypeVar("W")
 """What is waited for."""
 _Sent = TypeVar("_Sent", contravariant=True)
@@ -50,22 +50,12 @@ class StagePlace:
         return self.stages + 1
 
 
-@dataclass(frozen=True, slots=True)
-class Computed(Generic[H]):
-    """What a stage makes of a step: hidden states for the next one, or the last one's result.
-
-    Every rank of the last stage has the result; the worker reports only its first rank's.
-    """
-
-    hidden: H | None = None
-    done: StepDone | None = None
-
-
 class StageRunner(Protocol[H]):
     """The computation of one stage: runner.Runner, or the simulation's."""
 
-    def execute(self, plan: StepPlan, hidden: H | None) -> Computed[H]:
-        """Compute a step from the previous stage's hidden states; None on the first stage."""
+    def launch(self, plan: StepPlan, hidden: H | None) -> Launched[H]:
+        """Begin to compute a step from the previous stage's hidden states; None on the first
+        stage. Steps are computed in the order in which they are launched."""
 
     def accept(self, plan: StepPlan, tokens: tuple[int, ...]) -> None:
         """On the first stage: what `plan`'s sampling rows sampled, in order; () if it has none.
@@ -121,17 +111,16 @@ class Stage(Generic[H, W]):
         self._ahead: tuple[int, W] | None = None
         """A step, and the receive that was posted for it while the one before it was executed."""
 
-    def step(
+    def launch(
         self, plan: StepPlan, following: Following = _unknown
-    ) -> Generator[W, Any, StepDone | None]:
-        """Execute `plan`; on the last stage the result is its StepDone.
+    ) -> Generator[W, Any, Launched[H]]:
+        """Launch `plan`, and send the next stage its hidden states.
 
         `following` gives the plan after it, once that has come: its hidden states may arrive while
         this one computes. It is asked when this one's have.
 
         Raises:
-            ProtocolError: more outputs are under way than there can be steps in flight, or
-                another plan comes than was said to follow.
+            ProtocolError: another plan comes than was said to follow.
         """
         place = self._place
         arriving = None if place.first else self._arriving(plan)
@@ -143,19 +132,43 @@ class Stage(Generic[H, W]):
         hidden = None if arriving is None else (yield arriving)
         if self._receives_ahead and (after := following()) is not None:
             self._ahead = after.step_id, self._exchange.receive_hidden(after)
-        computed = self._runner.execute(plan, hidden)
-        if computed.done is None:
+        launched = self._runner.launch(plan, hidden)
+        if not place.last:
             yield from self._await_sent(plan.step_id - BUFFERS)
-            if computed.hidden is not None:
-                sending = self._exchange.send_hidden(plan, computed.hidden)
+            if launched.hidden is not None:
+                sending = self._exchange.send_hidden(plan, launched.hidden)
                 self._sent.append((plan.step_id, sending))
-        elif plan.expects_output:
+        return launched
+
+    def must_collect(self, launched: Sequence[StepPlan], plan: StepPlan) -> bool:
+        """Whether the oldest of `launched` is to be collected before `plan` is launched."""
+        place = self._place
+        return must_collect(launched, plan, sends_outputs=place.last and not place.first)
+
+    def collect(self, launched: Launched[H]) -> Generator[W, Any, StepDone | None]:
+        """Wait until a step is computed; on the last stage send its tokens to the first one, where
+        its plan says so, and return its result. Steps are collected in the order of their launch.
+
+        Raises:
+            ProtocolError: more outputs are under way than there can be steps in flight.
+        """
+        plan, place = launched.plan, self._place
+        done = launched.collect()
+        if done is not None and plan.expects_output:
             yield from self._await_sent(plan.step_id - place.depth)
-            sending = self._exchange.send_output(plan, computed.done.tokens)
+            sending = self._exchange.send_output(plan, done.tokens)
             self._sent.append((plan.step_id, sending))
             if len(self._sent) > place.depth:
                 raise ProtocolError(f"{len(self._sent)} outputs are under way at once")
-        return computed.done
+        return done
+
+    def step(
+        self, plan: StepPlan, following: Following = _unknown
+    ) -> Generator[W, Any, StepDone | None]:
+        """Launch `plan` and collect it before anything else, as where a step is over when it is
+        launched."""
+        launched = yield from self.launch(plan, following)
+        return (yield from self.collect(launched))
 
     def _arriving(self, plan: StepPlan) -> W:
         """The receive of this step's hidden states, posted now if it was not before."""

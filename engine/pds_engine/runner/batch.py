@@ -1,10 +1,12 @@
-"""From a plan and the tables to a step's input tensors. Nothing is read back from the device."""
+"""From a plan and the tables to a step's input tensors. Nothing is read back from the device, and
+nothing waits for it."""
 
 from dataclasses import dataclass
 from itertools import accumulate
 
 import torch
 from pds_kernels.plan import AttentionPlan
+from pds_kernels.upload import upload
 from torch import Tensor
 
 from pds_engine.errors import ProtocolError
@@ -63,7 +65,8 @@ def build(plan: StepPlan, tables: Tables, padded: int) -> Batch:
     Raises:
         ProtocolError: a row names a foreign generation, lacks pages, or reads an unknown token.
     """
-    parts = [_StepRow(row, tables.take(row)) for row in plan.rows]
+    held = tables.take(plan.rows)
+    parts = [_StepRow(row, slot) for row, slot in zip(plan.rows, held, strict=True)]
     for part in parts:
         _check(part, tables.page_size)
     ordered = sorted(parts, key=_place)
@@ -141,11 +144,9 @@ def _attention(parts: list[_StepRow], tables: Tables, write_slots: Tensor) -> At
     ends = [part.end for part in parts]
     slots = [part.row.slot for part in parts]
     starts = [0, *accumulate(part.row.length for part in parts)]
-    seq_lens, owners, cu_seqlens_q = (
-        torch.tensor([*ends, *slots, *starts], dtype=torch.int32)
-        .to(tables.device, non_blocking=True)
-        .split_with_sizes([len(ends), len(slots), len(starts)])
-    )
+    numbers = upload([*ends, *slots, *starts], torch.int32, tables.device)
+    sizes = [len(ends), len(slots), len(starts)]
+    seq_lens, owners, cu_seqlens_q = numbers.split_with_sizes(sizes)
     most = -(-max(ends, default=0) // tables.page_size)
     past = tables.starts[:most] >= seq_lens.unsqueeze(1)
     return AttentionPlan(
@@ -159,4 +160,4 @@ def _attention(parts: list[_StepRow], tables: Tables, write_slots: Tensor) -> At
 
 
 def _ints(tables: Tables, *lists: list[int]) -> tuple[Tensor, ...]:
-    return torch.tensor(lists, dtype=torch.int64).to(tables.device, non_blocking=True).unbind()
+    return upload(lists, torch.int64, tables.device).unbind()

@@ -8,6 +8,7 @@ which the lowest id wins ties, on every device and layout alike.
 from collections.abc import Sequence
 
 import torch
+from pds_kernels.upload import upload
 from torch import Tensor
 
 from pds_engine.messages import Sampling
@@ -80,7 +81,7 @@ def nucleus(
     left) whose chances sum to p (Holtzman et al., 2020); the likeliest always may.
     """
     count = scores.shape[1]
-    bounds = torch.tensor([[option.top_k] for option in options], device=scores.device)
+    bounds = upload([[option.top_k] for option in options], torch.int64, scores.device)
     top_p = column([option.top_p for option in options], scores)
     places = torch.arange(count, device=scores.device)
     kept = scores >= floor(scores[:, :1], options)
@@ -102,4 +103,4 @@ def nucleus(
 
 def column(values: Sequence[float], like: Tensor) -> Tensor:
     """[R, 1] of `like`'s dtype and device."""
-    return torch.tensor(values, dtype=like.dtype, device=like.device).unsqueeze(1)
+    return upload(values, like.dtype, like.device).unsqueeze(1)

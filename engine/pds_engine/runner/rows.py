@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+import torch
+from pds_kernels.upload import upload
 from torch import Tensor
 
 from pds_engine.parallel.collectives import Collectives
@@ -13,7 +15,7 @@ def together(part: Tensor, wanted: Sequence[int], ranks: Collectives) -> Tensor:
     part: [T / size, hidden], this rank's. Ranks exchange those tokens' states and no others.
     """
     if ranks.size == 1:
-        return part[list(wanted)]
+        return part[upload(list(wanted), torch.int64, part.device)]
     owners = [at // len(part) for at in wanted]
     sizes = [owners.count(rank) for rank in range(ranks.size)]
     first = ranks.rank * len(part)

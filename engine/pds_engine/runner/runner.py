@@ -1,6 +1,6 @@
-"""Executes plans: a stage's part of a forward pass, and on the last one sampling."""
+"""Launches plans: a stage's part of a forward pass, and on the last one sampling."""
 
-import time
+from functools import partial
 
 import torch
 from pds_kernels.building import builds
@@ -8,16 +8,18 @@ from torch import Tensor
 
 from pds_engine.config import EngineConfig
 from pds_engine.errors import ProtocolError
-from pds_engine.messages import Admit, Release, StepDone, StepPlan, TokenLogprobs
+from pds_engine.messages import Admit, Release, StepDone, StepPlan
 from pds_engine.models.decoder import Decoder, Kv
-from pds_engine.parallel.parts import Parts, parts
+from pds_engine.parallel.launch import Launched
+from pds_engine.parallel.parts import parts
 from pds_engine.parallel.reads import Reads
-from pds_engine.parallel.stage import Computed
 from pds_engine.runner.attention import Attention
 from pds_engine.runner.batch import Batch, build
+from pds_engine.runner.edge import Edge, Passage, edge
 from pds_engine.runner.program import program
+from pds_engine.runner.result import Result
 from pds_engine.runner.rows import together
-from pds_engine.runner.sampling import UNSOUND, kernel, logprobs, sample
+from pds_engine.runner.sampling import kernel, logprobs, sample
 from pds_engine.runner.scoring import prompt_logprobs
 from pds_engine.runner.shape_plan import most_tokens
 from pds_engine.runner.tables import Tables
@@ -26,12 +28,17 @@ from pds_engine.runner.tables import Tables
 class Runner:
     """One rank's computation: parallel.stage.StageRunner, and the slots it works with.
 
-    Orders are executed as they come, none is ever cancelled.
+    Orders are executed as they come, none is ever cancelled. A step's work is queued on the device
+    behind that of earlier ones, and so is what orders change in the tables: a slot's last token
+    reaches the next step without the host.
 
     The last page of `kv` belongs to the runner: padding tokens write to it.
     """
 
-    def __init__(self, config: EngineConfig, decoder: Decoder, kv: Kv) -> None:
+    def __init__(
+        self, config: EngineConfig, decoder: Decoder, kv: Kv, opens: Edge | None = None
+    ) -> None:
+        """`opens`: how results reach the host; None: as fits the device of `kv`."""
         self._decoder = decoder
         self._kv = kv
         keys = kv[0][0]
@@ -48,8 +55,9 @@ class Runner:
         self._attention = Attention(decoder, config.kv.page_size, keys)
         self._program = program(decoder, self._attention, kv, most_tokens(config))
         self._gumbel_max = kernel(decoder.vocab, keys.device)
+        self._opens = opens or edge(keys.device)
         self._reads = Reads()
-        self._done = -1
+        self._launched = -1
         self._warm = builds()
         self._releases: list[Release] = []
 
@@ -58,7 +66,8 @@ class Runner:
         self._reads.admit(order)
 
     def release(self, order: Release) -> None:
-        """Free the slot, at once or when `order.after_step` is done."""
+        """Free the slot, at once or when `order.after_step` is launched: what comes later is
+        computed behind it."""
         self._releases.append(order)
         self._free()
 
@@ -78,67 +87,53 @@ class Runner:
         return self._reads.unneeded
 
     @torch.inference_mode()
-    def execute(self, plan: StepPlan, hidden: Tensor | None) -> Computed[Tensor]:
-        """Compute this stage's part of a step: at last a result, before that the hidden states of
+    def launch(self, plan: StepPlan, hidden: Tensor | None) -> Launched[Tensor]:
+        """Begin this stage's part of a step: at last a result, before that the hidden states of
         this rank's part of the tokens. A plan without rows is an idle batch.
 
         Raises:
             ProtocolError: the plan does not fit what the slots hold or how many ranks there are, or
                 reads a token that has not come.
         """
-        begun, part = time.perf_counter(), self._decoder.part
-        shared = parts(plan, part.tp, part.dp, part.dp_rank)
+        passage, part = self._opens(), self._decoder.part
         batch = build(plan, self._tables, plan.padded_tokens)
         if part.embeds:
             self._reads.check(plan)
-        if part.embeds:
-            hidden = self._decoder.embed(batch.tokens, shared)
-        elif hidden is None:
-            raise ProtocolError(f"step {plan.step_id} came without hidden states")
-        hidden = self._layers(hidden, batch, plan, shared)
-        found, chances = self._sample(hidden, batch) if part.samples else ([], ())
+        hidden = self._forward(plan, batch, hidden)
+        result = self._result(hidden, batch) if part.samples else None
         if part.embeds and part.samples:
             self._reads.sampled(plan)
-        self._done = plan.step_id
+        self._launched = plan.step_id
         self._free()
-        if not part.samples:
-            return Computed(hidden=hidden)
-        prompts = prompt_logprobs(self._decoder, hidden, batch.scored)
-        return Computed(
-            done=StepDone(
-                step_id=plan.step_id,
-                tokens=tuple(max(token, 0) for token in found),
-                logprobs=chances,
-                unsound=tuple(at for at, token in enumerate(found) if token == UNSOUND),
-                prompt_logprobs=prompts,
-                elapsed=time.perf_counter() - begun,
-            )
-        )
+        if result is None:
+            passage.close()
+            return Launched(plan, passage, hidden=hidden)
+        there = result.copied(passage.copy)
+        passage.close()
+        return Launched(plan, passage, read=partial(_read, plan, there, passage))
 
     def accept(self, plan: StepPlan, tokens: tuple[int, ...]) -> None:
         """On the first of several stages: what the last one sampled for the plan's rows."""
         self._tables.accept([row for row in plan.rows if row.samples], tokens)
         self._reads.accept(plan)
 
-    def settle(self) -> None:
-        """Wait until all that was begun is computed: another thread is about to read the pages."""
-        if self._kv[0][0].is_cuda:
-            torch.cuda.current_stream().synchronize()
-
-    def _layers(self, hidden: Tensor, batch: Batch, plan: StepPlan, shared: Parts) -> Tensor:
+    def _forward(self, plan: StepPlan, batch: Batch, hidden: Tensor | None) -> Tensor:
         """This stage's layers, for this rank's part of the tokens."""
-        if not plan.rows:
-            return self._decoder.forward(hidden, batch.positions, None, self._kv, shared)
-        if self._program is not None:
+        decoder, part = self._decoder, self._decoder.part
+        shared = parts(plan, part.tp, part.dp, part.dp_rank)
+        if part.embeds:
+            hidden = decoder.embed(batch.tokens, shared)
+        elif hidden is None:
+            raise ProtocolError(f"step {plan.step_id} came without hidden states")
+        if plan.rows and self._program is not None:
             return self._program.run(hidden, batch.positions, batch.attention)
-        attends = self._attention.prepare(batch.attention)
-        return self._decoder.forward(hidden, batch.positions, attends, self._kv, shared)
+        attends = self._attention.prepare(batch.attention) if plan.rows else None
+        return decoder.forward(hidden, batch.positions, attends, self._kv, shared)
 
-    def _sample(
-        self, hidden: Tensor, batch: Batch
-    ) -> tuple[list[int], tuple[TokenLogprobs | None, ...]]:
+    def _result(self, hidden: Tensor, batch: Batch) -> Result:
+        prompts = prompt_logprobs(self._decoder, hidden, batch.scored)
         if not batch.samples:
-            return [], ()
+            return Result(prompts=prompts)
         if self._decoder.ranks.attention.size == 1:
             ends = hidden[batch.sampled]
         else:
@@ -147,15 +142,19 @@ class Runner:
         tokens = sample(logits, batch, self._tables, self._decoder.vocab, self._gumbel_max)
         # Steps in flight go on from whatever token this is: their results are discarded.
         self._tables.sampled(batch.slots, tokens.clamp(min=0))
-        chances = logprobs(logits, tokens, batch.samples, self._decoder.vocab)
-        return tokens.tolist(), chances
+        asked, scores = logprobs(logits, tokens, batch.samples, self._decoder.vocab)
+        return Result(tokens, asked, scores, prompts)
 
     def _free(self) -> None:
         waiting = []
         for order in self._releases:
-            if order.after_step <= self._done:
+            if order.after_step <= self._launched:
                 self._tables.release(order.slot, order.gen)
                 self._reads.release(order.slot)
             else:
                 waiting.append(order)
         self._releases = waiting
+
+
+def _read(plan: StepPlan, result: Result, passage: Passage) -> StepDone:
+    return result.read(plan.step_id, passage.seconds())

@@ -16,9 +16,10 @@ import torch
 from pds_kernels import sampler
 from pds_kernels.sampler import Draws, GumbelMax
 from pds_kernels.sampler import Rows as Drawn
+from pds_kernels.upload import upload
 from torch import Tensor
 
-from pds_engine.messages import Sampling, TokenLogprobs
+from pds_engine.messages import Sampling
 from pds_engine.parallel.collectives import ALONE, VocabShard
 from pds_engine.runner.batch import Batch
 from pds_engine.runner.candidates import (
@@ -28,7 +29,7 @@ from pds_engine.runner.candidates import (
     mass,
     nucleus,
 )
-from pds_engine.runner.scoring import score
+from pds_engine.runner.scoring import Scores, score
 from pds_engine.runner.tables import HostSlot, Tables, penalised
 
 Rows = Sequence[tuple[HostSlot, int]]
@@ -87,8 +88,8 @@ def adjust(logits: Tensor, batch: Batch, tables: Tables, vocab: VocabShard) -> T
     for row, (slot, _) in zip(logits, batch.samples, strict=True):
         bias = {t - ids.start: b for t, b in slot.sampling.logit_bias.items() if t in ids}
         if bias:
-            columns = torch.tensor(list(bias), device=row.device)
-            row[columns] += torch.tensor(list(bias.values()), dtype=row.dtype, device=row.device)
+            columns = upload(list(bias), torch.int64, row.device)
+            row[columns] += upload(list(bias.values()), row.dtype, row.device)
     wanted = [at for at, (slot, _) in enumerate(batch.samples) if penalised(slot.sampling)]
     if wanted:
         options = [batch.samples[at][0].sampling for at in wanted]
@@ -100,7 +101,7 @@ def adjust(logits: Tensor, batch: Batch, tables: Tables, vocab: VocabShard) -> T
     for row, (slot, index) in zip(logits, batch.samples, strict=True):
         if index < slot.sampling.min_tokens:
             stops = [t - ids.start for t in slot.sampling.stop_token_ids if t in ids]
-            row[stops] = float("-inf")
+            row[upload(stops, torch.int64, row.device)] = float("-inf")
     return logits
 
 
@@ -194,13 +195,13 @@ def _draws(rows: Rows, device: torch.device) -> Draws:
 
 def logprobs(
     logits: Tensor, tokens: Tensor, rows: Rows, vocab: VocabShard
-) -> tuple[TokenLogprobs | None, ...]:
-    """Of each row that asks: the chosen token's log-probability, and the likeliest ones'."""
+) -> tuple[tuple[int, ...], Scores | None]:
+    """Which rows ask for log-probabilities, and these: of the chosen token and the likeliest."""
     wanted = [at for at, (slot, _) in enumerate(rows) if slot.sampling.logprobs is not None]
-    result: list[TokenLogprobs | None] = [None] * len(rows)
     if not wanted:
-        return tuple(result)
+        return (), None
     counts = [rows[at][0].sampling.logprobs or 0 for at in wanted]
-    for at, found in zip(wanted, score(logits[wanted], tokens[wanted], counts, vocab), strict=True):
-        result[at] = found
-    return tuple(result)
+    if len(wanted) < len(rows):
+        places = upload(wanted, torch.int64, logits.device)
+        logits, tokens = logits[places], tokens[places]
+    return tuple(wanted), score(logits, tokens, counts, vocab)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
+from pds_kernels.upload import upload
 from torch import Tensor
 
 from pds_engine.errors import ProtocolError
@@ -72,27 +73,27 @@ class Tables:
         slot = HostSlot(order.gen, len(order.prompt_ids), known, order.sampling, order.seed)
         slot.pages = [self.null_page] * order.first_page
         self._slots[order.slot] = slot
-        self._grow(order.slot, slot, order.pages)
+        self._grow([(order.slot, slot, order.pages)])
         if order.output_ids:
             self.last_token[order.slot] = order.output_ids[-1]
         if self._samples and penalised(order.sampling):
             self._count(order)
 
-    def take(self, row: Row) -> HostSlot:
-        """The slot that `row` is about, with the row's new pages.
+    def take(self, rows: Sequence[Row]) -> list[HostSlot]:
+        """The slots that `rows` are about, with the rows' new pages.
 
         Raises:
-            ProtocolError: another generation holds the slot.
+            ProtocolError: another generation holds a slot, or it has more pages than fit.
         """
-        slot = self._slots.get(row.slot)
-        if slot is None or slot.gen != row.gen:
-            raise ProtocolError(
-                f"a step names slot {row.slot} generation {row.gen}, "
-                f"which holds {'none' if slot is None else slot.gen}"
-            )
-        if row.new_pages:
-            self._grow(row.slot, slot, row.new_pages)
-        return slot
+        slots = [self._held(row) for row in rows]
+        grown = [
+            (row.slot, slot, row.new_pages)
+            for row, slot in zip(rows, slots, strict=True)
+            if row.new_pages
+        ]
+        if grown:
+            self._grow(grown)
+        return slots
 
     def release(self, index: int, gen: int) -> None:
         """The slot is free. Its pages' entries become the null page."""
@@ -117,7 +118,7 @@ class Tables:
             if (slot := self._slots.get(row.slot)) is not None and slot.gen == row.gen
         ]
         if alive:
-            slots, latest = torch.tensor(alive, dtype=torch.int64).to(self.device).unbind(1)
+            slots, latest = upload(alive, torch.int64, self.device).unbind(1)
             self.last_token[slots] = latest
 
     def penalty_state(self, slots: Tensor) -> tuple[Tensor, Tensor]:
@@ -125,20 +126,36 @@ class Tables:
         prompted, counts = self._penalty_tables()
         return prompted[slots], counts[slots]
 
-    def _grow(self, index: int, slot: HostSlot, pages: tuple[int, ...]) -> None:
-        start, end = len(slot.pages), len(slot.pages) + len(pages)
-        if end > self.pages.shape[1]:
-            raise ProtocolError(f"slot {index} has {end} pages, {self.pages.shape[1]} is the most")
-        self.pages[index, start:end] = torch.tensor(pages, dtype=torch.int32)
-        slot.pages.extend(pages)
+    def _held(self, row: Row) -> HostSlot:
+        slot = self._slots.get(row.slot)
+        if slot is None or slot.gen != row.gen:
+            raise ProtocolError(
+                f"a step names slot {row.slot} generation {row.gen}, "
+                f"which holds {'none' if slot is None else slot.gen}"
+            )
+        return slot
+
+    def _grow(self, grown: Sequence[tuple[int, HostSlot, tuple[int, ...]]]) -> None:
+        """Slots by number, and the pages that each has from now on: written in one copy."""
+        most = self.pages.shape[1]
+        entries = []
+        for index, slot, pages in grown:
+            start, end = len(slot.pages), len(slot.pages) + len(pages)
+            if end > most:
+                raise ProtocolError(f"slot {index} has {end} pages, {most} is the most")
+            slot.pages.extend(pages)
+            entries += [(index * most + at, page) for at, page in enumerate(pages, start)]
+        if entries:
+            at, pages_there = upload(entries, torch.int64, self.device).unbind(1)
+            self.pages.view(-1)[at] = pages_there.int()
 
     def _count(self, order: Admit) -> None:
         prompted, counts = self._penalty_tables()
         prompted[order.slot] = False
-        prompted[order.slot, torch.tensor(order.prompt_ids, device=self.device)] = True
-        counts[order.slot] = torch.bincount(
-            torch.tensor(order.output_ids, dtype=torch.int64), minlength=self._vocab
-        )
+        prompted[order.slot, upload(order.prompt_ids, torch.int64, self.device)] = True
+        counts[order.slot] = 0
+        given = upload(order.output_ids, torch.int64, self.device)
+        counts[order.slot].index_add_(0, given, torch.ones_like(given, dtype=counts.dtype))
 
     def _penalty_tables(self) -> tuple[Tensor, Tensor]:
         """Made when the first request with penalties comes: most workers never need them."""

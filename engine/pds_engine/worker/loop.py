@@ -1,7 +1,11 @@
-"""A worker's loop: takes orders one after another, drives steps to their end, sends reports."""
+"""A worker's loop: takes orders one after another, launches steps, collects them, sends reports.
+
+A step is collected when its event has fired. Until then the next one is launched behind it, where
+its plan has come: on a GPU the host stands between no two steps (parallel.launch).
+"""
 
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any, Protocol, TypeVar
 
 import zmq
@@ -23,6 +27,7 @@ from pds_engine.messages import (
     StepPlan,
 )
 from pds_engine.parallel.exchange import Waiting
+from pds_engine.parallel.launch import Event, Launched, behind
 from pds_engine.parallel.stage import Stage
 from pds_engine.wire import Link
 from pds_engine.worker.mailbox import Mailbox
@@ -43,7 +48,6 @@ class SlotTable(Protocol):
 
     def admit(self, order: Admit) -> None: ...
     def release(self, order: Release) -> None: ...
-    def settle(self) -> None: ...
 
 
 class TransferOrders(Protocol):
@@ -58,10 +62,14 @@ class TransferOrders(Protocol):
     def stop(self) -> None: ...
 
 
+TransferOrder = OpenTransfer | CloseTransfer | Expect | Forget
+
+
 class Loop:
     """Takes orders from the link and reports from the mailbox as they come.
 
     Args:
+        watch: has `mailbox` woken once an event has fired.
         reports: this rank reports the results of steps: it is the last stage's first.
     """
 
@@ -74,6 +82,7 @@ class Loop:
         mailbox: Mailbox,
         activity: Activity,
         *,
+        watch: Callable[[Event], None],
         reports: bool = True,
     ) -> None:
         self._link = link
@@ -82,9 +91,14 @@ class Loop:
         self._transfers = transfers
         self._mailbox = mailbox
         self._activity = activity
+        self._watch = watch
         self._reports = reports
         self._orders: deque[AnyMessage] = deque()
         """Taken from the link, so that they can be counted, and not yet executed."""
+        self._launched: deque[Launched[Tensor]] = deque()
+        """Steps that are not collected, in order."""
+        self._held: deque[tuple[int, TransferOrder]] = deque()
+        """Orders about transfers, each with the step whose pushes go before it."""
         activity.mailbox = self._orders.__len__
 
     def run(self, link: Link) -> None:
@@ -104,14 +118,16 @@ class Loop:
                 raise GroupError("the scheduler has closed its connection")
 
     def turn(self) -> None:
-        """Handle all that is waiting; a transfer's report never waits for more than one order."""
+        """Handle all that can be handled now; a transfer's report never waits for more than one
+        order. A step that may not be launched yet stays, and the orders behind it."""
         while True:
             for report in self._mailbox.take():
                 self._link.send(report)
                 if isinstance(report, Fault):
                     raise GroupError(report.message)
+            self._collect()
             self._take_orders()
-            if not self._orders:
+            if not self._orders or self._must_collect(self._orders[0]):
                 return
             self.handle(self._orders.popleft())
 
@@ -129,14 +145,12 @@ class Loop:
                 self._slots.admit(order)
             case Release():
                 self._slots.release(order)
-            case OpenTransfer():
-                self._transfers.open(order)
-            case CloseTransfer():
-                self._transfers.close(order)
-            case Expect():
-                self._transfers.expect(order)
-            case Forget():
-                self._transfers.forget(order)
+            case OpenTransfer() | CloseTransfer() | Expect() | Forget():
+                step = behind(order.transfer, self._plans)
+                if step is None:
+                    self._transfer(order)
+                else:
+                    self._held.append((step, order))
             case _:
                 raise ProtocolError(f"a worker does not take {type(order).__name__}")
 
@@ -149,16 +163,46 @@ class Loop:
         self._take_orders()
         return next((order for order in self._orders if isinstance(order, StepPlan)), None)
 
+    @property
+    def _plans(self) -> list[StepPlan]:
+        """Of the steps that are not collected."""
+        return [launched.plan for launched in self._launched]
+
+    def _must_collect(self, order: AnyMessage) -> bool:
+        """Whether `order` is a step that waits until another one is collected."""
+        return isinstance(order, StepPlan) and self._stage.must_collect(self._plans, order)
+
     def _step(self, plan: StepPlan) -> None:
         self._activity.begin(plan)
-        done = drive(self._stage.step(plan, self._following), self._activity)
-        if plan.pushes:
-            self._slots.settle()
-        for push in plan.pushes:
-            self._transfers.push(push)
-        self._activity.end(plan)
-        if done is not None and self._reports:
-            self._link.send(done)
+        launched = drive(self._stage.launch(plan, self._following), self._activity)
+        self._launched.append(launched)
+        if not launched.event.fired:
+            self._watch(launched.event)
+        self._collect()
+
+    def _collect(self) -> None:
+        """Collect the steps whose events have fired, in order."""
+        while self._launched and self._launched[0].event.fired:
+            plan = self._launched[0].plan
+            done = drive(self._stage.collect(self._launched.popleft()), self._activity)
+            for push in plan.pushes:
+                self._transfers.push(push)
+            self._activity.end(plan)
+            if done is not None and self._reports:
+                self._link.send(done)
+            while self._held and self._held[0][0] <= plan.step_id:
+                self._transfer(self._held.popleft()[1])
+
+    def _transfer(self, order: TransferOrder) -> None:
+        match order:
+            case OpenTransfer():
+                self._transfers.open(order)
+            case CloseTransfer():
+                self._transfers.close(order)
+            case Expect():
+                self._transfers.expect(order)
+            case Forget():
+                self._transfers.forget(order)
 
 
 def drive(step: Generator[Waiting[Any], Any, R], activity: Activity) -> R:

@@ -18,6 +18,10 @@ class Mailbox:
 
     def put(self, message: Message) -> None:
         self._queue.put(message)
+        self.wake()
+
+    def wake(self) -> None:
+        """Make `descriptor` readable: something else has happened that the loop looks at."""
         os.eventfd_write(self.descriptor, 1)
 
     def take(self) -> list[Message]:

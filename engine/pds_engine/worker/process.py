@@ -30,6 +30,7 @@ from pds_engine.parallel.stage import Stage, StagePlace
 from pds_engine.ports import kv_address
 from pds_engine.runner.runner import Runner
 from pds_engine.wire import Link
+from pds_engine.worker.firing import Firing
 from pds_engine.worker.foretelling import foretell
 from pds_engine.worker.joining import join
 from pds_engine.worker.kernels import Kernels, prepare
@@ -128,7 +129,9 @@ def _serve(
         logger.info("rank %d is ready with %d pages", rank, pages)
         logger.info("rank %d computes attention by the kernel %s", rank, runner.attention)
         reports = at_stage.last and place.tp == 0
-        Loop(link, stage, runner, transfers, mailbox, activity, reports=reports).run(link)
+        watch = Firing(mailbox.wake).watch
+        loop = Loop(link, stage, runner, transfers, mailbox, activity, watch=watch, reports=reports)
+        loop.run(link)
     except RankLost as error:
         words = lost.named(error.message, groups.addresses, rank, Numbering.of(split))
         raise RankLost(words) from error

@@ -38,23 +38,30 @@ class Activity:
         self._clock = clock
         self._done = -1
         self._plans: deque[str] = deque(maxlen=_PLANS)
+        self._under_way: deque[int] = deque()
+        """Steps that are begun and not done."""
         # One tuple, replaced at once: a report never mixes two states.
         self._state: _State = ("setup", -1, -1, clock())
 
     def idle(self) -> None:
-        """All orders are executed."""
-        self._enter("idle", self._state[1], -1)
+        """All orders are executed; a step that was launched may still compute."""
+        if not self._under_way:
+            self._enter("idle", self._state[1], -1)
+        elif self._state[:2] != ("compute", self._under_way[0]):
+            self._enter("compute", self._under_way[0], -1)
 
     def begin(self, plan: StepPlan) -> None:
         """A step begins."""
         self.counts.steps += 1
         self.counts.outputs_expected += plan.expects_output
         self._plans.append(summary(plan))
+        self._under_way.append(plan.step_id)
         self._enter("compute", plan.step_id, -1)
 
     def end(self, plan: StepPlan) -> None:
-        """The step is computed, and what it sends is under way."""
+        """The oldest step is computed, and what it sends is under way."""
         self._done = plan.step_id
+        self._under_way.popleft()
         self.idle()
 
     @contextmanager

@@ -11,6 +11,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from pds_kernels.upload import upload
+
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _WORD = 0xFFFFFFFF
@@ -52,7 +54,7 @@ class Draws:
     ) -> Self:  # fmt: skip
         def column(values: Sequence[int]) -> Tensor:
             words = [value & _WORD for value in values]
-            return torch.tensor(words, dtype=torch.int64, device=device).unsqueeze(1)
+            return upload(words, torch.int64, device).unsqueeze(1)
 
         return cls(
             counter=(column(indices), column(choices)),

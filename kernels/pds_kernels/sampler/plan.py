@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pds_kernels.sampler.philox import Draws
+from pds_kernels.upload import upload
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,7 @@ class Rows:
     def of(cls, temperatures: Sequence[float], draws: Draws, least: Tensor | None = None) -> Self:
         """On the device of `draws`."""
         return cls(
-            torch.tensor(temperatures, dtype=torch.float32, device=draws.key[0].device),
+            upload(temperatures, torch.float32, draws.key[0].device),
             tuple(at for at, temperature in enumerate(temperatures) if temperature > 0),
             draws,
             least,

@@ -71,7 +71,7 @@ class Rank:
             plan.padded_tokens // tp, self.hidden, dtype=self.dtype, device=meta.META
         )
         with recording() as found, fp8_gemm.recording() as gemms, Zeros():
-            self.runner.execute(plan, None if self.mine.embeds else hidden)
+            self.runner.launch(plan, None if self.mine.embeds else hidden)
         for row in plan.rows:
             self.runner.release(Release(slot=row.slot, gen=row.gen, after_step=step_id))
         return Launched(tuple(found), tuple(gemms))

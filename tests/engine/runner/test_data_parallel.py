@@ -116,7 +116,7 @@ def test_tokens_that_are_not_padded_are_refused_and_nobody_hangs(tokens, qwen3):
             padded_tokens=tokens,
         )
         with pytest.raises(ProtocolError) as raised:
-            driver.runner.execute(plan, None)
+            driver.runner.launch(plan, None)
         return raised.value.message
 
     says = (

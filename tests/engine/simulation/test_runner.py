@@ -46,7 +46,7 @@ def whole() -> SimulatedRunner:
 
 
 def tokens(runner: SimulatedRunner, plan: StepPlan) -> tuple[int, ...]:
-    done = runner.execute(plan, None).done
+    done = runner.launch(plan, None).collect()
     assert done is not None
     return done.tokens
 
@@ -59,7 +59,7 @@ def right(count: int) -> tuple[int, ...]:
 def generate(runner: SimulatedRunner, admit: Admit = ADMIT) -> tuple[int, ...]:
     """Two chunks of the prompt, then two tokens more."""
     runner.admit(admit)
-    runner.execute(step(0, row(0, 8)), None)
+    runner.launch(step(0, row(0, 8)), None)
     found = tokens(runner, step(1, row(8, 2, samples=True)))
     found += tokens(runner, step(2, row(10, 1, samples=True)))
     return found + tokens(runner, step(3, row(11, 1, samples=True)))
@@ -75,11 +75,11 @@ def test_two_stages_say_the_same():
     first.admit(ADMIT)
     last.admit(ADMIT)
     plan = step(0, row(0, 10, samples=True))
-    done = last.execute(plan, first.execute(plan, None).hidden).done
+    done = last.launch(plan, first.launch(plan, None).hidden).collect()
     assert done is not None and done.tokens == right(1)
     first.accept(plan, done.tokens)
     plan = step(1, row(10, 1, samples=True))
-    done = last.execute(plan, first.execute(plan, None).hidden).done
+    done = last.launch(plan, first.launch(plan, None).hidden).collect()
     assert done is not None and done.tokens == right(2)[1:]
 
 
@@ -120,7 +120,7 @@ def test_tokens_out_of_place_change_what_follows():
 def test_a_page_that_was_never_written_shows():
     runner = whole()
     runner.admit(ADMIT)
-    runner.execute(step(0, row(4, 4)), None)
+    runner.launch(step(0, row(4, 4)), None)
     assert tokens(runner, step(1, row(8, 2, samples=True))) != right(1)
 
 
@@ -136,13 +136,13 @@ def test_another_generation_gets_nothing():
     runner = whole()
     runner.admit(ADMIT)
     plan = step(0, row(0, 10, samples=True))
-    runner.execute(plan, None)
+    runner.launch(plan, None)
     runner.release(Release(slot=1, gen=3, after_step=0))
     runner.admit(replace(ADMIT, gen=4))
     runner.accept(plan, (5,))
     assert runner.slots[1].last == -1
     with pytest.raises(ProtocolError, match="generation 3, which holds 4"):
-        runner.execute(step(1, row(0, 1)), None)
+        runner.launch(step(1, row(0, 1)), None)
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_a_plan_that_does_not_fit_is_refused(plan: StepPlan, message: str):
     runner = whole()
     runner.admit(ADMIT)
     with pytest.raises(ProtocolError, match=message):
-        runner.execute(plan, None)
+        runner.launch(plan, None)
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_foreign_hidden_states_are_refused(hidden: Hidden | None):
     runner = SimulatedRunner(StagePlace(1, 2), 0, range(2), pages=8, page_size=PAGE, max_slots=2)
     runner.admit(ADMIT)
     with pytest.raises(ProtocolError, match="was given"):
-        runner.execute(step(0, row(0, 2)), hidden)
+        runner.launch(step(0, row(0, 2)), hidden)
 
 
 @pytest.mark.parametrize("sampled", [(), (1, 2), (-1,), (model.VOCAB,)])

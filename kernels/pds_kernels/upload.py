@@ -1,0 +1,17 @@
+"""Numbers of the host on a device, without waiting for the device.
+
+A copy from ordinary memory waits until all that was launched before is computed, or may (CUDA, "API
+synchronization behavior"). From pinned memory it is queued like a kernel.
+"""
+
+import torch
+from torch import Tensor
+
+
+def upload(numbers: object, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """`numbers`, nested lists or tuples of equal lengths, as a tensor on `device`."""
+    there = torch.tensor(numbers, dtype=dtype)
+    if device.type != "cuda":
+        return there.to(device)
+    # Pinned memory is used again only once the copies out of it are done (torch's allocator).
+    return there.pin_memory().to(device, non_blocking=True)
