@@ -9,11 +9,11 @@ receive ahead, or too late: both are tried.
 """
 
 from collections import deque
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate, product, zip_longest
-from typing import Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from pds_engine.errors import GroupError
 from pds_engine.messages import Row, StepDone, StepPlan
@@ -21,6 +21,7 @@ from pds_engine.parallel.launch import Launched
 from pds_engine.parallel.stage import BUFFERS, Exchange, Stage, StagePlace, StageRunner
 
 V = TypeVar("V")
+R = TypeVar("R")
 Kind = Literal["begin", "send", "receive", "sent", "received", "end"]
 
 
@@ -90,23 +91,46 @@ def script(
     plans: Sequence[StepPlan],
     make: MakeStage = Stage,
     late: Container[int] = (),
+    *,
+    lags: bool = False,
 ) -> list[Op]:
-    """All that a stage does for `plans`, in order; those `late` come after the step before."""
+    """All that a stage does for `plans`, in order; those `late` come after the step before.
+
+    `lags`: each step is collected as late as it may be (parallel.launch), not when it is launched.
+    """
     recorder = _Recorder(place)
     stage = make(place, recorder, recorder)
+    launched: list[Launched[int]] = []
+
+    def collect() -> None:
+        oldest = launched.pop(0)
+        _drive(stage.collect(oldest), recorder.ops)
+        recorder.ops.append(Op("end", oldest.plan.step_id))
+
     for plan, after in zip_longest(plans, plans[1:]):
+        while stage.must_collect([each.plan for each in launched], plan):
+            collect()
         recorder.ops.append(Op("begin", plan.step_id))
         following = None if after is None or after.step_id in late else after
-        step, answer = stage.step(plan, partial(_same, following)), None
-        while True:
-            try:
-                awaited = step.send(answer)
-            except StopIteration:
-                break
-            recorder.ops.append(awaited)
-            answer = (0,) if awaited.kind == "received" else None
-        recorder.ops.append(Op("end", plan.step_id))
+        launched.append(_drive(stage.launch(plan, partial(_same, following)), recorder.ops))
+        if not lags:
+            collect()
+    while launched:
+        collect()
     return recorder.ops
+
+
+def _drive(step: Generator[Op, Any, R], ops: list[Op]) -> R:
+    """Run it, and write down what it waits for."""
+    answer = None
+    while True:
+        try:
+            awaited = step.send(answer)
+        except StopIteration as stop:
+            result: R = stop.value
+            return result
+        ops.append(awaited)
+        answer = (0,) if awaited.kind == "received" else None
 
 
 def sequences(steps: int) -> Iterator[tuple[StepPlan, ...]]:
@@ -170,8 +194,13 @@ class Protocol:
         *,
         rendezvous: bool,
         make: MakeStage = Stage,
+        lags: bool = False,
     ) -> "Protocol":
-        scripts = tuple(tuple(script(StagePlace(r, stages), plans, make)) for r in range(stages))
+        """`lags`: see `script`; of the last stage, which has results to collect."""
+        places = [StagePlace(rank, stages) for rank in range(stages)]
+        scripts = tuple(
+            tuple(script(place, plans, make, lags=lags and place.last)) for place in places
+        )
         return cls(scripts, len(plans), credits, rendezvous)
 
     def explore(self) -> int:

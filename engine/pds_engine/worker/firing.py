@@ -1,10 +1,13 @@
 """Wakes the worker's loop when a step's event fires: a GPU's events have no descriptor to poll."""
 
+import logging
 import threading
 from collections.abc import Callable
 from queue import SimpleQueue
 
 from pds_engine.parallel.launch import Event
+
+logger = logging.getLogger("pds.worker")
 
 
 class Firing:
@@ -28,8 +31,9 @@ class Firing:
 
     def _run(self) -> None:
         while True:
+            event = self._events.get()
             try:
-                self._events.get().wait()
-            finally:
-                # After an error of the device too: the loop asks the event, which then raises it.
-                self._wake()
+                event.wait()
+            except RuntimeError as error:  # of the device: the loop asks the event, and ends by it
+                logger.warning("a step's event failed: %s", error)
+            self._wake()

@@ -8,6 +8,7 @@ from pds_engine.messages import Admit, Sampling
 from pds_engine.parallel.collectives import ALONE, VocabShard
 from pds_engine.runner.batch import Batch
 from pds_engine.runner.candidates import nucleus
+from pds_engine.runner.result import Result
 from pds_engine.runner.sampling import choose as draw_freely
 from pds_engine.runner.sampling import draw, kernel, logprobs, penalise, sample
 from pds_engine.runner.tables import HostSlot, Tables
@@ -210,7 +211,9 @@ def test_logprobs_are_the_model_s_own():
         (slot(options()), 0),
         (slot(options(logprobs=0)), 0),
     ]
-    first, second, third = logprobs(logits, torch.tensor([2, 0, 0]), rows, whole(logits))
+    tokens = torch.tensor([2, 0, 0])
+    result = Result(tokens, *logprobs(logits, tokens, rows, whole(logits)))
+    first, second, third = result.read(step_id=0, elapsed=0.0).logprobs
     total = math.log(math.exp(1) + math.exp(3) + math.exp(2))
     assert first.chosen == pytest.approx(2 - total)
     assert [token for token, _ in first.top] == [1, 2]

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from pds_engine.messages import Admit, Sampling, TokenLogprobs
 from pds_engine.parallel.collectives import ALONE, Collectives, VocabShard
 from pds_engine.runner.batch import Batch
+from pds_engine.runner.result import Result
 from pds_engine.runner.sampling import kernel, logprobs, sample
 from pds_engine.runner.tables import HostSlot, Tables
 from pds_kernels.sampler import Draws
@@ -80,7 +81,8 @@ def chosen(
     own, shard = columns(logits, ranks)
     batch = Batch(slots, slots, None, slots, slots, tuple(rows))
     tokens = sample(own, batch, tables, shard, kernel(shard, own.device))
-    return tokens.tolist(), logprobs(own, tokens, tuple(rows), shard)
+    result = Result(tokens, *logprobs(own, tokens, tuple(rows), shard))
+    return tokens.tolist(), result.read(step_id=0, elapsed=0.0).logprobs
 
 
 def grid() -> list[Sampling]:

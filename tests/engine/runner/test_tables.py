@@ -25,7 +25,7 @@ def admit(slot: int = 0, pages: tuple[int, ...] = (1, 2), prompt: int = 20) -> A
 def test_pages_of_a_slot():
     tables = Tables(2, 4, 16, 50, 99, torch.device("cpu"))
     tables.admit(admit())
-    tables.take(Row(slot=0, gen=1, start=20, length=1, new_pages=(7,)))
+    tables.take([Row(slot=0, gen=1, start=20, length=1, new_pages=(7,))])
     assert tables.pages.tolist() == [[1, 2, 7, 99], [99] * 4, [99] * 4]
     tables.release(0, 1)
     assert tables.pages.unique().tolist() == [99]
@@ -35,7 +35,7 @@ def test_pages_from_behind_a_window_on():
     """Entries before the first page stay the null page; later pages follow by number."""
     tables = Tables(2, 5, 16, 50, 99, torch.device("cpu"))
     tables.admit(structs.replace(admit(prompt=50), pages=(5, 6), first_page=2))
-    slot = tables.take(Row(slot=0, gen=1, start=64, length=1, new_pages=(7,)))
+    (slot,) = tables.take([Row(slot=0, gen=1, start=64, length=1, new_pages=(7,))])
     assert tables.pages[0].tolist() == [99, 99, 5, 6, 7]
     assert len(slot.pages) == 5
     tables.release(0, 1)

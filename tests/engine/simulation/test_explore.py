@@ -9,6 +9,7 @@ from msgspec.structs import replace
 from pds_engine.errors import GroupError
 from pds_engine.messages import StepDone, StepPlan
 from pds_engine.parallel import stage as stages_module
+from pds_engine.parallel.launch import DEPTH, Launched
 from pds_engine.parallel.stage import Exchange, Following, Stage, StagePlace, StageRunner
 from pds_simulation import explore as explore_module
 from pds_simulation.events import Signal
@@ -187,6 +188,55 @@ def test_long_sequences_at_full_depth(stages: int, plans: list[StepPlan], rendez
     assert Protocol.of(plans, stages, depth, rendezvous=rendezvous).explore() > 100
 
 
+def without_receives_ahead(
+    place: StagePlace, runner: StageRunner[int], exchange: Exchange[int, Op]
+) -> Stage[int, Op]:
+    """As on GPUs, where steps are collected late."""
+    return Stage(place, runner, exchange, ahead=False)
+
+
+def test_the_script_of_a_last_stage_whose_events_fire_late():
+    """Step 1 is launched before step 0 is collected. Step 2 reads what step 1 sampled: that is sent
+    before its hidden states are waited for."""
+    plans = [plan(0, True), plan(1, True), plan(2, True, 1)]
+    ops = script(StagePlace(1, 2), plans, without_receives_ahead, lags=True)
+    assert [f"{op.kind} {op.step}" for op in ops] == [
+        "begin 0",
+        "receive 0",
+        "received 0",
+        "begin 1",
+        "receive 1",
+        "received 1",
+        "send 0",
+        "end 0",
+        "send 1",
+        "end 1",
+        "begin 2",
+        "receive 2",
+        "received 2",
+        "send 2",
+        "end 2",
+    ]
+
+
+@pytest.mark.parametrize("rendezvous", [True, False])
+@pytest.mark.parametrize("stages", [2, 3])
+def test_results_may_be_collected_a_step_late(stages: int, rendezvous: bool):
+    """All sequences of four plans, at full depth."""
+    states = sum(
+        Protocol.of(
+            plans,
+            stages,
+            StagePlace(0, stages).depth,
+            rendezvous=rendezvous,
+            make=without_receives_ahead,
+            lags=True,
+        ).explore()
+        for plans in sequences(4)
+    )
+    assert states > 4 * 26
+
+
 # ---- stages that are wrong, as others' were -------------------------------------------------
 
 
@@ -196,8 +246,8 @@ def believing(
     """A stage that, where it stands there, takes a plan to be another."""
 
     class Believer(Stage[int, Op]):
-        def step(self, plan: StepPlan, following: Following) -> Generator[Op, Any, StepDone | None]:
-            return super().step(belief(plan) if where(self._place) else plan, following)
+        def launch(self, plan: StepPlan, following: Following) -> Generator[Op, Any, Launched[int]]:
+            return super().launch(belief(plan) if where(self._place) else plan, following)
 
     return Believer
 
@@ -248,6 +298,23 @@ def test_a_wrong_stage_is_found(mistake: str):
         Protocol.of(plans, 2, 3, rendezvous=True, make=make).explore()
 
 
+class Forgetful(Stage[int, Op]):
+    """Waits for hidden states before it has sent what they are made of."""
+
+    def __init__(
+        self, place: StagePlace, runner: StageRunner[int], exchange: Exchange[int, Op]
+    ) -> None:
+        super().__init__(place, runner, exchange, ahead=False)
+
+    def must_collect(self, launched: Sequence[StepPlan], plan: StepPlan) -> bool:
+        return len(launched) >= DEPTH
+
+
+def test_a_last_stage_that_holds_back_what_it_waits_for_is_found():
+    with pytest.raises(Violation, match=r"deadlock: .*stage 1 waits for .*'received', step=1"):
+        Protocol.of(CHAIN, 2, 3, rendezvous=True, make=Forgetful, lags=True).explore()
+
+
 def test_one_buffer_more_than_there_is_is_found(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(stages_module, "BUFFERS", 3)
     with pytest.raises(Violation, match="step 2 fills the buffer that step 0 is sent from"):
@@ -262,8 +329,8 @@ def test_one_buffer_less_than_there_is_is_found(monkeypatch: pytest.MonkeyPatch)
 
 def test_another_plan_than_was_said_to_follow_is_refused():
     class Wandering(Stage[int, Op]):
-        def step(self, plan: StepPlan, following: Following) -> Generator[Op, Any, StepDone | None]:
-            return super().step(plan, lambda: MIDDLE[0])
+        def launch(self, plan: StepPlan, following: Following) -> Generator[Op, Any, Launched[int]]:
+            return super().launch(plan, lambda: MIDDLE[0])
 
     with pytest.raises(GroupError, match="step 1 comes where 0 was to follow"):
         script(StagePlace(1, 2), MIDDLE, Wandering)
