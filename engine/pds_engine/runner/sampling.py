@@ -61,13 +61,19 @@ def sample(
     bounded = [at for at, (slot, _) in enumerate(rows) if _bounded(slot.sampling)]
     if not bounded:
         return choose(logits, rows, vocab, gumbel_max)
-    tokens = torch.empty(len(rows), dtype=torch.int64, device=logits.device)
     free = [at for at, (slot, _) in enumerate(rows) if not _bounded(slot.sampling)]
-    if free:
-        tokens[free] = choose(logits[free], [rows[at] for at in free], vocab, gumbel_max)
-    own = logits if not free else logits[bounded]
-    tokens[bounded] = draw(own, [rows[at] for at in bounded], vocab)
+    if not free:
+        return draw(logits, rows, vocab)
+    tokens = torch.empty(len(rows), dtype=torch.int64, device=logits.device)
+    others, own = _places(free, logits), _places(bounded, logits)
+    tokens[others] = choose(logits[others], [rows[at] for at in free], vocab, gumbel_max)
+    tokens[own] = draw(logits[own], [rows[at] for at in bounded], vocab)
     return tokens
+
+
+def _places(rows: Sequence[int], like: Tensor) -> Tensor:
+    """Some rows of `like` as an index of tensors, on their device."""
+    return upload(list(rows), torch.int64, like.device)
 
 
 def _hot(sampling: Sampling) -> bool:
@@ -93,11 +99,12 @@ def adjust(logits: Tensor, batch: Batch, tables: Tables, vocab: VocabShard) -> T
     wanted = [at for at, (slot, _) in enumerate(batch.samples) if penalised(slot.sampling)]
     if wanted:
         options = [batch.samples[at][0].sampling for at in wanted]
+        places = _places(wanted, logits)
         prompted, counts = (
-            state[:, ids.start : ids.stop] for state in tables.penalty_state(batch.slots[wanted])
+            state[:, ids.start : ids.stop] for state in tables.penalty_state(batch.slots[places])
         )
-        own = logits[wanted, : len(ids)]
-        logits[wanted, : len(ids)] = penalise(own, prompted, counts, options)
+        own = logits[places, : len(ids)]
+        logits[places, : len(ids)] = penalise(own, prompted, counts, options)
     for row, (slot, index) in zip(logits, batch.samples, strict=True):
         if index < slot.sampling.min_tokens:
             stops = [t - ids.start for t in slot.sampling.stop_token_ids if t in ids]
@@ -143,10 +150,11 @@ def _least(logits: Tensor, rows: Rows, vocab: VocabShard) -> Tensor | None:
     options = [rows[at][0].sampling for at in hot]
     if all(option.min_p == 0 for option in options):
         return None
-    best = vocab.ranks.gather(logits[hot].amax(-1, keepdim=True)).amax(0)
+    places = _places(hot, logits)
+    best = vocab.ranks.gather(logits[places].amax(-1, keepdim=True)).amax(0)
     best /= column([option.temperature for option in options], logits)
     least = logits.new_full((len(rows),), float("-inf"))
-    least[hot] = floor(best, options).squeeze(1)
+    least[places] = floor(best, options).squeeze(1)
     return least
 
 
@@ -202,6 +210,6 @@ def logprobs(
         return (), None
     counts = [rows[at][0].sampling.logprobs or 0 for at in wanted]
     if len(wanted) < len(rows):
-        places = upload(wanted, torch.int64, logits.device)
+        places = _places(wanted, logits)
         logits, tokens = logits[places], tokens[places]
     return tuple(wanted), score(logits, tokens, counts, vocab)
