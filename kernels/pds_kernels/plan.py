@@ -4,7 +4,9 @@ Paging as in Kwon et al., "Efficient Memory Management for Large Language Model 
 PagedAttention", 2023.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -42,3 +44,25 @@ class AttentionPlan:
     def tokens(self, request: int) -> int:
         """How many tokens of the step the request has."""
         return self.cu_seqlens_q_host[request + 1] - self.cu_seqlens_q_host[request]
+
+
+class Repeated(Protocol):
+    """Attention of decode steps that are replayed: each launches the same, and what a step has of
+    its own lies in tensors."""
+
+    @property
+    def attend(self) -> Callable[..., Tensor]:
+        """As a kernel's Prepare returns it. It may be captured in a CUDA graph."""
+
+    def fill(self, plan: AttentionPlan) -> None:
+        """The next call, or replay, of `attend` is for the step of `plan`: requests of one token
+        each, no more than there is room for. Its tensors lie in those that `repeated` was given."""
+
+
+@runtime_checkable
+class Repeats(Protocol):
+    """A kernel's Prepare that gets ready for such steps too."""
+
+    def repeated(self, plan: AttentionPlan) -> Repeated:
+        """`plan` has the tensors that every step is written to, with room for as many requests of
+        one token as it has tokens; the host's part of it is empty."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pds_kernels.launching import launch
 from pds_kernels.targets import SMS
-from pds_kernels.tiles import JOIN_INTS, PIECE_INTS, Work
+from pds_kernels.tiles import JOIN_INTS, PIECE_INTS, Room, Work
 from pds_kernels.upload import upload
 
 _AT_ONCE = tl.constexpr(16)
@@ -59,6 +59,29 @@ def listed(work: Work, device: torch.device) -> Listed:
     numbers = upload(list(work.numbers()), torch.int32, device)
     each = numbers.split_with_sizes([pieces * PIECE_INTS, joins * JOIN_INTS])
     return Listed(each[0].view(pieces, PIECE_INTS), each[1].view(joins, JOIN_INTS), work.slots)
+
+
+class Listing:
+    """A launch's work in one place of the device, written anew for each step: as many programs
+    start each time, and those without work end at once."""
+
+    def __init__(self, room: Room, device: torch.device) -> None:
+        self._room = room
+        sizes = [room.pieces * PIECE_INTS, room.joins * JOIN_INTS]
+        self._numbers = torch.zeros(sum(sizes), dtype=torch.int32, device=device)
+        pieces, joins = self._numbers.split_with_sizes(sizes)
+        self.work = Listed(pieces.view(-1, PIECE_INTS), joins.view(-1, JOIN_INTS), room.slots)
+
+    def fill(self, work: Work) -> None:
+        """Launches from now on do `work`."""
+        pieces = [number for piece in work.pieces for number in piece.numbers()]
+        joins = [number for join in work.joins for number in join.numbers()]
+        pieces += [0] * (self._room.pieces * PIECE_INTS - len(pieces))
+        joins += [0] * (self._room.joins * JOIN_INTS - len(joins))
+        numbers = pieces + joins
+        if len(numbers) != len(self._numbers) or work.slots > self._room.slots:
+            raise ValueError(f"more work than {self._room} holds")
+        self._numbers.copy_(upload(numbers, torch.int32, self._numbers.device))
 
 
 class Partial:

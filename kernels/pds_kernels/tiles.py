@@ -106,6 +106,25 @@ class Cutting:
     be."""
 
 
+@dataclass(frozen=True, slots=True)
+class Room:
+    """How much work there may be."""
+
+    pieces: int
+    joins: int
+    slots: int
+
+
+def room(requests: int, cutting: Cutting) -> Room:
+    """The most that `cut` makes of a tile for each of so many requests, whatever their contexts.
+
+    A tile of the share x of all programs is cut into ⌈x⌉ pieces at most: fewer than x + 1, and
+    where that is two or more, fewer than 2x. The shares sum up to 1/`each` of the programs.
+    """
+    shares = cutting.programs // cutting.each
+    return Room(requests + shares, min(requests, shares), 2 * shares)
+
+
 def tiles(
     plan: AttentionPlan, requests: Iterable[int], most: int, window: int | None = None
 ) -> list[Tile]:

@@ -59,3 +59,29 @@ def plan_on(device: str, plan: AttentionPlan) -> AttentionPlan:
         cu_seqlens_q=plan.cu_seqlens_q.to(device),
         write_slots=plan.write_slots.to(device),
     )
+
+
+def repeating(device: str, requests: int, width: int) -> AttentionPlan:
+    """Tensors for steps of up to so many requests of one token, on `device`; the host's part is
+    empty."""
+
+    def numbers(*shape: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
+        return torch.zeros(shape, dtype=dtype, device=device)
+
+    return AttentionPlan(
+        page_table=numbers(requests, width),
+        seq_lens=numbers(requests),
+        cu_seqlens_q=numbers(requests + 1),
+        write_slots=numbers(requests, dtype=torch.int64),
+        seq_lens_host=(),
+        cu_seqlens_q_host=(),
+    )
+
+
+def write(into: AttentionPlan, plan: AttentionPlan) -> None:
+    """A step's tensors in their place; its padding fills the tokens."""
+    rows, width = plan.page_table.shape
+    into.page_table[:rows, :width] = plan.page_table
+    into.seq_lens[:rows] = plan.seq_lens
+    into.cu_seqlens_q[: rows + 1] = plan.cu_seqlens_q
+    into.write_slots.copy_(plan.write_slots)

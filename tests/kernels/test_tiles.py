@@ -4,7 +4,7 @@ import pytest
 from attention_steps import plan_of
 from hypothesis import given
 from hypothesis import strategies as st
-from pds_kernels.tiles import DIRECT, Cutting, Join, Piece, Tile, Work, cut, tiles
+from pds_kernels.tiles import DIRECT, Cutting, Join, Piece, Room, Tile, Work, cut, room, tiles
 
 FEW = Cutting(programs=8, each=2, least=16, step=8)
 
@@ -95,3 +95,28 @@ def test_pieces_cover_what_a_tile_sees_once(
             assert [piece.slot for piece in mine] == list(range(join.first, join.end))
     slots = sorted(piece.slot for piece in work.pieces if piece.slot != DIRECT)
     assert slots == list(range(work.slots))
+
+
+def test_room_for_the_work_of_any_step() -> None:
+    """FEW has four shares: one request in four pieces, or four that are cut in two at most."""
+    assert room(1, FEW) == Room(pieces=5, joins=1, slots=8)
+    assert room(64, FEW) == Room(pieces=68, joins=4, slots=8)
+    assert room(3, Cutting(programs=1, each=8, least=16, step=16)) == Room(3, 0, 0)
+
+
+@given(
+    st.lists(st.integers(1, 5000), min_size=1, max_size=40),
+    st.builds(
+        Cutting,
+        programs=st.integers(1, 600),
+        each=st.integers(1, 16),
+        least=st.integers(1, 64),
+        step=st.sampled_from([1, 16, 64]),
+    ),
+)
+def test_no_step_has_more_work_than_there_is_room_for(contexts: list[int], how: Cutting) -> None:
+    work = cut([Tile(at, at, 1, seen - 1, 0) for at, seen in enumerate(contexts)], how)
+    most = room(len(contexts), how)
+    assert len(work.pieces) <= most.pieces
+    assert len(work.joins) <= most.joins
+    assert work.slots <= most.slots

@@ -12,7 +12,6 @@ w_uk and w_uv are torch's.
 """
 
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 import triton
@@ -25,8 +24,17 @@ from pds_kernels.mla.plan import Attend, Geometry, Prepare
 from pds_kernels.mla.reference import expand
 from pds_kernels.mla.tuning import Blocks, tuning
 from pds_kernels.plan import AttentionPlan
-from pds_kernels.split_kv import Heads, Listed, Partial, listed, padded, sms, token_stride
-from pds_kernels.tiles import Cutting, cut, tiles
+from pds_kernels.split_kv import (
+    Heads,
+    Listed,
+    Listing,
+    Partial,
+    listed,
+    padded,
+    sms,
+    token_stride,
+)
+from pds_kernels.tiles import Cutting, cut, room, tiles
 
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _WIDEST = 512
@@ -40,8 +48,23 @@ def serves(geometry: Geometry) -> bool:
 
 
 def make(geometry: Geometry) -> Prepare:
-    """Nothing is kept from step to step."""
-    return partial(prepare, geometry, tuning(geometry), sms(geometry.device))
+    """Nothing is kept from step to step, but for those that are repeated."""
+    return Preparing(geometry, tuning(geometry), sms(geometry.device))
+
+
+@dataclass(frozen=True, slots=True)
+class Preparing:
+    """plan.Prepare, and pds_kernels.plan.Repeats."""
+
+    geometry: Geometry
+    how: Blocks
+    multiprocessors: int
+
+    def __call__(self, plan: AttentionPlan) -> Attend:
+        return prepare(self.geometry, self.how, self.multiprocessors, plan)
+
+    def repeated(self, plan: AttentionPlan) -> "_Repeated":
+        return _Repeated(self, plan)
 
 
 def prepare(geometry: Geometry, how: Blocks, multiprocessors: int, plan: AttentionPlan) -> Attend:
@@ -65,18 +88,42 @@ class _Single:
     blocks: Blocks
     heads: Heads
     work: Listed
+    padded: bool = False
+    """Some of the tokens may be of no request."""
 
 
 def _single(
     geometry: Geometry, how: Blocks, multiprocessors: int, plan: AttentionPlan, alone: list[int]
 ) -> _Single:
-    group = min(geometry.heads, how.rows)
-    heads = Heads(geometry.heads, -(-geometry.heads // group), group, geometry.kv_rank, how.rows)
+    heads = _heads(geometry, how)
     first, last = plan.cu_seqlens_q_host[alone[0]], plan.cu_seqlens_q_host[alone[-1]]
     found = [replace(tile, token=tile.token - first) for tile in tiles(plan, alone, 1)]
-    cutting = Cutting(multiprocessors * how.resident, heads.groups, how.least, how.places)
-    work = listed(cut(found, cutting), geometry.device)
+    work = listed(cut(found, _cutting(how, multiprocessors, heads)), geometry.device)
     return _Single(slice(first, last + 1), how, heads, work)
+
+
+def _heads(geometry: Geometry, how: Blocks) -> Heads:
+    group = min(geometry.heads, how.rows)
+    return Heads(geometry.heads, -(-geometry.heads // group), group, geometry.kv_rank, how.rows)
+
+
+def _cutting(how: Blocks, multiprocessors: int, heads: Heads) -> Cutting:
+    return Cutting(multiprocessors * how.resident, heads.groups, how.least, how.places)
+
+
+class _Repeated:
+    """pds_kernels.plan.Repeated."""
+
+    def __init__(self, how: Preparing, plan: AttentionPlan) -> None:
+        geometry, heads, tokens = how.geometry, _heads(how.geometry, how.how), len(plan.write_slots)
+        self._cutting = _cutting(how.how, how.multiprocessors, heads)
+        self._listing = Listing(room(tokens, self._cutting), geometry.device)
+        single = _Single(slice(0, tokens), how.how, heads, self._listing.work, padded=True)
+        self.attend = _Attention(geometry, plan, single, None)
+
+    def fill(self, plan: AttentionPlan) -> None:
+        found = tiles(plan, range(len(plan.seq_lens_host)), 1)
+        self._listing.fill(cut(found, self._cutting))
 
 
 def _first(plan: AttentionPlan, requests: int) -> AttentionPlan:
@@ -138,7 +185,8 @@ class _Attention:
         rank]."""
         geometry, blocks, heads = self._geometry, single.blocks, single.heads
         absorbed = torch.matmul(q[:, :, : geometry.nope_dim].transpose(0, 1), w_uk)
-        summed = q.new_empty(len(q), geometry.heads, geometry.kv_rank)
+        shape = len(q), geometry.heads, geometry.kv_rank
+        summed = q.new_zeros(shape) if single.padded else q.new_empty(shape)
         launch(
             attend_latents,
             (len(single.work.pieces) * heads.groups,),

@@ -14,8 +14,7 @@ Places that a request has not filled, and those before its window, are not read 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 
 import torch
 import triton
@@ -26,8 +25,8 @@ from pds_kernels.launching import launch
 from pds_kernels.paged_attention.plan import Attend, Geometry, Prepare
 from pds_kernels.paged_attention.tuning import Blocks, Tuning, tuning
 from pds_kernels.plan import AttentionPlan
-from pds_kernels.split_kv import Heads, Listed, Partial, listed, sms, token_stride
-from pds_kernels.tiles import Cutting, cut, tiles
+from pds_kernels.split_kv import Heads, Listed, Listing, Partial, listed, sms, token_stride
+from pds_kernels.tiles import Cutting, cut, room, tiles
 
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _WIDEST = 256
@@ -46,8 +45,23 @@ def serves(geometry: Geometry) -> bool:
 
 
 def make(geometry: Geometry) -> Prepare:
-    """Nothing is kept from step to step."""
-    return partial(prepare, geometry, tuning(geometry), sms(geometry.device))
+    """Nothing is kept from step to step, but for those that are repeated."""
+    return Preparing(geometry, tuning(geometry), sms(geometry.device))
+
+
+@dataclass(frozen=True, slots=True)
+class Preparing:
+    """plan.Prepare, and pds_kernels.plan.Repeats."""
+
+    geometry: Geometry
+    how: Tuning
+    multiprocessors: int
+
+    def __call__(self, plan: AttentionPlan) -> Attend:
+        return prepare(self.geometry, self.how, self.multiprocessors, plan)
+
+    def repeated(self, plan: AttentionPlan) -> "_Repeated":
+        return _Repeated(self, plan)
 
 
 def prepare(geometry: Geometry, how: Tuning, multiprocessors: int, plan: AttentionPlan) -> Attend:
@@ -73,6 +87,24 @@ class _Pass:
     blocks: Blocks
     heads: Heads
     work: Listed
+
+
+class _Repeated:
+    """pds_kernels.plan.Repeated."""
+
+    def __init__(self, how: Preparing, plan: AttentionPlan) -> None:
+        geometry, blocks = how.geometry, how.how.decode
+        heads, programs = _heads(geometry, blocks), how.multiprocessors * blocks.resident
+        self._window = geometry.window
+        self._cutting = Cutting(programs, heads.groups, how.how.least, blocks.places)
+        self._listing = Listing(room(len(plan.write_slots), self._cutting), geometry.device)
+        work = _Pass(blocks, heads, self._listing.work)
+        # Of no token the host knows that it is a request's: all rows are zero at first.
+        self.attend = _Attention(geometry, replace(plan, cu_seqlens_q_host=(0,)), [work])
+
+    def fill(self, plan: AttentionPlan) -> None:
+        found = tiles(plan, range(len(plan.seq_lens_host)), 1, self._window)
+        self._listing.fill(cut(found, self._cutting))
 
 
 class _Attention:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from ahead import Compile, variants
-from attention_steps import ALL_PAGES, PAGE, Rows, plan_of, plan_on
+from attention_steps import ALL_PAGES, PAGE, Rows, plan_of, plan_on, repeating, write
 from pds_kernels.launching import Launch, recording
 from pds_kernels.mla import Geometry, choose
 from pds_kernels.mla import reference as definition
@@ -73,6 +73,24 @@ def test_whole_contexts_and_pieces(
     given = tensors(asked, plan)
     found = kernel.prepare(asked, PIECES, multiprocessors, plan)(*given)
     torch.testing.assert_close(found, definition.prepare(asked, plan)(*given), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("multiprocessors", [1, 7, MANY])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_steps_that_are_repeated(device: str, multiprocessors: int) -> None:
+    """The same launches each time, on what the steps write into their tensors; there is room for
+    four requests."""
+    asked = Geometry(20, 8, 4, 6, 10, PAGE, 0.4, torch.float32, torch.float32, torch.device(device))
+    place = repeating(device, 4, 11)
+    repeated = kernel.Preparing(asked, PIECES, multiprocessors).repeated(place)
+    for rows in ([(40, 1), (15, 1), (0, 1)], [(31, 1)], [(9, 1)] * 4, [(32, 1)]):
+        plan = plan_on(device, plan_of(rows, padded=4))
+        write(place, plan)
+        repeated.fill(plan)
+        given = tensors(asked, plan)
+        expected = definition.prepare(asked, plan)(*given)
+        torch.testing.assert_close(repeated.attend(*given), expected, rtol=1e-4, atol=1e-5)
 
 
 def recorded(asked: Geometry, rows: Rows) -> list[Launch]:

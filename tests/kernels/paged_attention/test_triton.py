@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from ahead import Compile, variants
-from attention_steps import ALL_PAGES, NULL_PAGE, PAGE, Rows, plan_of, plan_on
+from attention_steps import ALL_PAGES, NULL_PAGE, PAGE, Rows, plan_of, plan_on, repeating, write
 from pds_kernels.launching import Launch, recording
 from pds_kernels.paged_attention import Geometry, choose
 from pds_kernels.paged_attention import reference as definition
@@ -68,6 +68,38 @@ def test_whole_contexts_and_pieces(
     cut = kernel.prepare(asked, how, multiprocessors, plan)
     whole = definition.prepare(asked, plan)
     torch.testing.assert_close(cut(*given), whole(*given), rtol=1e-4, atol=1e-5)
+
+
+STEPS: tuple[Rows, ...] = ([(40, 1), (15, 1), (0, 1)], [(31, 1)], [(9, 1)] * 4, [(32, 1)])
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("variant", [{}, {"window": 20, "sinks": True, "softcap": 0.5}])
+@pytest.mark.parametrize("multiprocessors", [1, 7, MANY])
+@pytest.mark.parametrize("device", DEVICES)
+def test_steps_that_are_repeated(
+    device: str, multiprocessors: int, variant: dict[str, float]
+) -> None:
+    """The same launches each time, on what the steps write into their tensors; there is room for
+    four requests. What a step before left behind is not read."""
+    asked = geometry(device, 6, 2, 8, **variant)
+    prepared = kernel.Preparing(asked, PIECES, multiprocessors)
+    tensors_of_all = repeating(device, 4, 11)
+    repeated = prepared.repeated(tensors_of_all)
+    for rows in STEPS:
+        plan = plan_on(device, plan_of(rows, padded=4))
+        write(tensors_of_all, plan)
+        repeated.fill(plan)
+        given = tensors(asked, plan)
+        expected = definition.prepare(asked, plan)(*given)
+        torch.testing.assert_close(repeated.attend(*given), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_more_work_than_there_is_room_for_is_refused() -> None:
+    asked = geometry("cpu", 6, 2, 8)
+    repeated = kernel.Preparing(asked, PIECES, 1).repeated(repeating("cpu", 1, 11))
+    with pytest.raises(ValueError, match=r"more work than Room\(pieces=1, "):
+        repeated.fill(plan_of([(3, 1), (4, 1)]))
 
 
 @pytest.mark.parametrize("device", DEVICES)
