@@ -210,6 +210,9 @@ class EngineConfig(Section):
     """Compute threads of a worker on CPU."""
     compile: bool = False
     """Run kernels that are compiled ahead instead of plain torch."""
+    cuda_graphs: bool = True
+    """On a GPU, replay decode steps as CUDA graphs, captured at start-up; false launches each
+    kernel (vLLM: enforce_eager)."""
     join_timeout: float = Field(300, gt=0)
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pds_kernels import mla, paged_attention, rope
-from pds_kernels.plan import AttentionPlan
+from pds_kernels.plan import AttentionPlan, Repeats
 from torch import Tensor
 
 from pds_engine.models.decoder import Attend, Attends, Decoder
@@ -44,6 +44,27 @@ class Attention:
         """Each kind that there is."""
         return list(self._kinds.values())
 
+    @property
+    def repeats(self) -> bool:
+        """Whether all kernels can attend in steps that are replayed."""
+        return all(isinstance(kind.attend, Repeats) for kind in self._kinds.values())
+
+    def repeating(self, plan: AttentionPlan) -> "Repeating":
+        """For decode steps that are replayed, on the tensors of `plan` (Repeats.repeated).
+
+        Raises:
+            TypeError: a kernel cannot, and `repeats` is false.
+        """
+        ready: dict[GqaSpec | MlaSpec, Attend] = {}
+        fills: list[Callable[[AttentionPlan], None]] = []
+        for spec, kind in self._kinds.items():
+            if not isinstance(kind.attend, Repeats):
+                raise TypeError(f"attention by {kind.name} cannot be replayed")
+            repeated = kind.attend.repeated(plan)
+            fills.append(repeated.fill)
+            ready[spec] = Attend(repeated.attend, plan.write_slots, kind.rotate)
+        return Repeating([ready[spec] for spec in self._layers], tuple(fills))
+
     def prepare(self, plan: AttentionPlan) -> Attends:
         """Each layer's attention, for this step."""
         ready = {
@@ -51,6 +72,20 @@ class Attention:
             for spec, kind in self._kinds.items()
         }
         return [ready[spec] for spec in self._layers]
+
+
+@dataclass(frozen=True, slots=True)
+class Repeating:
+    """Each layer's attention, for steps that are replayed."""
+
+    attends: Attends
+    fills: tuple[Callable[[AttentionPlan], None], ...]
+    """Of each kind of layers."""
+
+    def fill(self, plan: AttentionPlan) -> None:
+        """The next replay is of this step."""
+        for fill in self.fills:
+            fill(plan)
 
 
 @dataclass(frozen=True, slots=True)

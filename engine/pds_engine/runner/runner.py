@@ -9,14 +9,15 @@ from torch import Tensor
 from pds_engine.config import EngineConfig
 from pds_engine.errors import ProtocolError
 from pds_engine.messages import Admit, Release, StepDone, StepPlan
-from pds_engine.models.decoder import Decoder, Kv
+from pds_engine.models.decoder import Attends, Decoder, Kv
 from pds_engine.parallel.launch import Launched
-from pds_engine.parallel.parts import parts
+from pds_engine.parallel.parts import Parts, parts
 from pds_engine.parallel.reads import Reads
-from pds_engine.runner.attention import Attention
+from pds_engine.runner.attention import Attention, Repeating
 from pds_engine.runner.batch import Batch, build
 from pds_engine.runner.edge import Edge, Passage, edge
 from pds_engine.runner.program import program
+from pds_engine.runner.replay import Capture, Graphs, Inputs, size_of
 from pds_engine.runner.result import Result
 from pds_engine.runner.rows import together
 from pds_engine.runner.sampling import kernel, logprobs, sample
@@ -56,6 +57,7 @@ class Runner:
         self._program = program(decoder, self._attention, kv, most_tokens(config))
         self._gumbel_max = kernel(decoder.vocab, keys.device)
         self._opens = opens or edge(keys.device)
+        self._graphs: Graphs | None = None
         self._reads = Reads()
         self._launched = -1
         self._warm = builds()
@@ -96,10 +98,11 @@ class Runner:
                 reads a token that has not come.
         """
         passage, part = self._opens(), self._decoder.part
-        batch = build(plan, self._tables, plan.padded_tokens)
+        size = None if self._graphs is None else size_of(plan, self._graphs.sizes)
+        batch = build(plan, self._tables, size or plan.padded_tokens)
         if part.embeds:
             self._reads.check(plan)
-        hidden = self._forward(plan, batch, hidden)
+        hidden = self._forward(plan, batch, hidden, size)
         result = self._result(hidden, batch) if part.samples else None
         if part.embeds and part.samples:
             self._reads.sampled(plan)
@@ -117,18 +120,58 @@ class Runner:
         self._tables.accept([row for row in plan.rows if row.samples], tokens)
         self._reads.accept(plan)
 
-    def _forward(self, plan: StepPlan, batch: Batch, hidden: Tensor | None) -> Tensor:
-        """This stage's layers, for this rank's part of the tokens."""
-        decoder, part = self._decoder, self._decoder.part
-        shared = parts(plan, part.tp, part.dp, part.dp_rank)
-        if part.embeds:
-            hidden = decoder.embed(batch.tokens, shared)
-        elif hidden is None:
+    def capture(self, capture: Capture) -> tuple[int, ...]:
+        """Have decode steps replayed as graphs from now on: for which numbers of tokens.
+
+        () where they cannot be: the stage has several ranks, whose collectives would be captured
+        too, or a kernel of attention works out its launches on the host.
+        """
+        decoder, tables = self._decoder, self._tables
+        if decoder.ranks.stage.size > 1 or not self._attention.repeats:
+            return ()
+        keys = self._kv[0][0]
+        hidden = torch.empty(0, decoder.spec.hidden, dtype=decoder.dtype, device=keys.device)
+        null_slot = tables.null_page * tables.page_size
+        inputs = Inputs.made(tables.null_slot, tables.pages.shape[1], null_slot, hidden)
+        with torch.inference_mode():
+            self._graphs = Graphs(inputs, self._attention.repeating, self._layers, capture)
+        return self._graphs.sizes
+
+    def _layers(self, inputs: Inputs, attention: Repeating) -> Tensor:
+        """What is captured."""
+        shared = Parts((len(inputs.tokens),), (len(inputs.tokens),))
+        hidden = self._embedded(inputs.tokens, inputs.hidden, shared)
+        return self._run(hidden, inputs.positions, attention.attends, shared)
+
+    def _forward(
+        self, plan: StepPlan, batch: Batch, hidden: Tensor | None, size: int | None
+    ) -> Tensor:
+        """This stage's layers, for this rank's part of the tokens, by the graph of `size` tokens or
+        launched one by one."""
+        part = self._decoder.part
+        if hidden is None and not part.embeds:
             raise ProtocolError(f"step {plan.step_id} came without hidden states")
+        if self._graphs is not None and size is not None:
+            found = self._graphs.run(size, batch, hidden)
+            # The next replay must not change what is being sent.
+            return found if part.samples else found[: plan.padded_tokens].clone()
+        shared = parts(plan, part.tp, part.dp, part.dp_rank)
+        hidden = self._embedded(batch.tokens, hidden, shared)
         if plan.rows and self._program is not None:
             return self._program.run(hidden, batch.positions, batch.attention)
         attends = self._attention.prepare(batch.attention) if plan.rows else None
-        return decoder.forward(hidden, batch.positions, attends, self._kv, shared)
+        return self._run(hidden, batch.positions, attends, shared)
+
+    def _embedded(self, tokens: Tensor, hidden: Tensor | None, shared: Parts) -> Tensor:
+        """On the first stage what `tokens` are; on others what came from the stage before."""
+        if hidden is None or self._decoder.part.embeds:
+            return self._decoder.embed(tokens, shared)
+        return hidden
+
+    def _run(
+        self, hidden: Tensor, positions: Tensor, attends: Attends | None, shared: Parts
+    ) -> Tensor:
+        return self._decoder.forward(hidden, positions, attends, self._kv, shared)
 
     def _result(self, hidden: Tensor, batch: Batch) -> Result:
         prompts = prompt_logprobs(self._decoder, hidden, batch.scored)

@@ -316,6 +316,7 @@ def attend_latents(
         out = tl.dot(shares.to(latent.dtype), latent, out * kept[:, None], input_precision="ieee")
         total = total * kept + tl.sum(shares, 1)
         top = higher
+    total = tl.where(begin < end, total, 1.0)  # without work nothing is stored
     out = out / total[:, None]
     if slot < 0:
         out_row = out_at + (token * heads + head) * rank
