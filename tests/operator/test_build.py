@@ -164,6 +164,7 @@ EVERYTHING = {
     "device": "cpu",
     "threads": 9,
     "compile": False,
+    "cudaGraphs": False,
     "logLevel": "debug",
 }
 """Each field of `engine`, with another value than the engine's default."""

@@ -36,6 +36,7 @@ PLACES: dict[str, str] = {
     "device": "device",
     "threads": "threads",
     "compile": "compile",
+    "cuda_graphs": "cuda_graphs",
     "log_level": "log_level",
 }
 """Where each field of `engine` stands in the engine's own configuration."""

@@ -81,4 +81,6 @@ class EngineSpec(SpecModel):
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     compile: bool | None = None
     """Run compiled kernels; default: whether compileCache.warmup is enabled."""
+    cuda_graphs: bool | None = None
+    """On GPUs, replay decode steps as CUDA graphs. Default: true."""
     log_level: Literal["debug", "info", "warning", "error"] | None = None
