@@ -282,7 +282,7 @@ def attend_latents(
     row, place = tl.arange(0, rows), tl.arange(0, places)
     column, turned = tl.arange(0, rank_columns), tl.arange(0, rope_columns)
     head = of_group * group + row
-    asks = (row < group) & (head < heads)
+    asks = (row < group) & (head < heads) & (begin < end)  # a piece may be empty
     filled = asks[:, None] & (column < rank)[None, :]
     absorbed = tl.load(
         absorbed_at + (head.to(tl.int64) * tokens + token)[:, None] * rank + column[None, :],
@@ -316,7 +316,7 @@ def attend_latents(
         out = tl.dot(shares.to(latent.dtype), latent, out * kept[:, None], input_precision="ieee")
         total = total * kept + tl.sum(shares, 1)
         top = higher
-    total = tl.where(begin < end, total, 1.0)  # without work nothing is stored
+    total = tl.where(begin < end, total, 1.0)
     out = out / total[:, None]
     if slot < 0:
         out_row = out_at + (token * heads + head) * rank
