@@ -135,6 +135,7 @@ class Runner:
         inputs = Inputs.made(tables.null_slot, tables.pages.shape[1], null_slot, hidden)
         with torch.inference_mode():
             self._graphs = Graphs(inputs, self._attention.repeating, self._layers, capture)
+        self._warm = builds()
         return self._graphs.sizes
 
     def _layers(self, inputs: Inputs, attention: Repeating) -> Tensor:

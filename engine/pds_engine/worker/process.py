@@ -28,9 +28,9 @@ from pds_engine.parallel.groups import Groups, assemble, backend
 from pds_engine.parallel.layout import Numbering
 from pds_engine.parallel.stage import Stage, StagePlace
 from pds_engine.ports import kv_address
-from pds_engine.runner.replay import CudaCapture
 from pds_engine.runner.runner import Runner
 from pds_engine.wire import Link
+from pds_engine.worker.capturing import capture
 from pds_engine.worker.firing import Firing
 from pds_engine.worker.foretelling import foretell
 from pds_engine.worker.joining import join
@@ -109,7 +109,7 @@ def _serve(
     kv = kv_format(config, decoder)
     pages, pool = make_pool(config, decoder, kv, device)
     runner = Runner(config, decoder, [pool.layer(i) for i in range(len(decoder.part.layers))])
-    _capture(config, runner, device)
+    capture(config, runner, device)
     exchange = make_exchange(config, decoder, groups, rank, device)
     activity.counts, activity.compiles = exchange.counts, lambda: runner.compiles
     activity.unneeded = lambda: runner.unneeded
@@ -140,14 +140,6 @@ def _serve(
     finally:
         transfers.stop()
         mailbox.close()
-
-
-def _capture(config: EngineConfig, runner: Runner, device: torch.device) -> None:
-    """Capture decode steps as graphs, on a GPU."""
-    if device.type != "cuda" or not config.cuda_graphs or config.role == "prefill":
-        return
-    sizes = runner.capture(CudaCapture())
-    logger.info("decode steps are replayed as graphs of %s tokens", list(sizes) or "no")
 
 
 def _collectives(group: dist.ProcessGroup | None, rank: int, size: int) -> Collectives:
