@@ -10,8 +10,7 @@ from torch import Tensor
 
 def upload(numbers: object, dtype: torch.dtype, device: torch.device) -> Tensor:
     """`numbers`, nested lists or tuples of equal lengths, as a tensor on `device`."""
-    there = torch.tensor(numbers, dtype=dtype)
     if device.type != "cuda":
-        return there.to(device)
+        return torch.tensor(numbers, dtype=dtype, device=device)
     # Pinned memory is used again only once the copies out of it are done (torch's allocator).
-    return there.pin_memory().to(device, non_blocking=True)
+    return torch.tensor(numbers, dtype=dtype).pin_memory().to(device, non_blocking=True)

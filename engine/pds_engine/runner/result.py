@@ -1,8 +1,7 @@
 """What the last stage makes of a step: tensors on the device, and StepDone once they are read."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Self
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -24,13 +23,13 @@ class Result:
     prompts: tuple[tuple[Scores, ...], ...] = ()
     """Of each part of a prompt that is scored, by positions."""
 
-    def copied(self, copy: Callable[[Tensor], Tensor]) -> Self:
+    def copied(self, copy: Callable[[Tensor], Tensor]) -> "Result":
         """The same with each tensor's copy in its place."""
-        return replace(
-            self,
-            tokens=None if self.tokens is None else copy(self.tokens),
-            scores=None if self.scores is None else self.scores.copied(copy),
-            prompts=tuple(tuple(one.copied(copy) for one in part) for part in self.prompts),
+        return Result(
+            None if self.tokens is None else copy(self.tokens),
+            self.asked,
+            None if self.scores is None else self.scores.copied(copy),
+            tuple(tuple(one.copied(copy) for one in part) for part in self.prompts),
         )
 
     def read(self, step_id: int, elapsed: float) -> StepDone:

@@ -85,12 +85,17 @@ class Tables:
         Raises:
             ProtocolError: another generation holds a slot, or it has more pages than fit.
         """
-        slots = [self._held(row) for row in rows]
-        grown = [
-            (row.slot, slot, row.new_pages)
-            for row, slot in zip(rows, slots, strict=True)
-            if row.new_pages
-        ]
+        slots, grown = [], []
+        for row in rows:
+            slot = self._slots.get(row.slot)
+            if slot is None or slot.gen != row.gen:
+                raise ProtocolError(
+                    f"a step names slot {row.slot} generation {row.gen}, "
+                    f"which holds {'none' if slot is None else slot.gen}"
+                )
+            slots.append(slot)
+            if row.new_pages:
+                grown.append((row.slot, slot, row.new_pages))
         if grown:
             self._grow(grown)
         return slots
@@ -125,15 +130,6 @@ class Tables:
         """Which tokens the prompts hold, [R, vocab] bool, and outputs' counts, [R, vocab] int32."""
         prompted, counts = self._penalty_tables()
         return prompted[slots], counts[slots]
-
-    def _held(self, row: Row) -> HostSlot:
-        slot = self._slots.get(row.slot)
-        if slot is None or slot.gen != row.gen:
-            raise ProtocolError(
-                f"a step names slot {row.slot} generation {row.gen}, "
-                f"which holds {'none' if slot is None else slot.gen}"
-            )
-        return slot
 
     def _grow(self, grown: Sequence[tuple[int, HostSlot, tuple[int, ...]]]) -> None:
         """Slots by number, and the pages that each has from now on: written in one copy."""

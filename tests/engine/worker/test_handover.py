@@ -28,6 +28,7 @@ from pds_engine.parallel.groups import Groups
 from pds_engine.parallel.stage import Stage, StagePlace
 from pds_engine.ports import KvAddress
 from pds_engine.runner.runner import Runner
+from pds_engine.worker.firing import Firing
 from pds_engine.worker.loop import Loop
 from pds_engine.worker.mailbox import Mailbox
 from pds_engine.worker.process import kv_format, make_exchange, make_pool
@@ -62,7 +63,15 @@ class Rank:
         self.link = Sent()
         runner = Runner(config, decoder, layers)
         stage = Stage(StagePlace(0, 1), runner, make_exchange(config, decoder, Groups(), 0, cpu))
-        self.loop = Loop(self.link, stage, runner, self.transfers, self.mailbox, Activity(rank))
+        self.loop = Loop(
+            self.link,
+            stage,
+            runner,
+            self.transfers,
+            self.mailbox,
+            Activity(rank),
+            watch=Firing(self.mailbox.wake).watch,
+        )
 
     def give(self, *orders):
         self.link.orders.extend(orders)
