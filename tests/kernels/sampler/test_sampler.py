@@ -27,6 +27,10 @@ def geometry(device: torch.device) -> Geometry:
     return Geometry(100, 0, device)
 
 
+IN_CPP = [each for each in served(KERNELS, geometry, "cpu") if each.id.startswith("cpu")]
+"""Triton's interpreter takes minutes for what these take milliseconds for."""
+
+
 def rows_of(temperatures: Sequence[float], device: str, least: Tensor | None = None) -> Rows:
     count = len(temperatures)
     seeds = [SEEDS[at % len(SEEDS)] for at in range(count)]
@@ -72,6 +76,33 @@ def test_blocks_are_skipped_only_where_nothing_can_win(scale: float) -> None:
     assert torch.equal(ids, expected[1])
     torch.testing.assert_close(values, expected[0], rtol=1e-14, atol=1e-14)
     assert (ids // BLOCK).unique().numel() > 3  # not all of them win in their first block
+
+
+@pytest.mark.parametrize("count", [1, 40])
+@pytest.mark.parametrize(("kernel", "device"), IN_CPP)
+def test_many_draws_of_a_large_vocabulary(kernel: Kernel, device: str, count: int) -> None:
+    """Where a bound on the noise passes most tokens over, and where several threads share a row."""
+    torch.manual_seed(count)
+    logits = torch.randn(count, 60_001, device=device) * 1.5
+    temperatures = [(1.0, 0.7, 3.0)[at % 3] for at in range(count)]
+    draws = Draws.of(range(count), [0] * count, range(count), torch.device(device))
+    rows = Rows.of(temperatures, draws)
+    values, ids = run(kernel, logits, rows, 6)
+    expected = gumbel_max(logits, rows, 6)
+    assert torch.equal(ids, expected[1])
+    torch.testing.assert_close(values, expected[0], rtol=1e-14, atol=1e-14)
+
+
+@pytest.mark.parametrize(("kernel", "device"), IN_CPP)
+def test_draws_follow_the_softmax(kernel: Kernel, device: str) -> None:
+    torch.manual_seed(2)
+    logits, count = torch.randn(12, device=device), 20_000
+    draws = Draws.of([11] * count, [0] * count, range(count), torch.device(device))
+    _, ids = run(kernel, logits.expand(count, -1), Rows.of([0.7] * count, draws))
+    expected = (logits.double() / 0.7).softmax(-1) * count
+    counts = torch.bincount(ids, minlength=12).double()
+    # 11 degrees of freedom: above 31.3 once in a thousand seeds
+    assert ((counts - expected) ** 2 / expected).sum() < 31.3
 
 
 @pytest.mark.parametrize(("kernel", "device"), served(KERNELS, geometry))
