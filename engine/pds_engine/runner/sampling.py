@@ -10,11 +10,12 @@ Logits are those of this rank's share of the vocabulary. Ranks exchange what a c
 a value and an id a row, or its likeliest tokens; all logits only where these do not reach top_p.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from pds_kernels import sampler
-from pds_kernels.sampler import Draws, GumbelMax
+from pds_kernels.sampler import Draws, GumbelMax, Penalties, nucleus
 from pds_kernels.sampler import Rows as Drawn
 from pds_kernels.upload import upload
 from torch import Tensor
@@ -22,13 +23,7 @@ from torch import Tensor
 from pds_engine.messages import Sampling
 from pds_engine.parallel.collectives import ALONE, VocabShard
 from pds_engine.runner.batch import Batch
-from pds_engine.runner.candidates import (
-    column,
-    floor,
-    likeliest,
-    mass,
-    nucleus,
-)
+from pds_engine.runner.candidates import bounds_of, likeliest, selector
 from pds_engine.runner.scoring import Scores, score
 from pds_engine.runner.tables import HostSlot, Tables, penalised
 
@@ -54,26 +49,35 @@ def sample(
     logits: Tensor, batch: Batch, tables: Tables, vocab: VocabShard, gumbel_max: GumbelMax
 ) -> Tensor:
     """The next token of each sampling row, or UNSOUND: [R, V] float32 → [R] int64, the same on all
-    ranks. `gumbel_max`: of `kernel`."""
-    rows = batch.samples
-    if any(_adjusted(slot.sampling) for slot, _ in rows):
-        logits = adjust(logits.clone(), batch, tables, vocab)
-    bounded = [at for at, (slot, _) in enumerate(rows) if _bounded(slot.sampling)]
-    if not bounded:
-        return choose(logits, rows, vocab, gumbel_max)
-    free = [at for at, (slot, _) in enumerate(rows) if not _bounded(slot.sampling)]
-    if not free:
-        return draw(logits, rows, vocab)
-    tokens = torch.empty(len(rows), dtype=torch.int64, device=logits.device)
-    others, own = _places(free, logits), _places(bounded, logits)
-    tokens[others] = choose(logits[others], [rows[at] for at in free], vocab, gumbel_max)
-    tokens[own] = draw(logits[own], [rows[at] for at in bounded], vocab)
+    ranks. `gumbel_max`: of `kernel`. Afterwards `logits` are what they were."""
+    restores = adjust(logits, batch, tables, vocab)
+    tokens = _sample(logits, batch.samples, vocab, gumbel_max)
+    for restore in reversed(restores):
+        restore()
     return tokens
 
 
-def _places(rows: Sequence[int], like: Tensor) -> Tensor:
-    """Some rows of `like` as an index of tensors, on their device."""
-    return upload(list(rows), torch.int64, like.device)
+def _sample(logits: Tensor, rows: Rows, vocab: VocabShard, gumbel_max: GumbelMax) -> Tensor:
+    options = [slot.sampling for slot, _ in rows]
+    if not any(_bounded(option) or option.min_p > 0 for option in options):
+        return choose(logits, rows, vocab, gumbel_max)
+    if vocab.ranks.size == 1:
+        selection = selector(vocab, logits.device)
+        if selection.at_once:
+            bounds = bounds_of(options, logits.device)
+            values, ids = selection.draw(logits, _drawn(rows, logits.device), bounds)
+            return ids.masked_fill(~values.isfinite(), UNSOUND)
+    bounded = [at for at, option in enumerate(options) if _bounded(option)]
+    if not bounded:
+        return choose(logits, rows, vocab, gumbel_max)
+    tokens = torch.empty(len(rows), dtype=torch.int64, device=logits.device)
+    free = [at for at, option in enumerate(options) if not _bounded(option)]
+    if not free:
+        return draw(logits, rows, vocab)
+    others, own = (upload(each, torch.int64, logits.device) for each in (free, bounded))
+    tokens[others] = choose(logits[others], [rows[at] for at in free], vocab, gumbel_max)
+    tokens[own] = draw(logits[own], [rows[at] for at in bounded], vocab)
+    return tokens
 
 
 def _hot(sampling: Sampling) -> bool:
@@ -84,47 +88,70 @@ def _bounded(sampling: Sampling) -> bool:
     return _hot(sampling) and (sampling.top_k > 0 or sampling.top_p < 1)
 
 
-def _adjusted(sampling: Sampling) -> bool:
-    return bool(sampling.logit_bias) or sampling.min_tokens > 0 or penalised(sampling)
-
-
-def adjust(logits: Tensor, batch: Batch, tables: Tables, vocab: VocabShard) -> Tensor:
-    """Apply logit_bias, penalties and min_tokens in place; returns `logits`."""
-    ids = vocab.ids
-    for row, (slot, _) in zip(logits, batch.samples, strict=True):
-        bias = {t - ids.start: b for t, b in slot.sampling.logit_bias.items() if t in ids}
-        if bias:
-            columns = upload(list(bias), torch.int64, row.device)
-            row[columns] += upload(list(bias.values()), row.dtype, row.device)
-    wanted = [at for at, (slot, _) in enumerate(batch.samples) if penalised(slot.sampling)]
+def adjust(
+    logits: Tensor, batch: Batch, tables: Tables, vocab: VocabShard
+) -> list[Callable[[], None]]:
+    """Apply logit_bias, penalties and min_tokens in place, to the rows that ask. Returns what puts
+    them back, to be called from last to first."""
+    rows, ids, restores = batch.samples, vocab.ids, []
+    biased = [
+        (at, token - ids.start, bias)
+        for at, (slot, _) in enumerate(rows)
+        for token, bias in slot.sampling.logit_bias.items()
+        if token in ids
+    ]
+    if biased:
+        places = _places([(at, place) for at, place, _ in biased], logits.device)
+        sums = logits[places] + _floats([bias for _, _, bias in biased], logits)
+        restores.append(_put(logits, places, sums))
+    wanted = [at for at, (slot, _) in enumerate(rows) if penalised(slot.sampling)]
     if wanted:
-        options = [batch.samples[at][0].sampling for at in wanted]
-        places = _places(wanted, logits)
-        prompted, counts = (
-            state[:, ids.start : ids.stop] for state in tables.penalty_state(batch.slots[places])
-        )
-        own = logits[places, : len(ids)]
-        logits[places, : len(ids)] = penalise(own, prompted, counts, options)
-    for row, (slot, index) in zip(logits, batch.samples, strict=True):
-        if index < slot.sampling.min_tokens:
-            stops = [t - ids.start for t in slot.sampling.stop_token_ids if t in ids]
-            row[upload(stops, torch.int64, row.device)] = float("-inf")
-    return logits
+        restores.append(_penalise(logits, wanted, batch, tables, vocab))
+    stops = [
+        (at, token - ids.start)
+        for at, (slot, index) in enumerate(rows)
+        if index < slot.sampling.min_tokens
+        for token in slot.sampling.stop_token_ids
+        if token in ids
+    ]
+    if stops:
+        places = _places(stops, logits.device)
+        restores.append(_put(logits, places, logits.new_tensor(float("-inf"))))
+    return restores
 
 
-def penalise(
-    logits: Tensor, prompted: Tensor, counts: Tensor, options: Sequence[Sampling]
-) -> Tensor:
-    """Repetition (prompt and output, multiplicative), presence and frequency (output, additive).
+def _put(logits: Tensor, at: tuple[Tensor, ...], values: Tensor) -> Callable[[], None]:
+    """Set logits at rows and columns; returns what puts them back."""
+    before = logits[at]
+    logits[at] = values
 
-    logits [R, vocab]; prompted [R, vocab] bool; counts [R, vocab]. (Keskar et al., 2019; OpenAI.)
-    """
-    factor = column([option.repetition_penalty for option in options], logits)
-    presence = column([option.presence_penalty for option in options], logits)
-    frequency = column([option.frequency_penalty for option in options], logits)
-    repeated = torch.where(logits > 0, logits / factor, logits * factor)
-    logits = torch.where(prompted | (counts > 0), repeated, logits)
-    return logits - presence * (counts > 0) - frequency * counts
+    def restore() -> None:
+        logits[at] = before
+
+    return restore
+
+
+def _places(places: Sequence[tuple[int, int]], device: torch.device) -> tuple[Tensor, ...]:
+    return upload(places, torch.int64, device).unbind(1)
+
+
+def _penalise(
+    logits: Tensor, wanted: Sequence[int], batch: Batch, tables: Tables, vocab: VocabShard
+) -> Callable[[], None]:
+    options = [batch.samples[at][0].sampling for at in wanted]
+    rows = upload(wanted, torch.int64, logits.device)
+    prompted, counts = tables.penalty_tables()
+    mine = slice(vocab.ids.start, vocab.ids.stop)
+    penalties = Penalties(
+        rows=rows,
+        slots=batch.slots[rows],
+        prompted=prompted[:, mine],
+        counts=counts[:, mine],
+        repetition=_floats([option.repetition_penalty for option in options], logits),
+        presence=_floats([option.presence_penalty for option in options], logits),
+        frequency=_floats([option.frequency_penalty for option in options], logits),
+    )
+    return selector(vocab, logits.device).penalise(logits, penalties)
 
 
 def choose(logits: Tensor, rows: Rows, vocab: VocabShard, gumbel_max: GumbelMax) -> Tensor:
@@ -132,9 +159,8 @@ def choose(logits: Tensor, rows: Rows, vocab: VocabShard, gumbel_max: GumbelMax)
 
     Ranks exchange their best value and its id, and nothing else.
     """
-    temperatures = [slot.sampling.temperature if _hot(slot.sampling) else 0.0 for slot, _ in rows]
-    drawn = Drawn.of(temperatures, _draws(rows, logits.device), _least(logits, rows, vocab))
-    values, ids = gumbel_max(logits, drawn)
+    drawn = _drawn(rows, logits.device)
+    values, ids = gumbel_max(logits, _above_min_p(logits, rows, drawn, vocab, gumbel_max))
     if vocab.ranks.size > 1:
         pairs = torch.stack((values, ids.double()), dim=-1)
         values, found = vocab.ranks.gather(pairs).unbind(-1)
@@ -144,41 +170,41 @@ def choose(logits: Tensor, rows: Rows, vocab: VocabShard, gumbel_max: GumbelMax)
     return ids.masked_fill(~values.isfinite(), UNSOUND)
 
 
-def _least(logits: Tensor, rows: Rows, vocab: VocabShard) -> Tensor | None:
-    """The least score that each row's min_p leaves; None where no row has one."""
-    hot = [at for at, (slot, _) in enumerate(rows) if _hot(slot.sampling)]
-    options = [rows[at][0].sampling for at in hot]
-    if all(option.min_p == 0 for option in options):
-        return None
-    places = _places(hot, logits)
-    best = vocab.ranks.gather(logits[places].amax(-1, keepdim=True)).amax(0)
-    best /= column([option.temperature for option in options], logits)
-    least = logits.new_full((len(rows),), float("-inf"))
-    least[places] = floor(best, options).squeeze(1)
-    return least
+def _above_min_p(
+    logits: Tensor, rows: Rows, drawn: Drawn, vocab: VocabShard, gumbel_max: GumbelMax
+) -> Drawn:
+    """With the least score that each row's min_p leaves, where a row has one."""
+    parts = [slot.sampling.min_p if _hot(slot.sampling) else 0.0 for slot, _ in rows]
+    if not any(parts):
+        return drawn
+    greedy = Drawn.of([0.0] * len(rows), drawn.draws)
+    best = vocab.ranks.gather(gumbel_max(logits, greedy)[0].float()).amax(0)
+    best /= drawn.temperatures.masked_fill(drawn.temperatures == 0, 1)
+    return replace(drawn, least=best + _floats(parts, logits).log())
 
 
-def draw(
-    logits: Tensor, rows: Rows, vocab: VocabShard, candidates: int | None = _CANDIDATES
-) -> Tensor:
+def draw(logits: Tensor, rows: Rows, vocab: VocabShard, candidates: int = _CANDIDATES) -> Tensor:
     """One draw per row at its temperature, within its min_p, top_k and top_p: [R] int64.
 
-    candidates: the likeliest tokens that are looked at first; None: all, of a single rank. UNSOUND
-    stands for a draw that there is not.
+    candidates: the likeliest tokens that are looked at first; all are where these are not all that
+    may be drawn. UNSOUND stands for a draw that there is not.
     """
-    options = [slot.sampling for slot, _ in rows]
-    scores = logits / column([option.temperature for option in options], logits)
-    every = scores.shape[1] * vocab.ranks.size
-    most = every if candidates is None else candidates
-    likely, ids = likeliest(scores, most, vocab)
+    options, device = [slot.sampling for slot, _ in rows], logits.device
+    selection, bounds, drawn = (
+        selector(vocab, device),
+        bounds_of(options, device),
+        _drawn(rows, device),
+    )
+    likely, ids = likeliest(logits, drawn.temperatures, candidates, vocab, selection)
     total = None
-    if most < every and not all(0 < option.top_k <= most for option in options):
-        best = likely[:, :1]
-        total = mass(scores, best, floor(best, options), vocab)
-    allowed, covered = nucleus(likely, total, options)
-    draws = _draws(rows, logits.device)
-    # One by one, ids cost four times what consecutive ones do.
-    noise = draws.gumbel(range(every)).gather(1, ids) if most >= every else draws.gumbel_of(ids)
+    every = vocab.columns * vocab.ranks.size
+    if candidates < every and not all(0 < option.top_k <= candidates for option in options):
+        best = likely[:, 0]
+        least = best + bounds.log_min_p
+        own = selection.mass(logits, drawn.temperatures, best, least)
+        total = vocab.ranks.gather(own).sum(0)
+    allowed, covered = nucleus(likely, total, bounds)
+    noise = drawn.draws.gumbel_of(ids)
     place = (noise + likely).masked_fill_(~allowed, float("-inf")).argmax(-1, keepdim=True)
     tokens = ids.gather(1, place).squeeze(1)
     # Each rank has computed the same; should ranks ever round differently, rank 0's word counts.
@@ -186,19 +212,28 @@ def draw(
     left = [] if total is None else [at for at, t in enumerate(tokens.tolist()) if t < 0]
     if left:
         whole = vocab.ranks.gather(logits[left]).movedim(0, 1).flatten(1)
-        alone = VocabShard(range(every), every, ALONE)
-        found = draw(whole, [rows[at] for at in left], alone, None)
+        alone = selector(VocabShard(range(every), every, ALONE), device)
+        again = [rows[at] for at in left]
+        bounds = bounds_of([options[at] for at in left], device)
+        _, found = alone.draw(whole, _drawn(again, device), bounds)
         tokens[left] = vocab.ranks.broadcast(found)
     return tokens.masked_fill(~likely[:, 0].isfinite(), UNSOUND)
 
 
-def _draws(rows: Rows, device: torch.device) -> Draws:
-    return Draws.of(
+def _drawn(rows: Rows, device: torch.device) -> Drawn:
+    temperatures = [slot.sampling.temperature if _hot(slot.sampling) else 0.0 for slot, _ in rows]
+    draws = Draws.of(
         [slot.seed for slot, _ in rows],
         [slot.sampling.choice for slot, _ in rows],
         [index for _, index in rows],
         device,
     )
+    return Drawn.of(temperatures, draws)
+
+
+def _floats(values: Sequence[float], like: Tensor) -> Tensor:
+    """[R] of `like`'s dtype and device."""
+    return upload(values, like.dtype, like.device)
 
 
 def logprobs(
@@ -210,6 +245,6 @@ def logprobs(
         return (), None
     counts = [rows[at][0].sampling.logprobs or 0 for at in wanted]
     if len(wanted) < len(rows):
-        places = _places(wanted, logits)
+        places = upload(wanted, torch.int64, logits.device)
         logits, tokens = logits[places], tokens[places]
     return tuple(wanted), score(logits, tokens, counts, vocab)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
+from pds_kernels.sampler import unpack
 from pds_kernels.upload import upload
 from torch import Tensor
 
@@ -12,7 +13,7 @@ from pds_engine.messages import TokenLogprobs
 from pds_engine.models.decoder import Decoder
 from pds_engine.parallel.collectives import VocabShard
 from pds_engine.runner.batch import Scored
-from pds_engine.runner.candidates import merged, pack, unpack
+from pds_engine.runner.candidates import merged, selector
 from pds_engine.runner.rows import together
 
 _POSITIONS = 64
@@ -54,8 +55,9 @@ def score(logits: Tensor, tokens: Tensor, likeliest: Sequence[int], vocab: Vocab
     columns = tokens.unsqueeze(1) - vocab.ids.start
     foreign = (columns < 0) | (columns >= logits.shape[1])
     chosen = logits.gather(1, columns.masked_fill(foreign, 0)).masked_fill_(foreign, float("-inf"))
-    sums = logits.double().logsumexp(-1, keepdim=True)
-    likely = pack(logits, vocab.ids.start).topk(min(most, logits.shape[1])).values
+    selection, ones = selector(vocab, logits.device), logits.new_ones(len(logits))
+    likely = selection.likeliest(logits, ones, max(most, 1))
+    sums = selection.log_sum(logits).unsqueeze(1)
     # One gather for all: the bits of two floats travel beside the packed candidates.
     floats = torch.cat((sums, chosen.double()), dim=-1).view(torch.int64)
     gathered = vocab.ranks.gather(torch.cat((floats, likely), dim=-1))

@@ -126,10 +126,16 @@ class Tables:
             slots, latest = upload(alive, torch.int64, self.device).unbind(1)
             self.last_token[slots] = latest
 
-    def penalty_state(self, slots: Tensor) -> tuple[Tensor, Tensor]:
-        """Which tokens the prompts hold, [R, vocab] bool, and outputs' counts, [R, vocab] int32."""
-        prompted, counts = self._penalty_tables()
-        return prompted[slots], counts[slots]
+    def penalty_tables(self) -> tuple[Tensor, Tensor]:
+        """Which tokens the prompts hold, [slots, vocab] bool, and outputs' counts, int32.
+
+        Made when the first request with penalties comes: most workers never need them.
+        """
+        if self._prompted is None or self._counts is None:
+            shape = (self.null_slot, self._vocab)
+            self._prompted = torch.zeros(shape, dtype=torch.bool, device=self.device)
+            self._counts = torch.zeros(shape, dtype=torch.int32, device=self.device)
+        return self._prompted, self._counts
 
     def _grow(self, grown: Sequence[tuple[int, HostSlot, tuple[int, ...]]]) -> None:
         """Slots by number, and the pages that each has from now on: written in one copy."""
@@ -146,20 +152,12 @@ class Tables:
             self.pages.view(-1)[at] = pages_there.int()
 
     def _count(self, order: Admit) -> None:
-        prompted, counts = self._penalty_tables()
+        prompted, counts = self.penalty_tables()
         prompted[order.slot] = False
         prompted[order.slot, upload(order.prompt_ids, torch.int64, self.device)] = True
         counts[order.slot] = 0
         given = upload(order.output_ids, torch.int64, self.device)
         counts[order.slot].index_add_(0, given, torch.ones_like(given, dtype=counts.dtype))
-
-    def _penalty_tables(self) -> tuple[Tensor, Tensor]:
-        """Made when the first request with penalties comes: most workers never need them."""
-        if self._prompted is None or self._counts is None:
-            shape = (self.null_slot, self._vocab)
-            self._prompted = torch.zeros(shape, dtype=torch.bool, device=self.device)
-            self._counts = torch.zeros(shape, dtype=torch.int32, device=self.device)
-        return self._prompted, self._counts
 
 
 def penalised(sampling: Sampling) -> bool:

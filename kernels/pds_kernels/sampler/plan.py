@@ -80,10 +80,10 @@ class Bounds:
         device: torch.device,
     ) -> Self:
         def floats(values: Sequence[float]) -> Tensor:
-            return torch.tensor(values, dtype=torch.float32, device=device)
+            return upload(values, torch.float32, device)
 
         return cls(
-            torch.tensor(top_k, dtype=torch.int64, device=device),
+            upload(top_k, torch.int64, device),
             floats(top_p),
             floats(min_p).log(),
         )

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from pds_engine.messages import Sampling
+from pds_kernels.cpu import library
 from random_models import MODELS, saved
 from runner_driver import Driver, Reference
 from safetensors.torch import load_file, save_file
@@ -21,6 +22,13 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(params=["cpp", "torch"])
+def each_sampler(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokens are chosen by the kernel for CPUs, and by the definition."""
+    if request.param == "torch":
+        monkeypatch.delitem(library._provided, "sampler")
 
 
 @pytest.fixture(scope="session")

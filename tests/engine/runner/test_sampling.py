@@ -7,12 +7,14 @@ import torch
 from pds_engine.messages import Admit, Sampling
 from pds_engine.parallel.collectives import ALONE, VocabShard
 from pds_engine.runner.batch import Batch
-from pds_engine.runner.candidates import nucleus
+from pds_engine.runner.candidates import bounds_of
 from pds_engine.runner.result import Result
+from pds_engine.runner.sampling import adjust, draw, kernel, logprobs, sample
 from pds_engine.runner.sampling import choose as draw_freely
-from pds_engine.runner.sampling import draw, kernel, logprobs, penalise, sample
 from pds_engine.runner.tables import HostSlot, Tables
+from pds_kernels.sampler import nucleus
 
+pytestmark = pytest.mark.usefixtures("each_sampler")
 VOCAB = 12
 
 
@@ -81,7 +83,8 @@ def test_greedy_takes_the_lowest_id_of_a_tie():
 )
 def test_what_may_be_drawn(keys, expected):
     chances = torch.tensor([[0.5, 0.25, 0.15, 0.1]])
-    allowed, covered = nucleus(chances.log(), None, [options(**keys)])
+    bounds = bounds_of([options(**keys)], chances.device)
+    allowed, covered = nucleus(chances.log(), None, bounds)
     assert set(allowed[0].nonzero().flatten().tolist()) == expected
     assert covered.tolist() == [True]
 
@@ -100,7 +103,8 @@ def test_what_may_be_drawn(keys, expected):
 )
 def test_whether_the_candidates_are_all_that_may_be_drawn(keys, expected, covered):
     candidates, total = torch.tensor([[0.5, 0.25]]).log(), torch.tensor([2.0]).double()
-    allowed, found = nucleus(candidates, total, [options(**keys)])
+    bounds = bounds_of([options(**keys)], candidates.device)
+    allowed, found = nucleus(candidates, total, bounds)
     assert set(allowed[0].nonzero().flatten().tolist()) == expected
     assert found.tolist() == [covered]
 
@@ -178,11 +182,26 @@ def test_penalties_against_their_definition():
         tables.admit(admit(at, kind, prompt, output[:2]))
     for token in output[2:]:  # the later ones are counted as they are sampled
         tables.sampled(torch.arange(4), torch.full((4,), token))
-    found = penalise(
-        logits.expand(4, -1).contiguous(), *tables.penalty_state(torch.arange(4)), kinds
-    )
+    slots, found = torch.arange(4), logits.repeat(4, 1)
+    rows = tuple((slot(kind), 5) for kind in kinds)
+    restores = adjust(found, Batch(slots, slots, None, slots, slots, rows), tables, whole(found))
     for row, kind in zip(found, kinds, strict=True):
         torch.testing.assert_close(row, plain_penalties(logits, prompt, output, kind))
+    for restore in restores:
+        restore()
+    assert torch.equal(found, logits.expand(4, -1))
+
+
+def test_what_a_request_asks_for_changes_no_logits_for_good():
+    """Log-probabilities are taken from them afterwards."""
+    torch.manual_seed(9)
+    logits = torch.randn(3, VOCAB)
+    before = logits.clone()
+    everything = options(
+        logit_bias={3: 2.5, 4: -1.0}, presence_penalty=0.4, stop_token_ids=(1, 3), min_tokens=4
+    )
+    choose(logits, admit(0, everything, (1, 3), (3,)), admit(1, options()), admit(2, everything))
+    assert torch.equal(logits, before)
 
 
 def test_a_slot_s_penalties_start_afresh_with_the_next_request():
@@ -190,7 +209,7 @@ def test_a_slot_s_penalties_start_afresh_with_the_next_request():
     tables.admit(admit(0, options(presence_penalty=1), (1, 2), (3,)))
     tables.release(0, 0)
     tables.admit(admit(0, options(presence_penalty=1), (4,)))
-    prompted, counts = tables.penalty_state(torch.tensor([0]))
+    prompted, counts = tables.penalty_tables()
     assert prompted[0].nonzero().flatten().tolist() == [4]
     assert not counts.any()
 

@@ -19,6 +19,7 @@ from pds_engine.runner.tables import HostSlot, Tables
 from pds_kernels.sampler import Draws
 
 T = TypeVar("T")
+pytestmark = pytest.mark.usefixtures("each_sampler")
 VOCAB = 1003
 """Four ranks have 251, 251, 251 and 250 of it."""
 
