@@ -84,7 +84,7 @@ def run(config: EngineConfig) -> int:
 
 
 def warm(config: EngineConfig) -> Warmed:
-    """Compile or find all artefacts of this pod's ranks, and write the manifest of each of its stages.
+    """Compile or find what this pod's ranks run, and write the manifest of each of its stages.
 
     Raises:
         RuntimeError: a graph cannot be compiled, or this pod has no place for it.

@@ -7,6 +7,7 @@ from pds_kernels import (
     paged_attention,
     rms_norm,
     rope,
+    sampler,
 )
 
 from pds_engine.spec import DecoderSpec
@@ -18,6 +19,7 @@ DENSE = (
     paged_attention.CPU_LIBRARY,
     rms_norm.CPU_LIBRARY,
     rope.CPU_LIBRARY,
+    sampler.CPU_LIBRARY,
 )
 
 

@@ -16,6 +16,7 @@ selection = choose_selection(geometry).make(geometry)
 values, ids = selection.draw(logits, rows, bounds)
 """
 
+from pds_kernels.sampler.cpu import LIBRARY as CPU_LIBRARY
 from pds_kernels.sampler.dispatch import Kernel, Selector, choose, choose_selection
 from pds_kernels.sampler.order import nucleus, pack, unpack
 from pds_kernels.sampler.philox import Draws
@@ -23,6 +24,7 @@ from pds_kernels.sampler.plan import Bounds, Geometry, GumbelMax, Penalties, Row
 from pds_kernels.sampler.reference import gumbel_max
 
 __all__ = [
+    "CPU_LIBRARY",
     "Bounds",
     "Draws",
     "Geometry",
