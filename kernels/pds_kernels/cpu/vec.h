@@ -134,11 +134,15 @@ inline float sum(vf v) {
 #endif
 }
 inline float greatest(vf v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_max_ps(bits_of<__m512>(v));
+#else
   float part[W];
   store(part, v);
   for (int step = W / 2; step; step /= 2)
     for (int i = 0; i < step; i++) part[i] = part[i] > part[i + step] ? part[i] : part[i + step];
   return part[0];
+#endif
 }
 
 // exp(x) within two last places; 0 below -87.3, infinity above 88.7, NaN for NaN.

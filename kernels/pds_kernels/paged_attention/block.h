@@ -68,16 +68,9 @@ inline void transpose(vu (&x)[W]) {
   }
 }
 
-// W steps of a row that has `left` numbers; what is beyond them is zero.
+// W steps of a row.
 template <class C, class Kv>
-inline vu steps_of(const Kv* row, int64_t left) {
-  constexpr int N = W * PAIR<C>;
-  Kv all[N];
-  if (left < N) {
-    std::memset(all, 0, sizeof all);
-    for (int64_t i = 0; i < left; i++) all[i] = row[i];
-    row = all;
-  }
+inline vu steps_of(const Kv* row) {
   if constexpr (PAIR<C> == 1) {
     return bits_of<vu>(load(row));
   } else {
@@ -87,43 +80,98 @@ inline vu steps_of(const Kv* row, int64_t left) {
   }
 }
 
-// rows[KEYS], null: absent → to [steps of dim, KEYS], its steps rounded up to W.
+// x[step] of W rows: the step of each of them, side by side.
+template <class C, class Kv>
+inline void steps_of_rows(const Kv* const* rows, int64_t at, vu (&x)[W]) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(C) == sizeof(Kv)) {
+    // Rows four apart are loaded into one vector, which leaves half of the shuffles
+    const auto part = [&](int row, int quarter) {
+      return _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows[row] + at) + quarter);
+    };
+#pragma GCC unroll 4
+    for (int quarter = 0; quarter < 4; quarter++) {
+      __m512i y[4];
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; i++) {
+        y[i] = _mm512_zextsi128_si512(part(i, quarter));
+        y[i] = _mm512_mask_broadcast_i32x4(y[i], 0x00f0, part(i + 4, quarter));
+        y[i] = _mm512_mask_broadcast_i32x4(y[i], 0x0f00, part(i + 8, quarter));
+        y[i] = _mm512_mask_broadcast_i32x4(y[i], 0xf000, part(i + 12, quarter));
+      }
+      const __m512i a = _mm512_unpacklo_epi32(y[0], y[1]), b = _mm512_unpackhi_epi32(y[0], y[1]);
+      const __m512i c = _mm512_unpacklo_epi32(y[2], y[3]), d = _mm512_unpackhi_epi32(y[2], y[3]);
+      x[4 * quarter] = bits_of<vu>(_mm512_unpacklo_epi64(a, c));
+      x[4 * quarter + 1] = bits_of<vu>(_mm512_unpackhi_epi64(a, c));
+      x[4 * quarter + 2] = bits_of<vu>(_mm512_unpacklo_epi64(b, d));
+      x[4 * quarter + 3] = bits_of<vu>(_mm512_unpackhi_epi64(b, d));
+    }
+    return;
+  }
+#endif
+#pragma GCC unroll 16
+  for (int i = 0; i < W; i++) x[i] = steps_of<C>(rows[i] + at);
+  transpose(x);
+}
+
+// The end of `count` rows that is no whole vector, beside zeros: from[row] is its begin, but for
+// `at` numbers.
+template <class C, class Kv, int ROWS>
+struct Ends {
+  Kv numbers[ROWS][W * PAIR<C>] = {};
+  const Kv* from[ROWS];
+
+  Ends(const Kv* const* rows, int64_t at, int64_t dim) {
+    for (int row = 0; row < ROWS; row++) {
+      for (int64_t i = at; i < dim; i++) numbers[row][i - at] = rows[row][i];
+      from[row] = numbers[row];
+    }
+  }
+};
+
+// rows[KEYS] → to [steps of dim, KEYS], its steps rounded up to W.
 template <class C, class Kv>
 void pack_keys(const Kv* const* rows, int64_t dim, C* to) {
+  constexpr int N = W * PAIR<C>;
+  const auto put = [&](int key, int64_t at, const vu(&x)[W]) {
+    C* into = to + (at / PAIR<C> * KEYS + key) * PAIR<C>;
+#pragma GCC unroll 16
+    for (int i = 0; i < W; i++) std::memcpy(into + i * KEYS * PAIR<C>, &x[i], sizeof x[i]);
+  };
   for (int key = 0; key < KEYS; key += W) {
-    for (int64_t at = 0; at < dim; at += W * PAIR<C>) {
-      vu x[W];
-#pragma GCC unroll 16
-      for (int i = 0; i < W; i++)
-        x[i] = rows[key + i] ? steps_of<C>(rows[key + i] + at, dim - at) : vu{};
-      transpose(x);
-      C* into = to + (at / PAIR<C> * KEYS + key) * PAIR<C>;
-#pragma GCC unroll 16
-      for (int i = 0; i < W; i++) std::memcpy(into + i * KEYS * PAIR<C>, &x[i], sizeof x[i]);
+    vu x[W];
+    int64_t at = 0;
+    for (; at + N <= dim; at += N) {
+      steps_of_rows<C>(rows + key, at, x);
+      put(key, at, x);
     }
+    if (at == dim) continue;
+    steps_of_rows<C>(Ends<C, Kv, W>(rows + key, at, dim).from, 0, x);
+    put(key, at, x);
   }
 }
 
-// rows[KEYS], null: absent → to [steps of KEYS, columns]. Absent ones are zero, as is what lies
-// between dim and columns.
+// rows[KEYS] → to [steps of KEYS, columns]. What lies between dim and columns is zero.
 template <class C, class Kv>
 void pack_values(const Kv* const* rows, int64_t dim, int64_t columns, C* to) {
-  for (int key = 0; key < KEYS; key += PAIR<C>) {
-    const Kv* const* from = rows + key;
-    for (int64_t at = 0; at < columns; at += W * PAIR<C>) {
-      vu x[2] = {};
-      for (int i = 0; i < PAIR<C>; i++)
-        if (from[i]) x[i] = steps_of<C>(from[i] + at, dim - at);
-      if constexpr (PAIR<C> == 1) {
-        std::memcpy(to, &x[0], sizeof x[0]);
-        to += W;
-      } else {
-        const vh2 a = bits_of<vh2>(x[0]), b = bits_of<vh2>(x[1]);
-        const vh2 both[2] = {lower_halves(a, b), upper_halves(a, b)};
-        std::memcpy(to, both, sizeof both);
-        to += 4 * W;
-      }
+  constexpr int N = W * PAIR<C>;
+  const auto put = [&](const Kv* const* from, int64_t at) {
+    if constexpr (PAIR<C> == 1) {
+      store(to, load(from[0] + at));
+    } else {
+      const vh2 a = bits_of<vh2>(steps_of<C>(from[0] + at));
+      const vh2 b = bits_of<vh2>(steps_of<C>(from[1] + at));
+      const vh2 lower = lower_halves(a, b), upper = upper_halves(a, b);
+      std::memcpy(to, &lower, sizeof lower);
+      std::memcpy(to + N, &upper, sizeof upper);
     }
+    to += N * PAIR<C>;
+  };
+  for (int key = 0; key < KEYS; key += PAIR<C>) {
+    int64_t at = 0;
+    for (; at + N <= dim; at += N) put(rows + key, at);
+    if (at < dim) put(Ends<C, Kv, PAIR<C>>(rows + key, at, dim).from, 0), at += N;
+    for (; at < columns; at += N, to += N * PAIR<C>) std::memset(to, 0, N * PAIR<C> * sizeof(C));
   }
 }
 
@@ -153,7 +201,8 @@ inline void tile(const Product<C>& x, int64_t column) {
   const C* b = x.b + column * PAIR<C>;
   for (int64_t step = 0; step < x.steps; step++, a += PAIR<C>, b += x.b_stride) {
     vu by[V];
-    std::memcpy(by, b, sizeof by);
+#pragma GCC unroll 4
+    for (int v = 0; v < V; v++) std::memcpy(&by[v], b + v * W * PAIR<C>, sizeof by[v]);
 #pragma GCC unroll 16
     for (int m = 0; m < M; m++) {
       uint32_t bits;
@@ -231,20 +280,18 @@ inline void weigh(const float* products, int64_t first, int64_t end, const Scori
                   float* totals, float* sums, int64_t columns, C* shares) {
   constexpr int N = KEYS / W;
   vf scores[N], best = splat(NONE);
-  const bool whole = first <= 0 && end >= KEYS;
-  vi at;
-  for (int i = 0; i < W; i++) at[i] = i;
-#pragma GCC unroll 16
-  for (int i = 0; i < N; i++) {
-    vf x = load(products + i * W) * how.factor;
-    if (how.cap != 0) x = (1.0f - 2.0f / (1.0f + exp(2.0f * x))) * how.cap;
-    if (!whole) {
-      const vi sees = (at + i * W >= int32_t(first)) & (at + i * W < int32_t(end));
-      x = sees ? x : splat(NONE);
+  for (int i = 0; i < N; i++) scores[i] = load(products + i * W) * how.factor;
+  if (how.cap != 0)
+    for (vf& x : scores) x = (1.0f - 2.0f / (1.0f + exp(2.0f * x))) * how.cap;
+  if (first > 0 || end < KEYS) {
+    vi at;
+    for (int i = 0; i < W; i++) at[i] = i;
+    for (vf& x : scores) {
+      x = (at >= int32_t(first)) & (at < int32_t(end)) ? x : splat(NONE);
+      at += W;
     }
-    scores[i] = x;
-    best = greater(x, best);  // of NaN the second
   }
+  for (const vf& x : scores) best = greater(x, best);  // of NaN the second
   const float higher = std::max(top, greatest(best));
   if (higher > top) {
     const float kept = power(top - higher);

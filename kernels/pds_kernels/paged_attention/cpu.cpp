@@ -149,6 +149,7 @@ struct Scratch {
   C* values;
   float* products;  // [MOST, KEYS]
   C* shares;        // [MOST, KEYS]
+  float* zeros;     // [dim], in place of what is not there
   float* totals;    // [rows, W]: shares by their place in a vector
   Parts all, piece;
 };
@@ -158,27 +159,29 @@ Scratch<C> scratch(int64_t rows, int64_t dim) {
   thread_local std::vector<float> memory;
   const int64_t steps = round_up(ceil_div(dim, PAIR<C>), W), columns = columns_of(dim);
   const int64_t parts = round_up(parts_size(rows, columns), 16);
-  const int64_t sizes[] = {rows * steps,  steps * KEYS, KEYS / PAIR<C> * columns, MOST * KEYS,
-                           MOST * KEYS, rows * W,     parts,                     parts};
+  const int64_t sizes[] = {rows * steps, steps * KEYS, KEYS / PAIR<C> * columns, MOST * KEYS,
+                           MOST * KEYS,  rows * W,     dim, parts, parts};
   int64_t size = 16;
   for (int64_t each : sizes) size += round_up(each, 16);
   if (int64_t(memory.size()) < size) memory.resize(size);
   auto* at = memory.data();
   at += -(reinterpret_cast<uintptr_t>(at) / 4) % 16;  // to a cache line
-  float* part[8];
-  for (int i = 0; i < 8; i++) part[i] = at, at += round_up(sizes[i], 16);
+  float* part[std::size(sizes)];
+  for (size_t i = 0; i < std::size(sizes); i++) part[i] = at, at += round_up(sizes[i], 16);
+  std::fill_n(part[6], dim, 0.0f);
   return {reinterpret_cast<C*>(part[0]),     reinterpret_cast<C*>(part[1]),
           reinterpret_cast<C*>(part[2]),     part[3],
-          reinterpret_cast<C*>(part[4]),     part[5],
-          parts_at(part[6], rows, columns), parts_at(part[7], rows, columns)};
+          reinterpret_cast<C*>(part[4]),     part[5], part[6],
+          parts_at(part[7], rows, columns), parts_at(part[8], rows, columns)};
 }
 
-// Where the keys (or values) of the positions low <= position < high of a block lie; null: not there.
+// Where the keys (or values) of the positions low <= position < high of a block lie; others are
+// zeros.
 template <class Kv>
 void locate(const Kv* head, int64_t page_stride, int64_t place_stride, const int32_t* pages,
-            int64_t page_size, int64_t block, int64_t low, int64_t high, const Kv** rows) {
+            int64_t page_size, int64_t block, int64_t low, int64_t high, const Kv* zeros, const Kv** rows) {
   low = std::max(low, block), high = std::min(high, block + KEYS);
-  for (int64_t key = 0; key < KEYS; key++) rows[key] = nullptr;
+  for (int64_t key = 0; key < KEYS; key++) rows[key] = zeros;
   for (int64_t at = low; at < high;) {
     const int64_t page = at / page_size, end = std::min(high, (page + 1) * page_size);
     const Kv* row = head + pages[page] * page_stride + (at - page * page_size) * place_stride;
@@ -204,9 +207,9 @@ void attend_piece(const Arguments& a, const Step* step, const Tile& tile, int64_
   const int64_t low = std::max(tile.low, piece * PIECE);
   const int64_t high = std::min(tile.high, (piece + 1) * PIECE);
   for (int64_t block = low / KEYS * KEYS; block < high; block += KEYS) {
-    const Kv *key_rows[KEYS], *value_rows[KEYS];
-    locate(keys, a.key_page, a.key_place, pages, a.page_size, block, low, high, key_rows);
-    locate(values, a.value_page, a.value_place, pages, a.page_size, block, low, high, value_rows);
+    const Kv *key_rows[KEYS], *value_rows[KEYS], *zeros = reinterpret_cast<const Kv*>(room.zeros);
+    locate(keys, a.key_page, a.key_place, pages, a.page_size, block, low, high, zeros, key_rows);
+    locate(values, a.value_page, a.value_place, pages, a.page_size, block, low, high, zeros, value_rows);
     pack_keys<C>(key_rows, a.dim, room.keys);
     pack_values<C>(value_rows, a.dim, columns, room.values);
     // Tokens that see none of the block: the first ones, and with a window the last ones
