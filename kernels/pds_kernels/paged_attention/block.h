@@ -33,6 +33,31 @@ constexpr int PAIR = sizeof(C) == 2 ? 2 : 1;  // numbers of a step
 
 inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
+// ---- reading ahead ------------------------------------------------------------------------------
+
+// The rows of keys and values of the next block come from memory while one is computed with, line
+// by line: small pages leave a processor nothing to guess from, and many lines at once wait for
+// each other.
+class Ahead {
+ public:
+  Ahead(const void* const* rows, int64_t count, int64_t bytes)
+      : row_(rows), end_(rows + count), bytes_(bytes) {}
+
+  void fetch(int lines) {
+    for (; lines > 0 && row_ != end_; lines--) {
+      __builtin_prefetch(static_cast<const char*>(*row_) + at_, 0, 2);
+      at_ += 64;
+      if (at_ >= bytes_) at_ = 0, row_++;
+    }
+  }
+
+ private:
+  const void* const* row_;
+  const void* const* end_;
+  int64_t bytes_;
+  int64_t at_ = 0;
+};
+
 // ---- packing -----------------------------------------------------------------------------------
 
 typedef uint16_t vh2 __attribute__((vector_size(4 * W)));
@@ -131,7 +156,7 @@ struct Ends {
 
 // rows[KEYS] → to [steps of dim, KEYS], its steps rounded up to W.
 template <class C, class Kv>
-void pack_keys(const Kv* const* rows, int64_t dim, C* to) {
+void pack_keys(const Kv* const* rows, int64_t dim, C* to, Ahead& ahead) {
   constexpr int N = W * PAIR<C>;
   const auto put = [&](int key, int64_t at, const vu(&x)[W]) {
     C* into = to + (at / PAIR<C> * KEYS + key) * PAIR<C>;
@@ -142,6 +167,7 @@ void pack_keys(const Kv* const* rows, int64_t dim, C* to) {
     vu x[W];
     int64_t at = 0;
     for (; at + N <= dim; at += N) {
+      ahead.fetch(W / 2);
       steps_of_rows<C>(rows + key, at, x);
       put(key, at, x);
     }
@@ -153,7 +179,7 @@ void pack_keys(const Kv* const* rows, int64_t dim, C* to) {
 
 // rows[KEYS] → to [steps of KEYS, columns]. What lies between dim and columns is zero.
 template <class C, class Kv>
-void pack_values(const Kv* const* rows, int64_t dim, int64_t columns, C* to) {
+void pack_values(const Kv* const* rows, int64_t dim, int64_t columns, C* to, Ahead& ahead) {
   constexpr int N = W * PAIR<C>;
   const auto put = [&](const Kv* const* from, int64_t at) {
     if constexpr (PAIR<C> == 1) {
@@ -169,7 +195,10 @@ void pack_values(const Kv* const* rows, int64_t dim, int64_t columns, C* to) {
   };
   for (int key = 0; key < KEYS; key += PAIR<C>) {
     int64_t at = 0;
-    for (; at + N <= dim; at += N) put(rows + key, at);
+    for (; at + N <= dim; at += N) {
+      ahead.fetch(1);
+      put(rows + key, at);
+    }
     if (at < dim) put(Ends<C, Kv, PAIR<C>>(rows + key, at, dim).from, 0), at += N;
     for (; at < columns; at += N, to += N * PAIR<C>) std::memset(to, 0, N * PAIR<C> * sizeof(C));
   }
@@ -187,6 +216,7 @@ struct Product {
   int64_t columns;  // a multiple of 2 W
   float* out;       // [rows, columns]
   int64_t out_stride;
+  Ahead* ahead;
 };
 
 template <class C, int M, int V, bool ADD>
@@ -199,7 +229,9 @@ inline void tile(const Product<C>& x, int64_t column) {
       sums[m][v] = ADD ? load(x.out + m * x.out_stride + column + v * W) : vf{};
   const C* a = x.a;
   const C* b = x.b + column * PAIR<C>;
+  Ahead ahead = *x.ahead;
   for (int64_t step = 0; step < x.steps; step++, a += PAIR<C>, b += x.b_stride) {
+    ahead.fetch(2);
     vu by[V];
 #pragma GCC unroll 4
     for (int v = 0; v < V; v++) std::memcpy(&by[v], b + v * W * PAIR<C>, sizeof by[v]);
@@ -215,6 +247,7 @@ inline void tile(const Product<C>& x, int64_t column) {
       }
     }
   }
+  *x.ahead = ahead;
 #pragma GCC unroll 16
   for (int m = 0; m < M; m++)
 #pragma GCC unroll 4

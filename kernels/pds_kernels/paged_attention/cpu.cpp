@@ -206,12 +206,23 @@ void attend_piece(const Arguments& a, const Step* step, const Tile& tile, int64_
   std::fill_n(room.totals, rows * W, 0.0f);
   const int64_t low = std::max(tile.low, piece * PIECE);
   const int64_t high = std::min(tile.high, (piece + 1) * PIECE);
+  const Kv* zeros = reinterpret_cast<const Kv*>(room.zeros);
+  const Kv* found[2][2 * KEYS];  // of a block and the next one: keys, then values
+  const auto find = [&](int64_t block) {
+    const Kv** rows = found[block / KEYS % 2];
+    locate(keys, a.key_page, a.key_place, pages, a.page_size, block, tile.low, tile.high, zeros,
+           rows);
+    locate(values, a.value_page, a.value_place, pages, a.page_size, block, tile.low, tile.high,
+           zeros, rows + KEYS);
+    return rows;
+  };
+  const Kv** rows_here = find(low / KEYS * KEYS);
   for (int64_t block = low / KEYS * KEYS; block < high; block += KEYS) {
-    const Kv *key_rows[KEYS], *value_rows[KEYS], *zeros = reinterpret_cast<const Kv*>(room.zeros);
-    locate(keys, a.key_page, a.key_place, pages, a.page_size, block, low, high, zeros, key_rows);
-    locate(values, a.value_page, a.value_place, pages, a.page_size, block, low, high, zeros, value_rows);
-    pack_keys<C>(key_rows, a.dim, room.keys);
-    pack_values<C>(value_rows, a.dim, columns, room.values);
+    const Kv** next = find(block + KEYS);
+    Ahead ahead(reinterpret_cast<const void* const*>(next), 2 * KEYS, a.dim * sizeof(Kv));
+    pack_keys<C>(rows_here, a.dim, room.keys, ahead);
+    pack_values<C>(rows_here + KEYS, a.dim, columns, room.values, ahead);
+    rows_here = next;
     // Tokens that see none of the block: the first ones, and with a window the last ones
     const int64_t from = std::max<int64_t>(0, block - tile.position);
     const int64_t last = std::min(high, block + KEYS) - 1;
@@ -221,7 +232,7 @@ void attend_piece(const Arguments& a, const Step* step, const Tile& tile, int64_
     for (int64_t row = from * group; row < to * group; row += MOST) {
       const int64_t some = std::min<int64_t>(MOST, to * group - row);
       multiply<C, false>({room.queries + row * width, width, room.keys, KEYS * PAIR<C>, steps, used,
-                          room.products, KEYS},
+                          room.products, KEYS, &ahead},
                          some);
       for (int64_t i = 0; i < some; i++) {
         const int64_t own = tile.position + (row + i) / group;
@@ -231,7 +242,7 @@ void attend_piece(const Arguments& a, const Step* step, const Tile& tile, int64_
               room.shares + i * KEYS);
       }
       multiply<C, true>({room.shares, KEYS, room.values, columns * PAIR<C>, used / PAIR<C>, columns,
-                         parts.sums + row * columns, columns},
+                         parts.sums + row * columns, columns, &ahead},
                         some);
     }
   }
