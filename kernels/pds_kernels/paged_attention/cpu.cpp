@@ -149,8 +149,8 @@ struct Scratch {
   C* values;
   float* products;  // [MOST, KEYS]
   C* shares;        // [MOST, KEYS]
-  float* zeros;     // [dim], in place of what is not there
   float* totals;    // [rows, W]: shares by their place in a vector
+  float* zeros;     // [dim], in place of what is not there
   Parts all, piece;
 };
 
