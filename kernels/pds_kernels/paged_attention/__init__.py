@@ -3,6 +3,8 @@
     plan.py        what a kernel is given, beside the step's AttentionPlan
     dispatch.py    the seam: the kernels there are, and which of them a process runs
     reference.py   the definition, in plain torch
+    triton.py      on GPUs
+    cpu.py         on CPUs: pages are read where they lie (cpu.cpp, block.h)
 
 A process chooses a kernel for each geometry once, prepares each step's plan once, and attends once
 a layer:

@@ -1,4 +1,4 @@
-"""Attention over paged keys and values, in plain torch: the definition, and what runs so far.
+"""Attention over paged keys and values, in plain torch: the definition.
 
 Keys and values are gathered from their pages into dense tensors, once a layer.
 """
