@@ -92,7 +92,7 @@ Parts parts_at(float* at, int64_t rows, int64_t columns) {
   return {at, at + rows, at + parts_size(rows, columns) - rows * columns};
 }
 
-// ---- what there is to do -------------------------------------------------------------------------
+// ---- what there is to do -----------------------------------------------------------------------
 
 int64_t length(const Tile& tile, int64_t group) {
   return (tile.tokens * group + ROWS / 8) * (tile.high - tile.low);  // packing costs some rows, too
@@ -139,7 +139,7 @@ void plan(const void* arguments, const Step* step, const Crew* crew) {
   }
 }
 
-// ---- a task --------------------------------------------------------------------------------------
+// ---- a task ------------------------------------------------------------------------------------
 
 // A thread's own memory for one task.
 template <class C>
@@ -179,7 +179,8 @@ Scratch<C> scratch(int64_t rows, int64_t dim) {
 // zeros.
 template <class Kv>
 void locate(const Kv* head, int64_t page_stride, int64_t place_stride, const int32_t* pages,
-            int64_t page_size, int64_t block, int64_t low, int64_t high, const Kv* zeros, const Kv** rows) {
+            int64_t page_size, int64_t block, int64_t low, int64_t high, const Kv* zeros,
+            const Kv** rows) {
   low = std::max(low, block), high = std::min(high, block + KEYS);
   for (int64_t key = 0; key < KEYS; key++) rows[key] = zeros;
   for (int64_t at = low; at < high;) {
@@ -206,14 +207,14 @@ void attend_piece(const Arguments& a, const Step* step, const Tile& tile, int64_
   std::fill_n(room.totals, rows * W, 0.0f);
   const int64_t low = std::max(tile.low, piece * PIECE);
   const int64_t high = std::min(tile.high, (piece + 1) * PIECE);
+  const int64_t end = tile.partial < 0 ? tile.high : high;  // of what this thread reads
   const Kv* zeros = reinterpret_cast<const Kv*>(room.zeros);
   const Kv* found[2][2 * KEYS];  // of a block and the next one: keys, then values
   const auto find = [&](int64_t block) {
     const Kv** rows = found[block / KEYS % 2];
-    locate(keys, a.key_page, a.key_place, pages, a.page_size, block, tile.low, tile.high, zeros,
-           rows);
-    locate(values, a.value_page, a.value_place, pages, a.page_size, block, tile.low, tile.high,
-           zeros, rows + KEYS);
+    locate(keys, a.key_page, a.key_place, pages, a.page_size, block, tile.low, end, zeros, rows);
+    locate(values, a.value_page, a.value_place, pages, a.page_size, block, tile.low, end, zeros,
+           rows + KEYS);
     return rows;
   };
   const Kv** rows_here = find(low / KEYS * KEYS);
