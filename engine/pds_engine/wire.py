@@ -4,14 +4,17 @@ A gap in the numbers means that a message was lost. That raises ProtocolError, a
 restarts as one: it is never ignored. There is no high-water mark, at which ZMQ would block or drop:
 bounds are the application's.
 
-On the wire: [number, message, …]. A Hub may send an API server several messages under one number. A
-single empty frame is a probe: receivers skip it, and a Hub learns whether the peer is there.
+On the wire: [number, message]. A Hub may send an API server several messages under one number, all
+that one step has for it: [number, "", messages]. A single empty frame is a probe: receivers skip
+it, and a Hub learns whether the peer is there.
 """
 
+import asyncio
 from collections import deque
+from collections.abc import Sequence
+from typing import cast
 
 import zmq
-import zmq.asyncio
 from msgspec import DecodeError, ValidationError
 from msgspec.msgpack import Decoder, Encoder
 from zmq.auth.thread import ThreadAuthenticator
@@ -21,10 +24,17 @@ from pds_engine.keys import Keys
 from pds_engine.listening import refusal
 from pds_engine.messages import AnyMessage, Message
 from pds_engine.ports import CONTROL
+from pds_engine.wakeup import Wakeup
 
 _encoder = Encoder()
 _decoder: Decoder[AnyMessage] = Decoder(AnyMessage)
+_several: Decoder[list[AnyMessage]] = Decoder(list[AnyMessage])
 _PROBE = [b""]
+_SEVERAL = b""
+"""Stands before the frame of several messages."""
+# pyzmq's flags are enums, whose operators cost more than the calls that take them.
+_MORE, _NO_WAIT, _HAS_MORE = int(zmq.SNDMORE), int(zmq.NOBLOCK), int(zmq.RCVMORE)
+_EVENTS, _READABLE = int(zmq.EVENTS), int(zmq.POLLIN)
 _HEARTBEAT_MS = 5_000
 _SILENCE_MS = 15_000
 """A connection that is silent for so long is lost: the other end's machine has gone or stopped."""
@@ -80,7 +90,7 @@ class _Numbers:
         Raises:
             Unsendable: the envelope was not made.
         """
-        encoded = [encode(message) for message in messages]
+        encoded = [encode(messages[0])] if len(messages) == 1 else [_SEVERAL, _together(messages)]
         self.sent += 1
         return [self.sent.to_bytes(8, "big"), *encoded]
 
@@ -88,14 +98,15 @@ class _Numbers:
         """The messages of one envelope; none for a probe."""
         if frames == _PROBE:
             return []
-        if len(frames) < 2:
-            raise ProtocolError(f"an envelope of {len(frames)} frames, 2 or more were expected")
+        several = len(frames) == 3 and frames[1] == _SEVERAL
+        if len(frames) != 2 and not several:
+            raise ProtocolError(f"an envelope of {len(frames)} frames is none of this protocol")
         number = int.from_bytes(frames[0], "big")
         self.received += 1
         if number != self.received:
             raise ProtocolError(f"message {number} came where {self.received} was expected")
         try:
-            return [decode(frame) for frame in frames[1:]]
+            return _several.decode(frames[2]) if several else [decode(frames[1])]
         except (DecodeError, ValidationError) as error:
             raise ProtocolError(f"an unreadable message: {error}") from error
 
@@ -152,10 +163,10 @@ class Hub:
             Unreadable: a gap in the sender's numbers, or an unreadable message.
         """
         while not self._pending:
-            try:
-                identity, *frames = self.socket.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
+            found = _received(self.socket)
+            if found is None:
                 return None
+            identity, *frames = found
             try:
                 messages = self._numbers.setdefault(identity, _Numbers()).unpack(frames)
             except ProtocolError as error:
@@ -182,7 +193,7 @@ class Hub:
 
     def _put(self, identity: bytes, frames: list[bytes]) -> None:
         try:
-            self.socket.send_multipart([identity, *frames])
+            _send(self.socket, [identity, *frames])
         except zmq.ZMQError as error:
             self._numbers.pop(identity, None)
             raise PeerUnknown(f"no peer {identity.hex()}: {error}") from error
@@ -222,14 +233,18 @@ class Link:
 
     def send(self, message: Message) -> None:
         """Raises Unsendable when nothing was sent."""
-        self.socket.send_multipart(self._numbers.pack(message))
+        _send(self.socket, self._numbers.pack(message))
 
     def receive(self, timeout: float | None = 0) -> AnyMessage | None:
         """The next message, or None after `timeout` seconds without one (None: wait for ever)."""
         while not self._pending:
-            if not self.socket.poll(None if timeout is None else round(timeout * 1000)):
+            frames = _received(self.socket)
+            if frames is not None:
+                self._pending.extend(self._numbers.unpack(frames))
+            elif timeout == 0:
                 return None
-            self._pending.extend(self._numbers.unpack(self.socket.recv_multipart()))
+            elif not self.socket.poll(None if timeout is None else round(timeout * 1000)):
+                return None
         return self._pending.popleft()
 
     def close(self, linger_ms: int = 0) -> None:
@@ -242,48 +257,91 @@ class Link:
 
 
 class AsyncLink:
-    """A DEALER connected to a Hub, for asyncio."""
+    """A DEALER connected to a Hub, for asyncio: to be made in a running loop.
 
-    def __init__(self, context: zmq.asyncio.Context, address: str, keys: Keys) -> None:
+    It watches the socket's descriptor by itself. zmq.asyncio makes futures and timers for every
+    message, which cost more than all else that a token needs here.
+    """
+
+    def __init__(self, context: zmq.Context, address: str, keys: Keys) -> None:  # type: ignore[type-arg]
         self._numbers = _Numbers()
         self._pending: deque[AnyMessage] = deque()
         self._socket = context.socket(zmq.DEALER)
-        self._plain: zmq.Socket[bytes] = zmq.Socket.shadow(self._socket)
+        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         _dealer(self._socket, address, keys)
+        self._came, self._ended = Wakeup(), Wakeup()
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(_descriptor(self._socket), self._came.set)
+        self._loop.add_reader(_descriptor(self._monitor), self._ended.set)
 
     async def send(self, message: Message) -> None:
         """Raises Unsendable when nothing was sent."""
-        await self._socket.send_multipart(self._numbers.pack(message))
+        _send(self._socket, self._numbers.pack(message))
+        # Sending takes in what the descriptor has told: it may not tell it again.
+        self._came.set()
 
     async def receive(self) -> AnyMessage:
-        while not self._pending:
-            self._pending.extend(self._numbers.unpack(await self._socket.recv_multipart()))
-        return self._pending.popleft()
+        while (message := self.waiting()) is None:
+            await self._came.wait()
+        return message
 
     def waiting(self) -> AnyMessage | None:
-        """The next message if it is there already: a tenth of the cost of awaiting it."""
+        """The next message, if it is there already."""
         while not self._pending:
-            try:
-                frames = self._plain.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
+            frames = _received(self._socket)
+            if frames is None:
                 return None
             self._pending.extend(self._numbers.unpack(frames))
         return self._pending.popleft()
 
     async def lost(self) -> None:
         """Return once a connection that stood has ended: its peer died, hangs, or was cut off."""
-        monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
-        try:
-            await monitor.recv_multipart()
-        finally:
-            self._socket.disable_monitor()
-            monitor.close(linger=0)
+        while _received(self._monitor) is None:
+            await self._ended.wait()
 
     def close(self) -> None:
+        """Safe to repeat."""
+        if self._socket.closed:
+            return
+        for socket in (self._socket, self._monitor):
+            self._loop.remove_reader(_descriptor(socket))
+        self._socket.disable_monitor()
+        self._monitor.close(linger=0)
         self._socket.close(linger=0)
 
 
-def _dealer(socket: zmq.Socket[bytes] | zmq.asyncio.Socket, address: str, keys: Keys) -> None:
+def _received(socket: zmq.Socket[bytes]) -> list[bytes] | None:
+    """The frames of the next envelope; None when none is waiting. (An exception for that would cost
+    as much as an envelope.)"""
+    if not cast(int, socket.get(_EVENTS)) & _READABLE:
+        return None
+    frames = [socket.recv(_NO_WAIT)]
+    while socket.get(_HAS_MORE):
+        frames.append(socket.recv(_NO_WAIT))
+    return frames
+
+
+def _send(socket: zmq.Socket[bytes], frames: Sequence[bytes]) -> None:
+    for frame in frames[:-1]:
+        socket.send(frame, _MORE)
+    socket.send(frames[-1])
+
+
+def _together(messages: Sequence[Message]) -> bytes:
+    """Several messages in one frame. Raises Unsendable."""
+    try:
+        return _encoder.encode(messages)
+    except (OverflowError, TypeError, ValueError, RecursionError):
+        for message in messages:
+            encode(message)  # whichever it is says so
+        raise
+
+
+def _descriptor(socket: zmq.Socket[bytes]) -> int:
+    return cast(int, socket.get(zmq.FD))
+
+
+def _dealer(socket: zmq.Socket[bytes], address: str, keys: Keys) -> None:
     _unbounded(socket)
     socket.curve_serverkey = keys.server_public
     socket.curve_secretkey = keys.client_secret
@@ -291,7 +349,7 @@ def _dealer(socket: zmq.Socket[bytes] | zmq.asyncio.Socket, address: str, keys: 
     socket.connect(address)
 
 
-def _unbounded(socket: zmq.Socket[bytes] | zmq.asyncio.Socket) -> None:
+def _unbounded(socket: zmq.Socket[bytes]) -> None:
     socket.setsockopt(zmq.SNDHWM, 0)
     socket.setsockopt(zmq.RCVHWM, 0)
     socket.setsockopt(zmq.LINGER, 0)

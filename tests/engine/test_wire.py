@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import pytest
 import zmq
-import zmq.asyncio
 from pds_engine.keys import Keys
 from pds_engine.messages import Cancel, Drain, Message, Sampling, Submit
 from pds_engine.wire import AsyncLink, Authority, Hub, Link, Unsendable
@@ -73,7 +72,7 @@ def test_what_a_hub_cannot_send_takes_no_number_and_takes_nothing_along(ends: En
 
 
 async def test_what_an_async_link_cannot_send_takes_no_number() -> None:
-    context, keys = zmq.asyncio.Context(), Keys.make()
+    context, keys = zmq.Context(), Keys.make()
     plain = zmq.Context()
     authority = Authority(plain, keys)
     hub = Hub(plain, "tcp://127.0.0.1:*", keys)

@@ -2,7 +2,7 @@
 
 from pds_engine.body import Receive
 from pds_engine.router.answers import Send
-from pds_engine.router.wakeup import Wakeup
+from pds_engine.wakeup import Wakeup
 
 
 class Client:

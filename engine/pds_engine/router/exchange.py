@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from pds_engine.router.upstream import BackendLost, Headers, Upstream
-from pds_engine.router.wakeup import Wakeup
+from pds_engine.wakeup import Wakeup
 
 WHOLE_BYTES = 256 << 10
 """A longer answer counts as none: engines report a few thousand bytes of themselves."""

@@ -5,11 +5,11 @@ itself: benchmarks/router_overhead.py.
 """
 
 from collections import deque
-from collections.abc import Callable, Coroutine, Generator
-from typing import Any
+from collections.abc import Callable
 
 from pds_engine.router.answers import Send
 from pds_engine.router.sse import EventReader
+from pds_engine.suspended import Suspended, begun
 
 
 class Forward:
@@ -23,7 +23,7 @@ class Forward:
 
     def __init__(self, send: Send, poke: Callable[[], None]) -> None:
         self._send = send
-        self._suspended: _Suspended | None = None
+        self._suspended: Suspended | None = None
         self._waiting: deque[bytes] = deque()
         self.events = EventReader()
         self.poke = poke
@@ -43,13 +43,10 @@ class Forward:
             self._waiting.append(whole)
             return
         sending = self._send({"type": "http.response.body", "body": whole, "more_body": True})
-        try:
-            waits_for = sending.send(None)
-        except StopIteration:
-            return  # the usual case: written without waiting
-        self._suspended = _Suspended(sending, waits_for)
-        self.pause()
-        self.poke()
+        self._suspended = begun(sending)
+        if self._suspended is not None:
+            self.pause()
+            self.poke()
 
     async def flush(self) -> None:
         """Send what is held, at the client's own pace."""
@@ -59,26 +56,3 @@ class Forward:
             body = self._waiting.popleft()
             await self._send({"type": "http.response.body", "body": body, "more_body": True})
         self._suspended = None
-
-
-class _Suspended:
-    """A coroutine that began outside any task and now waits; awaiting this continues it."""
-
-    __slots__ = ("_coroutine", "_waits_for")
-
-    def __init__(self, coroutine: Coroutine[Any, Any, None], waits_for: Any) -> None:
-        self._coroutine = coroutine
-        self._waits_for = waits_for
-
-    def __await__(self) -> Generator[Any, Any, None]:
-        waits_for = self._waits_for
-        while True:
-            try:
-                try:
-                    value = yield waits_for
-                except BaseException as error:
-                    waits_for = self._coroutine.throw(error)
-                else:
-                    waits_for = self._coroutine.send(value)
-            except StopIteration:
-                return

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 
-import zmq.asyncio
+import zmq
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 
@@ -72,7 +72,7 @@ def run(
         GroupError: the scheduler was lost; the process must end with a status other than 0.
     """
     tokenizer = Tokenizer(config.model.path)
-    context = zmq.asyncio.Context()
+    context = zmq.Context()
     dp = config.parallelism.dp
     lease = config.kv.lease_seconds if config.role == "prefill" else None
     placement = None

@@ -2,9 +2,11 @@
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 
 from pds_engine.errors import PdsError
 from pds_engine.messages import Failed, Token
+from pds_engine.wakeup import Wakeup
 
 Arrival = tuple[int, Token | Failed]
 SLICE = 64
@@ -18,40 +20,63 @@ class ClientSlow(PdsError):
 
 
 class Inbox:
-    """A bounded queue from SchedulerClient to one request's task. Its choices share it."""
+    """A bounded queue from SchedulerClient to one request. Its choices share it.
+
+    `notify` is called when something has come where nothing was waiting, once for all that came
+    together, and when the request fails. Until it is replaced it wakes `take`.
+    """
 
     def __init__(self, bound: int) -> None:
         self._bound = bound
         self._arrivals: deque[Arrival] = deque()
         self._error: Exception | None = None
-        self._ready = asyncio.Event()
+        self._wakeup = Wakeup()
+        self.notify: Callable[[], None] = self._wakeup.set
 
-    def put(self, choice: int, message: Token | Failed) -> None:
+    def __len__(self) -> int:
+        """How much waits here."""
+        return len(self._arrivals)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether `take_now` has something to return, or to raise."""
+        return bool(self._arrivals) or self._error is not None
+
+    def put(self, choice: int, message: Token | Failed) -> bool:
+        """Whether `notify` is due: nothing was waiting."""
+        if self._error is not None:
+            return False
         if len(self._arrivals) >= self._bound:
             self.fail(ClientSlow(f"{self._bound} tokens wait for the client to read"))
-            return
+            return False
         self._arrivals.append((choice, message))
-        self._ready.set()
+        return len(self._arrivals) == 1
 
     def fail(self, error: Exception) -> None:
         """Make `take` raise `error` and drop what waits; the first error stands."""
         self._error = self._error or error
         self._arrivals.clear()
-        self._ready.set()
+        self.notify()
 
-    async def take(self) -> list[Arrival]:
-        """What came since the last call, at most SLICE; waits while there is nothing.
+    def take_now(self) -> list[Arrival]:
+        """What came since the last call, at most SLICE.
 
         Raises:
             ClientGone, ClientSlow, Unavailable: as given to `fail`.
         """
-        if self._arrivals:
-            await asyncio.sleep(0)  # the wait below returns at once, and gives no task a turn
-        await self._ready.wait()
         if self._error is not None:
             raise self._error
-        count = min(SLICE, len(self._arrivals))
-        arrivals = [self._arrivals.popleft() for _ in range(count)]
-        if not self._arrivals:
-            self._ready.clear()
-        return arrivals
+        arrivals = self._arrivals
+        if len(arrivals) <= SLICE:
+            taken = list(arrivals)
+            arrivals.clear()
+            return taken
+        return [arrivals.popleft() for _ in range(SLICE)]
+
+    async def take(self) -> list[Arrival]:
+        """As `take_now`, but waits while there is nothing."""
+        if self._arrivals:
+            await asyncio.sleep(0)  # else a full inbox would give no task a turn
+        while not self.waiting:
+            await self._wakeup.wait()
+        return self.take_now()

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 
-import zmq.asyncio
+import zmq
 from fastapi import FastAPI, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -122,7 +122,7 @@ def run(config: EngineConfig, keys: Keys, schedulers: Sequence[str]) -> None:
         ConfigError: a port cannot be used.
         GroupError: the scheduler was lost before anybody asked for the end.
     """
-    context = zmq.asyncio.Context()
+    context = zmq.Context()
     scheduler = SchedulerClient(
         [partial(wire.AsyncLink, context, address, keys) for address in schedulers],
         group=config.pod.group,

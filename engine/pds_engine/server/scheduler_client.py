@@ -105,6 +105,8 @@ class SchedulerClient:
         self._outboxes: list[asyncio.Queue[Message]] = [asyncio.Queue() for _ in connect]
         """By dp rank; bounded by capacity."""
         self._states: list[State | None] = [None] * len(connect)
+        self._told: list[Inbox] = []
+        """Where something has come that nobody was notified of yet."""
         self._changed = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._links: list[SchedulerLink] = []
@@ -264,6 +266,7 @@ class SchedulerClient:
                     self._outboxes[0].put_nowait(Cancel(request_id=submit.request_id))
             for submit in self._placement.forsaken(time.time()):
                 self._arrived(0, failure(submit.request_id, unoffered))
+            self._notify()
 
     async def _receive(self, rank: int) -> None:
         link = self._links[rank]
@@ -271,12 +274,19 @@ class SchedulerClient:
             self._arrived(rank, await link.receive())
             for _ in range(_BATCH):
                 if (message := link.waiting()) is None:
+                    self._notify()
                     break
                 self._arrived(rank, message)
             else:
-                await asyncio.sleep(
-                    0
-                )  # `receive` returns at once while messages wait, and gives no task a turn
+                self._notify()
+                # `receive` returns at once while messages wait, and gives no task a turn.
+                await asyncio.sleep(0)
+
+    def _notify(self) -> None:
+        """A step's tokens have come together: each request writes once for all of its own."""
+        told, self._told = self._told, []
+        for inbox in told:
+            inbox.notify()
 
     def _arrived(self, rank: int, message: AnyMessage) -> None:
         match message:
@@ -284,7 +294,8 @@ class SchedulerClient:
                 # A choice that is not open was closed while its last tokens were on their way.
                 inbox, choice = self._open.get(message.request_id, (None, 0))
                 if inbox is not None:
-                    inbox.put(choice, message)
+                    if inbox.put(choice, message):
+                        self._told.append(inbox)
                     if self._placement is not None:
                         self._placement.grew(message.request_id)
             case State():
