@@ -87,6 +87,28 @@ def spelt(tokenizer: Tokenizer, id: int) -> str:
     return tokenizer.piece(id).decode(errors="replace")
 
 
+class Frame:
+    """JSON that is alike but for one text: the rest of it is encoded once.
+
+    whole: with an empty text, as the value of `key`. (A quotation mark within a string would be
+    escaped, so nothing else looks like the key.)
+    """
+
+    __slots__ = ("_after", "_before")
+
+    def __init__(self, whole: bytes, key: bytes) -> None:
+        before, found, self._after = whole.partition(b'"%s":""' % key)
+        self._before = before + found[:-2]
+
+    def around(self, text: str) -> bytes:
+        return self._before + encode(text) + self._after
+
+
+def plain(event: Event) -> bool:
+    """Whether its chunk says nothing but its text."""
+    return not (event.first or event.logprobs or event.finish_reason)
+
+
 class AnswerFormat(Protocol):
     """One of the two formats."""
 
@@ -139,8 +161,8 @@ class WholeChoice(Struct, frozen=True):
 def joined(events: list[ChoiceEvent], choices: int) -> list[WholeChoice]:
     """The events of each choice, joined."""
     of_choice: list[list[Event]] = [[] for _ in range(choices)]
-    for choice, event, _ in events:
-        of_choice[choice].append(event)
+    for one in events:
+        of_choice[one.choice].append(one.event)
     return [
         WholeChoice(
             "".join(event.text for event in mine),

@@ -5,11 +5,13 @@ from typing import Literal
 from msgspec import UNSET, Struct, UnsetType
 
 from pds_engine.server.answers import (
+    Frame,
     PromptScores,
     WireUsage,
     encode,
     finite,
     joined,
+    plain,
     prompt_scores,
     spelt,
     wire_usage,
@@ -89,9 +91,13 @@ class ChatFormat:
     def __init__(self, job: Job) -> None:
         self._job = job
         self._no_usage = None if job.include_usage else UNSET
+        self._frames: dict[int, Frame] = {}
+        """Of each choice's plain chunks."""
 
     def chunk(self, one: ChoiceEvent) -> bytes:
         event = one.event
+        if event.text and plain(event):
+            return (self._frames.get(one.choice) or self._frame(one.choice)).around(event.text)
         delta = Delta(
             role="assistant" if event.first else UNSET,
             content=event.text if event.text or event.first else UNSET,
@@ -99,6 +105,12 @@ class ChatFormat:
         scores = self._logprobs(event.logprobs)
         choice = ChatChunkChoice(one.choice, delta, scores, event.finish_reason, event.stop_reason)
         return self._chunk([choice], self._no_usage)
+
+    def _frame(self, at: int) -> Frame:
+        choice = ChatChunkChoice(at, Delta(content=""), None, None, None)
+        frame = Frame(self._chunk([choice], self._no_usage), b"content")
+        self._frames[at] = frame
+        return frame
 
     def usage(self, usage: Usage) -> bytes:
         return self._chunk([], wire_usage(usage))

@@ -6,11 +6,13 @@ from msgspec import UNSET, Struct, UnsetType
 
 from pds_engine.messages import TokenLogprobs
 from pds_engine.server.answers import (
+    Frame,
     PromptScores,
     WireUsage,
     encode,
     finite,
     joined,
+    plain,
     prompt_scores,
     scored_prompt,
     spelt,
@@ -60,14 +62,24 @@ class CompletionFormat:
     def __init__(self, job: Job) -> None:
         self._job = job
         self._no_usage = None if job.include_usage else UNSET
+        self._frames: dict[int, Frame] = {}
+        """Of each choice's plain chunks."""
 
     def chunk(self, one: ChoiceEvent) -> bytes:
         event = one.event
+        if plain(event):
+            return (self._frames.get(one.choice) or self._frame(one.choice)).around(event.text)
         text = self._echo(one.choice) + event.text if event.first else event.text
         prompt = event.prompt if event.first else None
         scores = self._logprobs(one.choice, event.logprobs, prompt)
         choice = CompletionChoice(one.choice, text, scores, event.finish_reason, event.stop_reason)
         return self._completion([choice], self._no_usage)
+
+    def _frame(self, at: int) -> Frame:
+        choice = CompletionChoice(at, "", None, None, None)
+        frame = Frame(self._completion([choice], self._no_usage), b"text")
+        self._frames[at] = frame
+        return frame
 
     def usage(self, usage: Usage) -> bytes:
         return self._completion([], wire_usage(usage))

@@ -72,7 +72,6 @@ class RunningJob:
     ) -> None:
         self.scheduler, self.session, self.answer = scheduler, session, answer
         self.job = job = session.job
-        self.path = request.url.path
         self._last_at = [scheduler.clock()] * len(job.submits)
         self._failed: RequestFailed | None = None
         self._wakeup = Wakeup()

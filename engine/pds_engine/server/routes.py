@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from importlib.metadata import version
 from typing import Any, TypeVar
 
@@ -65,11 +65,17 @@ class Routes:
         self._busy = 0
         self._created = int(time.time())
 
+    @property
+    def streamed(self) -> Mapping[str, Route]:
+        """The routes that may answer with streams, by path; each takes POST."""
+        table = {"/v1/completions": self.completions, "/v1/chat/completions": self.chat}
+        return {path: self._counted(path, route) for path, route in table.items()}
+
     def mount(self, app: FastAPI) -> None:
         """Add all routes to `app`."""
+        for path, route in self.streamed.items():
+            app.add_route(path, route, methods=["POST"])
         table: list[tuple[str, str, Route]] = [
-            ("POST", "/v1/completions", self.completions),
-            ("POST", "/v1/chat/completions", self.chat),
             ("GET", "/v1/models", self.models),
             ("GET", "/v1/models/{name:path}", self.model),
             ("POST", "/tokenize", self.tokenize),
@@ -272,7 +278,7 @@ class Routes:
         return parsed
 
     def _signed(self, request: Request) -> bool:
-        path = request.url.path
+        path = request.scope["path"]  # request.url would be parsed for it
         return headers.check(self._key, request.method, path, request.headers, time.time())
 
     def _internal(self, request: Request) -> None:

@@ -1,9 +1,8 @@
 """The progress of one request's choices: tokens in, events out (pure; router.md)."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
-from msgspec import structs
+from msgspec import Struct, structs
 
 from pds_engine.errors import ProtocolError
 from pds_engine.messages import Token
@@ -11,7 +10,7 @@ from pds_engine.server.job import Job
 from pds_engine.text.emit import Event, TextState, emit, finish
 
 
-class ChoiceEvent(NamedTuple):
+class ChoiceEvent(Struct, frozen=True):
     """An event of one choice."""
 
     choice: int
@@ -74,14 +73,14 @@ class Session:
             self._cached[choice] = token.cached_tokens
         reason = "stop" if after.stopped is not None else token.finish_reason
         last = reason is not None
-        sent = [] if token.index < self.job.replayed else events
-        due = [ChoiceEvent(choice, event, last) for event in sent]
-        if self.job.first_only:
-            self._open.discard(choice)
-            return due, False
-        if reason is None:
+        due: list[ChoiceEvent] = []
+        if events and token.index >= self.job.replayed:
+            due = [ChoiceEvent(choice, event, last) for event in events]
+        if not (last or self.job.first_only):
             return due, False
         self._open.discard(choice)
+        if reason is None or self.job.first_only:
+            return due, False
         due.append(ChoiceEvent(choice, finish(after, reason, self.job.eos_ids), last))
         return due, token.finish_reason is None
 

@@ -97,11 +97,16 @@ def emit(
         state.partial, b"" if hidden else rules.tokenizer.piece(token)
     )
     scored = () if scores is None else (Logprob(token, state.offset, scores),)
-    release, held, node, matched = _searched(state, count, text)
+    if rules.stops:
+        release, held, node, matched = _searched(state, count, text)
+    else:
+        release, held, node, matched = text, "", 0, None
     pending = (state.pending, token)
     first = state.count == 0
     due = bool(release or scored or first)
-    ids = _in_order(pending) if due else ()
+    ids: tuple[int, ...] = ()
+    if due:
+        ids = (token,) if state.pending is None else _in_order(pending)
     events = [Event(release, count, ids, scored, first, prompt=prompt)] if due else []
     after = TextState(
         rules,
@@ -120,7 +125,7 @@ def emit(
 def _searched(state: TextState, count: int, text: str) -> tuple[str, str, int, str | None]:
     """What `text` releases, what is held then, at which node, and the stop string found."""
     rules = state.rules
-    if not rules.stops or count < rules.min_tokens:
+    if count < rules.min_tokens:
         return text, "", 0, None  # nothing was held either
     found = rules.stops.scan(state.node, text)
     seen = state.held + text[: found.end]
