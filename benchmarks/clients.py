@@ -1,12 +1,16 @@
 """Tokens per second of the tiny model at 1, 16, 64 and 256 clients, beside a commit before.
 
-    python benchmarks/clients.py [--quick] [--before COMMIT]
+    python benchmarks/clients.py [--quick] [--before COMMIT] [--flames SVG]
 
 Two unified engines answer in turn: this tree's, and that of the commit before (a git worktree in a
 temporary folder, with today's libraries). Each client streams answers of 64 tokens, one after the
 other, over a connection of its own. `value` is this tree's tokens per second at 64 clients, `ratio`
 over the commit before, both medians of several turns. `us_per_token` is the CPU time of each
-process of the engine at 64 clients, over the tokens.
+process of the engine over the tokens, by clients, the least of the turns; `client` is this
+process's own, which shares the cores. `falls` is the largest fall from one number of clients to the
+next.
+
+With --flames, py-spy watches this tree's processes at 64 clients, and a flame graph is drawn.
 """
 
 import argparse
@@ -22,75 +26,134 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import uvloop
 from common import ROOT, doing, say
 from common.attacks import MODEL, C
+from common.flames import Panel, drawn, watched
 from common.servers import Server
 from pds_engine.keys import Keys
 
 CLIENTS = (1, 16, 64, 256)
 TOLD = 64
-"""Clients at which `value` and `us_per_token` are taken."""
+"""Clients at which `value` is taken."""
 TOKENS = 64
 BODY = json.dumps(
     {"prompt": "The value of", "max_tokens": TOKENS, "ignore_eos": True, "stream": True}
 ).encode()
+END = b"data: [DONE]\n\n\r\n0\r\n\r\n"
+"""How a whole stream ends, in chunks."""
 ENGINE = (sys.executable, "-c", "from pds_engine.cli import main; main()", "serve")
-READY_SECONDS, TURN_SECONDS = 120.0, 300.0
-TICKS = os.sysconf("SC_CLK_TCK")
+READY_SECONDS, TURN_SECONDS, WATCH_SECONDS = 120.0, 300.0, 8.0
 
 
-async def client(url: str, answers: Iterator[int], most: int) -> None:
-    """Streams answers until `most` have begun in all; raises SystemExit where one is not whole."""
+class Client(asyncio.Protocol):
+    """Streams answers over one connection until `most` have begun in all. It looks at how an answer
+    begins and ends, and no more: it shares the engine's cores."""
+
+    def __init__(self, request: bytes, answers: Iterator[int], most: int) -> None:
+        self.over = asyncio.get_running_loop().create_future()
+        self._request, self._answers, self._most = request, answers, most
+        self._transport: asyncio.WriteTransport | None = None
+        self._last = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport  # type: ignore[assignment]
+        self._ask()
+
+    def data_received(self, data: bytes) -> None:
+        if not self._last and not data.startswith(b"HTTP/1.1 200"):
+            self._end(f"the engine answers {data[:200]!r}")
+            return
+        self._last = data if len(data) >= len(END) else (self._last + data)[-len(END) :]
+        if self._last.endswith(END):
+            self._ask()
+        elif self._last.endswith(END[-7:]):
+            self._end(f"a stream ends with {self._last!r}")
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._end("the engine has closed a connection")
+
+    def _ask(self) -> None:
+        self._last = b""
+        if next(self._answers) >= self._most:
+            self._end("")
+        elif self._transport is not None:
+            self._transport.write(self._request)
+
+    def _end(self, fault: str) -> None:
+        if not self.over.done():
+            self.over.set_result(fault)
+        if self._transport is not None:
+            self._transport.close()
+
+
+async def turn(url: str, clients: int, most: int) -> float:
+    """Tokens per second; raises SystemExit where an answer is not whole."""
     host, _, port = url.removeprefix("http://").partition(":")
-    reader, writer = await asyncio.open_connection(host, int(port))
     request = (
         f"POST {C} HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\n"
         f"content-length: {len(BODY)}\r\n\r\n"
     ).encode() + BODY
-    try:
-        while next(answers) < most:
-            writer.write(request)
-            head = await reader.readuntil(b"\r\n\r\n")
-            if not head.startswith(b"HTTP/1.1 200"):
-                raise SystemExit(f"error: the engine answers {head[:200]!r}")
-            await reader.readuntil(b"data: [DONE]\n\n")
-            await reader.readuntil(b"0\r\n\r\n")
-    finally:
-        writer.close()
-
-
-async def turn(url: str, clients: int, most: int) -> float:
-    """Tokens per second."""
     answers, began = itertools.count(), time.monotonic()
-    await asyncio.gather(*(client(url, answers, most) for _ in range(clients)))
+    loop = asyncio.get_running_loop()
+    made = [
+        await loop.create_connection(lambda: Client(request, answers, most), host, int(port))
+        for _ in range(clients)
+    ]
+    for _, one in made:
+        if fault := await one.over:
+            raise SystemExit(f"error: {fault}")
     return most * TOKENS / (time.monotonic() - began)
 
 
-def cpu_seconds(server: Server) -> dict[str, float]:
-    """By process of the engine, since it started."""
-    found: dict[str, float] = {}
+def processes(server: Server) -> dict[str, int]:
+    """The engine's processes, by their part."""
+    found: dict[str, int] = {}
     for child in Path(f"/proc/{server.process.pid}/task").glob("*/children"):
         for pid in child.read_text().split():
             words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
-            name = words[words.index("pds_engine.child") + 1] if "pds_engine.child" in words else ""
-            if name:
-                fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-                found[name] = (int(fields[11]) + int(fields[12])) / TICKS
+            if "pds_engine.child" in words:
+                found[words[words.index("pds_engine.child") + 1]] = int(pid)
     return found
+
+
+def cpu_seconds(pids: dict[str, int]) -> dict[str, float]:
+    """Of each process since it started, and of this one."""
+    tasks = {name: Path(f"/proc/{pid}/task").glob("*/schedstat") for name, pid in pids.items()}
+    spent = {
+        name: sum(int(one.read_text().split()[0]) for one in each) / 1e9
+        for name, each in tasks.items()
+    }
+    return {**spent, "client": time.process_time()}
 
 
 def measure(server: Server, clients: int, rounds: int) -> tuple[float, dict[str, float]]:
     """(tokens per second, CPU microseconds a token by process)."""
     most = rounds * max(clients, 4)
-    before = cpu_seconds(server)
+    pids = processes(server)
+    before = cpu_seconds(pids)
     with doing(f"{server.name}: {clients} clients, {most} answers", TURN_SECONDS):
-        speed = asyncio.run(turn(server.url, clients, most))
-    after = cpu_seconds(server)
+        speed = uvloop.run(turn(server.url, clients, most))
+    after = cpu_seconds(pids)
     tokens = most * TOKENS
     return speed, {name: (after[name] - before[name]) / tokens * 1e6 for name in after}
+
+
+def draw(server: Server, to: Path) -> None:
+    """A flame graph of the engine at TOLD clients."""
+    with watched(processes(server)) as stacks:
+        begun, costs = time.monotonic(), list[dict[str, float]]()
+        while time.monotonic() - begun < WATCH_SECONDS:
+            costs.append(measure(server, TOLD, 2)[1])
+    panels = [
+        Panel(f"{name}: {min(cost[name] for cost in costs):.0f} µs a token", stacks[name])
+        for name in stacks
+    ]
+    to.write_text(drawn(f"{TOLD} clients, the tiny model, while py-spy watches", panels))
 
 
 @contextmanager
@@ -128,20 +191,27 @@ def engines(commit: str) -> Iterator[dict[str, Server]]:
         yield started
 
 
-def report(commit: str, turns: int, rounds: int) -> dict[str, Any]:
+def least(costs: list[dict[str, float]]) -> dict[str, float]:
+    """Of each process. What disturbs a turn only adds to it."""
+    return {process: round(min(cost[process] for cost in costs), 1) for process in costs[0]}
+
+
+def report(commit: str, turns: int, rounds: int, flames: Path | None) -> dict[str, Any]:
     speeds: dict[str, dict[int, list[float]]] = {}
-    costs: dict[str, list[dict[str, float]]] = {"before": [], "now": []}
+    costs: dict[str, dict[int, list[dict[str, float]]]] = {}
     with engines(commit) as started:
         for name, server in started.items():
             measure(server, 16, 1)  # warm
             speeds[name] = {clients: [] for clients in CLIENTS}
+            costs[name] = {clients: [] for clients in CLIENTS}
         for number in range(turns):
             for clients in CLIENTS:
                 for name in sorted(started, reverse=bool(number % 2)):
                     speed, cost = measure(started[name], clients, rounds)
                     speeds[name][clients].append(speed)
-                    if clients == TOLD:
-                        costs[name].append(cost)
+                    costs[name][clients].append(cost)
+        if flames is not None:
+            draw(started["now"], flames)
     median = {
         name: {clients: statistics.median(found) for clients, found in by.items()}
         for name, by in speeds.items()
@@ -157,13 +227,12 @@ def report(commit: str, turns: int, rounds: int) -> dict[str, Any]:
         "machine": f"{platform.machine()} {os.cpu_count()} cores",
         "before": commit,
         "tokens_per_s": {clients: round(speed) for clients, speed in now.items()},
+        "tokens_per_s_before": {clients: round(speed) for clients, speed in before.items()},
+        "falls": round(max(1 - more / less for less, more in pairwise(now.values())), 3),
         "ratios": {clients: round(now[clients] / before[clients], 3) for clients in CLIENTS},
         "us_per_token": {
-            name: {
-                process: round(statistics.median(cost[process] for cost in found), 1)
-                for process in found[0]
-            }
-            for name, found in costs.items()
+            name: {clients: least(found) for clients, found in by.items()}
+            for name, by in costs.items()
         },
         "load": os.getloadavg(),
     }
@@ -173,12 +242,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="three turns of few answers")
     parser.add_argument("--before", default="HEAD~1", help="the commit to compare with")
+    parser.add_argument("--flames", type=Path, help="where a flame graph is written, as SVG")
     options = parser.parse_args()
     words = ["git", "-C", str(ROOT), "rev-parse", "--verify", f"{options.before}^{{commit}}"]
     commit = subprocess.run(words, check=True, capture_output=True, text=True).stdout.strip()
     say(f"beside {commit[:12]}")
     turns, rounds = (3, 1) if options.quick else (5, 4)
-    print(json.dumps(report(commit, turns, rounds)))
+    print(json.dumps(report(commit, turns, rounds, options.flames)))
 
 
 if __name__ == "__main__":

@@ -12,5 +12,12 @@ def upload(numbers: object, dtype: torch.dtype, device: torch.device) -> Tensor:
     """`numbers`, nested lists or tuples of equal lengths, as a tensor on `device`."""
     if device.type != "cuda":
         return torch.tensor(numbers, dtype=dtype, device=device)
+    return sent(torch.tensor(numbers, dtype=dtype), device)
+
+
+def sent(numbers: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host on `device`; on a CPU it is the same."""
+    if device.type != "cuda":
+        return numbers.to(device)
     # Pinned memory is used again only once the copies out of it are done (torch's allocator).
-    return torch.tensor(numbers, dtype=dtype).pin_memory().to(device, non_blocking=True)
+    return numbers.pin_memory().to(device, non_blocking=True)

@@ -1,12 +1,14 @@
 """From a plan and the tables to a step's input tensors. Nothing is read back from the device, and
 nothing waits for it."""
 
+from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
 import torch
 from pds_kernels.plan import AttentionPlan
-from pds_kernels.upload import upload
+from pds_kernels.upload import sent
 from torch import Tensor
 
 from pds_engine.errors import ProtocolError
@@ -48,12 +50,10 @@ class Batch:
 class _StepRow:
     row: Row
     slot: HostSlot
+    end: int
+    """The position after its last."""
     at: int = 0
     """Where the row begins among the step's tokens."""
-
-    @property
-    def end(self) -> int:
-        return self.row.start + self.row.length
 
 
 def build(plan: StepPlan, tables: Tables, padded: int) -> Batch:
@@ -66,24 +66,32 @@ def build(plan: StepPlan, tables: Tables, padded: int) -> Batch:
         ProtocolError: a row names a foreign generation, lacks pages, or reads an unknown token.
     """
     held = tables.take(plan.rows)
-    parts = [_StepRow(row, slot) for row, slot in zip(plan.rows, held, strict=True)]
+    parts = [
+        _StepRow(row, slot, row.start + row.length)
+        for row, slot in zip(plan.rows, held, strict=True)
+    ]
     for part in parts:
         _check(part, tables.page_size)
     ordered = sorted(parts, key=_place)
-    tokens, positions, owners = _tokens(ordered, tables, padded)
-    pages = tables.pages[owners, positions // tables.page_size]
-    write_slots = (positions % tables.page_size).add(pages, alpha=tables.page_size)
+    host = _tokens(ordered, tables, padded)
     wanted = [part for part in parts if part.row.samples]
     ends = [part.at + part.row.length - 1 for part in wanted]
-    sampled, slots = _ints(tables, ends, [part.row.slot for part in wanted])
+    positions, write_slots, readers, sampled, slots = _longs(
+        tables,
+        host.positions,
+        host.write_slots,
+        host.readers,
+        array("q", ends),
+        array("q", [part.row.slot for part in wanted]),
+    )
     return Batch(
-        tokens=tokens,
+        tokens=_ids(host, readers, tables),
         positions=positions,
         attention=_attention(ordered, tables, write_slots),
         sampled=sampled,
         slots=slots,
-        samples=tuple((part.slot, part.end - part.slot.prompt_len) for part in wanted),
-        scored=tuple(_scored(part) for part in parts if part.row.scores),
+        samples=tuple([(part.slot, part.end - part.slot.prompt_len) for part in wanted]),
+        scored=tuple([_scored(part) for part in parts if part.row.scores]),
         ends=tuple(ends),
     )
 
@@ -111,42 +119,71 @@ def _place(part: _StepRow) -> int:
     return part.end if part.row.length == 1 else 0
 
 
-def _tokens(parts: list[_StepRow], tables: Tables, padded: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Token id, position and slot of every token, [T] each; padding belongs to the null slot."""
-    tokens: list[int] = []
-    positions: list[int] = []
-    owners: list[int] = []
-    unknown: list[int] = []
+class _Tokens:
+    """What the host knows of a step's tokens."""
+
+    __slots__ = ("ids", "positions", "readers", "unknown", "write_slots")
+
+    def __init__(self) -> None:
+        self.ids: list[int] = []
+        """0 where the id is its slot's last sampled token."""
+        self.positions = array("q")
+        self.write_slots = array("q")
+        self.unknown: list[int] = []
+        """Where tokens are whose id is that."""
+        self.readers = array("q")
+        """The slots of these."""
+
+
+def _tokens(parts: list[_StepRow], tables: Tables, padded: int) -> _Tokens:
+    """The parts' tokens one after another; padding is written to the null page."""
+    host, size = _Tokens(), tables.page_size
+    ids, positions, write_slots = host.ids, host.positions, host.write_slots
     for part in parts:
-        part.at = len(tokens)
-        start, end = part.row.start, part.end
-        if end > len(part.slot.known):
-            unknown.append(part.at)
-            tokens.append(0)
+        part.at = at = len(ids)
+        start, end, slot = part.row.start, part.end, part.slot
+        if end > len(slot.known):
+            host.unknown.append(at)
+            host.readers.append(part.row.slot)
+            ids.append(0)
         else:
-            tokens.extend(part.slot.known[start:end])
-        positions.extend(range(start, end))
-        owners.extend([part.row.slot] * part.row.length)
-    padding = max(0, padded - len(tokens))
-    tokens.extend([0] * padding)
-    positions.extend([0] * padding)
-    owners.extend([tables.null_slot] * padding)
-    ids, places, slots = _ints(tables, tokens, positions, owners)
-    if len(unknown) == len(tokens):
-        ids = tables.last_token[slots]
-    elif unknown:
-        (last,) = _ints(tables, unknown)
-        ids[last] = tables.last_token[slots[last]]
-    return ids, places, slots
+            ids.extend(slot.known[start:end])
+        while start < end:
+            stop = min(end, start - start % size + size)
+            first = slot.pages[start // size] * size + start % size
+            if stop - start == 1:
+                positions.append(start)
+                write_slots.append(first)
+            else:
+                positions.extend(range(start, stop))
+                write_slots.extend(range(first, first + stop - start))
+            start = stop
+    if (padding := padded - len(ids)) > 0:
+        ids.extend([0] * padding)
+        positions.extend([0] * padding)
+        write_slots.extend([tables.null_page * size] * padding)
+    return host
+
+
+def _ids(host: _Tokens, readers: Tensor, tables: Tables) -> Tensor:
+    """Token ids, [T]: those that are known, and the last ones of `readers`."""
+    if len(host.unknown) == len(host.ids):
+        return tables.last_token[readers]
+    if not host.unknown:
+        return _longs(tables, array("q", host.ids))[0]
+    ids, unknown = _longs(tables, array("q", host.ids), array("q", host.unknown))
+    ids[unknown] = tables.last_token[readers]
+    return ids
 
 
 def _attention(parts: list[_StepRow], tables: Tables, write_slots: Tensor) -> AttentionPlan:
     ends = [part.end for part in parts]
     slots = [part.row.slot for part in parts]
-    starts = [0, *accumulate(part.row.length for part in parts)]
-    numbers = upload([*ends, *slots, *starts], torch.int32, tables.device)
-    sizes = [len(ends), len(slots), len(starts)]
-    seq_lens, owners, cu_seqlens_q = numbers.split_with_sizes(sizes)
+    starts = [0, *accumulate([part.row.length for part in parts])]
+    numbers = torch.frombuffer(array("i", [*ends, *slots, *starts]), dtype=torch.int32)
+    seq_lens, owners, cu_seqlens_q = sent(numbers, tables.device).split_with_sizes(
+        [len(ends), len(slots), len(starts)]
+    )
     most = -(-max(ends, default=0) // tables.page_size)
     past = tables.starts[:most] >= seq_lens.unsqueeze(1)
     return AttentionPlan(
@@ -159,5 +196,12 @@ def _attention(parts: list[_StepRow], tables: Tables, write_slots: Tensor) -> At
     )
 
 
-def _ints(tables: Tables, *lists: list[int]) -> tuple[Tensor, ...]:
-    return upload(lists, torch.int64, tables.device).unbind()
+def _longs(tables: Tables, *lists: "array[int]") -> Sequence[Tensor]:
+    """Each as a tensor, by one copy to the device; on a CPU by none."""
+    joined = array("q")
+    for one in lists:
+        joined.extend(one)
+    if not joined:  # frombuffer takes no empty one
+        return [torch.zeros(0, dtype=torch.int64, device=tables.device) for _ in lists]
+    whole = sent(torch.frombuffer(joined, dtype=torch.int64), tables.device)
+    return whole.split_with_sizes([len(one) for one in lists])

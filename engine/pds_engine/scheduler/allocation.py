@@ -178,10 +178,11 @@ class Allocator:
 
         Call it only for tokens that a step or a transfer has brought, never for those to come.
         """
-        size, chain = self._page_size, request.chain
+        size = self._page_size
         full = tokens // size
         if full <= request.entered or not self.settings.scheduler.prefix_cache:
             return
+        chain = request.chain
         lengthen(chain, request.known(len(chain) * size, full * size), size)
         dropped = request.dropped
         for index in range(request.entered, full):

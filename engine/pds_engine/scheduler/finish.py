@@ -19,13 +19,13 @@ def next_token(
     It is the last one if it ends the request here, or if it did so where it was computed
     (`reason`).
     """
-    index = len(request.outputs)
+    index, submit = len(request.outputs), request.submit
     return Token(
-        request_id=request.id,
+        request_id=submit.request_id,
         index=index,
         token=token,
         logprobs=logprobs,
-        finish_reason=reason or finish_reason(request.sampling, index, token),
+        finish_reason=reason or finish_reason(submit.sampling, index, token),
         cached_tokens=cached_tokens,
         prompt_logprobs=prompt_logprobs,
     )
@@ -36,7 +36,8 @@ def finish_reason(sampling: Sampling, index: int, token: int) -> FinishReason | 
 
     Stop ids count from `min_tokens` tokens on; the workers' sampler does not draw them before.
     """
-    if token in sampling.stop_token_ids and index >= sampling.min_tokens:
+    stops = sampling.stop_token_ids
+    if stops and token in stops and index >= sampling.min_tokens:
         return "stop"
     return "length" if index + 1 >= sampling.max_tokens else None
 

@@ -107,6 +107,8 @@ class Request:
 
     def take_prompt_logprobs(self) -> tuple[TokenLogprobs, ...]:
         """All that have come; they are sent once."""
+        if not self.prompt_logprobs:
+            return ()
         taken, self.prompt_logprobs = tuple(self.prompt_logprobs), []
         return taken
 

@@ -216,10 +216,11 @@ class Scheduler:
         self.planner.step_done(message)
         logprobs = message.logprobs or (None,) * len(samplers)
         results = zip(samplers, message.tokens, logprobs, strict=True)
+        unsound, ended = message.unsound, Phase.ENDED
         for place, (request, token, scores) in enumerate(results):
-            if request.phase is Phase.ENDED:
+            if request.phase is ended:
                 continue
-            if place in message.unsound:
+            if unsound and place in unsound:
                 self.ledger.allocator.disown(request)
                 self._abort(request, no_finite_score(), now)
                 continue

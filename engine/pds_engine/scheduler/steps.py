@@ -39,7 +39,7 @@ def depends_on(picked: Picked, step_id: int, settings: Settings) -> int:
     """
     if settings.parallelism.pp > 1 and not settings.pipeline.skip_output:
         return step_id - 1
-    return max((request.last_sample for request in picked.decodes), default=-1)
+    return max([request.last_sample for request in picked.decodes], default=-1)
 
 
 def expects_output(samplers: Iterable[Request], settings: Settings) -> bool:
