@@ -237,13 +237,12 @@ class Link:
 
     def receive(self, timeout: float | None = 0) -> AnyMessage | None:
         """The next message, or None after `timeout` seconds without one (None: wait for ever)."""
+        patience = None if timeout is None else round(timeout * 1000)
         while not self._pending:
             frames = _received(self.socket)
             if frames is not None:
                 self._pending.extend(self._numbers.unpack(frames))
-            elif timeout == 0:
-                return None
-            elif not self.socket.poll(None if timeout is None else round(timeout * 1000)):
+            elif patience == 0 or not self.socket.poll(patience):
                 return None
         return self._pending.popleft()
 

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
+from typing import Any
 
 import zmq
 from fastapi import FastAPI, Request
@@ -28,11 +29,13 @@ class Application(FastAPI):
     """FastAPI, but for the routes that may stream. These are called straight from the server, since
     each layer of a framework costs every event of every stream."""
 
-    streamed: Mapping[str, Route] = {}  # noqa: RUF012  replaced as a whole
+    def __init__(self, streamed: Mapping[str, Route], **options: Any) -> None:
+        super().__init__(**options)
+        self._streamed = streamed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["method"] == "POST":
-            route = self.streamed.get(scope["path"])
+            route = self._streamed.get(scope["path"])
             if route is not None:
                 answer = await route(Request(scope, receive, send))
                 await answer(scope, receive, send)
@@ -66,8 +69,7 @@ def create_app(
             await scheduler.stop()
 
     routes = Routes(scheduler, config, tokenizer, key)
-    app = Application(lifespan=lifespan, openapi_url=None)
-    app.streamed = routes.streamed
+    app = Application(routes.streamed, lifespan=lifespan, openapi_url=None)
     app.add_exception_handler(HTTPException, handler)
     app.add_exception_handler(Exception, handler)
     routes.mount(app)
