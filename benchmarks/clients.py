@@ -1,6 +1,6 @@
 """Tokens per second of the tiny model at 1, 16, 64 and 256 clients, beside a commit before.
 
-    python benchmarks/clients.py [--quick] [--before COMMIT] [--flames SVG]
+    python benchmarks/clients.py [--quick] [--compiled] [--before COMMIT] [--flames SVG]
 
 Two unified engines answer in turn: this tree's, and that of the commit before (a git worktree in a
 temporary folder, with today's libraries). Each client streams answers of 64 tokens, one after the
@@ -10,6 +10,7 @@ process of the engine over the tokens, by clients, the least of the turns; `clie
 process's own, which shares the cores. `falls` is the largest fall from one number of clients to the
 next.
 
+With --compiled both run what a warm-up would have compiled, which they compile first.
 With --flames, py-spy watches this tree's processes at 64 clients, and a flame graph is drawn.
 """
 
@@ -47,7 +48,7 @@ BODY = json.dumps(
 END = b"data: [DONE]\n\n\r\n0\r\n\r\n"
 """How a whole stream ends, in chunks."""
 ENGINE = (sys.executable, "-c", "from pds_engine.cli import main; main()", "serve")
-READY_SECONDS, TURN_SECONDS, WATCH_SECONDS = 120.0, 300.0, 8.0
+READY_SECONDS, COMPILED_SECONDS, TURN_SECONDS, WATCH_SECONDS = 120.0, 600.0, 300.0, 8.0
 
 
 class Client(asyncio.Protocol):
@@ -169,7 +170,7 @@ def checked_out(commit: str) -> Iterator[Path]:
 
 
 @contextmanager
-def engines(commit: str) -> Iterator[dict[str, Server]]:
+def engines(commit: str, compiled: bool) -> Iterator[dict[str, Server]]:
     with ExitStack() as stack:
         trees = {"before": stack.enter_context(checked_out(commit)), "now": ROOT}
         started = {}
@@ -181,11 +182,15 @@ def engines(commit: str) -> Iterator[dict[str, Server]]:
                 "http.metrics_port=0", "http.control_port=0", "http.rendezvous_port=0",
                 "kv.port_base=0", "scheduler.max_running=256",
             )  # fmt: skip
+            if compiled:
+                places = f"cache.path={folder}/cache", f"cache.private={folder}/own"
+                settings = (*settings, "compile=true", *places)
+                Path(folder, "cache").mkdir()
             words = (word for setting in settings for word in ("--set", setting))
             model = ("--model", str(MODEL), "--dtype", "float32")
             started[name] = Server(folder, name, *ENGINE, *model, *words, tree=tree)
             stack.callback(started[name].end)
-        with doing("two engines start", READY_SECONDS):
+        with doing("two engines start", COMPILED_SECONDS if compiled else READY_SECONDS):
             while not all(server.answers("/readyz") for server in started.values()):
                 time.sleep(0.1)
         yield started
@@ -196,10 +201,11 @@ def least(costs: list[dict[str, float]]) -> dict[str, float]:
     return {process: round(min(cost[process] for cost in costs), 1) for process in costs[0]}
 
 
-def report(commit: str, turns: int, rounds: int, flames: Path | None) -> dict[str, Any]:
+def report(options: argparse.Namespace, commit: str) -> dict[str, Any]:
+    turns, rounds = (3, 1) if options.quick else (5, 4)
     speeds: dict[str, dict[int, list[float]]] = {}
     costs: dict[str, dict[int, list[dict[str, float]]]] = {}
-    with engines(commit) as started:
+    with engines(commit, options.compiled) as started:
         for name, server in started.items():
             measure(server, 16, 1)  # warm
             speeds[name] = {clients: [] for clients in CLIENTS}
@@ -210,8 +216,8 @@ def report(commit: str, turns: int, rounds: int, flames: Path | None) -> dict[st
                     speed, cost = measure(started[name], clients, rounds)
                     speeds[name][clients].append(speed)
                     costs[name][clients].append(cost)
-        if flames is not None:
-            draw(started["now"], flames)
+        if options.flames is not None:
+            draw(started["now"], options.flames)
     median = {
         name: {clients: statistics.median(found) for clients, found in by.items()}
         for name, by in speeds.items()
@@ -226,6 +232,7 @@ def report(commit: str, turns: int, rounds: int, flames: Path | None) -> dict[st
         "ratio": round(now[TOLD] / before[TOLD], 3),
         "machine": f"{platform.machine()} {os.cpu_count()} cores",
         "before": commit,
+        "compiled": options.compiled,
         "tokens_per_s": {clients: round(speed) for clients, speed in now.items()},
         "tokens_per_s_before": {clients: round(speed) for clients, speed in before.items()},
         "falls": round(max(1 - more / less for less, more in pairwise(now.values())), 3),
@@ -241,14 +248,14 @@ def report(commit: str, turns: int, rounds: int, flames: Path | None) -> dict[st
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="three turns of few answers")
+    parser.add_argument("--compiled", action="store_true", help="compile ahead, as a warm-up does")
     parser.add_argument("--before", default="HEAD~1", help="the commit to compare with")
     parser.add_argument("--flames", type=Path, help="where a flame graph is written, as SVG")
     options = parser.parse_args()
     words = ["git", "-C", str(ROOT), "rev-parse", "--verify", f"{options.before}^{{commit}}"]
     commit = subprocess.run(words, check=True, capture_output=True, text=True).stdout.strip()
     say(f"beside {commit[:12]}")
-    turns, rounds = (3, 1) if options.quick else (5, 4)
-    print(json.dumps(report(commit, turns, rounds, options.flames)))
+    print(json.dumps(report(options, commit)))
 
 
 if __name__ == "__main__":
