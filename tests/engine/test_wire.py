@@ -71,6 +71,47 @@ def test_what_a_hub_cannot_send_takes_no_number_and_takes_nothing_along(ends: En
     assert ends.link.receive(5) == Drain(deadline_seconds=2.0)
 
 
+def test_several_messages_are_one_envelope(ends: Ends) -> None:
+    ends.link.send(Cancel(request_id="a"))
+    who, _ = came(ends.hub)
+    several = [Drain(deadline_seconds=1.0), Cancel(request_id="b"), Drain(deadline_seconds=2.0)]
+    ends.hub.send(who, *several)
+    ends.hub.probe(who)
+    ends.hub.send(who, Cancel(request_id="c"))
+    got = [ends.link.receive(5) for _ in range(4)]
+    assert got == [*several, Cancel(request_id="c")]
+    assert ends.link.receive() is None
+
+
+async def test_an_async_link_takes_what_came_while_it_sent() -> None:
+    """Sending takes in what the socket's descriptor tells; what came must be found all the same."""
+    context, keys = zmq.Context(), Keys.make()
+    authority = Authority(context, keys)
+    hub = Hub(context, "tcp://127.0.0.1:*", keys)
+    link = AsyncLink(context, f"tcp://127.0.0.1:{hub.port}", keys)
+    try:
+        for turn in range(50):
+            await link.send(Cancel(request_id=str(turn)))
+            who, _ = await asyncio.to_thread(came, hub)
+            hub.send(who, Drain(deadline_seconds=turn), Cancel(request_id="b"))
+            await link.send(Cancel(request_id="x"))
+            async with asyncio.timeout(5):
+                assert await link.receive() == Drain(deadline_seconds=turn)
+                assert await link.receive() == Cancel(request_id="b")
+            await asyncio.to_thread(came, hub)
+        lost = asyncio.create_task(link.lost())
+        await asyncio.sleep(0)
+        assert not lost.done()
+        hub.close()
+        async with asyncio.timeout(5):
+            await lost
+    finally:
+        link.close()
+        hub.close()
+        authority.close()
+        context.term()
+
+
 async def test_what_an_async_link_cannot_send_takes_no_number() -> None:
     context, keys = zmq.Context(), Keys.make()
     plain = zmq.Context()
