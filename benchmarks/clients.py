@@ -173,6 +173,8 @@ def checked_out(commit: str) -> Iterator[Path]:
 def engines(commit: str, compiled: bool) -> Iterator[dict[str, Server]]:
     with ExitStack() as stack:
         trees = {"before": stack.enter_context(checked_out(commit)), "now": ROOT}
+        # Trees may have kernels in common.
+        cache = stack.enter_context(tempfile.TemporaryDirectory())
         started = {}
         for name, tree in trees.items():
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -183,9 +185,8 @@ def engines(commit: str, compiled: bool) -> Iterator[dict[str, Server]]:
                 "kv.port_base=0", "scheduler.max_running=256",
             )  # fmt: skip
             if compiled:
-                places = f"cache.path={folder}/cache", f"cache.private={folder}/own"
+                places = f"cache.path={cache}", f"cache.private={folder}/own"
                 settings = (*settings, "compile=true", *places)
-                Path(folder, "cache").mkdir()
             words = (word for setting in settings for word in ("--set", setting))
             model = ("--model", str(MODEL), "--dtype", "float32")
             started[name] = Server(folder, name, *ENGINE, *model, *words, tree=tree)
