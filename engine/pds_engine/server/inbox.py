@@ -1,12 +1,10 @@
-"""The scheduler's answers wait here for the task of their HTTP request."""
+"""The scheduler's answers wait here for their HTTP request."""
 
-import asyncio
 from collections import deque
 from collections.abc import Callable
 
 from pds_engine.errors import PdsError
 from pds_engine.messages import Failed, Token
-from pds_engine.wakeup import Wakeup
 
 Arrival = tuple[int, Token | Failed]
 SLICE = 64
@@ -23,15 +21,14 @@ class Inbox:
     """A bounded queue from SchedulerClient to one request. Its choices share it.
 
     `notify` is called when something has come where nothing was waiting, once for all that came
-    together, and when the request fails. Until it is replaced it wakes `take`.
+    together, and when the request fails.
     """
 
     def __init__(self, bound: int) -> None:
         self._bound = bound
         self._arrivals: deque[Arrival] = deque()
         self._error: Exception | None = None
-        self._wakeup = Wakeup()
-        self.notify: Callable[[], None] = self._wakeup.set
+        self.notify: Callable[[], None] = _nobody
 
     def __len__(self) -> int:
         """How much waits here."""
@@ -39,7 +36,7 @@ class Inbox:
 
     @property
     def waiting(self) -> bool:
-        """Whether `take_now` has something to return, or to raise."""
+        """Whether `take` has something to return, or to raise."""
         return bool(self._arrivals) or self._error is not None
 
     def put(self, choice: int, message: Token | Failed) -> bool:
@@ -58,7 +55,7 @@ class Inbox:
         self._arrivals.clear()
         self.notify()
 
-    def take_now(self) -> list[Arrival]:
+    def take(self) -> list[Arrival]:
         """What came since the last call, at most SLICE.
 
         Raises:
@@ -73,10 +70,6 @@ class Inbox:
             return taken
         return [arrivals.popleft() for _ in range(SLICE)]
 
-    async def take(self) -> list[Arrival]:
-        """As `take_now`, but waits while there is nothing."""
-        if self._arrivals:
-            await asyncio.sleep(0)  # else a full inbox would give no task a turn
-        while not self.waiting:
-            await self._wakeup.wait()
-        return self.take_now()
+
+def _nobody() -> None:
+    """Nobody waits yet: whoever comes looks first."""

@@ -93,7 +93,7 @@ class RunningJob:
 
         Raises:
             RequestFailed: the scheduler gave a choice up, and with it the request.
-            ClientGone, ClientSlow, Unavailable: see Inbox.take_now.
+            ClientGone, ClientSlow, Unavailable: see Inbox.take.
         """
         if self._failed is not None:
             raise self._failed
@@ -132,7 +132,7 @@ class RunningJob:
         """What comes of a slice of the inbox."""
         events: list[ChoiceEvent] = []
         tokens, now = 0, self.scheduler.clock()
-        for choice, message in self._inbox.take_now():
+        for choice, message in self._inbox.take():
             if isinstance(message, Failed):
                 self.scheduler.close(message.request_id, cancel=False)
                 self._failed = RequestFailed(message)

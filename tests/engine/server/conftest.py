@@ -3,7 +3,7 @@
 import asyncio
 import json
 import threading
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -33,6 +33,7 @@ from pds_engine.runner.batch import Batch
 from pds_engine.runner.sampling import kernel, logprobs, sample
 from pds_engine.runner.tables import HostSlot, Tables
 from pds_engine.server.app import create_app
+from pds_engine.server.inbox import Arrival, Inbox
 from pds_engine.server.scheduler_client import SchedulerClient
 from pds_engine.text.tokenizer import Tokenizer
 from pds_engine.wire import decode, encode
@@ -154,6 +155,21 @@ async def serve(
             while scheduler_client.state is None:  # noqa: ASYNC110  the fake reports at once
                 await asyncio.sleep(0)
         yield Served(client, scheduler, scheduler_client, config)
+
+
+async def next_of(inbox: Inbox) -> list[Arrival]:
+    """What comes to the inbox next."""
+    came = asyncio.Event()
+    inbox.notify = came.set
+    async with asyncio.timeout(5):
+        while not inbox.waiting:
+            await came.wait()
+    return inbox.take()
+
+
+@pytest.fixture
+def taken() -> Callable[[Inbox], Awaitable[list[Arrival]]]:
+    return next_of
 
 
 class TurnCounter:

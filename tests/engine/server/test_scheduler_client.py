@@ -21,7 +21,7 @@ class Loss:
         self.count += 1
 
 
-async def test_a_token_finds_its_request(served, silent, script):
+async def test_a_token_finds_its_request(served, silent, taken):
     async with served(silent) as s:
         one, two = (
             s.scheduler_client.open([submit("a")]),
@@ -30,8 +30,8 @@ async def test_a_token_finds_its_request(served, silent, script):
         tokens = [Token(request_id=name, index=0, token=5) for name in ("b#1", "a", "stranger")]
         for token in tokens:
             s.scheduler.inbound.put_nowait(token)
-        assert await two.take() == [(1, tokens[0])]
-        assert await one.take() == [(0, tokens[1])]
+        assert await taken(two) == [(1, tokens[0])]
+        assert await taken(one) == [(0, tokens[1])]
 
 
 async def test_the_bound_of_open_choices(served, silent):
@@ -56,9 +56,9 @@ async def test_a_client_that_does_not_read(served):
     for index in range(3):
         inbox.put(0, Token(request_id="a", index=index, token=1))
     with pytest.raises(ClientSlow):
-        await inbox.take()
+        inbox.take()
     with pytest.raises(ClientSlow):
-        await inbox.take()
+        inbox.take()
 
 
 async def test_a_lost_scheduler_fails_everything(served, silent):
@@ -81,13 +81,13 @@ async def test_a_lost_scheduler_fails_everything(served, silent):
     assert loss.count == 1
 
 
-async def test_a_message_for_another_is_a_loss(served, silent):
+async def test_a_message_for_another_is_a_loss(served, silent, taken):
     async with served(silent) as s:
         s.scheduler_client.on_loss = loss = Loss()
         inbox = s.scheduler_client.open([submit("a")])
         s.scheduler.inbound.put_nowait(PeerGone(incarnation="x"))
         with pytest.raises(Unavailable):
-            await inbox.take()
+            await taken(inbox)
     assert isinstance(s.scheduler_client.error, ProtocolError)
     assert loss.count == 1
 
