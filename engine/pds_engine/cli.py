@@ -100,6 +100,7 @@ def check(
     max_model_len: Annotated[int | None, typer.Option(help="Tokens of a request.")] = None,
     kv_memory: Annotated[str | None, typer.Option(help="Of a rank's KV pages: 16GiB.")] = None,
     memory: Annotated[str | None, typer.Option(help="Of a rank's device, in all: 80GiB.")] = None,
+    target: Annotated[str | None, typer.Option(help="Count weights as on this GPU: sm_90.")] = None,
     set_: SetPairs = None,
     as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
 ) -> None:
@@ -117,6 +118,7 @@ def check(
         "parallelism.ep": ep,
         "max_model_len": max_model_len,
         "kv.memory_bytes": None if kv_memory is None else size_in_bytes("--kv-memory", kv_memory),
+        "cache.target": target,
     }
     settings = configuration.load(config, flags=flags | _pairs(set_))
     found = judge(settings, None if memory is None else size_in_bytes("--memory", memory))

@@ -77,7 +77,12 @@ class KvConfig(Section):
     page_size: int = Field(16, ge=1, le=256)
     pages: int | None = Field(None, ge=2)
     """None: as many as memory_bytes holds."""
-    memory_bytes: int = Field(256 << 20, ge=1 << 20)
+    memory_bytes: int | None = Field(None, ge=1 << 20)
+    """None: what memory_fraction leaves."""
+    memory_fraction: float | None = Field(None, gt=0, le=1)
+    """What weights, a step and pages may take of a GPU's memory, or all ranks of a pod of its
+    container's, where neither pages nor memory_bytes says how many pages there are.
+    None: 0.9 of a GPU, 0.5 of a container."""
     backends: tuple[KvBackend, ...] = ("nixl", "tcp")
     """What this group offers for the hand-over; a pair uses the best that both offer."""
     port_base: int = Field(8100, ge=0, le=65000)
@@ -85,6 +90,11 @@ class KvConfig(Section):
     port_base + 100 + 8·i on; 0: any free port."""
     lease_seconds: float = Field(30.0, gt=0)
     """D frees the pages of an offer that P has not renewed for so long."""
+
+    @property
+    def sized(self) -> bool:
+        """Whether it is said how many pages there are, so that memory_fraction says nothing."""
+        return self.pages is not None or self.memory_bytes is not None
 
 
 class SchedulerConfig(Section):

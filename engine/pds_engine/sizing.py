@@ -4,8 +4,8 @@
 it. Pure: no torch.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from math import prod
 
 from pds_engine.config import Dtype, EngineConfig
@@ -33,7 +33,8 @@ class RankSizes:
     """Tokens of a KV page."""
     page_bytes: int
     pages: int
-    """That requests may have: one more is the runner's."""
+    """That requests may have: one more is the runner's. Where memory_fraction decides, as many as
+    could be of use (`usable`), until it is known what memory holds."""
 
     @property
     def token_bytes(self) -> int:
@@ -76,19 +77,34 @@ def kv_shard(kv: KvFormat, mine: ModelPart) -> KvShard:
     )
 
 
+Weigh = Callable[[ModelPart], int]
+"""Bytes of the layers of a rank with this part."""
+
+
 def sizes(
-    config: EngineConfig, spec: DecoderSpec, kept: Dtype | None = None
+    config: EngineConfig,
+    spec: DecoderSpec,
+    kept: Dtype | None = None,
+    weigh: Weigh | None = None,
 ) -> tuple[RankSizes, ...]:
     """Of every rank of the group; `registry.check` has shown that the layout is possible.
 
     `kept` is what weights are kept in, where that is not model.dtype: a CPU that cannot multiply in
-    model.dtype keeps float32 (models.loader.compute_dtype).
+    model.dtype keeps float32 (models.loader.compute_dtype). `weigh` counts layers where some
+    weights stay as they are stored: on a GPU that has FP8 (models.meta.layer_bytes).
     """
     split = config.parallelism
     layers = split.layers or balanced(spec, split.pp, config.role)
     fixed = split.model_copy(update={"layers": layers})
     parts = [part(spec, fixed, rank, config.role) for rank in range(split.ranks)]
-    return tuple(of_part(config, spec, mine, kept) for mine in parts)
+    found = (of_part(config, spec, mine, kept) for mine in parts)
+    if weigh is None:
+        return tuple(found)
+    width = ITEM_BYTES[kept or config.model.dtype]
+    return tuple(
+        replace(each, weights=weigh(each.part) + _bytes(_vocabulary(spec, each.part), width))
+        for each in found
+    )
 
 
 def of_part(
@@ -104,8 +120,36 @@ def of_part(
         weights=weight_bytes(spec, mine, kept or config.model.dtype),
         page_size=kv.page_size,
         page_bytes=page_bytes,
-        pages=config.kv.pages or max(config.kv.memory_bytes // page_bytes - 1, 0),
+        pages=_pages(config, spec, page_bytes),
     )
+
+
+def _pages(config: EngineConfig, spec: DecoderSpec, page_bytes: int) -> int:
+    kv = config.kv
+    if kv.pages is not None:
+        return kv.pages
+    if kv.memory_bytes is not None:
+        return max(kv.memory_bytes // page_bytes - 1, 0)
+    return usable(config, spec)
+
+
+def usable(config: EngineConfig, spec: DecoderSpec) -> int:
+    """The most pages that requests hold at once: max_running of max_model_len tokens.
+
+    Raises:
+        ConfigError: the scheduler could not work with this configuration.
+    """
+    return config.scheduler.max_running * needed(config, spec)
+
+
+def needed(config: EngineConfig, spec: DecoderSpec) -> int:
+    """The pages that one request of max_model_len holds at once.
+
+    Raises:
+        ConfigError: the scheduler could not work with this configuration.
+    """
+    settings = _settings(config, spec, config.max_model_len)
+    return settings.at_once(settings.pages_for(config.max_model_len))
 
 
 def weight_bytes(spec: DecoderSpec, mine: ModelPart, kept: Dtype) -> int:
@@ -118,14 +162,21 @@ def weight_bytes(spec: DecoderSpec, mine: ModelPart, kept: Dtype) -> int:
         for at in mine.layers
         for tensor in layer_tensors(spec, spec.layers[at], mine.share(spec.layers[at]))
     ]
+    return _bytes([*held, *_vocabulary(spec, mine)], ITEM_BYTES[kept])
+
+
+def _vocabulary(spec: DecoderSpec, mine: ModelPart) -> list[Held]:
+    """Embedding, last norm and head, as far as this rank has them."""
     rows = Held((mine.vocab_rows, spec.hidden))
-    if mine.embeds:
-        held.append(rows)
+    held = [rows] if mine.embeds else []
     if mine.samples:
         held.append(Held((spec.hidden,), spec.norm_wide))
         if not (spec.tied and mine.embeds):
             held.append(rows)
-    width = ITEM_BYTES[kept]
+    return held
+
+
+def _bytes(held: Iterable[Held], width: int) -> int:
     return sum(each.elements * (_WIDE if each.wide else width) for each in held)
 
 
@@ -163,15 +214,15 @@ def check_pages(config: EngineConfig, spec: DecoderSpec, ranks: Sequence[RankSiz
         ConfigError: they do not; names the bytes that the largest rank needs.
     """
     settings, pages = _settings(config, spec, config.max_model_len), min(e.pages for e in ranks)
-    needed = settings.at_once(settings.pages_for(config.max_model_len))
-    if pages >= needed:
+    least = needed(config, spec)
+    if pages >= least:
         return
     wanted = f"max_model_len is {config.max_model_len}"
     if settings.window is not None:
-        wanted = f"a request holds those of {needed * config.kv.page_size} at once"
-    cure = f"kv.memory_bytes to {(needed + 1) * max(each.page_bytes for each in ranks)}"
+        wanted = f"a request holds those of {least * config.kv.page_size} at once"
+    cure = f"kv.memory_bytes to {(least + 1) * max(each.page_bytes for each in ranks)}"
     if config.kv.pages:
-        cure = f"kv.pages to {needed}"
+        cure = f"kv.pages to {least}"
     raise ConfigError(
         f"kv: {pages} pages hold {pages * config.kv.page_size} tokens, {wanted}",
         hint=f"raise {cure}, or lower max_model_len",

@@ -3,18 +3,20 @@
 No weight is read, and no torch is imported: it runs wherever the file is.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby
 from typing import Any, ClassVar
 
-from pds_engine import sizing
+from pds_engine import budget, sizing
+from pds_engine.budget import Claim
 from pds_engine.config import EngineConfig
 from pds_engine.errors import ConfigError
 from pds_engine.models import quantized, registry
 from pds_engine.models.config_json import read_config
 from pds_engine.parallel.balance import work
-from pds_engine.sizing import RankSizes
+from pds_engine.sizing import RankSizes, Weigh
 from pds_engine.spec import DecoderSpec, DenseSpec
 
 
@@ -30,6 +32,8 @@ class Verdict:
     ranks: tuple[RankSizes, ...] = ()
     longest: int | None = None
     """Tokens of the longest request that the group could hold."""
+    memory: int | None = None
+    """Bytes of each rank's device, if it was asked whether it holds a rank."""
 
     COLUMNS: ClassVar = (
         "stage", "ranks", "layers", "work", "weights", "kv/token", "page", "pages", "tokens"
@@ -47,10 +51,13 @@ class Verdict:
             of_a_token = f", a token passes {_count(passed)}" if passed < every else ""
             yield f"parameters  {_count(every)}{of_a_token}"
             stored = f"stored as {self.quantised}, " if self.quantised else ""
-            yield f"weights     {stored}held as {dtype}"
+            kept = ", FP8 where that stays" if self.config.cache.target and self.quantised else ""
+            yield f"weights     {stored}held as {dtype}{kept}"
         if spec is not None and self.longest is not None:
             kv = sizing.kv_format(self.config, spec)
             yield f"kv          {kv.token_bytes} bytes a token ({kv.dtype}) on all stages together"
+            if not self.config.kv.sized:
+                yield f"pages       {self._pages()}"
             yield (
                 f"longest     {self.longest} tokens in a request; "
                 f"the model has {spec.max_position} positions"
@@ -59,6 +66,13 @@ class Verdict:
             yield f"served      yes, up to max_model_len {self.config.max_model_len}"
         else:
             yield f"served      no: {self.refusal}"
+
+    def _pages(self) -> str:
+        """What decides how many there are, where it is no setting of theirs."""
+        if self.memory is None:
+            return "as many as can be of use: give --memory to see how many fit"
+        part = f"{_share(self.config):g} of {sizing.human(self.memory)} (kv.memory_fraction)"
+        return f"what weights leave of {part}, less what a step takes, which is measured at start"
 
     def rows(self) -> Iterator[tuple[str, ...]]:
         """Of COLUMNS; ranks side by side that hold as much share one."""
@@ -114,7 +128,10 @@ class Verdict:
 
 
 def judge(config: EngineConfig, memory: int | None = None) -> Verdict:
-    """`memory`: bytes of each rank's device, for weights and KV pages together; None: not asked."""
+    """`memory`: bytes of each rank's device, for weights and KV pages together; None: not asked.
+
+    With `cache.target` weights count as they are kept on that GPU, and torch is imported.
+    """
     known: dict[str, Any] = {}
     refusal = None
     try:
@@ -122,14 +139,57 @@ def judge(config: EngineConfig, memory: int | None = None) -> Verdict:
         stored = quantized.read(config.model.path, read_config(config.model.path))
         known["quantised"] = stored and stored.method
         registry.check_layout(config, spec)
-        known["ranks"] = ranks = sizing.sizes(config, spec)
+        known["ranks"] = ranks = sizing.sizes(config, spec, weigh=_weigh(config, spec))
         known["longest"] = sizing.longest(config, spec, ranks)
         sizing.check_pages(config, spec, ranks)
-        for each in ranks if memory is not None else ():
-            sizing.check_memory([each], memory or 0, "its device")
+        if memory is not None and config.kv.sized:
+            for each in ranks:
+                sizing.check_memory([each], memory, "its device")
+        elif memory is not None:
+            known["ranks"] = ranks = _filled(config, spec, ranks, memory)
+            known["longest"] = sizing.longest(config, spec, ranks)
     except ConfigError as error:
         refusal = error
-    return Verdict(config=config, refusal=refusal, **known)
+    return Verdict(config=config, refusal=refusal, memory=memory, **known)
+
+
+def _weigh(config: EngineConfig, spec: DecoderSpec) -> Weigh | None:
+    """What counts the layers on the GPU that is planned for; None: they are as model.dtype says."""
+    if not config.cache.target:
+        return None
+    from pds_engine.artefacts.plan import target
+    from pds_engine.models import meta
+
+    gpu = target(config)
+    return None if gpu is None else partial(meta.layer_bytes, config, spec, gpu=gpu)
+
+
+def _filled(
+    config: EngineConfig, spec: DecoderSpec, ranks: Sequence[RankSizes], memory: int
+) -> tuple[RankSizes, ...]:
+    """With the pages that each one's device of `memory` bytes holds, if steps took nothing.
+
+    Raises:
+        ConfigError: they would not hold one request of max_model_len.
+    """
+    claims = [
+        Claim(
+            rank=each.name,
+            holder=each.name,
+            total=memory,
+            source="--memory",
+            weights=each.weights,
+            tables=budget.penalties(config, spec, each.part),
+            page_bytes=each.page_bytes,
+        )
+        for each in ranks
+    ]
+    found = budget.pages(config, spec, claims, _share(config))
+    return tuple(replace(each, pages=found) for each in ranks)
+
+
+def _share(config: EngineConfig) -> float:
+    return budget.share(config, gpu=config.device == "cuda" or bool(config.cache.target))
 
 
 def _rank(number: int, rank: RankSizes) -> dict[str, Any]:

@@ -59,8 +59,8 @@ def test_machines_get_bytes(folder):
             * (2 * (2 * 16 + 32 * 16 + 16 * 16 + 3 * 12 * 16 + 3 * 8) + 2 * 20 * 16 + 16),
             "kv_bytes_per_token": 128,
             "page_bytes": 2048,
-            "pages": (256 << 20) // 2048 - 1,
-            "tokens": 16 * ((256 << 20) // 2048 - 1),
+            "pages": 64 * 4,  # of use to 64 requests of 64 tokens
+            "tokens": 64 * 64,
         }
         for rank in (0, 1)
     ]
@@ -88,7 +88,16 @@ def test_machines_get_bytes(folder):
             "scheduler.chunk_size 8 is less than a page",
             "raise",
         ),
-        (["--memory", "1MiB"], "memory: rank 0 would hold", "parallelism.tp"),
+        (
+            ["--memory", "1MiB", "--kv-memory", "1MiB"],
+            "memory: rank 0 would hold",
+            "parallelism.tp",
+        ),
+        (
+            ["--memory", "50KiB"],
+            "kv.memory_fraction: 0.5 of 50.00 KiB (--memory) is 25.00 KiB, of which rank 0 takes",
+            "memory_fraction to 0.7",
+        ),
     ],
 )
 def test_a_refusal_says_why_and_names_the_cure(folder, options, says, cure):

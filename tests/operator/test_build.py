@@ -131,6 +131,7 @@ def test_a_roles_own_engine_block_overrides_key_by_key():
     assert prefill["delayer"] == {"enabled": True, "max_ticks": 9}
     assert decode["scheduler"] == {"chunk_size": 128}
     assert "max_model_len" not in decode  # the engine's own default holds
+    assert "kv" not in decode  # so that older engines, which know no fraction, take it
 
 
 EVERYTHING = {
@@ -139,6 +140,7 @@ EVERYTHING = {
     "kvDtype": "float16",
     "kvPages": 10,
     "kvMemoryBytes": 1 << 20,
+    "kvMemoryFraction": 0.75,
     "kvBackends": ["shm"],
     "chunkSize": 64,
     "chunkedPrefill": "separate",

@@ -13,7 +13,7 @@ all dp ranks.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -96,6 +96,21 @@ class Decoder:
     def use(self, pieces: Mapping[Shape, Pieces]) -> None:
         """Compute the layers of each shape by these pieces."""
         self.pieces = tuple(pieces[shape] for shape in self._shapes)
+
+    def of_each_kind(self) -> "Decoder":
+        """The decoder with the first of all its layers that are alike: the same weights."""
+        first = {layer: at for at, layer in reversed(list(enumerate(self.layers)))}
+        chosen = sorted(first.values())
+        found = Decoder(
+            replace(self.spec, layers=tuple(self.layers[at] for at in chosen)),
+            replace(self.part, layers=range(len(chosen))),
+            replace(self.weights, layers=tuple(self.weights.layers[at] for at in chosen)),
+            self.ropes,
+            self.dtype,
+            self.ranks,
+        )
+        found.pieces = tuple(self.pieces[at] for at in chosen)
+        return found
 
     def embed(self, tokens: Tensor, parts: Parts) -> Tensor:
         """A batch's tokens [T] → this rank's part of their hidden states, on the first stage."""

@@ -21,6 +21,7 @@ from pds_engine.models.names import HEAD
 from pds_engine.models.quantized import Quantisation
 from pds_engine.models.registry import family_of
 from pds_engine.models.shapes import Shapes, shapes
+from pds_engine.models.weights import tensors
 from pds_engine.parallel.collectives import ALONE, Collectives, StageRanks
 from pds_engine.parallel.layout import ModelPart
 from pds_engine.spec import DecoderSpec
@@ -42,8 +43,19 @@ def decoder(config: EngineConfig, spec: DecoderSpec, mine: ModelPart, gpu: Gpu) 
     found = shapes(spec, names)
     del found[HEAD]  # the embedding's, as in models where both are one: their shapes are alike
     ranks = StageRanks(_ranks(mine.tp_rank, mine.tp), _ranks(mine.stage_rank, mine.width))
-    tensors = _Checkpoint(found, names.prefix, quantisation)
-    return assemble(config, spec, mine, tensors, ranks, META, gpu)
+    checkpoint = _Checkpoint(found, names.prefix, quantisation)
+    return assemble(config, spec, mine, checkpoint, ranks, META, gpu)
+
+
+def layer_bytes(config: EngineConfig, spec: DecoderSpec, mine: ModelPart, gpu: Gpu) -> int:
+    """Bytes of the layers of the rank with this part on `gpu`: weights that stay in FP8 there count
+    as they are stored, with their scales."""
+    made = decoder(config, spec, mine, gpu)
+    each = {
+        layer: sum(one.nbytes for one in tensors(held))
+        for layer, held in zip(made.layers, made.weights.layers, strict=True)
+    }
+    return sum(each[spec.layers[at]] for at in mine.layers)
 
 
 class _Checkpoint:

@@ -4,8 +4,9 @@ What a model has not is a tensor of no elements. H query heads and K KV heads ar
 the size of a head. A `Matrix` may be packed, and it or a `Stack` in FP8 (models/matrices.py).
 """
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, NamedTuple
 
 from pds_kernels.grouped_gemm import Feed, Stack
 from torch import Tensor
@@ -110,3 +111,15 @@ class Weights:
     embedding: Embedding | None  # [V, hidden], V rows of the vocabulary, zeros past its end
     norm: Tensor | None  # [hidden]
     head: Matrix | None  # [V, hidden]
+
+
+def tensors(weights: Any) -> Iterator[Tensor]:
+    """Every tensor in what weights consist of, in order: in tuples, lists and dataclasses."""
+    if isinstance(weights, Tensor):
+        yield weights
+    elif isinstance(weights, tuple | list):
+        for one in weights:
+            yield from tensors(one)
+    elif is_dataclass(weights):
+        for field in fields(weights):
+            yield from tensors(getattr(weights, field.name))

@@ -37,6 +37,33 @@ _SIOCGIFADDR = 0x8915
 
 
 @dataclass(frozen=True, slots=True)
+class Meeting:
+    """The store at which a group's ranks met, for what they tell each other once."""
+
+    store: Store
+    rank: int
+    split: ParallelConfig
+    patience: timedelta
+
+    def exchange(self, subject: str, mine: str) -> list[bytes]:
+        """What every rank says of `subject`, by rank, once all have.
+
+        Raises:
+            RankLost: a rank has not; it is named.
+        """
+        keys = [f"{subject}/{rank}" for rank in range(self.split.ranks)]
+        self.store.set(keys[self.rank], mine)
+        try:
+            self.store.wait(keys, self.patience)
+        except RuntimeError as error:
+            absent = [rank for rank, key in enumerate(keys) if not self.store.check([key])]
+            names = ", ".join(map(Numbering.of(self.split).name, absent))
+            raise RankLost(f"{names} has not told of its {subject}") from error
+        found: list[bytes] = self.store.multi_get(keys)
+        return found
+
+
+@dataclass(frozen=True, slots=True)
 class Groups:
     """This rank's process groups; None: it exchanges nothing of that kind."""
 
@@ -47,6 +74,7 @@ class Groups:
     sync: dist.ProcessGroup | None = None
     addresses: tuple[str, ...] = ()
     """Of the ranks' pods, by rank."""
+    meeting: Meeting | None = None
 
 
 def backend(device: torch.device) -> str:
@@ -74,7 +102,11 @@ def assemble(config: EngineConfig, rank: int, device: torch.device, rendezvous: 
     )
     groups = make(config, rank, device, timeout)
     _greet(groups, rank, split, device)
-    return replace(groups, addresses=tuple(each.decode() for each in addresses))
+    return replace(
+        groups,
+        addresses=tuple(each.decode() for each in addresses),
+        meeting=Meeting(store, rank, split, timeout),
+    )
 
 
 def _meet(config: EngineConfig, rank: int, rendezvous: str) -> Store:

@@ -37,6 +37,8 @@ from pds_engine.worker.joining import join
 from pds_engine.worker.kernels import Kernels, prepare
 from pds_engine.worker.loop import Loop
 from pds_engine.worker.mailbox import Mailbox
+from pds_engine.worker.measuring import Measuring
+from pds_engine.worker.meter import meter
 from pds_engine.worker.side import SideThread
 from pds_engine.worker.sync import SyncThread, gathers
 from pds_engine.worker.watchdog import Activity, Watchdog
@@ -104,10 +106,12 @@ def _serve(
     place = Numbering.of(split).place(rank)
     attention = _collectives(groups.tp, place.tp, split.tp)
     stage_ranks = _collectives(groups.stage, place.dp * split.tp + place.tp, split.width)
+    measuring = None if config.kv.sized else Measuring(config, rank, device, meter(device))
     foretell(config, rank, device)
     decoder = load(config, rank, device, attention, stage_ranks)
     kv = kv_format(config, decoder)
-    pages, pool = make_pool(config, decoder, kv, device)
+    given = None if measuring is None else measuring.pages(decoder, groups)
+    pages, pool = make_pool(config, decoder, kv, device, given)
     runner = Runner(config, decoder, [pool.layer(i) for i in range(len(decoder.part.layers))])
     capture(config, runner, device)
     exchange = make_exchange(config, decoder, groups, rank, device)
@@ -185,15 +189,23 @@ def kv_format(config: EngineConfig, decoder: Decoder) -> KvFormat:
 
 
 def make_pool(
-    config: EngineConfig, decoder: Decoder, kv: KvFormat, device: torch.device
+    config: EngineConfig,
+    decoder: Decoder,
+    kv: KvFormat,
+    device: torch.device,
+    pages: int | None = None,
 ) -> tuple[int, KvPool]:
     """The pages that the scheduler may give out, and the pool, which has the runner's one more.
+
+    `pages`: what memory holds; None: what the configuration says.
 
     Raises:
         ConfigError: kv.memory_bytes holds less than a request of max_model_len holds at once.
     """
-    found = sizing.of_part(config, decoder.spec, decoder.part)
-    sizing.check_pages(config, decoder.spec, [found])
+    if pages is None:
+        found = sizing.of_part(config, decoder.spec, decoder.part)
+        sizing.check_pages(config, decoder.spec, [found])
+        pages = found.pages
     held = sizing.kv_shard(kv, decoder.part)
     shared = shared_pool(config.kv.backends)
-    return found.pages, KvPool(kv, held, found.pages + 1, str(device), shared=shared)
+    return pages, KvPool(kv, held, pages + 1, str(device), shared=shared)

@@ -18,6 +18,7 @@ PLACES: dict[str, str] = {
     "kv_dtype": "kv.dtype",
     "kv_pages": "kv.pages",
     "kv_memory_bytes": "kv.memory_bytes",
+    "kv_memory_fraction": "kv.memory_fraction",
     "kv_backends": "kv.backends",
     "chunk_size": "scheduler.chunk_size",
     "chunked_prefill": "scheduler.chunked_prefill",

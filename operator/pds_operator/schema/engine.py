@@ -56,6 +56,9 @@ class EngineSpec(SpecModel):
     kv_dtype: Dtype | None = None
     kv_pages: Annotated[int, Field(ge=2, le=1000000000)] | None = None
     kv_memory_bytes: Annotated[int, Field(ge=1048576)] | None = None
+    kv_memory_fraction: Annotated[float, Field(ge=0.01, le=1)] | None = None
+    """What weights, a step and pages may take of a GPU, or of a pod's memory limit without GPUs,
+    where neither kvPages nor kvMemoryBytes is given."""
     kv_backends: (
         Annotated[list[Literal["nixl", "tcp", "shm"]], Field(min_length=1, max_length=3)] | None
     ) = None

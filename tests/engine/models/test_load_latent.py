@@ -5,12 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from held import tensors
 from pds_engine.errors import ConfigError
 from pds_engine.models.checkpoint import Checkpoint
 from pds_engine.models.loader import load
 from pds_engine.models.registry import check
-from pds_engine.models.weights import MlaWeights
+from pds_engine.models.weights import MlaWeights, tensors
 from pds_engine.parallel.collectives import Alone
 from pds_engine.spec import KvSpec
 from stored_weights import fp8, plain, scales

@@ -4,11 +4,11 @@ import json
 
 import pytest
 import torch
-from held import tensors
 from pds_engine.errors import ConfigError
 from pds_engine.models.checkpoint import Checkpoint, digest
 from pds_engine.models.config_json import read_config
 from pds_engine.models.loader import load
+from pds_engine.models.weights import tensors
 from pds_engine.parallel.collectives import Alone
 from safetensors.torch import save_file
 from stored_weights import fp8, plain, scales

@@ -31,10 +31,10 @@ LOAD = f"""
 import json, sys
 from pathlib import Path
 import torch
-from held import tensors
 from pds_engine.config import EngineConfig
 from pds_engine.models.loader import load
 from pds_engine.models.registry import check
+from pds_engine.models.weights import tensors
 from pds_engine.sizing import sizes
 from pds_engine.parallel.collectives import Alone
 

@@ -1,6 +1,7 @@
 """Weights that stay in FP8: a rank holds what it would hold plain, and computes nearly the same."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,12 +11,15 @@ import torch
 from fp8_models import quantise
 from pds_engine.layers.linear import Fp8Matrix
 from pds_engine.messages import Sampling
-from pds_engine.models import reader
+from pds_engine.models import meta, reader
 from pds_engine.models.loader import load
-from pds_engine.models.weights import LayerWeights
+from pds_engine.models.registry import check
+from pds_engine.models.weights import LayerWeights, tensors
 from pds_engine.parallel.collectives import Alone
+from pds_engine.sizing import sizes
 from pds_kernels.choosing import Kernel, always
 from pds_kernels.fp8 import Fp8Weight, dequantise
+from pds_kernels.targets import gpu
 from random_models import saved
 from runner_driver import Driver
 from torch import Tensor
@@ -113,6 +117,23 @@ def test_a_rank_holds_the_numbers_that_it_would_hold_plain(
                 assert isinstance(want, Tensor) and isinstance(held, Tensor)
                 assert torch.equal(want, held), name
     assert found == KEPT[family, tp, ep]
+
+
+@pytest.mark.parametrize(("family", "tp", "ep"), KEPT)
+def test_memory_is_counted_as_weights_are_kept(
+    family: str, tp: int, ep: bool, models: dict[str, Path], keep: Keep
+) -> None:
+    """On the meta device, for a GPU that is not here."""
+    keep("reference")
+    config = Driver.configured(models[family], parallelism={"tp": tp, "ep": ep})
+    spec = check(config)
+    counted = sizes(config, spec, weigh=partial(meta.layer_bytes, config, spec, gpu=gpu("sm_90")))
+    plain = sizes(config, spec)
+    for rank, size in enumerate(counted):
+        held = load(config, rank, torch.device("cpu"), Shard(rank, tp)).weights
+        alike = {one.data_ptr(): one.nbytes for one in tensors(held) if one.nbytes}
+        assert size.weights == sum(alike.values())  # a head that is tied counts once
+        assert size.weights < plain[rank].weights
 
 
 def probabilities(folder: Path) -> Tensor:

@@ -5,11 +5,11 @@ from pathlib import Path
 import cpu_libraries
 import pytest
 import torch
-from held import tensors
 from pds_engine.config import EngineConfig
 from pds_engine.models import loader
 from pds_engine.models.loader import load
 from pds_engine.models.registry import FAMILIES, check, read_spec
+from pds_engine.models.weights import tensors
 from pds_engine.parallel.collectives import Alone
 from pds_engine.sizing import sizes
 from pds_engine.spec import DenseSpec

@@ -72,3 +72,31 @@ def test_a_cpu_that_cannot_multiply_in_the_model_s_dtype_needs_twice_as_much(
     limit.write_text(str(2 * size.weights + size.pool - 1))
     with pytest.raises(ConfigError, match="this container has"):
         foretell(config, 0, CPU, tmp_path)
+
+
+def test_what_a_share_of_the_container_leaves_must_hold_one_request(
+    config, tmp_path, limit, caplog
+):
+    """Before anything is loaded: weights, tables of penalties, and pages of max_model_len."""
+    kv = config.kv.model_copy(update={"pages": None, "memory_fraction": 0.5})
+    config = config.model_copy(update={"kv": kv})
+    [size] = sizes(config, check(config))
+    need = 2 * (size.weights + 4 * 200 * 5 + 17 * size.page_bytes)
+    limit.write_text(str(need))
+    with caplog.at_level(logging.INFO, "pds.worker"):
+        foretell(config, 0, CPU, tmp_path)
+    assert f"and at most {human(17 * size.page_bytes)} of KV pages" in caplog.text
+    limit.write_text(str(need - 2))
+    with pytest.raises(ConfigError, match=r"^kv.memory_fraction: 0.5 of .*limits.memory") as it:
+        foretell(config, 0, CPU, tmp_path)
+    assert "raise kv.memory_fraction to 0.51" in str(it.value.hint)
+
+
+def test_a_gpu_gives_nine_tenths(config, monkeypatch, caplog):
+    config = config.model_copy(update={"kv": config.kv.model_copy(update={"pages": None})})
+    [size] = sizes(config, check(config))
+    total = (size.weights + 4 * 200 * 5 + 21 * size.page_bytes) * 10 // 9 + 1
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, total))
+    with caplog.at_level(logging.INFO, "pds.worker"):
+        foretell(config, 0, GPU)
+    assert f"and at most {human(21 * size.page_bytes)} of KV pages" in caplog.text
