@@ -172,7 +172,7 @@ def _volume_errors() -> Iterator[None]:
 
 
 def _cache(path: Path, keys: Path | None) -> Any:
-    from pds_engine.warmup import open_cache
+    from pds_engine.cache import open_cache
 
     if not path.is_dir():
         raise ConfigError(f"{path} is not a folder", hint="give the mount point of the cache")

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pds_engine.errors import ConfigError
@@ -292,6 +291,8 @@ def load(
 
 def read_tree(path: Path) -> dict[str, Any]:
     """The mapping that a YAML or JSON file holds."""
+    import yaml  # not for the processes of a group, which read JSON
+
     try:
         text = path.read_text()
         tree = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)

@@ -19,18 +19,23 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
+from typing import NamedTuple
 
 from pds_engine import log, ports, sizing
 from pds_engine.config import EngineConfig
 from pds_engine.ending import LastWords, cause
 from pds_engine.errors import EXIT_CONFIG, ConfigError, PdsError, PortTaken
 from pds_engine.keys import Keys
-from pds_engine.models import registry, tensors
-from pds_engine.parallel.layout import Numbering
+from pds_engine.models import ahead, registry, tensors
+from pds_engine.models.ahead import Ahead
+from pds_engine.models.headers import Stored
+from pds_engine.parallel.layout import Numbering, part
+from pds_engine.spec import DecoderSpec
+from pds_engine.warming import memory
 
 EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
 """Ports of outgoing connections: one that is free here may be taken a second later."""
@@ -48,16 +53,25 @@ def serve(config: EngineConfig) -> int:
         PortTaken: no port is free.
     """
     log.configure(config.log_level)
-    check(config)
+    found = check(config)
     folder = Path(tempfile.mkdtemp(prefix="pds-"))
+    reading = Ahead(_ahead(config, found))
     try:
         _prepare(config, folder)
         return _PodProcesses(config, folder).run()
     finally:
+        reading.stop()
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def check(config: EngineConfig) -> None:
+class Checked(NamedTuple):
+    """A model that can be served, and its tensors by name."""
+
+    spec: DecoderSpec
+    contents: Mapping[str, Stored]
+
+
+def check(config: EngineConfig) -> Checked:
     """Refuse what is known to fail before anything starts.
 
     Raises:
@@ -65,8 +79,19 @@ def check(config: EngineConfig) -> None:
     """
     spec = registry.check(config)
     sizing.check_pages(config, spec, sizing.sizes(config, spec))
-    tensors.contents(config.model.path, spec)
+    contents = tensors.contents(config.model.path, spec)
     ports.plan(config)
+    return Checked(spec, contents)
+
+
+def _ahead(config: EngineConfig, found: Checked) -> Iterator[tuple[Path, int, int]]:
+    """What this pod's ranks will read of weight files, up to half of the memory there is: what is
+    read ahead of its use must not drive out what is not used yet."""
+    split = config.parallelism
+    first = config.pod.index * split.ranks_per_pod
+    ranks = range(first, first + split.ranks_per_pod)
+    parts = [part(found.spec, split, rank, config.role) for rank in ranks]
+    return ahead.spans(ahead.wanted(found.contents, found.spec, parts), memory.ceiling().bytes // 2)
 
 
 def report(error: PdsError) -> None:

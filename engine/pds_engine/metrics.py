@@ -71,6 +71,10 @@ class ServerMetrics:
             "pds_compiles_after_ready", "What ranks compiled although the group was ready.",
             registry=registry,
         )  # fmt: skip
+        self.startup = Gauge(
+            "pds_startup_seconds", "Of the rank that took longest to start, by phase.",
+            ("phase",), registry=registry,
+        )  # fmt: skip
         self._gauges = {
             field: Gauge(metric.name, metric.text, registry=registry)
             for field, metric in STATE_METRICS.items()
@@ -82,6 +86,8 @@ class ServerMetrics:
             gauge.set(float(getattr(state, field)))
         if state.kernels is not None:
             self.compiles_after_ready.set(state.kernels.compiles_after_ready)
+        for phase, seconds in state.startup:
+            self.startup.labels(phase).set(seconds)
         for reason, passes in state.delayer_passes:
             self.delayer_passes.labels(reason).set(passes)
 

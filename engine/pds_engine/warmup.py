@@ -27,14 +27,14 @@ from pds_kernels.cache.sharing import Try, WorkQueue, order, place
 
 from pds_engine import log
 from pds_engine.artefacts.plan import plan, target
+from pds_engine.cache import open_cache
 from pds_engine.config import EngineConfig
 from pds_engine.errors import ConfigError
-from pds_engine.keys import Keys, read_secret
 from pds_engine.models import tensors
 from pds_engine.models.registry import check
 from pds_engine.parallel.layout import Numbering
 from pds_engine.warming import memory
-from pds_engine.warming.account import Account, leave, private_folder
+from pds_engine.warming.account import Account, leave
 from pds_engine.warming.compiling import KilledTwice, Made, attempt, compile_all
 from pds_engine.warming.pool import Pool, Worker, processes
 from pds_engine.warming.progress import Progress, Recorder, display
@@ -121,25 +121,6 @@ def warm(config: EngineConfig) -> Warmed:
             cache.volume.write(partial(write_manifest, path=path, manifest=manifest))
     volume = next((text for text in troubles if text), "")
     return Warmed(manifest, volume, found.target)
-
-
-def open_cache(config: EngineConfig) -> Cache:
-    """The cache at config.cache.path, sealed by its own key, else by the control key, if any.
-
-    Raises:
-        ConfigError: there is no path, or the key cannot be read.
-        OSError: this pod has no place of its own.
-    """
-    if config.cache.path is None:
-        raise ConfigError("cache.path is not set", hint="give the mount point of the compile cache")
-    return Cache(config.cache.path, private_folder(config), _seal(config), producer=config.pod.name)
-
-
-def _seal(config: EngineConfig) -> bytes:
-    if config.cache.key_dir is not None:
-        hint = "mount the Secret of the cache's key at cache.key_dir, or leave key_dir out"
-        return read_secret(config.cache.key_dir / "cache.key", hint=hint)
-    return Keys.read(config.http.keys_dir).hmac if config.http.keys_dir else b""
 
 
 def _found(

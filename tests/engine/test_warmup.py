@@ -19,6 +19,7 @@ from pds_engine import config as configuration
 from pds_engine import warmup
 from pds_engine.artefacts import plan as artefacts
 from pds_engine.artefacts.plan import plan
+from pds_engine.cache import open_cache
 from pds_engine.config import EngineConfig
 from pds_engine.errors import ConfigError
 from pds_engine.keys import Keys
@@ -348,7 +349,7 @@ def test_artefacts_stay_when_their_key_gets_a_secret_of_its_own(tmp_path: Path) 
     def cache(keys_dir: Path, key_dir: Path | None) -> Cache:
         places = {"path": tmp_path / "cache", "key_dir": key_dir}
         tree = {"cache": places, "http": {"keys_dir": keys_dir}}
-        return warmup.open_cache(EngineConfig.model_validate(tree))
+        return open_cache(EngineConfig.model_validate(tree))
 
     def build(folder: Path) -> None:
         (folder / "kernel").write_text("compiled")

@@ -167,7 +167,11 @@ def test_status_is_a_tree_with_what_is_under_way(kubectl):
     kubectl.answers["get --raw /api/v1/namespaces/team/pods/chat-router-x:8000/proxy"] = {
         "backends": [
             {"pod": "chat-p-1-0-0", "in_flight": 3},
-            {"pod": "chat-d-0-0-0", "in_flight": 4},
+            {
+                "pod": "chat-d-0-0-0",
+                "in_flight": 4,
+                "startup": {"import": 2.04, "weights": 11.51, "pages": 0.3},
+            },
         ]
     }
     lines = output("status", "chat").splitlines()
@@ -179,6 +183,9 @@ def test_status_is_a_tree_with_what_is_under_way(kubectl):
         ["decode", "1", "updated", "1/1"],
         ["chat-d-0-0-0", now, "0", "up", "yes", "4"],
         ["router", "1/1"],
+        [],
+        ["START", "SECONDS", "IMPORT", "WEIGHTS", "PAGES"],
+        ["chat-d-0-0-0", "13.9", "2.0", "11.5", "0.3"],
     ]
 
 

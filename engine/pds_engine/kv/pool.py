@@ -77,5 +77,6 @@ class KvPool:
         region = mmap.mmap(-1, self.bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         region.madvise(mmap.MADV_HUGEPAGE)
         view = memoryview(region)
-        torch.frombuffer(view, dtype=torch.uint8).zero_()
+        # It is all zeros: a byte of each of the kernel's pages brings them here
+        torch.frombuffer(view, dtype=torch.uint8)[:: mmap.PAGESIZE].zero_()
         return view

@@ -69,6 +69,8 @@ class Ready(Message, frozen=True, kw_only=True):
     """None: nothing is compiled ahead."""
     model_digest: str = ""
     """Digest of what the model computes. Groups of equal ones go on with each other's streams."""
+    startup: tuple[tuple[str, float], ...] = ()
+    """Seconds of each phase of its start."""
 
 
 class Fault(Message, frozen=True, kw_only=True):

@@ -102,6 +102,8 @@ class State(Message, frozen=True, kw_only=True):
     ] = 0.0
     delayer_passes: tuple[tuple[str, int], ...] = ()
     """Passes with prompts, by what the prefill delayer decided; equal on all dp ranks."""
+    startup: tuple[tuple[str, float], ...] = ()
+    """Seconds of each phase of the start of the rank that took longest; of those that are ready."""
 
 
 def _metrics() -> dict[str, StateMetric]:

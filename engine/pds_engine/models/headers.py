@@ -38,6 +38,11 @@ class Stored:
     """Where its first byte is in the file."""
     scale: "Scale | None" = None
 
+    @property
+    def length(self) -> int:
+        """Bytes in the file; of numbers that are packed (MXFP4) no fewer than there are."""
+        return math.prod(self.shape) * _BITS[self.dtype] // 8
+
 
 Block = tuple[int, int] | Literal["channel", "tensor"]
 """What has one scale: a block of (rows, columns), each row, or the whole matrix."""

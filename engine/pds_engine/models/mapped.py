@@ -85,4 +85,5 @@ class MappedFiles:
             raise damaged(stored.path, "it has become shorter since it was opened") from error
         except OSError as error:
             raise unreadable(stored.path, error) from error
+        mapping.madvise(mmap.MADV_WILLNEED)  # at once, and not page after page as it is touched
         return torch.frombuffer(mapping, dtype=torch.uint8, offset=before, count=length)

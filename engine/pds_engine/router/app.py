@@ -145,6 +145,7 @@ class Router:
             "failures": backend.failures,
             "in_flight": backend.in_flight,
             "outstanding_tokens": backend.outstanding,
+            "startup": (state and state.startup) or {},
         }
 
 

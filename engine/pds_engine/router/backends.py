@@ -19,6 +19,7 @@ from pds_engine.router.policy import Ask, Candidate, Pick, pick, shortage
 from pds_engine.router.upstream import Upstream
 
 Text = Annotated[str, msgspec.Meta(max_length=1024)]
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
 Tokens = Annotated[int, msgspec.Meta(ge=1, le=1 << 31)]
 
 
@@ -42,6 +43,8 @@ class GroupState(msgspec.Struct, frozen=True, kw_only=True):
     draining: bool = False
     max_model_len: Tokens | None = None
     model_digest: Text | None = ""
+    startup: Annotated[dict[Text, Seconds], msgspec.Meta(max_length=32)] | None = None
+    """Seconds of each phase of its start. Engines of the release before report none."""
 
     def goes_on_with(self, other: "GroupState") -> bool:
         """Whether it computes what `other` does, so that it can go on with a stream of that group.

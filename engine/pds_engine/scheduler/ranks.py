@@ -117,6 +117,11 @@ class Ranks:
         return self._ready[first].model_digest if first in self._ready else ""
 
     @property
+    def startup(self) -> tuple[tuple[str, float], ...]:
+        """Seconds by phase, of the slowest of the ranks that are ready."""
+        return slowest(rank.startup for rank in self._ready.values())
+
+    @property
     def kernels(self) -> KernelsProof | None:
         """All ranks' proof in one; None until every rank has given one.
 
@@ -163,6 +168,13 @@ class Ranks:
         return [
             describe(self._heard[rank], split.tp, now, dp=split.dp) for rank in sorted(self._heard)
         ]
+
+
+def slowest(
+    startups: Iterable[tuple[tuple[str, float], ...]],
+) -> tuple[tuple[str, float], ...]:
+    """The start that took longest in all."""
+    return max(startups, key=lambda phases: sum(taken for _, taken in phases), default=())
 
 
 def combined(one: KernelsProof, other: KernelsProof) -> KernelsProof:

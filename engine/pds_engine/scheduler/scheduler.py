@@ -201,6 +201,7 @@ class Scheduler:
             delayer_ticks=self.planner.delays.ticks,
             delayer_seconds=self.planner.delays.seconds,
             delayer_passes=tuple(sorted(self.planner.delays.outcomes.items())),
+            startup=self.ranks.startup,
         )
 
     # ---- workers -----------------------------------------------------------------------------

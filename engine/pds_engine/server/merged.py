@@ -6,7 +6,7 @@ from functools import reduce
 from msgspec.structs import replace
 
 from pds_engine.messages import STATE_METRICS, State
-from pds_engine.scheduler.ranks import combined
+from pds_engine.scheduler.ranks import combined, slowest
 
 
 def merged(states: Sequence[State]) -> State:
@@ -25,5 +25,6 @@ def merged(states: Sequence[State]) -> State:
         **numbers,
         kernels=reduce(combined, given) if len(given) == len(states) else None,
         missing=tuple(sorted(rank for state in states for rank in state.missing)),
+        startup=slowest(state.startup for state in states),
         traffic=tuple(each for state in states for each in state.traffic),
     )

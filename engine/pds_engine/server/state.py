@@ -76,6 +76,7 @@ def report(
         "in_flight": in_flight,
         "draining": draining or known.draining,
         "kernels": _kernels(known),
+        "startup": dict(known.startup),
         "dp_ranks": [{key: getattr(rank, key) for key in _LOADS} for rank in dp_ranks],
         "traffic": [structs.asdict(each) for each in known.traffic],
     }

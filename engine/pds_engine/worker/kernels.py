@@ -16,9 +16,9 @@ from pds_kernels.building import Buildable
 from pds_kernels.cache import Artefact, Cache, manifest_digest
 
 from pds_engine.artefacts.plan import CPU, Plan, plan
+from pds_engine.cache import open_cache
 from pds_engine.config import EngineConfig
 from pds_engine.messages import KernelsProof
-from pds_engine.warmup import open_cache
 
 logger = logging.getLogger("pds.worker")
 _TRITON, _DEEP_GEMM = "triton", "deep_gemm"

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -40,6 +41,7 @@ from pds_engine.worker.mailbox import Mailbox
 from pds_engine.worker.measuring import Measuring
 from pds_engine.worker.meter import meter
 from pds_engine.worker.side import SideThread
+from pds_engine.worker.startup import Startup
 from pds_engine.worker.sync import SyncThread, gathers
 from pds_engine.worker.watchdog import Activity, Watchdog
 
@@ -59,6 +61,7 @@ def run(
         ConfigError: the model or the layout cannot be served; launch learns it by the exit status.
         GroupError: the scheduler or another rank is gone, or broke the protocol.
     """
+    startup = Startup()
     torch.set_num_threads(config.threads)
     context = zmq.Context()
     own = schedulers[Numbering.of(config.parallelism).place(rank).dp]
@@ -67,6 +70,7 @@ def run(
     threads: list[SideThread] = []
     try:
         device, kernels = _device(config, rank), prepare(config)
+        startup.reached("kernels")
         manifest = kernels.proof.manifest if kernels else ""
         assembly, group = join(config, link, rank, incarnation, manifest)
         hello = Hello(peer="watch", group=config.pod.group, incarnation=group, rank=rank)
@@ -74,11 +78,13 @@ def run(
             threads.append(Watchdog(context, address, keys, hello, activity))
             threads[-1].start()
         groups = assemble(config, rank, device, assembly.rendezvous)
+        startup.reached("join")
         if gathers(config, rank):
             joins = replace(hello, peer="sync")
             threads.append(SyncThread(context, own, keys, joins, groups.sync, device))
             threads[-1].start()
-        _serve(config, keys, link, activity, groups, device, kernels)
+        loaded = _load(config, rank, device, groups, kernels, startup)
+        _serve(config, keys, link, activity, groups, loaded)
     except ConfigError:
         # The link is left to the process's end: whoever loses it ends too, and what is wrong is
         # written down before that.
@@ -93,25 +99,54 @@ def run(
         raise
 
 
-def _serve(
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """A rank's part of the model, as it computes."""
+
+    device: torch.device
+    decoder: Decoder
+    kernels: Kernels | None
+    pages: int | None
+    """That memory holds; None: the configuration says how many there are."""
+    startup: Startup
+
+
+def _load(
     config: EngineConfig,
-    keys: Keys,
-    link: Link,
-    activity: Activity,
-    groups: Groups,
+    rank: int,
     device: torch.device,
+    groups: Groups,
     kernels: Kernels | None,
-) -> None:
-    rank, split = activity.rank, config.parallelism
+    startup: Startup,
+) -> _Loaded:
+    split = config.parallelism
     place = Numbering.of(split).place(rank)
     attention = _collectives(groups.tp, place.tp, split.tp)
     stage_ranks = _collectives(groups.stage, place.dp * split.tp + place.tp, split.width)
     measuring = None if config.kv.sized else Measuring(config, rank, device, meter(device))
     foretell(config, rank, device)
     decoder = load(config, rank, device, attention, stage_ranks)
+    startup.reached("weights")
+    pages = None
+    if measuring is not None:
+        pages = measuring.pages(decoder, groups)
+        startup.reached("step")
+    return _Loaded(device, decoder, kernels, pages, startup)
+
+
+def _serve(
+    config: EngineConfig,
+    keys: Keys,
+    link: Link,
+    activity: Activity,
+    groups: Groups,
+    loaded: _Loaded,
+) -> None:
+    rank, split = activity.rank, config.parallelism
+    place = Numbering.of(split).place(rank)
+    device, decoder, kernels = loaded.device, loaded.decoder, loaded.kernels
     kv = kv_format(config, decoder)
-    given = None if measuring is None else measuring.pages(decoder, groups)
-    pages, pool = make_pool(config, decoder, kv, device, given)
+    pages, pool = make_pool(config, decoder, kv, device, loaded.pages)
     runner = Runner(config, decoder, [pool.layer(i) for i in range(len(decoder.part.layers))])
     capture(config, runner, device)
     exchange = make_exchange(config, decoder, groups, rank, device)
@@ -122,17 +157,20 @@ def _serve(
     mailbox, at = Mailbox(), kv_address(config, rank)
     transfers = TransferThread(pool, config.kv, rank, at, mailbox.put, keys)
     try:
+        endpoint = transfers.endpoint()
+        loaded.startup.reached("pages")
         link.send(
             Ready(
                 rank=rank,
                 pages=pages,
                 kv_fingerprint=fingerprint(kv),
-                endpoint=transfers.endpoint(),
+                endpoint=endpoint,
                 kernels=kernels.proof if kernels else None,
                 model_digest=kv.digest,
+                startup=loaded.startup.seconds,
             )
         )
-        logger.info("rank %d is ready with %d pages", rank, pages)
+        logger.info("rank %d is ready with %d pages after %s", rank, pages, loaded.startup)
         logger.info("rank %d computes attention by the kernel %s", rank, runner.attention)
         reports = at_stage.last and place.tp == 0
         watch = Firing(mailbox.wake).watch

@@ -12,6 +12,7 @@ BACKENDS_BYTES = 1 << 20
 
 Count = Annotated[int, Field(ge=0, le=1 << 53)]
 Text = Annotated[str, Field(max_length=1024)]
+Seconds = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
 Offset = Annotated[float, Field(ge=-1e10, le=1e10, allow_inf_nan=False)]
 
 
@@ -50,6 +51,8 @@ class BackendAnswer(_Answer):
     failures: Count = 0
     in_flight: Count = 0
     clock_offset: Offset = 0.0
+    startup: Annotated[dict[Text, Seconds], Field(max_length=32)] = {}
+    """Seconds of each phase of its start. Routers of the release before say nothing of it."""
 
 
 class _BackendsAnswer(_Answer):

@@ -3,6 +3,7 @@
 import contextlib
 import datetime
 import json
+from collections import Counter
 from typing import Annotated, Any
 
 import typer
@@ -11,7 +12,7 @@ from pds_operator import names
 from pds_operator.decide import keyring
 from pds_operator.decide.preview import Existing, preview
 from pds_operator.errors import SpecError
-from pds_operator.facts.answers import BadAnswer, backends
+from pds_operator.facts.answers import BackendAnswer, BadAnswer, backends
 from pds_operator.facts.observed import Observed, Pod, Revision, rfc3339
 from pds_operator.facts.reading import pod_facts, revision_facts
 from pds_operator.kubectl import cache, calls, views, warming
@@ -30,8 +31,8 @@ def _pds() -> None:
 
 @app.command()
 def status(name: str, namespace: Namespace = None, context: Context = None) -> None:
-    """Conditions, and the tree of roles and groups: revision, phase, requests under way; and how
-    far warm-ups are."""
+    """Conditions, and the tree of roles and groups: revision, phase, requests under way; how long
+    groups took to start; and how far warm-ups are."""
     pds = calls.get(["get", "pdserving", name], namespace, context)
     reported = pds.get("status") or {}
     items = _items(name, namespace, context)
@@ -39,12 +40,17 @@ def status(name: str, namespace: Namespace = None, context: Context = None) -> N
     typer.echo(f"{name}  {reported.get('endpoint', '')}")
     for line in views.unseen(pds):
         typer.echo(line)
-    in_flight = _in_flight(pds, routers, context)
+    told = _told(pds, routers, context)
+    in_flight: Counter[str] = Counter()
+    for item in told:
+        in_flight[item.pod] += item.in_flight
     for rows in (views.conditions(reported), views.tree(reported, pods, in_flight)):
         typer.echo("\n" + views.table(rows))
+    startups = {item.pod: item.startup for item in told if item.startup}
     under_way = _warming(pds["metadata"]["namespace"], items, context)
-    if len(under_way) > 1:
-        typer.echo("\n" + views.table(under_way))
+    for rows in (views.starts(startups), under_way):
+        if len(rows) > 1:
+            typer.echo("\n" + views.table(rows))
 
 
 @app.command()
@@ -250,18 +256,17 @@ def _warming(namespace: str, items: list[Object], context: str | None) -> list[l
     return rows
 
 
-def _in_flight(pds: Object, routers: list[Object], context: str | None) -> dict[str, int]:
-    """Requests under way by leader, as the routers answer through the API server; else nothing."""
-    counts: dict[str, int] = {}
+def _told(pds: Object, routers: list[Object], context: str | None) -> list[BackendAnswer]:
+    """What routers answer of the groups, through the API server; of those that do."""
+    told: list[BackendAnswer] = []
     for router in routers:
         place = f"namespaces/{pds['metadata']['namespace']}/pods/{router['metadata']['name']}"
         path = f"/api/v1/{place}:{names.HTTP_PORT}/proxy/pds/backends"
         done = calls.run(["get", "--raw", path], None, context)
         if done.returncode == 0:
             with contextlib.suppress(BadAnswer):  # it wears a router's labels, and is none
-                for item in backends(done.stdout):
-                    counts[item.pod] = counts.get(item.pod, 0) + item.in_flight
-    return counts
+                told += backends(done.stdout)
+    return told
 
 
 def _revisions(name: str, namespace: str | None, context: str | None) -> list[Revision]:

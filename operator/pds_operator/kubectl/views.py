@@ -62,6 +62,16 @@ def tree(status: Object, pods: Iterable[Pod], in_flight: Mapping[str, int]) -> l
     return rows
 
 
+def starts(startups: Mapping[str, Mapping[str, float]]) -> list[list[str]]:
+    """How long each group's slowest rank took to start, and with what; by leader."""
+    phases = list(dict.fromkeys(phase for found in startups.values() for phase in found))
+    rows = [["START", "SECONDS", *(phase.upper() for phase in phases)]]
+    for leader, found in sorted(startups.items()):
+        taken = (f"{found[phase]:.1f}" if phase in found else "" for phase in phases)
+        rows.append([leader, f"{sum(found.values()):.1f}", *taken])
+    return rows
+
+
 ROLE_COUNTS = ("updated", "warm", "draining")
 
 

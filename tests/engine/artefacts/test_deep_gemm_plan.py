@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 from pds_engine.artefacts.plan import Plan, plan
+from pds_engine.cache import open_cache
 from pds_engine.config import EngineConfig
 from pds_engine.runner.shape_plan import most_tokens
-from pds_engine.warmup import open_cache
 from pds_engine.worker.kernels import install
 from pds_kernels.builders.deep_gemm import DeepGemmKernel, planning
 from pds_kernels.cache import Artefact

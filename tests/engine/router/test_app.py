@@ -51,7 +51,9 @@ async def test_groups_of_different_fingerprints_are_never_paired(engine, router)
 
 
 async def test_backends_says_what_each_one_is(engine, router):
-    p, d = await engine("prefill"), await engine("decode", state={"draining": True})
+    started = {"startup": {"import": 2.5, "weights": 40.0}}
+    p = await engine("prefill", state=started)
+    d = await engine("decode", state={"draining": True})
     waiting = await engine("prefill", kv="")
     stuck = await engine("decode", state={"ready": False, "reason": "step 7 is stuck"})
     running = await router(p, d, waiting, stuck, ready=1)
@@ -77,7 +79,9 @@ async def test_backends_says_what_each_one_is(engine, router):
         "failures": 0,
         "in_flight": 0,
         "outstanding_tokens": 0,
+        "startup": {"import": 2.5, "weights": 40.0},
     }
+    assert by_port[d.port]["startup"] == {}
     assert (by_port[d.port]["routable"], by_port[d.port]["reason"]) == (False, "draining")
     assert by_port[stuck.port]["reason"] == "not ready: step 7 is stuck"
     assert by_port[waiting.port]["reason"] == "its ranks have not joined yet"

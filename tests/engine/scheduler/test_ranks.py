@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 from bounds import bounded
+from msgspec.structs import replace
 from pds_engine.errors import ProtocolError, RankLost, StageTimeout
 from pds_engine.messages import KernelsProof, KvEndpoint, Progress, Ready, Traffic
 from pds_engine.scheduler.party import Party
@@ -117,3 +118,12 @@ def test_a_step_that_does_not_end_names_the_stage(bench) -> None:
         "rank 1 (stage 1) was computing step 0; heard 1.0 s ago; step -1 is done; "
         "0 orders wait; last plans: step 0: 1 rows"
     )
+
+
+def test_the_start_that_took_longest_is_the_group_s() -> None:
+    ranks = Ranks(FOUR)
+    assert ranks.startup == ()
+    quick, slow = (("import", 3.0), ("weights", 1.0)), (("import", 1.0), ("weights", 4.0))
+    for rank, startup in enumerate((quick, slow, (), quick)):
+        ranks.ready(replace(ready(rank), startup=startup))
+    assert ranks.startup == slow

@@ -3,6 +3,7 @@ from msgspec.structs import replace
 from pds_engine.config import EngineConfig
 from pds_engine.messages import STATE_METRICS, KernelsProof, State, Traffic
 from pds_engine.metrics import Gaps, ServerMetrics
+from pds_engine.server.merged import merged
 from pds_engine.server.state import report, unhealthy, unready
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 
@@ -26,6 +27,7 @@ def test_sick(state, age, error, healthy):
     assert (unhealthy(state, age, 60.0, error) is None) == healthy
 
 
+STARTUP = (("import", 2.0), ("weights", 3.5))
 PROOF = KernelsProof(manifest="m", compiled=1, reused=3, seconds=0.5)
 
 
@@ -68,7 +70,12 @@ def test_the_loads_of_dp_ranks_are_reported():
 def test_report():
     config = EngineConfig.model_validate({"role": "prefill", "pod": {"ip": "10.1.2.3"}})
     said = report(
-        replace(IDLE, kernels=PROOF, traffic=(Traffic(rank=0, steps=3, hidden_sent=3),)),
+        replace(
+            IDLE,
+            kernels=PROOF,
+            traffic=(Traffic(rank=0, steps=3, hidden_sent=3),),
+            startup=STARTUP,
+        ),
         config,
         incarnation="inc",
         key_id="0123456789",
@@ -97,6 +104,7 @@ def test_report():
             "seconds": 0.5,
             "compiles_after_ready": 0,
         },
+        "startup": {"import": 2.0, "weights": 3.5},
         "dp_ranks": [],
         "traffic": [
             {
@@ -133,6 +141,16 @@ def test_what_was_compiled_after_ready_is_a_gauge():
     for count in (0, 3):
         metrics.show(State(kernels=replace(PROOF, compiles_after_ready=count)))
         assert f"pds_compiles_after_ready {count}.0" in metrics.text().decode().splitlines()
+
+
+def test_the_slowest_start_is_told_by_phase():
+    quick = State(startup=(("import", 2.5), ("weights", 1.0)))
+    slow = State(startup=STARTUP)
+    metrics = ServerMetrics()
+    metrics.show(merged([quick, slow, State()]))
+    lines = metrics.text().decode().splitlines()
+    assert 'pds_startup_seconds{phase="import"} 2.0' in lines
+    assert 'pds_startup_seconds{phase="weights"} 3.5' in lines
 
 
 def test_every_number_is_a_gauge():
