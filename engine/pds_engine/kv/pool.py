@@ -1,7 +1,9 @@
 """One rank's KV pages: a single page-major allocation that attention reads and peers write into."""
 
+import ctypes
 import mmap
 import os
+from threading import Thread
 from typing import Final
 
 import torch
@@ -13,10 +15,16 @@ _DTYPES: Final = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+_AT_ONCE = 256 << 20
+"""Bytes of a pool that are there before it is used."""
+_PIECE = 16 << 20
+_MADV_POPULATE_WRITE = 23
+"""madvise(2): prefault, and leave contents as they are."""
 
 
 class KvPool:
-    """`pages` pages of one rank's shard, zeroed and prefaulted.
+    """`pages` pages of one rank's shard, zeroed and prefaulted: on a CPU what is above 256 MiB by a
+    thread of its own, so that the size of a pool delays no start.
 
     `data` has the shape [pages, layers, 2, kv_heads, page_size, head_dim], or [pages, layers,
     page_size, latent] for latent attention, and is contiguous. On a CPU it lies in one anonymous
@@ -78,5 +86,19 @@ class KvPool:
         region.madvise(mmap.MADV_HUGEPAGE)
         view = memoryview(region)
         # It is all zeros: a byte of each of the kernel's pages brings them here
-        torch.frombuffer(view, dtype=torch.uint8)[:: mmap.PAGESIZE].zero_()
+        torch.frombuffer(view, dtype=torch.uint8)[: _AT_ONCE : mmap.PAGESIZE].zero_()
+        if self.bytes > _AT_ONCE:
+            Thread(target=_populate, args=(view, _AT_ONCE), name="kv-pages", daemon=True).start()
         return view
+
+
+def _populate(view: memoryview, begin: int) -> None:
+    """Bring the kernel's pages of `view` from `begin` on, whatever is in them by then. A kernel
+    before 5.14 cannot: it brings each page when it is first touched."""
+    madvise = ctypes.CDLL(None).madvise  # mmap's own holds Python's lock meanwhile
+    madvise.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+    address = torch.frombuffer(view, dtype=torch.uint8).data_ptr()
+    for at in range(begin, len(view), _PIECE):
+        length = min(_PIECE, len(view) - at)
+        if madvise(address + at, length, _MADV_POPULATE_WRITE):
+            return

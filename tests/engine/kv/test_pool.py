@@ -1,7 +1,11 @@
+import mmap
 import os
+import threading
+from pathlib import Path
 
 import pytest
 import torch
+from pds_engine.kv import pool as pool_module
 from pds_engine.kv.layout import KvFormat, shard
 from pds_engine.kv.pool import KvPool
 
@@ -51,3 +55,29 @@ def test_a_shared_pool_can_be_mapped_by_its_file() -> None:
     pool.data.fill_(1.0)
     assert pool.memory is not None
     assert os.pread(pool.memory_file, pool.bytes, 0) == bytes(pool.memory)
+
+
+def test_a_large_pool_is_there_soon_and_keeps_what_is_written_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pool_module, "_AT_ONCE", 1 << 20)
+    monkeypatch.setattr(pool_module, "_PIECE", 1 << 20)
+    kv = shard(FORMAT, layers=(0, 3))
+    pool = KvPool(FORMAT, kv, (24 << 20) // kv.page_bytes(FORMAT))
+    pool.data.fill_(3)
+    for thread in threading.enumerate():
+        if thread.name == "kv-pages":
+            thread.join()
+    assert pool.data.eq(3).all()
+
+
+def test_pages_of_the_kernel_come_without_being_touched() -> None:
+    region = mmap.mmap(-1, 8 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    before = resident()
+    pool_module._populate(memoryview(region), 0)
+    assert resident() - before >= 7 << 20
+
+
+def resident() -> int:
+    """Bytes of this process that are in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE

@@ -121,10 +121,16 @@ def test_a_rank_holds_the_numbers_that_it_would_hold_plain(
 
 @pytest.mark.parametrize(("family", "tp", "ep"), KEPT)
 def test_memory_is_counted_as_weights_are_kept(
-    family: str, tp: int, ep: bool, models: dict[str, Path], keep: Keep
+    family: str,
+    tp: int,
+    ep: bool,
+    models: dict[str, Path],
+    keep: Keep,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """On the meta device, for a GPU that is not here."""
+    """On the meta device, for a GPU that is not here: no kernel of a CPU packs plain weights."""
     keep("reference")
+    monkeypatch.setattr(reader.Reader, "packed", lambda self, plain: plain.to(self._dtype))
     config = Driver.configured(models[family], parallelism={"tp": tp, "ep": ep})
     spec = check(config)
     counted = sizes(config, spec, weigh=partial(meta.layer_bytes, config, spec, gpu=gpu("sm_90")))
