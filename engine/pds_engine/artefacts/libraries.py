@@ -3,14 +3,17 @@
 from pds_kernels import (
     activation,
     cpu,
+    grouped_gemm,
     linear,
+    mla,
+    moe_gate,
     paged_attention,
     rms_norm,
     rope,
     sampler,
 )
 
-from pds_engine.spec import DecoderSpec
+from pds_engine.spec import DecoderSpec, ExpertsSpec, MlaSpec
 
 DENSE = (
     cpu.PROGRAM,
@@ -21,8 +24,12 @@ DENSE = (
     rope.CPU_LIBRARY,
     sampler.CPU_LIBRARY,
 )
+OF_EXPERTS = (grouped_gemm.CPU_LIBRARY, moe_gate.CPU_LIBRARY)
+OF_LATENTS = (mla.CPU_LIBRARY,)
 
 
 def libraries(spec: DecoderSpec) -> tuple[cpu.Library, ...]:
     """Those of a model's layers. They know nothing of sizes: models on a volume share them."""
-    return DENSE
+    mixed = any(isinstance(layer.feed, ExpertsSpec) for layer in spec.layers)
+    latent = any(isinstance(layer.attention, MlaSpec) for layer in spec.layers)
+    return DENSE + (OF_EXPERTS if mixed else ()) + (OF_LATENTS if latent else ())

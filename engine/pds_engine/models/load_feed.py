@@ -2,9 +2,11 @@
 
 Experts are computed with as one tensor. It is filled in place, whether they are stored one by one
 or in one tensor (gpt-oss), so that no more than one expert's matrices are held beside it. It is in
-FP8 where all experts of the layer are kept so (models/matrices.py).
+FP8 where all experts of the layer are kept so (models/matrices.py), and packed where the kernel
+reads it so.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -26,7 +28,7 @@ class _Stacks(NamedTuple):
     gate_up: Stack
     down: Stack
     reading: Feed | None = None
-    """What multiplies by them in FP8."""
+    """What multiplies by them, if packed or in FP8."""
 
 
 def dense(reader: Reader, columns: range, total: int, names: Names, name: str) -> DenseWeights:
@@ -49,8 +51,9 @@ def experts(
     called, none = names.experts, reader.none()
     held, columns = mine.experts(spec.experts), mine.expert_columns(spec.columns)
     router = reader.read(f"{name}{called.router}.weight")
+    shape = _Shape(held, columns, router.shape[1])
     kept = None if called.gate_up else _kept(reader, spec, called, name, held, columns)
-    stacks = kept or _plain(reader, called, name, held, columns, router.shape[1])
+    stacks = kept or _stacked(reader, spec, called, name, shape)
     gate_up_bias = down_bias = none
     if called.gate_up and spec.bias:
         gate_up_bias, down_bias = _biases(reader, called, name, held, columns)
@@ -111,51 +114,54 @@ def _room(one: Fp8Weight, experts: int) -> Fp8Weight:
     return Fp8Weight(weight, one.scale.new_empty(experts, *one.scale.shape), one.block)
 
 
-def _plain(
-    reader: Reader, called: ExpertNames, name: str, held: range, columns: range, hidden: int
+class _Shape(NamedTuple):
+    """Of a rank's experts."""
+
+    held: range
+    columns: range
+    hidden: int
+
+
+def _stacked(
+    reader: Reader, spec: ExpertsSpec, called: ExpertNames, name: str, shape: _Shape
 ) -> _Stacks:
-    gate_up = reader.empty(len(held), 2 * len(columns), hidden)
-    down = reader.empty(len(held), hidden, len(columns))
-    fill = _fill_from_stack if called.gate_up else _fill_one_by_one
-    fill(reader, called, name, held, columns, gate_up, down)
-    return _Stacks(gate_up, down)
+    """Packed, where the kernel packs; else plain."""
+    count, columns, hidden = len(shape.held), len(shape.columns), shape.hidden
+    each = (_from_stack if called.gate_up else _one_by_one)(reader, called, name, shape)
+    packing = reader.packing_experts(count, hidden, columns, spec.activation)
+    if packing is not None:
+        packed = packing.empty(count)
+        for place, (gate_up, down) in enumerate(each):
+            packing.pack(gate_up, down, packed, place)
+        return _Stacks(*packed, packing)
+    both, last = reader.empty(count, 2 * columns, hidden), reader.empty(count, hidden, columns)
+    for place, (gate_up, down) in enumerate(each):
+        both[place], last[place] = gate_up, down
+    return _Stacks(both, last)
 
 
-def _fill_one_by_one(
-    reader: Reader,
-    called: ExpertNames,
-    name: str,
-    held: range,
-    columns: range,
-    gate_up: Tensor,
-    down: Tensor,
-) -> None:
-    for place, expert in enumerate(held):
-        for half, projection in enumerate((called.gate, called.up)):
-            rows = slice(half * len(columns), (half + 1) * len(columns))
-            one = f"{name}{projection.format(expert)}.weight"
-            gate_up[place, rows] = reader.plain(one, columns)
-        one = f"{name}{called.down.format(expert)}.weight"
-        down[place] = reader.plain(one, None, columns)
+def _one_by_one(
+    reader: Reader, called: ExpertNames, name: str, shape: _Shape
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """gate_up and down of each expert."""
+    for expert in shape.held:
+        gate, up, down = (
+            f"{name}{each.format(expert)}.weight" for each in (called.gate, called.up, called.down)
+        )
+        halves = [reader.plain(half, shape.columns) for half in (gate, up)]
+        yield torch.cat(halves), reader.plain(down, None, shape.columns)
 
 
-def _fill_from_stack(
-    reader: Reader,
-    called: ExpertNames,
-    name: str,
-    held: range,
-    columns: range,
-    gate_up: Tensor,
-    down: Tensor,
-) -> None:
-    """Stored matrices are transposed, and gate's and up's columns come by turns."""
-    pairs = _pairs(columns)
-    for place, expert in enumerate(held):
+def _from_stack(
+    reader: Reader, called: ExpertNames, name: str, shape: _Shape
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The same. Stored matrices are transposed, and gate's and up's columns come by turns."""
+    pairs = _pairs(shape.columns)
+    for expert in shape.held:
         one = range(expert, expert + 1)
-        [transposed] = reader.read(f"{name}{called.gate_up}", one, None, pairs)
-        gate_up[place] = _halves(transposed.t())
-        [transposed] = reader.read(f"{name}{called.down}", one, columns)
-        down[place] = transposed.t()
+        [gate_up] = reader.plain(f"{name}{called.gate_up}", one, None, pairs)
+        [down] = reader.plain(f"{name}{called.down}", one, shape.columns)
+        yield _halves(gate_up.t()), down.t()
 
 
 def _biases(

@@ -50,13 +50,13 @@ def mla(
 
 
 def _expanding(reader: Reader, spec: MlaSpec, name: str, heads: range) -> tuple[Tensor, Tensor]:
-    """What makes the heads' keys of a latent, and their values: [H, N, R] and [H, V, R].
+    """What makes the heads' keys of a latent, and their values.
 
     A checkpoint has a head's rows of both behind each other.
     """
     size = spec.nope_dim + spec.value_dim
-    both = reader.read(name, range(heads.start * size, heads.stop * size))
+    both = reader.plain(name, range(heads.start * size, heads.stop * size))
     uk, uv = both.view(len(heads), size, spec.kv_rank).split_with_sizes(
         [spec.nope_dim, spec.value_dim], dim=1
     )
-    return uk.contiguous(), uv.contiguous()
+    return reader.packed_heads(uk, uv)

@@ -4,7 +4,7 @@ import logging
 from typing import Protocol
 
 import torch
-from pds_kernels import fp8_linear, grouped_gemm, linear, on_triton
+from pds_kernels import fp8_linear, grouped_gemm, linear, mla, on_triton
 from pds_kernels.activation import Activation
 from pds_kernels.fp8 import Fp8Weight, has_fp8
 from pds_kernels.targets import Gpu
@@ -126,6 +126,23 @@ class Reader:
         kernel = grouped_gemm.reading(geometry)
         return None if kernel is None else kernel.make(geometry)
 
+    def packing_experts(
+        self, experts: int, hidden: int, columns: int, activation: Activation
+    ) -> grouped_gemm.PackingFeed | None:
+        """The kernel that computes with so many experts and packs their weights, in the dtype in
+        which they are stored; None: it reads plain ones."""
+        return grouped_gemm.packing(
+            grouped_gemm.Geometry(
+                experts=experts,
+                hidden=hidden,
+                columns=columns,
+                activation=activation,
+                dtype=self._dtype,
+                device=self._device,
+                stored=self._stored,
+            )
+        )
+
     def plain(self, name: str, *parts: range | None) -> Tensor:
         """The weight of a linear layer, for `packed`: in the dtype in which it is stored. One that
         would be kept in FP8 if it could is named by `report`."""
@@ -142,6 +159,11 @@ class Reader:
             return weight.to(self._dtype).contiguous()
         made = kernel.make(geometry)
         return PackedMatrix(made.pack(weight.contiguous()), made)
+
+    def packed_heads(self, uk: Tensor, uv: Tensor) -> tuple[Tensor, Tensor]:
+        """What makes keys [H, N, R] and values [H, V, R] of a latent, as the best kernel reads
+        them."""
+        return mla.packed(mla.Heads(self._dtype, self._stored, self._device), uk, uv)
 
     def report(self) -> None:
         """Log which weights in FP8 were not kept so."""

@@ -56,8 +56,8 @@ class MlaWeights(NamedTuple):
     q_b: Matrix  # [H·(N + P), q_rank or hidden]
     kv_a: Matrix  # [R + P, hidden]
     kv_a_norm: Tensor  # [R]
-    uk: Tensor  # [H, N, R]: from the latent to keys
-    uv: Tensor  # [H, V, R]: from the latent to values
+    uk: Tensor  # [H, N, R], or packed: from the latent to keys
+    uv: Tensor  # [H, V, R], or packed: from the latent to values
     out: Matrix  # [hidden, H·V]
     out_bias: Tensor  # [hidden]
 
@@ -86,13 +86,13 @@ class ExpertWeights(NamedTuple):
     router: Tensor  # [E, hidden]
     router_bias: Tensor  # [E]
     correction: Tensor  # [E], float32
-    gate_up: Stack  # [e, 2C, hidden], gate's rows first
+    gate_up: Stack  # [e, 2C, hidden], gate's rows first; or packed, as `reading` has it
     gate_up_bias: Tensor  # [e, 2C]
-    down: Stack  # [e, hidden, C]
+    down: Stack  # [e, hidden, C]; or packed
     down_bias: Tensor  # [e, hidden]; zeros on all but one of the ranks that share an expert
     shared: DenseWeights  # its columns of the shared block; with expert parallelism all of them
     shared_gate: Tensor  # [1, hidden]
-    reading: Feed | None = None  # what multiplies by experts in FP8
+    reading: Feed | None = None  # what multiplies by experts that are packed, or in FP8
 
 
 class LayerWeights(NamedTuple):

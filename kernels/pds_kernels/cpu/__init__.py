@@ -2,6 +2,8 @@
 
 vec.h        vectors of floats, as wide as the processor's
 op.h         an operation, as several threads compute it together
+panels.h     products by weights that are packed once
+block.h      attention over a block of keys and values
 program.cpp  runs a list of operations in one call; program.py makes such lists
 library.py   a room's library: compiled ahead for an instruction set, provided, looked up
 isa.py       the instruction sets, and which of them this machine has

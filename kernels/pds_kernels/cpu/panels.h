@@ -15,7 +15,7 @@
 #include "op.h"
 #include "vec.h"
 
-namespace pds {
+namespace pds::panels {
 
 constexpr int PANEL = 2 * W;
 #if defined(__AVX512F__)
@@ -200,4 +200,4 @@ void pack(const Plain<Wt>& from, int64_t panel, Wt* to) {
   pack(from, from, panel * PANEL, panel * PANEL + W, to + panel * panel_size<Wt>(from.columns));
 }
 
-}  // namespace pds
+}  // namespace pds::panels

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from pds_kernels.fp8 import Fp8Weight
 from pds_kernels.targets import Gpu
 
 Stack = Tensor | Fp8Weight
-"""[E, N, K]: a matrix of each expert."""
+"""[E, N, K]: a matrix of each expert. [E, numbers]: packed (`PackingFeed`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +33,16 @@ class Geometry:
     they are plain."""
     gpu: Gpu | None = None
     """What `device` is, or what it stands for where a plan is made; None: that is not known."""
+    stored: torch.dtype | None = None
+    """Of weights that are packed, where the processor computes in a wider one; None: `dtype`."""
+
+    @property
+    def packed_dtype(self) -> torch.dtype:
+        return self.stored or self.dtype
 
 
 class ExpertWeights(NamedTuple):
-    """The experts of one layer: E experts, C columns. Both matrices are plain, or both are in FP8
+    """The experts of one layer: E experts, C columns. Both matrices are plain, or packed, or in FP8
     with float32 scales of blocks."""
 
     gate_up: Stack  # [E, 2C, hidden], gate's rows first
@@ -61,3 +67,24 @@ rows: [M, hidden], those of expert 0 first, then those of expert 1, …; counts:
 each has. Returns [M, hidden] in the dtype of the rows. Rows past the last expert's belong to none
 and give zeros, whatever they hold. An expert without rows costs nothing.
 """
+
+
+class Packed(NamedTuple):
+    """Experts in the order in which a kernel reads them; of no other use."""
+
+    gate_up: Tensor  # [E, numbers]
+    down: Tensor  # [E, numbers]
+
+
+class PackingFeed(Protocol):
+    """A Feed that packs plain weights once, at load. It takes plain ones, too, and packs them for
+    each call."""
+
+    def empty(self, experts: int) -> Packed:
+        """Room for so many."""
+
+    def pack(self, gate_up: Tensor, down: Tensor, packed: Packed, place: int) -> None:
+        """Fill a place of `packed` with an expert: gate_up [2C, hidden], down [hidden, C]."""
+
+    def __call__(self, rows: Tensor, counts: Tensor, weights: ExpertWeights, /) -> Tensor:
+        """As `Feed`."""

@@ -4,6 +4,7 @@
 #include "panels.h"
 
 using namespace pds;
+using namespace pds::panels;
 
 namespace {
 

@@ -15,6 +15,17 @@ from pds_kernels.plan import AttentionPlan
 
 
 @dataclass(frozen=True, slots=True)
+class Heads:
+    """What the weights of heads are multiplied in."""
+
+    dtype: torch.dtype
+    """Of queries and of the result."""
+    stored: torch.dtype
+    """Of the weights, once they are packed: `dtype`, or what the checkpoint has."""
+    device: torch.device
+
+
+@dataclass(frozen=True, slots=True)
 class Geometry:
     """What stays the same as long as a process runs. Heads are this rank's; latents are whole on
     every rank."""
@@ -44,9 +55,10 @@ attend.
 q: [T, heads, nope_dim + rope_dim], rotated already; latent: [T, kv_rank + rope_dim], the normalised
 latent and then the rotated key; pages: the layer's, [pages, page_size, kv_rank + rope_dim], strided
 as kv.pool in the engine says; w_uk: [heads, nope_dim, kv_rank] and w_uv: [heads, value_dim,
-kv_rank], which make a head's key and value of a latent. out: [T, heads·value_dim] in q's dtype;
-finite where the token is padding. Places in a page that no token of a request has filled may hold
-anything, NaN too: they must be kept out of the result, not multiplied by zero.
+kv_rank], which make a head's key and value of a latent, or both as `packed` gives them. out:
+[T, heads·value_dim] in q's dtype; finite where the token is padding. Places in a page that no token
+of a request has filled may hold anything, NaN too: they must be kept out of the result, not
+multiplied by zero.
 """
 Prepare = Callable[[AttentionPlan], Attend]
 """Whatever a kernel derives from a plan is derived here, once a step."""

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import cpu_libraries
 import pytest
 import torch
 from pds_engine.config import EngineConfig
@@ -11,6 +12,7 @@ from pds_engine.models.checkpoint import Checkpoint
 from pds_engine.models.loader import load
 from pds_engine.models.weights import ExpertWeights
 from pds_engine.parallel.collectives import ALONE, Alone
+from pds_kernels.grouped_gemm import OnCpu
 from safetensors.torch import save_file
 
 CPU = torch.device("cpu")
@@ -162,3 +164,23 @@ def test_in_bfloat16_router_and_experts_are_rounded(stored, tmp_path):
     expected = whole(stored, "down")[3:].bfloat16()
     assert torch.equal(found.down.bfloat16(), expected)
     assert torch.equal(found.down.float(), expected.float())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("ep", [False, True], ids=["by columns", "whole"])
+def test_experts_are_packed_where_their_kernel_reads_them_so(stored, tmp_path, ep, dtype):
+    """As they are stored, whatever the processor computes in."""
+    with cpu_libraries.using(cpu_libraries.MINE[0]):
+        ranks = [feed(tmp_path, rank, 2, ep=ep, dtype=dtype) for rank in range(2)]
+        for rank, found in enumerate(ranks):
+            held = [slice(0, 3), slice(3, 5)][rank] if ep else slice(None)
+            columns = slice(None) if ep else slice(4 * rank, 4 * rank + 4)
+            gate, up = (whole(stored, kind)[held, columns] for kind in ("gate", "up"))
+            down = whole(stored, "down")[held, :, columns]
+            assert isinstance(found.reading, OnCpu)
+            expected = found.reading.empty(len(down))
+            for place, each in enumerate(zip(gate, up, down, strict=True)):
+                found.reading.pack(torch.cat(each[:2]), each[2], expected, place)
+            assert torch.equal(found.gate_up, expected.gate_up)
+            assert torch.equal(found.down, expected.down)
+            assert found.down.dtype == getattr(torch, dtype)

@@ -120,7 +120,7 @@ class Counted(Collectives):
 def alone(spec: ExpertsSpec, w: ExpertWeights, x: torch.Tensor) -> torch.Tensor:
     mine = part_of(spec, 1, 1, 0, False)
     sizes = Parts((len(x),), (len(x),))
-    return Mixture(spec, mine, HIDDEN, torch.float32, CPU)(x, w, ALONE, sizes)
+    return Mixture(spec, mine, HIDDEN, x.dtype, CPU)(x, w, ALONE, sizes)
 
 
 def check(spec, sizes, ep, router_bias=(), dtype=torch.float32):
