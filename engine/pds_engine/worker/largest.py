@@ -94,5 +94,4 @@ def run(config: EngineConfig, decoder: Decoder, device: torch.device, held: int)
     if not part.embeds:
         mine = parts(plan, part.tp, part.dp, part.dp_rank).batch[part.tp_rank]
         hidden = torch.zeros(mine, alike.spec.hidden, dtype=alike.dtype, device=device)
-    runner.execute(plan, hidden)
-    runner.settle()
+    runner.launch(plan, hidden).collect()
