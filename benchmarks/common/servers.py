@@ -1,20 +1,36 @@
 """A server under measurement: an engine or a router, as a process of its own."""
 
 import os
+import signal
 import socket
 import subprocess
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
 
 
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port: int = free.getsockname()[1]
+        return port
+
+
 class Server:
     """An engine or a router; its words go to a file."""
 
-    def __init__(self, folder: Path, name: str, *words: str, tree: Path | None = None) -> None:
-        """`tree`: a checkout that its code comes from, in place of the one that is installed."""
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        *words: str,
+        tree: Path | None = None,
+        more: Mapping[str, str] | None = None,
+    ) -> None:
+        """`tree`: a checkout that its code comes from, in place of the one that is installed;
+        `more`: variables of its environment."""
+        port = free_port()
         self.name, self.url, self.log = name, f"http://127.0.0.1:{port}", folder / f"{name}.log"
         own = {"OMP_NUM_THREADS": "1"}
         if tree is not None:
@@ -24,7 +40,8 @@ class Server:
                 [*words, "--port", str(port)],
                 stdout=log,
                 stderr=log,
-                env={**os.environ, **own},
+                env={**os.environ, **own, **(more or {})},
+                start_new_session=True,
             )
 
     @property
@@ -40,10 +57,10 @@ class Server:
             return False
 
     def end(self) -> None:
-        """An engine ends its own processes on SIGTERM."""
+        """An engine ends its own processes on SIGTERM; what is left then is killed."""
         self.process.terminate()
-        try:
+        with suppress(subprocess.TimeoutExpired):
             self.process.wait(15)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()

@@ -1,0 +1,1 @@
+"""Engines side by side: the same weights, the same prompts, one after another on one machine."""
