@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,8 @@ class Sizes:
     """Tokens of a prompt, where steps are measured."""
     steps: int
     compiled: bool = True
+    chunk: int = 2048
+    """Tokens of prompts in one step."""
 
     @property
     def longest(self) -> int:
@@ -47,7 +50,6 @@ class Sizes:
 NAMES = ("ours", *PEERS)
 _ARCHITECTURES = {"Qwen3ForCausalLM": "Qwen3", "Qwen3MoeForCausalLM": "Qwen3Moe"}
 _ARCHITECTURES["LlamaForCausalLM"] = "Llama"
-CHUNK = 2048
 PAGE = 16
 
 
@@ -60,8 +62,6 @@ def session(name: str, shape: Shape, model: Path, sizes: Sizes, folder: Path) ->
     """
     log = folder / f"{name}-{shape.name}.log"
     if name == "ours":
-        import sys
-
         settings: dict[str, Any] = {"flags": flags(model, sizes, len(cpus()))}
         return _started(name, sys.executable, "drive_ours.py", settings, {}, log)
     if name == "vllm":
@@ -75,8 +75,8 @@ def session(name: str, shape: Shape, model: Path, sizes: Sizes, folder: Path) ->
             "threads": len(cpus()),
             "requests": sizes.running,
             "tokens": sizes.held,
-            "batch": CHUNK,
-            "ubatch": 512,
+            "batch": sizes.chunk,
+            "ubatch": min(sizes.chunk, 512),
         }
         return _started(name, str(LLAMA.python), "drive_llama.py", settings, {}, log)
     architecture = _ARCHITECTURES[shape.architecture]
@@ -104,7 +104,7 @@ def flags(model: Path, sizes: Sizes, threads: int) -> dict[str, Any]:
         "device": "cpu",
         "threads": threads,
         "max_model_len": sizes.longest,
-        "scheduler.chunk_size": CHUNK,
+        "scheduler.chunk_size": sizes.chunk,
         "scheduler.max_running": sizes.running,
         "scheduler.prefix_cache": False,
         "kv.page_size": PAGE,
@@ -122,7 +122,7 @@ def vllm_arguments(model: Path, sizes: Sizes) -> dict[str, Any]:
         "dtype": "bfloat16",
         "max_model_len": sizes.longest,
         "max_num_seqs": sizes.running,
-        "max_num_batched_tokens": max(CHUNK, sizes.longest),
+        "max_num_batched_tokens": max(sizes.chunk, sizes.running),
         "enable_prefix_caching": False,
         "enforce_eager": not sizes.compiled,
     }

@@ -156,7 +156,7 @@ def _wait(servers: list[Server], path: str) -> None:
             time.sleep(0.1)
 
 
-def kept_logs(folder: Path, target: Path) -> None:
+def keep_logs(folder: Path, target: Path) -> None:
     """Logs of a run that failed."""
     target.mkdir(parents=True, exist_ok=True)
     for log in folder.glob("*.log"):
