@@ -18,9 +18,9 @@ attention; aim: 0.85, where `ratio` is less than 1.2).
 
 Peers are installed by the run, each in an environment of its own in the user's cache
 (`~/.cache/pdserving/bench`, 7 GB in all); llama.cpp is compiled there, which takes some minutes.
-One that cannot be installed, or that fails, is named in `missing`. --quick takes tiny models and
-nothing compiled ahead, and of the peers those that are there already and load in a moment: not vLLM,
-unless it is named.
+One that cannot be installed, or that fails, is named in `missing`. --quick takes tiny models,
+compiles nothing ahead, and has of the peers those that are there already and load in a moment: not
+vLLM, unless --engines names it.
 """
 
 import argparse
@@ -230,7 +230,7 @@ def report(options: argparse.Namespace) -> dict[str, Any]:
             model = models.make(shape, CACHE / "models")
         part = summary(in_process(names, shape, model, sizes, options.rounds))
         part |= shares(shape, sizes, part["medians"])
-        if options.http:
+        if options.http and (shape is shapes[0] or not options.quick):
             asked_over = [name for name in names if name in OVER_HTTP]
             part["http"] = summary(over_http(asked_over, shape, model, sizes, options.rounds))
         by_model[shape.name] = part
@@ -258,10 +258,12 @@ def report(options: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="tiny models, within a minute")
-    parser.add_argument("--engines", nargs="+", choices=NAMES, default=list(NAMES))
+    parser.add_argument("--engines", nargs="+", choices=NAMES, help="all; --quick: without vllm")
     parser.add_argument("--no-http", dest="http", action="store_false", help="in process alone")
     parser.add_argument("--rounds", type=int, help="rounds that count [5; --quick: 1]")
     options = parser.parse_args()
+    swift = [name for name in NAMES if name != "vllm"]
+    options.engines = options.engines or (swift if options.quick else list(NAMES))
     options.rounds = options.rounds or (1 if options.quick else 5)
     print(json.dumps(report(options)))
 

@@ -102,10 +102,10 @@ def measured(name: str, options: argparse.Namespace, model: Path) -> dict[float,
 
 async def warm(url: str, shape: models.Shape, kinds: tuple[Kind, ...]) -> None:
     """Each kind of request, alone and several at once."""
-    for request in poisson(4.0, 4.0, kinds, shape.vocab)[:8]:
+    requests = poisson(4.0, 4.0, kinds, shape.vocab)[:8]
+    for request in requests:
         await together(url, [request.prompt], request.tokens)
-    prompts = [request.prompt for request in poisson(4.0, 4.0, kinds, shape.vocab + 1)[:8]]
-    await together(url, prompts, 16)
+    await together(url, [request.prompt for request in requests], 16)
 
 
 def goodput(rates: dict[float, dict[str, float]]) -> tuple[float, float]:

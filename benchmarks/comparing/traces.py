@@ -1,4 +1,4 @@
-"""An open-loop trace: requests come when they come, whatever the server does. Pure but for `play`."""
+"""An open-loop trace: requests come when they come, whatever the server does."""
 
 import asyncio
 import random
