@@ -199,9 +199,12 @@ def summary(found: Figures) -> dict[str, Any]:
     }
 
 
-def shares(shape: models.Shape, sizes: Sizes, medians: figures.Medians) -> dict[str, Any]:
+def shares(
+    shape: models.Shape, sizes: Sizes, medians: figures.Medians, quick: bool
+) -> dict[str, Any]:
     """Of what the machine can do at best, measured now, what each engine does."""
-    bandwidth, rate = machine.read_bandwidth(), machine.product_rate()
+    bandwidth = machine.read_bandwidth(machine.FEW_BYTES if quick else machine.READ_BYTES)
+    rate = machine.product_rate()
     return {
         "read_gb_per_s": round(bandwidth / 1e9, 2),
         "product_tflops": round(rate / 1e12, 3),
@@ -229,7 +232,7 @@ def report(options: argparse.Namespace) -> dict[str, Any]:
         with doing(f"making {shape.name}", ASK_SECONDS):
             model = models.make(shape, CACHE / "models")
         part = summary(in_process(names, shape, model, sizes, options.rounds))
-        part |= shares(shape, sizes, part["medians"])
+        part |= shares(shape, sizes, part["medians"], options.quick)
         if options.http and (shape is shapes[0] or not options.quick):
             asked_over = [name for name in names if name in OVER_HTTP]
             part["http"] = summary(over_http(asked_over, shape, model, sizes, options.rounds))

@@ -139,14 +139,14 @@ def report(options: argparse.Namespace) -> dict[str, Any]:
         found.setdefault("ours", {})["serve"] = over_http(model, options)
     speed = {name: each["warm"]["tok_per_s"] for name, each in found.items() if "warm" in each}
     ours, theirs = speed.get("ours"), speed.get("llama.cpp")
-    bandwidth = machine.read_bandwidth()
+    bandwidth = machine.read_bandwidth(machine.FEW_BYTES if options.quick else machine.READ_BYTES)
     return {
         "name": "real_size",
         "value": ours,
         "unit": "tokens/s",
         "better": "higher",
         "baseline": theirs,
-        "ratio": round(ours / theirs, 3) if ours and theirs else None,
+        "ratio": figures.rounded(ours / theirs) if ours and theirs else None,
         **before,
         "parameters": options.shape.parameters,
         "weights_gb": round(2 * options.shape.parameters / 1e9, 2),

@@ -121,3 +121,18 @@ def test_what_is_done_in_time_leaves_the_rest_to_what_is_around_it() -> None:
     )
     _, said = process.communicate(timeout=30)
     assert said.endswith("error: the whole: not done in 0.3 s\n")
+
+
+@pytest.mark.slow
+def test_our_engine_alone_has_its_figures(tmp_path: Path) -> None:
+    """Tiny models, in process, without what the user's cache holds."""
+    words = ("--quick", "--no-http", "--engines", "ours")
+    process = started("benchmarks/cpu_engine.py", *words, XDG_CACHE_HOME=str(tmp_path))
+    printed, said = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    figures = json.loads(printed)
+    names = {"prefill_1", "prefill_8", "decode_1", "decode_8", "decode_32"}
+    for model in ("tiny", "tiny-mixture"):
+        assert figures["models"][model]["medians"]["ours"].keys() == names
+    assert figures["value"] > 0 and 0 < figures["bandwidth_share"] < 1
+    assert (figures["ratio"], figures["missing"]) == (None, {})

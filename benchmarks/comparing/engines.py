@@ -65,7 +65,7 @@ def session(name: str, shape: Shape, model: Path, sizes: Sizes, folder: Path) ->
         settings: dict[str, Any] = {"flags": flags(model, sizes, len(cpus()))}
         return _started(name, sys.executable, "drive_ours.py", settings, {}, log)
     if name == "vllm":
-        arguments = {"model": str(model), **vllm_arguments(model, sizes)}
+        arguments = {"model": str(model), **vllm_arguments(sizes)}
         settings = {"arguments": arguments}
         more = vllm_environment(tuple(cpus()))
         return _started(name, str(VLLM.python), "drive_vllm.py", settings, more, log)
@@ -116,7 +116,7 @@ def flags(model: Path, sizes: Sizes, threads: int) -> dict[str, Any]:
     return found
 
 
-def vllm_arguments(model: Path, sizes: Sizes) -> dict[str, Any]:
+def vllm_arguments(sizes: Sizes) -> dict[str, Any]:
     """Of vLLM's offline engine and of its server alike."""
     return {
         "dtype": "bfloat16",

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import gguf
 import numpy as np
 
 NAMES = {
@@ -77,6 +76,8 @@ def permuted(rows: Any, heads: int) -> Any:
 
 
 def describe(writer: Any, config: dict[str, Any]) -> None:
+    import gguf
+
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_BF16)
     writer.add_block_count(config["num_hidden_layers"])
     writer.add_context_length(config["max_position_embeddings"])
@@ -98,6 +99,8 @@ def describe(writer: Any, config: dict[str, Any]) -> None:
 
 
 def write(folder: Path, target: Path) -> None:
+    import gguf
+
     config, tensors = json.loads((folder / "config.json").read_text()), Tensors(folder)
     architecture = ARCHITECTURES[config["architectures"][0]]
     writer = gguf.GGUFWriter(target, architecture, use_temp_file=False)

@@ -10,8 +10,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-READ_BYTES = 5 << 28
-"""More than any cache holds: 1.25 GiB."""
+READ_BYTES, FEW_BYTES = 5 << 28, 1 << 27
+"""More than any cache holds, 1.25 GiB; and enough to see that it works."""
 READS, PRODUCTS = 8, 8
 SIDE = 2048
 FLAGS = ("avx2", "f16c", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "amx_bf16")

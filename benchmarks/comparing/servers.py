@@ -124,20 +124,16 @@ def _engine(
 def _vllm(
     stack: ExitStack, model: Path, sizes: Sizes, place: Place, transfer: Mapping[str, str]
 ) -> Server:
-    words = [str(VLLM.python), str(VLLM.folder / "bin" / "vllm"), "serve", str(model)]
-    words += [
-        "--served-model-name",
-        "default",
-        "--host",
-        "127.0.0.1",
-        "--disable-uvicorn-access-log",
-    ]
-    for key, value in vllm_arguments(model, sizes).items():
-        option = "--" + key.replace("_", "-")
-        if value is False:
-            words.append(option.replace("--", "--no-", 1))
-        elif key != "model":
-            words.append(option if value is True else f"{option}={value}")
+    # Its command asks for a package named vllm, which is not what the wheel for CPUs is called.
+    words = [str(VLLM.python), "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
+    words += ["--served-model-name", "default", "--host", "127.0.0.1"]
+    words.append("--disable-uvicorn-access-log")
+    for key, value in vllm_arguments(sizes).items():
+        option = key.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{option}" if value else f"--no-{option}")
+        else:
+            words.append(f"--{option}={value}")
     more = vllm_environment(place.on)
     if transfer:
         words += ["--kv-transfer-config", json.dumps(transfer)]

