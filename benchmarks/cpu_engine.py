@@ -15,6 +15,8 @@ models, of the best peer's time over ours (aim: 1.2). `bandwidth_share`: of the 
 a C loop on all cores reads in this run, those of the weights that a step at B = 1 reads (aim: 0.9).
 `product_share`: of the rate of torch's product in bfloat16, that of a prefill (matrices and causal
 attention; aim: 0.85, where `ratio` is less than 1.2).
+`same_tokens`: after how many of 8 prompts an engine has the token that ours has; in bfloat16, the
+likeliest of random weights may differ now and then.
 
 Peers are installed by the run, each in an environment of its own in the user's cache
 (`~/.cache/pdserving/bench`, 7 GB in all); llama.cpp is compiled there, which takes some minutes.
@@ -49,11 +51,15 @@ OVER_HTTP = {"ours": servers.ours, "vllm": servers.vllm}
 
 
 class Figures(dict[str, dict[str, list[float]]]):
-    """By engine and figure, one number a round; and why an engine has none."""
+    """By engine and figure, one number a round; and why an engine has none.
+
+    `first`: by engine, the first token of some prompts that all engines are asked.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.missing: dict[str, str] = {}
+        self.first: dict[str, list[int]] = {}
 
     def add(self, engine: str, name: str, value: float) -> None:
         self.setdefault(engine, {}).setdefault(name, []).append(figures.rounded(value))
@@ -118,12 +124,15 @@ def in_process(
 ) -> Figures:
     """By engine: all figures, in `rounds` rounds after one to warm up."""
     found, drawn = Figures(), Drawn(shape.vocab)
+    compared = drawn.prompts(8, sizes.context)
     with loaded(names, shape, model, sizes, found) as started:
         for number in range(rounds + 1):
             for each in list(started):
                 what = f"{shape.name}, round {number} of {rounds}: {each.name}"
                 with doing(what, 2 * ASK_SECONDS):
                     try:
+                        if not number:
+                            found.first[each.name] = each.first(compared, ASK_SECONDS)
                         measured = dict(asked(each, sizes, drawn))
                     except Failed as error:
                         found.lacks(each.name, error)
@@ -196,6 +205,7 @@ def summary(found: Figures) -> dict[str, Any]:
         "ratios": {name: round(each, 3) for name, each in figures.ratios(medians).items()},
         "raw": found,
         "missing": found.missing,
+        "same_tokens": {name: figures.same(found.first, name) for name in found.first},
     }
 
 

@@ -67,6 +67,12 @@ def test_shares_count_what_a_token_needs() -> None:
     assert figures.product_share(shape, 2048, 1000.0, flops * 2000) == pytest.approx(0.5)
 
 
+def test_engines_are_compared_by_the_tokens_of_the_same_prompts() -> None:
+    first = {"ours": [5, 6, 7], "a": [5, 9, 7]}
+    assert [figures.same(first, name) for name in first] == [3, 2]
+    assert figures.same({"a": [5]}, "a") == 0
+
+
 @pytest.mark.parametrize(("value", "kept"), [(12345.6, 12350.0), (0.0123456, 0.01235), (0.0, 0.0)])
 def test_figures_have_four_digits(value: float, kept: float) -> None:
     assert figures.rounded(value) == kept
@@ -281,6 +287,8 @@ ENGINE = """
         def __init__(self, settings):
             print("loading", settings["name"])
             self.settings = settings
+        def first(self, prompts):
+            return [prompt[-1] for prompt in prompts]
         def prefill(self, prompts):
             return float(sum(map(len, prompts)))
         def decode(self, prompts, steps):
@@ -311,6 +319,7 @@ def test_an_engine_is_stopped_while_it_is_not_asked(engine: Session) -> None:
     assert engine.loaded(60) >= 0
     wait_until_stopped(engine.pid)
     assert engine.prefill([[1, 2], [3]], 60) == 3.0
+    assert engine.first([[1, 2], [3]], 60) == [2, 3]
     assert engine.decode([[1]], 3, 60) == [0.5] * 3
     wait_until_stopped(engine.pid)
     assert "loading tiny" in engine.log.read_text()  # and not among the answers
@@ -323,7 +332,7 @@ def test_an_engine_that_fails_says_what_it_said(engine: Session) -> None:
 
 
 def test_an_engine_that_does_not_answer_is_given_up(tmp_path: Path) -> None:
-    words = [sys.executable, "-c", "import threading; threading.Event().wait()"]
+    words = [sys.executable, "-c", "import sys; sys.stdin.read()"]
     session = Session("silent", words, {}, {}, tmp_path / "log")
     with pytest.raises(Failed, match=r"silent: no answer in 0.2 s"):
         session.loaded(0.2)

@@ -17,6 +17,10 @@ Prompts = Sequence[Sequence[int]]
 class Engine(Protocol):
     """An engine that has loaded its model."""
 
+    def first(self, prompts: Prompts) -> list[int]:
+        """The likeliest token after each prompt, -1 where the engine does not say."""
+        ...
+
     def prefill(self, prompts: Prompts) -> float:
         """Seconds until each prompt has its first token, all asked at once."""
         ...
@@ -32,17 +36,19 @@ def serve(load: Callable[[dict[str, Any]], Engine]) -> None:
     os.dup2(2, 1)  # what libraries print goes to the log
     begun = time.perf_counter()
     engine = load(json.loads(sys.argv[1]))
-    say(answers, {"seconds": time.perf_counter() - begun})
+    say(answers, {"answer": time.perf_counter() - begun})
     for line in sys.stdin:
         order = json.loads(line)
         match order["do"]:
+            case "first":
+                answer: Any = engine.first(order["prompts"])
             case "prefill":
-                answer: Any = engine.prefill(order["prompts"])
+                answer = engine.prefill(order["prompts"])
             case "decode":
                 answer = engine.decode(order["prompts"], order["steps"])
             case other:
                 raise SystemExit(f"error: no such order: {other}")
-        say(answers, {"seconds": answer})
+        say(answers, {"answer": answer})
 
 
 def say(answers: Any, what: dict[str, Any]) -> None:

@@ -29,6 +29,11 @@ class Llama:
         self._batch = llama.llama_batch_init(self._most, 0, 1)
         self._greedy = llama.llama_sampler_init_greedy()
 
+    def first(self, prompts: Prompts) -> list[int]:
+        tokens = self._compute(prompts)
+        llama.llama_memory_clear(self._memory, True)
+        return tokens
+
     def prefill(self, prompts: Prompts) -> float:
         begun = time.perf_counter()
         self._compute(prompts)

@@ -18,6 +18,15 @@ class Mistral:
         most = settings["requests"]
         self._runner = Runner(which=which, max_seqs=most, prefix_cache_n=0, token_source="none")
 
+    def first(self, prompts: Prompts) -> list[int]:
+        texts = []
+        for prompt in prompts:
+            chunks = self._runner.send_chat_completion_request(asked(prompt, 1))
+            texts.append("".join(chunk.choices[0].delta.content or "" for chunk in chunks))
+        # Where an answer begins with a space, the space is left out.
+        words = [text.strip() for text in texts]
+        return [int(word[1:]) if word.startswith("w") else -1 for word in words]
+
     def prefill(self, prompts: Prompts) -> float:
         begun = time.perf_counter()
         times = self._ask(prompts, 1)
@@ -36,14 +45,8 @@ class Mistral:
         A runner takes one call at a time, and returns a stream at once.
         """
         streams = [
-            self._runner.send_chat_completion_request(
-                ChatCompletionRequest(
-                    messages=words(prompt), model="default", max_tokens=tokens,
-                    temperature=0.0, stream=True, ignore_eos=True,
-                )
-            )
-            for prompt in prompts
-        ]  # fmt: skip
+            self._runner.send_chat_completion_request(asked(prompt, tokens)) for prompt in prompts
+        ]
         times: list[list[float]] = [[] for _ in prompts]
         left = list(zip(streams, times, strict=True))
         while left:
@@ -56,8 +59,15 @@ class Mistral:
         return times
 
 
-def words(ids: Any) -> str:
-    return "".join(f" w{id}" for id in ids)
+def asked(ids: Any, tokens: int) -> ChatCompletionRequest:
+    return ChatCompletionRequest(
+        messages="".join(f" w{id}" for id in ids),
+        model="default",
+        max_tokens=tokens,
+        temperature=0.0,
+        stream=True,
+        ignore_eos=True,
+    )
 
 
 if __name__ == "__main__":

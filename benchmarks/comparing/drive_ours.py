@@ -32,6 +32,12 @@ class Ours:
         self._runner, self._config = Runner(config, decoder, layers), config
         self._steps, self._gens = itertools.count(), itertools.count()
 
+    def first(self, prompts: Prompts) -> list[int]:
+        rows = self._admit(prompts, 1)
+        tokens = self._compute(prompts, rows)
+        self._release(rows)
+        return tokens
+
     def prefill(self, prompts: Prompts) -> float:
         rows = self._admit(prompts, 1)
         begun = time.perf_counter()
@@ -70,8 +76,9 @@ class Ours:
             rows.append((slot, gen))
         return rows
 
-    def _compute(self, prompts: Prompts, rows: list[tuple[int, int]]) -> None:
-        """Their tokens in chunks, as many prompts in a step as its tokens hold."""
+    def _compute(self, prompts: Prompts, rows: list[tuple[int, int]]) -> list[int]:
+        """Their tokens in chunks, as many prompts in a step as its tokens hold; what follows."""
+        found: list[int] = []
         most = self._config.scheduler.chunk_size
         step: list[Row] = []
         held = 0
@@ -83,12 +90,13 @@ class Ours:
                 step.append(Row(slot=slot, gen=gen, start=start, length=length, samples=last))
                 start, held = start + length, held + length
                 if held == most:
-                    self._execute(tuple(step))
+                    found += self._execute(tuple(step))
                     step, held = [], 0
         if step:
-            self._execute(tuple(step))
+            found += self._execute(tuple(step))
+        return found
 
-    def _execute(self, rows: tuple[Row, ...]) -> None:
+    def _execute(self, rows: tuple[Row, ...]) -> tuple[int, ...]:
         plan = StepPlan(
             step_id=next(self._steps),
             rows=rows,
@@ -96,7 +104,8 @@ class Ours:
             depends_on=-1,
             padded_tokens=sum(row.length for row in rows),
         )
-        self._runner.execute(plan, None)
+        done = self._runner.execute(plan, None).done
+        return done.tokens if done is not None else ()
 
     def _release(self, rows: list[tuple[int, int]]) -> None:
         for slot, gen in rows:

@@ -13,6 +13,13 @@ class Vllm:
         self._engine = LLM(**settings["arguments"]).llm_engine
         self._ids = itertools.count()
 
+    def first(self, prompts: Prompts) -> list[int]:
+        names, found = self._add(prompts, 1), {}
+        while self._engine.has_unfinished_requests():
+            for output in self._engine.step():
+                found[output.request_id] = output.outputs[0].token_ids[0]
+        return [found.get(name, -1) for name in names]
+
     def prefill(self, prompts: Prompts) -> float:
         begun = time.perf_counter()
         self._add(prompts, 1)
@@ -35,13 +42,14 @@ class Vllm:
             before = now if len(had) == len(prompts) else 0.0
         return seconds
 
-    def _add(self, prompts: Prompts, tokens: int) -> None:
+    def _add(self, prompts: Prompts, tokens: int) -> list[str]:
         greedy = SamplingParams(
             temperature=0.0, max_tokens=tokens, ignore_eos=True, detokenize=False
         )
-        for prompt in prompts:
-            name = f"request-{next(self._ids)}"
+        names = [f"request-{next(self._ids)}" for _ in prompts]
+        for name, prompt in zip(names, prompts, strict=True):
             self._engine.add_request(name, {"prompt_token_ids": list(prompt)}, greedy)
+        return names
 
 
 if __name__ == "__main__":

@@ -55,6 +55,13 @@ def smallest(compared: Iterable[Mapping[str, float]]) -> float | None:
     return min(kept, default=None)
 
 
+def same(first: Mapping[str, Sequence[int]], engine: str) -> int:
+    """Prompts after which `engine` has the token that ours has."""
+    return sum(
+        ours == theirs for ours, theirs in zip(first.get(OURS, ()), first[engine], strict=False)
+    )
+
+
 def bandwidth_share(shape: Shape, ms: float, bytes_per_second: float) -> float:
     """Of what memory can be read in a second, what a step of `ms` reads of the weights."""
     return shape.step_bytes() / (ms / 1000) / bytes_per_second

@@ -1,16 +1,17 @@
 """An engine in a process of its own, which measures itself when it is told to."""
 
-import contextlib
 import json
 import os
 import selectors
 import signal
 import subprocess
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
+END_SECONDS = 20.0
 Prompts = list[list[int]]
 
 
@@ -50,6 +51,10 @@ class Session:
         self._signal(signal.SIGSTOP)
         return seconds
 
+    def first(self, prompts: Prompts, limit: float) -> list[int]:
+        tokens: list[int] = self._ask({"do": "first", "prompts": prompts}, limit)
+        return tokens
+
     def prefill(self, prompts: Prompts, limit: float) -> float:
         seconds: float = self._ask({"do": "prefill", "prompts": prompts}, limit)
         return seconds
@@ -66,14 +71,16 @@ class Session:
     def end(self) -> None:
         """It ends by itself when no orders are left; what does not is killed."""
         self._signal(signal.SIGCONT)
-        try:
-            if self._process.stdin is not None:
+        if self._process.stdin is not None:
+            with suppress(BrokenPipeError):
                 self._process.stdin.close()
-            self._process.wait(20)
-        except (subprocess.TimeoutExpired, BrokenPipeError):
-            pass
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(END_SECONDS)
         self._signal(signal.SIGKILL)
         self._process.wait()
+        self._waiting.close()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
 
     def _ask(self, order: dict[str, Any], limit: float) -> Any:
         self._signal(signal.SIGCONT)
@@ -93,11 +100,11 @@ class Session:
         line = self._process.stdout.readline() if self._process.stdout is not None else b""
         if not line:
             raise self._failed("ended")
-        return json.loads(line)["seconds"]
+        return json.loads(line)["answer"]
 
     def _failed(self, what: str) -> Failed:
         return Failed(f"{self.name}: {what}: {self.log.read_text(errors='replace')[-800:]}")
 
     def _signal(self, number: signal.Signals) -> None:
-        with contextlib.suppress(ProcessLookupError):
+        with suppress(ProcessLookupError):
             os.killpg(self._process.pid, number)
