@@ -21,7 +21,7 @@ class Llama:
         asked.n_ubatch = settings["ubatch"]
         asked.n_seq_max = settings["requests"]
         asked.n_threads = asked.n_threads_batch = settings["threads"]
-        asked.kv_unified = True
+        asked.kv_unified = False  # a request reads its own keys alone
         self._context = llama.llama_init_from_model(self._model, asked)
         if not self._context:
             raise SystemExit("error: llama.cpp makes no context of these settings")

@@ -1,6 +1,7 @@
 """How each engine is set up to be at its best, for what is measured here."""
 
 import os
+import secrets
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -111,9 +112,20 @@ def flags(model: Path, sizes: Sizes, threads: int) -> dict[str, Any]:
         "kv.pages": -(-sizes.held // PAGE) + sizes.running + 64,
     }
     if sizes.compiled:
-        found |= {"compile": True, "cache.path": str(CACHE / "ours")}
-        (CACHE / "ours").mkdir(parents=True, exist_ok=True)
+        found |= {"compile": True, **cache()}
     return found
+
+
+def cache() -> dict[str, str]:
+    """Where our artefacts are kept from one run to the next: sealed by a key of its own, since
+    groups have new control keys each time."""
+    volume, keys = CACHE / "ours", CACHE / "ours-key"
+    for folder in (volume, keys):
+        folder.mkdir(parents=True, exist_ok=True)
+    key = keys / "cache.key"
+    if not key.exists():
+        key.write_text(secrets.token_hex(32))
+    return {"cache.path": str(volume), "cache.key_dir": str(keys)}
 
 
 def vllm_arguments(sizes: Sizes) -> dict[str, Any]:
