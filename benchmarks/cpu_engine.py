@@ -34,8 +34,9 @@ import statistics
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from common import doing, say
 from comparing import figures, machine, models, servers
@@ -202,47 +203,60 @@ def summary(found: Figures) -> dict[str, Any]:
     medians = figures.medians(found)
     return {
         "medians": medians,
-        "ratios": {name: round(each, 3) for name, each in figures.ratios(medians).items()},
+        "ratios": {name: figures.rounded(each) for name, each in figures.ratios(medians).items()},
         "raw": found,
         "missing": found.missing,
         "same_tokens": {name: figures.same(found.first, name) for name in found.first},
     }
 
 
-def shares(
-    shape: models.Shape, sizes: Sizes, medians: figures.Medians, quick: bool
-) -> dict[str, Any]:
-    """Of what the machine can do at best, measured now, what each engine does."""
-    bandwidth = machine.read_bandwidth(machine.FEW_BYTES if quick else machine.READ_BYTES)
-    rate = machine.product_rate()
-    return {
-        "read_gb_per_s": round(bandwidth / 1e9, 2),
-        "product_tflops": round(rate / 1e12, 3),
-        "bandwidth_share": {
-            engine: round(figures.bandwidth_share(shape, found["decode_1"], bandwidth), 3)
-            for engine, found in medians.items()
-            if "decode_1" in found
-        },
-        "product_share": {
-            engine: round(figures.product_share(shape, sizes.prompt, found["prefill_1"], rate), 3)
-            for engine, found in medians.items()
-            if "prefill_1" in found
-        },
-    }
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the machine does at best: bytes read and operations of a product, a second."""
+
+    read: float
+    product: float
+
+    @classmethod
+    def measured(cls, quick: bool) -> Self:
+        size = machine.FEW_BYTES if quick else machine.READ_BYTES
+        with doing("reading memory, multiplying matrices", ASK_SECONDS):
+            return cls(machine.read_bandwidth(size), machine.product_rate())
+
+    def shares(
+        self, shape: models.Shape, sizes: Sizes, medians: figures.Medians
+    ) -> dict[str, dict[str, float]]:
+        """Of it, what each engine does."""
+        steps = {name: found["decode_1"] for name, found in medians.items() if "decode_1" in found}
+        speeds = {
+            name: found["prefill_1"] for name, found in medians.items() if "prefill_1" in found
+        }
+        return {
+            "bandwidth_share": {
+                name: figures.rounded(figures.bandwidth_share(shape, ms, self.read), 3)
+                for name, ms in steps.items()
+            },
+            "product_share": {
+                name: figures.rounded(
+                    figures.product_share(shape, sizes.prompt, speed, self.product), 3
+                )
+                for name, speed in speeds.items()
+            },
+        }
 
 
 def report(options: argparse.Namespace) -> dict[str, Any]:
     sizes = QUICK if options.quick else FULL
     shapes = [models.TINY, models.TINY_MIXTURE] if options.quick else [models.DENSE, models.MIXTURE]
     told = {**machine.described(), "compiled": sizes.compiled}
-    absent = Figures()
+    limits, absent = Limits.measured(options.quick), Figures()
     names = available(options.engines, options.quick, absent)
     by_model: dict[str, dict[str, Any]] = {}
     for shape in shapes:
         with doing(f"making {shape.name}", ASK_SECONDS):
             model = models.make(shape, CACHE / "models")
         part = summary(in_process(names, shape, model, sizes, options.rounds))
-        part |= shares(shape, sizes, part["medians"], options.quick)
+        part |= limits.shares(shape, sizes, part["medians"])
         if options.http and (shape is shapes[0] or not options.quick):
             asked_over = [name for name in names if name in OVER_HTTP]
             part["http"] = summary(over_http(asked_over, shape, model, sizes, options.rounds))
@@ -257,6 +271,8 @@ def report(options: argparse.Namespace) -> dict[str, Any]:
         "baseline": best and best[1],
         "ratio": figures.smallest(part["ratios"] for part in by_model.values()),
         **told,
+        "read_gb_per_s": round(limits.read / 1e9, 2),
+        "product_tflops": round(limits.product / 1e12, 3),
         "bandwidth_share": first["bandwidth_share"].get("ours"),
         "http_ratio": figures.smallest(
             part["http"]["ratios"] for part in by_model.values() if "http" in part

@@ -152,7 +152,7 @@ def report(options: argparse.Namespace) -> dict[str, Any]:
         "weights_gb": round(2 * options.shape.parameters / 1e9, 2),
         "read_gb_per_s": round(bandwidth / 1e9, 2),
         "bandwidth_share": {
-            name: round(figures.bandwidth_share(options.shape, 1000 / each, bandwidth), 3)
+            name: figures.rounded(figures.bandwidth_share(options.shape, 1000 / each, bandwidth))
             for name, each in speed.items()
         },
         "engines": found,
