@@ -38,7 +38,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from common import doing, say
+from common import doing, end_on_sigterm, say
 from comparing import figures, machine, models, servers
 from comparing.client import prefill_seconds, step_seconds, together
 from comparing.engines import NAMES, Sizes, session
@@ -294,6 +294,7 @@ def main() -> None:
     swift = [name for name in NAMES if name != "vllm"]
     options.engines = options.engines or (swift if options.quick else list(NAMES))
     options.rounds = options.rounds or (1 if options.quick else 5)
+    end_on_sigterm()
     print(json.dumps(report(options)))
 
 

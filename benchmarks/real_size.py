@@ -27,7 +27,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from common import doing, say
+from common import doing, end_on_sigterm, say
 from comparing import figures, machine, models, servers
 from comparing.client import step_seconds, together
 from comparing.engines import Sizes, gguf, session
@@ -171,6 +171,7 @@ def main() -> None:
     options = parser.parse_args()
     options.shape = models.TINY_LLAMA if options.quick else models.LLAMA_3B
     options.sizes = QUICK if options.quick else FULL
+    end_on_sigterm()
     print(json.dumps(report(options)))
 
 

@@ -34,7 +34,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from common import doing, say
+from common import doing, end_on_sigterm, say
 from comparing import machine, models, servers
 from comparing.client import together
 from comparing.engines import Sizes
@@ -188,6 +188,7 @@ def main() -> None:
     options.systems = options.systems or (["ours-pd", "ours"] if options.quick else list(SYSTEMS))
     options.rates = options.rates or ((4.0,) if options.quick else RATES)
     options.rounds = options.rounds or (1 if options.quick else 2)
+    end_on_sigterm()
     print(json.dumps(report(options)))
 
 

@@ -24,6 +24,15 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def end_on_sigterm() -> None:
+    """As on Ctrl-C: what the run has started ends with it."""
+
+    def ended(number: int, frame: FrameType | None) -> NoReturn:
+        raise SystemExit("error: ended by SIGTERM")
+
+    signal.signal(signal.SIGTERM, ended)
+
+
 @contextmanager
 def doing(what: str, seconds: float) -> Iterator[None]:
     """Say what begins, and end the run with a reason when it is not done in `seconds`.

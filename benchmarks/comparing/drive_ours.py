@@ -23,10 +23,9 @@ class Ours:
     def __init__(self, settings: dict[str, Any]) -> None:
         config = configuration(flags=settings["flags"])
         torch.set_num_threads(config.threads)
-        device, kernels = torch.device("cpu"), prepare(config)
+        device = torch.device("cpu")
+        prepare(config)
         decoder = load_decoder(config, 0, device)
-        if kernels is not None:
-            kernels.use(decoder, device)
         _, pool = make_pool(config, decoder, kv_format(config, decoder), device)
         layers = [pool.layer(at) for at in range(len(decoder.part.layers))]
         self._runner, self._config = Runner(config, decoder, layers), config
@@ -104,7 +103,7 @@ class Ours:
             depends_on=-1,
             padded_tokens=sum(row.length for row in rows),
         )
-        done = self._runner.execute(plan, None).done
+        done = self._runner.launch(plan, None).collect()
         return done.tokens if done is not None else ()
 
     def _release(self, rows: list[tuple[int, int]]) -> None:
