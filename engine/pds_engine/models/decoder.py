@@ -83,7 +83,7 @@ class Decoder:
         self.ranks = ranks
         self.vocab = VocabShard(part.vocab, spec.vocab, ranks.attention)
         device = weights.layers[0].norms.attention_in.device
-        self._mixtures: dict[DenseSpec | ExpertsSpec, Mixture] = {
+        self.mixtures: dict[DenseSpec | ExpertsSpec, Mixture] = {
             layer.feed: Mixture(layer.feed, part, spec.hidden, dtype, device)
             for layer in self.layers
             if isinstance(layer.feed, ExpertsSpec)
@@ -199,7 +199,7 @@ class Decoder:
         """The feed-forward block's result for this rank's part of the tokens."""
         stage = self.ranks.stage
         if isinstance(w.feed, ExpertWeights):
-            return self._mixtures[layer.feed](normed, w.feed, stage, parts)
+            return self.mixtures[layer.feed](normed, w.feed, stage, parts)
         fed = pieces.feed(stage.gather_parts(normed, parts.stage), w.feed)
         return stage.reduce_scatter(fed, parts.stage)
 

@@ -50,7 +50,7 @@ def experts(
     """The mixture of the layer whose tensors' names begin with `name`."""
     called, none = names.experts, reader.none()
     held, columns = mine.experts(spec.experts), mine.expert_columns(spec.columns)
-    router = reader.read(f"{name}{called.router}.weight")
+    router = reader.plain(f"{name}{called.router}.weight")
     shape = _Shape(held, columns, router.shape[1])
     kept = None if called.gate_up else _kept(reader, spec, called, name, held, columns)
     stacks = kept or _stacked(reader, spec, called, name, shape)
@@ -62,7 +62,7 @@ def experts(
         own = mine.expert_columns(spec.shared_columns)
         shared = dense(reader, own, spec.shared_columns, names, f"{name}{called.shared}.")
     return ExpertWeights(
-        router=router.float() if spec.gate.wide else router,
+        router=reader.packed(router, wide=spec.gate.wide),
         router_bias=reader.read(f"{name}{called.router}.bias") if spec.gate.bias else none,
         correction=reader.exact(f"{name}{called.correction}") if spec.gate.correction else none,
         gate_up=stacks.gate_up,
@@ -70,7 +70,9 @@ def experts(
         down=stacks.down,
         down_bias=down_bias,
         shared=shared,
-        shared_gate=reader.read(f"{name}{called.shared_gate}.weight") if spec.shared_gate else none,
+        shared_gate=matrix(reader, (f"{name}{called.shared_gate}.weight",))
+        if spec.shared_gate
+        else none,
         reading=stacks.reading,
     )
 

@@ -39,13 +39,13 @@ class Mixture:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        self._shares = spec.shared_columns > 0
+        self.shares = spec.shared_columns > 0
         shared = len(part.expert_columns(spec.shared_columns))
         gated = activation.Geometry(shared, spec.activation, dtype, device)
-        self._activate = activation.choose(gated).make(gated)
+        self.activate = activation.choose(gated).make(gated)
         self._held = part.experts_by_rank(spec.experts) if part.ep else ()
         rule = _rule(spec.gate, spec.experts, spec.top_k, device)
-        self._gate = moe_gate.choose(rule).make(rule)
+        self.gate = moe_gate.choose(rule).make(rule)
         geometry = grouped_gemm.Geometry(
             experts=len(part.experts(spec.experts)),
             hidden=hidden,
@@ -65,7 +65,7 @@ class Mixture:
             return self._dispatched(x, w, stage) + self._shared(x, w)
         whole = stage.gather_parts(x, parts.stage)
         weights, ids = self.route(whole, w)
-        fed = grouped_gemm.experts(w.reading or self._feed, whole, ids, weights, _kernel_weights(w))
+        fed = grouped_gemm.experts(w.reading or self._feed, whole, ids, weights, kernel_weights(w))
         return stage.reduce_scatter(fed + self._shared(whole, w), parts.stage)
 
     def route(self, x: Tensor, w: ExpertWeights) -> tuple[Tensor, Tensor]:
@@ -77,14 +77,14 @@ class Mixture:
         stage must therefore be of one kind of device.
         """
         logits = router_logits(x, w.router, w.router_bias)
-        return self._gate(logits, w.correction if w.correction.numel() else None)
+        return self.gate(logits, w.correction if w.correction.numel() else None)
 
     def _dispatched(self, x: Tensor, w: ExpertWeights, ranks: Collectives) -> Tensor:
         """What experts, wherever they are, make of this rank's tokens [T, hidden]."""
         weights, ids = self.route(x, w)
         choices = grouped_gemm.permute(x, ids, sum(self._held))
         received = to_experts(choices.rows, choices.counts, self._held, ranks)
-        of_layer = _kernel_weights(w)
+        of_layer = kernel_weights(w)
         own = grouped_gemm.permute(received.rows, received.experts.unsqueeze(1), of_layer.experts)
         made = (w.reading or self._feed)(own.rows, own.counts, of_layer)
         made = grouped_gemm.unpermute(made, own.order, 1, None)
@@ -93,9 +93,9 @@ class Mixture:
 
     def _shared(self, x: Tensor, w: ExpertWeights) -> Tensor | int:
         """The block that every token passes; nothing to add where there is none."""
-        if not self._shares:
+        if not self.shares:
             return 0
-        return shared_block(self._activate, x, *w.shared, w.shared_gate)
+        return shared_block(self.activate, x, *w.shared, w.own_gate)
 
 
 def _rule(gate: GateSpec, experts: int, top_k: int, device: torch.device) -> moe_gate.Geometry:
@@ -112,7 +112,8 @@ def _rule(gate: GateSpec, experts: int, top_k: int, device: torch.device) -> moe
     )
 
 
-def _kernel_weights(w: ExpertWeights) -> grouped_gemm.ExpertWeights:
+def kernel_weights(w: ExpertWeights) -> grouped_gemm.ExpertWeights:
+    """What a kernel of experts takes."""
     biased = w.gate_up_bias.numel() > 0
     return grouped_gemm.ExpertWeights(
         w.gate_up,

@@ -150,13 +150,14 @@ class Reader:
             self._made_plain.append(name)
         return self._checkpoint.read(name, self._stored, *parts).to(self._device)
 
-    def packed(self, weight: Tensor) -> Matrix:
-        """A weight [N, K] of `plain` as the best kernel reads it."""
-        rows, columns = weight.shape
-        geometry = linear.Geometry(rows, columns, self._dtype, self._stored, self._device)
+    def packed(self, weight: Tensor, *, wide: bool = False) -> Matrix:
+        """A weight [N, K] of `plain` as the best kernel reads it; `wide`: in float32."""
+        (rows, columns), stored = weight.shape, torch.float32 if wide else self._stored
+        weight = weight.to(stored)
+        geometry = linear.Geometry(rows, columns, self._dtype, stored, self._device)
         kernel = linear.choose(geometry)
         if kernel.name == "reference":
-            return weight.to(self._dtype).contiguous()
+            return weight.to(torch.float32 if wide else self._dtype).contiguous()
         made = kernel.make(geometry)
         return PackedMatrix(made.pack(weight.contiguous()), made)
 

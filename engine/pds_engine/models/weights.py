@@ -83,7 +83,7 @@ class ExpertWeights(NamedTuple):
     """Of a mixture of E experts. This rank has e of them: all, C columns of each; with expert
     parallelism a block of whole ones."""
 
-    router: Tensor  # [E, hidden]
+    router: Matrix  # [E, hidden]
     router_bias: Tensor  # [E]
     correction: Tensor  # [E], float32
     gate_up: Stack  # [e, 2C, hidden], gate's rows first; or packed, as `reading` has it
@@ -91,8 +91,14 @@ class ExpertWeights(NamedTuple):
     down: Stack  # [e, hidden, C]; or packed
     down_bias: Tensor  # [e, hidden]; zeros on all but one of the ranks that share an expert
     shared: DenseWeights  # its columns of the shared block; with expert parallelism all of them
-    shared_gate: Tensor  # [1, hidden]
+    shared_gate: Matrix  # [1, hidden]; no elements: there is none
     reading: Feed | None = None  # what multiplies by experts that are packed, or in FP8
+
+    @property
+    def own_gate(self) -> Matrix | None:
+        """`shared_gate`, where there is one."""
+        found = self.shared_gate
+        return None if isinstance(found, Tensor) and not found.numel() else found
 
 
 class LayerWeights(NamedTuple):

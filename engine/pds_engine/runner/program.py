@@ -8,16 +8,27 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 import torch
-from pds_kernels import activation, cpu, linear, paged_attention, rms_norm, rope
+from pds_kernels import (
+    activation,
+    cpu,
+    grouped_gemm,
+    linear,
+    mla,
+    moe_gate,
+    paged_attention,
+    rms_norm,
+    rope,
+)
 from pds_kernels.plan import AttentionPlan
 from torch import Tensor
 
 from pds_engine.layers.linear import Matrix, PackedMatrix
 from pds_engine.models.decoder import Decoder, Kv
-from pds_engine.models.pieces import Pieces
-from pds_engine.models.weights import DenseWeights, GqaWeights
+from pds_engine.models.mixture import kernel_weights
+from pds_engine.models.pieces import MLA_NORM_EPS, Pieces
+from pds_engine.models.weights import DenseWeights, ExpertWeights, GqaWeights, MlaWeights
 from pds_engine.runner.attention import Attention, Kind
-from pds_engine.spec import GqaSpec
+from pds_engine.spec import ExpertsSpec, GqaSpec, MlaSpec
 
 K = TypeVar("K")
 
@@ -47,7 +58,7 @@ def program(decoder: Decoder, attention: Attention, kv: Kv, tokens: int) -> Stag
         return None
     layers = _Layers(decoder, tokens)
     try:
-        ops = [_of(paged_attention.OnCpu, kind.attend).planning() for kind in attention.unlike]
+        ops = [_planning(kind) for kind in attention.unlike]
         for at, kind in enumerate(attention.kinds):
             ops += layers.attention(at, kind, kv[at])
             ops += layers.feed(at)
@@ -72,13 +83,21 @@ def _of(kind: type[K], kernel: object) -> K:
     return kernel
 
 
+def _planning(kind: Kind) -> cpu.Op:
+    """What comes first in each step."""
+    if isinstance(kind.attend, mla.OnCpu):
+        return kind.attend.planning()
+    return _of(paged_attention.OnCpu, kind.attend).planning()
+
+
 class _Layers:
     """Makes the operations of layers, one layer after the other."""
 
     def __init__(self, decoder: Decoder, tokens: int) -> None:
         self._decoder = decoder
         self._tokens = tokens
-        self._memory: dict[tuple[str, int], Tensor] = {}
+        self._memory: dict[tuple[str, int, torch.dtype], Tensor] = {}
+        self._rooms: dict[ExpertsSpec, grouped_gemm.Room] = {}
         hidden = decoder.spec.hidden
         self.x, self._normed, self._y = (self._room(name, hidden) for name in ("x", "normed", "y"))
         self._pending = False
@@ -88,10 +107,10 @@ class _Layers:
         """Layer `at`, from the residual stream to `y`."""
         w, pieces = self._decoder.weights.layers[at], self._decoder.pieces[at]
         ops, read = self._read(pieces, w.norms.attention_in)
-        if isinstance(w.attention, GqaWeights):
-            made, attended = self._grouped(at, read, w.attention, kind, pages)
+        if isinstance(w.attention, MlaWeights):
+            made, attended = self._latent(at, read, w.attention, kind, pages)
         else:
-            raise _Unserved
+            made, attended = self._grouped(at, read, w.attention, kind, pages)
         out = self._linear(attended, w.attention.out, w.attention.out_bias, self._y)
         return [*ops, *made, out, *self._given(pieces, w.norms.attention_out)]
 
@@ -100,9 +119,10 @@ class _Layers:
         w, pieces = self._decoder.weights.layers[at], self._decoder.pieces[at]
         ops, read = self._read(pieces, w.norms.feed_in)
         if isinstance(w.feed, DenseWeights):
-            ops += self._dense(pieces, read, w.feed)
+            columns, activate = pieces.shape.columns, pieces.ops.activate
+            ops += self._dense(activate, columns, read, w.feed, self._y)
         else:
-            raise _Unserved
+            ops += self._mixture(at, read, w.feed)
         return [*ops, *self._given(pieces, w.norms.feed_out)]
 
     def summed(self) -> list[cpu.Op]:
@@ -144,39 +164,116 @@ class _Layers:
         if spec.qk_norm == "whole":
             ops += self._whole_norms(qkv, w.qk_norm, heads * dim, kv_heads * dim)
         table, by_head = self._decoder.ropes[spec.rope], queries.view(-1, heads, dim)
-        rotate, attend = _of(rope.OnCpu, kind.rotate), _of(paged_attention.OnCpu, kind.attend)
+        attend = _of(paged_attention.OnCpu, kind.attend)
+        rotate = _of(rope.OnCpu, kind.rotate or _rotation(attend.geometry, spec.rope.dims))
         ops.append(rotate.op(qkv, table, norm, (keys, values), by_head, table=True))
         ops.append(attend.attending(by_head, keys, values, sinks, attended))
         return ops, attended
 
     def _whole_norms(self, qkv: Tensor, weight: Tensor, queries: int, keys: int) -> list[cpu.Op]:
         """Of all queries together and of all keys together (OLMo 2), in place."""
-        spec, ops = self._decoder.spec, []
-        heads = queries // weight.shape[1]
-        for at, width, own in ((0, queries, weight[:heads]), (queries, keys, weight[heads:])):
-            geometry = rms_norm.Geometry(width, qkv.dtype, weight.dtype, spec.norm_eps, qkv.device)
-            norm = _of(rms_norm.OnCpu, rms_norm.choose(geometry).make(geometry))
-            part = qkv[:, at : at + width]
-            ops.append(norm.op(part, own.reshape(-1), None, part, part))
-        return ops
+        heads, eps = queries // weight.shape[1], self._decoder.spec.norm_eps
+        both = qkv[:, :queries], qkv[:, queries : queries + keys]
+        return [
+            self._own_norm(part, own.reshape(-1), eps)
+            for part, own in zip(both, (weight[:heads], weight[heads:]), strict=True)
+        ]
 
-    def _dense(self, pieces: Pieces, x: Tensor, w: DenseWeights) -> list[cpu.Op]:
-        columns = pieces.shape.columns
+    def _own_norm(self, x: Tensor, weight: Tensor, eps: float) -> cpu.Op:
+        """Of part of an attention's numbers, in place."""
+        geometry = rms_norm.Geometry(x.shape[1], x.dtype, weight.dtype, eps, x.device)
+        norm = _of(rms_norm.OnCpu, rms_norm.choose(geometry).make(geometry))
+        return norm.op(x, weight, None, x, x)
+
+    def _latent(
+        self, at: int, x: Tensor, w: MlaWeights, kind: Kind, pages: tuple[Tensor, ...]
+    ) -> tuple[list[cpu.Op], Tensor]:
+        """Multi-head latent attention: its operations, and where its result lies."""
+        spec, heads = self._decoder.layers[at].attention, len(self._decoder.part.heads)
+        if not isinstance(spec, MlaSpec):
+            raise TypeError("the weights of latent attention belong to an MlaSpec")
+        attend, table = _of(mla.OnCpu, kind.attend), self._decoder.ropes[spec.rope]
+        read, ops = x, list[cpu.Op]()
+        if spec.q_rank is not None:
+            read = self._room("q_a", spec.q_rank)
+            ops.append(self._linear(x, w.q_a, None, read))
+            ops.append(self._own_norm(read, w.q_a_norm, MLA_NORM_EPS))
+        rank, width = spec.kv_rank, spec.nope_dim + spec.rope_dim
+        queries, latent = self._room("queries", heads * width), self._room("latent", spec.latent)
+        attended = self._room("attended", heads * spec.value_dim)
+        by_head = queries.view(-1, heads, width)
+        ops += [
+            self._linear(read, w.q_b, None, queries),
+            rope.turning(by_head[:, :, spec.nope_dim :], table),
+            self._linear(x, w.kv_a, None, latent),
+            self._own_norm(latent[:, :rank], w.kv_a_norm, MLA_NORM_EPS),
+            rope.turning(latent[:, rank:].unsqueeze(1), table),
+            *attend.attending(by_head, latent, pages[0], (w.uk, w.uv), attended),
+        ]
+        return ops, attended
+
+    def _dense(
+        self, activate: activation.Gated, columns: int, x: Tensor, w: DenseWeights, out: Tensor
+    ) -> list[cpu.Op]:
         gate_up, gated = self._room("gate_up", 2 * columns), self._room("gated", columns)
         return [
             self._linear(x, w.gate_up, None, gate_up),
-            _of(activation.OnCpu, pieces.ops.activate).op(gate_up, gated),
-            self._linear(gated, w.down, None, self._y),
+            _of(activation.OnCpu, activate).op(gate_up, gated),
+            self._linear(gated, w.down, None, out),
         ]
+
+    def _mixture(self, at: int, x: Tensor, w: ExpertWeights) -> list[cpu.Op]:
+        """Experts, and the block that every token passes, into `y`."""
+        spec = self._decoder.layers[at].feed
+        if not isinstance(spec, ExpertsSpec):
+            raise TypeError("the weights of experts belong to an ExpertsSpec")
+        mixture, feed = self._decoder.mixtures[spec], _of(grouped_gemm.OnCpu, w.reading)
+        gate, correction = _of(moe_gate.OnCpu, mixture.gate), w.correction
+        logits = self._room("logits", spec.experts, torch.float32 if spec.gate.wide else x.dtype)
+        weights = self._room("weights", spec.top_k, torch.float32)
+        ids = self._room("ids", spec.top_k, torch.int64)
+        ops = [
+            self._linear(x, w.router, w.router_bias, logits),
+            gate.op(logits, correction if correction.numel() else None, weights, ids),
+        ]
+        beside = None
+        if mixture.shares:
+            shared, counted = self._room("shared", x.shape[1]), None
+            columns = len(self._decoder.part.expert_columns(spec.shared_columns))
+            ops += self._dense(mixture.activate, columns, x, w.shared, shared)
+            if w.own_gate is not None:
+                counted = self._room("counted", 1)
+                ops.append(self._linear(x, w.own_gate, None, counted))
+            beside = grouped_gemm.Beside(shared, counted)
+        of_layer = kernel_weights(w)
+        if spec not in self._rooms:
+            self._rooms[spec] = feed.room(self._tokens, spec.top_k, of_layer.experts)
+        made = feed.ops(x, (weights, ids), of_layer, self._rooms[spec], self._y, beside)
+        return [*ops, *made]
 
     def _linear(self, x: Tensor, w: Matrix, bias: Tensor | None, out: Tensor) -> cpu.Op:
         packed = _of(PackedMatrix, w)
         kernel = _of(linear.OnCpu, packed.kernel)
         return kernel.op(x, packed.numbers, bias if bias is not None and len(bias) else None, out)
 
-    def _room(self, name: str, width: int) -> Tensor:
+    def _room(self, name: str, width: int, dtype: torch.dtype | None = None) -> Tensor:
         """[tokens, width], the same for all layers: what lay there is read by then."""
-        if (name, width) not in self._memory:
-            dtype = self._decoder.dtype
-            self._memory[name, width] = torch.zeros(self._tokens, width, dtype=dtype)
-        return self._memory[name, width]
+        key = name, width, dtype or self._decoder.dtype
+        if key not in self._memory:
+            self._memory[key] = torch.zeros(self._tokens, width, dtype=key[2])
+        return self._memory[key]
+
+
+def _rotation(heads: paged_attention.Geometry, rotated: int) -> rope.RotateAndWrite:
+    """Of heads that are normalised before."""
+    geometry = rope.Geometry(
+        heads=heads.heads,
+        kv_heads=heads.kv_heads,
+        head_dim=heads.head_dim,
+        rotated=rotated,
+        page_size=heads.page_size,
+        dtype=heads.dtype,
+        kv_dtype=heads.kv_dtype,
+        device=heads.device,
+    )
+    return rope.choose(geometry).make(geometry)

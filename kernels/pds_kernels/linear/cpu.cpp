@@ -20,6 +20,9 @@ struct Arguments {
 };
 
 template <class X, class Wt>
+using Wider = std::conditional_t<sizeof(X) == 4 || sizeof(Wt) == 4, float, X>;
+
+template <class X, class Wt>
 void linear(const void* arguments, const Step* step, const Crew* crew) {
   const auto& a = *static_cast<const Arguments*>(arguments);
   const int64_t count = step->tokens;
@@ -31,9 +34,9 @@ void linear(const void* arguments, const Step* step, const Crew* crew) {
   const int64_t grain = blocks > 1 ? std::max(GRAIN, ceil_div(wanted, GRAIN) * GRAIN) : GRAIN;
   const int64_t groups = ceil_div(panels, grain);
   const auto* x = static_cast<const X*>(a.x);
-  const auto* bias = static_cast<const X*>(a.bias);
+  const auto* bias = static_cast<const Wider<X, Wt>*>(a.bias);
   const Panels<Wt> weight{static_cast<const Wt*>(a.weight), a.columns};
-  auto* out = static_cast<X*>(a.out);
+  auto* out = static_cast<Wider<X, Wt>*>(a.out);
   for (int64_t task = crew->claim(); task < blocks * groups; task = crew->claim()) {
     const int64_t block = task / groups, group = task % groups;
     const int64_t first = block * BLOCK, last = std::min(count, first + BLOCK);
@@ -106,3 +109,4 @@ DTYPES(f32_f32, float, float)
 DTYPES(f32_bf16, float, bf16)
 DTYPES(f32_f16, float, half)
 DTYPES(bf16_bf16, bf16, bf16)
+DTYPES(bf16_f32, bf16, float)

@@ -14,6 +14,7 @@ _SERVED = {
     (torch.float32, torch.bfloat16),
     (torch.float32, torch.float16),
     (torch.bfloat16, torch.bfloat16),
+    (torch.bfloat16, torch.float32),
 }
 """Dtypes of tokens and of weights."""
 
@@ -115,7 +116,7 @@ class OnCpu:
         return cpu.Op(self._unpack, arguments)
 
     def __call__(self, x: Tensor, packed: Tensor, bias: Tensor | None = None) -> Tensor:
-        out = torch.empty(len(x), self._geometry.rows, dtype=self._geometry.dtype)
+        out = torch.empty(len(x), self._geometry.rows, dtype=self._geometry.out_dtype)
         cpu.run(self.op(x, packed, bias, out), len(x))
         return out
 

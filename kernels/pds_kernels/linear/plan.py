@@ -15,10 +15,16 @@ class Geometry:
     """Of the weight: output columns."""
     columns: int
     dtype: torch.dtype
-    """Of tokens, bias and result."""
+    """Of tokens."""
     weight_dtype: torch.dtype
-    """The same, or what the weight is stored in where the processor computes in float32."""
+    """The same, what the weight is stored in where the processor computes in float32, or float32
+    where the result is to be (a router that a model wants so)."""
     device: torch.device
+
+    @property
+    def out_dtype(self) -> torch.dtype:
+        """Of bias and result: the wider one."""
+        return torch.promote_types(self.dtype, self.weight_dtype)
 
 
 class Linear(Protocol):
@@ -33,5 +39,5 @@ class Linear(Protocol):
         embedding that is the head's weight needs no second copy. Returns [T, columns]."""
 
     def __call__(self, x: Tensor, packed: Tensor, bias: Tensor | None = None, /) -> Tensor:
-        """x: [T, columns], rows may lie apart; bias: [rows] in `dtype`. T may be 0. Returns
-        [T, rows]. With a kernel for CPUs a token's numbers do not depend on the other tokens."""
+        """x: [T, columns], rows may lie apart; bias: [rows] in `out_dtype`. T may be 0. Returns [T,
+        rows]. With a kernel for CPUs a token's numbers do not depend on the other tokens."""

@@ -15,13 +15,13 @@ class Plain:
     """plan.Linear; weights stay as they are, but for their dtype."""
 
     def __init__(self, geometry: Geometry) -> None:
-        self._dtype = geometry.dtype
+        self._geometry = geometry
 
     def pack(self, weight: Tensor) -> Tensor:
-        return weight.to(self._dtype).contiguous()
+        return weight.to(self._geometry.out_dtype).contiguous()
 
     def unpack(self, packed: Tensor, ids: Tensor) -> Tensor:
-        return F.embedding(ids, packed)
+        return F.embedding(ids, packed).to(self._geometry.dtype)
 
     def __call__(self, x: Tensor, packed: Tensor, bias: Tensor | None = None) -> Tensor:
-        return F.linear(x, packed, bias)
+        return F.linear(x.to(packed.dtype), packed, bias)

@@ -7,7 +7,7 @@ from pds_kernels.linear.dispatch import KERNELS
 from serving_kernels import served
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
-DTYPES = [(F32, F32), (F32, BF16), (F32, F16), (BF16, BF16)]
+DTYPES = [(F32, F32), (F32, BF16), (F32, F16), (BF16, BF16), (BF16, F32)]
 SHAPES = [
     (1, 1, 1),
     (1, 512, 64),
@@ -45,14 +45,15 @@ def test_against_float64(
     wide = torch.randn(tokens, 2 * columns, device=device).to(dtypes[0])
     wide[:, columns:] = float("nan")  # what lies beside a row must not be read
     x, weight = wide[:, :columns], torch.randn(rows, columns, device=device).to(dtypes[1])
-    bias = torch.randn(rows, device=device).to(dtypes[0])
+    out_dtype = torch.promote_types(*dtypes)
+    bias = torch.randn(rows, device=device).to(out_dtype)
     packed = linear.pack(weight)
     expected = x.double() @ weight.double().T
-    rtol, atol = (8e-3, 1e-2) if dtypes[0] == BF16 else (1e-5, 2e-5)
+    rtol, atol = (8e-3, 1e-2) if out_dtype == BF16 else (1e-5, 2e-5)
     for given, wanted in ((None, expected), (bias, expected + bias.double())):
         out = linear(x, packed, given)
         torch.testing.assert_close(out.double(), wanted, rtol=rtol, atol=atol)
-        assert out.dtype == dtypes[0]
+        assert out.dtype == out_dtype
 
 
 @pytest.mark.parametrize("dtypes", DTYPES)
