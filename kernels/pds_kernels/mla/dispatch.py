@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from pds_kernels import choosing
+from pds_kernels import choosing, on_triton
 from pds_kernels.mla import cpu, reference
 from pds_kernels.mla.plan import Geometry, Heads, Prepare
 
@@ -23,6 +23,6 @@ def choose(geometry: Geometry) -> Kernel:
 def packed(heads: Heads, w_uk: Tensor, w_uv: Tensor) -> tuple[Tensor, Tensor]:
     """What `plan.Attend` takes as w_uk and w_uv: in the order in which the kernel for such heads
     reads them, once at load, or as they are."""
-    if cpu.packs(heads):
+    if cpu.packs(heads) and not on_triton.runs_on(heads.device):
         return cpu.pack(heads, w_uk, w_uv)
     return w_uk.to(heads.dtype).contiguous(), w_uv.to(heads.dtype).contiguous()

@@ -133,7 +133,7 @@ void copy(const From* from, int64_t count, To* to) {
   for (; at < count; at++) to[at] = narrow<To>(widen(from[at]));
 }
 
-// Where the latents of `count` positions from `first` on are, as T.
+// The latents of `count` positions from `first` on, as T; zeros are behind them, up to KEYS.
 template <class T, class Kv>
 void gather(const Arguments& a, const int32_t* pages, int64_t first, int64_t count, T* to) {
   for (int64_t at = first; at < first + count; at++, to += a.width()) {
@@ -141,6 +141,7 @@ void gather(const Arguments& a, const int32_t* pages, int64_t first, int64_t cou
     copy(static_cast<const Kv*>(a.pages) + page * a.page + at % a.page_size * a.place, a.width(),
          to);
   }
+  std::fill_n(to, (KEYS - count) * a.width(), T{});
 }
 template <class T>
 void gather(const Arguments& a, const int32_t* pages, int64_t first, int64_t count, T* to) {
@@ -195,17 +196,18 @@ struct Room {
   template <class Seen>
   void attend(int64_t row, int64_t count, float scale, const Seen& seen) const {
     const int64_t width = width_of<C>(dim), used = round_up(count, 2 * W);
+    Ahead none(nullptr, 0, 0);
     for (; row < rows; row += MOST) {
       const int64_t some = std::min<int64_t>(MOST, rows - row);
       multiply<C, false>({queries + row * width, width, keys, KEYS * PAIR<C>,
-                          ceil_div(dim, PAIR<C>), used, products, KEYS},
+                          ceil_div(dim, PAIR<C>), used, products, KEYS, &none},
                          some);
       for (int64_t i = 0; i < some; i++)
         weigh(products + i * KEYS, 0, seen(row + i), {scale * LOG2_E, 0}, parts.tops[row + i],
               totals + (row + i) * W, parts.sums + (row + i) * columns, columns,
               shares + i * KEYS);
       multiply<C, true>({shares, KEYS, values, columns * PAIR<C>, used / PAIR<C>, columns,
-                         parts.sums + row * columns, columns},
+                         parts.sums + row * columns, columns, &none},
                         some);
     }
   }
@@ -239,10 +241,11 @@ void attend_piece(const Arguments& a, const Step* step, const Task& task) {
   for (int64_t block = task.piece * PIECE; block < end; block += KEYS) {
     const int64_t count = std::min<int64_t>(KEYS, end - block);
     gather(a, pages, block, count, rows);
-    const C* each[KEYS] = {};
-    for (int64_t i = 0; i < count; i++) each[i] = rows + i * a.width();
-    pack_keys<C>(each, a.width(), room.keys);
-    pack_values<C>(each, a.rank, columns, room.values);
+    const C* each[KEYS];
+    for (int64_t i = 0; i < KEYS; i++) each[i] = rows + i * a.width();
+    Ahead none(nullptr, 0, 0);  // gathering has read the latents one after another
+    pack_keys<C>(each, a.width(), room.keys, none);
+    pack_values<C>(each, a.rank, columns, room.values, none);
     room.attend(0, count, float(a.scale), [&](int64_t) { return count; });
   }
   room.end();
@@ -281,19 +284,20 @@ void attend_chunk(const Arguments& a, const Step* step, const Chunk& chunk, int6
   for (int64_t block = 0; block < end; block += KEYS) {
     const int64_t count = std::min<int64_t>(KEYS, end - block);
     gather(a, pages, block, count, rows);
-    panels::multiply<X>(expanding<Wt>(a, head), Range{0, count},
+    panels::multiply<X>(expanding<Wt>(a, head), Range{0, KEYS},
                         Range{0, ceil_div(a.nope, panels::PANEL)}, row,
                         Keep<C>{keys, dim, a.nope, nullptr});
-    panels::multiply<X>(valuing<Wt>(a, head), Range{0, count},
+    panels::multiply<X>(valuing<Wt>(a, head), Range{0, KEYS},
                         Range{0, ceil_div(a.value, panels::PANEL)}, row,
                         Keep<C>{values, a.value, a.value, nullptr});
-    const C *key[KEYS] = {}, *value[KEYS] = {};
-    for (int64_t i = 0; i < count; i++) {
+    const C *key[KEYS], *value[KEYS];
+    for (int64_t i = 0; i < KEYS; i++) {
       copy(row(i) + a.rank, a.rope, keys + i * dim + a.nope);
       key[i] = keys + i * dim, value[i] = values + i * a.value;
     }
-    pack_keys<C>(key, dim, room.keys);
-    pack_values<C>(value, a.value, columns, room.values);
+    Ahead none(nullptr, 0, 0);
+    pack_keys<C>(key, dim, room.keys, none);
+    pack_values<C>(value, a.value, columns, room.values, none);
     room.attend(std::max<int64_t>(0, block - chunk.position), count, float(a.scale),
                 [&](int64_t at) { return chunk.position + at + 1 - block; });
   }
