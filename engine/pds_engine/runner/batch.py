@@ -201,7 +201,11 @@ def _longs(tables: Tables, *lists: "array[int]") -> Sequence[Tensor]:
     joined = array("q")
     for one in lists:
         joined.extend(one)
+        if len(one) % 2:  # a tensor begins at 16 bytes: kernels of Triton are compiled for that
+            joined.append(0)
     if not joined:  # frombuffer takes no empty one
         return [torch.zeros(0, dtype=torch.int64, device=tables.device) for _ in lists]
     whole = sent(torch.frombuffer(joined, dtype=torch.int64), tables.device)
-    return whole.split_with_sizes([len(one) for one in lists])
+    sizes = [len(one) for one in lists]
+    begins = accumulate((size + size % 2 for size in sizes[:-1]), initial=0)
+    return [whole[at : at + size] for at, size in zip(begins, sizes, strict=True)]
