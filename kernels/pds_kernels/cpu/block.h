@@ -307,10 +307,18 @@ struct Parts {
   float* sums;    // [rows, columns] the same by the values
 };
 
-// One row's shares of a block, of which it sees the keys first <= key < end.
+// One row's, while they grow.
+struct Row {
+  float& top;
+  float* totals;  // [W] shares by their place in a vector
+  float* sums;
+  int64_t columns;
+};
+
+// A row's shares of a block, of which it sees the keys first <= key < end.
 template <class C>
-inline void weigh(const float* products, int64_t first, int64_t end, const Scoring& how, float& top,
-                  float* totals, float* sums, int64_t columns, C* shares) {
+inline void weigh(const float* products, int64_t first, int64_t end, const Scoring& how,
+                  const Row& row, C* shares) {
   constexpr int N = KEYS / W;
   vf scores[N], best = splat(NONE);
   for (int i = 0; i < N; i++) scores[i] = load(products + i * W) * how.factor;
@@ -325,23 +333,23 @@ inline void weigh(const float* products, int64_t first, int64_t end, const Scori
     }
   }
   for (const vf& x : scores) best = greater(x, best);  // of NaN the second
-  const float higher = std::max(top, greatest(best));
-  if (higher > top) {
-    const float kept = power(top - higher);
-    top = higher;
-    store(totals, load(totals) * kept);
-    for (int64_t column = 0; column < columns; column += W)
-      store(sums + column, load(sums + column) * kept);
+  const float higher = std::max(row.top, greatest(best));
+  if (higher > row.top) {
+    const float kept = power(row.top - higher);
+    row.top = higher;
+    store(row.totals, load(row.totals) * kept);
+    for (int64_t column = 0; column < row.columns; column += W)
+      store(row.sums + column, load(row.sums + column) * kept);
   }
-  const vf base = splat(top == NONE ? 0.0f : top);
-  vf total = load(totals);
+  const vf base = splat(row.top == NONE ? 0.0f : row.top);
+  vf total = load(row.totals);
 #pragma GCC unroll 16
   for (int i = 0; i < N; i++) {
     const vf share = power(scores[i] - base);
     total += share;
     store(shares + i * W, share);
   }
-  store(totals, total);
+  store(row.totals, total);
 }
 
 // Parts of two stretches of keys, the earlier ones in `into`.

@@ -202,10 +202,12 @@ struct Room {
       multiply<C, false>({queries + row * width, width, keys, KEYS * PAIR<C>,
                           ceil_div(dim, PAIR<C>), used, products, KEYS, &none},
                          some);
-      for (int64_t i = 0; i < some; i++)
-        weigh(products + i * KEYS, 0, seen(row + i), {scale * LOG2_E, 0}, parts.tops[row + i],
-              totals + (row + i) * W, parts.sums + (row + i) * columns, columns,
+      for (int64_t i = 0; i < some; i++) {
+        const Row grown{parts.tops[row + i], totals + (row + i) * W,
+                        parts.sums + (row + i) * columns, columns};
+        weigh(products + i * KEYS, 0, seen(row + i), {scale * LOG2_E, 0}, grown,
               shares + i * KEYS);
+      }
       multiply<C, true>({shares, KEYS, values, columns * PAIR<C>, used / PAIR<C>, columns,
                          parts.sums + row * columns, columns, &none},
                         some);

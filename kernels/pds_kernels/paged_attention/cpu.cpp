@@ -175,20 +175,25 @@ Scratch<C> scratch(int64_t rows, int64_t dim) {
           parts_at(part[7], rows, columns), parts_at(part[8], rows, columns)};
 }
 
-// Where the keys (or values) of the positions low <= position < high of a block lie; others are
-// zeros.
+// One head's keys, or values, of one request.
 template <class Kv>
-void locate(const Kv* head, int64_t page_stride, int64_t place_stride, const int32_t* pages,
-            int64_t page_size, int64_t block, int64_t low, int64_t high, const Kv* zeros,
-            const Kv** rows) {
-  low = std::max(low, block), high = std::min(high, block + KEYS);
-  for (int64_t key = 0; key < KEYS; key++) rows[key] = zeros;
-  for (int64_t at = low; at < high;) {
-    const int64_t page = at / page_size, end = std::min(high, (page + 1) * page_size);
-    const Kv* row = head + pages[page] * page_stride + (at - page * page_size) * place_stride;
-    for (; at < end; at++, row += place_stride) rows[at - block] = row;
+struct Pages {
+  const Kv* head;
+  int64_t page_stride, place_stride;
+  const int32_t* table;
+  int64_t page_size;
+
+  // Where those of the positions low <= position < high of a block lie; others are `zeros`.
+  void locate(int64_t block, int64_t low, int64_t high, const Kv* zeros, const Kv** rows) const {
+    low = std::max(low, block), high = std::min(high, block + KEYS);
+    for (int64_t key = 0; key < KEYS; key++) rows[key] = zeros;
+    for (int64_t at = low; at < high;) {
+      const int64_t page = at / page_size, end = std::min(high, (page + 1) * page_size);
+      const Kv* row = head + table[page] * page_stride + (at - page * page_size) * place_stride;
+      for (; at < end; at++, row += place_stride) rows[at - block] = row;
+    }
   }
-}
+};
 
 // What a tile's rows take of one piece of what they see, into room.piece.
 template <class C, class Kv>
@@ -197,9 +202,11 @@ void attend_piece(const Arguments& a, const Step* step, const Tile& tile, int64_
   const int64_t group = a.heads / a.kv_heads, rows = tile.tokens * group;
   const int64_t steps = ceil_div(a.dim, PAIR<C>), columns = columns_of(a.dim);
   const int64_t width = round_up(steps, W) * PAIR<C>;
-  const auto* keys = static_cast<const Kv*>(a.keys) + head * a.key_head;
-  const auto* values = static_cast<const Kv*>(a.values) + head * a.value_head;
-  const int32_t* pages = step->page_table + tile.request * step->pages;
+  const int32_t* table = step->page_table + tile.request * step->pages;
+  const Pages<Kv> keys{static_cast<const Kv*>(a.keys) + head * a.key_head, a.key_page, a.key_place,
+                       table, a.page_size};
+  const Pages<Kv> values{static_cast<const Kv*>(a.values) + head * a.value_head, a.value_page,
+                         a.value_place, table, a.page_size};
   const Scoring how = a.softcap ? Scoring{float(a.scale / a.softcap), float(a.softcap) * LOG2_E}
                                 : Scoring{float(a.scale) * LOG2_E, 0};
   std::fill_n(parts.tops, rows, NONE);
@@ -212,9 +219,8 @@ void attend_piece(const Arguments& a, const Step* step, const Tile& tile, int64_
   const Kv* found[2][2 * KEYS];  // of a block and the next one: keys, then values
   const auto find = [&](int64_t block) {
     const Kv** rows = found[block / KEYS % 2];
-    locate(keys, a.key_page, a.key_place, pages, a.page_size, block, tile.low, end, zeros, rows);
-    locate(values, a.value_page, a.value_place, pages, a.page_size, block, tile.low, end, zeros,
-           rows + KEYS);
+    keys.locate(block, tile.low, end, zeros, rows);
+    values.locate(block, tile.low, end, zeros, rows + KEYS);
     return rows;
   };
   const Kv** rows_here = find(low / KEYS * KEYS);
@@ -238,8 +244,9 @@ void attend_piece(const Arguments& a, const Step* step, const Tile& tile, int64_
       for (int64_t i = 0; i < some; i++) {
         const int64_t own = tile.position + (row + i) / group;
         const int64_t first = a.window ? own - a.window + 1 - block : -block;
-        weigh(room.products + i * KEYS, first, own + 1 - block, how, parts.tops[row + i],
-              room.totals + (row + i) * W, parts.sums + (row + i) * columns, columns,
+        const Row grown{parts.tops[row + i], room.totals + (row + i) * W,
+                        parts.sums + (row + i) * columns, columns};
+        weigh(room.products + i * KEYS, first, own + 1 - block, how, grown,
               room.shares + i * KEYS);
       }
       multiply<C, true>({room.shares, KEYS, room.values, columns * PAIR<C>, used / PAIR<C>, columns,

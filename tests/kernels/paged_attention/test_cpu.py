@@ -10,7 +10,7 @@ import pytest
 import torch
 from pds_kernels import cpu
 from pds_kernels.paged_attention import Geometry, Kernel
-from pds_kernels.paged_attention.cpu import Paged
+from pds_kernels.paged_attention.cpu import OnCpu
 from pds_kernels.paged_attention.dispatch import KERNELS
 from pds_kernels.plan import AttentionPlan
 from poison import poisoned
@@ -241,7 +241,7 @@ def test_a_program_plans_a_step_once_for_its_layers(kernel: Kernel, device: str)
     """A program is made once: what changes with a step is in Step."""
     made, rows = world(BASE)
     room = kernel.make(BASE)
-    assert isinstance(room, Paged)
+    assert isinstance(room, OnCpu)
     most = sum(length for _, length in rows.values())
     q = torch.empty(most, BASE.heads, BASE.head_dim)
     outs = [torch.empty(most, BASE.heads * BASE.head_dim) for _ in range(2)]
