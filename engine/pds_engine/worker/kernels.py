@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from pds_kernels import cpu
 from pds_kernels.building import Buildable
 from pds_kernels.cache import Artefact, Cache, manifest_digest
@@ -54,6 +55,7 @@ def install(planned: Plan, found: Mapping[str, Artefact], cache: Cache) -> None:
     if planned.target == CPU:
         for name, artefact in found.items():
             cpu.provide(name, artefact.folder)
+        cpu.use_threads(torch.get_num_threads())
         return
     from pds_kernels.builders import deep_gemm, triton
 

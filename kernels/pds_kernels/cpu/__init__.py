@@ -16,7 +16,7 @@ up when it is made.
 from pds_kernels.cpu.isa import Isa, here
 from pds_kernels.cpu.library import Library, loaded, of_room, provide, provided
 from pds_kernels.cpu.program import LIBRARY as PROGRAM
-from pds_kernels.cpu.program import NAMES, Op, Program, Step, fields, function, run
+from pds_kernels.cpu.program import NAMES, Op, Program, Step, fields, function, run, use_threads
 
 __all__ = [
     "NAMES",
@@ -34,4 +34,5 @@ __all__ = [
     "provide",
     "provided",
     "run",
+    "use_threads",
 ]

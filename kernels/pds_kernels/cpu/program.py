@@ -66,8 +66,8 @@ class _Instruction(ctypes.Structure):
 class Program:
     """Operations one after another. Their arguments may be changed between two calls.
 
-    Each thread that runs programs has a crew of `torch.get_num_threads()`, itself among them. One
-    program may be run by one thread at a time.
+    Each thread that runs programs has a crew (`use_threads`), itself among them. One program may be
+    run by one thread at a time.
     """
 
     def __init__(self, ops: Sequence[Op]) -> None:
@@ -115,6 +115,14 @@ NAMES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
 """Of dtypes, in the names of operations."""
 
 
+def use_threads(count: int) -> None:
+    """From now on crews are of `count` threads, and torch's own operations run on one: threads of
+    OpenMP spin for a while after each of these, on the cores that a crew needs."""
+    global _members
+    _members = count
+    torch.set_num_threads(1)
+
+
 class _Crew:
     """The threads that compute what one thread runs, itself among them. They do not survive a
     fork, so `process` is part of whose they are."""
@@ -133,12 +141,14 @@ class _Crew:
             self._end(self.pool)
 
 
+_members = 0
+"""0: as many as torch has."""
 _own = threading.local()
 
 
 def _crew() -> _Crew:
     """This thread's."""
-    wanted = torch.get_num_threads(), os.getpid()
+    wanted = _members or torch.get_num_threads(), os.getpid()
     found: _Crew | None = getattr(_own, "crew", None)
     if found is None or found.made_for != wanted:
         found = _own.crew = _Crew(*wanted)
