@@ -40,7 +40,7 @@ template <class X, class Activation>
 void gated(const void* arguments, const Step* step, const Crew* crew) {
   const auto& a = *static_cast<const Arguments*>(arguments);
   const int64_t pieces = ceil_div(a.columns, GRAIN);
-  for (int64_t at = crew->claim(); at < step->tokens * pieces; at = crew->claim()) {
+  crew->share(step->tokens * pieces, [&](int64_t at) {
     const int64_t token = at / pieces, first = at % pieces * GRAIN;
     const int64_t last = first + GRAIN < a.columns ? first + GRAIN : a.columns;
     const X* gate = static_cast<const X*>(a.gate_up) + token * a.stride;
@@ -50,7 +50,7 @@ void gated(const void* arguments, const Step* step, const Crew* crew) {
       const int n = int(last - i < W ? last - i : W);
       store(out + i, Activation::of(load(gate + i, n), load(up + i, n)), n);
     }
-  }
+  });
 }
 
 }  // namespace

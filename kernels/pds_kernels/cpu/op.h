@@ -1,6 +1,7 @@
 // What an operation is to a program (program.cpp): a function that several threads call at once.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 
@@ -30,6 +31,15 @@ struct Crew {
   // The first of `grain` pieces of work that nobody else will do.
   int64_t claim(int64_t grain = 1) const {
     return next->fetch_add(grain, std::memory_order_relaxed);
+  }
+
+  // piece(i) for those of 0 … count - 1 that nobody else does, some at a time: a claim costs as
+  // much as a small piece, and neighbours lie side by side.
+  template <class F>
+  void share(int64_t count, F piece) const {
+    const int64_t grain = std::clamp<int64_t>(count / (8 * members), 1, 32);
+    for (int64_t first = claim(grain); first < count; first = claim(grain))
+      for (int64_t i = first; i < std::min(count, first + grain); i++) piece(i);
   }
 };
 

@@ -155,7 +155,7 @@ struct Summing {
 template <class X>
 void sum_choices(const void* arguments, const Step* step, const Crew* crew) {
   const auto& a = *static_cast<const Summing*>(arguments);
-  for (int64_t token = crew->claim(); token < step->tokens; token = crew->claim()) {
+  crew->share(step->tokens, [&](int64_t token) {
     const X* rows = static_cast<const X*>(a.rows) + token * a.choices * a.hidden;
     const float* weights = a.weights + token * a.choices;
     const X* shared = static_cast<const X*>(a.shared);
@@ -171,7 +171,7 @@ void sum_choices(const void* arguments, const Step* step, const Crew* crew) {
       if (shared) total += load(shared + token * a.hidden + at, n) * counts;
       store(out + at, total, n);
     }
-  }
+  });
 }
 
 struct Packing {

@@ -80,13 +80,13 @@ void unpack(const void* arguments, const Step* step, const Crew* crew) {
   constexpr int N = Pair<Wt>::numbers;
   const auto& a = *static_cast<const Unpacking*>(arguments);
   const int64_t* ids = a.ids ? a.ids : step->ids;
-  for (int64_t token = crew->claim(); token < step->tokens; token = crew->claim()) {
+  crew->share(step->tokens, [&](int64_t token) {
     const auto* from = static_cast<const Wt*>(a.packed) +
                        ids[token] / PANEL * panel_size<Wt>(a.columns) + ids[token] % PANEL * N;
     auto* to = static_cast<X*>(a.out) + token * a.out_stride;
     for (int64_t at = 0; at < a.columns; at++)
       to[at] = narrow<X>(widen(from[at / N * N * PANEL + at % N]));
-  }
+  });
 }
 
 }  // namespace

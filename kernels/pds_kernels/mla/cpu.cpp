@@ -18,14 +18,14 @@ namespace {
 template <class X>
 void write(const Arguments& a, const Step* step, const Crew* crew) {
   const int64_t tokens = step->cu_seqlens[step->requests];
-  for (int64_t token = crew->claim(); token < tokens; token = crew->claim()) {
+  crew->share(tokens, [&](int64_t token) {
     const int64_t slot = step->write_slots[token];
     const int64_t at = slot / a.page_size * a.page + slot % a.page_size * a.place;
     const X* from = static_cast<const X*>(a.latent) + token * a.latent_token;
     if (a.stored == F32) copy(from, a.width(), static_cast<float*>(a.pages) + at);
     if (a.stored == BF16) copy(from, a.width(), static_cast<bf16*>(a.pages) + at);
     if (a.stored == F16) copy(from, a.width(), static_cast<half*>(a.pages) + at);
-  }
+  });
 }
 
 // Calls work(head, tokens, panels) for a product of each head and all single tokens.

@@ -91,7 +91,7 @@ void gate(const void* arguments, const Step* step, const Crew* crew) {
   const auto& a = *static_cast<const Arguments*>(arguments);
   static thread_local Room room;
   room.scores.resize(a.experts);
-  for (int64_t token = crew->claim(); token < step->tokens; token = crew->claim()) {
+  crew->share(step->tokens, [&](int64_t token) {
     const X* logits = static_cast<const X*>(a.logits) + token * a.stride;
     float* scores = room.scores.data();
     for (int64_t i = 0; i < a.experts; i++) scores[i] = widen(logits[i]);
@@ -115,7 +115,7 @@ void gate(const void* arguments, const Step* step, const Crew* crew) {
       for (int64_t i = 0; i < a.top_k; i++) total += weights[i];
     for (int64_t i = 0; i < a.top_k; i++)
       weights[i] = (a.renormalise ? weights[i] / total : weights[i]) * float(a.scaling);
-  }
+  });
 }
 
 }  // namespace

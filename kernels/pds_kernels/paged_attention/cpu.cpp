@@ -344,7 +344,7 @@ void write(const void* arguments, const Step* step, const Crew* crew) {
   const auto copy = [&](const X* from, Kv* to) {
     for (int64_t at = 0; at < a.dim; at++) to[at] = narrow<Kv>(widen(from[at]));
   };
-  for (int64_t token = crew->claim(); token < tokens; token = crew->claim()) {
+  crew->share(tokens, [&](int64_t token) {
     const int64_t page = step->write_slots[token] / a.page_size;
     const int64_t place = step->write_slots[token] % a.page_size;
     for (int64_t head = 0; head < a.kv_heads; head++) {
@@ -354,7 +354,7 @@ void write(const void* arguments, const Step* step, const Crew* crew) {
            static_cast<Kv*>(a.values) + page * a.value_page + head * a.value_head +
                place * a.value_place);
     }
-  }
+  });
 }
 
 }  // namespace

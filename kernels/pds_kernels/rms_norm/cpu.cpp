@@ -34,7 +34,7 @@ inline vf as<float>(vf x) { return x; }
 template <class X, class Wt>
 void norm(const void* arguments, const Step* step, const Crew* crew) {
   const auto& a = *static_cast<const Arguments*>(arguments);
-  for (int64_t token = crew->claim(); token < step->tokens; token = crew->claim()) {
+  crew->share(step->tokens, [&](int64_t token) {
     const X* x = static_cast<const X*>(a.x) + token * a.x_stride;
     if (a.residual) {
       const X* residual = static_cast<const X*>(a.residual) + token * a.residual_stride;
@@ -45,7 +45,7 @@ void norm(const void* arguments, const Step* step, const Crew* crew) {
       }
       x = total;
     }
-    if (!a.weight) continue;
+    if (!a.weight) return;
     vf squares[2] = {};
     for (int64_t at = 0; at < a.hidden; at += W) {
       const vf v = load(x + at, int(a.hidden - at < W ? a.hidden - at : W));
@@ -59,7 +59,7 @@ void norm(const void* arguments, const Step* step, const Crew* crew) {
       const vf weight = load(static_cast<const Wt*>(a.weight) + at, n);
       store(out + at, as<Wt>(load(x + at, n) * scale) * weight, n);
     }
-  }
+  });
 }
 
 }  // namespace

@@ -75,7 +75,7 @@ void rotate_and_write(const void* arguments, const Step* step, const Crew* crew)
   const auto& a = *static_cast<const Arguments*>(arguments);
   constexpr int64_t MOST = 1024;
   X normed[MOST];
-  for (int64_t token = crew->claim(); token < step->tokens; token = crew->claim()) {
+  crew->share(step->tokens, [&](int64_t token) {
     const X* from = static_cast<const X*>(a.qkv) + token * a.stride;
     const float* row = a.rows + (a.indexed ? step->positions[token] : token) * a.rotated;
     const int64_t slot = step->write_slots[token];
@@ -96,7 +96,7 @@ void rotate_and_write(const void* arguments, const Step* step, const Crew* crew)
     }
     for (int64_t head = 0; head < a.kv_heads; head++, from += a.dim)
       turn(from, row, a.dim, 0, static_cast<Kv*>(a.values) + place + head * a.head_stride);
-  }
+  });
 }
 
 struct Turning {
@@ -111,12 +111,12 @@ struct Turning {
 template <class X>
 void rotate(const void* arguments, const Step* step, const Crew* crew) {
   const auto& a = *static_cast<const Turning*>(arguments);
-  for (int64_t token = crew->claim(); token < step->tokens; token = crew->claim()) {
+  crew->share(step->tokens, [&](int64_t token) {
     const float* row = a.table + step->positions[token] * a.rotated;
     X* x = static_cast<X*>(a.x) + token * a.stride;
     for (int64_t head = 0; head < a.heads; head++, x += a.head_stride)
       turn(x, row, a.rotated, a.rotated, x);
-  }
+  });
 }
 
 }  // namespace
