@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 from compile_threads import threads
+from pds_engine import cache, warmup
 from pds_engine import config as configuration
-from pds_engine import warmup
 from pds_engine.artefacts import plan as artefacts
 from pds_engine.artefacts.plan import plan
 from pds_engine.cache import open_cache
@@ -73,7 +73,7 @@ def refuses(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
     def begin(number: int) -> None:
         monkeypatch.setattr(Refusing, "NUMBER", number)
-        monkeypatch.setattr(warmup, "Cache", functools.partial(Cache, files=Refusing))
+        monkeypatch.setattr(cache, "Cache", functools.partial(Cache, files=Refusing))
 
     return begin
 

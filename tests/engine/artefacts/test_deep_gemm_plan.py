@@ -91,7 +91,7 @@ def installed(config: EngineConfig, found: dict[DeepGemmKernel, Artefact]) -> di
     before = dict(os.environ)
     by_name = {kernel.name: artefact for kernel, artefact in found.items()}
     try:
-        install(Plan("sm_90", tuple(found), ()), by_name, open_cache(config))
+        install(Plan("sm_90", tuple(found)), by_name, open_cache(config))
         return {name: text for name, text in os.environ.items() if before.get(name) != text}
     finally:
         os.environ.clear()

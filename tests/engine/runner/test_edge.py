@@ -21,7 +21,7 @@ from pds_engine.runner.runner import Runner
 from pds_engine.sizing import kv_format, kv_shard
 from pds_kernels.launching import recording
 from pds_kernels.targets import gpu
-from pds_kernels.upload import upload
+from pds_kernels.upload import sent, upload
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -44,7 +44,7 @@ def frames() -> Iterator[FrameType]:
 
 
 def by_upload() -> bool:
-    return any(frame.f_code is upload.__code__ for frame in frames())
+    return any(frame.f_code in (sent.__code__, upload.__code__) for frame in frames())
 
 
 class Written(TorchFunctionMode):

@@ -255,9 +255,11 @@ class SamplingWorker:
         gumbel_max = kernel(vocab, logits.device)
         tokens = sample(logits, batch, self._tables, vocab, gumbel_max)
         self._tables.sampled(nought, tokens)
-        scores = logprobs(logits, tokens, rows, vocab)
+        asked, scores = logprobs(logits, tokens, rows, vocab)
+        chances = dict(zip(asked, scores.read(), strict=True)) if scores else {}
         for index, token in enumerate(tokens.tolist()):
-            travelled(Token(request_id="r", index=index, token=token, logprobs=scores[index]))
+            chance = chances.get(index)
+            travelled(Token(request_id="r", index=index, token=token, logprobs=chance))
         self._tables.release(0, 0)
         (token,) = tokens.tolist()
         return int(token)

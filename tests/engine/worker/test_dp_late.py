@@ -5,7 +5,7 @@ import signal
 import time
 
 import pytest
-from comparing import compare
+from comparing_groups import compare
 from pds_engine.messages import Token
 
 pytestmark = pytest.mark.slow

@@ -9,7 +9,7 @@ from itertools import count
 from typing import Any
 
 import pytest
-from comparing import compare
+from comparing_groups import compare
 from pairwise import Case, Matrix, name, pairs
 from real_group import handed_over
 

@@ -16,7 +16,7 @@ import near_ties
 import pytest
 import torch
 import transformers
-from comparing import compare
+from comparing_groups import compare
 from pairwise import Case, Matrix, name, pairs
 from pds_engine.config import EngineConfig
 from pds_engine.messages import Submit, Token

@@ -17,7 +17,7 @@ from itertools import count, pairwise
 from typing import Any
 
 import pytest
-from comparing import compare
+from comparing_groups import compare
 from pairwise import Case, Matrix, name, pairs
 from pds_engine.messages import State
 

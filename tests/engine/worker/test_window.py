@@ -3,7 +3,7 @@
 import pytest
 import torch
 import transformers
-from comparing import compare
+from comparing_groups import compare
 from pds_engine.models.registry import read_spec
 from pds_engine.scheduler.settings import Settings
 from random_models import MODELS, saved
