@@ -67,9 +67,12 @@ def test_what_is_reported_of_two_pods_is_true(staged: Serving, client: httpx.Cli
     for metrics in (f"{other}:8000/metrics", f"{other}:9090/metrics"):
         assert 'pds_rank_ready{rank="1"} 1.0' in client.get(metrics).text
     rows = [line.split() for line in pds_status(staged).splitlines()]
-    group, *pods = [row for row in rows if row and row[0].startswith("staged-p-0-0-")]
+    group, *others = [row for row in rows if row and row[0].startswith("staged-p-0-0-")]
     assert (group[0], group[2:5]) == ("staged-p-0-0-0", ["0", "up", "yes"])
+    *pods, start = others
     assert pods == [[f"staged-p-0-0-{rank_pod}", "Running"] for rank_pod in (0, 1)]
+    name, *seconds = start  # what the start took, in all and by phase
+    assert name == "staged-p-0-0-0" and all(float(each) >= 0 for each in seconds)
 
 
 def sent(serving: Serving, pod: Object) -> bool:

@@ -99,6 +99,13 @@ class OnCpu:
         return to
 
     def unpack(self, packed: Tensor, ids: Tensor) -> Tensor:
+        """As plan.Linear.
+
+        Raises:
+            IndexError: an id is out of range.
+        """
+        if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < self._geometry.rows:
+            raise IndexError(f"ids are 0 to {self._geometry.rows - 1}, not {ids.tolist()}")
         out = torch.empty(len(ids), self._geometry.columns, dtype=self._geometry.dtype)
         cpu.run(self.unpacking(packed, ids, out), len(ids))
         return out

@@ -67,6 +67,15 @@ def test_unpacks_rows(kernel: Kernel, device: str, dtypes: tuple[torch.dtype, ..
     )
 
 
+@pytest.mark.parametrize("ids", [[-1], [0, 70], [1 << 40]])
+@pytest.mark.parametrize(("kernel", "device"), served(KERNELS, geometry, "cpu"))
+def test_a_row_that_there_is_not_is_refused(kernel: Kernel, device: str, ids: list[int]) -> None:
+    linear = kernel.make(geometry(torch.device(device), 70, 33))
+    packed = linear.pack(torch.randn(70, 33))
+    with pytest.raises(IndexError):
+        linear.unpack(packed, torch.tensor(ids))
+
+
 @pytest.mark.parametrize("dtypes", DTYPES)
 @pytest.mark.parametrize(
     ("kernel", "device"),
