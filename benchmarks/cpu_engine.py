@@ -188,6 +188,9 @@ def over_http(
 
 async def streamed(url: str, sizes: Sizes, drawn: Drawn) -> dict[str, float]:
     """One round of one server."""
+    await together(
+        url, drawn.prompts(1, sizes.prompt), 1
+    )  # threads of the other one may still spin
     measured = {}
     for count in sizes.prompts:
         answers = await together(url, drawn.prompts(count, sizes.prompt), 1)
