@@ -123,12 +123,9 @@ def processes(server: Server) -> dict[str, int]:
 
 
 def cpu_seconds(pids: dict[str, int]) -> dict[str, float]:
-    """Of each process since it started, and of this one."""
-    tasks = {name: Path(f"/proc/{pid}/task").glob("*/schedstat") for name, pid in pids.items()}
-    spent = {
-        name: sum(int(one.read_text().split()[0]) for one in each) / 1e9
-        for name, each in tasks.items()
-    }
+    """Of each process since it started, of threads that have ended too, and of this one."""
+    # The clock of a process's CPU time, as clock_getcpuclockid(3) makes it on Linux.
+    spent = {name: time.clock_gettime(~pid << 3 | 2) for name, pid in pids.items()}
     return {**spent, "client": time.process_time()}
 
 

@@ -119,6 +119,16 @@ inline void store(T* p, vf v, int n) {
   for (int i = 0; i < n; i++) p[i] = all[i];
 }
 
+// Each number rounded as a T is.
+template <class T>
+inline vf as(vf x) {
+  T all[W];
+  store(all, x);
+  return load(all);
+}
+template <>
+inline vf as<float>(vf x) { return x; }
+
 inline vf greater(vf a, vf b) { return a > b ? a : b; }
 
 inline float sum(vf v) {

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pds_kernels import cpu
-from pds_kernels.paged_attention.plan import Attend, Geometry
+from pds_kernels.paged_attention.plan import Attend, Geometry, check
 from pds_kernels.plan import AttentionPlan
 
 LIBRARY = cpu.of_room(__file__)
@@ -155,9 +155,7 @@ class OnCpu:
             ValueError: the geometry has sinks and none are given, or the other way round.
         """
         geometry = self.geometry
-        if geometry.sinks != (sinks is not None):
-            given = "missing" if sinks is None else "given"
-            raise ValueError(f"geometry.sinks is {geometry.sinks}, and sinks are {given}")
+        check(geometry, sinks)
         arguments = cpu.fields(
             _Arguments,
             work=self._work,

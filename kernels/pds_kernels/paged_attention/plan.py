@@ -71,3 +71,10 @@ class Attend(Protocol):
 
 Prepare = Callable[[AttentionPlan], Attend]
 """Whatever a kernel derives from a plan is derived here, once a step."""
+
+
+def check(geometry: Geometry, sinks: Tensor | None) -> None:
+    """As Attend raises."""
+    if geometry.sinks != (sinks is not None):
+        given = "missing" if sinks is None else "given"
+        raise ValueError(f"geometry.sinks is {geometry.sinks}, and sinks are {given}")

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pds_kernels.gathering import Decode, Extend, Gather, Reach, gather
-from pds_kernels.paged_attention.plan import Attend, Geometry, Prepare
+from pds_kernels.paged_attention.plan import Attend, Geometry, Prepare, check
 from pds_kernels.plan import AttentionPlan
 
 
@@ -42,9 +42,7 @@ class _Attention:
         sinks: Tensor | None = None,
     ) -> Tensor:
         geometry, step = self._geometry, self._step
-        if geometry.sinks != (sinks is not None):
-            given = "missing" if sinks is None else "given"
-            raise ValueError(f"geometry.sinks is {geometry.sinks}, and sinks are {given}")
+        check(geometry, sinks)
         if k is not None and v is not None:
             keys[step.pages, :, step.offsets] = k.to(keys.dtype)
             values[step.pages, :, step.offsets] = v.to(values.dtype)

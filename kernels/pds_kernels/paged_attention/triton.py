@@ -22,7 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pds_kernels.launching import launch
-from pds_kernels.paged_attention.plan import Attend, Geometry, Prepare
+from pds_kernels.paged_attention.plan import Attend, Geometry, Prepare, check
 from pds_kernels.paged_attention.tuning import Blocks, Tuning, tuning
 from pds_kernels.plan import AttentionPlan
 from pds_kernels.split_kv import Heads, Listed, Listing, Partial, listed, sms, token_stride
@@ -125,9 +125,7 @@ class _Attention:
         sinks: Tensor | None = None,
     ) -> Tensor:
         geometry = self._geometry
-        if geometry.sinks != (sinks is not None):
-            given = "missing" if sinks is None else "given"
-            raise ValueError(f"geometry.sinks is {geometry.sinks}, and sinks are {given}")
+        check(geometry, sinks)
         if k is not None and v is not None:
             self._write(k, v, keys, values)
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)

@@ -22,15 +22,6 @@ struct Arguments {
   double eps;
 };
 
-template <class T>
-inline vf as(vf x) {  // rounded as a T is
-  T all[W];
-  store(all, x);
-  return load(all);
-}
-template <>
-inline vf as<float>(vf x) { return x; }
-
 template <class X, class Wt>
 void norm(const void* arguments, const Step* step, const Crew* crew) {
   const auto& a = *static_cast<const Arguments*>(arguments);

@@ -26,15 +26,6 @@ struct Arguments {
   int64_t rotated;
 };
 
-template <class T>
-inline vf as(vf x) {  // rounded as a T is
-  T all[W];
-  store(all, x);
-  return load(all);
-}
-template <>
-inline vf as<float>(vf x) { return x; }
-
 inline int least(int64_t left) { return int(left < W ? left : W); }
 
 // x / rms(x) * weight, from `x` to `to`: rounded as rms_norm/reference.py says.
