@@ -6,6 +6,7 @@ reason that it knows leaves ended-KIND.json. LAUNCH is the process id of launch.
 """
 
 import ctypes
+import faulthandler
 import json
 import logging
 import os
@@ -25,6 +26,7 @@ logger = logging.getLogger("pds.child")
 
 
 def main() -> None:
+    faulthandler.enable()  # a crash in native code says on stderr where each thread was
     kind, folder, parent = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
     _die_with(parent)
     config = EngineConfig.model_validate_json((folder / "config.json").read_text())

@@ -259,7 +259,12 @@ def _domain() -> str:
 def _confine(host: str, ports: range) -> None:
     """Make UCX, before it is loaded, use only the pod's own device (and its RDMA ones), and one of
     `ports`. If none of them were free it would look for one for ever.
+
+    Nor may it rewrite libc's mmap, madvise and others to see what is unmapped: a thread that is
+    within one returns into the middle of the new code (openucx/ucx #11795). What is registered
+    here stays mapped, so it has nothing to see.
     """
+    os.environ.setdefault("UCX_MEM_MMAP_HOOK_MODE", "none")
     devices = [name for _, name in socket.if_nameindex() if _address_of(name) == host]
     if devices and _RDMA.is_dir():
         devices += [f"{entry.name}:1" for entry in sorted(_RDMA.iterdir())]

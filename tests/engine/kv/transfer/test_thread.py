@@ -275,15 +275,22 @@ def test_an_idle_thread_costs_nothing(pair) -> None:
     assert time.process_time() - before < 0.01
 
 
-LISTENS = """
-import os, sys
+STARTS = """
+import ctypes, os, sys
 from pds_engine.kv.layout import KvFormat, shard
 from pds_engine.kv.pool import KvPool
 from pds_engine.kv.transfer.nixl import NixlBackend
 
 kv = KvFormat(digest="d", dtype="bfloat16", page_size=16, layers=1, kv_heads=1, head_dim=8)
+def code():
+    libc = ctypes.CDLL(None)
+    found = [getattr(libc, name) for name in ("mmap", "munmap", "mremap", "madvise", "brk")]
+    return [ctypes.string_at(ctypes.cast(each, ctypes.c_void_p).value, 16) for each in found]
+
+before = code()
 ports = range(*map(int, sys.argv[1:]))
 backend = NixlBackend(KvPool(kv, shard(kv, layers=(0, 1)), 2), "127.0.0.1", ports)
+print("rewritten:", before != code())
 folder = "/proc/self/fd/"
 own = {os.readlink(folder + fd) for fd in os.listdir(folder) if os.path.islink(folder + fd)}
 for line in open("/proc/self/net/tcp"):
@@ -297,7 +304,14 @@ os._exit(0)
 def test_ucx_takes_a_free_port_of_its_own_range(side) -> None:
     """Of a process: UCX reads its settings once. The first port of the range is another's."""
     taken = decode_offer(side(FORMAT, WHOLE, 2, ["tcp"]).endpoint().backends["tcp"]).port
-    words = [sys.executable, "-c", LISTENS, str(taken), str(taken + 8)]
+    words = [sys.executable, "-c", STARTS, str(taken), str(taken + 8)]
     printed = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True).stdout
     (port,) = re.findall(r"listens on (\d+)", printed)
     assert taken < int(port) < taken + 8
+
+
+def test_ucx_leaves_the_code_of_libc_alone() -> None:
+    """A thread that is in madvise while UCX writes a jump over it ends the process."""
+    words = [sys.executable, "-c", STARTS, "0", "0"]
+    printed = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True).stdout
+    assert "rewritten: False" in printed
