@@ -272,7 +272,9 @@ def report(options: argparse.Namespace) -> dict[str, Any]:
         "unit": "ms a step",
         "better": "lower",
         "baseline": best and best[1],
-        "ratio": figures.smallest(part["ratios"] for part in by_model.values()),
+        "ratio": figures.smallest(part["ratios"] for part in by_model.values())
+        if sizes.compiled
+        else None,
         **told,
         "read_gb_per_s": round(limits.read / 1e9, 2),
         "product_tflops": round(limits.product / 1e12, 3),
@@ -289,7 +291,11 @@ def report(options: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="tiny models, within a minute")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="tiny models in plain torch, to see that all runs: no ratio",
+    )
     parser.add_argument("--engines", nargs="+", choices=NAMES, help="all; --quick: without vllm")
     parser.add_argument("--no-http", dest="http", action="store_false", help="in process alone")
     parser.add_argument("--rounds", type=int, help="rounds that count [5; --quick: 1]")

@@ -12,18 +12,13 @@ chances of so great a difference, or a greater one, where there is none. The run
 
 import argparse
 import json
-import os
 import platform
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
-from common import doing, say
-from pds_kernels import cpu
-from pds_kernels.cpu import isa, program
+from common import doing, kernels, say
+from pds_kernels.cpu import isa
 from pds_kernels.sampler import Bounds, Draws, Geometry, Penalties, Rows, Selection
 from pds_kernels.sampler.cpu import LIBRARY, OnCpu, make
 from pds_kernels.sampler.reference import InTorch
@@ -132,28 +127,17 @@ def main() -> None:
     times, draws = (3, 10_000) if quick else (30, 500_000)
     torch.manual_seed(0)
     logits = torch.randn(ROWS, VOCAB)
-    has = isa.flags(Path("/proc/cpuinfo").read_text())
-    sets = [
-        each for each in isa.ISAS if each.machine in ("", os.uname().machine) and each.needs <= has
-    ]
-    if quick:
-        sets = [each for each in sets if each in (isa.here(),) or each.name == "avx2"]
     ms, core_ms, p_values = {}, {}, {}
     threads = torch.get_num_threads()
-    with doing("choosing tokens", 300 if quick else 900), TemporaryDirectory() as folder:
-        for which in sets:
-            say(f"kernels of {which.name}")
-            for library in (program.LIBRARY, LIBRARY):
-                place = Path(folder) / which.name / library.name
-                place.mkdir(parents=True)
-                replace(library, isa=which).build(place)
-                cpu.provide(library.name, place)
-            selection = make(Geometry(VOCAB, 0, CPU))
-            ms[which.name] = measured(selection, logits, times)
-            torch.set_num_threads(1)
-            core_ms[which.name] = measured(selection, logits, times)
-            torch.set_num_threads(threads)
-            p_values[which.name] = fits(make(Geometry(SMALL, 0, CPU)), draws)
+    with doing("choosing tokens", 300 if quick else 900):
+        for which in kernels.sets(few=quick):
+            with kernels.of(which, LIBRARY):
+                selection = make(Geometry(VOCAB, 0, CPU))
+                ms[which.name] = measured(selection, logits, times)
+                torch.set_num_threads(1)
+                core_ms[which.name] = measured(selection, logits, times)
+                torch.set_num_threads(threads)
+                p_values[which.name] = fits(make(Geometry(SMALL, 0, CPU)), draws)
         say("the definition in torch")
         few = 1 if quick else 8
         torch_ms = measured(InTorch(0), logits[:few], 1 if quick else 3)

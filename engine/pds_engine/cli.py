@@ -65,7 +65,7 @@ def serve(
     """Serve a model over HTTP: the OpenAI API, on one machine or as part of a PDServing."""
     flags: dict[str, Any] = {
         "model.path": model,
-        "model.name": name or (model.resolve().name if model and not config else None),
+        "model.name": name,
         "role": role,
         "model.dtype": dtype,
         "http.host": host,

@@ -31,7 +31,7 @@ class Section(BaseModel):
 
 class ModelConfig(Section):
     name: str = "default"
-    """What clients send as "model"."""
+    """What clients send as "model"; `load` takes the folder's name where none is given."""
     path: Path = Path("/models")
     """A folder of the Hugging Face layout: config.json, *.safetensors, tokenizer.json."""
     dtype: Dtype = "bfloat16"
@@ -240,6 +240,8 @@ class EngineConfig(Section):
     def _warm_means_compiled(self) -> Self:
         if self.cache.warmup and not (self.compile and self.cache.path):
             raise ValueError("cache.warmup needs compile: true and cache.path")
+        if self.compile and not self.cache.path:
+            raise ValueError("compile: true needs cache.path, the folder of the compile cache")
         return self
 
     @property
@@ -286,6 +288,9 @@ def load(
     for key, value in (flags or {}).items():
         if value is not None:
             _put(tree, key, value)
+    model = tree.get("model")
+    if isinstance(model, dict) and isinstance(model.get("path"), str | Path):
+        model.setdefault("name", Path(model["path"]).resolve().name)
     return parse(EngineConfig, tree)
 
 

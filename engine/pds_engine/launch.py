@@ -209,6 +209,8 @@ class _PodProcesses:
         left = ((kind, LastWords.read(self._folder, kind)) for kind in self._kinds)
         end = cause(first, {kind: words for kind, words in left if words is not None})
         text = f"{self._name(end.kind)} ended with status {end.status}, and its group with it"
+        if end.status == -signal.SIGKILL:
+            text += "; a kill is mostly the kernel's: raise resources.limits.memory"
         logger.error("%s", text)
         _write_termination_log({"error": f"{text}: {end.error}" if end.error else text})
         return 1

@@ -1,7 +1,7 @@
 """`pds-engine warmup`: compiles all that a pod will run, before the pod gets a request.
 
 It runs in an init container, before any collective exists, on all stages and replicas at once. Each
-graph is compiled once per volume. Without a usable volume only the sharing is lost: the pod then
+artefact is compiled once per volume. Without a usable volume only the sharing is lost: the pod then
 compiles for itself. The proof goes to the termination message, for the operator.
 """
 
@@ -87,7 +87,7 @@ def warm(config: EngineConfig) -> Warmed:
     """Compile or find what this pod's ranks run, and write the manifest of each of its stages.
 
     Raises:
-        RuntimeError: a graph cannot be compiled, or this pod has no place for it.
+        RuntimeError: something cannot be compiled, or this pod has no place for it.
         TimeoutError: cache.timeout_seconds were not enough.
     """
     started = time.monotonic()

@@ -2,7 +2,7 @@
 
 import pytest
 from pds_engine import cli, launch
-from pds_engine.config import EngineConfig
+from pds_engine.config import EngineConfig, load
 from pds_engine.errors import ConfigError
 from real_processes import MODEL
 from typer.testing import CliRunner
@@ -38,3 +38,16 @@ def test_a_stage_of_several_ranks_is_served(split: dict) -> None:
 def test_a_flag_says_how_long_a_request_may_be() -> None:
     done = CliRunner().invoke(cli.app, ["serve", "--model", MODEL, "--max-model-len", "100000"])
     assert "max_model_len 100000 is above" in str(done.exception)
+
+
+def test_a_model_without_a_name_has_its_folder_s(tmp_path) -> None:
+    file = tmp_path / "engine.yaml"
+    file.write_text("model: {path: examples/models/tiny}")
+    assert load(file, environ={}).model.name == "tiny"
+    assert load(file, flags={"model.path": tmp_path / "other"}, environ={}).model.name == "other"
+    assert load(file, flags={"model.name": "mine"}, environ={}).model.name == "mine"
+
+
+def test_compiled_kernels_need_a_folder() -> None:
+    with pytest.raises(ConfigError, match=r"compile: true needs cache\.path"):
+        load(flags={"compile": "true"}, environ={})

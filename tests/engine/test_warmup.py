@@ -26,14 +26,14 @@ from pds_engine.keys import Keys
 from pds_engine.server.warmed import show_warmup
 from pds_engine.warming import memory
 from pds_engine.worker import kernels
-from pds_kernels import activation, rms_norm
+from pds_kernels import linear, rms_norm
 from pds_kernels.cache import Cache
 from pds_kernels.cache.files import Files
 from pds_kernels.cpu import Library, library
 from prometheus_client import CollectorRegistry
 from warm_pod import WarmPod
 
-TWO = (activation.CPU_LIBRARY, rms_norm.CPU_LIBRARY)
+TWO = (linear.CPU_LIBRARY, rms_norm.CPU_LIBRARY)
 
 
 class Refusing(Files):
@@ -197,7 +197,7 @@ def test_a_failure_on_a_good_volume_is_reported_alone(
     proof = lone.warm()
     assert proof["status"] == 1
     assert proof["error"] in {
-        f"artefact {name}: ValueError: no such instruction" for name in ("activation", "rms_norm")
+        f"artefact {name}: ValueError: no such instruction" for name in ("linear", "rms_norm")
     }
 
 
@@ -234,7 +234,7 @@ def test_the_log_says_what_was_damaged_and_how_long_it_took_to_rebuild(
     assert (proof["compiled"], proof["volume"]) == (2, "")
     what = r"what lay in the cache was damaged (kernels.so has changed); compiled in 0.0 s"
     logged = {json.loads(line)["message"] for line in capsys.readouterr().err.splitlines()}
-    assert {f"artefact {name}: {what}" for name in ("activation", "rms_norm")} <= logged
+    assert {f"artefact {name}: {what}" for name in ("linear", "rms_norm")} <= logged
     assert pod("c").warm()["reused"] == 2
 
 
@@ -274,7 +274,7 @@ def test_each_artefact_is_a_line_and_the_proof_is_the_last_one(
 ) -> None:
     proof = pod("a").warm(workers=1)
     first, second, last = lines(capsys)
-    assert {first.pop("artefact"), second.pop("artefact")} == {"activation", "rms_norm"}
+    assert {first.pop("artefact"), second.pop("artefact")} == {"linear", "rms_norm"}
     took = first["seconds"]
     assert first.pop("stages") == [0]
     assert first == {"n": 1, "of": 2, "seconds": took, "left": round(took, 1), "source": "built"}

@@ -225,6 +225,12 @@ CASES = [
         "maxSeconds must be above 0",
     ),
     (
+        "a share of memory",
+        changed("engine", {"kvMemoryFraction": 1}),
+        changed("engine", {"kvMemoryFraction": 0}),
+        "kvMemoryFraction must be at least 0.01",
+    ),
+    (
         "a chunk holds a page",
         changed("engine", {"chunkSize": 16, "pageSize": 16}),
         changed("engine", {"chunkSize": 8, "pageSize": 16}),

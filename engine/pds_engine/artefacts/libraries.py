@@ -1,7 +1,6 @@
 """The kernels for CPUs that a model runs: libraries, each of one room and for any shape."""
 
 from pds_kernels import (
-    activation,
     cpu,
     grouped_gemm,
     linear,
@@ -17,7 +16,6 @@ from pds_engine.spec import DecoderSpec, ExpertsSpec, MlaSpec
 
 DENSE = (
     cpu.PROGRAM,
-    activation.CPU_LIBRARY,
     linear.CPU_LIBRARY,
     paged_attention.CPU_LIBRARY,
     rms_norm.CPU_LIBRARY,

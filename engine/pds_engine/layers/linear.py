@@ -23,6 +23,7 @@ class PackedMatrix:
 
     numbers: Tensor
     kernel: Linear
+    """Of a gated block's first weight it has the block's activation."""
 
 
 Matrix = Tensor | PackedMatrix | Fp8Matrix

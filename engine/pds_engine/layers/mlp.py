@@ -3,7 +3,7 @@
 from pds_kernels.activation import Gated
 from torch import Tensor
 
-from pds_engine.layers.linear import Matrix, linear
+from pds_engine.layers.linear import Matrix, PackedMatrix, linear
 
 
 def gated(activate: Gated, x: Tensor, gate_up: Matrix, down: Matrix) -> Tensor:
@@ -12,4 +12,5 @@ def gated(activate: Gated, x: Tensor, gate_up: Matrix, down: Matrix) -> Tensor:
     x: [T, hidden]; gate_up: [2·columns, hidden], gate's rows first; down: [hidden, columns].
     With tensor parallelism the result is this shard's part of a sum.
     """
-    return linear(activate(linear(x, gate_up)), down)
+    made = linear(x, gate_up)
+    return linear(made if isinstance(gate_up, PackedMatrix) else activate(made), down)

@@ -19,7 +19,7 @@ from pds_engine.models.names import ExpertNames, Names
 from pds_engine.models.reader import Reader
 from pds_engine.models.weights import DenseWeights, ExpertWeights
 from pds_engine.parallel.layout import ModelPart
-from pds_engine.spec import ExpertsSpec
+from pds_engine.spec import DenseSpec, ExpertsSpec
 
 
 class _Stacks(NamedTuple):
@@ -31,15 +31,15 @@ class _Stacks(NamedTuple):
     """What multiplies by them, if packed or in FP8."""
 
 
-def dense(reader: Reader, columns: range, total: int, names: Names, name: str) -> DenseWeights:
-    """`columns` of a gated block that has `total`, and whose tensors' names begin with `name`."""
+def dense(reader: Reader, spec: DenseSpec, columns: range, names: Names, name: str) -> DenseWeights:
+    """`columns` of a gated block whose tensors' names begin with `name`."""
     if names.joined:
         both = f"{name}gate_up_proj.weight"
-        gate, up = (both, columns), (both, moved(columns, total))
+        gate, up = (both, columns), (both, moved(columns, spec.columns))
     else:
         gate, up = (f"{name}gate_proj.weight", columns), (f"{name}up_proj.weight", columns)
     return DenseWeights(
-        gate_up=matrix(reader, gate, up),
+        gate_up=matrix(reader, gate, up, activation=spec.activation),
         down=matrix(reader, (f"{name}down_proj.weight", None, columns)),
     )
 
@@ -60,7 +60,8 @@ def experts(
     shared = DenseWeights(none, none)
     if spec.shared_columns:
         own = mine.expert_columns(spec.shared_columns)
-        shared = dense(reader, own, spec.shared_columns, names, f"{name}{called.shared}.")
+        block = DenseSpec(columns=spec.shared_columns, activation=spec.activation)
+        shared = dense(reader, block, own, names, f"{name}{called.shared}.")
     return ExpertWeights(
         router=reader.packed(router, wide=spec.gate.wide),
         router_bias=reader.read(f"{name}{called.router}.bias") if spec.gate.bias else none,

@@ -38,7 +38,7 @@ def _feed(
 ) -> DenseWeights | ExpertWeights:
     if isinstance(spec, ExpertsSpec):
         return experts(reader, spec, names, mine, name)
-    return dense(reader, mine.columns(spec.columns), spec.columns, names, f"{name}mlp.")
+    return dense(reader, spec, mine.columns(spec.columns), names, f"{name}mlp.")
 
 
 def _norms(reader: Reader, spec: DecoderSpec, names: Names, name: str) -> NormWeights:

@@ -7,6 +7,7 @@ the weight is. Any other part is made plain: the numbers are the same, in more m
 from collections.abc import Sequence
 
 import torch
+from pds_kernels.activation import Activation
 from pds_kernels.fp8 import Fp8Weight
 
 from pds_engine.layers.linear import Matrix
@@ -17,14 +18,16 @@ Part = tuple[str, *tuple[range | None, ...]]
 """The name of a tensor, and ranges of its dimensions."""
 
 
-def matrix(reader: Reader, *parts: Part) -> Matrix:
-    """The rows of `parts`, behind one another."""
+def matrix(reader: Reader, *parts: Part, activation: Activation | None = None) -> Matrix:
+    """The rows of `parts`, behind one another; `activation`: of the gated block whose first weight
+    they are."""
     found = stored(reader, *parts)
     kept = None if found is None else reader.kept(found)
     if kept is not None:
         return kept
     plain = [reader.plain(*part) for part in parts]
-    return reader.packed(plain[0] if len(plain) == 1 else torch.cat(plain))
+    whole = plain[0] if len(plain) == 1 else torch.cat(plain)
+    return reader.packed(whole, activation=activation)
 
 
 def stored(reader: Reader, *parts: Part) -> Fp8Weight | None:

@@ -150,11 +150,14 @@ class Reader:
             self._made_plain.append(name)
         return self._checkpoint.read(name, self._stored, *parts).to(self._device)
 
-    def packed(self, weight: Tensor, *, wide: bool = False) -> Matrix:
-        """A weight [N, K] of `plain` as the best kernel reads it; `wide`: in float32."""
+    def packed(
+        self, weight: Tensor, *, wide: bool = False, activation: Activation | None = None
+    ) -> Matrix:
+        """A weight [N, K] of `plain` as the best kernel reads it; `wide`: in float32; `activation`:
+        of the gated block whose first weight it is."""
         (rows, columns), stored = weight.shape, torch.float32 if wide else self._stored
         weight = weight.to(stored)
-        geometry = linear.Geometry(rows, columns, self._dtype, stored, self._device)
+        geometry = linear.Geometry(rows, columns, self._dtype, stored, self._device, activation)
         kernel = linear.choose(geometry)
         if kernel.name == "reference":
             return weight.to(torch.float32 if wide else self._dtype).contiguous()

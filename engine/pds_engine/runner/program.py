@@ -9,7 +9,6 @@ from typing import TypeVar
 
 import torch
 from pds_kernels import (
-    activation,
     cpu,
     grouped_gemm,
     linear,
@@ -119,8 +118,7 @@ class _Layers:
         w, pieces = self._decoder.weights.layers[at], self._decoder.pieces[at]
         ops, read = self._read(pieces, w.norms.feed_in)
         if isinstance(w.feed, DenseWeights):
-            columns, activate = pieces.shape.columns, pieces.ops.activate
-            ops += self._dense(activate, columns, read, w.feed, self._y)
+            ops += self._dense(pieces.shape.columns, read, w.feed, self._y)
         else:
             ops += self._mixture(at, read, w.feed)
         return [*ops, *self._given(pieces, w.norms.feed_out)]
@@ -212,13 +210,10 @@ class _Layers:
         ]
         return ops, attended
 
-    def _dense(
-        self, activate: activation.Gated, columns: int, x: Tensor, w: DenseWeights, out: Tensor
-    ) -> list[cpu.Op]:
-        gate_up, gated = self._room("gate_up", 2 * columns), self._room("gated", columns)
+    def _dense(self, columns: int, x: Tensor, w: DenseWeights, out: Tensor) -> list[cpu.Op]:
+        gated = self._room("gated", columns)
         return [
-            self._linear(x, w.gate_up, None, gate_up),
-            _of(activation.OnCpu, activate).op(gate_up, gated),
+            self._linear(x, w.gate_up, None, gated),
             self._linear(gated, w.down, None, out),
         ]
 
@@ -240,7 +235,7 @@ class _Layers:
         if mixture.shares:
             shared, counted = self._room("shared", x.shape[1]), None
             columns = len(self._decoder.part.expert_columns(spec.shared_columns))
-            ops += self._dense(mixture.activate, columns, x, w.shared, shared)
+            ops += self._dense(columns, x, w.shared, shared)
             if w.own_gate is not None:
                 counted = self._room("counted", 1)
                 ops.append(self._linear(x, w.own_gate, None, counted))

@@ -1,5 +1,6 @@
 """uvicorn around an application, the metrics' port beside it, and how both end."""
 
+import logging
 import signal
 
 import uvicorn
@@ -11,6 +12,8 @@ from pds_engine.errors import GroupError
 from pds_engine.listening import bind, refusal
 from pds_engine.ports import HTTP, METRICS
 from pds_engine.server.scheduler_client import SchedulerClient
+
+logger = logging.getLogger("pds.server")
 
 
 def listen(
@@ -52,6 +55,8 @@ def listen(
         for each in ours:
             each.close()
         raise refusal(error, http.host, http.metrics_port, METRICS) from error
+    for each in ours:
+        logger.info("HTTP on %s, port %d", *each.getsockname()[:2])
     try:
         server.run(ours)
     except OSError as error:

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from pds_kernels import targets
+from pds_kernels import cpu, linear, targets
 
 from pds_engine import budget, sizing
 from pds_engine.budget import Claim
@@ -31,7 +31,10 @@ def foretell(config: EngineConfig, rank: int, device: torch.device, root: Path =
             its pod are going to hold together; or what kv.memory_fraction leaves of it is too
             little for one request.
     """
-    dtype = compute_dtype(DTYPES[config.model.dtype], device)
+    # What packs weights keeps them as they are stored, whatever it computes in
+    dtype = DTYPES[config.model.dtype]
+    if not cpu.provided(linear.CPU_LIBRARY.name):
+        dtype = compute_dtype(dtype, device)
     kept = next(name for name, each in DTYPES.items() if each == dtype)
     spec, gpu = check(config), targets.of(device)
     weigh = None if gpu is None else partial(meta.layer_bytes, config, spec, gpu=gpu)

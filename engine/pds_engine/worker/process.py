@@ -46,6 +46,7 @@ from pds_engine.worker.sync import SyncThread, gathers
 from pds_engine.worker.watchdog import Activity, Watchdog
 
 logger = logging.getLogger("pds.worker")
+FASTER = "compiled kernels are several times as fast (compile: true, and a folder as cache.path)"
 
 
 def run(
@@ -71,6 +72,8 @@ def run(
     try:
         device, kernels = _device(config, rank), prepare(config)
         startup.reached("kernels")
+        if kernels is None and device.type == "cpu":
+            logger.warning("rank %d computes by plain torch: %s", rank, FASTER)
         manifest = kernels.proof.manifest if kernels else ""
         assembly, group = join(config, link, rank, incarnation, manifest)
         hello = Hello(peer="watch", group=config.pod.group, incarnation=group, rank=rank)

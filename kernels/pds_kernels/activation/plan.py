@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -14,6 +14,11 @@ silu, gelu_tanh: act(gate) · up (Shazeer, "GLU Variants Improve Transformer", 2
 approximation with tanh: Hendrycks & Gimpel, 2016).
 clamped: gate up to 7, up within ±7; (up + 1) · gate · sigmoid(1.702 · gate), as gpt-oss has it.
 """
+NUMBERS: dict[Activation | None, int] = {
+    None: -1,
+    **{name: at for at, name in enumerate(get_args(Activation))},
+}
+"""As kernels in C++ are told which one (cpu/finish.h)."""
 ALPHA, LIMIT = 1.702, 7.0
 """Of the clamped activation: the sigmoid's slope, and what both halves are clamped to."""
 

@@ -3,6 +3,7 @@
 vec.h        vectors of floats, as wide as the processor's
 op.h         an operation, as several threads compute it together
 panels.h     products by weights that are packed once
+finish.h     what becomes of a product's sums: a bias, a gated block's activation
 block.h      attention over a block of keys and values
 program.cpp  runs a list of operations in one call; program.py makes such lists
 library.py   a room's library: compiled ahead for an instruction set, provided, looked up

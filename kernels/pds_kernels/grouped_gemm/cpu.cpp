@@ -4,18 +4,14 @@
 // each row is. Tokens are read where they are and what becomes of them is written where it is
 // summed, so that no row is moved. A piece of work is some panels of an expert, for some of its
 // rows; an expert without rows has none.
-//
-// A panel of gate_up has W columns of gate and the same of up: only their product is written.
 #include <vector>
 
-#include "panels.h"
+#include "finish.h"
 
 using namespace pds;
 using namespace pds::panels;
 
 namespace {
-
-enum Activation : int64_t { SILU, GELU_TANH, CLAMPED };
 
 struct Experts {
   const int64_t* counts;  // [experts]: how many rows each has
@@ -34,21 +30,6 @@ struct Experts {
   const void* down_bias;     // [experts, hidden]; null: none
   void* out;                 // [rows, hidden], each at its place in `order`
 };
-
-// Of what `clamped` makes (plan.py of activation).
-constexpr float ALPHA = 1.702f, LIMIT = 7.0f;
-
-vf activated(int64_t activation, vf gate, vf up) {
-  if (activation == SILU) return gate * sigmoid(gate) * up;
-  if (activation == GELU_TANH) {  // (1 + tanh(x)) / 2 = sigmoid(2x)
-    const vf inner = 0.7978845608028654f * (gate + 0.044715f * gate * gate * gate);
-    return gate * sigmoid(2.0f * inner) * up;
-  }
-  const vf most = splat(LIMIT), least = splat(-LIMIT);
-  gate = gate > most ? most : gate;
-  up = up > most ? most : up < least ? least : up;
-  return (up + 1.0f) * (gate * sigmoid(gate * ALPHA));
-}
 
 // Calls work(expert, rows, panels) for what is this thread's; returns how much there is of it.
 template <class Work>
@@ -70,29 +51,6 @@ int64_t share(const Experts& e, int64_t panels, const Crew* crew, int64_t& task,
   return before;
 }
 
-// What is added to a row's sums and becomes of them: one type for both products, as for each type
-// all tiles are compiled.
-template <class X>
-struct Finish {
-  const X* bias;  // of the expert
-  int64_t columns;
-  int64_t activation;  // negative: none
-  X* out;
-  const int64_t* order;
-
-  void operator()(int64_t row, int64_t panel, vf low, vf high) const {
-    if (activation < 0) {
-      const int64_t at = panel * PANEL;
-      X* to = out + (order ? order[row] : row) * columns + at;
-      return store_both(to, low, high, bias ? bias + at : bias, columns - at);
-    }
-    const int64_t at = panel * W;
-    const int n = int(std::min<int64_t>(W, columns - at));
-    if (bias) low += load(bias + at, n), high += load(bias + columns + at, n);
-    store(out + row * columns + at, activated(activation, low, high), n);
-  }
-};
-
 template <class X, class Wt>
 void gate_up(const void* arguments, const Step*, const Crew* crew) {
   const auto& e = *static_cast<const Experts*>(arguments);
@@ -102,7 +60,7 @@ void gate_up(const void* arguments, const Step*, const Crew* crew) {
     const Panels<Wt> all{static_cast<const Wt*>(e.gate_up), e.hidden};
     const auto* bias = static_cast<const X*>(e.gate_up_bias);
     const Finish<X> finish{bias ? bias + expert * 2 * e.columns : bias, e.columns, e.activation,
-                           static_cast<X*>(e.gated), nullptr};
+                           static_cast<X*>(e.gated), e.columns, nullptr};
     const auto row = [&](int64_t at) {
       return static_cast<const X*>(e.x) + (e.order ? e.order[at] / e.choices : at) * e.x_stride;
     };
@@ -119,7 +77,8 @@ void down(const void* arguments, const Step* step, const Crew* crew) {
   const int64_t pieces = share(e, panels, crew, task, [&](int64_t expert, Range rows, Range some) {
     const Panels<Wt> all{static_cast<const Wt*>(e.down), e.columns};
     const auto* bias = static_cast<const X*>(e.down_bias);
-    const Finish<X> finish{bias ? bias + expert * e.hidden : bias, e.hidden, -1, out, e.order};
+    const Finish<X> finish{bias ? bias + expert * e.hidden : bias, e.hidden, NONE, out, e.hidden,
+                           e.order};
     const auto row = [&](int64_t at) { return static_cast<const X*>(e.gated) + at * e.columns; };
     multiply<X>(Panels<Wt>{all.at(expert * panels), e.columns}, rows, some, row, finish);
   });
@@ -196,8 +155,7 @@ void pack_expert(const void* arguments, const Crew* crew) {
       pack(last, panel - gates, static_cast<Wt*>(a.packed_down));
       continue;
     }
-    auto* to = static_cast<Wt*>(a.packed_gate_up) + panel * panel_size<Wt>(a.hidden);
-    pack(gate, up, panel * W, panel * W, to);
+    pack_gated(gate, up, panel, static_cast<Wt*>(a.packed_gate_up));
   }
 }
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pds_kernels import cpu
+from pds_kernels.activation import NUMBERS
 from pds_kernels.grouped_gemm.plan import ExpertWeights, Geometry, Packed, numbers
 
 LIBRARY = cpu.of_room(__file__)
@@ -18,8 +19,6 @@ _SERVED = {
     (torch.bfloat16, torch.bfloat16),
 }
 """Dtypes of rows and of weights."""
-_ACTIVATIONS = ("silu", "gelu_tanh", "clamped")
-"""By cpu.cpp's numbers."""
 
 
 class _Experts(ctypes.Structure):
@@ -236,7 +235,7 @@ class OnCpu:
             experts=weights.experts,
             hidden=rule.hidden,
             columns=rule.columns,
-            activation=_ACTIVATIONS.index(rule.activation),
+            activation=NUMBERS[rule.activation],
             x=x,
             x_stride=x.stride(0),
             gate_up=numbers(weights.gate_up),

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from pds_kernels import cpu
-from pds_kernels.linear.plan import Geometry
+from pds_kernels.activation import NUMBERS
+from pds_kernels.linear.plan import Geometry, check_whole
 
 LIBRARY = cpu.of_room(__file__)
 _SERVED = {
@@ -29,8 +30,9 @@ class _Arguments(ctypes.Structure):
         ("bias", ctypes.c_void_p),
         ("out", ctypes.c_void_p),
         ("out_stride", ctypes.c_int64),
-        ("rows", ctypes.c_int64),
+        ("made", ctypes.c_int64),
         ("columns", ctypes.c_int64),
+        ("activation", ctypes.c_int64),
     )
 
 
@@ -42,6 +44,7 @@ class _Packing(ctypes.Structure):
         ("stride", ctypes.c_int64),
         ("rows", ctypes.c_int64),
         ("columns", ctypes.c_int64),
+        ("gated", ctypes.c_int64),
         ("to", ctypes.c_void_p),
     )
 
@@ -77,9 +80,11 @@ class OnCpu:
         x, weight = cpu.NAMES[geometry.dtype], cpu.NAMES[geometry.weight_dtype]
         size = geometry.weight_dtype.itemsize
         library = cpu.loaded(LIBRARY.name)
-        library.pds_packed_size.argtypes = (ctypes.c_int64,) * 3
+        self._gated = geometry.activation is not None
+        library.pds_packed_size.argtypes = (ctypes.c_int64,) * 4
         library.pds_packed_size.restype = ctypes.c_int64
-        self._numbers = library.pds_packed_size(size, geometry.rows, geometry.columns)
+        of_both = geometry.made, geometry.columns, self._gated
+        self._numbers = library.pds_packed_size(size, *of_both)
         self._pack = cpu.function(LIBRARY.name, f"pds_pack_{size}")
         self._unpack = cpu.function(LIBRARY.name, f"pds_unpack_{x}_{weight}")
         self._linear = cpu.function(LIBRARY.name, f"pds_linear_{x}_{weight}")
@@ -93,6 +98,7 @@ class OnCpu:
             stride=weight.stride(0),
             rows=geometry.rows,
             columns=geometry.columns,
+            gated=self._gated,
             to=to,
         )
         cpu.run(cpu.Op(self._pack, arguments), 0)
@@ -104,6 +110,7 @@ class OnCpu:
         Raises:
             IndexError: an id is out of range.
         """
+        check_whole(self._geometry)
         if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < self._geometry.rows:
             raise IndexError(f"ids are 0 to {self._geometry.rows - 1}, not {ids.tolist()}")
         out = torch.empty(len(ids), self._geometry.columns, dtype=self._geometry.dtype)
@@ -123,12 +130,12 @@ class OnCpu:
         return cpu.Op(self._unpack, arguments)
 
     def __call__(self, x: Tensor, packed: Tensor, bias: Tensor | None = None) -> Tensor:
-        out = torch.empty(len(x), self._geometry.rows, dtype=self._geometry.out_dtype)
+        out = torch.empty(len(x), self._geometry.made, dtype=self._geometry.out_dtype)
         cpu.run(self.op(x, packed, bias, out), len(x))
         return out
 
     def op(self, x: Tensor, packed: Tensor, bias: Tensor | None, out: Tensor) -> cpu.Op:
-        """The same into out [T, rows]."""
+        """The same into out [T, made]."""
         arguments = cpu.fields(
             _Arguments,
             x=x,
@@ -137,7 +144,8 @@ class OnCpu:
             bias=bias,
             out=out,
             out_stride=out.stride(0),
-            rows=self._geometry.rows,
+            made=self._geometry.made,
             columns=self._geometry.columns,
+            activation=NUMBERS[self._geometry.activation],
         )
         return cpu.Op(self._linear, arguments)

@@ -6,6 +6,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from pds_kernels.activation import Activation
+
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
@@ -20,6 +22,14 @@ class Geometry:
     """The same, what the weight is stored in where the processor computes in float32, or float32
     where the result is to be (a router that a model wants so)."""
     device: torch.device
+    activation: Activation | None = None
+    """The weight is a gated block's first: gate's rows, then as many of up's. What is made of their
+    results is the result."""
+
+    @property
+    def made(self) -> int:
+        """Columns of the result."""
+        return self.rows if self.activation is None else self.rows // 2
 
     @property
     def out_dtype(self) -> torch.dtype:
@@ -28,7 +38,8 @@ class Geometry:
 
 
 class Linear(Protocol):
-    """x · weightᵀ + bias (Rumelhart et al., 1986), summed in float32 and rounded once."""
+    """x · weightᵀ + bias (Rumelhart et al., 1986), summed in float32, and the activation of it;
+    rounded once."""
 
     def pack(self, weight: Tensor, /) -> Tensor:
         """[rows, columns] in `weight_dtype`, whose rows may lie apart → the same numbers in the
@@ -36,8 +47,18 @@ class Linear(Protocol):
 
     def unpack(self, packed: Tensor, ids: Tensor, /) -> Tensor:
         """The rows `ids` ([T] int64, each in range) of what `pack` was given, in `dtype`: an
-        embedding that is the head's weight needs no second copy. Returns [T, columns]."""
+        embedding that is the head's weight needs no second copy. Returns [T, columns].
+
+        Raises:
+            ValueError: the geometry has an activation.
+        """
 
     def __call__(self, x: Tensor, packed: Tensor, bias: Tensor | None = None, /) -> Tensor:
         """x: [T, columns], rows may lie apart; bias: [rows] in `out_dtype`. T may be 0. Returns [T,
-        rows]. With a kernel for CPUs a token's numbers do not depend on the other tokens."""
+        made]. With a kernel for CPUs a token's numbers do not depend on the other tokens."""
+
+
+def check_whole(geometry: Geometry) -> None:
+    """As Linear.unpack raises."""
+    if geometry.activation is not None:
+        raise ValueError("only a weight without an activation gives its rows back")

@@ -3,7 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from pds_kernels.linear.plan import Geometry, Linear
+from pds_kernels.activation import gated_activation
+from pds_kernels.linear.plan import Geometry, Linear, check_whole
 
 
 def make(geometry: Geometry) -> Linear:
@@ -21,7 +22,10 @@ class Plain:
         return weight.to(self._geometry.out_dtype).contiguous()
 
     def unpack(self, packed: Tensor, ids: Tensor) -> Tensor:
+        check_whole(self._geometry)
         return F.embedding(ids, packed).to(self._geometry.dtype)
 
     def __call__(self, x: Tensor, packed: Tensor, bias: Tensor | None = None) -> Tensor:
-        return F.linear(x.to(packed.dtype), packed, bias)
+        out = F.linear(x.to(packed.dtype), packed, bias)
+        activation = self._geometry.activation
+        return out if activation is None else gated_activation(out, activation)

@@ -49,6 +49,11 @@ class EngineSpec(SpecModel):
                 "!has(self.chunkSize) || !has(self.pageSize) || self.chunkSize >= self.pageSize",
                 "chunkSize must hold at least one page (pageSize)",
             ),
+            # As DelayerSpec's: the API server takes 0 for 0.01
+            (
+                "!has(self.kvMemoryFraction) || self.kvMemoryFraction >= 0.01",
+                "kvMemoryFraction must be at least 0.01",
+            ),
         )
     )
     max_model_len: Annotated[int, Field(ge=2, le=16777216)] | None = None

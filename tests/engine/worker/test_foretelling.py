@@ -1,10 +1,12 @@
 """What a worker is going to hold is said, and refused where it cannot fit, before it loads."""
 
 import logging
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
+from cpu_libraries import without
 from pds_engine.config import EngineConfig
 from pds_engine.errors import ConfigError
 from pds_engine.models.registry import check
@@ -60,18 +62,21 @@ def test_a_container_holds_those_of_all_ranks_of_its_pod(config, tmp_path, limit
             foretell(config, rank, CPU, tmp_path)
 
 
-def test_a_cpu_that_cannot_multiply_in_the_model_s_dtype_needs_twice_as_much(
-    config, tmp_path, limit, monkeypatch
+@pytest.mark.parametrize(("compiled", "times"), [(False, 2), (True, 1)])
+def test_a_cpu_that_cannot_multiply_in_the_model_s_dtype(
+    config, tmp_path, limit, monkeypatch, compiled, times
 ):
+    """Plain torch keeps float32, compiled kernels what is stored."""
     half = config.model.model_copy(update={"dtype": "bfloat16"})
     config = config.model_copy(update={"model": half})
     monkeypatch.setattr(foretelling, "compute_dtype", lambda dtype, device: torch.float32)
     [size] = sizes(config, check(config))
-    limit.write_text(str(2 * size.weights + size.pool))
-    foretell(config, 0, CPU, tmp_path)
-    limit.write_text(str(2 * size.weights + size.pool - 1))
-    with pytest.raises(ConfigError, match="this container has"):
+    with nullcontext() if compiled else without():
+        limit.write_text(str(times * size.weights + size.pool))
         foretell(config, 0, CPU, tmp_path)
+        limit.write_text(str(times * size.weights + size.pool - 1))
+        with pytest.raises(ConfigError, match="this container has"):
+            foretell(config, 0, CPU, tmp_path)
 
 
 def test_what_a_share_of_the_container_leaves_must_hold_one_request(

@@ -1,7 +1,10 @@
 """Each linear layer against float64, on odd shapes and strided rows."""
 
+from typing import get_args
+
 import pytest
 import torch
+from pds_kernels.activation import Activation, gated_activation
 from pds_kernels.linear import Geometry, Kernel
 from pds_kernels.linear.dispatch import KERNELS
 from serving_kernels import served
@@ -54,6 +57,54 @@ def test_against_float64(
         out = linear(x, packed, given)
         torch.testing.assert_close(out.double(), wanted, rtol=rtol, atol=atol)
         assert out.dtype == out_dtype
+
+
+@pytest.mark.parametrize("dtypes", DTYPES)
+@pytest.mark.parametrize("activation", get_args(Activation))
+@pytest.mark.parametrize(("tokens", "made", "columns"), [(1, 1, 3), (5, 33, 64), (60, 40, 130)])
+@pytest.mark.parametrize(("kernel", "device"), served(KERNELS, geometry))
+def test_a_gated_block_against_float64(
+    kernel: Kernel,
+    device: str,
+    tokens: int,
+    made: int,
+    columns: int,
+    activation: Activation,
+    dtypes: tuple[torch.dtype, ...],
+) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(tokens, columns, device=device).to(dtypes[0])
+    wide = torch.randn(2 * made, columns + 3, device=device) / columns**0.5
+    weight = wide.to(dtypes[1])[:, :columns]
+    out_dtype = torch.promote_types(*dtypes)
+    bias = torch.randn(2 * made, device=device).to(out_dtype)
+    on = torch.device(device)
+    linear = kernel.make(Geometry(2 * made, columns, *dtypes, on, activation))
+    packed = linear.pack(weight)
+    sums = x.double() @ weight.double().T
+    rtol, atol = (4e-2, 4e-2) if out_dtype == BF16 else (1e-5, 2e-5)
+    for given, of in ((None, sums), (bias, sums + bias.double())):
+        out, wanted = linear(x, packed, given), gated_activation(of, activation)
+        assert out.shape == (tokens, made) and out.dtype == out_dtype
+        torch.testing.assert_close(out.double(), wanted, rtol=rtol, atol=atol)
+    with pytest.raises(ValueError, match="without an activation"):
+        linear.unpack(packed, torch.tensor([0], device=device))
+
+
+@pytest.mark.parametrize("activation", get_args(Activation))
+@pytest.mark.parametrize(("kernel", "device"), served(KERNELS, geometry))
+def test_great_numbers_and_none_through_a_gated_block(
+    kernel: Kernel, device: str, activation: Activation
+) -> None:
+    """Weights of one column are what the activation is given."""
+    gates = torch.tensor([0.0, -2.5, 7.5, 30.0, -300.0, float("inf"), float("nan")])
+    ups = torch.tensor([0.0, -0.5, 7.5, -7.5, float("inf"), float("-inf"), float("nan")])
+    both = torch.cartesian_prod(gates, ups).T.to(device)
+    on = torch.device(device)
+    linear = kernel.make(Geometry(both.numel(), 1, F32, F32, on, activation))
+    out = linear(torch.ones(1, 1, device=device), linear.pack(both.reshape(-1, 1)))
+    wanted = gated_activation(both.reshape(1, -1), activation)
+    torch.testing.assert_close(out, wanted, rtol=2e-6, atol=1e-5, equal_nan=True)
 
 
 @pytest.mark.parametrize("dtypes", DTYPES)
