@@ -18,6 +18,8 @@ OF_A_GPU, OF_A_CONTAINER = 0.9, 0.5
 _PENALTY_BYTES = 5
 """Of a token of the vocabulary, for each slot: whether the prompt has it, and a count
 (runner.tables)."""
+_SERVERS = 112 << 20
+"""Of a pod: launch, the API server and the scheduler, beside its ranks (103 MiB were seen)."""
 _MOST = 0.95
 """No message asks for a greater share of a memory than this."""
 
@@ -36,6 +38,9 @@ class Claim:
     """What sets them, in words."""
     others: int = 0
     """Used by others than the ranks that claim."""
+    base: int = 0
+    """Of a container: what the rank's process held before it loaded anything. No part that is asked
+    for may reach into this and what the pod's other processes hold."""
     weights: int
     step: int = 0
     """The most that a step takes for a while, beside weights and pages."""
@@ -103,10 +108,16 @@ def _total(sharing: Sequence[Claim]) -> int:
     return max(each.total for each in sharing)
 
 
+def _base(sharing: Sequence[Claim]) -> int:
+    """What the processes hold, whatever they serve."""
+    held = sum(each.base for each in sharing)
+    return held + _SERVERS if held else 0
+
+
 def _room(sharing: Sequence[Claim], part: float) -> int:
-    others = max(each.others for each in sharing)
+    total, others = _total(sharing), max(each.others for each in sharing)
     fixed = sum(each.fixed for each in sharing)
-    return max(0, int(part * _total(sharing)) - others - fixed)
+    return max(0, min(int(part * total) - others, total - _base(sharing)) - fixed)
 
 
 def _too_little(
@@ -123,11 +134,14 @@ def _too_little(
     names = f"{first.rank} and {len(more)} more take" if more else f"{first.rank} takes"
     said = ", ".join(f"{human(count)} for {name}" for name, count in takes.items() if count)
     said += f"; {human(others)} are used by others" if others else ""
+    base = _base(sharing)
+    said += f"; {human(base)} are the processes' own" if base else ""
     want = sum(each.fixed for each in sharing) + one + others
-    if want <= _MOST * total:
+    if want <= min(_MOST * total, total - base):
         cure = f"raise kv.memory_fraction to {_rounded_up(want / total):g}"
     else:
-        cure = f"give it {human(round(want / min(part, _MOST)))} of memory, or more ranks (tp, pp)"
+        enough = max(round(want / min(part, _MOST)), want + base)
+        cure = f"give it {human(enough)} of memory, or more ranks (tp, pp)"
     return ConfigError(
         f"kv.memory_fraction: {part:g} of {human(total)} ({first.source}) is "
         f"{human(int(part * total))}, of which {names} {said}; one request of max_model_len "

@@ -40,6 +40,11 @@ def pages(folder: Folder, *claims: Claim, part: float = 0.5, **keys: object) -> 
         # A container is shared, and an uneven rank takes what another leaves.
         ([claim(), claim(1, weights=10 * MIB)], 0.5, 20 * 16 // 2 - 1),
         ([claim(), claim(1, page_bytes=192 << 10)], 0.5, 10 * 16 // 4 - 1),
+        # Processes have room beside a great part, once for each rank and once for the pod.
+        ([claim(total=300 * MIB, base=58 * MIB)], 0.9, 110 * 16 - 1),
+        ([claim(total=300 * MIB, base=58 * MIB)], 0.5, 110 * 16 - 1),
+        ([claim(total=300 * MIB, base=8 * MIB)], 0.5, 130 * 16 - 1),
+        ([claim(total=300 * MIB, base=49 * MIB), claim(1, base=49 * MIB)], 1, 50 * 16 // 2 - 1),
         # A rank that looked later found less free.
         ([claim(), claim(1, total=80 * MIB)], 0.5, 10 * 16 // 2 - 1),
         # Memories apart: the least of them.

@@ -63,12 +63,14 @@ def _fitting(
     config: EngineConfig, spec: DecoderSpec, mine: Sequence[RankSizes], meter: Meter
 ) -> int:
     """The pages of these ranks, which share a memory, if steps took nothing."""
+    base = meter.base()
     claims = [
         Claim(
             rank=each.name,
             holder="theirs",
             total=meter.total,
             source=meter.source,
+            base=base,
             weights=each.weights,
             tables=budget.penalties(config, spec, each.part),
             page_bytes=each.page_bytes,

@@ -19,6 +19,7 @@ from pds_kernels.cache import Artefact, Cache, manifest_digest
 from pds_engine.artefacts.plan import CPU, Plan, plan
 from pds_engine.cache import open_cache
 from pds_engine.config import EngineConfig
+from pds_engine.errors import ConfigError
 from pds_engine.messages import KernelsProof
 
 logger = logging.getLogger("pds.worker")
@@ -75,13 +76,17 @@ def prepare(config: EngineConfig) -> Kernels | None:
     """Find or compile what the ranks of this pod run; None: it is not to be compiled ahead.
 
     Raises:
-        ConfigError: there is no cache to take it from.
+        ConfigError: there is no cache to take it from, or no compiler for CPUs.
         RuntimeError: something cannot be compiled.
     """
     if not config.compile:
         return None
     cache, begun, planned = open_cache(config), time.monotonic(), plan(config)
-    found = {each.name: _fetched(cache, each, config) for each in planned.wanted}
+    try:
+        found = {each.name: _fetched(cache, each, config) for each in planned.wanted}
+    except cpu.NoCompiler as error:
+        hint = "install g++, name another compiler by CXX, or leave compile out"
+        raise ConfigError(str(error), hint=hint) from error
     install(planned, found, cache)
     compiled = sum(artefact.built for artefact in found.values())
     proof = KernelsProof(

@@ -24,7 +24,7 @@ class Measuring:
         self._rank = rank
         self._device = device
         self._meter = meter
-        self._before = meter.used()
+        self._before, self._base = meter.used(), meter.base()
 
     def pages(self, decoder: Decoder, groups: Groups) -> int:
         """The pages that requests may have, the same on all ranks of the group.
@@ -58,6 +58,7 @@ class Measuring:
             total=meter.total,
             source=meter.source,
             others=max(0, meter.others()),
+            base=self._base,
             weights=weights,
             step=max(0, peak - before - tables),
             tables=tables,

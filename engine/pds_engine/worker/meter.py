@@ -21,6 +21,9 @@ class Meter(Protocol):
     def used(self) -> int:
         """By this rank now."""
 
+    def base(self) -> int:
+        """Of a limit that processes share: what this one holds that no file backs."""
+
     def reset(self) -> None:
         """Let the peak begin anew."""
 
@@ -39,9 +42,14 @@ class Host:
         self._process = root / "proc/self"
         ceiling = memory.ceiling(root)
         self.total, self.source = ceiling.bytes, ceiling.source
+        self._limited = memory.limit(root) is not None
 
     def used(self) -> int:
         return self._status("VmRSS")
+
+    def base(self) -> int:
+        """0 without a limit: what the machine has left is beside what is used."""
+        return self._status("RssAnon") if self._limited else 0
 
     def reset(self) -> None:
         try:
@@ -74,6 +82,9 @@ class Card:
 
     def used(self) -> int:
         return torch.cuda.memory_allocated(self._device)
+
+    def base(self) -> int:
+        return 0
 
     def reset(self) -> None:
         torch.cuda.reset_peak_memory_stats(self._device)

@@ -15,7 +15,7 @@ up when it is made.
 """
 
 from pds_kernels.cpu.isa import Isa, here
-from pds_kernels.cpu.library import Library, loaded, of_room, provide, provided
+from pds_kernels.cpu.library import Library, NoCompiler, loaded, of_room, provide, provided
 from pds_kernels.cpu.program import LIBRARY as PROGRAM
 from pds_kernels.cpu.program import NAMES, Op, Program, Step, fields, function, run, use_threads
 
@@ -24,6 +24,7 @@ __all__ = [
     "PROGRAM",
     "Isa",
     "Library",
+    "NoCompiler",
     "Op",
     "Program",
     "Step",

@@ -34,6 +34,10 @@ _COMPILER_BYTES = 704 << 20
 _provided: dict[str, ctypes.CDLL] = {}
 
 
+class NoCompiler(RuntimeError):
+    """Even what is compiled already is looked up by the compiler's version."""
+
+
 @dataclass(frozen=True)
 class Library:
     """One room's source, for one instruction set: a `building.Buildable`."""
@@ -88,7 +92,7 @@ def compiler_version() -> str:
     """Of `compiler`.
 
     Raises:
-        RuntimeError: there is none, or it does not run.
+        NoCompiler: there is none, or it does not run.
     """
     name = compiler()
     try:
@@ -96,7 +100,7 @@ def compiler_version() -> str:
             [name, "-dumpfullversion"], check=True, capture_output=True, text=True
         )
     except (OSError, subprocess.CalledProcessError) as error:
-        raise RuntimeError(f"the C++ compiler {name} does not run: {error}") from error
+        raise NoCompiler(f"the C++ compiler {name} does not run: {error}") from error
     return found.stdout.strip()
 
 

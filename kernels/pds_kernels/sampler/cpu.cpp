@@ -115,7 +115,8 @@ Found draw(const Drawing& a, int64_t at, int64_t begin, int64_t end) {
     const Bounds bounds{a.top_k[at], a.top_p[at], a.log_min_p[at]};
     if (bounds.top_k > 0 || bounds.top_p < 1 || bounds.log_min_p > -INFINITE) {
       const Extremes all = extremes(row.logits, begin, end);
-      if (!std::isfinite(all.most)) return {all.most, all.column};
+      const float best = all.most / row.temperature;  // a great logit's may be infinite
+      if (!std::isfinite(best)) return {best, all.column};
       const int64_t end_of_allowed = last_of(row, all, bounds);
       least = score_of(end_of_allowed), last = id_of(end_of_allowed);
     }

@@ -192,7 +192,7 @@ inline int64_t last_allowed(std::vector<Weighed>& some, double before, double to
 }
 
 // Packed, the last of a row's tokens that may be drawn. `all`: the row's extremes, of which the
-// greatest is finite.
+// greatest has a finite score.
 inline int64_t last_of(const Row& row, const Extremes& all, const Bounds& bounds) {
   static thread_local std::vector<int64_t> likely;
   static thread_local std::vector<Weighed> some;

@@ -4,6 +4,7 @@ import random
 from pathlib import Path
 
 import pytest
+import torch
 from pds_engine.messages import Sampling
 
 TINY = Path(__file__).parents[3] / "examples" / "models" / "tiny"
@@ -34,6 +35,23 @@ def test_page_sizes(page_size, family, models, driver, reference):
     path, asked = models[family], prompts([5, 64, 65], 320)
     answers = driver(path, page_size=page_size).run(asked, greedy(8), chunk=33)
     assert [a.output for a in answers] == [reference(path, p, 8) for p in asked]
+
+
+@pytest.mark.parametrize(
+    "family", ["Qwen3ForCausalLM", "Qwen3MoeForCausalLM", "DeepseekV3ForCausalLM"]
+)
+def test_several_threads_compute_what_one_does(family, models, driver):
+    """Whole layers, to the last bit: operations wait for the one before, whoever computes it."""
+    asked, sampling = (
+        prompts([5, 64, 130], 320),
+        Sampling(max_tokens=40, temperature=0.0, logprobs=5),
+    )
+    found = []
+    for threads in (1, 2, 4):
+        torch.set_num_threads(threads)
+        answers = driver(models[family]).run(asked, sampling, chunk=33)
+        found.append([(each.output, each.chances) for each in answers])
+    assert found[0] == found[1] == found[2]
 
 
 def test_padding_changes_nothing(llama, driver, reference):

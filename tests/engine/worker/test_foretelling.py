@@ -37,6 +37,7 @@ def limit(tmp_path: Path) -> Path:
     """Where a container below `tmp_path` has its memory limit (cgroup v2); no file yet."""
     (tmp_path / "proc/self").mkdir(parents=True)
     (tmp_path / "proc/self/cgroup").write_text("0::/\n")
+    (tmp_path / "proc/self/status").write_text("RssAnon:\t0 kB\n")
     (tmp_path / "sys/fs/cgroup").mkdir(parents=True)
     return tmp_path / "sys/fs/cgroup/memory.max"
 

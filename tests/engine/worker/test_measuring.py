@@ -33,6 +33,9 @@ class Scripted:
     def used(self) -> int:
         return self._used.pop(0)
 
+    def base(self) -> int:
+        return 0
+
     def reset(self) -> None:
         assert not self._used
 

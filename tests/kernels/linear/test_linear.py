@@ -151,3 +151,20 @@ def test_nan_and_infinity_stay(kernel: Kernel, device: str) -> None:
     x[1, 3], x[2, 5] = float("nan"), float("inf")
     out = linear(x, linear.pack(torch.ones(40, 16, device=device)))
     assert out[0].eq(16).all() and out[1].isnan().all() and out[2].isinf().all()
+
+
+@pytest.mark.parametrize(
+    ("kernel", "device"),
+    served(KERNELS, lambda device: geometry(device, dtypes=(BF16, BF16)), "cpu"),
+)
+def test_ties_are_rounded_to_even(kernel: Kernel, device: str) -> None:
+    """Every number of a wide range of bfloat16, and half of its last place."""
+    bits = torch.arange(27 << 7, 227 << 7, dtype=torch.int32)
+    numbers = (bits << 16).view(torch.float32)
+    halves = ((bits >> 7) - 8 << 23).view(torch.float32)
+    weight = torch.stack([numbers, halves], 1)
+    weight = torch.cat([weight, -weight])
+    expected = weight.sum(1).bfloat16()
+    linear = kernel.make(Geometry(len(weight), 2, BF16, BF16, torch.device(device)))
+    out = linear(torch.ones(1, 2, dtype=BF16), linear.pack(weight.bfloat16()))
+    assert torch.equal(out[0], expected)

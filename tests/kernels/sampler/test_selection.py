@@ -90,6 +90,37 @@ def test_unsound_rows_are_seen_in_their_value(selector: Selector, device: str, b
     assert all(0 <= token < 500 for token in ids.tolist())
 
 
+@pytest.mark.parametrize("bound", [(5, 1.0, 0.0), (0, 0.9, 0.0), (0, 1.0, 0.1), (7, 0.5, 0.5)])
+@pytest.mark.parametrize(("selector", "device"), IN_CPP)
+def test_scores_that_overflow(
+    selector: Selector, device: str, bound: tuple[int, float, float]
+) -> None:
+    """Logits are finite. Upwards such a row is unsound; downwards its token is the last."""
+    torch.manual_seed(4)
+    logits = torch.randn(3, 500)
+    logits[1, 321], logits[2, 321] = 1e36, -1e36
+    rows, bounds = rows_of([1e-3] * 3), bounds_of([bound] * 3)
+    values, ids = selector.make(geometry(CPU)).draw(logits, rows, bounds)
+    assert values.isfinite().tolist() == [True, False, True]
+    assert torch.equal(ids[[0, 2]], DEFINITION.draw(logits, rows, bounds)[1][[0, 2]])
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize(("selector", "device"), IN_CPP)
+def test_nan_in_any_part_of_a_row(selector: Selector, device: str, temperature: float) -> None:
+    """Few long rows are cut up among threads."""
+    torch.manual_seed(5)
+    logits = torch.randn(2, 40_000)
+    logits[1, 39_000] = NAN
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(4)
+        values, _ = selector.make(geometry(CPU))(logits, rows_of([temperature] * 2))  # type: ignore[operator]
+    finally:
+        torch.set_num_threads(before)
+    assert values.isfinite().tolist() == [True, False]
+
+
 @pytest.mark.parametrize("most", [1, 20, 256, 3000])
 @pytest.mark.parametrize("columns", [1, 5, 37, 1021, 4100])
 @pytest.mark.parametrize("kind", LOGITS)
