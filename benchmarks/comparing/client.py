@@ -28,8 +28,10 @@ class Answer:
         return [after - before for before, after in zip(self.times, self.times[1:], strict=False)]
 
 
-async def stream(url: str, prompt: Sequence[int], tokens: int) -> Answer:
-    """Ask for so many tokens, greedily, and read to the end."""
+async def stream(
+    url: str, prompt: Sequence[int], tokens: int, limit: float | None = None
+) -> Answer:
+    """Ask for so many tokens, greedily, and read to the end, or until `limit` seconds are over."""
     host, _, port = url.removeprefix("http://").partition(":")
     asked = {
         "model": "default",
@@ -46,16 +48,17 @@ async def stream(url: str, prompt: Sequence[int], tokens: int) -> Answer:
     )
     answer = Answer(time.perf_counter())
     try:
-        reader, writer = await asyncio.open_connection(host, int(port))
-        try:
-            writer.write(head.encode() + body)
-            status = await reader.readuntil(b"\r\n\r\n")
-            if b" 200 " not in status.partition(b"\r\n")[0]:
-                answer.error = (status + await reader.read(300)).decode(errors="replace")
-                return answer
-            await _events(reader, answer)
-        finally:
-            writer.close()
+        async with asyncio.timeout(limit):
+            reader, writer = await asyncio.open_connection(host, int(port))
+            try:
+                writer.write(head.encode() + body)
+                status = await reader.readuntil(b"\r\n\r\n")
+                if b" 200 " not in status.partition(b"\r\n")[0]:
+                    answer.error = (status + await reader.read(300)).decode(errors="replace")
+                    return answer
+                await _events(reader, answer)
+            finally:
+                writer.close()
     except (OSError, asyncio.IncompleteReadError) as error:
         answer.error = f"{type(error).__name__}: {error}"
     return answer

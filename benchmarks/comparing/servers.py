@@ -117,6 +117,7 @@ def _engine(
     name = f"{more['role']}-{next(_numbers)}"
     settings = {
         **flags(model, sizes, len(place.on)),
+        "model.name": "default",
         "pod.group": name,
         "http.metrics_port": 0,
         "http.control_port": 0,

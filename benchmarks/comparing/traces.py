@@ -61,19 +61,23 @@ def quantile(values: Sequence[float], share: float) -> float:
     return ordered[min(int(len(ordered) * share), len(ordered) - 1)] if ordered else 0.0
 
 
-async def play(url: str, trace: Sequence[Request]) -> list[Answer]:
-    """Each request at its time, on a connection of its own; a late client would close the loop."""
+async def play(url: str, trace: Sequence[Request], until: float) -> list[Answer]:
+    """Each request at its time, on a connection of its own; a late client would close the loop.
+
+    What is not answered `until` seconds after the beginning is left.
+    """
 
     async def ask(request: Request) -> Answer:
         await asyncio.sleep(max(0.0, begun + request.at - time.perf_counter()))
-        return await stream(url, request.prompt, request.tokens)
+        left = begun + until - time.perf_counter()
+        return await stream(url, request.prompt, request.tokens, left)
 
     begun = time.perf_counter()
     return await asyncio.gather(*(ask(request) for request in trace))
 
 
 def judged(answers: Sequence[Answer], seconds: float, objective: Objective) -> dict[str, float]:
-    """What a trace was like for its clients; times in ms."""
+    """What a trace was like for its clients; times in ms, of requests that were answered whole."""
     whole = [answer for answer in answers if not answer.error]
     firsts, gaps = [a.first for a in whole], [gap for a in whole for gap in a.gaps]
     return {
