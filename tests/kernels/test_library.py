@@ -3,7 +3,8 @@
 from dataclasses import replace
 from pathlib import Path
 
-from pds_kernels.cpu import Library, here
+import pytest
+from pds_kernels.cpu import Library, here, isa
 
 
 def test_a_headers_text_counts_as_the_sources_does(tmp_path: Path) -> None:
@@ -15,3 +16,12 @@ def test_a_headers_text_counts_as_the_sources_does(tmp_path: Path) -> None:
     assert replace(library).key_inputs() == before
     header.write_text("three")
     assert library.key_inputs() != before
+
+
+def test_a_better_instruction_set_may_be_left_unused() -> None:
+    has = frozenset().union(*(each.needs for each in isa.ISAS))
+    assert isa.best("x86_64", has).name == "avx512_bf16"
+    assert isa.best("x86_64", has, "avx2").name == "avx2"
+    assert isa.best("x86_64", frozenset(), "avx512").name == "baseline"
+    with pytest.raises(ValueError, match="PDS_CPU_ISA is avx9: it may be avx512_bf16, avx512, "):
+        isa.best("x86_64", has, "avx9")

@@ -44,15 +44,29 @@ ISAS = (
 """The best first. The last one is whatever g++ takes every processor of the machine's kind for."""
 
 
-def best(machine: str, has: frozenset[str]) -> Isa:
-    """The best one for such a machine (`uname -m`) whose processor `has` these flags."""
-    return next(isa for isa in ISAS if isa.machine in ("", machine) and isa.needs <= has)
+AT_MOST = "PDS_CPU_ISA"
+"""The environment variable that names the best set to be used."""
+
+
+def best(machine: str, has: frozenset[str], at_most: str = "") -> Isa:
+    """The best one for such a machine (`uname -m`) whose processor `has` these flags, and not
+    better than `at_most`.
+
+    Raises:
+        ValueError: there is no set of that name.
+    """
+    names = [isa.name for isa in ISAS]
+    if at_most and at_most not in names:
+        raise ValueError(f"{AT_MOST} is {at_most}: it may be {', '.join(names)}")
+    usable = ISAS[names.index(at_most) :] if at_most else ISAS
+    return next(isa for isa in usable if isa.machine in ("", machine) and isa.needs <= has)
 
 
 @functools.cache
 def here() -> Isa:
     """This machine's."""
-    return best(os.uname().machine, flags(Path("/proc/cpuinfo").read_text()))
+    has = flags(Path("/proc/cpuinfo").read_text())
+    return best(os.uname().machine, has, os.environ.get(AT_MOST, ""))
 
 
 def flags(cpuinfo: str) -> frozenset[str]:

@@ -1,6 +1,7 @@
 """What `kubectl pds` prints, from plain objects. Pure."""
 
 from collections.abc import Iterable, Mapping
+from textwrap import shorten
 from typing import Any
 
 from pds_operator.decide.fleet import Group, Phase, groups
@@ -83,7 +84,7 @@ def _group(group: Group, in_flight: Mapping[str, int]) -> list[str]:
     if group.phase is Phase.LEAVING and deadline is not None:
         phase = f"draining until {rfc3339(deadline)}"
     elif leader is not None and leader.message:
-        phase = f"{phase}: {leader.message[:100]}"
+        phase = f"{phase}: {shorten(leader.message, 60, placeholder=' …')}"
     sent = str(in_flight[name]) if name in in_flight else ""
     ready = "yes" if group.ready else "no"
     return [f"  {name}", group.revision, str(group.attempt), phase, ready, sent]
