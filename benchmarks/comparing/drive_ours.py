@@ -1,6 +1,6 @@
 """Our engine in one process, as a worker sets it up: its runner executes steps planned here.
 
-Greedy, with compiled graphs where the settings say so, on the CPU.
+Greedy, with compiled kernels where the settings say so, on the CPU.
 """
 
 import itertools
